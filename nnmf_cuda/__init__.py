@@ -1,5 +1,39 @@
-"""Fast NNMF and diffusion kernels for torch, and an experiment built on them."""
+"""Fast NNMF and diffusion kernels for torch, and an experiment built on them.
+
+`nnmf_cuda.ops` holds the kernels as functions of tensors, `NNMF` the scikit-learn estimator over
+them, `load_model` what a run of the command line saved. Importing this module touches no GPU and
+loads nothing of the experiment.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from nnmf_cuda import ops
+    from nnmf_cuda._config import show_config
+    from nnmf_cuda.nnmf import NNMF
+    from nnmf_cuda.pipeline.artifacts import load_model
+    from nnmf_cuda.selection import ComponentSelector
+
+__all__ = ["NNMF", "ComponentSelector", "__version__", "load_model", "ops", "show_config"]
+
+_HOMES = {
+    "NNMF": "nnmf_cuda.nnmf",
+    "ComponentSelector": "nnmf_cuda.selection",
+    "load_model": "nnmf_cuda.pipeline.artifacts",
+    "show_config": "nnmf_cuda._config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name at its first use, so that `import nnmf_cuda` stays light."""
+    import importlib
+
+    if name == "ops":
+        return importlib.import_module("nnmf_cuda.ops")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nnmf_cuda' has no attribute {name!r}")

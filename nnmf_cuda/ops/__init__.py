@@ -1,0 +1,21 @@
+"""The kernels as functions of tensors; see `nnmf_cuda.show_config` for what serves each of them.
+
+Every op runs on the device of its arguments: by a compiled kernel where there is one, otherwise
+by the plain-torch reference. All are functional: no argument is modified.
+"""
+
+from __future__ import annotations
+
+from nnmf_cuda.ops.diffusion import purify
+from nnmf_cuda.ops.nnls import nnls, project
+from nnmf_cuda.ops.nnmf import EPSILON, beta_loss_to_float, nnmf_divergence, nnmf_mu
+
+__all__ = [
+    "EPSILON",
+    "beta_loss_to_float",
+    "nnls",
+    "nnmf_divergence",
+    "nnmf_mu",
+    "project",
+    "purify",
+]

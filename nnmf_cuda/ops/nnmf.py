@@ -1,0 +1,228 @@
+"""Non-negative matrix factorisation: `nnmf_mu` and `nnmf_divergence`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnmf_cuda.ops._arguments import (
+    FLOATS,
+    require_dims,
+    require_dtype,
+    require_non_negative,
+    require_same_device,
+    require_shape,
+    require_tensor,
+)
+from nnmf_cuda.ops._schema import LIBRARY
+from nnmf_cuda.reference import EPSILON
+
+__all__ = ["EPSILON", "beta_loss_to_float", "nnmf_divergence", "nnmf_mu"]
+
+_BETA_LOSSES = {"frobenius": 2.0, "kullback-leibler": 1.0, "itakura-saito": 0.0}
+
+
+def beta_loss_to_float(beta_loss: float | str) -> float:
+    """Return the number behind 'frobenius' (2), 'kullback-leibler' (1), 'itakura-saito' (0)."""
+    if isinstance(beta_loss, str):
+        if beta_loss not in _BETA_LOSSES:
+            known = ", ".join(map(repr, _BETA_LOSSES))
+            raise ValueError(f"beta_loss must be a number or one of {known}, got {beta_loss!r}")
+        return _BETA_LOSSES[beta_loss]
+    if not math.isfinite(beta_loss):
+        raise ValueError(f"beta_loss must be finite, got {beta_loss}")
+    return float(beta_loss)
+
+
+def nnmf_mu(
+    X: Tensor,
+    W: Tensor,
+    H: Tensor,
+    *,
+    beta_loss: float | str = "kullback-leibler",
+    n_iter: int,
+    update_H: bool = True,
+    l1_reg_W: float = 0.0,
+    l1_reg_H: float = 0.0,
+    l2_reg_W: float = 0.0,
+    l2_reg_H: float = 0.0,
+    compute_divergence: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run multiplicative updates on one or many factorisations X ~= W @ H.
+
+    W is updated before H in each iteration. All iterations are run: there is no convergence test
+    (see `nnmf_cuda.NNMF` for one).
+
+    Parameters
+    ----------
+    X : Tensor of shape (n_samples, n_features) or (B, n_samples, n_features)
+        Non-negative data, of W's dtype, or uint8 read as pixels (x / 255). Two-dimensional X is
+        shared by all problems of the batch. Signs are not checked.
+    W : Tensor of shape (n_samples, n_components) or (B, n_samples, n_components)
+        Non-negative start, float32 or float64.
+    H : Tensor of shape (n_components, n_features) or (B, n_components, n_features)
+        Non-negative start, same dtype, device and batch as W.
+    beta_loss : float or {'frobenius', 'kullback-leibler', 'itakura-saito'}
+        Divergence to lower. With beta_loss <= 0, X must not contain zeros.
+    n_iter : int
+        Number of iterations.
+    update_H : bool, default=True
+        False keeps H and updates W alone.
+    l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H : float, default=0
+        Penalties, added to the denominators as l1 + l2 * factor.
+    compute_divergence : bool, default=False
+        Whether to return the divergence of the final factors.
+
+    Returns
+    -------
+    W, H : Tensor
+        Updated factors, shaped as given.
+    divergence : Tensor of shape () or (B,)
+        float64, without penalties; NaN unless `compute_divergence`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes, shapes or devices disagree, or a penalty is negative.
+
+    Notes
+    -----
+    With Q = X (W H)^(beta - 2) the update is W <- W * (Q H^T / ((W H)^(beta - 1) H^T))^gamma, then
+    the same for H, with gamma and all floors as in scikit-learn. O(B n_samples n_features
+    n_components) per iteration. Not differentiable: backward raises.
+
+    References
+    ----------
+    .. [1] Lee & Seung (2001), Algorithms for non-negative matrix factorization, NIPS 13.
+    .. [2] Fevotte & Idier (2011), Algorithms for nonnegative matrix factorization with the
+       beta-divergence, Neural Computation 23(9).
+
+    Examples
+    --------
+    >>> X = torch.rand(100, 64)
+    >>> W, H, divergence = nnmf_mu(
+    ...     X, torch.rand(100, 5), torch.rand(5, 64), n_iter=50, compute_divergence=True
+    ... )
+    """
+    _check_factors(X, W, H)
+    if n_iter < 0:
+        raise ValueError(f"n_iter must be >= 0, got {n_iter}")
+    penalties = {
+        "l1_reg_W": l1_reg_W,
+        "l1_reg_H": l1_reg_H,
+        "l2_reg_W": l2_reg_W,
+        "l2_reg_H": l2_reg_H,
+    }
+    require_non_negative(**penalties)
+    batched = W.dim() == 3
+    new_W, new_H, divergence = torch.ops.nnmf_cuda.nnmf_mu.default(
+        X,
+        W if batched else W.unsqueeze(0),
+        H if batched else H.unsqueeze(0),
+        beta_loss=beta_loss_to_float(beta_loss),
+        n_iter=n_iter,
+        update_H=update_H,
+        compute_divergence=compute_divergence,
+        **penalties,
+    )
+    if batched:
+        return new_W, new_H, divergence
+    return new_W.squeeze(0), new_H.squeeze(0), divergence.squeeze(0)
+
+
+def nnmf_divergence(
+    X: Tensor, W: Tensor, H: Tensor, *, beta_loss: float | str = "kullback-leibler"
+) -> Tensor:
+    """Beta-divergence of X from W @ H, per problem.
+
+    Parameters
+    ----------
+    X, W, H : Tensor
+        As in `nnmf_mu`.
+    beta_loss : float or {'frobenius', 'kullback-leibler', 'itakura-saito'}
+        2 is half the squared Frobenius norm of X - W H, 1 the generalised Kullback-Leibler
+        divergence, 0 Itakura-Saito.
+
+    Returns
+    -------
+    Tensor of shape () or (B,)
+        float64, summed in float64. Entries of X up to `EPSILON` count as zeros and W H is floored
+        at `EPSILON`, as in scikit-learn.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes, shapes or devices disagree.
+
+    Notes
+    -----
+    Not differentiable: backward raises.
+
+    References
+    ----------
+    .. [1] Fevotte & Idier (2011), Neural Computation 23(9), equation 2.
+
+    Examples
+    --------
+    >>> nnmf_divergence(torch.ones(2, 3), torch.ones(2, 1), torch.ones(1, 3))
+    tensor(0., dtype=torch.float64)
+    """
+    _check_factors(X, W, H)
+    batched = W.dim() == 3
+    divergence: Tensor = torch.ops.nnmf_cuda.nnmf_divergence.default(
+        X,
+        W if batched else W.unsqueeze(0),
+        H if batched else H.unsqueeze(0),
+        beta_loss=beta_loss_to_float(beta_loss),
+    )
+    return divergence if batched else divergence.squeeze(0)
+
+
+def _check_factors(X: Tensor, W: Tensor, H: Tensor) -> None:
+    for name, value in (("X", X), ("W", W), ("H", H)):
+        require_tensor(name, value)
+    require_dtype("W", W, FLOATS)
+    require_dtype("H", H, (W.dtype,))
+    require_dtype("X", X, (W.dtype, torch.uint8))
+    require_same_device(X=X, W=W, H=H)
+    require_dims("W", W, (2, 3))
+    require_dims("H", H, (W.dim(),))
+    require_dims("X", X, (2, 3) if W.dim() == 3 else (2,))
+    (n, f), k = X.shape[-2:], W.shape[-1]
+    batch = tuple(W.shape[:-2])
+    require_shape("W", W, (*batch, n, k), "(..., n_samples of X, n_components)")
+    require_shape("H", H, (*batch, k, f), "(..., n_components of W, n_features of X)")
+    if X.dim() == 3:
+        require_shape("X", X, (*batch, n, f), "(batch of W, n_samples, n_features)")
+
+
+@torch.library.register_fake("nnmf_cuda::nnmf_mu", lib=LIBRARY)
+def _(X: Tensor, W: Tensor, H: Tensor, **_options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    divergence = W.new_empty((W.shape[0],), dtype=torch.float64)
+    return (
+        torch.empty_like(W, memory_format=torch.contiguous_format),
+        torch.empty_like(H, memory_format=torch.contiguous_format),
+        divergence,
+    )
+
+
+@torch.library.register_fake("nnmf_cuda::nnmf_divergence", lib=LIBRARY)
+def _(X: Tensor, W: Tensor, H: Tensor, **_options: Any) -> Tensor:
+    return W.new_empty((W.shape[0],), dtype=torch.float64)
+
+
+def _raise_in_backward(name: str) -> None:
+    def backward(_ctx: Any, *_grads: Tensor) -> None:
+        raise RuntimeError(
+            f"nnmf_cuda.ops.{name} is not differentiable: detach its inputs, or reach the features"
+            " through nnmf_cuda.ops.project, which has a gradient"
+        )
+
+    torch.library.register_autograd(f"nnmf_cuda::{name}", backward, lib=LIBRARY)
+
+
+_raise_in_backward("nnmf_mu")
+_raise_in_backward("nnmf_divergence")

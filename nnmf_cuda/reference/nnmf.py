@@ -1,0 +1,116 @@
+"""Multiplicative updates and the beta-divergence, as scikit-learn defines them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPSILON = torch.finfo(torch.float32).eps
+"""Floor of W H where it is divided by or raised to a negative power (scikit-learn's)."""
+
+_CLAMP = torch.finfo(torch.float64).eps
+"""Factors below this become exact zeros where beta_loss < 1 (W) or beta_loss <= 1 (H)."""
+
+
+def as_float(X: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return X in `dtype`; uint8 is read as pixels, x / 255."""
+    return X.to(dtype) / 255 if X.dtype == torch.uint8 else X
+
+
+def mm_exponent(beta_loss: float) -> float:
+    """Exponent that makes the update monotone (Fevotte & Idier 2011, table 2)."""
+    if beta_loss < 1:
+        return 1 / (2 - beta_loss)
+    if beta_loss > 2:
+        return 1 / (beta_loss - 1)
+    return 1.0
+
+
+def nnmf_divergence(X: Tensor, W: Tensor, H: Tensor, *, beta_loss: float) -> Tensor:
+    """Beta-divergence of X (n, f) or (B, n, f) from W H, summed in float64; returns (B,).
+
+    Entries of X up to `EPSILON` count as zeros: they add what W H puts there and no logarithm.
+    """
+    X, W, H = as_float(X, W.dtype).double(), W.double(), H.double()
+    WH = W @ H
+    if beta_loss == 2:
+        return (X - WH).square().sum((-2, -1)) / 2
+    positive = X > EPSILON
+    X = torch.where(positive, X, 0)
+    safe = WH.clamp_min(EPSILON)
+    ratio = torch.where(positive, X / safe, 1)
+    if beta_loss == 1:
+        return (X * ratio.log() - X + WH).sum((-2, -1))
+    if beta_loss == 0:
+        return torch.where(positive, ratio - ratio.log() - 1, -1).sum((-2, -1))
+    cross = torch.where(positive, X * safe ** (beta_loss - 1), 0)
+    power = torch.where(positive, X**beta_loss, 0)
+    total = power - beta_loss * cross + (beta_loss - 1) * WH**beta_loss
+    return total.sum((-2, -1)) / (beta_loss * (beta_loss - 1))
+
+
+def nnmf_mu(
+    X: Tensor,
+    W: Tensor,
+    H: Tensor,
+    *,
+    beta_loss: float,
+    n_iter: int,
+    update_H: bool = True,
+    l1_reg_W: float = 0.0,
+    l1_reg_H: float = 0.0,
+    l2_reg_W: float = 0.0,
+    l2_reg_H: float = 0.0,
+    compute_divergence: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run `n_iter` multiplicative updates, W before H; returns W, H and the divergence (B,)."""
+    X = as_float(X, W.dtype)
+    W, H = W.clone(), H.clone()
+    for _ in range(n_iter):
+        W = _updated(X, W, H, beta_loss, l1_reg_W, l2_reg_W, column_sums_of_zero=0.0)
+        if beta_loss < 1:
+            W = W.masked_fill(W < _CLAMP, 0)
+        if update_H:
+            # H^T is to X^T what W is to X, so one formula serves both.
+            Ht = _updated(X.mT, H.mT, W.mT, beta_loss, l1_reg_H, l2_reg_H, column_sums_of_zero=1.0)
+            H = Ht.mT.contiguous()
+            if beta_loss <= 1:
+                H = H.masked_fill(H < _CLAMP, 0)
+    if compute_divergence:
+        divergence = nnmf_divergence(X, W, H, beta_loss=beta_loss)
+    else:
+        divergence = W.new_full((W.shape[0],), torch.nan, dtype=torch.float64)
+    return W, H, divergence
+
+
+def _updated(
+    X: Tensor,
+    W: Tensor,
+    H: Tensor,
+    beta_loss: float,
+    l1_reg: float,
+    l2_reg: float,
+    column_sums_of_zero: float,
+) -> Tensor:
+    """One update: W * ((X (WH)^(beta-2)) H^T / ((WH)^(beta-1) H^T + l1 + l2 W))^gamma."""
+    if beta_loss == 2:
+        numerator = X @ H.mT
+        denominator = W @ (H @ H.mT)
+    else:
+        WH = W @ H
+        safe = WH.clamp_min(EPSILON) if beta_loss < 2 else WH
+        if beta_loss == 1:
+            numerator = (X / safe) @ H.mT
+            sums = H.sum(-1)
+            denominator = sums.masked_fill(sums == 0, column_sums_of_zero).unsqueeze(-2)
+        else:
+            numerator = (X * safe ** (beta_loss - 2)) @ H.mT
+            denominator = (safe if beta_loss < 1 else WH) ** (beta_loss - 1) @ H.mT
+    if l1_reg > 0:
+        denominator = denominator + l1_reg
+    if l2_reg > 0:
+        denominator = denominator + l2_reg * W
+    denominator = denominator.masked_fill(denominator == 0, EPSILON)
+    ratio = numerator / denominator
+    gamma = mm_exponent(beta_loss)
+    return W * (ratio if gamma == 1 else ratio**gamma)
