@@ -1,0 +1,196 @@
+"""Seconds and peak memory of each stage of a run; imports nothing else of the package."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["PAPER_STAGES", "StageTimer", "peak_rss_bytes", "reset_peak_rss"]
+
+PAPER_STAGES = (
+    "nnmf_feature_extraction",
+    "cnn_training",
+    "denoiser_training",
+    "autoattack_baseline",
+    "autoattack_defended",
+)
+"""The stages whose seconds are summed into the row ``total``."""
+
+
+def reset_peak_rss() -> bool:
+    """Set the process's peak resident set back to its present size.
+
+    Returns
+    -------
+    bool
+        False where the system does not allow it (only Linux does, and some containers do not);
+        `peak_rss_bytes` is then the peak since the process started.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_rss_bytes() -> int:
+    """Return the process's peak resident set in bytes since start or the last `reset_peak_rss`."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+class _OpenStage:
+    """What `StageTimer.stage` yields: set ``n_items`` where it is known only at the end."""
+
+    def __init__(self, n_items: int) -> None:
+        self.n_items = n_items
+
+
+class StageTimer:
+    """Measure stages of a run, one row a stage.
+
+    Parameters
+    ----------
+    device : str or torch.device, default="cpu"
+        Where the work runs. On CUDA the device is synchronised at the edges of each stage, and
+        each stage is an NVTX range.
+    json_path : path, optional
+        Written (to a temporary name, then renamed) each time a stage ends, so that an interrupted
+        run keeps its rows.
+
+    Attributes
+    ----------
+    rows : list of dict
+        ``{"stage", "seconds", "n_items", "peak_bytes"}`` for each stage that ended, in order. A
+        stage left by an exception has no row.
+
+    Notes
+    -----
+    ``peak_bytes`` on CUDA is what torch's allocator held at most during the stage. On CPU it is
+    the largest resident set of the whole process during the stage, interpreter and libraries
+    included. It is the process's peak so far where the system cannot reset the peak.
+
+    Examples
+    --------
+    >>> timer = StageTimer("cpu")
+    >>> with timer.stage("cnn_training", n_items=1500):
+    ...     pass
+    >>> [row["stage"] for row in timer.as_dict()["rows"]]
+    ['cnn_training', 'total']
+    """
+
+    def __init__(
+        self, device: str | torch.device = "cpu", *, json_path: str | Path | None = None
+    ) -> None:
+        self.device = torch.device(device)
+        self.json_path = None if json_path is None else Path(json_path)
+        self.rows: list[dict[str, Any]] = []
+        self._open: str | None = None
+
+    @contextmanager
+    def stage(self, name: str, *, n_items: int = 0) -> Iterator[_OpenStage]:
+        """Measure the body of a ``with`` statement.
+
+        Parameters
+        ----------
+        name : str
+            Unique in this timer, and not ``"total"``.
+        n_items : int, default=0
+            How many samples the stage works on; the yielded object's ``n_items`` may be set
+            instead.
+
+        Raises
+        ------
+        ValueError
+            If the name was used before or is ``"total"``.
+        RuntimeError
+            If another stage is open: their peaks and seconds would overlap.
+        """
+        if name == "total" or any(row["stage"] == name for row in self.rows):
+            raise ValueError(f"stage={name!r} is taken; give each stage a name of its own")
+        if self._open is not None:
+            raise RuntimeError(f"stage {name!r} started inside stage {self._open!r}; end it first")
+        self._open = name
+        handle = _OpenStage(n_items)
+        self._enter(name)
+        start = time.perf_counter()
+        try:
+            yield handle
+            self._synchronize()
+            seconds = time.perf_counter() - start
+        finally:
+            self._open = None
+            if self.device.type == "cuda":
+                torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
+        self.rows.append(
+            {
+                "stage": name,
+                "seconds": seconds,
+                "n_items": int(handle.n_items),
+                "peak_bytes": self._peak_bytes(),
+            }
+        )
+        if self.json_path is not None:
+            self.write(self.json_path)
+
+    def total(self) -> dict[str, Any]:
+        """Return the row ``total``: seconds summed over `PAPER_STAGES`, peak the largest of them.
+
+        Its ``n_items`` is the sum of those stages' items. Other stages (reading images, writing
+        reports) do not count.
+        """
+        rows = [row for row in self.rows if row["stage"] in PAPER_STAGES]
+        return {
+            "stage": "total",
+            "seconds": float(sum(row["seconds"] for row in rows)),
+            "n_items": sum(row["n_items"] for row in rows),
+            "peak_bytes": max((row["peak_bytes"] for row in rows), default=0),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of ``timings.json``: the device, the rows so far and ``total``."""
+        return {"device": str(self.device), "rows": [*self.rows, self.total()]}
+
+    def write(self, path: str | Path) -> None:
+        """Write `as_dict` as JSON; a reader never sees half a file."""
+        path = Path(path)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False, encoding="utf-8"
+        ) as file:
+            json.dump(self.as_dict(), file, indent=2)
+        os.chmod(file.name, 0o644)  # temporary files are private to their owner
+        os.replace(file.name, path)
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _enter(self, name: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            torch.cuda.nvtx.range_push(name)  # type: ignore[no-untyped-call]
+        else:
+            reset_peak_rss()
+
+    def _peak_bytes(self) -> int:
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        return peak_rss_bytes()

@@ -1,0 +1,114 @@
+"""Rows of the stage timer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from nnmf_cuda import timing
+from nnmf_cuda.timing import PAPER_STAGES, StageTimer
+
+KEYS = {"stage", "seconds", "n_items", "peak_bytes"}
+
+
+def test_rows_have_exactly_the_documented_keys():
+    timer = StageTimer("cpu")
+    with timer.stage("read_images", n_items=3):
+        time.sleep(0.02)
+    with timer.stage("cnn_training") as stage:
+        stage.n_items = 7
+    content = json.loads(json.dumps(timer.as_dict()))
+    assert content["device"] == "cpu"
+    assert [row["stage"] for row in content["rows"]] == ["read_images", "cnn_training", "total"]
+    assert all(set(row) == KEYS for row in content["rows"])
+    assert [row["n_items"] for row in content["rows"]] == [3, 7, 7]
+    assert 0.02 <= content["rows"][0]["seconds"] < 2
+    assert content["rows"][0]["peak_bytes"] > 1e6
+
+
+def test_total_sums_the_papers_stages_only():
+    timer = StageTimer()
+    for name in ("read_images", *PAPER_STAGES, "report"):
+        with timer.stage(name, n_items=2):
+            pass
+    for row, seconds in zip(timer.rows, (100, 1, 2, 4, 8, 16, 1000), strict=True):
+        row["seconds"] = seconds
+        row["peak_bytes"] = seconds
+    assert timer.total() == {"stage": "total", "seconds": 31, "n_items": 10, "peak_bytes": 16}
+
+
+def test_each_end_of_a_stage_writes_the_file(tmp_path):
+    path = tmp_path / "timings.json"
+    timer = StageTimer("cpu", json_path=path)
+    with timer.stage("one"):
+        assert not path.exists()
+    assert len(json.loads(path.read_text())["rows"]) == 2
+    with timer.stage("two"):
+        pass
+    assert json.loads(path.read_text()) == timer.as_dict()
+    assert [p.name for p in tmp_path.iterdir()] == ["timings.json"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_stage_leaves_no_row_and_no_lock():
+    timer = StageTimer()
+    with pytest.raises(KeyError), timer.stage("one"):
+        raise KeyError
+    with timer.stage("one"):
+        pass
+    assert [row["stage"] for row in timer.rows] == ["one"]
+
+
+def test_misuse_is_named():
+    timer = StageTimer()
+    with timer.stage("one"):
+        pass
+    for name in ("one", "total"):
+        with pytest.raises(ValueError, match=f"stage='{name}' is taken"), timer.stage(name):
+            pass
+    with pytest.raises(RuntimeError, match="'three' started inside stage 'two'"):  # noqa: PT012
+        with timer.stage("two"), timer.stage("three"):
+            pass
+
+
+def test_peak_follows_the_stage_where_the_system_can_reset_it():
+    if not timing.reset_peak_rss():
+        pytest.skip("the peak resident set cannot be reset here")
+    timer = StageTimer()
+    with timer.stage("large"):
+        block = np.ones(20_000_000)  # 160 MB
+        del block
+    with timer.stage("small"):
+        pass
+    large, small = (row["peak_bytes"] for row in timer.rows)
+    assert large > small + 100e6
+
+
+@pytest.mark.needs_cuda
+def test_cuda_stage_waits_and_counts_device_memory():
+    timer = StageTimer("cuda")
+    x = torch.ones(4096, 4096, device="cuda")
+    with timer.stage("matmul", n_items=1):
+        y = x
+        for _ in range(20):
+            y = x @ y
+    row = timer.rows[0]
+    assert row["peak_bytes"] >= 2 * 4 * 4096**2
+    assert row["seconds"] > 20 * 2 * 4096**3 / 2e15  # no present device is faster
+
+
+def test_timing_imports_nothing_of_the_package():
+    code = (
+        "import sys, importlib.util as u;"
+        f"s = u.spec_from_file_location('timing', {timing.__file__!r});"
+        "m = u.module_from_spec(s); s.loader.exec_module(m);"
+        "assert not [n for n in sys.modules if n.startswith('nnmf_cuda')];"
+        "import torch; assert not torch.cuda.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
