@@ -47,6 +47,3 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"NNMF_CUDA_DATA={folder!r} is not a folder")
     return path
-
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)]

@@ -131,7 +131,8 @@ def _check_chain(x: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, eta: floa
             later >= earlier for earlier, later in zip(steps, steps[1:], strict=False)
         ):
             raise ValueError(
-                f"timesteps must descend strictly within [0, {len(alphas_cumprod) - 1}], got {steps}"
+                f"timesteps must descend strictly within [0, {len(alphas_cumprod) - 1}],"
+                f" got {steps}"
             )
 
 

@@ -89,7 +89,9 @@ def _restore_feasibility(G: Tensor, C: Tensor, h: Tensor, free: Tensor, rows: Te
         h[rows[feasible]] = goal[feasible]
         rows, goal, negative = rows[~feasible], goal[~feasible], negative[~feasible]
         here = h[rows]
-        step = torch.where(negative, here / (here - goal), torch.inf).nan_to_num(0, posinf=torch.inf)
+        step = torch.where(negative, here / (here - goal), torch.inf).nan_to_num(
+            0, posinf=torch.inf
+        )
         moved = here + step.amin(1, keepdim=True) * (goal - here)
         dropped = free[rows] & ((step == step.amin(1, keepdim=True)) | (moved <= 0))
         h[rows] = moved.masked_fill(dropped | ~free[rows], 0)

@@ -49,7 +49,7 @@ def philox_normal(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard normals of shape (steps, rows, draws, features).
+    """Draw standard normals of shape (steps, rows, draws, features).
 
     Entry (s, r, d, j) depends on the seed and (s, r, d, j) alone: counter (j, d, r, s), key the
     seed's two halves, Box-Muller in float64 on two 53-bit uniforms, rounded to float32.

@@ -1,0 +1,43 @@
+"""What several test modules share; imported as `tests.helpers`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)]
+BETA_LOSSES = [2.0, 1.0, 0.0, -0.5, 0.5, 1.5, 3.0]
+
+
+def factorisation(
+    n: int = 31,
+    f: int = 129,
+    k: int = 3,
+    *,
+    batch: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw positive X (n, f) and a start W, H, with a batch where one is asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    lead = () if batch is None else (batch,)
+
+    def draw(*shape: int) -> Tensor:
+        uniform = torch.rand(*shape, generator=generator, dtype=torch.float64)
+        return (uniform + 0.1).to(device=device, dtype=dtype)
+
+    return draw(n, f), draw(*lead, n, k), draw(*lead, k, f)
+
+
+def assert_as_accurate_as_torch(got: Tensor, plain: Tensor, truth: Tensor, slack: float) -> None:
+    """Assert that a kernel's error is at most twice that of plain torch in the same dtype.
+
+    `slack` (absolute, relative to the largest entry) covers cases where plain torch happens to be
+    exact.
+    """
+    scale = float(truth.abs().max())
+    error = float((got.double() - truth).abs().max())
+    of_torch = float((plain.double() - truth).abs().max())
+    assert error <= 2 * of_torch + slack * scale, f"error {error:.3e}, plain torch {of_torch:.3e}"

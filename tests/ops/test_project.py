@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+
+from nnmf_cuda import ops
+from tests.helpers import DEVICES, factorisation
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_project_equals_scipy(device: str, dtype: torch.dtype) -> None:
+    X, _, H = factorisation(n=20, f=60, k=7, dtype=dtype, device=device)
+    h, residual = ops.project(X, H, return_residual=True)
+    basis, rows = H.double().cpu().numpy(), X.double().cpu().numpy()
+    want = np.stack([scipy.optimize.nnls(basis.T, row)[0] for row in rows])
+    assert (want == 0).any()
+    np.testing.assert_allclose(
+        h.cpu().numpy(), want, rtol=0, atol=2e-5 if dtype == torch.float32 else 1e-10
+    )
+    assert residual.max() < (1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_project_recovers_weights(device: str) -> None:
+    _, W, H = factorisation(device=device)
+    torch.testing.assert_close(ops.project(W @ H, H), W, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_project_reads_uint8_as_pixels_and_batches(device: str) -> None:
+    X, _, H = factorisation(batch=2, dtype=torch.float32, device=device)
+    pixels = (X * 200).to(torch.uint8)
+    shared = ops.project(pixels, H)
+    own = ops.project(torch.stack([pixels, pixels]), H)
+    torch.testing.assert_close(shared, own, rtol=1e-4, atol=1e-5)
+    for b in range(2):
+        want = ops.project(pixels.float() / 255, H[b])
+        torch.testing.assert_close(shared[b], want, rtol=1e-4, atol=1e-5)
+
+
+def test_project_of_black_images_is_zero() -> None:
+    _, _, H = factorisation()
+    h, residual = ops.project(torch.zeros(2, 129, dtype=torch.float64), H, return_residual=True)
+    assert torch.equal(h, torch.zeros_like(h))
+    assert torch.equal(residual, torch.zeros_like(residual))
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_project_gradcheck(batch: int | None) -> None:
+    X, _, H = factorisation(n=4, f=6, k=3, batch=batch, seed=4)
+    h = ops.project(X, H)
+    assert (h == 0).any()
+    assert not ((h > 0) & (h < 1e-4)).any()
+    assert torch.autograd.gradcheck(ops.project, (X.requires_grad_(), H.requires_grad_()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_project_opcheck(device: str, requires_grad: bool) -> None:
+    X, _, H = factorisation(n=4, f=6, batch=2, device=device)
+    pixels = (X * 200).to(torch.uint8)
+    for image in (pixels, X.requires_grad_(requires_grad)):
+        H = H.detach().requires_grad_(requires_grad)
+        torch.library.opcheck(torch.ops.nnmf_cuda.project.default, (image, H))
+
+
+def test_project_compiles_without_graph_breaks() -> None:
+    X, _, H = factorisation()
+    compiled = torch.compile(ops.project, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(X, H), ops.project(X, H))
+
+
+def test_project_errors() -> None:
+    X, _, H = factorisation()
+    with pytest.raises(ValueError, match="same number of features, got 128 and 129"):
+        ops.project(X[:, 1:], H)
+    with pytest.raises(TypeError, match="X must be float64 or uint8, got torch.float32"):
+        ops.project(X.float(), H)
+    with pytest.raises(ValueError, match="X must have 2 dimensions"):
+        ops.project(X[None], H)
+    with pytest.raises(ValueError, match="same batch size, got 3 and 2"):
+        ops.project(torch.stack([X] * 3), torch.stack([H] * 2))
