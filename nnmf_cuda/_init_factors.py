@@ -1,0 +1,147 @@
+"""Start values for the multiplicative updates, drawn on the CPU so that every device agrees."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils import check_random_state
+from sklearn.utils.extmath import randomized_svd
+from torch import Tensor
+
+INITS = ("random", "nndsvd", "nndsvda", "nndsvdar", "custom")
+_RANDOM_FLOOR = 0.1  # added to the uniform draw: far from the zeros that no update can leave
+_NNDSVD_ZERO = 1e-6  # entries of NNDSVD below this are zeros, as in scikit-learn
+
+FloatArray = NDArray[Any]
+
+
+def initial_factors(
+    X: Tensor, n_components: int, *, init: str, n_init: int, random_state: Any
+) -> tuple[Tensor, Tensor]:
+    """Draw `n_init` starts W (n_init, n, k) and H (n_init, k, f) on X's device.
+
+    Restart 0 is what a single start with the same `random_state` gets. W and H have X's floating
+    type (float32 for uint8 pixels).
+    """
+    if n_init > 1 and init not in ("random", "nndsvdar"):
+        raise ValueError(
+            f"n_init={n_init} with init={init!r} would repeat one start; use init='random' or "
+            "'nndsvdar', or n_init=1"
+        )
+    if init == "random":
+        starts = _random(X, n_components, n_init, random_state)
+    else:
+        starts = _nndsvd(X, n_components, init, n_init, random_state)
+    W, H = (torch.from_numpy(np.stack(factor)) for factor in zip(*starts, strict=True))
+    dtype = factor_dtype(X)
+    return W.to(X.device, dtype), H.to(X.device, dtype)
+
+
+def custom_factors(X: Tensor, n_components: int | None, W: Any, H: Any) -> tuple[Tensor, Tensor]:
+    """Check the user's start and return it as (1, n, k) and (1, k, f) on X's device."""
+    if W is None or H is None:
+        missing = " and ".join(name for name, given in (("W", W), ("H", H)) if given is None)
+        raise ValueError(f"init='custom' needs both W and H; {missing} is missing: fit(X, W=, H=)")
+    W, H = (torch.as_tensor(factor).detach() for factor in (W, H))
+    n_samples, n_features = X.shape
+    if n_components is None:
+        n_components = H.shape[0]
+    _check_start("W", W, (n_samples, n_components))
+    _check_start("H", H, (n_components, n_features))
+    dtype = factor_dtype(X)
+    return W.to(X.device, dtype).unsqueeze(0), H.to(X.device, dtype).unsqueeze(0)
+
+
+def factor_dtype(X: Tensor) -> torch.dtype:
+    """Return the type of the factors of X: its own, float32 for uint8 pixels."""
+    return torch.float32 if X.dtype == torch.uint8 else X.dtype
+
+
+def _check_start(name: str, factor: Tensor, shape: tuple[int, int]) -> None:
+    if tuple(factor.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(factor.shape)}")
+    if not bool(torch.isfinite(factor).all()) or bool((factor < 0).any()):
+        raise ValueError(f"{name} must be finite and >= 0; it is the start of multiplicative steps")
+    if not bool(factor.any()):
+        raise ValueError(f"{name} is full of zeros, which multiplicative updates cannot leave")
+
+
+def _random(
+    X: Tensor, n_components: int, n_init: int, random_state: Any
+) -> list[tuple[FloatArray, FloatArray]]:
+    """Uniform on [0, 1) plus 0.1, the start of the paper."""
+    rng = check_random_state(random_state)
+    n_samples, n_features = X.shape
+    return [
+        (
+            rng.uniform(size=(n_samples, n_components)) + _RANDOM_FLOOR,
+            rng.uniform(size=(n_components, n_features)) + _RANDOM_FLOOR,
+        )
+        for _ in range(n_init)
+    ]
+
+
+def _nndsvd(
+    X: Tensor, n_components: int, init: str, n_init: int, random_state: Any
+) -> list[tuple[FloatArray, FloatArray]]:
+    """NNDSVD (Boutsidis & Gallopoulos 2008) with zeros kept, averaged (a) or drawn (ar)."""
+    data = X.cpu().numpy()
+    if data.dtype == np.uint8:
+        data = data.astype(np.float32) / 255
+    W, H = _nndsvd_factors(data, n_components, random_state)
+    if init == "nndsvd":
+        warnings.warn(
+            "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
+            "'nndsvdar' fill them and usually end better",
+            UserWarning,
+            stacklevel=4,
+        )
+        return [(W, H)]
+    mean = float(data.mean())
+    if init == "nndsvda":
+        return [(np.where(W == 0, mean, W), np.where(H == 0, mean, H))]
+    rng = check_random_state(random_state)
+    return [(_filled(W, mean, rng), _filled(H, mean, rng)) for _ in range(n_init)]
+
+
+def _filled(factor: FloatArray, mean: float, rng: np.random.RandomState) -> FloatArray:
+    filled = factor.copy()
+    zeros = filled == 0
+    filled[zeros] = np.abs(mean * rng.standard_normal(size=int(zeros.sum())) / 100)
+    return filled
+
+
+def _nndsvd_factors(
+    X: FloatArray, n_components: int, random_state: Any
+) -> tuple[FloatArray, FloatArray]:
+    U, S, V = randomized_svd(X, n_components, random_state=random_state)
+    W, H = np.zeros_like(U), np.zeros_like(V)
+    # The leading singular vectors of a non-negative matrix have one sign each.
+    W[:, 0] = np.sqrt(S[0]) * np.abs(U[:, 0])
+    H[0] = np.sqrt(S[0]) * np.abs(V[0])
+    for j in range(1, n_components):
+        u, v, weight = _dominant_part(U[:, j], V[j])
+        scale = np.sqrt(S[j] * weight)
+        W[:, j] = scale * u
+        H[j] = scale * v
+    W[W < _NNDSVD_ZERO] = 0
+    H[H < _NNDSVD_ZERO] = 0
+    return W, H
+
+
+def _dominant_part(u: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+    """Return the heavier of the positive and negative parts of u v^T, normalised, its weight."""
+    parts = []
+    for sign in (1, -1):
+        a, b = np.maximum(sign * u, 0), np.maximum(sign * v, 0)
+        norm_a, norm_b = np.linalg.norm(a), np.linalg.norm(b)
+        parts.append((float(norm_a * norm_b), a, b, norm_a, norm_b))
+    # On a tie scikit-learn takes the negative part.
+    weight, a, b, norm_a, norm_b = parts[0] if parts[0][0] > parts[1][0] else parts[1]
+    if weight == 0:  # a trailing vector of a rank-deficient X: nothing to start from
+        return np.zeros_like(u), np.zeros_like(v), 0.0
+    return a / norm_a, b / norm_b, weight
