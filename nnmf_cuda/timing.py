@@ -138,7 +138,7 @@ class StageTimer:
         finally:
             self._open = None
             if self.device.type == "cuda":
-                torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
+                torch.cuda.nvtx.range_pop()
         self.rows.append(
             {
                 "stage": name,
@@ -186,7 +186,7 @@ class StageTimer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
-            torch.cuda.nvtx.range_push(name)  # type: ignore[no-untyped-call]
+            torch.cuda.nvtx.range_push(name)
         else:
             reset_peak_rss()
 

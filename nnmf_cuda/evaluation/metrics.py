@@ -181,8 +181,10 @@ def majority_class_accuracy(labels: ArrayLike) -> float:
     return float(np.bincount(y).max() / len(y))
 
 
-def wilson_interval(k: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(k: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval for a share of ``k`` successes in ``n`` trials.
+
+    ``k`` may be a mean over predictions, so not whole.
 
     It takes the trials as independent: neighbouring slices of one patient are not, so the true
     interval is then wider.

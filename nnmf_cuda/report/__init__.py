@@ -1,0 +1,9 @@
+"""Tables for the terminal, figures, and the self-contained HTML report."""
+
+from __future__ import annotations
+
+from nnmf_cuda.report.content import ReportContent
+from nnmf_cuda.report.html import write_report
+from nnmf_cuda.report.tables import metrics_table, timings_table
+
+__all__ = ["ReportContent", "metrics_table", "timings_table", "write_report"]

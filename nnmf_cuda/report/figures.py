@@ -1,0 +1,261 @@
+"""The report's figures. Each is a matplotlib `Figure` of its own: pyplot's state is not touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
+
+from nnmf_cuda.evaluation import PAPER_TIMINGS
+from nnmf_cuda.report.tables import STAGE_TITLES
+from nnmf_cuda.timing import PAPER_STAGES
+
+__all__ = [
+    "class_means_figure",
+    "components_figure",
+    "denoising_figure",
+    "selection_figure",
+    "stage_times_figure",
+    "training_figure",
+]
+
+WIDTH = 9.0  # inches; at 130 dots an inch wider than the report's column, so that it stays sharp
+BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8f98"  # Okabe & Ito (2008)
+INK, FAINT = "#22262d", "#d9dce1"
+
+
+def new_figure(height: float, *, width: float = WIDTH) -> Figure:
+    """Return an empty white figure whose parts arrange themselves."""
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def style(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
+    """Give axes the report's look: no box, faint grid, left title."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _log_scale(axes: Axes) -> None:
+    """Set a logarithmic y axis with plain numbers at 1, 2 and 5, or powers where it is long."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high / low < 200:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def components_figure(
+    components: NDArray[Any], *, selection: Mapping[str, NDArray[Any]] | None = None
+) -> Figure:
+    """Draw each component as an image, on a scale of its own from 0 to its largest value.
+
+    Parameters
+    ----------
+    components : array of shape (n_components, height, width)
+        Non-negative.
+    selection : mapping, optional
+        With ``ranking`` and ``selected``: ranks stand in the titles.
+    """
+    n = len(components)
+    columns = min(n, 5)
+    n_rows = math.ceil(n / columns)
+    figure = new_figure(1.95 * n_rows * WIDTH / (1.75 * columns) * 0.92)
+    grid = figure.subplots(n_rows, columns, squeeze=False).ravel()
+    ranks = {}
+    if selection is not None:
+        ranks = {int(c): i + 1 for i, c in enumerate(selection["ranking"])}
+        kept = {int(c) for c in selection["selected"]}
+    for axes in grid:
+        axes.axis("off")
+    for index, (axes, image) in enumerate(zip(grid, components, strict=False)):
+        axes.imshow(image, cmap="gray", vmin=0, interpolation="nearest")
+        title = f"{index}"
+        if index in ranks:
+            title += f"   rank {ranks[index]}" + ("" if index in kept else ", left out")
+        axes.set_title(title, fontsize=9, color=INK)
+    return figure
+
+
+def class_means_figure(
+    class_means: NDArray[Any],
+    label_names: Sequence[str],
+    *,
+    selected: Sequence[int] | NDArray[Any] | None = None,
+) -> Figure:
+    """Draw the mean of each selected feature in each class as a heat map.
+
+    Parameters
+    ----------
+    class_means : array of shape (n_classes, n_features)
+    label_names : sequence of str
+    selected : sequence of int, optional
+        Component behind each feature, for the axis.
+    """
+    n_classes, n_features = class_means.shape
+    figure = new_figure(1.3 + 0.55 * n_classes)
+    axes = figure.subplots()
+    image = axes.imshow(class_means, cmap="viridis", aspect="auto", vmin=0)
+    style(axes, xlabel="component")
+    axes.grid(visible=False)
+    axes.set_yticks(range(n_classes), list(label_names))
+    step = max(1, math.ceil(n_features / 30))
+    names = list(range(n_features)) if selected is None else [int(c) for c in selected]
+    axes.set_xticks(range(0, n_features, step), [str(c) for c in names[::step]])
+    if n_features <= 20:
+        middle = float(np.nanmax(class_means)) * 0.6
+        for (row, column), value in np.ndenumerate(class_means):
+            color = INK if value > middle else "white"
+            axes.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color
+            )
+    figure.colorbar(image, ax=axes, label="mean feature", pad=0.01)
+    return figure
+
+
+def selection_figure(selection: Mapping[str, NDArray[Any]]) -> Figure:
+    """Draw AUC, Cohen's d and Welch's p of each component, best ranked first.
+
+    Parameters
+    ----------
+    selection : mapping
+        ``auc``, ``cohens_d``, ``p_value``, ``ranking``, ``selected``.
+    """
+    ranking = np.asarray(selection["ranking"])
+    kept = np.isin(ranking, selection["selected"])
+    smallest = np.finfo(np.float64).tiny  # Welch's p underflows to 0 on clear differences
+    strength = -np.log10(np.maximum(selection["p_value"], smallest))
+    figure = new_figure(1.2 + 0.24 * len(ranking))
+    panels = figure.subplots(1, 3, sharey=True)
+    columns = (
+        ("ROC-AUC", np.asarray(selection["auc"]), 0.5),
+        ("Cohen's d", np.asarray(selection["cohens_d"]), 0.0),
+        ("Welch's test, -log10 p", strength, 0.0),
+    )
+    places = np.arange(len(ranking))
+    for axes, (title, values, origin) in zip(panels, columns, strict=True):
+        style(axes, title=title)
+        colors = np.where(kept, BLUE, FAINT)
+        axes.barh(places, values[ranking] - origin, left=origin, color=list(colors), height=0.7)
+        axes.axvline(origin, color=INK, linewidth=0.8)
+    panels[0].set_yticks(places, [str(c) for c in ranking])
+    panels[0].set_ylabel("component, best ranked first")
+    panels[0].invert_yaxis()
+    if not kept.all():
+        figure.supxlabel("pale: left out", fontsize=9, color=INK)
+    return figure
+
+
+def training_figure(
+    history: Mapping[str, Sequence[float]], *, best_epoch: int | None = None
+) -> Figure:
+    """Draw training curves: names that end in "loss" on one axis, the others on another.
+
+    Parameters
+    ----------
+    history : mapping of str to sequence of float
+        One value an epoch.
+    best_epoch : int, optional
+        Marked; counted from 0.
+    """
+    losses = {name: values for name, values in history.items() if name.endswith("loss")}
+    others = {name: values for name, values in history.items() if name not in losses}
+    groups = [(title, group) for title, group in (("loss", losses), ("", others)) if group]
+    figure = new_figure(3.2)
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, (title, group) in zip(panels, groups, strict=True):
+        style(axes, title=title or ", ".join(n.replace("_", " ") for n in group), xlabel="epoch")
+        for (name, values), color in zip(
+            group.items(), (BLUE, VERMILION, GREEN, GREY) * len(group), strict=False
+        ):
+            epochs = np.arange(1, len(values) + 1)
+            axes.plot(epochs, values, color=color, linewidth=1.6, label=name.replace("_", " "))
+        if title and all(min(values) > 0 for values in group.values()):
+            _log_scale(axes)
+        if best_epoch is not None:
+            label = f"kept: epoch {best_epoch + 1}"
+            axes.axvline(best_epoch + 1, color=INK, linewidth=1, linestyle=":", label=label)
+        axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def denoising_figure(
+    denoising_error: Mapping[str, NDArray[Any]], *, purify_t: int | None = None
+) -> Figure:
+    """Draw the mean squared error before and after denoising against the noise level.
+
+    Parameters
+    ----------
+    denoising_error : mapping
+        What `nnmf_cuda.evaluation.denoising_error` returns.
+    purify_t : int, optional
+        Timestep of the defence, marked.
+    """
+    figure = new_figure(3.6)
+    axes = figure.subplots()
+    style(
+        axes,
+        xlabel="noise level sigma = sqrt(1 - alphas_cumprod[t])",
+        ylabel="mean squared error",
+    )
+    sigma = denoising_error["sigma"]
+    for name, label, color, line in (
+        ("mse_noisy", "noisy, only rescaled", VERMILION, "-"),
+        ("mse_denoised", "denoised in one shot", BLUE, "-"),
+        ("mse_mean", "always the mean feature", GREY, "--"),
+    ):
+        axes.plot(sigma, denoising_error[name], color=color, linestyle=line, label=label)
+    if purify_t is not None:
+        at = float(np.interp(purify_t, denoising_error["t"], sigma))
+        label = f"the defence: t = {purify_t}"
+        axes.axvline(at, color=INK, linewidth=1, linestyle=":", label=label)
+    _log_scale(axes)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def stage_times_figure(timings: Mapping[str, Any], *, paper: bool) -> Figure:
+    """Draw the seconds of the paper's five stages and their total.
+
+    Parameters
+    ----------
+    timings : mapping
+        Content of ``timings.json``.
+    paper : bool
+        Whether the paper's CPU and GPU seconds stand beside ours.
+    """
+    measured = {row["stage"]: row["seconds"] for row in timings["rows"]}
+    stages = [*PAPER_STAGES, "total"]
+    series = [(f"this run ({timings['device']})", BLUE, [measured.get(s) for s in stages])]
+    if paper:
+        for device, color in (("cpu", GREY), ("gpu", VERMILION)):
+            seconds: list[float | None] = [PAPER_TIMINGS[s][device] for s in stages]
+            series.append((f"paper, {device.upper()}", color, seconds))
+    figure = new_figure(1.0 + 0.19 * len(stages) * (len(series) + 0.6))
+    axes = figure.subplots()
+    style(axes, xlabel="seconds")
+    axes.grid(visible=False, axis="y")
+    height = 0.8 / len(series)
+    for i, (label, color, values) in enumerate(series):
+        places = [p + (i - (len(series) - 1) / 2) * height for p, _ in enumerate(stages)]
+        lengths = [0.0 if value is None else value for value in values]
+        bars = axes.barh(places, lengths, height=0.9 * height, color=color, label=label)
+        texts = ["not run" if value is None else f"{value:.1f}" for value in values]
+        axes.bar_label(bars, texts, padding=3, fontsize=8, color=INK)
+    axes.set_yticks(range(len(stages)), [STAGE_TITLES[s] for s in stages])
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    return figure

@@ -1,0 +1,274 @@
+"""The metric table and the stage table, as lines that the terminal and the HTML both show."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nnmf_cuda.evaluation import (
+    METRIC_NAMES,
+    PAPER_METRICS,
+    PAPER_TIMINGS,
+    ROW_NAMES,
+    wilson_interval,
+)
+from nnmf_cuda.timing import PAPER_STAGES
+
+__all__ = [
+    "METRIC_TITLES",
+    "STAGE_TITLES",
+    "Line",
+    "against_constant",
+    "metric_lines",
+    "metric_notes",
+    "metrics_table",
+    "stage_header",
+    "stage_lines",
+    "stage_notes",
+    "timings_table",
+]
+
+METRIC_TITLES = dict(
+    zip(
+        METRIC_NAMES,
+        (
+            "accuracy",
+            "precision",
+            "recall",
+            "F1",
+            "MCC",
+            "bal. acc",
+            "ROC-AUC",
+            "Brier",
+            "log loss",
+        ),
+        strict=True,
+    )
+)
+
+STAGE_TITLES = {
+    "nnmf_feature_extraction": "NNMF feature extraction",
+    "cnn_training": "CNN training",
+    "denoiser_training": "Diffusion denoiser training",
+    "autoattack_baseline": "APGD-CE + Square, baseline",
+    "autoattack_defended": "APGD-CE + Square, defended",
+    "total": "Total of these five",
+}
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table.
+
+    Attributes
+    ----------
+    kind : str
+        "measured", "spread", "paper", "constant", "total" or "other": how to set it.
+    label : str
+        First cell.
+    cells : tuple of str
+        The other cells, formatted.
+    """
+
+    kind: str
+    label: str
+    cells: tuple[str, ...]
+
+
+def against_constant(rows: Mapping[str, Mapping[str, float]], constant: float) -> str:
+    """Say how far Robust_Defended is above or below the constant answer."""
+    points = 100 * (rows["Robust_Defended"]["accuracy"] - constant)
+    side = "above" if points >= 0 else "below"
+    return f"Robust_Defended is {abs(points):.1f} percentage points {side} it"
+
+
+def metric_lines(
+    rows: Mapping[str, Mapping[str, float]],
+    *,
+    majority_class_accuracy: float,
+    paper: bool,
+    spread: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[Line]:
+    """Return the lines of the metric table: each row, its spread, the paper's, the constant."""
+    lines = []
+    for name in ROW_NAMES:
+        values = rows[name]
+        lines.append(Line("measured", name, tuple(f"{values[m]:.4f}" for m in METRIC_NAMES)))
+        if spread and name in spread:
+            deviations = tuple(f"±{spread[name][m]:.4f}" for m in METRIC_NAMES)
+            lines.append(Line("spread", "noise spread", deviations))
+        if paper:
+            published = tuple(f"{PAPER_METRICS[name][m]:.4f}" for m in METRIC_NAMES)
+            lines.append(Line("paper", "paper", published))
+    constant = (f"{majority_class_accuracy:.4f}", *(NONE for _ in METRIC_NAMES[1:]))
+    lines.append(Line("constant", "Constant answer", constant))
+    return lines
+
+
+def metric_notes(
+    rows: Mapping[str, Mapping[str, float]],
+    *,
+    majority_class_accuracy: float,
+    paper: bool,
+    n_predictions: int | None = None,
+) -> list[str]:
+    """Return the sentences that belong under the metric table."""
+    n = int(rows["Clean_Baseline"]["n"])
+    intervals = []
+    for name in ROW_NAMES:
+        low, high = wilson_interval(rows[name]["accuracy"] * n, n)
+        intervals.append(f"{name} {low:.3f}-{high:.3f}")
+    notes = [
+        f"{n} test images. Brier and log loss: lower is better; all others: higher.",
+        "Constant answer: always naming the most frequent class scores "
+        f"{majority_class_accuracy:.4f}; {against_constant(rows, majority_class_accuracy)}.",
+        f"95 % Wilson intervals of accuracy, images taken as independent: {', '.join(intervals)}.",
+    ]
+    if n_predictions is not None:
+        notes.append(
+            f"Defended rows: mean of each metric over {n_predictions} predictions with fresh "
+            "noise; ± is their standard deviation, not the uncertainty from the number of images."
+        )
+    if paper:
+        notes.append("The paper's defended rows are one prediction each.")
+    else:
+        notes.append("The data are not the paper's, so its figures are not shown beside these.")
+    return notes
+
+
+def metrics_table(
+    rows: Mapping[str, Mapping[str, float]],
+    *,
+    majority_class_accuracy: float,
+    paper: bool = True,
+    spread: Mapping[str, Mapping[str, float]] | None = None,
+    n_predictions: int | None = None,
+) -> str:
+    """Return the four rows by nine metrics as plain text.
+
+    Parameters
+    ----------
+    rows : mapping
+        ``rows`` of ``metrics.json``.
+    majority_class_accuracy : float
+        Accuracy of the constant answer.
+    paper : bool, default=True
+        Whether the paper's figures stand under ours: true where the data are the paper's.
+    spread : mapping, optional
+        Standard deviations over predictions of the defended rows.
+    n_predictions : int, optional
+        How many predictions those rows are the mean of.
+
+    Returns
+    -------
+    str
+        No newline at the end.
+    """
+    lines = metric_lines(
+        rows, majority_class_accuracy=majority_class_accuracy, paper=paper, spread=spread
+    )
+    notes = metric_notes(
+        rows,
+        majority_class_accuracy=majority_class_accuracy,
+        paper=paper,
+        n_predictions=n_predictions,
+    )
+    return _plain_text(("", *METRIC_TITLES.values()), lines, notes)
+
+
+def _bytes(n_bytes: float | None) -> str:
+    return NONE if not n_bytes else f"{n_bytes / 2**20:,.0f} MiB"
+
+
+def stage_header(*, paper: bool) -> tuple[str, ...]:
+    """Return the column titles of the stage table."""
+    header = ("stage", "seconds", "items", "peak memory")
+    return (*header, "paper CPU", "paper GPU") if paper else header
+
+
+def stage_lines(timings: Mapping[str, Any], *, paper: bool) -> list[Line]:
+    """Return the lines of the stage table: the paper's five, their total, then the others."""
+    measured = {row["stage"]: row for row in timings["rows"]}
+    names = [*PAPER_STAGES, "total"]
+    others = [name for name in measured if name not in names]
+    lines = []
+    for name in [*names, *others]:
+        row = measured.get(name)
+        cells: tuple[str, ...] = (NONE, NONE, NONE)
+        if row is not None:
+            items = f"{row['n_items']:,}" if row["n_items"] and name != "total" else NONE
+            cells = (f"{row['seconds']:.2f}", items, _bytes(row["peak_bytes"]))
+        if paper:
+            published = PAPER_TIMINGS.get(name)
+            cells += (
+                (f"{published['cpu']:.2f}", f"{published['gpu']:.2f}")
+                if published
+                else (NONE, NONE)
+            )
+        kind = "total" if name == "total" else "other" if name in others else "measured"
+        lines.append(Line(kind, STAGE_TITLES.get(name, name.replace("_", " ")), cells))
+    return lines
+
+
+def stage_notes(timings: Mapping[str, Any], *, paper: bool) -> list[str]:
+    """Return the sentences that belong under the stage table."""
+    device = str(timings["device"])
+    memory = (
+        "the most that torch held on the device"
+        if device.startswith("cuda")
+        else "the largest resident set of the whole process"
+    )
+    notes = [f"Measured on {device}. Peak memory: {memory} during the stage."]
+    if paper:
+        notes.append(
+            "The paper's seconds are from its own hardware and software (MATLAB, then ONNX into "
+            "PyTorch): for reading beside these, not for a ratio."
+        )
+    return notes
+
+
+def timings_table(timings: Mapping[str, Any], *, paper: bool = True) -> str:
+    """Return seconds and memory of each stage as plain text.
+
+    Parameters
+    ----------
+    timings : mapping
+        Content of ``timings.json``.
+    paper : bool, default=True
+        Whether the paper's CPU and GPU seconds stand beside ours.
+
+    Returns
+    -------
+    str
+        No newline at the end.
+    """
+    return _plain_text(
+        stage_header(paper=paper),
+        stage_lines(timings, paper=paper),
+        stage_notes(timings, paper=paper),
+    )
+
+
+def _plain_text(header: Sequence[str], lines: Iterable[Line], notes: Iterable[str]) -> str:
+    """Set a table with the first column to the left and the others to the right."""
+    indent = {"spread": "  ", "paper": "  "}
+    table = [tuple(header)]
+    table += [(indent.get(line.kind, "") + line.label, *line.cells) for line in lines]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+
+    def set_row(row: tuple[str, ...]) -> str:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    width = sum(widths) + 2 * (len(widths) - 1)
+    rule = "-" * width
+    text = [set_row(table[0]), rule, *map(set_row, table[1:]), rule]
+    text += [
+        textwrap.fill(note, width, initial_indent="* ", subsequent_indent="  ") for note in notes
+    ]
+    return "\n".join(text)

@@ -1,0 +1,131 @@
+"""Made-up results of a run, for tables, figures and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from nnmf_cuda.evaluation import ROW_NAMES, classification_metrics, majority_class_accuracy
+from nnmf_cuda.report import ReportContent
+from nnmf_cuda.timing import PAPER_STAGES
+
+STRENGTH = {
+    "Clean_Baseline": 2.0,
+    "Clean_Defended": 1.8,
+    "Robust_Baseline": -3.0,
+    "Robust_Defended": 0.3,
+}
+
+
+def _probabilities(rng, labels, n_classes):
+    found = {}
+    for name in ROW_NAMES:
+        n_predictions = 1 if name.endswith("Baseline") else 4
+        logits = rng.normal(size=(n_predictions, len(labels), n_classes))
+        logits[:, np.arange(len(labels)), labels] += STRENGTH[name]
+        exponentials = np.exp(logits)
+        found[name] = exponentials / exponentials.sum(-1, keepdims=True)
+    return found
+
+
+def _components(n):
+    y, x = np.mgrid[0:32, 0:24] / 32
+    centres = np.random.default_rng(1).uniform(0.2, 0.7, (n, 2))
+    return np.stack([np.exp(-((y - a) ** 2 + (x - b) ** 2) / 0.02) for a, b in centres])
+
+
+@pytest.fixture
+def timings() -> dict:
+    seconds = (6.5, 7.1, 4.2, 3.3, 9.4)
+    rows = [
+        {"stage": stage, "seconds": s, "n_items": 1500, "peak_bytes": 700 * 2**20}
+        for stage, s in zip(PAPER_STAGES, seconds, strict=True)
+    ]
+    rows.insert(0, {"stage": "read_images", "seconds": 1.25, "n_items": 2145, "peak_bytes": 2**29})
+    rows.append({"stage": "total", "seconds": 30.5, "n_items": 7500, "peak_bytes": 700 * 2**20})
+    return {"device": "cpu", "rows": rows}
+
+
+@pytest.fixture
+def make_content(timings) -> Callable[..., ReportContent]:
+    def make(n_classes: int = 2, n_components: int = 15, **changes) -> ReportContent:
+        rng = np.random.default_rng(0)
+        labels = np.arange(215) * n_classes // 215
+        labels[:5] = n_classes - 1
+        probabilities = _probabilities(rng, labels, n_classes)
+        tables = {
+            k: [classification_metrics(labels, p) for p in v] for k, v in probabilities.items()
+        }
+        rows = {k: {m: float(np.mean([t[m] for t in v])) for m in v[0]} for k, v in tables.items()}
+        spread = {
+            k: {m: float(np.std([t[m] for t in v])) for m in v[0] if m != "n"}
+            for k, v in tables.items()
+            if k.endswith("Defended")
+        }
+        auc = rng.uniform(0.3, 0.8, n_components)
+        p_value = 10.0 ** -rng.uniform(0, 40, n_components)
+        p_value[0] = 0.0
+        sigma = np.linspace(0.01, 0.99, 25)
+        fields = {
+            "source": "images.npz",
+            "synthetic": False,
+            "label_names": ("Normal", "Tumor", "Third")[:n_classes],
+            "split_counts": {s: [730, 771, 12][:n_classes] for s in ("train", "valid", "test")},
+            "rows": rows,
+            "majority_class_accuracy": majority_class_accuracy(labels),
+            "spread": spread,
+            "n_predictions": 4,
+            "timings": timings,
+            "components": _components(n_components),
+            "class_means": rng.uniform(0, 0.5, (n_classes, n_components)),
+            "selection": {
+                "auc": auc,
+                "cohens_d": 3 * (auc - 0.5),
+                "p_value": p_value,
+                "ranking": np.argsort(-np.abs(auc - 0.5)),
+                "selected": np.arange(n_components),
+            },
+            "classifier_history": {
+                "train_loss": list(0.7 * np.exp(-np.arange(100) / 40)),
+                "valid_loss": list(0.7 * np.exp(-np.arange(100) / 50) + 0.05),
+                "valid_accuracy": list(0.9 - 0.4 * np.exp(-np.arange(100) / 20)),
+            },
+            "denoiser_history": {"train_loss": list(0.05 + 0.3 * np.exp(-np.arange(300) / 30))},
+            "best_epoch": 81,
+            "denoising_error": {
+                "t": np.linspace(0, 999, 25),
+                "sigma": sigma,
+                "mse_noisy": sigma**2 / (1 - sigma**2),
+                "mse_denoised": 0.001 + 0.02 * sigma**2,
+                "mse_mean": np.full(25, 0.024),
+            },
+            "purify_t": 41,
+            "labels": labels,
+            "probabilities": probabilities,
+            "attacks": {
+                "baseline": {
+                    "norm": "Linf",
+                    "attack_eps": 0.1,
+                    "attacks": ["apgd-ce", "square"],
+                    "robust accuracy after each attack": {"apgd-ce": 0.05, "square": 0.0047},
+                    "AutoAttack's own warnings": [],
+                },
+                "defended": {
+                    "norm": "Linf",
+                    "attack_eps": 0.1,
+                    "AutoAttack's own warnings": ["it seems to be a randomized defense!"],
+                },
+            },
+            "environment": {"torch": "2.13.0", "device": "cpu", "threads": 2, "commit": "abc"},
+            "config": "seed: 0\nnnmf:\n  n_components: 15\n",
+            "notes": [
+                "category 2 = Normal, category 1 = Tumor",
+                "1 image without annotation left out",
+            ],
+            "not_run": ["Attack in pixel space", "Other values of attack_eps"],
+        }
+        return ReportContent(**{**fields, **changes})
+
+    return make

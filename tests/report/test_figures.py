@@ -1,0 +1,130 @@
+"""Figures: what is drawn, not how it looks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnmf_cuda.evaluation import PAPER_TIMINGS
+from nnmf_cuda.report import curves, figures
+from nnmf_cuda.timing import PAPER_STAGES
+
+
+def test_components_figure_shows_every_image_with_its_rank(make_content):
+    content = make_content(n_components=7)
+    selection = {**content.selection, "selected": np.array([0, 1, 2])}
+    figure = figures.components_figure(content.components, selection=selection)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 7
+    for axes, image in zip(shown, content.components, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+    best = int(content.selection["ranking"][0])
+    assert "rank 1" in shown[best].get_title()
+    assert "left out" in shown[5].get_title()
+    assert "left out" not in shown[0].get_title()
+
+
+def test_class_means_figure_shows_the_values(make_content):
+    content = make_content()
+    figure = figures.class_means_figure(content.class_means, content.label_names)
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), content.class_means)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["Normal", "Tumor"]
+    assert figure.axes[0].texts[0].get_text() == f"{content.class_means[0, 0]:.2f}"
+
+
+def test_class_means_figure_names_selected_components_and_thins_many(rng):
+    figure = figures.class_means_figure(rng.uniform(size=(2, 3)), ("a", "b"), selected=[2, 5, 9])
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["2", "5", "9"]
+    many = figures.class_means_figure(rng.uniform(size=(2, 200)), ("a", "b"))
+    assert len(many.axes[0].get_xticklabels()) <= 30
+    assert not many.axes[0].texts
+
+
+def test_selection_figure_draws_best_first_and_survives_p_of_zero(make_content):
+    selection = make_content().selection
+    panels = figures.selection_figure(selection).axes
+    widths = [bar.get_width() for bar in panels[0].patches]
+    np.testing.assert_allclose(widths, selection["auc"][selection["ranking"]] - 0.5)
+    strengths = np.array([bar.get_width() for bar in panels[2].patches])
+    assert np.isfinite(strengths).all()
+    assert strengths.max() > 300  # the p-value of 0
+    labels = [t.get_text() for t in panels[0].get_yticklabels()]
+    assert labels == [str(c) for c in selection["ranking"]]
+
+
+def test_training_figure_parts_losses_from_accuracies(make_content):
+    panels = figures.training_figure(make_content().classifier_history, best_epoch=81).axes
+    assert len(panels) == 2
+    assert panels[0].get_yscale() == "log"
+    labels = [line.get_label() for line in panels[0].lines]
+    assert labels == ["train loss", "valid loss", "kept: epoch 82"]
+    assert len(panels[1].lines) == 2
+    assert len(figures.training_figure({"train_loss": [0.5, 0.0]}).axes) == 1
+
+
+def test_denoising_figure_marks_the_timestep(make_content):
+    error = make_content().denoising_error
+    axes = figures.denoising_figure(error, purify_t=41).axes[0]
+    assert len(axes.lines) == 4
+    at = axes.lines[3].get_xdata()[0]
+    assert at == pytest.approx(np.interp(41, error["t"], error["sigma"]))
+
+
+@pytest.mark.parametrize("paper", [True, False])
+def test_stage_times_figure(timings, paper):
+    timings["rows"] = [r for r in timings["rows"] if r["stage"] != "denoiser_training"]
+    axes = figures.stage_times_figure(timings, paper=paper).axes[0]
+    n_series = 3 if paper else 1
+    assert len(axes.containers) == n_series
+    assert all(len(bars) == len(PAPER_STAGES) + 1 for bars in axes.containers)
+    assert axes.containers[0][0].get_width() == 6.5
+    assert "not run" in [t.get_text() for t in axes.texts]
+    if paper:
+        assert axes.containers[2][5].get_width() == PAPER_TIMINGS["total"]["gpu"]
+
+
+def test_roc_figure_of_two_classes(make_content):
+    content = make_content()
+    figure = curves.roc_figure(
+        content.labels, content.probabilities, content.rows, content.label_names
+    )
+    clean, attacked = figure.axes
+    assert [len(axes.lines) for axes in figure.axes] == [3, 3]
+    areas = []
+    for axes in (clean, attacked):
+        for line in axes.lines[1:]:
+            areas.append(np.trapezoid(line.get_ydata(), line.get_xdata()))
+    rows = content.rows
+    assert areas[0] == pytest.approx(rows["Clean_Baseline"]["roc_auc"])
+    assert areas[2] == pytest.approx(rows["Robust_Baseline"]["roc_auc"])
+    # Pooling predictions is not averaging their areas, but comes close.
+    assert areas[3] == pytest.approx(rows["Robust_Defended"]["roc_auc"], abs=0.03)
+    assert f"{rows['Robust_Defended']['roc_auc']:.3f}" in attacked.lines[2].get_label()
+
+
+def test_roc_figure_of_three_classes_is_one_against_the_rest(make_content):
+    content = make_content(n_classes=3)
+    figure = curves.roc_figure(
+        content.labels, content.probabilities, content.rows, content.label_names
+    )
+    assert [len(axes.lines) for axes in figure.axes] == [4] * 4
+    areas = [np.trapezoid(line.get_ydata(), line.get_xdata()) for line in figure.axes[0].lines[1:]]
+    assert np.mean(areas) == pytest.approx(content.rows["Clean_Baseline"]["roc_auc"])
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_reliability_figure(make_content, n_classes):
+    content = make_content(n_classes=n_classes)
+    figure = curves.reliability_figure(content.labels, content.probabilities, content.label_names)
+    for axes in figure.axes:
+        assert len(axes.lines) == 3
+        assert len(axes.collections) == 2
+        assert "calibration error" in axes.lines[1].get_label()
+
+
+def test_figures_leave_pyplot_alone(make_content):
+    import sys
+
+    figures.components_figure(make_content().components)
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()

@@ -1,0 +1,76 @@
+"""Plain-text tables."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from nnmf_cuda.evaluation import PAPER_METRICS, PAPER_TIMINGS, ROW_NAMES
+from nnmf_cuda.report import metrics_table, timings_table
+
+
+@pytest.fixture
+def rows():
+    return {name: {**values, "n": 215} for name, values in PAPER_METRICS.items()}
+
+
+def test_metrics_table_holds_ours_the_papers_and_the_constant_answer(rows):
+    rows["Clean_Baseline"]["accuracy"] = 0.8701
+    spread = {"Robust_Defended": dict.fromkeys(PAPER_METRICS["Robust_Defended"], 0.0123)}
+    text = metrics_table(
+        rows, majority_class_accuracy=118 / 215, paper=True, spread=spread, n_predictions=20
+    )
+    lines = text.splitlines()
+    assert lines[0].split()[:2] == ["accuracy", "precision"]
+    body = lines[2 : 2 + 10]
+    assert [line.split()[0] for line in body] == [
+        *("Clean_Baseline", "paper", "Clean_Defended", "paper"),
+        *("Robust_Baseline", "paper", "Robust_Defended", "noise", "paper", "Constant"),
+    ]
+    assert body[0].split()[1] == "0.8701"
+    assert body[1].split()[1] == "0.8605"
+    assert body[4].split()[1:6] == ["0.0047", "0.0000", "0.0000", "0.0000", "-0.9906"]
+    assert body[7].split()[2:] == ["±0.0123"] * 9
+    assert body[9].split()[2] == "0.5488"
+    assert len({len(line) for line in body[:9]}) == 1  # columns line up
+    notes = " ".join(text.split())
+    assert "Robust_Defended is 4.6 percentage points above it" in notes
+    rows["Robust_Defended"]["accuracy"] = 0.5
+    below = metrics_table(rows, majority_class_accuracy=0.6)
+    assert "10.0 percentage points below it" in " ".join(below.split())
+    assert "mean of each metric over 20 predictions" in notes
+    assert "Robust_Defended 0.529-0.659" in notes  # Wilson, 0.5953 of 215
+
+
+def test_metrics_table_without_the_papers_figures(rows):
+    text = metrics_table(rows, majority_class_accuracy=0.5, paper=False)
+    assert not re.search(r"^ +paper ", text, re.MULTILINE)
+    assert "The data are not the paper's" in " ".join(text.split())
+    assert all(name in text for name in ROW_NAMES)
+
+
+def test_timings_table_has_both_columns_of_the_paper(timings):
+    lines = timings_table(timings, paper=True).splitlines()
+    assert lines[0].split() == ["stage", "seconds", "items", "peak", "memory", "paper", "CPU"] + [
+        "paper",
+        "GPU",
+    ]
+    for line, stage in zip(lines[2:8], PAPER_TIMINGS, strict=True):
+        published = PAPER_TIMINGS[stage]
+        assert line.split()[-2:] == [f"{published['cpu']:.2f}", f"{published['gpu']:.2f}"]
+    assert lines[2].split()[-6:-2] == ["6.50", "1,500", "700", "MiB"]
+    assert lines[7].startswith("Total of these five")
+    assert lines[8].startswith("read images")
+    assert lines[8].split()[-2:] == ["–", "–"]
+
+
+def test_timings_table_without_the_paper_and_with_a_missing_stage(timings):
+    timings["rows"] = [r for r in timings["rows"] if r["stage"] != "autoattack_defended"]
+    lines = timings_table(timings, paper=False).splitlines()
+    assert lines[0].split() == ["stage", "seconds", "items", "peak", "memory"]
+    assert lines[6].split()[-3:] == ["–", "–", "–"]
+    assert "paper" not in "\n".join(lines)
+    assert "the whole process" in " ".join("\n".join(lines).split())
+    timings["device"] = "cuda"
+    assert "on the device" in " ".join(timings_table(timings, paper=False).split())
