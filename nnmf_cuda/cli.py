@@ -1,0 +1,402 @@
+"""The command `nnmf-cuda`: thin, and loads what a subcommand needs only when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from nnmf_cuda import __version__
+from nnmf_cuda.pipeline.config import (
+    PRESETS,
+    AttackConfig,
+    ClassifierConfig,
+    DataConfig,
+    DiffusionConfig,
+    ExperimentConfig,
+    NNMFConfig,
+    SelectionConfig,
+)
+
+__all__ = ["main"]
+
+_ABOUT = """\
+NNMF features of images, a light classifier, a diffusion defence in feature space, and how much of
+it an attack leaves standing. Kernels for CPU and CUDA serve every step. Not a medical device.
+"""
+
+_NOT_CONFIG = ("config", "out", "overwrite", "seeds", "print_config")
+"""Arguments of `run` that say where results go, and so are not part of the experiment."""
+
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 with one line on stderr."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser, runs = _parsers()
+    arguments = parser.parse_args(argv)
+    chosen = arguments.subcommand
+    try:
+        _COMMANDS[chosen](arguments[chosen], runs)
+    except KeyboardInterrupt:
+        print("nnmf-cuda: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except _USER_ERRORS as error:
+        if os.environ.get("NNMF_CUDA_DEBUG") == "1":
+            raise
+        print(f"nnmf-cuda: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parsers() -> tuple[ArgumentParser, ArgumentParser]:
+    """Return the parser of the command, and that of `run`, which writes `config.yaml`."""
+    parser = ArgumentParser(prog="nnmf-cuda", description=_ABOUT, version=__version__)
+    commands = parser.add_subcommands(title="commands", metavar="COMMAND")
+    runs = _run_parser()
+    commands.add_subcommand("run", runs, help="the whole experiment, with tables and a report")
+    commands.add_subcommand("extract", _extract_parser(), help="images to NNMF features")
+    commands.add_subcommand("predict", _predict_parser(), help="images to class probabilities")
+    commands.add_subcommand("bench", _bench_parser(), help="speed against reference and peers")
+    commands.add_subcommand("info", _info_parser(), help="versions, devices, what serves each op")
+    return parser, runs
+
+
+def _run_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Run the whole experiment: features, selection, classifier, denoiser, attack,"
+        " evaluation. Prints the metric table and the stage table, and writes the results. Without"
+        " --data it runs on a built-in synthetic phantom."
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="an .npz, a COCO export or class folders; default: the synthetic phantom",
+    )
+    parser.add_argument("--out", type=str, default="nnmf-cuda-run", help="directory of the results")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace results in --out",
+    )
+    parser.add_argument(
+        "--preset", type=Literal[tuple(PRESETS)], default="paper", help="named settings"
+    )
+    parser.add_argument(
+        "--evaluation",
+        type=Literal["paper"],
+        default="paper",
+        help="what the attack does: paper is APGD-CE and Square, once on each model",
+    )
+    _add_device(parser)
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="number of runs, from --seed upwards, each in its own seed_K, with a summary",
+    )
+    parser.add_argument(
+        "--classes",
+        type=str | None,
+        default=None,
+        help='classes in label order, as "2=Normal,1=Tumor"; the last is the positive one',
+    )
+    parser.add_argument(
+        "--label_key", type=str, default="labels", help="array of an .npz with the labels"
+    )
+    parser.add_argument(
+        "--split_by",
+        type=Literal["split", "patient_fold", "patient", "random"] | None,
+        default=None,
+        help="where the split comes from; default: the data's own, else by patient",
+    )
+    for name, kind in _GROUPS.items():
+        parser.add_argument(f"--{name}", type=kind, default=kind())
+    return parser
+
+
+_GROUPS: dict[str, type] = {
+    "nnmf": NNMFConfig,
+    "selection": SelectionConfig,
+    "classifier": ClassifierConfig,
+    "diffusion": DiffusionConfig,
+    "attack": AttackConfig,
+}
+
+
+def _extract_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Write the NNMF features of image files. Columns are the raw NNLS"
+        " coefficients, one a component."
+    )
+    _add_images_and_model(parser)
+    parser.add_argument(
+        "--out", type=str, required=True, help="features.npy (streamed), .npz or .parquet"
+    )
+    parser.add_argument(
+        "--normalize",
+        action="store_true",
+        help="write the classifier's features instead: selected and L2-normalised",
+    )
+    parser.add_argument(
+        "--on_error",
+        type=Literal["raise", "skip"],
+        default="raise",
+        help="skip leaves unreadable images out and lists them in OUT.failed.txt",
+    )
+    parser.add_argument("--batch_size", type=int, default=256, help="images at once")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out")
+    return parser
+
+
+def _predict_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Print class probabilities of image files as CSV, by the defended model. Not a"
+        " medical device."
+    )
+    _add_images_and_model(parser)
+    parser.add_argument(
+        "--undefended",
+        action="store_true",
+        help="ask the classifier alone, without purification",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the defence's noise")
+    parser.add_argument("--batch_size", type=int, default=256, help="images at once")
+    return parser
+
+
+def _bench_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Measure speed. kernels: every op against its reference and its peers, verified"
+        " before it is timed. stages: the paper's table of seconds a stage."
+    )
+    parser.add_argument(
+        "what",
+        type=Literal["kernels", "stages"],
+        nargs="?",
+        default="kernels",
+        help="what to measure",
+    )
+    _add_device(parser)
+    parser.add_argument(
+        "--case", type=list[str] | None, default=None, help="kernels: only these cases"
+    )
+    parser.add_argument(
+        "--min_run_seconds", type=float, default=1.0, help="kernels: time spent on each"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="tiny sizes: shows that it works, not how fast it is",
+    )
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="stages: as for run; default: the phantom"
+    )
+    parser.add_argument("--json", type=str | None, default=None, help="append records to this file")
+    return parser
+
+
+def _info_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Show versions, devices and what serves each op.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _add_images_and_model(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "images", type=str, nargs="+", help="image files, or folders that are searched for them"
+    )
+    parser.add_argument(
+        "--model", type=str, required=True, help="the --out directory of `nnmf-cuda run`"
+    )
+    _add_device(parser)
+
+
+def _add_device(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", type=str, default="auto", help="auto (CUDA where there is one), cpu or cuda"
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _run(arguments: Namespace, parser: ArgumentParser) -> None:
+    from nnmf_cuda.pipeline.environment import resolve_device
+    from nnmf_cuda.pipeline.experiment import run_experiment
+    from nnmf_cuda.pipeline.run_directory import check_free
+
+    device = resolve_device(arguments.device)
+    out = Path(arguments.out)
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {arguments.seeds}")
+    if arguments.seeds > 1:
+        _run_seeds(arguments, parser)
+        return
+    check_free(out, overwrite=arguments.overwrite)
+    experiment = run_experiment(
+        _experiment_config(arguments),
+        out=out,
+        config_yaml=_config_yaml(arguments, parser),
+        device=device,
+        overwrite=arguments.overwrite,
+        progress=True,
+        say=_say,
+    )
+    print(experiment.tables())
+    print(f"\nresults: {out}\nreport:  {out / 'report.html'}")
+
+
+def _run_seeds(arguments: Namespace, parser: ArgumentParser) -> None:
+    import json
+
+    from nnmf_cuda.pipeline.repeats import summarize, summary_table
+
+    out, metrics = Path(arguments.out), {}
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+        home = out / f"seed_{seed}"
+        _say(f"seed {seed}")
+        _run(arguments.clone_with(seed=seed, seeds=1, out=str(home)), parser)
+        metrics[seed] = json.loads((home / "metrics.json").read_text(encoding="utf-8"))
+    summary = summarize(metrics)
+    (out / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    print(f"\n{summary_table(summary)}")
+
+
+def _experiment_config(arguments: Namespace) -> ExperimentConfig:
+    return replace(
+        PRESETS[arguments.preset],
+        data=DataConfig(
+            path=arguments.data,
+            classes=arguments.classes,
+            label_key=arguments.label_key,
+            split_by=arguments.split_by,
+        ),
+        seed=arguments.seed,
+        **{name: kind(**vars(arguments[name])) for name, kind in _GROUPS.items()},
+    )
+
+
+def _config_yaml(arguments: Namespace, parser: ArgumentParser) -> str:
+    kept = arguments.clone()
+    for name in _NOT_CONFIG:
+        kept.pop(name, None)
+    text: str = parser.dump(kept, skip_validation=True)
+    return text
+
+
+def _extract(arguments: Namespace, _: ArgumentParser) -> None:
+    from nnmf_cuda.data import find_images
+    from nnmf_cuda.pipeline.artifacts import load_model
+    from nnmf_cuda.pipeline.environment import resolve_device
+    from nnmf_cuda.pipeline.extract import extract_to_file
+
+    model = load_model(arguments.model, device=resolve_device(arguments.device))
+    n_written, failures = extract_to_file(
+        find_images(arguments.images),
+        model.extractor,
+        Path(arguments.out),
+        normalize=arguments.normalize,
+        on_error=arguments.on_error,
+        batch_size=arguments.batch_size,
+        overwrite=arguments.overwrite,
+        progress=True,
+    )
+    print(f"{n_written} images: {arguments.out}")
+    if failures:
+        _say(f"{len(failures)} images could not be read: {arguments.out}.failed.txt")
+
+
+def _predict(arguments: Namespace, _: ArgumentParser) -> None:
+    import csv
+
+    from nnmf_cuda.data import find_images, iter_image_batches
+    from nnmf_cuda.pipeline.artifacts import load_model
+    from nnmf_cuda.pipeline.environment import resolve_device
+
+    model = load_model(arguments.model, device=resolve_device(arguments.device))
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["file", "label", *(f"p({name})" for name in model.label_names)])
+    for batch in iter_image_batches(
+        find_images(arguments.images),
+        batch_size=arguments.batch_size,
+        image_shape=model.image_shape,
+        progress=True,
+    ):
+        probabilities = model.predict_proba(
+            batch.images, defended=not arguments.undefended, seed=arguments.seed
+        )
+        for file, row in zip(batch.files, probabilities, strict=True):
+            label = model.label_names[int(row.argmax())]
+            table.writerow([file, label, *(f"{p:.6f}" for p in row)])
+    if model.info.get("synthetic"):
+        _say("this model was trained on synthetic images: its answers mean nothing on real ones")
+
+
+def _bench(arguments: Namespace, _: ArgumentParser) -> None:
+    from nnmf_cuda.benchmarks import run_kernel_benchmarks, run_stage_benchmarks
+    from nnmf_cuda.pipeline.environment import resolve_device
+
+    device = str(resolve_device(arguments.device))
+    json_path = None if arguments.json is None else Path(arguments.json)
+    if arguments.what == "stages":
+        print(run_stage_benchmarks(data=arguments.data, device=device, json_path=json_path))
+        return
+    from nnmf_cuda.benchmarks import records_table
+
+    records = run_kernel_benchmarks(
+        cases=arguments.case,
+        device=device,
+        min_run_seconds=arguments.min_run_seconds,
+        smoke=arguments.smoke,
+        json_path=json_path,
+        progress=True,
+    )
+    print(records_table(records))
+
+
+def _info(arguments: Namespace, _: ArgumentParser) -> None:
+    import json
+
+    from nnmf_cuda import show_config
+
+    config = show_config()
+    if arguments.json:
+        print(json.dumps(config, indent=2))
+        return
+    for name, version in config["versions"].items():
+        print(f"{name:<22}{version or 'none'}")
+    print(f"{'threads':<22}{config['threads']}")
+    print(f"{'devices':<22}{', '.join(config['devices'])}")
+    print(f"{'instruction set':<22}{config['cpu_isa'] or 'none: the extension is not built'}")
+    for name, value in config["extension"].items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{'built: ' + name:<34}{shown}")
+    print(f"\n{'op':<22}{'cpu':<14}cuda")
+    for op, served in config["ops"].items():
+        print(f"{op:<22}{served['cpu']:<14}{served['cuda']}")
+
+
+_COMMANDS: dict[str, Any] = {
+    "run": _run,
+    "extract": _extract,
+    "predict": _predict,
+    "bench": _bench,
+    "info": _info,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The experiment: configuration, stages, and what they save."""

@@ -1,0 +1,265 @@
+"""A trained model on disk: safetensors for the numbers, JSON for the rest; never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from nnmf_cuda import __version__
+from nnmf_cuda.features import FeatureExtractor
+from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
+from nnmf_cuda.pipeline.config import DiffusionConfig
+from nnmf_cuda.pipeline.stages import defend
+
+__all__ = ["FORMAT_VERSION", "TrainedModel", "load_model", "save_model"]
+
+FORMAT_VERSION = 1
+"""Raised when a file of an older version could be misread."""
+
+_JSON = "model.json"
+_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Images to features to answers; what `load_model` returns.
+
+    Attributes
+    ----------
+    extractor : FeatureExtractor
+        Images to features.
+    classifier : FeatureCNN
+        Features to logits.
+    defended : DefendedClassifier
+        Features to logits, through the purifier; random unless given noise.
+    label_names : tuple of str
+        Class names in the order of the logits; the last is the positive class.
+    diffusion : DiffusionConfig
+        How the denoiser was trained and is used.
+    info : mapping
+        Where the model comes from: "source", "synthetic", "seed" and the like.
+    """
+
+    extractor: FeatureExtractor
+    classifier: FeatureCNN
+    defended: DefendedClassifier
+    label_names: tuple[str, ...]
+    diffusion: DiffusionConfig
+    info: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.extractor.components.device
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the images it takes."""
+        return self.extractor.image_shape
+
+    def features(self, images: ArrayLike | Tensor) -> Tensor:
+        """Return the features of images, differentiably for floating-point tensors.
+
+        Parameters
+        ----------
+        images : array-like or Tensor of shape (n, height, width) or (n, height * width)
+            uint8 pixels, or floating point in [0, 1].
+
+        Returns
+        -------
+        Tensor of shape (n, n_features)
+            float32, on the model's device.
+        """
+        if not isinstance(images, Tensor):
+            images = torch.from_numpy(np.ascontiguousarray(images))
+        features: Tensor = self.extractor(images)
+        return features
+
+    def predict_proba(
+        self, images: ArrayLike | Tensor, *, defended: bool = True, seed: int = 0
+    ) -> NDArray[np.float64]:
+        """Return class probabilities (n, n_classes) of images.
+
+        Parameters
+        ----------
+        images : array-like or Tensor
+            As for `features`.
+        defended : bool, default=True
+            Whether to purify before classifying.
+        seed : int, default=0
+            Of the purifier's noise, which is the same for every image, so that an answer depends
+            on the image and the seed alone. Whoever knows the seed knows the noise: to keep it
+            from an attacker, give a seed that cannot be guessed.
+        """
+        with torch.no_grad():
+            x = self.features(images)
+            logits = self._defended_logits(x, seed) if defended else self.classifier(x)
+        probabilities: NDArray[np.float64] = logits.double().softmax(1).cpu().numpy()
+        return probabilities
+
+    def _defended_logits(self, x: Tensor, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        noise = self.defended.purifier.draw_noise(x[:1], generator)
+        logits: Tensor = self.defended(x, noise=noise.expand(-1, len(x), -1, -1))
+        return logits
+
+
+def save_model(model: TrainedModel, directory: Path) -> None:
+    """Write a model into a directory, which is made.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        On any device.
+    directory : path
+        Holds `model.json` and `model.safetensors` afterwards.
+    """
+    from safetensors.torch import save
+
+    denoiser: FeatureDenoiser = model.defended.purifier.denoiser
+    parts = {
+        "extractor": model.extractor,
+        "classifier": model.classifier,
+        "denoiser": denoiser,
+    }
+    tensors = {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+    weights = save(tensors)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "nnmf_cuda": __version__,
+        "image_shape": list(model.image_shape),
+        "label_names": list(model.label_names),
+        "n_features": model.extractor.n_features,
+        "diffusion": asdict(model.diffusion),
+        "info": dict(model.info),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / _WEIGHTS).write_bytes(weights)
+    (directory / _JSON).write_text(json.dumps(description, indent=2), encoding="utf-8")
+
+
+def load_model(directory: str | Path, *, device: torch.device | str = "cpu") -> TrainedModel:
+    """Load what a run saved, on any device.
+
+    Parameters
+    ----------
+    directory : path
+        A run's directory, or the `model` folder inside it.
+    device : str or torch.device, default="cpu"
+        Where to compute.
+
+    Returns
+    -------
+    TrainedModel
+
+    Raises
+    ------
+    ValueError
+        If there is no model, it was written by another version, or a file is damaged.
+
+    Examples
+    --------
+    >>> model = load_model("demo-run")  # doctest: +SKIP
+    >>> model.predict_proba(images)  # doctest: +SKIP
+    """
+    home = _find(Path(directory))
+    description = _read_description(home / _JSON)
+    tensors = _read_weights(home / _WEIGHTS, description["weights_sha256"])
+    try:
+        model = _build(description, tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{home}: {_JSON} does not describe the weights beside it ({error}): run the"
+            " experiment again"
+        ) from error
+    for module in (model.extractor, model.classifier, model.defended):
+        module.to(device).eval()
+    return model
+
+
+def _find(directory: Path) -> Path:
+    for home in (directory / "model", directory):
+        if (home / _JSON).is_file():
+            return home
+    raise ValueError(
+        f"{directory}: no model here ({_JSON} is missing): give the --out directory of"
+        " `nnmf-cuda run`"
+    )
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version = description["format_version"]
+        description["weights_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: damaged, not a model's description: run the experiment again"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: written in format {version} by nnmf-cuda"
+            f" {description.get('nnmf_cuda', '(unknown version)')}, but this is {__version__},"
+            f" which reads format {FORMAT_VERSION}: use that version or run the experiment again"
+        )
+    content: dict[str, Any] = description
+    return content
+
+
+def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    if not path.is_file():
+        raise ValueError(f"{path}: missing: copy the whole model folder, or run again")
+    weights = path.read_bytes()
+    if hashlib.sha256(weights).hexdigest() != sha256:
+        raise ValueError(
+            f"{path}: damaged, or not the file that {_JSON} describes: copy the whole model"
+            " folder again, or run the experiment again"
+        )
+    tensors: dict[str, Tensor] = load(weights)
+    return tensors
+
+
+def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainedModel:
+    settings = dict(description["diffusion"])
+    settings["timesteps"] = tuple(settings["timesteps"])
+    diffusion = DiffusionConfig(**settings)
+    height, width = description["image_shape"]
+    extractor = FeatureExtractor(
+        tensors["extractor.components"], tensors["extractor.selected"], image_shape=(height, width)
+    )
+    n_features, label_names = description["n_features"], tuple(description["label_names"])
+    classifier = FeatureCNN(n_features, len(label_names))
+    denoiser = FeatureDenoiser(
+        n_features, hidden=diffusion.hidden, embedding_dim=diffusion.embedding_dim
+    )
+    for name, module in (("classifier", classifier), ("denoiser", denoiser)):
+        module.load_state_dict(_part(tensors, name))
+    return TrainedModel(
+        extractor=extractor,
+        classifier=classifier,
+        defended=defend(classifier, denoiser, diffusion),
+        label_names=label_names,
+        diffusion=diffusion,
+        info=description["info"],
+    )
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = name + "."
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}

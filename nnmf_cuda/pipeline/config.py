@@ -1,0 +1,139 @@
+"""What an experiment can be told; the defaults are the preset `paper`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = [
+    "AttackConfig",
+    "ClassifierConfig",
+    "DataConfig",
+    "DiffusionConfig",
+    "ExperimentConfig",
+    "NNMFConfig",
+    "PRESETS",
+    "SelectionConfig",
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are labelled and split."""
+
+    path: str | None = None
+    """An .npz, a COCO export or class folders; None is the built-in synthetic phantom."""
+    classes: str | None = None
+    """COCO categories as "2=Normal,1=Tumor", in label order; the last class is the positive one."""
+    label_key: str = "labels"
+    """Which array of an .npz holds the labels."""
+    split_by: Literal["split", "patient_fold", "patient", "random"] | None = None
+    """Where the split comes from; None takes the source's own, else makes one by patient or
+    image."""
+
+
+@dataclass(frozen=True)
+class NNMFConfig:
+    """Factorisation of the training images."""
+
+    n_components: int = 15
+    """Number of components."""
+    beta_loss: str = "kullback-leibler"
+    """Divergence: frobenius, kullback-leibler or itakura-saito."""
+    init: str = "random"
+    """Start: random, nndsvd, nndsvda or nndsvdar."""
+    max_iter: int = 200
+    """Number of iterations."""
+    tol: float = 0.0
+    """Relative fall of the objective below which a fit stops; 0 runs all iterations."""
+    n_init: int = 1
+    """Number of random starts; the best is kept."""
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Selection of components by AUC, Cohen's d and Welch's t-test on the training split."""
+
+    n_selected: int | None = None
+    """How many components to keep; None keeps all, so that the ranking is only reported."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Training of the light CNN."""
+
+    epochs: int = 100
+    """Epochs; the best on the validation split is kept."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    batch_size: int = 32
+    """Samples a step."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise schedule, denoiser and purification."""
+
+    num_timesteps: int = 1000
+    """Length of the noise schedule."""
+    beta_start: float = 1e-4
+    """First of the linear betas."""
+    beta_end: float = 0.02
+    """Last of the linear betas."""
+    hidden: int = 128
+    """Width of the denoiser's two hidden layers."""
+    embedding_dim: int = 32
+    """Width of the embedding of t."""
+    epochs: int = 300
+    """Epochs of the denoiser's training."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    batch_size: int = 64
+    """Samples a step."""
+    timesteps: tuple[int, ...] = (41,)
+    """Timesteps of the purification, descending, counted from 0; one is one shot."""
+    n_draws: int = 8
+    """Noise draws K over which the defended model averages its logits."""
+    eta: float = 0.0
+    """Noise of the steps of a chain: 0 is DDIM, 1 is DDPM."""
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """AutoAttack's pieces, in feature space with the box [0, 1]."""
+
+    attack_eps: float = 0.10
+    """Largest change of a feature (Linf) or of the vector (L2)."""
+    norm: Literal["Linf", "L2"] = "Linf"
+    """Norm of the perturbation."""
+    attacks: tuple[str, ...] = ("apgd-ce", "square")
+    """Attacks, in the order in which they are run."""
+    n_iter: int = 100
+    """Steps of APGD."""
+    n_restarts: int = 5
+    """Restarts of APGD."""
+    n_queries: int = 5000
+    """Queries of Square."""
+    eot_iter: int = 1
+    """Gradients averaged per step of APGD."""
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """A whole experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    nnmf: NNMFConfig = field(default_factory=NNMFConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    n_predictions: int = 20
+    """Fresh predictions of a random model over which its metrics are averaged."""
+    seed: int = 0
+    """Seed of everything random."""
+
+
+PRESETS = {"paper": ExperimentConfig()}
+"""Named configurations; `paper` is Al-kharsan & Rajko (2026), with our choices where the paper is
+silent."""

@@ -1,0 +1,374 @@
+"""The whole experiment: stages in order, timed, and everything they leave on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnmf_cuda.attacks import AttackResult
+from nnmf_cuda.data import ImageDataset, load_dataset
+from nnmf_cuda.evaluation import (
+    PAPER_TEST_COUNTS,
+    EvaluatedRows,
+    denoising_error,
+    evaluate_rows,
+    majority_class_accuracy,
+)
+from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.pipeline import stages
+from nnmf_cuda.pipeline.artifacts import TrainedModel, save_model
+from nnmf_cuda.pipeline.config import ExperimentConfig
+from nnmf_cuda.pipeline.environment import describe_environment
+from nnmf_cuda.pipeline.run_directory import results_directory
+from nnmf_cuda.report import ReportContent, metrics_table, timings_table, write_report
+from nnmf_cuda.timing import StageTimer
+from nnmf_cuda.training import TrainingResult
+
+__all__ = ["Experiment", "run_experiment"]
+
+logger = logging.getLogger(__name__)
+
+NOT_RUN = (
+    "Attacks that know the defence (EOT over many draws, surrogates, margin losses, transfer): the"
+    " Robust rows are the paper's protocol and no worst case.",
+    "An attack on pixels: the adversary here moves features, not images.",
+    "An adversarially trained network to compare the defence with.",
+)
+"""What the paper's evaluation leaves out; the report says so."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run found.
+
+    Attributes
+    ----------
+    model : TrainedModel
+        Extractor, classifier and defence.
+    metrics : dict
+        Content of `metrics.json`.
+    timings : dict
+        Content of `timings.json`.
+    comparable : bool
+        Whether the test images are those of the paper, by their counts.
+    """
+
+    model: TrainedModel
+    metrics: dict[str, Any]
+    timings: dict[str, Any]
+    comparable: bool
+
+    def tables(self) -> str:
+        """Return the two tables for a terminal."""
+        metrics = metrics_table(
+            self.metrics["rows"],
+            majority_class_accuracy=self.metrics["majority_class_accuracy"],
+            paper=self.comparable,
+            spread=self.metrics["spread"],
+            n_predictions=self.metrics["n_predictions"],
+        )
+        return f"{metrics}\n\n{timings_table(self.timings)}"
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    *,
+    out: Path,
+    config_yaml: str,
+    device: torch.device,
+    overwrite: bool = False,
+    progress: bool = False,
+    say: Callable[[str], None] = logger.info,
+) -> Experiment:
+    """Run every stage and write the results.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        What to do.
+    out : path
+        Directory of the results; see `nnmf_cuda.pipeline.run_directory`.
+    config_yaml : str
+        The configuration as the command line reads it back, for `config.yaml`.
+    device : torch.device
+        Where to compute.
+    overwrite : bool, default=False
+        Whether results in `out` may be replaced.
+    progress : bool, default=False
+        Show progress bars, where stderr is a terminal.
+    say : callable, optional
+        Takes one line about each decision and each stage.
+
+    Returns
+    -------
+    Experiment
+
+    Raises
+    ------
+    ValueError
+        If data, configuration or `out` do not allow a run.
+    """
+    with results_directory(out, overwrite=overwrite) as partial:
+        timer = StageTimer(device, json_path=partial / "timings.json")
+        dataset = _load(config, timer, progress=progress, say=say)
+        run = _Run(dataset, config, device, timer, progress, say)
+        experiment = run.to_the_end(partial, config_yaml)
+        (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        timer.write(partial / "timings.json")
+    return experiment
+
+
+def _load(
+    config: ExperimentConfig, timer: StageTimer, *, progress: bool, say: Callable[[str], None]
+) -> ImageDataset:
+    with timer.stage("reading_images") as stage:
+        dataset = load_dataset(
+            config.data.path,
+            classes=config.data.classes,
+            label_key=config.data.label_key,
+            split_by=config.data.split_by,
+            seed=config.seed,
+            progress=progress,
+        )
+        stage.n_items = len(dataset.images)
+    counts = ", ".join(f"{len(dataset.labels_of(split))} {split}" for split in stages.SPLITS)
+    say(f"data: {dataset.source}, {counts}; classes {', '.join(dataset.label_names)}")
+    for note in dataset.notes:
+        say(f"  {note}")
+    return dataset
+
+
+class _Run:
+    """The state of one run between its stages."""
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        config: ExperimentConfig,
+        device: torch.device,
+        timer: StageTimer,
+        progress: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.device = device
+        self.timer = timer
+        self.progress = progress
+        self.say = say
+        self.seeds = stages.StageSeeds.spawn(config.seed)
+
+    def to_the_end(self, partial: Path, config_yaml: str) -> Experiment:
+        features = self._features()
+        cnn, denoiser = self._train(features)
+        model = self._model(features, cnn, denoiser)
+        attacks = self._attack(features, model)
+        with self.timer.stage("evaluation", n_items=len(features.y["test"])):
+            rows = evaluate_rows(
+                model.classifier,
+                model.defended,
+                features.x["test"],
+                attacks["baseline"].x_adv,
+                attacks["defended"].x_adv,
+                features.y["test"],
+                seed=self.seeds.evaluation,
+                n_predictions=self.config.n_predictions,
+            )
+        metrics = rows.as_dict(notes=self._notes(rows))
+        environment = describe_environment(self.device, data_sha256=self.dataset.sha256())
+        with self.timer.stage("writing_results"):
+            save_model(model, partial / "model")
+            _save_adversarial(partial / "adversarial.npz", features, attacks)
+            _save_json(partial / "environment.json", environment)
+            _save_json(partial / "metrics.json", metrics)
+            content = self._report(
+                features, cnn, denoiser, attacks, rows, metrics, environment, config_yaml
+            )
+            write_report(partial, content)
+        return Experiment(model, metrics, self.timer.as_dict(), self._is_papers_test_split)
+
+    def _features(self) -> stages.Features:
+        self.say("fitting the components and projecting every image")
+        with self.timer.stage("nnmf_feature_extraction", n_items=len(self.dataset.images)):
+            return stages.extract_features(
+                self.dataset,
+                self.config,
+                seed=self.seeds.nnmf,
+                device=self.device,
+                progress=self.progress,
+            )
+
+    def _train(
+        self, features: stages.Features
+    ) -> tuple[TrainingResult[FeatureCNN], TrainingResult[FeatureDenoiser]]:
+        n_items = len(features.y["train"])
+        self.say("training the classifier")
+        with self.timer.stage("cnn_training", n_items=n_items):
+            cnn = stages.fit_classifier(
+                features,
+                self.config.classifier,
+                n_classes=self.dataset.n_classes,
+                seed=self.seeds.classifier,
+                device=self.device,
+                progress=self.progress,
+            )
+        self.say("training the denoiser")
+        with self.timer.stage("denoiser_training", n_items=n_items):
+            denoiser = stages.fit_denoiser(
+                features,
+                self.config.diffusion,
+                seed=self.seeds.denoiser,
+                device=self.device,
+                progress=self.progress,
+            )
+        return cnn, denoiser
+
+    def _model(
+        self,
+        features: stages.Features,
+        cnn: TrainingResult[FeatureCNN],
+        denoiser: TrainingResult[FeatureDenoiser],
+    ) -> TrainedModel:
+        return TrainedModel(
+            extractor=features.extractor,
+            classifier=cnn.model,
+            defended=stages.defend(cnn.model, denoiser.model, self.config.diffusion),
+            label_names=self.dataset.label_names,
+            diffusion=self.config.diffusion,
+            info={
+                "source": self.dataset.source,
+                "synthetic": self.dataset.synthetic,
+                "seed": self.config.seed,
+                "data_sha256": self.dataset.sha256(),
+            },
+        )
+
+    def _attack(self, features: stages.Features, model: TrainedModel) -> dict[str, AttackResult]:
+        results = {}
+        for name, target in (("baseline", model.classifier), ("defended", model.defended)):
+            attacks = " + ".join(self.config.attack.attacks)
+            self.say(f"attacking the {name} model ({attacks})")
+            with self.timer.stage(f"autoattack_{name}", n_items=len(features.y["test"])):
+                results[name] = stages.attack_model(
+                    target,
+                    features,
+                    self.config.attack,
+                    seed=self.seeds.attack,
+                    progress=self.progress,
+                )
+            for warning in results[name].warnings:
+                self.say(f"  AutoAttack: {warning}")
+        return results
+
+    @property
+    def _is_papers_test_split(self) -> bool:
+        labels = self.dataset.labels_of("test")
+        counts = np.bincount(labels, minlength=self.dataset.n_classes)
+        return not self.dataset.synthetic and tuple(counts) == PAPER_TEST_COUNTS
+
+    def _notes(self, rows: EvaluatedRows) -> list[str]:
+        notes = list(self.dataset.notes)
+        if self.dataset.synthetic:
+            notes.insert(0, "The images are synthetic: these numbers say nothing about patients.")
+        constant = majority_class_accuracy(rows.labels)
+        robust = rows.rows["Robust_Defended"]["accuracy"]
+        if robust <= constant:
+            notes.append(
+                f"Robust_Defended ({robust:.4f}) is no better than always naming the most"
+                f" frequent class ({constant:.4f})."
+            )
+        return notes
+
+    def _report(
+        self,
+        features: stages.Features,
+        cnn: TrainingResult[FeatureCNN],
+        denoiser: TrainingResult[FeatureDenoiser],
+        attacks: Mapping[str, AttackResult],
+        rows: EvaluatedRows,
+        metrics: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        config_yaml: str,
+    ) -> ReportContent:
+        dataset, selector = self.dataset, features.selector
+        train_x, train_y = features.x["train"].cpu().numpy(), features.y["train"]
+        classes = range(dataset.n_classes)
+        return ReportContent(
+            source=dataset.source,
+            synthetic=dataset.synthetic,
+            label_names=dataset.label_names,
+            split_counts={
+                split: [int((features.y[split] == c).sum()) for c in classes]
+                for split in stages.SPLITS
+            },
+            rows=rows.rows,
+            majority_class_accuracy=metrics["majority_class_accuracy"],
+            spread=rows.spread,
+            n_predictions=rows.n_predictions,
+            paper_comparable=self._is_papers_test_split,
+            timings=self.timer.as_dict(),
+            components=features.nnmf.components_.reshape(-1, *dataset.image_shape),
+            class_means=np.stack([train_x[train_y == c].mean(0) for c in classes]),
+            selection={
+                "auc": selector.auc_,
+                "cohens_d": selector.cohens_d_,
+                "p_value": selector.p_value_,
+                "ranking": selector.ranking_,
+                "selected": selector.selected_,
+            },
+            classifier_history=cnn.history,
+            denoiser_history=denoiser.history,
+            best_epoch=cnn.best_epoch,
+            denoising_error=denoising_error(
+                denoiser.model,
+                stages.noise_schedule(self.config.diffusion).alphas_cumprod,
+                features.x["test"],
+                seed=self.seeds.evaluation,
+            ),
+            purify_t=self.config.diffusion.timesteps[0],
+            labels=rows.labels,
+            probabilities=rows.probabilities,
+            attacks={name: _describe(result) for name, result in attacks.items()},
+            environment=environment,
+            config=config_yaml,
+            notes=metrics["notes"],
+            not_run=NOT_RUN,
+        )
+
+
+def _describe(result: AttackResult) -> dict[str, Any]:
+    """Return settings and findings of an attack, for the report."""
+    return {
+        "accuracy before": result.clean_accuracy,
+        **{f"accuracy after {name}": value for name, value in result.accuracy_after.items()},
+        **{f"seconds of {name}": value for name, value in result.seconds.items()},
+        "largest perturbation": result.max_perturbation,
+        "mean gradient norm": result.grad_norm_mean,
+        "share of zero gradients": result.zero_gradient_share,
+        "layout": result.layout,
+        "package": result.package,
+        "warnings": "; ".join(result.warnings) or "none",
+    }
+
+
+def _save_adversarial(
+    path: Path, features: stages.Features, attacks: Mapping[str, AttackResult]
+) -> None:
+    np.savez(
+        path,
+        x_clean=features.x["test"].float().cpu().numpy(),
+        y=features.y["test"],
+        x_adv_baseline=attacks["baseline"].x_adv.cpu().numpy(),
+        x_adv_defended=attacks["defended"].x_adv.cpu().numpy(),
+    )
+
+
+def _save_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
