@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, runs = _parsers()
     arguments = parser.parse_args(argv)
     chosen = arguments.subcommand
+    # As an exception, so that a run that is told to stop leaves no half of itself behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         _COMMANDS[chosen](arguments[chosen], runs)
     except KeyboardInterrupt:
@@ -269,7 +272,9 @@ def _run_seeds(arguments: Namespace, parser: ArgumentParser) -> None:
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         home = out / f"seed_{seed}"
         _say(f"seed {seed}")
-        _run(arguments.clone_with(seed=seed, seeds=1, out=str(home)), parser)
+        one = arguments.clone()
+        one.update(Namespace(seed=seed, seeds=1, out=str(home)))
+        _run(one, parser)
         metrics[seed] = json.loads((home / "metrics.json").read_text(encoding="utf-8"))
     summary = summarize(metrics)
     (out / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")

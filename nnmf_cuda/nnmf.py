@@ -84,7 +84,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     device : None, "auto", str or torch.device, default=None
         Where to compute: None where X lives (the CPU for arrays), "auto" on CUDA if there is one.
     verbose : int, default=0
-        Above 0, `fit` shows a progress bar on stderr.
+        Above 0, `fit` shows a progress bar, where stderr is a terminal.
 
     Attributes
     ----------
@@ -343,7 +343,9 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
 
     @contextmanager
     def _progress(self) -> Iterator[Any]:
-        with tqdm(total=self.max_iter, desc="NNMF", unit="it", disable=not self.verbose) as bar:
+        # None shows the bar on a terminal only.
+        hidden = None if self.verbose else True
+        with tqdm(total=self.max_iter, desc="NNMF", unit="it", disable=hidden) as bar:
             yield bar
 
     def _keep(self, run: Run) -> None:

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nnmf_cuda import load_model
+from nnmf_cuda.cli import main
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        pixels = rng.integers(0, 256, (128, 128), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"slice_{i}.png")
+    return folder
+
+
+def pixels(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))])
+
+
+def test_extract_writes_raw_coefficients(
+    small_run: tuple[Path, str], image_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "features.npy"
+    command = ["extract", str(image_folder), f"--model={small_run[0]}", f"--out={out}"]
+    assert main([*command, "--batch_size=3"]) == 0
+    features = np.load(out, mmap_mode="r")
+    assert features.dtype == np.float32
+    model = load_model(small_run[0])
+    want = model.extractor.coefficients(torch.from_numpy(pixels(image_folder)))
+    np.testing.assert_allclose(features, want.numpy(), rtol=1e-4, atol=1e-5)
+    names = Path(f"{out}.files.txt").read_text().splitlines()
+    assert names == [str(path) for path in sorted(image_folder.glob("*.png"))]
+    assert {path.name for path in tmp_path.iterdir()} == {"features.npy", "features.npy.files.txt"}
+
+
+def test_extract_normalized_npz(
+    small_run: tuple[Path, str], image_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "features.npz"
+    command = ["extract", str(image_folder), f"--model={small_run[0]}", f"--out={out}"]
+    assert main([*command, "--normalize"]) == 0
+    with np.load(out) as saved:
+        want = load_model(small_run[0]).features(pixels(image_folder)).numpy()
+        np.testing.assert_allclose(saved["features"], want, rtol=1e-4, atol=1e-5)
+        assert len(saved["files"]) == 7
+
+
+def test_extract_parquet(small_run: tuple[Path, str], image_folder: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = tmp_path / "features.parquet"
+    command = ["extract", str(image_folder), f"--model={small_run[0]}", f"--out={out}"]
+    assert main([*command, "--batch_size=3"]) == 0
+    table = parquet.read_table(out)
+    assert table.column_names == ["file", *(f"component_{i}" for i in range(4))]
+    assert table.num_rows == 7
+
+
+def test_extract_skips_and_lists_unreadable_images(
+    small_run: tuple[Path, str], image_folder: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in image_folder.glob("*.png"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "slice_3.png").write_bytes((folder / "slice_3.png").read_bytes()[:200])
+    out = tmp_path / "features.npy"
+    command = ["extract", str(folder), f"--model={small_run[0]}", f"--out={out}"]
+    assert main(command) == 2
+    assert "slice_3.png" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*features*"))
+    assert main([*command, "--on_error=skip", "--batch_size=2"]) == 0
+    assert np.load(out).shape == (6, 4)
+    assert "slice_3.png" in Path(f"{out}.failed.txt").read_text()
+    assert "slice_3" not in Path(f"{out}.files.txt").read_text()
+
+
+def test_extract_with_no_readable_image_writes_nothing(
+    small_run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    out = tmp_path / "features.npy"
+    command = ["extract", str(tmp_path / "bad.png"), f"--model={small_run[0]}", f"--out={out}"]
+    assert main([*command, "--on_error=skip"]) == 2
+    assert "none of the 1 images could be read" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("features.csv", "the ending must be one of .npy, .npz, .parquet"),
+        ("there.npy", "exists: give another name, or --overwrite"),
+        ("missing/features.npy", "does not exist"),
+    ],
+)
+def test_extract_rejects_a_bad_out(
+    small_run: tuple[Path, str], image_folder: Path, tmp_path: Path, name: str, message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "there.npy").write_bytes(b"kept")
+    command = ["extract", str(image_folder), f"--model={small_run[0]}", f"--out={tmp_path / name}"]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "there.npy").read_bytes() == b"kept"
+
+
+def test_predict_prints_probabilities_that_batches_do_not_change(
+    small_run: tuple[Path, str], image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["predict", str(image_folder), f"--model={small_run[0]}"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    header, *rows = (line.split(",") for line in printed.splitlines())
+    names = load_model(small_run[0]).label_names
+    assert header == ["file", "label", *(f"p({name})" for name in names)]
+    assert len(rows) == 7
+    for _, label, *probabilities in rows:
+        values = [float(p) for p in probabilities]
+        assert sum(values) == pytest.approx(1, abs=1e-5)
+        assert label == names[int(np.argmax(values))]
+    assert main([*command, "--batch_size=2"]) == 0
+    again = [line.split(",") for line in capsys.readouterr().out.splitlines()[1:]]
+    for a, b in zip(rows, again, strict=True):
+        assert a[1] == b[1]
+        assert float(a[2]) == pytest.approx(float(b[2]), abs=1e-5)
+    assert main([*command, "--undefended"]) == 0
+    assert capsys.readouterr().out != printed

@@ -1,0 +1,199 @@
+"""The whole experiment through the command line, on small images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from nnmf_cuda import load_model
+from nnmf_cuda.cli import main
+from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, classification_metrics
+from tests.pipeline.conftest import SMALL, make_npz
+
+STAGES = [
+    "nnmf_feature_extraction",
+    "cnn_training",
+    "denoiser_training",
+    "autoattack_baseline",
+    "autoattack_defended",
+    "total",
+]
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_run_writes_every_file(small_run: tuple[Path, str]) -> None:
+    out, _ = small_run
+    found = {path.name for path in out.iterdir()}
+    assert found == {
+        "adversarial.npz", "config.yaml", "environment.json", "figures", "metrics.json", "model",
+        "report.html", "timings.json",
+    }  # fmt: skip
+    assert {p.name for p in (out / "model").iterdir()} == {"model.json", "model.safetensors"}
+    assert any((out / "figures").glob("*.png"))
+
+
+def test_run_metrics_have_the_documented_keys(small_run: tuple[Path, str]) -> None:
+    metrics = read(small_run[0] / "metrics.json")
+    assert list(metrics["rows"]) == list(ROW_NAMES)
+    for row in metrics["rows"].values():
+        assert set(row) == {*METRIC_NAMES, "n"}
+        assert row["n"] == 15
+    assert metrics["majority_class_accuracy"] == pytest.approx(8 / 15)
+    assert isinstance(metrics["notes"], list)
+
+
+def test_run_timings_have_the_documented_keys(small_run: tuple[Path, str]) -> None:
+    timings = read(small_run[0] / "timings.json")
+    assert timings["device"] == "cpu"
+    stages = {row["stage"]: row for row in timings["rows"]}
+    assert [stage for stage in stages if stage in STAGES] == STAGES
+    assert {"reading_images", "writing_results"} <= set(stages)
+    for row in stages.values():
+        assert set(row) == {"stage", "seconds", "n_items", "peak_bytes"}
+        assert row["seconds"] > 0
+    five = sum(stages[stage]["seconds"] for stage in STAGES[:-1])
+    assert stages["total"]["seconds"] == pytest.approx(five)
+
+
+def test_run_prints_both_tables(small_run: tuple[Path, str]) -> None:
+    printed = small_run[1]
+    for text in (*ROW_NAMES, "Constant answer", "NNMF feature extraction", "17.03", "9.11"):
+        assert text in printed
+
+
+def test_run_environment_and_config(small_run: tuple[Path, str], small_npz: Path) -> None:
+    environment = read(small_run[0] / "environment.json")
+    assert environment["packages"]["torch"] == torch.__version__
+    assert len(environment["data_sha256"]) == 64
+    assert environment["threads"] == torch.get_num_threads()
+    config = yaml.safe_load((small_run[0] / "config.yaml").read_text(encoding="utf-8"))
+    assert config["data"] == str(small_npz)
+    assert config["nnmf"]["n_components"] == 4
+    assert config["diffusion"]["timesteps"] == [41]
+
+
+def test_run_again_from_its_config_gives_the_same_numbers(
+    small_run: tuple[Path, str], tmp_path: Path
+) -> None:
+    config = small_run[0] / "config.yaml"
+    assert main(["run", f"--config={config}", f"--out={tmp_path / 'again'}"]) == 0
+    again = read(tmp_path / "again" / "metrics.json")
+    assert again == read(small_run[0] / "metrics.json")
+    with np.load(small_run[0] / "adversarial.npz") as a:
+        with np.load(tmp_path / "again" / "adversarial.npz") as b:
+            for name in ("x_clean", "y", "x_adv_baseline", "x_adv_defended"):
+                assert np.array_equal(a[name], b[name])
+
+
+def test_run_adversarial_features_lie_within_the_threat_model(
+    small_run: tuple[Path, str],
+) -> None:
+    with np.load(small_run[0] / "adversarial.npz") as saved:
+        clean = saved["x_clean"]
+        assert clean.dtype == np.float32
+        assert clean.shape == (15, 4)
+        for name in ("x_adv_baseline", "x_adv_defended"):
+            assert np.abs(saved[name] - clean).max() <= 0.1 + 1e-6
+            assert saved[name].min() >= 0
+            assert saved[name].max() <= 1
+
+
+RECOMPUTE = """
+import json, sys
+import numpy as np, torch
+from nnmf_cuda import load_model
+model, saved = load_model(sys.argv[1]), np.load(sys.argv[1] + "/adversarial.npz")
+y = saved["y"]
+with torch.no_grad():
+    baseline = model.classifier(torch.tensor(saved["x_adv_baseline"])).argmax(1).numpy()
+    x = torch.tensor(saved["x_adv_defended"])
+    defended = [float((model.defended(x).argmax(1).numpy() == y).mean()) for _ in range(20)]
+print(json.dumps({"baseline": float((baseline == y).mean()), "defended": defended}))
+"""
+
+
+def test_run_can_be_checked_in_a_separate_process(small_run: tuple[Path, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RECOMPUTE, str(small_run[0])],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found, metrics = json.loads(done.stdout), read(small_run[0] / "metrics.json")
+    rows = metrics["rows"]
+    assert found["baseline"] == pytest.approx(rows["Robust_Baseline"]["accuracy"])
+    spread = max(metrics["spread"]["Robust_Defended"]["accuracy"], 1 / 15)
+    difference = np.mean(found["defended"]) - rows["Robust_Defended"]["accuracy"]
+    assert abs(difference) < 4 * spread / np.sqrt(20) + 1 / 15
+
+
+def test_run_model_reproduces_the_clean_row(small_run: tuple[Path, str], small_npz: Path) -> None:
+    model = load_model(small_run[0])
+    with np.load(small_npz) as data, np.load(small_run[0] / "adversarial.npz") as saved:
+        test = data["split"] == "test"
+        features = model.features(data["images"][test])
+        np.testing.assert_allclose(features.numpy(), saved["x_clean"], atol=1e-5)
+        probabilities = model.predict_proba(data["images"][test], defended=False)
+        got = classification_metrics(data["labels"][test], probabilities)
+    want = read(small_run[0] / "metrics.json")["rows"]["Clean_Baseline"]
+    assert got["accuracy"] == want["accuracy"]
+    assert got["log_loss"] == pytest.approx(want["log_loss"], rel=1e-4)
+
+
+def test_run_with_three_classes(tmp_path: Path) -> None:
+    data = make_npz(tmp_path / "three.npz", n_classes=3)
+    assert main(["run", f"--data={data}", f"--out={tmp_path / 'out'}", *SMALL]) == 0
+    rows = read(tmp_path / "out" / "metrics.json")["rows"]
+    assert 0 <= rows["Robust_Defended"]["roc_auc"] <= 1
+
+
+def test_run_with_several_seeds_writes_a_summary(
+    small_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert (
+        main(["run", f"--data={small_npz}", f"--out={out}", "--seeds=2", "--seed=3", *SMALL]) == 0
+    )
+    summary = read(out / "summary.json")
+    assert summary["seeds"] == [3, 4]
+    both = [
+        read(out / f"seed_{seed}" / "metrics.json")["rows"]["Clean_Baseline"]["accuracy"]
+        for seed in (3, 4)
+    ]
+    cell = summary["rows"]["Clean_Baseline"]["accuracy"]
+    assert cell["mean"] == pytest.approx(np.mean(both))
+    assert cell["std"] == pytest.approx(np.std(both, ddof=1))
+    assert "Mean and standard deviation over seeds 3, 4" in capsys.readouterr().out
+
+
+def test_run_on_the_phantom_says_synthetic(tmp_path: Path) -> None:
+    assert main(["run", f"--out={tmp_path / 'out'}", *SMALL]) == 0
+    assert any("synthetic" in note for note in read(tmp_path / "out" / "metrics.json")["notes"])
+    assert "synthetic" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8").lower()
+    assert read(tmp_path / "out" / "model" / "model.json")["info"]["synthetic"] is True
+
+
+def test_run_on_the_sample_export(real_data: Path, tmp_path: Path) -> None:
+    """24 training images, 5 components, original JPEG files."""
+    command = ["run", f"--data={real_data / 'darabi-sample'}", f"--out={tmp_path / 'out'}", *SMALL]
+    assert main([*command, "--classes=2=Normal,1=Tumor", "--nnmf.n_components=5"]) == 0
+
+
+def test_a_run_that_fails_leaves_nothing(
+    small_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise ValueError("deliberate")
+
+    monkeypatch.setattr("nnmf_cuda.pipeline.experiment.write_report", fail)
+    out = tmp_path / "out"
+    assert main(["run", f"--data={small_npz}", f"--out={out}", *SMALL]) == 2
+    assert not out.exists()
