@@ -1,0 +1,260 @@
+"""AutoAttack's pieces on feature vectors, with what it says about itself kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nnmf_cuda.attacks._backend import AttackSettings, AutoAttackBackend, Meter, expected_calls
+from nnmf_cuda.attacks.checks import (
+    BOX_TOLERANCE,
+    Array,
+    check_features,
+    check_labels,
+    check_logits,
+    check_settings,
+    frozen,
+    gradient_report,
+)
+from nnmf_cuda.models import deterministic_convolutions
+
+__all__ = ["LAYOUT", "AttackResult", "run_autoattack"]
+
+LAYOUT = "(N, M, 1, 1), the weakest for Square"
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack found, and how.
+
+    Attributes
+    ----------
+    x_adv : Tensor of shape (n_samples, n_features)
+        float32 in [0, 1], on the device of the given features. A sample on which no attack
+        succeeded, or which was wrong from the start, keeps its clean position.
+    robust_flags : Tensor of shape (n_samples,)
+        bool: right on the clean features and after every attack, by AutoAttack's count, which
+        asks the model once each time. For a random model that is pessimistic by re-rolls: judge
+        it by fresh predictions on `x_adv`.
+    clean_accuracy : float
+        Share that was right at AutoAttack's own first look.
+    accuracy_after : dict of str to float
+        Share still robust after each attack, in the order they ran.
+    seconds : dict of str to float
+        Time in each attack; 0 where no sample was left to attack.
+    warnings : list of str
+        AutoAttack's own checks on the kind of defence, verbatim.
+    layout : str
+        How the features were laid out as images, which Square's result depends on.
+    max_perturbation : float
+        Largest distance of a point from its clean position, in the attack's norm.
+    grad_norm_mean, zero_gradient_share : float
+        See `gradient_report`; on the clean features.
+    n_clamped : int
+        Entries of x that were outside [0, 1] by rounding (at most 1e-6) and were put on its edge.
+    package : str
+        Package that served the attacks: "pyautoattack" or "autoattack".
+    """
+
+    x_adv: Tensor
+    robust_flags: Tensor
+    clean_accuracy: float
+    accuracy_after: dict[str, float]
+    seconds: dict[str, float]
+    warnings: list[str]
+    layout: str
+    max_perturbation: float
+    grad_norm_mean: float
+    zero_gradient_share: float
+    n_clamped: int
+    package: str
+
+
+def run_autoattack(
+    model: nn.Module,
+    x: Array,
+    y: Array,
+    *,
+    norm: str = "Linf",
+    attack_eps: float = 0.10,
+    attacks: Sequence[str] = ("apgd-ce", "square"),
+    seed: int = 0,
+    batch_size: int = 250,
+    n_iter: int = 100,
+    n_restarts: int = 5,
+    n_queries: int = 5000,
+    eot_iter: int = 1,
+    progress: bool = False,
+) -> AttackResult:
+    """Attack a classifier of feature vectors with AutoAttack's custom version.
+
+    This is not "AutoAttack standard": that needs the DLR loss, which two classes do not have.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps features (n_samples, n_features) to logits (n_samples, n_classes), differentiably.
+        Attacked in evaluation mode; its modes and `requires_grad` flags are restored.
+    x : array of shape (n_samples, n_features)
+        Features in [0, 1]; attacked in float32.
+    y : array of shape (n_samples,)
+        Labels in 0..n_classes-1.
+    norm : {"Linf", "L2"}, default="Linf"
+        Norm that bounds the perturbation ("L2" without Square).
+    attack_eps : float, default=0.10
+        The bound, in units of the features.
+    attacks : sequence of str, default=("apgd-ce", "square")
+        Of "apgd-ce", "apgd-dlr" (3 classes or more), "apgd-t" (4 or more), "fab", "fab-t",
+        "square"; run in this order, each on the samples that are still right.
+    seed : int, default=0
+        Same seed, same points. The global random state is restored.
+    batch_size : int, default=250
+        Samples per call. AutoAttack restarts its random numbers with every batch, so points
+        depend on it.
+    n_iter, n_restarts, eot_iter : int, default=100, 5, 1
+        Steps of APGD and FAB, random starts of "apgd-ce" and "apgd-dlr", gradients that APGD
+        averages at each step of a random model.
+    n_queries : int, default=5000
+        Queries of Square.
+    progress : bool, default=False
+        Show a bar for each attack, if the standard error is a terminal.
+
+    Returns
+    -------
+    AttackResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        If x leaves the box, or labels, settings, attacks or logits do not fit.
+    RuntimeError
+        If the model has no gradient or only zero gradients, or a point broke the bound.
+    ImportError
+        If neither pyautoattack nor autoattack is installed.
+
+    References
+    ----------
+    .. [1] Croce & Hein (2020), Reliable evaluation of adversarial robustness with an ensemble of
+       diverse parameter-free attacks, ICML.
+
+    Examples
+    --------
+    >>> result = run_autoattack(classifier, features, labels, attack_eps=0.1)
+    >>> result.accuracy_after["square"], result.seconds["apgd-ce"]
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    budget = {"n_iter": n_iter, "n_restarts": n_restarts, "n_queries": n_queries}
+    budget["eot_iter"] = eot_iter
+    check_settings(
+        attacks, norm=norm, attack_eps=attack_eps, seed=seed, batch_size=batch_size, **budget
+    )
+    features, n_clamped = check_features(x)
+    labels = check_labels(y, len(features))
+    home, device = features.device, _device_of(model, features)
+    features, labels = features.to(device), labels.to(device)
+
+    meter = Meter(device, expected_calls(**budget), progress=progress)
+    target = _FeaturesAsImages(model, meter)
+    with _isolated(seed), frozen(model), deterministic_convolutions():
+        with torch.no_grad():
+            logits = model(features[:batch_size].to(target.dtype))
+        n_classes = check_logits(logits, len(features[:batch_size]), attacks, labels)
+        gradient = gradient_report(model, features.to(target.dtype), labels, batch_size=batch_size)
+        if gradient["zero_gradient_share"] == 1:
+            raise RuntimeError(
+                "the gradient of the model is exactly zero on every sample (saturated or "
+                "piecewise constant): gradient attacks would find nothing and robustness would "
+                "look better than it is"
+            )
+        settings = AttackSettings(
+            norm=norm,
+            attack_eps=float(attack_eps),
+            attacks=tuple(attacks),
+            n_classes=n_classes,
+            seed=int(seed),
+            device=device,
+            batch_size=batch_size,
+            **budget,
+        )
+        backend = AutoAttackBackend(target, settings, meter)
+        images, y_adv = backend.run(features[:, :, None, None], labels)
+    x_adv = images.flatten(1)
+    robust_flags = y_adv == labels
+    return AttackResult(
+        x_adv=x_adv.to(home),
+        robust_flags=robust_flags.to(home),
+        clean_accuracy=meter.rows.get(attacks[0], 0) / len(features),
+        accuracy_after=_accuracy_after(attacks, meter, robust_flags),
+        seconds={name: meter.seconds.get(name, 0.0) for name in attacks},
+        warnings=backend.log.warnings,
+        layout=LAYOUT,
+        max_perturbation=_max_perturbation(x_adv, features, norm, attack_eps),
+        grad_norm_mean=gradient["grad_norm_mean"],
+        zero_gradient_share=gradient["zero_gradient_share"],
+        n_clamped=n_clamped,
+        package=backend.package,
+    )
+
+
+class _FeaturesAsImages(nn.Module):
+    """The model as AutoAttack wants it: (N, M, 1, 1) float32 in, float32 logits out."""
+
+    def __init__(self, model: nn.Module, meter: Meter) -> None:
+        super().__init__()
+        self.model = model
+        self.meter = meter
+        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+        self.dtype = next(floating, torch.float32)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.meter.count_call()
+        logits: Tensor = self.model(images.flatten(1).to(self.dtype))
+        return logits.float()
+
+
+def _device_of(model: nn.Module, x: Tensor) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return x.device if parameter is None else parameter.device
+
+
+@contextmanager
+def _isolated(seed: int) -> Iterator[None]:
+    """Seed torch's global generators, which AutoAttack uses; restore them and the trace hook.
+
+    AutoAttack's check for dynamic defences ends in sys.settrace(None), which would switch off a
+    debugger or a coverage measurement.
+    """
+    trace = sys.gettrace()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices, device_type="cuda"):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        sys.settrace(trace)
+
+
+def _accuracy_after(attacks: Sequence[str], meter: Meter, robust_flags: Tensor) -> dict[str, float]:
+    """Return the robust share after each attack: what the next one was given is what it left."""
+    left = [meter.rows.get(name, 0) for name in attacks[1:]] + [int(robust_flags.sum())]
+    return {name: n / len(robust_flags) for name, n in zip(attacks, left, strict=True)}
+
+
+def _max_perturbation(x_adv: Tensor, x: Tensor, norm: str, attack_eps: float) -> float:
+    """Return the largest distance; raise if an attack left the ball or the box."""
+    order = float("inf") if norm == "Linf" else 2
+    distance = float((x_adv.double() - x.double()).norm(p=order, dim=1).max())
+    low, high = float(x_adv.min()), float(x_adv.max())
+    # Not (a <= b) rather than a > b, so that NaN fails too.
+    if not (distance <= attack_eps + BOX_TOLERANCE and low >= 0 and high <= 1):
+        raise RuntimeError(
+            f"the attack broke its own bound: largest {norm} distance {distance:.6g} for "
+            f"attack_eps {attack_eps}, values from {low:.6g} to {high:.6g}"
+        )
+    return distance

@@ -1,0 +1,171 @@
+"""The networks: classifier, denoiser, and the two of them as a defended classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from nnmf_cuda.diffusion import DiffusionPurifier
+from nnmf_cuda.reference import sinusoidal_embedding
+
+__all__ = ["DefendedClassifier", "FeatureCNN", "FeatureDenoiser", "deterministic_convolutions"]
+
+
+class FeatureCNN(nn.Module):
+    """Light 1-D convolutional classifier of feature vectors.
+
+    Conv1d 16, ReLU, Conv1d 32, ReLU (kernels 3, padding 1), max-pool 2, fully connected 64, ReLU,
+    `n_classes` logits. It takes features as they are: nothing is normalised inside.
+
+    Parameters
+    ----------
+    n_features : int
+        Length of a feature vector, at least 2 (the pool halves it).
+    n_classes : int
+        Number of logits, at least 2.
+    """
+
+    def __init__(self, n_features: int, n_classes: int) -> None:
+        super().__init__()
+        if n_features < 2:
+            raise ValueError(
+                f"n_features must be at least 2 for the max-pool of 2, got {n_features}: "
+                "select more components"
+            )
+        if n_classes < 2:
+            raise ValueError(f"n_classes must be at least 2, got {n_classes}")
+        self.n_features = n_features
+        self.n_classes = n_classes
+        self.convolutions = nn.Sequential(
+            nn.Conv1d(1, 16, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv1d(16, 32, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool1d(2),
+        )
+        self.head = nn.Sequential(
+            nn.Linear(32 * (n_features // 2), 64), nn.ReLU(), nn.Linear(64, n_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (n_samples, n_classes) of features (n_samples, n_features)."""
+        _require_features(x, self.n_features)
+        logits: Tensor = self.head(self.convolutions(x.unsqueeze(1)).flatten(1))
+        return logits
+
+
+class FeatureDenoiser(nn.Module):
+    """Multilayer perceptron that predicts the clean features x_0 from x_t and t.
+
+    x_t and the sinusoidal embedding of t enter together; two hidden layers with ReLU; the output
+    is neither clipped nor normalised.
+
+    Parameters
+    ----------
+    n_features : int
+        Length of a feature vector.
+    hidden : int, default=128
+        Width of the hidden layers.
+    embedding_dim : int, default=32
+        Length of the embedding of t.
+    """
+
+    def __init__(self, n_features: int, *, hidden: int = 128, embedding_dim: int = 32) -> None:
+        super().__init__()
+        for name, value in (
+            ("n_features", n_features),
+            ("hidden", hidden),
+            ("embedding_dim", embedding_dim),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.n_features = n_features
+        self.hidden = hidden
+        self.embedding_dim = embedding_dim
+        self.layers = nn.Sequential(
+            nn.Linear(n_features + embedding_dim, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, n_features),
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the prediction of x_0 (n_samples, n_features).
+
+        Parameters
+        ----------
+        x_t : Tensor of shape (n_samples, n_features)
+            Noised features.
+        t : Tensor of shape (n_samples,)
+            int64 timesteps.
+        """
+        _require_features(x_t, self.n_features)
+        embedding = sinusoidal_embedding(t, self.embedding_dim).to(x_t.dtype)
+        pred_x_start: Tensor = self.layers(torch.cat((x_t, embedding), 1))
+        return pred_x_start
+
+    def weights(self) -> list[Tensor]:
+        """Return [W1, b1, W2, b2, W3, b3], as `ops.purify` takes them; not copies."""
+        return [
+            tensor
+            for layer in self.layers
+            if isinstance(layer, nn.Linear)
+            for tensor in (layer.weight, layer.bias)
+        ]
+
+
+class DefendedClassifier(nn.Module):
+    """Purify features, classify every draw, average the logits.
+
+    Random unless `noise` is given: two calls on the same features differ. Gradients flow through
+    noising, denoiser, classifier and average.
+
+    Parameters
+    ----------
+    purifier : DiffusionPurifier
+        Draws K purified versions of each sample.
+    classifier : nn.Module
+        Maps features (n_samples, n_features) to logits (n_samples, n_classes).
+    """
+
+    def __init__(self, purifier: DiffusionPurifier, classifier: nn.Module) -> None:
+        super().__init__()
+        self.purifier = purifier
+        self.classifier = classifier
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        noise: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the mean logits (n_samples, n_classes) over the draws.
+
+        `noise` and `generator` are as in `DiffusionPurifier.forward`.
+        """
+        purified = self.purifier(x, noise=noise, generator=generator)
+        logits: Tensor = self.classifier(purified.flatten(0, 1))
+        return logits.reshape(*purified.shape[:2], -1).mean(1)
+
+
+def _require_features(x: Tensor, n_features: int) -> None:
+    if x.dim() != 2 or x.shape[1] != n_features:
+        raise ValueError(
+            f"features must have shape (n_samples, {n_features}), got {tuple(x.shape)}"
+        )
+
+
+@contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """Have cuDNN choose deterministic algorithms inside the block; no effect on the CPU."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before

@@ -1,0 +1,339 @@
+"""Training of classifier and denoiser: one loop, reproducible, no hidden random state."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from nnmf_cuda.diffusion import NoiseSchedule
+from nnmf_cuda.models import FeatureCNN, FeatureDenoiser, deterministic_convolutions
+
+__all__ = ["TrainingResult", "train_classifier", "train_denoiser"]
+
+Model = TypeVar("Model", bound=nn.Module)
+Array = Tensor | NDArray[Any]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingResult(Generic[Model]):
+    """A trained model with the record of its training.
+
+    Attributes
+    ----------
+    model : nn.Module
+        In evaluation mode, on the device it was trained on.
+    history : dict of str to list of float
+        One entry per epoch: "train_loss" (mean over the samples as they were seen), and, with
+        validation data, "valid_loss" and for the classifier "valid_accuracy".
+    best_epoch : int
+        Epoch whose weights the model has, as an index into the lists of `history`.
+    """
+
+    model: Model
+    history: dict[str, list[float]]
+    best_epoch: int
+
+
+def train_classifier(
+    features: Array,
+    labels: Array,
+    valid_features: Array,
+    valid_labels: Array,
+    *,
+    n_classes: int,
+    epochs: int = 100,
+    lr: float = 1e-3,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> TrainingResult[FeatureCNN]:
+    """Train a `FeatureCNN` by cross-entropy and keep its best validation epoch.
+
+    The best epoch has the highest validation accuracy; among equals the lowest validation loss;
+    among equals the earliest.
+
+    Parameters
+    ----------
+    features, valid_features : array of shape (n_samples, n_features)
+        Finite; used in float32.
+    labels, valid_labels : array of shape (n_samples,)
+        Integers in 0..n_classes-1.
+    n_classes : int
+        Number of classes.
+    epochs, lr, batch_size
+        Passes over the data, Adam's learning rate, samples per step.
+    seed : int, default=0
+        Determines initial weights and batches, the same on every device. The global random
+        state is neither used nor changed.
+    device : torch.device or str, default="cpu"
+        Where to train.
+    progress : bool, default=False
+        Show a bar, if the standard error is a terminal.
+
+    Returns
+    -------
+    TrainingResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        If data or settings do not fit.
+    RuntimeError
+        If the loss stops being finite.
+    """
+    x = _as_features("features", features, device)
+    y = _as_labels("labels", labels, len(x), n_classes, device)
+    valid_x = _as_features("valid_features", valid_features, device, n_features=x.shape[1])
+    valid_y = _as_labels("valid_labels", valid_labels, len(valid_x), n_classes, device)
+    model = _initialised(lambda: FeatureCNN(x.shape[1], n_classes), seed).to(x)
+
+    def draw_epoch(generator: torch.Generator) -> tuple[Tensor, ...]:
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        return x[order], y[order]
+
+    def evaluate() -> dict[str, Tensor]:
+        logits = model(valid_x)
+        return {
+            "valid_loss": functional.cross_entropy(logits, valid_y),
+            "valid_accuracy": (logits.argmax(1) == valid_y).float().mean(),
+        }
+
+    return _fit(
+        model,
+        draw_epoch=draw_epoch,
+        batch_loss=lambda batch_x, batch_y: functional.cross_entropy(model(batch_x), batch_y),
+        evaluate=evaluate,
+        rank=lambda scores: (scores["valid_accuracy"], -scores["valid_loss"]),
+        settings=_Settings("classifier", epochs, lr, batch_size, seed, progress),
+    )
+
+
+def train_denoiser(
+    features: Array,
+    schedule: NoiseSchedule,
+    *,
+    hidden: int = 128,
+    embedding_dim: int = 32,
+    epochs: int = 300,
+    lr: float = 1e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    valid_features: Array | None = None,
+    progress: bool = False,
+) -> TrainingResult[FeatureDenoiser]:
+    """Train a `FeatureDenoiser` to predict x_0 from x_t, and keep its last epoch.
+
+    The loss is the mean squared error on x_0, with t uniform on 0..T-1 and fresh noise for every
+    sample of every epoch. Validation features are only watched: one draw of (t, noise) for each,
+    the same in every epoch.
+
+    Parameters
+    ----------
+    features : array of shape (n_samples, n_features)
+        Finite; used in float32.
+    schedule : NoiseSchedule
+        Noise schedule.
+    hidden, embedding_dim : int
+        Widths of the `FeatureDenoiser`.
+    epochs, lr, batch_size, seed, device, progress
+        As in `train_classifier`; the seed determines timesteps and noise too.
+    valid_features : array of shape (n_valid, n_features), optional
+        Adds "valid_loss" to the history.
+
+    Returns
+    -------
+    TrainingResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        If data or settings do not fit.
+    RuntimeError
+        If the loss stops being finite.
+    """
+    x = _as_features("features", features, device)
+    model = _initialised(
+        lambda: FeatureDenoiser(x.shape[1], hidden=hidden, embedding_dim=embedding_dim), seed
+    ).to(device)
+    schedule = schedule.to(device)
+
+    def draw(x_start: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        t = torch.randint(schedule.num_timesteps, (len(x_start),), generator=generator)
+        noise = torch.randn(x_start.shape, generator=generator, dtype=x.dtype)
+        return x_start, t.to(x.device), noise.to(x.device)
+
+    def draw_epoch(generator: torch.Generator) -> tuple[Tensor, ...]:
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        return draw(x[order], generator)
+
+    def batch_loss(x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return functional.mse_loss(model(schedule.q_sample(x_start, t, noise), t), x_start)
+
+    evaluate = None
+    if valid_features is not None:
+        valid_x = _as_features("valid_features", valid_features, device, n_features=x.shape[1])
+        valid_batch = draw(valid_x, torch.Generator().manual_seed(seed + 1))
+
+        def evaluate() -> dict[str, Tensor]:
+            return {"valid_loss": batch_loss(*valid_batch)}
+
+    return _fit(
+        model,
+        draw_epoch=draw_epoch,
+        batch_loss=batch_loss,
+        evaluate=evaluate,
+        rank=None,
+        settings=_Settings("denoiser", epochs, lr, batch_size, seed, progress),
+    )
+
+
+@dataclass(frozen=True)
+class _Settings:
+    description: str
+    epochs: int
+    lr: float
+    batch_size: int
+    seed: int
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be a finite number > 0, got {self.lr}")
+
+
+def _fit(
+    model: Model,
+    *,
+    draw_epoch: Callable[[torch.Generator], tuple[Tensor, ...]],
+    batch_loss: Callable[..., Tensor],
+    evaluate: Callable[[], dict[str, Tensor]] | None,
+    rank: Callable[[dict[str, float]], tuple[float, ...]] | None,
+    settings: _Settings,
+) -> TrainingResult[Model]:
+    """Minimise `batch_loss` over slices of what `draw_epoch` returns, by Adam.
+
+    `draw_epoch` returns one epoch's samples in their order; `evaluate` the validation scores;
+    `rank` says how good an epoch is (more is better): without it the last one is kept. Losses
+    stay on the device within an epoch and are read once at its end.
+    """
+    # Drawn on the CPU, a whole epoch at once: the same numbers on every device.
+    generator = torch.Generator().manual_seed(settings.seed)
+    # Fused: the networks are so small that the plain optimiser takes half of a step.
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
+    history: dict[str, list[float]] = {}
+    best: tuple[float, ...] | None = None
+    best_epoch, best_state = settings.epochs - 1, None
+    bar = tqdm(
+        range(settings.epochs),
+        desc=f"train {settings.description}",
+        unit="epoch",
+        disable=None if settings.progress else True,
+    )
+    with deterministic_convolutions():
+        for epoch in bar:
+            model.train()
+            scores = {
+                "train_loss": _run_epoch(draw_epoch(generator), batch_loss, optimizer, settings)
+            }
+            if evaluate is not None:
+                model.eval()
+                with torch.no_grad():
+                    scores |= evaluate()
+            values = dict(zip(scores, torch.stack(list(scores.values())).tolist(), strict=True))
+            _require_finite(values, epoch, settings)
+            for name, value in values.items():
+                history.setdefault(name, []).append(value)
+            if rank is not None and (best is None or rank(values) > best):
+                best, best_epoch = rank(values), epoch
+                best_state = {name: v.clone() for name, v in model.state_dict().items()}
+            bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
+    optimizer.zero_grad()  # the model leaves without the last step's gradients
+    if best_state is not None:
+        model.load_state_dict(best_state)
+    logger.info(
+        "trained %s: kept epoch %d of %d", settings.description, best_epoch + 1, settings.epochs
+    )
+    return TrainingResult(model.eval(), history, best_epoch)
+
+
+def _run_epoch(
+    samples: tuple[Tensor, ...],
+    batch_loss: Callable[..., Tensor],
+    optimizer: torch.optim.Optimizer,
+    settings: _Settings,
+) -> Tensor:
+    """Step through one epoch; return the mean loss per sample, still on the device."""
+    n_samples = len(samples[0])
+    total = torch.zeros((), device=samples[0].device)
+    for start in range(0, n_samples, settings.batch_size):
+        batch = [tensor[start : start + settings.batch_size] for tensor in samples]
+        loss = batch_loss(*batch)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        total += loss.detach() * len(batch[0])
+    return total / n_samples
+
+
+def _require_finite(values: dict[str, float], epoch: int, settings: _Settings) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise RuntimeError(
+                f"{name} of the {settings.description} became {value} in epoch {epoch + 1}: "
+                f"lower lr (now {settings.lr}) or check the features' scale"
+            )
+
+
+def _initialised(build: Callable[[], Model], seed: int) -> Model:
+    """Build a model whose initial weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed the GPUs' generators too.
+        torch.default_generator.manual_seed(seed)
+        return build()
+
+
+def _as_features(
+    name: str, values: Array, device: torch.device | str, *, n_features: int | None = None
+) -> Tensor:
+    x = torch.as_tensor(values).detach().to(device=device, dtype=torch.float32)
+    if x.dim() != 2 or x.numel() == 0 or n_features not in (None, x.shape[1]):
+        expected = "n_features" if n_features is None else n_features
+        raise ValueError(
+            f"{name} must have shape (n_samples, {expected}) with at least one sample, "
+            f"got {tuple(x.shape)}"
+        )
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity: check the features")
+    return x
+
+
+def _as_labels(
+    name: str, values: Array, n_samples: int, n_classes: int, device: torch.device | str
+) -> Tensor:
+    y = torch.as_tensor(values)
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {y.dtype}")
+    if y.shape != (n_samples,):
+        raise ValueError(f"{name} must have shape ({n_samples},), got {tuple(y.shape)}")
+    if int(y.min()) < 0 or int(y.max()) >= n_classes:
+        raise ValueError(
+            f"{name} must be within 0..{n_classes - 1} for n_classes={n_classes}, got values "
+            f"from {int(y.min())} to {int(y.max())}"
+        )
+    return y.to(device=device, dtype=torch.int64)
