@@ -299,7 +299,7 @@ def _config_yaml(arguments: Namespace, parser: ArgumentParser) -> str:
     kept = arguments.clone()
     for name in _NOT_CONFIG:
         kept.pop(name, None)
-    text: str = parser.dump(kept, skip_validation=True)
+    text: str = parser.dump(kept, skip_unset=False, skip_validation=True)
     return text
 
 

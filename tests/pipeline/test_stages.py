@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnmf_cuda.data import load_dataset
+from nnmf_cuda.pipeline.config import PRESETS, ExperimentConfig, NNMFConfig, SelectionConfig
+from nnmf_cuda.pipeline.stages import StageSeeds, defend, extract_features
+
+CPU = torch.device("cpu")
+
+
+def test_paper_preset_holds_the_papers_settings() -> None:
+    paper = PRESETS["paper"]
+    assert paper == ExperimentConfig()
+    assert (paper.nnmf.n_components, paper.nnmf.beta_loss) == (15, "kullback-leibler")
+    assert (paper.diffusion.timesteps, paper.diffusion.n_draws) == ((41,), 8)
+    assert (paper.attack.attack_eps, paper.attack.norm) == (0.10, "Linf")
+    assert paper.attack.attacks == ("apgd-ce", "square")
+
+
+def test_stage_seeds_differ_from_each_other_and_between_seeds() -> None:
+    seeds = [StageSeeds.spawn(seed) for seed in (0, 1)]
+    values = [v for s in seeds for v in (s.nnmf, s.classifier, s.denoiser, s.evaluation, s.attack)]
+    assert len(set(values)) == len(values)
+    assert StageSeeds.spawn(0) == seeds[0]
+
+
+def test_features_use_the_training_split_alone(small_npz: Path) -> None:
+    config = ExperimentConfig(
+        nnmf=NNMFConfig(n_components=5, max_iter=10), selection=SelectionConfig(3)
+    )
+    dataset = load_dataset(small_npz)
+    features = extract_features(dataset, config, seed=0, device=CPU)
+    changed = dataset.images.copy()
+    changed[dataset.split == "test"] = 255 - changed[dataset.split == "test"]
+    other = extract_features(
+        type(dataset)(**(vars(dataset) | {"images": changed})), config, seed=0, device=CPU
+    )
+    assert torch.equal(features.extractor.components, other.extractor.components)
+    assert torch.equal(features.extractor.selected, other.extractor.selected)
+    assert torch.equal(features.x["train"], other.x["train"])
+    assert not torch.equal(features.x["test"], other.x["test"])
+
+
+def test_features_have_length_one_and_the_selected_width(small_npz: Path) -> None:
+    config = ExperimentConfig(
+        nnmf=NNMFConfig(n_components=5, max_iter=10), selection=SelectionConfig(3)
+    )
+    features = extract_features(load_dataset(small_npz), config, seed=0, device=CPU)
+    for split, n in (("train", 30), ("valid", 15), ("test", 15)):
+        assert features.x[split].shape == (n, 3)
+        torch.testing.assert_close(features.x[split].norm(dim=1), torch.ones(n))
+    np.testing.assert_array_equal(features.extractor.selected, features.selector.selected_)
+
+
+def test_defended_model_has_the_papers_noise_level() -> None:
+    from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
+
+    defended = defend(FeatureCNN(4, 2), FeatureDenoiser(4), PRESETS["paper"].diffusion)
+    alphas_cumprod = defended.purifier.alphas_cumprod[defended.purifier.timesteps]
+    assert alphas_cumprod.item() == pytest.approx(0.97887, abs=1e-5)
+    assert (1 - alphas_cumprod).sqrt().item() == pytest.approx(0.1454, abs=1e-4)
