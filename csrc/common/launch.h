@@ -1,0 +1,66 @@
+// Kernel launches. Every one goes through NNMF_CUDA_LAUNCH, so that a test build can compile the
+// same kernels as host code: there the header cuda_on_cpu.h of the tests takes the place of CUDA.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/headeronly/util/Exception.h>
+
+#define NNMF_CUDA_LAUNCH_CHECK()                                                              \
+  do {                                                                                        \
+    const cudaError_t error = cudaGetLastError();                                             \
+    STD_TORCH_CHECK(error == cudaSuccess, "CUDA launch failed: ", cudaGetErrorString(error)); \
+  } while (0)
+
+#define NNMF_CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  do {                                                                   \
+    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);          \
+    NNMF_CUDA_LAUNCH_CHECK();                                            \
+  } while (0)
+
+namespace nnmf_cuda {
+
+// torch's current stream. Nothing of CUDA torch is linked, so that the module also loads beside a
+// CPU-only torch: the function is looked up in the library that a CUDA torch has loaded already.
+inline cudaStream_t current_stream(int32_t device) {
+  using Getter = AOTITorchError (*)(int32_t, void**);
+  static const Getter get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return library == nullptr
+               ? nullptr
+               : reinterpret_cast<Getter>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  STD_TORCH_CHECK(get != nullptr, "this torch has no CUDA: libtorch_cuda.so is not loaded");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(get(device, &stream) == 0, "cannot get the current CUDA stream of device ",
+                  device);
+  return static_cast<cudaStream_t>(stream);
+}
+
+}  // namespace nnmf_cuda
+
+#else
+
+#include "cuda_on_cpu.h"
+
+#endif
+
+namespace nnmf_cuda {
+
+// One-dimensional grids only: their limit is the one that no real problem reaches.
+inline dim3 grid_of(int64_t blocks) {
+#if defined(__CUDACC__)
+  STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(),
+                  "the problem is too large for one launch: ", blocks, " blocks");
+#endif
+  return dim3(static_cast<unsigned>(blocks));
+}
+
+}  // namespace nnmf_cuda

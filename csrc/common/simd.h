@@ -1,0 +1,61 @@
+// What the CPU kernels share: instruction-set variants, vectors, aligned scratch memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "inline.h"
+
+// One source, several instruction sets, chosen at run time by CPUID. Everything that such a
+// function calls must be inlined into it (NNMF_CUDA_INLINE): only then is it compiled for the same
+// instruction set. Compiler vectors and plain loops only: intrinsics do not go inside.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define NNMF_CUDA_CPU_CLONES 1
+#define NNMF_CUDA_CLONED \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define NNMF_CUDA_CLONED
+#endif
+
+namespace nnmf_cuda {
+
+constexpr std::size_t kCacheLine = 64;
+
+// One cache line of values as a compiler vector: one AVX-512 register, two of AVX2, four of SSE.
+template <class T>
+struct Vector {
+  static constexpr int64_t kLanes = kCacheLine / sizeof(T);
+  typedef T Lanes __attribute__((vector_size(kCacheLine), may_alias));
+
+  static NNMF_CUDA_INLINE Lanes& at(T* p) { return *reinterpret_cast<Lanes*>(p); }
+  static NNMF_CUDA_INLINE const Lanes& at(const T* p) { return *reinterpret_cast<const Lanes*>(p); }
+
+  static NNMF_CUDA_INLINE T sum(const Lanes& v) {
+    T part[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l) part[l] = v[l];
+    for (int64_t width = kLanes / 2; width > 0; width /= 2)
+      for (int64_t l = 0; l < width; ++l) part[l] += part[l + width];
+    return part[0];
+  }
+};
+
+// Memory for `size` values, aligned to a cache line, its contents undefined.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size)
+      : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T),
+                                             std::align_val_t{kCacheLine}))) {}
+
+  T* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { ::operator delete(data, std::align_val_t{kCacheLine}); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+}  // namespace nnmf_cuda

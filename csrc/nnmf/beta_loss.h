@@ -1,0 +1,141 @@
+// The beta-divergence and its multiplicative update, element by element, as scikit-learn 1.9
+// defines them (sklearn/decomposition/_nmf.py). Shared by the CPU and the CUDA kernels.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../common/inline.h"
+
+namespace nnmf_cuda {
+
+// The divergences that have a formula of their own; kGeneral is any other beta_loss.
+enum class Loss { kFrobenius, kKullbackLeibler, kItakuraSaito, kGeneral };
+
+inline Loss loss_of(double beta_loss) {
+  if (beta_loss == 2) return Loss::kFrobenius;
+  if (beta_loss == 1) return Loss::kKullbackLeibler;
+  if (beta_loss == 0) return Loss::kItakuraSaito;
+  return Loss::kGeneral;
+}
+
+// A Loss as a type, so that it becomes a template parameter.
+template <Loss value>
+struct LossType {
+  static constexpr Loss kLoss = value;
+};
+
+template <class F>
+void dispatch_loss(double beta_loss, const F& f) {
+  switch (loss_of(beta_loss)) {
+    case Loss::kFrobenius:
+      return f(LossType<Loss::kFrobenius>{});
+    case Loss::kKullbackLeibler:
+      return f(LossType<Loss::kKullbackLeibler>{});
+    case Loss::kItakuraSaito:
+      return f(LossType<Loss::kItakuraSaito>{});
+    case Loss::kGeneral:
+      return f(LossType<Loss::kGeneral>{});
+  }
+}
+
+constexpr double kEpsilon = 1.1920928955078125e-07;     // float32's: the floor of W H
+constexpr double kClampBelow = 2.2204460492503131e-16;  // float64's: smaller factors become zero
+
+// Written so that NaN stays NaN.
+template <class T>
+NNMF_CUDA_INLINE T floored(T wh) {
+  return wh < static_cast<T>(kEpsilon) ? static_cast<T>(kEpsilon) : wh;
+}
+
+// X as a number: pixels are x / 255.
+template <class T, class Data>
+NNMF_CUDA_INLINE T value_of(Data x) {
+  if constexpr (sizeof(Data) == 1)
+    return static_cast<T>(x) / T{255};
+  else
+    return x;
+}
+
+// X (W H)^(beta_loss - 2): what the numerator of an update sums.
+template <Loss loss, class T>
+NNMF_CUDA_INLINE T numerator_term(T x, T wh, T beta_loss) {
+  if constexpr (loss == Loss::kFrobenius) {
+    return x;
+  } else if constexpr (loss == Loss::kKullbackLeibler) {
+    return x / floored(wh);
+  } else if constexpr (loss == Loss::kItakuraSaito) {
+    const T inverse = T{1} / floored(wh);
+    return x * (inverse * inverse);
+  } else {
+    return x * std::pow(beta_loss < 2 ? floored(wh) : wh, beta_loss - 2);
+  }
+}
+
+// (W H)^(beta_loss - 1): what the denominator sums.
+template <Loss loss, class T>
+NNMF_CUDA_INLINE T denominator_term(T wh, T beta_loss) {
+  if constexpr (loss == Loss::kFrobenius) {
+    return wh;
+  } else if constexpr (loss == Loss::kKullbackLeibler) {
+    return T{1};
+  } else if constexpr (loss == Loss::kItakuraSaito) {
+    return T{1} / floored(wh);
+  } else {
+    return std::pow(beta_loss < 1 ? floored(wh) : wh, beta_loss - 1);
+  }
+}
+
+// How one factor is updated from its numerator and denominator.
+struct UpdateRule {
+  double l1_reg;
+  double l2_reg;
+  double gamma;  // the exponent that makes the update monotone (Fevotte & Idier 2011, table 2)
+  bool clamp;    // values below kClampBelow become exact zeros
+};
+
+inline double mm_exponent(double beta_loss) {
+  if (beta_loss < 1) return 1 / (2 - beta_loss);
+  if (beta_loss > 2) return 1 / (beta_loss - 1);
+  return 1;
+}
+
+inline UpdateRule rule_for_W(double beta_loss, double l1_reg, double l2_reg) {
+  return {l1_reg, l2_reg, mm_exponent(beta_loss), beta_loss < 1};
+}
+
+inline UpdateRule rule_for_H(double beta_loss, double l1_reg, double l2_reg) {
+  return {l1_reg, l2_reg, mm_exponent(beta_loss), beta_loss <= 1};
+}
+
+template <class T>
+NNMF_CUDA_INLINE T updated(T value, T numerator, T denominator, const UpdateRule& rule) {
+  if (rule.l1_reg > 0) denominator += static_cast<T>(rule.l1_reg);
+  if (rule.l2_reg > 0) denominator += static_cast<T>(rule.l2_reg) * value;
+  if (denominator == 0) denominator = static_cast<T>(kEpsilon);
+  T ratio = numerator / denominator;
+  if (rule.gamma != 1) ratio = std::pow(ratio, static_cast<T>(rule.gamma));
+  value *= ratio;
+  return rule.clamp && value < static_cast<T>(kClampBelow) ? T{0} : value;
+}
+
+// What one element adds to the divergence; entries of X up to kEpsilon count as zeros.
+template <Loss loss>
+NNMF_CUDA_INLINE double divergence_term(double x, double wh, double beta_loss) {
+  if constexpr (loss == Loss::kFrobenius) {
+    return 0.5 * (x - wh) * (x - wh);
+  } else if constexpr (loss == Loss::kKullbackLeibler) {
+    return x > kEpsilon ? x * std::log(x / floored(wh)) - x + wh : wh;
+  } else if constexpr (loss == Loss::kItakuraSaito) {
+    if (!(x > kEpsilon)) return -1;
+    const double ratio = x / floored(wh);
+    return ratio - std::log(ratio) - 1;
+  } else {
+    double term = (beta_loss - 1) * std::pow(wh, beta_loss);
+    if (x > kEpsilon)
+      term += std::pow(x, beta_loss) - beta_loss * x * std::pow(floored(wh), beta_loss - 1);
+    return term / (beta_loss * (beta_loss - 1));
+  }
+}
+
+}  // namespace nnmf_cuda

@@ -1,0 +1,170 @@
+"""Build `nnmf_cuda._C`; everything else about the package is in pyproject.toml.
+
+Beside an installed torch, `pip install --no-build-isolation -e .` is the quick way: with build
+isolation pip first downloads a torch of its own to compile against.
+
+Environment variables read here, and nothing else:
+
+- ``FORCE_CUDA``: 1 builds the CUDA kernels although no CUDA torch is installed (nvcc is enough),
+  0 leaves them out; unset: they are built where torch has CUDA and a matching nvcc is found;
+- ``NNMF_CUDA_NO_EXT=1``: pure-Python install, the reference serves every op;
+- ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``, ``CXX``, ``CUDA_HOME``: torch's own;
+- ``DEBUG=1``: no optimisation, debug information, warnings are errors.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+STABLE_ABI = "2.10"  # the oldest torch that the object runs with
+DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+# torch is imported only by the commands that compile: metadata and sdist do without it.
+BUILD_COMMANDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"}
+
+
+def find_cuda_home() -> str | None:
+    """Return the toolkit's folder; nvcc on PATH may be a wrapper that lies outside it."""
+    nvcc = shutil.which("nvcc")
+    places = [
+        os.environ.get("CUDA_HOME"),
+        Path(nvcc).resolve().parents[1] if nvcc else None,
+        "/usr/local/cuda",
+    ]
+    for place in places:
+        if place and Path(place, "include/cuda_runtime.h").exists():
+            if Path(place, "bin/nvcc").exists():
+                return str(place)
+    return None
+
+
+def nvcc_version(cuda_home: str) -> str:
+    """Return nvcc's version, such as '13.0'."""
+    command = [f"{cuda_home}/bin/nvcc", "--version"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+\.\d+)", output)
+    if found is None:
+        raise SystemExit(f"nnmf-cuda: cannot read a version from the output of {command}")
+    return found[1]
+
+
+def decide_cuda() -> tuple[str | None, str]:
+    """Return the CUDA toolkit to build with, or None, and the reason in words."""
+    import torch
+
+    force, torch_cuda = os.environ.get("FORCE_CUDA"), torch.version.cuda
+    if force == "0":
+        return None, "FORCE_CUDA=0"
+    if force != "1" and torch_cuda is None:
+        return None, "this torch has no CUDA"
+    cuda_home = find_cuda_home()
+    if cuda_home is None:
+        reason = "no CUDA toolkit found (nvcc on PATH, CUDA_HOME, /usr/local/cuda)"
+    else:
+        version = nvcc_version(cuda_home)
+        if torch_cuda is None or version.split(".")[0] == torch_cuda.split(".")[0]:
+            return cuda_home, f"nvcc {version} in {cuda_home}"
+        reason = f"nvcc is {version} but torch was built with CUDA {torch_cuda}"
+    if force == "1":
+        raise SystemExit(f"nnmf-cuda: FORCE_CUDA=1, but {reason}")
+    return None, reason
+
+
+def require_compiler() -> None:
+    """Stop with the remedy where there is no C++ compiler."""
+    compiler = os.environ.get("CXX", "c++").split()[-1]
+    if shutil.which(compiler) is None:
+        raise SystemExit(
+            f"nnmf-cuda: no C++ compiler ({compiler} not found). Install one, for example g++, or"
+            " set NNMF_CUDA_NO_EXT=1 for a pure-Python install, in which the slower reference"
+            " serves every op."
+        )
+
+
+def text_macro(name: str, value: str) -> tuple[str, str]:
+    """Return a macro that expands to a C string."""
+    return name, f'"{value}"'
+
+
+def extension() -> Any:
+    """Return the extension, after deciding what goes into it."""
+    import pybind11
+    from torch.utils import cpp_extension
+
+    require_compiler()
+    cuda_home, reason = decide_cuda()
+    debug = os.environ.get("DEBUG") == "1"
+    major, minor = map(int, STABLE_ABI.split("."))
+    optimise = ["-O0", "-g"] if debug else ["-O3", "-g0"]
+    cxx = [
+        *optimise,
+        "-std=c++20",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wno-psabi",
+        *["-Werror"] * debug,
+    ]
+    nvcc = ["-O0" if debug else "-O3", "-std=c++20", *["-lineinfo"] * debug]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    macros: list[tuple[str, str | None]] = [
+        ("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000"),
+        text_macro("NNMF_CUDA_VERSION", version),
+        text_macro("NNMF_CUDA_STABLE_ABI", STABLE_ABI),
+        text_macro("NNMF_CUDA_FLAGS", " ".join(cxx)),
+    ]
+    sources, link = ["csrc/module.cpp", *sorted(ROOT.glob("csrc/*/*_cpu.cpp"))], {}
+    summary = f"the CPU kernels only: {reason}"
+    if cuda_home is not None:
+        import torch
+
+        cpp_extension.CUDA_HOME = cuda_home  # None beside a CPU-only torch
+        if not torch.cuda.is_available():  # torch would look for a GPU and fail
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+        flags = " ".join(cpp_extension._get_cuda_arch_flags())
+        architectures = " ".join(re.findall(r",code=(\w+)", flags))
+        sources += sorted(ROOT.glob("csrc/*/*_cuda.cu"))
+        macros += [
+            ("USE_CUDA", None),
+            text_macro("NNMF_CUDA_CUDA_VERSION", nvcc_version(cuda_home)),
+            text_macro("NNMF_CUDA_ARCHITECTURES", architectures),
+        ]
+        # cudart is linked statically and nothing of CUDA torch is: the object also loads beside a
+        # CPU-only torch.
+        link = {
+            "library_dirs": [f"{cuda_home}/lib64"],
+            "libraries": ["cudart_static", "rt", "dl", "pthread"],
+        }
+        summary = f"the CPU and CUDA kernels for {architectures}: {reason}"
+    print(f"nnmf-cuda: building {summary}", flush=True)
+    return cpp_extension.CppExtension(
+        "nnmf_cuda._C",
+        [os.path.relpath(source, ROOT) for source in sources],
+        include_dirs=[pybind11.get_include()],
+        define_macros=macros,
+        extra_compile_args={"cxx": cxx, "nvcc": nvcc},
+        **link,
+    )
+
+
+def options() -> dict[str, Any]:
+    """Return what this build adds to the static metadata."""
+    if not BUILD_COMMANDS.intersection(sys.argv):
+        return {}
+    if os.environ.get("NNMF_CUDA_NO_EXT") == "1":
+        print("nnmf-cuda: no extension: NNMF_CUDA_NO_EXT=1", flush=True)
+        return {}
+    from torch.utils.cpp_extension import BuildExtension
+
+    return {"ext_modules": [extension()], "cmdclass": {"build_ext": BuildExtension}}
+
+
+setup(**options())
