@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks import run_autoattack
+from nnmf_cuda.attacks._backend import expected_calls
 from nnmf_cuda.models import FeatureCNN
 
 # A few steps are enough to break a plain network, and keep the tests quick.
@@ -116,6 +117,36 @@ def test_agrees_with_autoattack_itself(classifier, samples, attack):
     x_adv, y_adv = attacker.run_standard_evaluation(x[:, :, None, None], y)
     assert torch.equal(result.x_adv, x_adv.flatten(1))
     assert torch.equal(result.robust_flags, y_adv == y)
+
+
+@pytest.mark.parametrize("attack", ["apgd-ce", "square"])
+def test_the_budget_is_spent(attack):
+    # On a sample that cannot be broken every call is made: APGD asks once at first and then
+    # eot_iter times at each restart's start and at each of its steps; Square twice at first, once
+    # a query and once at the end.
+    class Counted(Linear):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            type(self).calls += 1
+            return super().forward(x)
+
+    def calls(n_iter: int, n_restarts: int, n_queries: int, eot_iter: int) -> int:
+        Counted.calls = 0
+        budget = dict(zip(names, (n_iter, n_restarts, n_queries, eot_iter), strict=True))
+        model = Counted([1.0, -1.0], 1.0)
+        x, y = torch.full((1, 2), 0.5), torch.ones(1).long()
+        run_autoattack(model, x, y, attacks=(attack,), attack_eps=0.1, **budget)
+        own = expected_calls(**budget)[attack]
+        by_hand = 1 + n_restarts * (n_iter + 1) * eot_iter if attack != "square" else n_queries + 3
+        assert own == by_hand
+        return Counted.calls - own
+
+    names = ("n_iter", "n_restarts", "n_queries", "eot_iter")
+    others = calls(1, 1, 1, 1)  # AutoAttack's checks and ours
+    assert (
+        calls(7, 1, 1, 1) == calls(1, 3, 1, 1) == calls(1, 1, 9, 1) == calls(2, 2, 2, 4) == others
+    )
 
 
 def test_same_seed_same_points(classifier, samples):
