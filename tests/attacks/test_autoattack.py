@@ -226,8 +226,12 @@ def test_defended_model_is_attacked_through_its_purifier(defended, samples):
     assert result.zero_gradient_share == 0
     # Nothing of the purifier looks like an optimisation inside the model.
     assert not any("dynamic" in warning for warning in result.warnings)
-    assert accuracy(defended, x, y) > 0.8
-    assert accuracy(defended, result.x_adv, y) < 0.5
+    torch.manual_seed(0)
+    clean, attacked = (
+        np.mean([accuracy(defended, points, y) for _ in range(20)]) for points in (x, result.x_adv)
+    )
+    assert clean > 0.8
+    assert attacked < 0.5
 
 
 @pytest.mark.parametrize("all_wrong", [False, True])
