@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnmf_cuda import ops
@@ -15,7 +13,7 @@ from nnmf_cuda import ops
 if TYPE_CHECKING:
     from nnmf_cuda.models import FeatureDenoiser
 
-__all__ = ["DiffusionPurifier", "NoiseSchedule", "denoising_error"]
+__all__ = ["DiffusionPurifier", "NoiseSchedule"]
 
 
 class NoiseSchedule:
@@ -261,43 +259,3 @@ class DiffusionPurifier(nn.Module):
         # fn may have rounded the schedule to a lower precision: keep its device, not its dtype.
         self.alphas_cumprod = self.schedule.alphas_cumprod.to(self.alphas_cumprod.device)
         return module
-
-
-def denoising_error(
-    denoiser: FeatureDenoiser,
-    schedule: NoiseSchedule,
-    features: Tensor | NDArray[Any],
-    timesteps: Sequence[int],
-    seed: int = 0,
-) -> NDArray[np.float64]:
-    """Return the mean squared error of the predicted x_0 at each timestep.
-
-    Parameters
-    ----------
-    denoiser : FeatureDenoiser
-        Network to judge.
-    schedule : NoiseSchedule
-        Its noise schedule; `schedule.sigma(t)` is the noise level of a timestep.
-    features : array of shape (n_samples, n_features)
-        Clean features.
-    timesteps : sequence of int
-        Timesteps to judge at.
-    seed : int, default=0
-        Seed of the noise, which is the same for every timestep.
-
-    Returns
-    -------
-    ndarray of shape (len(timesteps),)
-        Error per feature. Returning the mean of the training features would give their variance.
-    """
-    weight = denoiser.weights()[0]
-    x_start = torch.as_tensor(features).to(weight)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(x_start.shape, generator=generator, dtype=x_start.dtype).to(weight.device)
-    errors = []
-    with torch.no_grad():
-        for step in timesteps:
-            t = torch.full((len(x_start),), int(step))
-            x_t = schedule.q_sample(x_start, t.to(weight.device), noise)
-            errors.append((denoiser(x_t, t.to(weight.device)) - x_start).square().mean())
-    return torch.stack(errors).double().cpu().numpy()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -125,6 +127,7 @@ def train_denoiser(
     *,
     hidden: int = 128,
     embedding_dim: int = 32,
+    ema_decay: float = 0.998,
     epochs: int = 300,
     lr: float = 1e-3,
     batch_size: int = 64,
@@ -133,11 +136,12 @@ def train_denoiser(
     valid_features: Array | None = None,
     progress: bool = False,
 ) -> TrainingResult[FeatureDenoiser]:
-    """Train a `FeatureDenoiser` to predict x_0 from x_t, and keep its last epoch.
+    """Train a `FeatureDenoiser` to predict x_0 from x_t.
 
     The loss is the mean squared error on x_0, with t uniform on 0..T-1 and fresh noise for every
-    sample of every epoch. Validation features are only watched: one draw of (t, noise) for each,
-    the same in every epoch.
+    sample of every epoch. The model returned has the moving average of the weights over the steps,
+    as is usual for diffusion [1]_: the last step's weights carry the noise of its (t, noise).
+    Validation features are only watched: one draw of (t, noise) for each, the same in every epoch.
 
     Parameters
     ----------
@@ -147,6 +151,9 @@ def train_denoiser(
         Noise schedule.
     hidden, embedding_dim : int
         Widths of the `FeatureDenoiser`.
+    ema_decay : float, default=0.998
+        Share of the average that each step keeps, in [0, 1), less in the first steps; 0 keeps the
+        last step's weights.
     epochs, lr, batch_size, seed, device, progress
         As in `train_classifier`; the seed determines timesteps and noise too.
     valid_features : array of shape (n_valid, n_features), optional
@@ -162,11 +169,19 @@ def train_denoiser(
         If data or settings do not fit.
     RuntimeError
         If the loss stops being finite.
+
+    References
+    ----------
+    .. [1] Ho, Jain & Abbeel (2020), Denoising diffusion probabilistic models, NeurIPS 33,
+       appendix B.
     """
+    if not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
     x = _as_features("features", features, device)
     model = _initialised(
         lambda: FeatureDenoiser(x.shape[1], hidden=hidden, embedding_dim=embedding_dim), seed
     ).to(device)
+    average = _MovingAverage(model, ema_decay)
     schedule = schedule.to(device)
 
     def draw(x_start: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -178,8 +193,8 @@ def train_denoiser(
         order = torch.randperm(len(x), generator=generator).to(x.device)
         return draw(x[order], generator)
 
-    def batch_loss(x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return functional.mse_loss(model(schedule.q_sample(x_start, t, noise), t), x_start)
+    def loss_of(network: nn.Module, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return functional.mse_loss(network(schedule.q_sample(x_start, t, noise), t), x_start)
 
     evaluate = None
     if valid_features is not None:
@@ -187,14 +202,15 @@ def train_denoiser(
         valid_batch = draw(valid_x, torch.Generator().manual_seed(seed + 1))
 
         def evaluate() -> dict[str, Tensor]:
-            return {"valid_loss": batch_loss(*valid_batch)}
+            return {"valid_loss": loss_of(average.model, *valid_batch)}
 
     return _fit(
         model,
         draw_epoch=draw_epoch,
-        batch_loss=batch_loss,
+        batch_loss=partial(loss_of, model),
         evaluate=evaluate,
         rank=None,
+        average=average,
         settings=_Settings("denoiser", epochs, lr, batch_size, seed, progress),
     )
 
@@ -225,12 +241,14 @@ def _fit(
     evaluate: Callable[[], dict[str, Tensor]] | None,
     rank: Callable[[dict[str, float]], tuple[float, ...]] | None,
     settings: _Settings,
+    average: _MovingAverage[Model] | None = None,
 ) -> TrainingResult[Model]:
     """Minimise `batch_loss` over slices of what `draw_epoch` returns, by Adam.
 
     `draw_epoch` returns one epoch's samples in their order; `evaluate` the validation scores;
-    `rank` says how good an epoch is (more is better): without it the last one is kept. Losses
-    stay on the device within an epoch and are read once at its end.
+    `rank` says how good an epoch is (more is better): without it the last one is kept, or the
+    average of the weights over all steps if there is one. Losses stay on the device within an
+    epoch and are read once at its end.
     """
     # Drawn on the CPU, a whole epoch at once: the same numbers on every device.
     generator = torch.Generator().manual_seed(settings.seed)
@@ -245,12 +263,13 @@ def _fit(
         unit="epoch",
         disable=None if settings.progress else True,
     )
+    after_step = average.update if average is not None else _do_nothing
     with deterministic_convolutions():
         for epoch in bar:
             model.train()
-            scores = {
-                "train_loss": _run_epoch(draw_epoch(generator), batch_loss, optimizer, settings)
-            }
+            samples = draw_epoch(generator)
+            loss = _run_epoch(samples, batch_loss, optimizer, settings.batch_size, after_step)
+            scores = {"train_loss": loss}
             if evaluate is not None:
                 model.eval()
                 with torch.no_grad():
@@ -262,8 +281,11 @@ def _fit(
             if rank is not None and (best is None or rank(values) > best):
                 best, best_epoch = rank(values), epoch
                 best_state = {name: v.clone() for name, v in model.state_dict().items()}
-            bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
+            name, value = list(values.items())[-1]
+            bar.set_postfix_str(f"{name} {value:.4g}", refresh=False)
     optimizer.zero_grad()  # the model leaves without the last step's gradients
+    if average is not None:
+        best_state = average.model.state_dict()
     if best_state is not None:
         model.load_state_dict(best_state)
     logger.info(
@@ -272,21 +294,45 @@ def _fit(
     return TrainingResult(model.eval(), history, best_epoch)
 
 
+class _MovingAverage(Generic[Model]):
+    """A copy of a model whose weights trail the original's."""
+
+    def __init__(self, model: Model, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self._source = model
+        self._decay = decay
+        self._step = 0
+
+    def update(self) -> None:
+        """Move towards the original; faster at first, so that a short run is averaged too."""
+        decay = min(self._decay, (1 + self._step) / (10 + self._step))
+        self._step += 1
+        with torch.no_grad():
+            for mine, its in zip(self.model.parameters(), self._source.parameters(), strict=True):
+                mine.lerp_(its, 1 - decay)
+
+
+def _do_nothing() -> None:
+    pass
+
+
 def _run_epoch(
     samples: tuple[Tensor, ...],
     batch_loss: Callable[..., Tensor],
     optimizer: torch.optim.Optimizer,
-    settings: _Settings,
+    batch_size: int,
+    after_step: Callable[[], None],
 ) -> Tensor:
     """Step through one epoch; return the mean loss per sample, still on the device."""
     n_samples = len(samples[0])
     total = torch.zeros((), device=samples[0].device)
-    for start in range(0, n_samples, settings.batch_size):
-        batch = [tensor[start : start + settings.batch_size] for tensor in samples]
+    for start in range(0, n_samples, batch_size):
+        batch = [tensor[start : start + batch_size] for tensor in samples]
         loss = batch_loss(*batch)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
+        after_step()
         total += loss.detach() * len(batch[0])
     return total / n_samples
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nnmf_cuda import ops
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule, denoising_error
+from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models import FeatureDenoiser
 
 
@@ -205,24 +205,3 @@ def test_purifier_moves_to_the_gpu(denoiser, schedule):
 def test_purifier_rejects_bad_settings(denoiser, schedule, options, message):
     with pytest.raises(ValueError, match=message):
         DiffusionPurifier(denoiser, schedule, **options)
-
-
-def test_denoising_error_of_a_constant_denoiser(denoiser, schedule):
-    # With the last layer's weights at 0 the prediction is its bias, whatever the noise.
-    *_, last_weight, last_bias = denoiser.weights()
-    with torch.no_grad():
-        last_weight.zero_()
-        last_bias.fill_(0.25)
-    features = np.random.default_rng(0).random((20, 5))
-    error = denoising_error(denoiser, schedule, features, [0, 41, 999])
-    assert error.dtype == np.float64
-    np.testing.assert_allclose(error, np.mean((features - 0.25) ** 2), rtol=1e-5)
-
-
-def test_denoising_error_repeats_for_a_seed(denoiser, schedule):
-    features = torch.rand(10, 5)
-    before = torch.get_rng_state()
-    error = denoising_error(denoiser, schedule, features, [41], seed=1)
-    assert error == denoising_error(denoiser, schedule, features, [41], seed=1)
-    assert error != denoising_error(denoiser, schedule, features, [41], seed=2)
-    assert torch.equal(torch.get_rng_state(), before)

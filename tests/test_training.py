@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from nnmf_cuda import training
-from nnmf_cuda.diffusion import NoiseSchedule, denoising_error
+from nnmf_cuda.diffusion import NoiseSchedule
+from nnmf_cuda.evaluation import denoising_error
 from nnmf_cuda.training import train_classifier, train_denoiser
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)]
@@ -142,13 +143,35 @@ def test_denoiser_removes_noise(data, device):
     assert set(result.history) == {"train_loss", "valid_loss"}
     assert result.best_epoch == 39
     assert result.history["valid_loss"][-1] < 0.2 * result.history["valid_loss"][0]
-    error = denoising_error(result.model, schedule, valid, [41, 99])
+    found = denoising_error(
+        result.model, schedule.alphas_cumprod, valid, seed=0, timesteps=[41, 99]
+    )
+    error = found["mse_denoised"]
     # Left as it is, x_t / sqrt(abar) has the error (1 - abar) / abar; the training mean, the
     # features' variance, which no useful denoiser exceeds by much even at the highest noise.
     abar = schedule.alphas_cumprod[[41, 99]].numpy()
     assert np.all(error < 0.5 * (1 - abar) / abar)
     assert np.all(error < 1.2 * valid.var(0).mean())
     assert error[0] < error[1]
+
+
+def test_denoiser_has_the_moving_average_of_its_weights(data):
+    """One step an epoch: the average is computed by hand from runs that stop earlier."""
+    schedule = NoiseSchedule.linear(100)
+    settings = {"batch_size": len(data[0]), "seed": 3, "lr": 0.01}
+
+    def weights(epochs: int, ema_decay: float) -> torch.Tensor:
+        result = train_denoiser(data[0], schedule, epochs=epochs, ema_decay=ema_decay, **settings)
+        return torch.cat([p.detach().flatten() for p in result.model.parameters()])
+
+    first, second, third = (weights(epochs, 0.0) for epochs in (1, 2, 3))
+    # From the same start with 0.1, 2 / 11 and 3 / 12 kept; 0.2 caps the last.
+    one, two = weights(1, 0.2), weights(2, 0.2)
+    torch.testing.assert_close(two, 2 / 11 * one + 9 / 11 * second, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights(3, 0.2), 0.2 * two + 0.8 * third, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(one, first, atol=1e-4)
+    with pytest.raises(ValueError, match=r"ema_decay must be in \[0, 1\), got 1"):
+        train_denoiser(data[0], schedule, ema_decay=1.0)
 
 
 def test_validation_does_not_change_the_denoiser(data):

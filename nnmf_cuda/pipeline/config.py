@@ -84,6 +84,8 @@ class DiffusionConfig:
     """Width of the denoiser's two hidden layers."""
     embedding_dim: int = 32
     """Width of the embedding of t."""
+    ema_decay: float = 0.998
+    """Decay of the moving average of the denoiser's weights; 0 takes the last step's weights."""
     epochs: int = 300
     """Epochs of the denoiser's training."""
     lr: float = 1e-3

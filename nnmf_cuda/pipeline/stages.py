@@ -166,6 +166,7 @@ def fit_denoiser(
         noise_schedule(config),
         hidden=config.hidden,
         embedding_dim=config.embedding_dim,
+        ema_decay=config.ema_decay,
         epochs=config.epochs,
         lr=config.lr,
         batch_size=config.batch_size,
