@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 _NAME = "nnmf_cuda._C"
 _REMEDY = (
     "build it with `pip install --no-build-isolation -e .` in the source folder "
-    "(a C++17 compiler is needed; nvcc for the CUDA part)"
+    "(a C++20 compiler is needed; nvcc for the CUDA part)"
 )
 
 

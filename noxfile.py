@@ -1,0 +1,146 @@
+"""Every check of the project: `nox -l` lists them.
+
+Versions come from constraints.txt. Dependencies go in with one pip command, so that nothing
+replaces the pinned torch; the package itself is then built beside them without build isolation.
+Tests run from a copy of their folder, against the installed package and never the checkout.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nox
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "constraints.txt"
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+TEST_TOOLS = ("pytest", "pandas")
+ARCHITECTURES = "8.0;9.0+PTX"
+QUICK_TESTS = ("tests/test_extension.py", "tests/test_import.py", "tests/ops/test_nnmf_mu.py")
+
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.reuse_existing_virtualenvs = True
+
+
+def install_dependencies(session: nox.Session, *tools: str) -> None:
+    """Install what the package and its build need, and `tools`."""
+    requirements = (*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"])
+    session.install("-c", str(CONSTRAINTS), *requirements, *tools)
+
+
+def install_package(session: nox.Session, **environment: str) -> None:
+    """Build and install the package; `environment` holds the build switches of setup.py."""
+    for stale in ROOT.glob("build/lib*"):  # modules deleted since would be installed again
+        shutil.rmtree(stale)
+    build = ("--no-build-isolation", "--no-deps", "--force-reinstall", str(ROOT))
+    session.install(*build, env=environment)
+    session.cd(session.create_tmp())
+    session.run("nnmf-cuda", "info")
+
+
+def run_tests(session: nox.Session, *arguments: str, python: str = "python", **env: str) -> None:
+    """Run pytest on a copy of the tests, out of sight of the checkout's package."""
+    copy = Path(session.create_tmp()).resolve() / "checkout"
+    shutil.rmtree(copy, ignore_errors=True)
+    for folder in ("csrc", "tests"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    for file in ("pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / file, copy)
+    session.cd(copy)
+    options: dict[str, Any] = {"external": True} if python != "python" else {}
+    session.run(python, "-m", "pytest", *arguments, env=env, **options)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Build, run the whole experiment on the built-in phantom, print its tables."""
+    install_dependencies(session)
+    install_package(session)
+    session.cd(ROOT)
+    session.run("nnmf-cuda", "run", "--out", "demo-run", "--overwrite", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the suite with the extension."""
+    install_dependencies(session, *TEST_TOOLS)
+    install_package(session)
+    run_tests(session, *session.posargs, NNMF_CUDA_REQUIRE_EXT="1")
+
+
+@nox.session
+def tests_noext(session: nox.Session) -> None:
+    """Run the suite on the reference alone, as where there is no compiler."""
+    install_dependencies(session, *TEST_TOOLS)
+    install_package(session, NNMF_CUDA_NO_EXT="1")
+    run_tests(session, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format of Python, C++ and CUDA."""
+    session.install("-c", str(CONSTRAINTS), "ruff", "clang-format")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    sources = [
+        str(path.relative_to(ROOT))
+        for folder in ("csrc", "tests/csrc")
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in {".cpp", ".cu", ".cuh", ".h"}
+    ]
+    session.run("clang-format", "--dry-run", "-Werror", *sources)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the package."""
+    install_dependencies(session, "mypy", "types-tqdm", "types-PyYAML")
+    session.run("mypy")
+
+
+@nox.session
+def cuda_compile(session: nox.Session) -> None:
+    """Compile the CUDA kernels, without a GPU and beside whatever torch there is, and load them."""
+    if shutil.which("nvcc") is None:
+        session.skip("nvcc is not on PATH: the CUDA kernels were not compiled")
+    install_dependencies(session, *TEST_TOOLS)
+    install_package(session, FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST=ARCHITECTURES)
+    check = (
+        "from nnmf_cuda import _extension; info = _extension.build_info(); print(info);"
+        "assert info['cuda'] is True;"
+        "assert set(info['cuda_architectures']) == {'sm_80', 'sm_90', 'compute_90'}, info"
+    )
+    session.run("python", "-c", check)
+    run_tests(session, *QUICK_TESTS, NNMF_CUDA_REQUIRE_EXT="1")
+
+
+@nox.session
+def bench_smoke(session: nox.Session) -> None:
+    """Run every benchmark once at a tiny size."""
+    install_dependencies(session)
+    install_package(session)
+    session.run("nnmf-cuda", "bench", "kernels", "--smoke", "--min_run_seconds", "0.01")
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build sdist and, isolated, the wheel from it; test the wheel in an empty environment."""
+    # Isolated builds take versions from --build-constraint, which pip knows since 25.3.
+    session.install("-c", str(CONSTRAINTS), "pip>=25.3", "build", "setuptools")
+    work = Path(session.create_tmp()).resolve()
+    dist, empty = work / "dist", work / "empty"
+    for folder in (dist, empty):
+        shutil.rmtree(folder, ignore_errors=True)
+    sdist_only = ("--sdist", "--no-isolation", "--skip-dependency-check")
+    session.run("python", "-m", "build", *sdist_only, "--outdir", str(dist), str(ROOT))
+    (archive,) = dist.glob("*.tar.gz")
+    isolated = ("--no-deps", "--build-constraint", str(CONSTRAINTS))
+    session.run("pip", "wheel", *isolated, "--wheel-dir", str(dist), str(archive))
+    (built,) = dist.glob("*.whl")
+    session.run("python", "-m", "venv", str(empty))
+    python = str(empty / "bin" / "python")
+    pip_install = (python, "-m", "pip", "install", "-c", str(CONSTRAINTS), str(built), *TEST_TOOLS)
+    session.run(*pip_install, external=True)
+    run_tests(session, *QUICK_TESTS, python=python, NNMF_CUDA_REQUIRE_EXT="1")
