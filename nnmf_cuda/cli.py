@@ -267,13 +267,18 @@ def _run_seeds(arguments: Namespace, parser: ArgumentParser) -> None:
     import json
 
     from nnmf_cuda.pipeline.repeats import summarize, summary_table
+    from nnmf_cuda.pipeline.run_directory import check_free
 
-    out, metrics = Path(arguments.out), {}
-    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
-        home = out / f"seed_{seed}"
+    out = Path(arguments.out)
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    homes = {seed: out / f"seed_{seed}" for seed in seeds}
+    for home in (out, *homes.values()):
+        check_free(home, overwrite=arguments.overwrite)
+    metrics = {}
+    for seed, home in homes.items():
         _say(f"seed {seed}")
         one = arguments.clone()
-        one.update(Namespace(seed=seed, seeds=1, out=str(home)))
+        one["seed"], one["seeds"], one["out"] = seed, 1, str(home)
         _run(one, parser)
         metrics[seed] = json.loads((home / "metrics.json").read_text(encoding="utf-8"))
     summary = summarize(metrics)
