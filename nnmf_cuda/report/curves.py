@@ -110,7 +110,7 @@ def reliability_figure(
     label_names : sequence of str
     """
     binary = len(label_names) == 2
-    figure = new_figure(4.5)
+    figure = new_figure(5.1)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (condition, title) in zip(panels, PANELS.items(), strict=True):
         what = f"probability of {label_names[-1]}" if binary else "probability of the answer"
@@ -127,7 +127,7 @@ def reliability_figure(
         axes.set_aspect("equal")
         axes.set_xlim(-0.04, 1.04)
         axes.set_ylim(-0.04, 1.04)
-        axes.legend(frameon=False, fontsize=9, loc="upper left")
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     panels[0].set_ylabel(f"share of {label_names[-1]}" if binary else "share of right answers")
     panels[0].yaxis.label.set_color(INK)
     return figure

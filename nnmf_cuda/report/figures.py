@@ -222,6 +222,9 @@ def denoising_figure(
         label = f"the defence: t = {purify_t}"
         axes.axvline(at, color=INK, linewidth=1, linestyle=":", label=label)
     _log_scale(axes)
+    # Rescaled, pure noise has an error in the thousands, which would flatten everything else.
+    of_interest = max(np.max(denoising_error[name]) for name in ("mse_denoised", "mse_mean"))
+    axes.set_ylim(top=10 * float(of_interest))
     axes.legend(frameon=False, fontsize=9)
     return figure
 
