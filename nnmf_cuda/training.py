@@ -180,7 +180,7 @@ def train_denoiser(
     x = _as_features("features", features, device)
     model = _initialised(
         lambda: FeatureDenoiser(x.shape[1], hidden=hidden, embedding_dim=embedding_dim), seed
-    ).to(device)
+    ).to(x)
     average = _MovingAverage(model, ema_decay)
     schedule = schedule.to(device)
 

@@ -126,6 +126,17 @@ def test_training_leaves_the_global_random_state(data, device):
         assert torch.equal(torch.cuda.get_rng_state(), on_gpu)
 
 
+def test_training_is_in_float32_whatever_the_default(data):
+    torch.set_default_dtype(torch.float64)
+    try:
+        classifier = train_classifier(*data, n_classes=2, epochs=1).model
+        denoiser = train_denoiser(data[0], NoiseSchedule.linear(10), epochs=1).model
+    finally:
+        torch.set_default_dtype(torch.float32)
+    parameters = [*classifier.parameters(), *denoiser.parameters()]
+    assert {p.dtype for p in parameters} == {torch.float32}
+
+
 def test_training_leaves_the_data(data):
     copies = [array.copy() for array in data]
     train_classifier(*data, n_classes=2, epochs=1)
