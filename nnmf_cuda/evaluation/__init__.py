@@ -12,6 +12,7 @@ from nnmf_cuda.evaluation.inference import predict_probabilities
 from nnmf_cuda.evaluation.metrics import (
     CONFUSION_METRICS,
     METRIC_NAMES,
+    check_every_class,
     classification_metrics,
     majority_class_accuracy,
     metrics_from_confusion,
@@ -33,6 +34,7 @@ __all__ = [
     "ROW_NAMES",
     "EvaluatedRows",
     "ReliabilityCurve",
+    "check_every_class",
     "classification_metrics",
     "denoising_error",
     "evaluate_rows",

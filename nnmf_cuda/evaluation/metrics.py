@@ -12,6 +12,7 @@ from sklearn import metrics
 __all__ = [
     "CONFUSION_METRICS",
     "METRIC_NAMES",
+    "check_every_class",
     "check_labels",
     "check_predictions",
     "classification_metrics",
@@ -43,6 +44,22 @@ def check_labels(labels: ArrayLike) -> NDArray[np.int64]:
     if y.min() < 0:
         raise ValueError(f"labels holds {y.min()}; class numbers start at 0")
     return y.astype(np.int64)
+
+
+def check_every_class(labels: ArrayLike, n_classes: int) -> None:
+    """Check that each class 0..n_classes-1 has a sample, as the metrics need; cheap, so call early.
+
+    Raises
+    ------
+    ValueError
+        If a class has none: its ROC-AUC would be undefined.
+    """
+    absent = sorted(set(range(n_classes)) - set(check_labels(labels).tolist()))
+    if absent:
+        raise ValueError(
+            f"labels holds no sample of class {absent}; ROC-AUC needs every class: "
+            "evaluate on a split that has them all"
+        )
 
 
 def check_predictions(
@@ -82,12 +99,7 @@ def check_predictions(
         )
     if y.max() >= p.shape[1]:
         raise ValueError(f"labels holds {y.max()} but probabilities has {p.shape[1]} columns")
-    absent = sorted(set(range(p.shape[1])) - set(y.tolist()))
-    if absent:
-        raise ValueError(
-            f"labels holds no sample of class {absent}; ROC-AUC needs every class: "
-            "evaluate on a split that has them all"
-        )
+    check_every_class(y, p.shape[1])
     return y, p / sums[:, None]
 
 

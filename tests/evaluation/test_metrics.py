@@ -12,6 +12,7 @@ from nnmf_cuda.evaluation import (
     CONFUSION_METRICS,
     METRIC_NAMES,
     PAPER_METRICS,
+    check_every_class,
     classification_metrics,
     majority_class_accuracy,
     metrics_from_confusion,
@@ -136,6 +137,12 @@ GOOD = [[0.4, 0.6], [0.5, 0.5]]
 def test_bad_input_is_named(labels, probabilities, message):
     with pytest.raises(ValueError, match=message):
         classification_metrics(labels, probabilities)
+
+
+def test_check_every_class():
+    check_every_class([0, 2, 1], 3)
+    with pytest.raises(ValueError, match=r"no sample of class \[1, 3\]"):
+        check_every_class([0, 2], 4)
 
 
 def test_constant_answer_of_the_papers_test_split():
