@@ -36,8 +36,8 @@ def install_package(session: nox.Session, **environment: str) -> None:
         shutil.rmtree(stale)
     build = ("--no-build-isolation", "--no-deps", "--force-reinstall", str(ROOT))
     session.install(*build, env=environment)
-    session.cd(session.create_tmp())
-    session.run("nnmf-cuda", "info")
+    with session.cd(session.create_tmp()):
+        session.run("nnmf-cuda", "info")
 
 
 def run_tests(session: nox.Session, *arguments: str, python: str = "python", **env: str) -> None:
@@ -48,9 +48,9 @@ def run_tests(session: nox.Session, *arguments: str, python: str = "python", **e
         shutil.copytree(ROOT / folder, copy / folder)
     for file in ("pyproject.toml", "setup.py"):
         shutil.copy(ROOT / file, copy)
-    session.cd(copy)
     options: dict[str, Any] = {"external": True} if python != "python" else {}
-    session.run(python, "-m", "pytest", *arguments, env=env, **options)
+    with session.cd(copy):
+        session.run(python, "-m", "pytest", *arguments, env=env, **options)
 
 
 @nox.session
@@ -58,7 +58,6 @@ def demo(session: nox.Session) -> None:
     """Build, run the whole experiment on the built-in phantom, print its tables."""
     install_dependencies(session)
     install_package(session)
-    session.cd(ROOT)
     session.run("nnmf-cuda", "run", "--out", "demo-run", "--overwrite", *session.posargs)
 
 
