@@ -36,7 +36,7 @@ def denoising_error(
     seed : int
         Of the noise.
     timesteps : sequence of int, optional
-        Indices counted from 0; by default 25 spread over the schedule.
+        Indices counted from 0; by default up to 25 whose noise levels are evenly spread.
     n_draws : int, default=8
         Noise draws a sample and level.
 
@@ -61,7 +61,7 @@ def denoising_error(
         )
     schedule = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
     if timesteps is None:
-        timesteps = np.unique(np.linspace(0, len(schedule) - 1, 25).round().astype(int)).tolist()
+        timesteps = _evenly_spread_levels((1 - schedule).sqrt().numpy(), 25)
     outside = [t for t in timesteps if not 0 <= t < len(schedule)]
     if outside:
         raise ValueError(f"timesteps holds {outside}; the schedule has 0..{len(schedule) - 1}")
@@ -83,3 +83,10 @@ def denoising_error(
         "mse_denoised": np.array(denoised_errors),
         "mse_mean": np.full(len(timesteps), float((x - x.mean(0)).square().mean())),
     }
+
+
+def _evenly_spread_levels(sigma: NDArray[np.float64], n: int) -> list[int]:
+    """Return the timesteps whose noise levels come nearest to n levels from first to last."""
+    targets = np.linspace(sigma[0], sigma[-1], n)
+    nearest = np.abs(sigma[None, :] - targets[:, None]).argmin(axis=1)
+    return [int(t) for t in np.unique(nearest)]

@@ -51,7 +51,7 @@ def roc_figure(
     """
     if len(label_names) > 2:
         return _roc_one_vs_rest(labels, probabilities, rows, label_names)
-    figure = new_figure(4.5)
+    figure = new_figure(5.6)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (condition, title) in zip(panels, PANELS.items(), strict=True):
         _roc_axes(axes, title)
@@ -61,7 +61,7 @@ def roc_figure(
             fpr, tpr, _ = roc_curve(y, p[:, 1])
             label = f"{model.lower()}, area {rows[name]['roc_auc']:.3f}"
             axes.plot(fpr, tpr, color=color, linewidth=1.8, label=label)
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
+        _legend_below(axes)
     panels[0].set_ylabel(f"true positive rate ({label_names[-1]})")
     return figure
 
@@ -72,7 +72,7 @@ def _roc_one_vs_rest(
     rows: Mapping[str, Mapping[str, float]],
     label_names: Sequence[str],
 ) -> Figure:
-    figure = new_figure(8.4)
+    figure = new_figure(11.4)
     for axes, name in zip(figure.subplots(2, 2).ravel(), ROW_NAMES, strict=True):
         _roc_axes(axes, f"{name}, mean area {rows[name]['roc_auc']:.3f}")
         y, p = pooled(labels, probabilities[name])
@@ -81,14 +81,19 @@ def _roc_one_vs_rest(
             color = CLASS_COLORS[index % len(CLASS_COLORS)]
             axes.plot(fpr, tpr, color=color, linewidth=1.6, label=f"{label} against the rest")
         axes.set_ylabel("true positive rate")
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
+        _legend_below(axes)
     return figure
+
+
+def _legend_below(axes: Axes) -> None:
+    """Set the legend under the axes: attacked curves go through every corner."""
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def _roc_axes(axes: Axes, title: str) -> None:
     style(axes, title=title, xlabel="false positive rate")
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-    axes.set_aspect("equal")
+    axes.set_box_aspect(1)
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
 
@@ -110,7 +115,7 @@ def reliability_figure(
     label_names : sequence of str
     """
     binary = len(label_names) == 2
-    figure = new_figure(5.1)
+    figure = new_figure(5.6)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (condition, title) in zip(panels, PANELS.items(), strict=True):
         what = f"probability of {label_names[-1]}" if binary else "probability of the answer"
@@ -124,7 +129,7 @@ def reliability_figure(
             axes.plot(curve.predicted, curve.observed, color=color, linewidth=1.2, label=label)
             sizes = 8 + 250 * curve.counts / curve.counts.sum()
             axes.scatter(curve.predicted, curve.observed, s=sizes, color=color, alpha=0.75)
-        axes.set_aspect("equal")
+        axes.set_box_aspect(1)
         axes.set_xlim(-0.04, 1.04)
         axes.set_ylim(-0.04, 1.04)
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))

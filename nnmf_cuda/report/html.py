@@ -197,7 +197,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.4g}"
     if isinstance(value, Mapping):
         return "; ".join(f"{key}: {_shown(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):

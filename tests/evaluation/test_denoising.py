@@ -41,6 +41,7 @@ def test_errors_of_known_denoisers(rng):
     assert mean["t"][0] == 0
     assert mean["t"][-1] == 999
     assert len(mean["t"]) == 25
+    np.testing.assert_allclose(np.diff(mean["sigma"]), 0.99 / 24, rtol=0.2)  # evenly spread
 
 
 def test_bad_input_is_named():
