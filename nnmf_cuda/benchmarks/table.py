@@ -13,8 +13,9 @@ _HEADER = ("case", "implementation", "served by", "median", "p25-p75", "speed", 
 def records_table(records: Iterable[Mapping[str, Any]]) -> str:
     """Return records of `run_kernel_benchmarks` as a table.
 
-    "speed" is how many times as fast as the reference on the same inputs; "memory" what a call
-    took beyond its inputs; "error" the largest, as a share of the largest true value.
+    "speed" is how many times as fast as the reference on the same inputs, left out of smoke runs;
+    "memory" what a call took beyond its inputs; "error" the largest, as a share of the largest
+    true value.
     """
     records = list(records)
     if not records:
@@ -43,7 +44,8 @@ def _cells(record: Mapping[str, Any], baseline_ms: float | None) -> tuple[str, .
     if record["status"] != "ok":
         return (*who, record["status"], "", "", "", record["reason"])
     median = record["median_ms"]
-    speed = f"{baseline_ms / median:.2f} x" if baseline_ms else "–"
+    compared = baseline_ms and not record["smoke"]  # tiny problems measure overheads only
+    speed = f"{baseline_ms / median:.2f} x" if compared else "–"
     memory = "–" if record["peak_bytes"] is None else f"{record['peak_bytes'] / 2**20:.1f} MiB"
     spread = f"{_ms(record['p25'])}-{_ms(record['p75'])}"
     return (*who, f"{_ms(median)} ms", spread, speed, memory, f"{record['max_err']:.1e}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import numpy as np
@@ -173,7 +174,7 @@ def test_register(toy):
 
 def test_table_of_a_smoke_run(smoke):
     table = benchmarks.records_table(smoke[0])
-    assert table.count("1.00 x") >= len(OPS)  # the reference against itself
+    assert not re.search(r"\d\.\d\d x", table)  # no speeds from tiny problems
     assert "Smoke run" in table
     for op in OPS:
         assert any(line.startswith(f"{op} smoke float32") for line in table.splitlines())
