@@ -53,6 +53,7 @@ def train_classifier(
     valid_labels: Array,
     *,
     n_classes: int,
+    ema_decay: float = 0.998,
     epochs: int = 100,
     lr: float = 1e-3,
     batch_size: int = 32,
@@ -62,8 +63,10 @@ def train_classifier(
 ) -> TrainingResult[FeatureCNN]:
     """Train a `FeatureCNN` by cross-entropy and keep its best validation epoch.
 
-    The best epoch has the highest validation accuracy; among equals the lowest validation loss;
-    among equals the earliest.
+    What is validated and kept is the moving average of the weights over the steps: the best of
+    many single epochs on a small validation split would be a matter of luck. The best epoch has
+    the highest validation accuracy; among equals the lowest validation loss; among equals the
+    earliest.
 
     Parameters
     ----------
@@ -73,6 +76,9 @@ def train_classifier(
         Integers in 0..n_classes-1.
     n_classes : int
         Number of classes.
+    ema_decay : float, default=0.998
+        Share of the average that each step keeps, in [0, 1), less in the first steps; 0 keeps the
+        last step's weights.
     epochs, lr, batch_size
         Passes over the data, Adam's learning rate, samples per step.
     seed : int, default=0
@@ -104,8 +110,8 @@ def train_classifier(
         order = torch.randperm(len(x), generator=generator).to(x.device)
         return x[order], y[order]
 
-    def evaluate() -> dict[str, Tensor]:
-        logits = model(valid_x)
+    def evaluate(network: nn.Module) -> dict[str, Tensor]:
+        logits = network(valid_x)
         return {
             "valid_loss": functional.cross_entropy(logits, valid_y),
             "valid_accuracy": (logits.argmax(1) == valid_y).float().mean(),
@@ -117,7 +123,7 @@ def train_classifier(
         batch_loss=lambda batch_x, batch_y: functional.cross_entropy(model(batch_x), batch_y),
         evaluate=evaluate,
         rank=lambda scores: (scores["valid_accuracy"], -scores["valid_loss"]),
-        settings=_Settings("classifier", epochs, lr, batch_size, seed, progress),
+        settings=_Settings("classifier", epochs, lr, batch_size, ema_decay, seed, progress),
     )
 
 
@@ -151,10 +157,7 @@ def train_denoiser(
         Noise schedule.
     hidden, embedding_dim : int
         Widths of the `FeatureDenoiser`.
-    ema_decay : float, default=0.998
-        Share of the average that each step keeps, in [0, 1), less in the first steps; 0 keeps the
-        last step's weights.
-    epochs, lr, batch_size, seed, device, progress
+    ema_decay, epochs, lr, batch_size, seed, device, progress
         As in `train_classifier`; the seed determines timesteps and noise too.
     valid_features : array of shape (n_valid, n_features), optional
         Adds "valid_loss" to the history.
@@ -175,13 +178,10 @@ def train_denoiser(
     .. [1] Ho, Jain & Abbeel (2020), Denoising diffusion probabilistic models, NeurIPS 33,
        appendix B.
     """
-    if not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
     x = _as_features("features", features, device)
     model = _initialised(
         lambda: FeatureDenoiser(x.shape[1], hidden=hidden, embedding_dim=embedding_dim), seed
     ).to(x)
-    average = _MovingAverage(model, ema_decay)
     schedule = schedule.to(device)
 
     def draw(x_start: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -201,8 +201,8 @@ def train_denoiser(
         valid_x = _as_features("valid_features", valid_features, device, n_features=x.shape[1])
         valid_batch = draw(valid_x, torch.Generator().manual_seed(seed + 1))
 
-        def evaluate() -> dict[str, Tensor]:
-            return {"valid_loss": loss_of(average.model, *valid_batch)}
+        def evaluate(network: nn.Module) -> dict[str, Tensor]:
+            return {"valid_loss": loss_of(network, *valid_batch)}
 
     return _fit(
         model,
@@ -210,8 +210,7 @@ def train_denoiser(
         batch_loss=partial(loss_of, model),
         evaluate=evaluate,
         rank=None,
-        average=average,
-        settings=_Settings("denoiser", epochs, lr, batch_size, seed, progress),
+        settings=_Settings("denoiser", epochs, lr, batch_size, ema_decay, seed, progress),
     )
 
 
@@ -221,6 +220,7 @@ class _Settings:
     epochs: int
     lr: float
     batch_size: int
+    ema_decay: float
     seed: int
     progress: bool
 
@@ -231,6 +231,8 @@ class _Settings:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr must be a finite number > 0, got {self.lr}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
 def _fit(
@@ -238,22 +240,21 @@ def _fit(
     *,
     draw_epoch: Callable[[torch.Generator], tuple[Tensor, ...]],
     batch_loss: Callable[..., Tensor],
-    evaluate: Callable[[], dict[str, Tensor]] | None,
+    evaluate: Callable[[nn.Module], dict[str, Tensor]] | None,
     rank: Callable[[dict[str, float]], tuple[float, ...]] | None,
     settings: _Settings,
-    average: _MovingAverage[Model] | None = None,
 ) -> TrainingResult[Model]:
     """Minimise `batch_loss` over slices of what `draw_epoch` returns, by Adam.
 
-    `draw_epoch` returns one epoch's samples in their order; `evaluate` the validation scores;
-    `rank` says how good an epoch is (more is better): without it the last one is kept, or the
-    average of the weights over all steps if there is one. Losses stay on the device within an
-    epoch and are read once at its end.
+    `draw_epoch` returns one epoch's samples in their order; `evaluate` the validation scores of
+    the averaged weights; `rank` says how good an epoch is (more is better): without it the last
+    one is kept. Losses stay on the device within an epoch and are read once at its end.
     """
     # Drawn on the CPU, a whole epoch at once: the same numbers on every device.
     generator = torch.Generator().manual_seed(settings.seed)
     # Fused: the networks are so small that the plain optimiser takes half of a step.
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
+    average = _MovingAverage(model, settings.ema_decay)
     history: dict[str, list[float]] = {}
     best: tuple[float, ...] | None = None
     best_epoch, best_state = settings.epochs - 1, None
@@ -263,42 +264,38 @@ def _fit(
         unit="epoch",
         disable=None if settings.progress else True,
     )
-    after_step = average.update if average is not None else _do_nothing
     with deterministic_convolutions():
         for epoch in bar:
             model.train()
             samples = draw_epoch(generator)
-            loss = _run_epoch(samples, batch_loss, optimizer, settings.batch_size, after_step)
+            loss = _run_epoch(samples, batch_loss, optimizer, settings.batch_size, average)
             scores = {"train_loss": loss}
             if evaluate is not None:
-                model.eval()
                 with torch.no_grad():
-                    scores |= evaluate()
+                    scores |= evaluate(average.model)
             values = dict(zip(scores, torch.stack(list(scores.values())).tolist(), strict=True))
             _require_finite(values, epoch, settings)
             for name, value in values.items():
                 history.setdefault(name, []).append(value)
             if rank is not None and (best is None or rank(values) > best):
                 best, best_epoch = rank(values), epoch
-                best_state = {name: v.clone() for name, v in model.state_dict().items()}
+                best_state = {name: v.clone() for name, v in average.model.state_dict().items()}
             name, value = list(values.items())[-1]
             bar.set_postfix_str(f"{name} {value:.4g}", refresh=False)
-    optimizer.zero_grad()  # the model leaves without the last step's gradients
-    if average is not None:
-        best_state = average.model.state_dict()
+    kept = average.model.requires_grad_(True)
     if best_state is not None:
-        model.load_state_dict(best_state)
+        kept.load_state_dict(best_state)
     logger.info(
         "trained %s: kept epoch %d of %d", settings.description, best_epoch + 1, settings.epochs
     )
-    return TrainingResult(model.eval(), history, best_epoch)
+    return TrainingResult(kept, history, best_epoch)
 
 
 class _MovingAverage(Generic[Model]):
     """A copy of a model whose weights trail the original's."""
 
     def __init__(self, model: Model, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self._source = model
         self._decay = decay
         self._step = 0
@@ -312,16 +309,12 @@ class _MovingAverage(Generic[Model]):
                 mine.lerp_(its, 1 - decay)
 
 
-def _do_nothing() -> None:
-    pass
-
-
 def _run_epoch(
     samples: tuple[Tensor, ...],
     batch_loss: Callable[..., Tensor],
     optimizer: torch.optim.Optimizer,
     batch_size: int,
-    after_step: Callable[[], None],
+    average: _MovingAverage[Any],
 ) -> Tensor:
     """Step through one epoch; return the mean loss per sample, still on the device."""
     n_samples = len(samples[0])
@@ -332,7 +325,7 @@ def _run_epoch(
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        after_step()
+        average.update()
         total += loss.detach() * len(batch[0])
     return total / n_samples
 

@@ -66,8 +66,8 @@ def test_ties_go_to_the_lower_loss_then_the_earlier_epoch():
     model = torch.nn.Linear(1, 1)
     weights_after = []
 
-    def evaluate() -> dict[str, torch.Tensor]:
-        weights_after.append(model.weight.detach().clone())
+    def evaluate(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+        weights_after.append(network.weight.detach().clone())
         accuracy, loss = next(scores)
         return {"valid_accuracy": torch.tensor(accuracy), "valid_loss": torch.tensor(loss)}
 
@@ -77,7 +77,7 @@ def test_ties_go_to_the_lower_loss_then_the_earlier_epoch():
         batch_loss=lambda x: model(x).square().mean(),
         evaluate=evaluate,
         rank=lambda values: (values["valid_accuracy"], -values["valid_loss"]),
-        settings=training._Settings("toy", 5, 1e-2, 2, 0, False),
+        settings=training._Settings("toy", 5, 1e-2, 2, 0.5, 0, False),
     )
     assert result.best_epoch == 2
     assert torch.equal(result.model.weight, weights_after[2])
@@ -92,7 +92,7 @@ def test_loss_is_the_mean_over_samples_with_a_ragged_last_batch():
         batch_loss=lambda x: x.mean() + 0 * model(x).sum(),
         evaluate=None,
         rank=None,
-        settings=training._Settings("toy", 1, 1e-3, 2, 0, False),
+        settings=training._Settings("toy", 1, 1e-3, 2, 0.5, 0, False),
     )
     assert result.history == {"train_loss": [pytest.approx(2.0)]}
     assert result.best_epoch == 0

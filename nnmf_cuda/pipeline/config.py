@@ -62,6 +62,8 @@ class SelectionConfig:
 class ClassifierConfig:
     """Training of the light CNN."""
 
+    ema_decay: float = 0.998
+    """Decay of the moving average of the weights; 0 takes the last step's weights."""
     epochs: int = 100
     """Epochs; the best on the validation split is kept."""
     lr: float = 1e-3
@@ -85,7 +87,7 @@ class DiffusionConfig:
     embedding_dim: int = 32
     """Width of the embedding of t."""
     ema_decay: float = 0.998
-    """Decay of the moving average of the denoiser's weights; 0 takes the last step's weights."""
+    """Decay of the moving average of the weights; 0 takes the last step's weights."""
     epochs: int = 300
     """Epochs of the denoiser's training."""
     lr: float = 1e-3
