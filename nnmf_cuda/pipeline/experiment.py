@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -335,7 +335,10 @@ class _Run:
             purify_t=self.config.diffusion.timesteps[0],
             labels=rows.labels,
             probabilities=rows.probabilities,
-            attacks={name: _describe(result) for name, result in attacks.items()},
+            attacks={
+                name: {**asdict(self.config.attack), **_describe(result)}
+                for name, result in attacks.items()
+            },
             environment=environment,
             config=config_yaml,
             notes=metrics["notes"],

@@ -229,23 +229,20 @@ def denoising_figure(
     return figure
 
 
-def stage_times_figure(timings: Mapping[str, Any], *, paper: bool) -> Figure:
-    """Draw the seconds of the paper's five stages and their total.
+def stage_times_figure(timings: Mapping[str, Any]) -> Figure:
+    """Draw the seconds of the paper's five stages and their total, ours and the paper's.
 
     Parameters
     ----------
     timings : mapping
         Content of ``timings.json``.
-    paper : bool
-        Whether the paper's CPU and GPU seconds stand beside ours.
     """
     measured = {row["stage"]: row["seconds"] for row in timings["rows"]}
     stages = [*PAPER_STAGES, "total"]
     series = [(f"this run ({timings['device']})", BLUE, [measured.get(s) for s in stages])]
-    if paper:
-        for device, color in (("cpu", GREY), ("gpu", VERMILION)):
-            seconds: list[float | None] = [PAPER_TIMINGS[s][device] for s in stages]
-            series.append((f"paper, {device.upper()}", color, seconds))
+    for device, color in (("cpu", GREY), ("gpu", VERMILION)):
+        seconds: list[float | None] = [PAPER_TIMINGS[s][device] for s in stages]
+        series.append((f"paper, {device.upper()}", color, seconds))
     figure = new_figure(1.0 + 0.19 * len(stages) * (len(series) + 0.6))
     axes = figure.subplots()
     style(axes, xlabel="seconds")

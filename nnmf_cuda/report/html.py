@@ -82,7 +82,7 @@ def _figures(content: ReportContent) -> dict[str, tuple[Figure, str, str]]:
     made: dict[str, tuple[Figure, str, str]] = {}
     if content.timings is not None:
         made["stage_times"] = (
-            figures.stage_times_figure(content.timings, paper=content.paper_comparable),
+            figures.stage_times_figure(content.timings),
             "Bar chart of seconds per stage",
             "Seconds of each stage.",
         )
@@ -167,9 +167,9 @@ def _render(content: ReportContent, pictures: Mapping[str, _Picture]) -> str:
     stages = None
     if content.timings is not None:
         stages = {
-            "header": tables.stage_header(paper=paper),
-            "lines": tables.stage_lines(content.timings, paper=paper),
-            "notes": tables.stage_notes(content.timings, paper=paper),
+            "header": tables.STAGE_HEADER,
+            "lines": tables.stage_lines(content.timings),
+            "notes": tables.stage_notes(content.timings),
         }
     return environment.get_template("template.html").render(
         content=content,

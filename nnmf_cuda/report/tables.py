@@ -21,10 +21,10 @@ __all__ = [
     "STAGE_TITLES",
     "Line",
     "against_constant",
+    "STAGE_HEADER",
     "metric_lines",
     "metric_notes",
     "metrics_table",
-    "stage_header",
     "stage_lines",
     "stage_notes",
     "timings_table",
@@ -184,13 +184,11 @@ def _bytes(n_bytes: float | None) -> str:
     return NONE if not n_bytes else f"{n_bytes / 2**20:,.0f} MiB"
 
 
-def stage_header(*, paper: bool) -> tuple[str, ...]:
-    """Return the column titles of the stage table."""
-    header = ("stage", "seconds", "items", "peak memory")
-    return (*header, "paper CPU", "paper GPU") if paper else header
+STAGE_HEADER = ("stage", "seconds", "items", "peak memory", "paper CPU", "paper GPU")
+"""Column titles of the stage table."""
 
 
-def stage_lines(timings: Mapping[str, Any], *, paper: bool) -> list[Line]:
+def stage_lines(timings: Mapping[str, Any]) -> list[Line]:
     """Return the lines of the stage table: the paper's five, their total, then the others."""
     measured = {row["stage"]: row for row in timings["rows"]}
     names = [*PAPER_STAGES, "total"]
@@ -202,19 +200,16 @@ def stage_lines(timings: Mapping[str, Any], *, paper: bool) -> list[Line]:
         if row is not None:
             items = f"{row['n_items']:,}" if row["n_items"] and name != "total" else NONE
             cells = (f"{row['seconds']:.2f}", items, _bytes(row["peak_bytes"]))
-        if paper:
-            published = PAPER_TIMINGS.get(name)
-            cells += (
-                (f"{published['cpu']:.2f}", f"{published['gpu']:.2f}")
-                if published
-                else (NONE, NONE)
-            )
+        published = PAPER_TIMINGS.get(name)
+        cells += (
+            (f"{published['cpu']:.2f}", f"{published['gpu']:.2f}") if published else (NONE, NONE)
+        )
         kind = "total" if name == "total" else "other" if name in others else "measured"
         lines.append(Line(kind, STAGE_TITLES.get(name, name.replace("_", " ")), cells))
     return lines
 
 
-def stage_notes(timings: Mapping[str, Any], *, paper: bool) -> list[str]:
+def stage_notes(timings: Mapping[str, Any]) -> list[str]:
     """Return the sentences that belong under the stage table."""
     device = str(timings["device"])
     memory = (
@@ -222,35 +217,27 @@ def stage_notes(timings: Mapping[str, Any], *, paper: bool) -> list[str]:
         if device.startswith("cuda")
         else "the largest resident set of the whole process"
     )
-    notes = [f"Measured on {device}. Peak memory: {memory} during the stage."]
-    if paper:
-        notes.append(
-            "The paper's seconds are from its own hardware and software (MATLAB, then ONNX into "
-            "PyTorch): for reading beside these, not for a ratio."
-        )
-    return notes
+    return [
+        f"Measured on {device}. Peak memory: {memory} during the stage.",
+        "The paper's seconds are from its own data, hardware and software (MATLAB, then ONNX into "
+        "PyTorch): for reading beside these, not for a ratio.",
+    ]
 
 
-def timings_table(timings: Mapping[str, Any], *, paper: bool = True) -> str:
-    """Return seconds and memory of each stage as plain text.
+def timings_table(timings: Mapping[str, Any]) -> str:
+    """Return seconds and memory of each stage as plain text, beside the paper's seconds.
 
     Parameters
     ----------
     timings : mapping
         Content of ``timings.json``.
-    paper : bool, default=True
-        Whether the paper's CPU and GPU seconds stand beside ours.
 
     Returns
     -------
     str
         No newline at the end.
     """
-    return _plain_text(
-        stage_header(paper=paper),
-        stage_lines(timings, paper=paper),
-        stage_notes(timings, paper=paper),
-    )
+    return _plain_text(STAGE_HEADER, stage_lines(timings), stage_notes(timings))
 
 
 def _plain_text(header: Sequence[str], lines: Iterable[Line], notes: Iterable[str]) -> str:

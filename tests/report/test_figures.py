@@ -70,17 +70,14 @@ def test_denoising_figure_marks_the_timestep(make_content):
     assert at == pytest.approx(np.interp(41, error["t"], error["sigma"]))
 
 
-@pytest.mark.parametrize("paper", [True, False])
-def test_stage_times_figure(timings, paper):
+def test_stage_times_figure(timings):
     timings["rows"] = [r for r in timings["rows"] if r["stage"] != "denoiser_training"]
-    axes = figures.stage_times_figure(timings, paper=paper).axes[0]
-    n_series = 3 if paper else 1
-    assert len(axes.containers) == n_series
+    axes = figures.stage_times_figure(timings).axes[0]
+    assert len(axes.containers) == 3
     assert all(len(bars) == len(PAPER_STAGES) + 1 for bars in axes.containers)
     assert axes.containers[0][0].get_width() == 6.5
     assert "not run" in [t.get_text() for t in axes.texts]
-    if paper:
-        assert axes.containers[2][5].get_width() == PAPER_TIMINGS["total"]["gpu"]
+    assert axes.containers[2][5].get_width() == PAPER_TIMINGS["total"]["gpu"]
 
 
 def test_roc_figure_of_two_classes(make_content):
