@@ -1,0 +1,33 @@
+"""Images, labels and splits: readers, and the built-in synthetic data set."""
+
+from __future__ import annotations
+
+from nnmf_cuda.data.classes import parse_classes
+from nnmf_cuda.data.dataset import SPLITS, ImageDataset
+from nnmf_cuda.data.images import (
+    IMAGE_SHAPE,
+    IMAGE_SUFFIXES,
+    find_images,
+    read_image,
+    resize_images,
+)
+from nnmf_cuda.data.load import load_dataset
+from nnmf_cuda.data.phantom import phantom
+from nnmf_cuda.data.streams import ImageBatch, ReadFailure, iter_image_batches, read_images
+
+__all__ = [
+    "IMAGE_SHAPE",
+    "IMAGE_SUFFIXES",
+    "SPLITS",
+    "ImageBatch",
+    "ImageDataset",
+    "ReadFailure",
+    "find_images",
+    "iter_image_batches",
+    "load_dataset",
+    "parse_classes",
+    "phantom",
+    "read_image",
+    "read_images",
+    "resize_images",
+]

@@ -1,0 +1,130 @@
+"""One way in for every kind of source."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from nnmf_cuda.data._records import Records
+from nnmf_cuda.data.classes import choose_classes, parse_classes
+from nnmf_cuda.data.coco import find_coco_splits, read_coco
+from nnmf_cuda.data.dataset import ImageDataset
+from nnmf_cuda.data.folders import read_folders
+from nnmf_cuda.data.images import IMAGE_SHAPE
+from nnmf_cuda.data.npz import read_npz
+from nnmf_cuda.data.phantom import phantom
+from nnmf_cuda.data.splits import make_split
+
+logger = logging.getLogger(__name__)
+
+
+def load_dataset(
+    path: str | Path | None,
+    *,
+    classes: str | None = None,
+    label_key: str = "labels",
+    split_by: str | None = None,
+    seed: int = 0,
+    image_shape: tuple[int, int] = IMAGE_SHAPE,
+    progress: bool = False,
+) -> ImageDataset:
+    """Load a data set, or make the built-in synthetic one.
+
+    Parameters
+    ----------
+    path : path or None
+        An ``.npz`` (see `read_npz`), a COCO export (see `read_coco`), or class folders (see
+        `read_folders`). None makes the `phantom` with `seed`.
+    classes : str, optional
+        Which classes to use and in which order, e.g. ``"2=Normal,1=Tumor"``; see `parse_classes`.
+        By default every class that has images, in the source's order.
+    label_key : str, default="labels"
+        The array of labels in an ``.npz``; other sources have none to choose.
+    split_by : {"split", "patient_fold", "patient", "random"}, optional
+        See `make_split`.
+    seed : int, default=0
+        For the splits made here, and for the phantom.
+    image_shape : tuple of int, default=(128, 128)
+        Height and width to which every image is brought.
+    progress : bool, default=False
+        Show a progress bar, if standard error is a terminal.
+
+    Returns
+    -------
+    ImageDataset
+
+    Raises
+    ------
+    ValueError
+        If the source cannot be read, or the arguments do not fit it.
+    """
+    if path is None:
+        return _load_phantom(classes, label_key, split_by, seed, image_shape)
+    source = str(path)
+    if classes is not None:
+        parse_classes(classes)  # before any image is read
+    found = _read(Path(path), label_key=label_key, image_shape=image_shape, progress=progress)
+    records, labels, label_names, class_notes = choose_classes(
+        found, classes=classes, source=source
+    )
+    split, split_notes = make_split(
+        labels,
+        split=records.split,
+        groups=records.groups,
+        split_by=split_by,
+        seed=seed,
+        source=source,
+    )
+    notes = (*class_notes, *records.notes, *split_notes)
+    for note in notes:
+        logger.info("%s: %s", source, note)
+    return ImageDataset(
+        images=records.images,
+        labels=labels,
+        label_names=label_names,
+        split=split,
+        groups=records.groups,
+        files=records.files,
+        source=source,
+        notes=notes,
+    )
+
+
+def _read(path: Path, *, label_key: str, image_shape: tuple[int, int], progress: bool) -> Records:
+    if path.is_dir():
+        if label_key != "labels":
+            raise ValueError(
+                f"label_key={label_key!r} picks an array of an .npz, but {path} is a folder; "
+                "leave it out"
+            )
+        reader = read_coco if find_coco_splits(path) else read_folders
+        return reader(path, image_shape=image_shape, progress=progress)
+    if not path.exists():
+        raise ValueError(f"no such file or folder: {str(path)!r}")
+    if path.suffix.lower() != ".npz":
+        raise ValueError(
+            f"{str(path)!r} is neither an .npz nor a folder; give an .npz, a COCO export or class "
+            "folders"
+        )
+    return read_npz(path, label_key=label_key, image_shape=image_shape)
+
+
+def _load_phantom(
+    classes: str | None,
+    label_key: str,
+    split_by: str | None,
+    seed: int,
+    image_shape: tuple[int, int],
+) -> ImageDataset:
+    given = {
+        "classes": classes is not None,
+        "label_key": label_key != "labels",
+        "split_by": split_by not in (None, "split"),
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise ValueError(
+                f"{name} is for a data set of yours, but no path was given, which stands for the "
+                f"built-in synthetic images; give a path, or leave {name} out"
+            )
+    return phantom(seed=seed, image_shape=image_shape)

@@ -1,0 +1,229 @@
+"""Dividing images into training, validation and test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnmf_cuda.data.dataset import SPLITS
+
+SplitBy = Literal["split", "patient_fold", "patient", "random"]
+FRACTIONS = (0.70, 0.15, 0.15)
+N_TRIALS = 32
+
+
+def make_split(
+    labels: NDArray[np.int64],
+    *,
+    split: NDArray[np.str_] | None,
+    groups: Mapping[str, NDArray[Any]],
+    split_by: str | None,
+    seed: int,
+    source: str,
+) -> tuple[NDArray[np.str_], list[str]]:
+    """Say of every image whether it trains, validates or tests.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n_images,), int64
+    split : ndarray of shape (n_images,), str, or None
+        The source's own split.
+    groups : mapping of str to ndarray
+        May hold "patient" and "patient_fold".
+    split_by : {"split", "patient_fold", "patient", "random"} or None
+        - "split": the source's own. Without validation images, 15/85 of its training images are
+          taken for them, by patient where given.
+        - "patient_fold": the lowest fold tests, the next validates, the others train.
+        - "patient": 70/15/15, near the same share of each class, no patient in two splits.
+        - "random": 70/15/15 of each class, whoever the images belong to.
+        - None: the first of "split", "patient", "patient_fold" that the source has, or "random".
+    seed : int
+        For "patient" and "random".
+    source : str
+        The path, for messages.
+
+    Returns
+    -------
+    split : ndarray of shape (n_images,), str
+    notes : list of str
+
+    Raises
+    ------
+    ValueError
+        If `split_by` is unknown or the source lacks what it needs, or the images or patients are
+        too few to be divided.
+    """
+    has: dict[str, bool] = {
+        "split": split is not None,
+        "patient": "patient" in groups,
+        "patient_fold": "patient_fold" in groups,
+        "random": True,
+    }
+    if split_by is None:
+        split_by = next(name for name, present in has.items() if present)
+    if split_by not in get_args(SplitBy):
+        raise ValueError(f"split_by={split_by!r}: choose one of {', '.join(get_args(SplitBy))}")
+    if not has[split_by]:
+        there = ", ".join(repr(name) for name, present in has.items() if present)
+        raise ValueError(
+            f"split_by={split_by!r} needs {split_by!r} for every image, which {source} does not "
+            f"have; choose {there}"
+        )
+    if split_by == "split":
+        assert split is not None
+        return _complete(split, labels, groups.get("patient"), seed=seed, source=source)
+    if split_by == "patient_fold":
+        return _by_fold(groups["patient_fold"], source=source)
+    patients = groups["patient"] if split_by == "patient" else None
+    made = _divide(labels, patients, FRACTIONS, seed=seed, source=source)
+    return _named(made), [_made_note(patients, seed, has_patients=has["patient"])]
+
+
+def _named(parts: NDArray[np.int64]) -> NDArray[np.str_]:
+    return np.array(SPLITS)[parts]
+
+
+def _made_note(patients: NDArray[Any] | None, seed: int, *, has_patients: bool) -> str:
+    note = f"Split made here: 70/15/15, stratified by class, seed {seed}"
+    if patients is not None:
+        return f"{note}, by patient: none is in two splits ({len(np.unique(patients))} patients)"
+    if has_patients:
+        return f"{note}, image by image: images of one patient may be in several splits"
+    return f"{note}; the source names no patients, so images of one may be in several splits"
+
+
+def _complete(
+    split: NDArray[np.str_],
+    labels: NDArray[np.int64],
+    patients: NDArray[Any] | None,
+    *,
+    seed: int,
+    source: str,
+) -> tuple[NDArray[np.str_], list[str]]:
+    """Take validation images from the training images where a source has none."""
+    if (split == "valid").any() or not (split == "train").any():
+        return split, []
+    training = np.flatnonzero(split == "train")
+    train, valid, _ = FRACTIONS
+    made = _divide(
+        labels[training],
+        None if patients is None else patients[training],
+        (train / (train + valid), valid / (train + valid)),
+        seed=seed,
+        source=source,
+    )
+    completed = split.astype(f"<U{max(map(len, SPLITS))}")
+    completed[training] = _named(made)
+    n_valid = int((made == 1).sum())
+    return completed, [
+        f"The source has no validation images: {n_valid} of its {len(training)} training images "
+        f"are taken, stratified by class, seed {seed}"
+    ]
+
+
+def _by_fold(folds: NDArray[Any], *, source: str) -> tuple[NDArray[np.str_], list[str]]:
+    if folds.dtype.kind not in "iuU":
+        raise ValueError(f"{source}: patient_fold is {folds.dtype}; give integers or text")
+    found = np.unique(folds).tolist()
+    if len(found) < 3:
+        raise ValueError(
+            f"split_by='patient_fold' needs at least 3 folds (test, valid, train), but {source} "
+            f"has {len(found)}; choose split_by='random'"
+        )
+    test, valid, *train = found
+    split = np.select([folds == test, folds == valid], ["test", "valid"], "train").astype(np.str_)
+    return split, [
+        f"Split by patient_fold: {', '.join(map(str, train))} train, {valid} validates, "
+        f"{test} tests"
+    ]
+
+
+def _divide(
+    labels: NDArray[np.int64],
+    groups: NDArray[Any] | None,
+    fractions: tuple[float, ...],
+    *,
+    seed: int,
+    source: str,
+) -> NDArray[np.int64]:
+    """Return the part of each image: stratified, and group by group where groups are given."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    if groups is None:
+        return _divide_images(labels, fractions, rng, source=source)
+    return _divide_groups(labels, groups, fractions, rng, source=source)
+
+
+def _divide_images(
+    labels: NDArray[np.int64],
+    fractions: tuple[float, ...],
+    rng: np.random.Generator,
+    *,
+    source: str,
+) -> NDArray[np.int64]:
+    parts = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels).tolist():
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        if len(rows) < len(fractions):
+            raise ValueError(
+                f"{source}: class {label} has {len(rows)} images, too few for one in each of "
+                f"{len(fractions)} splits; add images or choose other classes"
+            )
+        begin = 0
+        for part, fraction in enumerate(fractions[1:], start=1):
+            size = max(1, round(fraction * len(rows)))
+            parts[rows[begin : begin + size]] = part
+            begin += size
+    return parts
+
+
+def _divide_groups(
+    labels: NDArray[np.int64],
+    groups: NDArray[Any],
+    fractions: tuple[float, ...],
+    rng: np.random.Generator,
+    *,
+    source: str,
+) -> NDArray[np.int64]:
+    """Deal out whole groups greedily in several random orders, and keep the best deal.
+
+    A deal is the better, the nearer each part's count of each class is to its share, as a
+    proportion of the class, in squares.
+    """
+    members, group_of = np.unique(groups, return_inverse=True)
+    n_classes = int(labels.max()) + 1
+    counts = np.zeros((len(members), n_classes))
+    np.add.at(counts, (group_of.ravel(), labels), 1.0)
+    shares = counts / np.maximum(counts.sum(axis=0), 1.0)
+    targets = np.outer(fractions, np.ones(n_classes))
+    best, best_cost = None, np.inf
+    for _ in range(N_TRIALS):
+        parts = _deal(shares, targets, rng)
+        filled = np.stack([shares[parts == part].sum(axis=0) for part in range(len(fractions))])
+        cost = float(((filled - targets) ** 2).sum())
+        if (filled > 0).all() and cost < best_cost:
+            best, best_cost = parts, cost
+    if best is None:
+        raise ValueError(
+            f"{source}: its {len(members)} patients cannot be divided so that each of "
+            f"{len(fractions)} splits has every class; choose split_by='random', which may put "
+            "one patient into several splits"
+        )
+    return best[group_of.ravel()]
+
+
+def _deal(
+    shares: NDArray[np.float64], targets: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Give each group, in random order, to the part whose distance from its target falls most."""
+    parts = np.zeros(len(shares), dtype=np.int64)
+    lacking = targets.copy()
+    for group in rng.permutation(len(shares)):
+        # |lacking - share|^2 - |lacking|^2 of each part
+        change = ((shares[group] - 2.0 * lacking) * shares[group]).sum(axis=1)
+        part = int(np.argmin(change))
+        parts[group] = part
+        lacking[part] -= shares[group]
+    return parts

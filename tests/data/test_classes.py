@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from nnmf_cuda.data import parse_classes
+
+
+def test_the_mapping_keeps_the_order_given() -> None:
+    mapping = parse_classes(" 2=Normal, 1 = Tumor ")
+    assert list(mapping.items()) == [("2", "Normal"), ("1", "Tumor")]
+
+
+def test_a_name_alone_stands_for_itself() -> None:
+    assert parse_classes("no,yes=Tumor") == {"no": "no", "yes": "Tumor"}
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("", "'' is not value=name"),
+        ("1=a,", "'' is not value=name"),
+        ("1=a,2=", "'2=' is not value=name"),
+        ("=a,2=b", "'=a' is not value=name"),
+        ("1=a,1=b", "'1' occurs twice"),
+        ("1=a,2=a", "two classes the same name"),
+        ("1=a", "names one class; name at least two"),
+    ],
+)
+def test_what_is_no_mapping_is_refused(classes: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_classes(classes)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nnmf_cuda.data import load_dataset
+from nnmf_cuda.data.npz import read_npz
+
+SaveNpz = Callable[..., Path]
+
+
+def test_every_array_is_read(save_npz: SaveNpz) -> None:
+    path = save_npz(
+        label_names=np.array(["no", "yes"]),
+        split=np.array(["train", "Validation", "TEST", "val"] * 10),
+        patient=np.repeat(["p1", "p2"], 20),
+        patient_fold=np.arange(40) % 5,
+        series=np.arange(40),
+        file=np.array([f"{index}.jpg" for index in range(40)]),
+        masks=np.zeros(3),
+    )
+    records = read_npz(path)
+    np.testing.assert_array_equal(records.images, np.load(path)["images"])
+    assert records.values[:3].tolist() == ["0", "1", "0"]
+    assert records.names == {"0": "no", "1": "yes"}
+    assert records.split is not None
+    assert records.split[:4].tolist() == ["train", "valid", "test", "valid"]
+    assert set(records.groups) == {"patient", "patient_fold", "series"}
+    assert records.files[39] == "39.jpg"
+    assert records.notes == ()
+
+
+def test_names_may_be_called_files_as_savez_needs(save_npz: SaveNpz) -> None:
+    names = np.array([f"{index}.jpg" for index in range(40)])
+    assert read_npz(save_npz(files=names)).files[39] == "39.jpg"
+
+
+def test_only_images_and_labels_are_needed(save_npz: SaveNpz) -> None:
+    records = read_npz(save_npz())
+    assert records.split is None
+    assert records.groups == {}
+    assert records.names == {"0": "labels 0", "1": "labels 1"}
+    assert records.files[3] == "images[3]"
+
+
+@pytest.mark.parametrize(
+    ("label_key", "names_key"),
+    [("class_labels", "class_names"), ("grades", "grade_names"), ("kind", "kind_names")],
+)
+def test_another_array_of_labels_has_its_own_names(
+    save_npz: SaveNpz, label_key: str, names_key: str
+) -> None:
+    three = {label_key: np.arange(40) % 3, names_key: np.array(["x", "y", "z"])}
+    path = save_npz(label_names=np.array(["no", "yes"]), **three)
+    records = read_npz(path, label_key=label_key)
+    assert list(records.names.values()) == ["x", "y", "z"]
+    assert records.values[2] == "2"
+
+
+def test_text_labels_are_sorted(save_npz: SaveNpz) -> None:
+    dataset = load_dataset(save_npz(labels=np.array(["tumor", "healthy"] * 20)))
+    assert dataset.label_names == ("healthy", "tumor")
+    assert dataset.labels[:2].tolist() == [1, 0]
+
+
+def test_labels_need_not_begin_at_0(save_npz: SaveNpz) -> None:
+    dataset = load_dataset(save_npz(labels=np.arange(40) % 2 + 5))
+    assert dataset.labels[:2].tolist() == [0, 1]
+    assert "label 1 is 'labels 6' (6 in the source)" in dataset.notes[0]
+
+
+def test_a_name_without_images_is_dropped(save_npz: SaveNpz) -> None:
+    path = save_npz(labels=np.arange(40) % 2 * 2, label_names=np.array(["a", "b", "c"]))
+    dataset = load_dataset(path)
+    assert dataset.label_names == ("a", "c")
+    assert set(dataset.labels.tolist()) == {0, 1}
+
+
+def test_float_images_become_float32(save_npz: SaveNpz) -> None:
+    records = read_npz(save_npz(images=np.full((40, 128, 128), 0.25)))
+    assert records.images.dtype == np.float32
+    assert (records.images == 0.25).all()
+
+
+def test_other_sizes_are_resized_with_a_note(save_npz: SaveNpz, rng: np.random.Generator) -> None:
+    small = rng.integers(0, 256, size=(40, 60, 50), dtype=np.uint8)
+    records = read_npz(save_npz(images=small))
+    expected = Image.fromarray(small[7]).resize((128, 128), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(records.images[7], np.asarray(expected))
+    assert records.notes == ("Images of 60 x 50 pixels were converted to grey images of 128 x 128",)
+    np.testing.assert_array_equal(read_npz(save_npz(images=small), image_shape=None).images, small)
+
+
+def test_float_images_are_resized_within_the_unit_interval(
+    save_npz: SaveNpz, rng: np.random.Generator
+) -> None:
+    small = rng.integers(0, 2, size=(40, 60, 50)).astype(np.float64)
+    images = read_npz(save_npz(images=small)).images
+    assert images.dtype == np.float32
+    assert (images.min(), images.max()) == (0.0, 1.0)
+    assert images.mean() == pytest.approx(small.mean(), abs=0.01)
+
+
+def test_colours_become_grey(save_npz: SaveNpz, rng: np.random.Generator) -> None:
+    colours = rng.integers(0, 256, size=(40, 128, 128, 3), dtype=np.uint8)
+    records = read_npz(save_npz(images=colours))
+    expected = Image.fromarray(colours[3]).convert("L")
+    np.testing.assert_array_equal(records.images[3], np.asarray(expected))
+    assert "with colours" in records.notes[0]
+
+
+def with_pixel(value: float) -> np.ndarray:
+    images = np.full((40, 128, 128), 0.5, dtype=np.float32)
+    images[11, 5, 6] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": None}, r"data.npz has no array 'images'; it has labels"),
+        ({"labels": None}, r"data.npz has no array 'labels'; it has images"),
+        (
+            {"labels": np.array([0, 1] * 20, dtype=object)},
+            r"data.npz: 'labels' holds Python objects, which only pickle",
+        ),
+        ({"images": np.array([object()])}, "'images' holds Python objects"),
+        ({"labels": np.zeros(39, int)}, r"'labels' has shape \(39,\), but there are 40 images"),
+        ({"labels": np.zeros((40, 1), int)}, r"'labels' has shape \(40, 1\)"),
+        ({"split": np.array(["train"])}, r"'split' has shape \(1,\)"),
+        ({"patient": np.zeros(41)}, r"'patient' has shape \(41,\)"),
+        ({"file": np.array(["a.png"] * 3)}, r"'file' has shape \(3,\)"),
+        ({"labels": np.zeros(40)}, "'labels' are float64; give integers or text"),
+        ({"images": np.zeros((40, 16384), np.uint8)}, r"'images' have shape \(40, 16384\)"),
+        ({"images": np.zeros((0, 8, 8), np.uint8), "labels": np.zeros(0, int)}, "are empty"),
+        ({"images": np.zeros((0, 8, 8, 3), np.uint8), "labels": np.zeros(0, int)}, "have shape"),
+        ({"images": with_pixel(np.nan)}, r"data.npz: 'images' hold NaN .* first in image 11"),
+        ({"images": with_pixel(-np.inf)}, "'images' hold NaN or infinite"),
+        ({"images": with_pixel(-0.1)}, "'images' hold negative pixels, -0.1"),
+        ({"images": with_pixel(1.5)}, r"values up to 1.5, but floats must lie in \[0, 1\]; divide"),
+        ({"images": np.zeros((40, 8, 8), np.int32)}, "'images' are int32; give uint8"),
+        ({"split": np.array(["train", "dev"] * 20)}, "'split' holds 'dev'; give 'train'"),
+        ({"labels": np.zeros(40, int)}, "only one class, 0 .'labels 0', 40 images."),
+        ({"label_names": np.array(["a", "a"])}, "'label_names' gives two classes the same name"),
+        (
+            {"labels": np.arange(40) % 3, "label_names": np.array(["a", "b"])},
+            "'labels' holds 2, but 'label_names' names only labels 0..1",
+        ),
+        (
+            {"labels": np.arange(40) % 3 - 1, "label_names": np.array(["a", "b"])},
+            "'labels' holds -1",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    save_npz: SaveNpz, changes: dict[str, Any], message: str
+) -> None:
+    path = save_npz(**changes)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(path)
+
+
+def test_a_missing_label_key_is_named(save_npz: SaveNpz) -> None:
+    with pytest.raises(ValueError, match="has no array 'grades'; it has images, labels"):
+        load_dataset(save_npz(), label_key="grades")
+
+
+def test_a_pickle_is_never_run(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (marker,)
+
+    path = tmp_path / "trap.npz"
+    np.savez(path, images=np.array([Trap()], dtype=object), labels=np.zeros(1, int))
+    with pytest.raises(ValueError, match="Python objects"):
+        load_dataset(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut short"])
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read '.*data.npz': not a whole .npz archive"):
+        load_dataset(path)
+
+
+def test_a_single_array_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match="holds a single array; give an .npz"):
+        load_dataset(path)
+
+
+def test_a_damaged_array_is_named(save_npz: SaveNpz) -> None:
+    path = save_npz()
+    content = bytearray(path.read_bytes())
+    content[5000:5100] = bytes(100)
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="'images' is damaged: .*; fetch the file anew"):
+        load_dataset(path)
