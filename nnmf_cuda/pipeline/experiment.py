@@ -35,6 +35,9 @@ __all__ = ["Experiment", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
+EVALUATION_SEED = 2**32
+"""Added to the seed for the noise of the evaluation, which no attack may have seen."""
+
 NOT_RUN = (
     "Attacks that know the defence (EOT over many draws, surrogates, margin losses, transfer): the"
     " Robust rows are the paper's protocol and no worst case.",
@@ -163,7 +166,7 @@ class _Run:
         self.timer = timer
         self.progress = progress
         self.say = say
-        self.seeds = stages.StageSeeds.spawn(config.seed)
+        self.seed = config.seed
 
     def to_the_end(self, partial: Path, config_yaml: str) -> Experiment:
         features = self._features()
@@ -178,7 +181,7 @@ class _Run:
                 attacks["baseline"].x_adv,
                 attacks["defended"].x_adv,
                 features.y["test"],
-                seed=self.seeds.evaluation,
+                seed=self.seed + EVALUATION_SEED,
                 n_predictions=self.config.n_predictions,
             )
         metrics = rows.as_dict(notes=self._notes(rows))
@@ -200,7 +203,7 @@ class _Run:
             return stages.extract_features(
                 self.dataset,
                 self.config,
-                seed=self.seeds.nnmf,
+                seed=self.seed,
                 device=self.device,
                 progress=self.progress,
             )
@@ -215,7 +218,7 @@ class _Run:
                 features,
                 self.config.classifier,
                 n_classes=self.dataset.n_classes,
-                seed=self.seeds.classifier,
+                seed=self.seed,
                 device=self.device,
                 progress=self.progress,
             )
@@ -224,7 +227,7 @@ class _Run:
             denoiser = stages.fit_denoiser(
                 features,
                 self.config.diffusion,
-                seed=self.seeds.denoiser,
+                seed=self.seed,
                 device=self.device,
                 progress=self.progress,
             )
@@ -260,7 +263,7 @@ class _Run:
                     target,
                     features,
                     self.config.attack,
-                    seed=self.seeds.attack,
+                    seed=self.seed,
                     progress=self.progress,
                 )
             for warning in results[name].warnings:
@@ -330,7 +333,7 @@ class _Run:
                 denoiser.model,
                 stages.noise_schedule(self.config.diffusion).alphas_cumprod,
                 features.x["test"],
-                seed=self.seeds.evaluation,
+                seed=self.seed + EVALUATION_SEED,
             ),
             purify_t=self.config.diffusion.timesteps[0],
             labels=rows.labels,

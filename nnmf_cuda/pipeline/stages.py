@@ -1,7 +1,8 @@
 """The stages of the experiment: functions from inputs and configuration to an artefact.
 
 None of them writes a file, times itself or draws from global random state, so that any stage can
-be run again on what another has returned.
+be run again on what another has returned. All take the experiment's seed as it is: what a stage
+did can be repeated with the library alone, for example by ``NNMF(random_state=seed)``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from nnmf_cuda.training import TrainingResult, train_classifier, train_denoiser
 
 __all__ = [
     "Features",
-    "StageSeeds",
     "attack_model",
     "defend",
     "extract_features",
@@ -42,24 +42,6 @@ __all__ = [
 ]
 
 SPLITS = ("train", "valid", "test")
-
-
-@dataclass(frozen=True)
-class StageSeeds:
-    """Seeds of the stages, independent of each other, from the one of the experiment."""
-
-    nnmf: int
-    classifier: int
-    denoiser: int
-    evaluation: int
-    attack: int
-
-    @classmethod
-    def spawn(cls, seed: int) -> StageSeeds:
-        """Derive the seeds; the attack's is `seed` itself, as AutoAttack's users expect."""
-        words = np.random.SeedSequence(seed).generate_state(4)
-        nnmf, classifier, denoiser, evaluation = (int(word) for word in words)
-        return cls(nnmf, classifier, denoiser, evaluation, attack=seed)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from nnmf_cuda.data import load_dataset
+from nnmf_cuda.features import l2_normalize
+from nnmf_cuda.nnmf import NNMF
 from nnmf_cuda.pipeline.config import PRESETS, ExperimentConfig, NNMFConfig, SelectionConfig
-from nnmf_cuda.pipeline.stages import StageSeeds, defend, extract_features
+from nnmf_cuda.pipeline.stages import defend, extract_features
 
 CPU = torch.device("cpu")
 
@@ -22,11 +24,14 @@ def test_paper_preset_holds_the_papers_settings() -> None:
     assert paper.attack.attacks == ("apgd-ce", "square")
 
 
-def test_stage_seeds_differ_from_each_other_and_between_seeds() -> None:
-    seeds = [StageSeeds.spawn(seed) for seed in (0, 1)]
-    values = [v for s in seeds for v in (s.nnmf, s.classifier, s.denoiser, s.evaluation, s.attack)]
-    assert len(set(values)) == len(values)
-    assert StageSeeds.spawn(0) == seeds[0]
+def test_the_library_alone_repeats_a_stage(small_npz: Path) -> None:
+    config = ExperimentConfig(nnmf=NNMFConfig(n_components=5, max_iter=10))
+    dataset = load_dataset(small_npz)
+    features = extract_features(dataset, config, seed=7, device=CPU)
+    alone = NNMF(n_components=5, max_iter=10, tol=0, random_state=7).fit(dataset.matrix("train"))
+    np.testing.assert_array_equal(features.nnmf.components_, alone.components_)
+    coefficients = torch.from_numpy(alone.transform(dataset.matrix("test")))
+    torch.testing.assert_close(features.x["test"], l2_normalize(coefficients))
 
 
 def test_features_use_the_training_split_alone(small_npz: Path) -> None:
