@@ -125,6 +125,12 @@ def _run_parser() -> ArgumentParser:
         default=None,
         help="where the split comes from; default: the data's own, else by patient",
     )
+    parser.add_argument(
+        "--n_predictions",
+        type=int,
+        default=20,
+        help="fresh predictions over which the defended rows are averaged",
+    )
     for name, kind in _GROUPS.items():
         parser.add_argument(f"--{name}", type=kind, default=kind())
     return parser
@@ -166,8 +172,10 @@ def _extract_parser() -> ArgumentParser:
 
 def _predict_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        description="Print class probabilities of image files as CSV, by the defended model. Not a"
-        " medical device."
+        description="Print class probabilities of image files as CSV, by the defended model. Every"
+        " image gets the noise of --seed, so answers repeat; the robustness of a run was measured"
+        " with fresh noise and does not describe noise that an attacker knows. Not a medical"
+        " device."
     )
     _add_images_and_model(parser)
     parser.add_argument(
@@ -246,6 +254,10 @@ def _run(arguments: Namespace, parser: ArgumentParser) -> None:
     out = Path(arguments.out)
     if arguments.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {arguments.seeds}")
+    last = arguments.seed + arguments.seeds - 1
+    if not 0 <= arguments.seed <= last < 2**32:
+        # torch's generator on the CPU reads no more: larger seeds would repeat smaller ones.
+        raise ValueError(f"--seed must lie in [0, 2**32), got {arguments.seed} to {last}")
     if arguments.seeds > 1:
         _run_seeds(arguments, parser)
         return
@@ -296,6 +308,7 @@ def _experiment_config(arguments: Namespace) -> ExperimentConfig:
             split_by=arguments.split_by,
         ),
         seed=arguments.seed,
+        n_predictions=arguments.n_predictions,
         **{name: kind(**vars(arguments[name])) for name, kind in _GROUPS.items()},
     )
 

@@ -153,14 +153,14 @@ class StageTimer:
     def total(self) -> dict[str, Any]:
         """Return the row ``total``: seconds summed over `PAPER_STAGES`, peak the largest of them.
 
-        Its ``n_items`` is the sum of those stages' items. Other stages (reading images, writing
+        Its ``n_items`` is the largest of theirs. Other stages (reading images, writing
         reports) do not count.
         """
         rows = [row for row in self.rows if row["stage"] in PAPER_STAGES]
         return {
             "stage": "total",
             "seconds": float(sum(row["seconds"] for row in rows)),
-            "n_items": sum(row["n_items"] for row in rows),
+            "n_items": max((row["n_items"] for row in rows), default=0),
             "peak_bytes": max((row["peak_bytes"] for row in rows), default=0),
         }
 

@@ -128,6 +128,12 @@ def test_bad_number_of_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     )
 
 
+@pytest.mark.parametrize("options", [["--seed=-1"], [f"--seed={2**32 - 1}", "--seeds=2"]])
+def test_bad_seed(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of(capsys, "run", *options, f"--out={tmp_path / 'o'}")
+    assert "--seed must lie in [0, 2**32)" in line
+
+
 def test_unknown_option_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["run", "--nnmf.n_componentz=3"])

@@ -39,8 +39,9 @@ class AttackResult:
         succeeded, or which was wrong from the start, keeps its clean position.
     robust_flags : Tensor of shape (n_samples,)
         bool: right on the clean features and after every attack, by AutoAttack's count, which
-        asks the model once each time. For a random model that is pessimistic by re-rolls: judge
-        it by fresh predictions on `x_adv`.
+        asks the model once each time. For a random model each asking is a new draw, so the count
+        is pessimistic; but a sample once found wrong, or never found wrong, stays unmoved in
+        `x_adv`, so fresh predictions on `x_adv` are optimistic. Report both.
     clean_accuracy : float
         Share that was right at AutoAttack's own first look.
     accuracy_after : dict of str to float

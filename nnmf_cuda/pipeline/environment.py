@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -47,9 +48,11 @@ def resolve_device(name: str) -> torch.device:
 def describe_environment(device: torch.device, *, data_sha256: str) -> dict[str, Any]:
     """Return versions, device, threads, commit and the data's hash, for `environment.json`."""
     config = show_config()
+    commit, dirty = _commit()
     return {
         "nnmf_cuda": __version__,
-        "commit": _commit(),
+        "commit": commit,
+        "uncommitted_changes": dirty,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -57,6 +60,8 @@ def describe_environment(device: torch.device, *, data_sha256: str) -> dict[str,
         "device_name": _device_name(device),
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "extension": config["extension"],
         "cpu_isa": config["cpu_isa"],
         "ops": {op: served[device.type] for op, served in config["ops"].items()},
@@ -83,18 +88,23 @@ def _device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
-    """Return the commit of the source checkout, or "" where the package is not in one."""
+@functools.cache
+def _commit() -> tuple[str, bool]:
+    """Return the commit of the source checkout and whether files differ from it; else "", False.
+
+    Asked once a process: the code that runs is the one that was imported.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return ""
+        return "", False
+    commit = _git(root, "rev-parse", "HEAD")
+    return commit, bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

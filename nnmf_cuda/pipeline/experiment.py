@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,15 @@ from nnmf_cuda.evaluation import (
     EvaluatedRows,
     denoising_error,
     evaluate_rows,
-    majority_class_accuracy,
 )
 from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline import stages
 from nnmf_cuda.pipeline.artifacts import TrainedModel, save_model
 from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.environment import describe_environment
+from nnmf_cuda.pipeline.findings import NOT_RUN, attack_findings, notes_of
 from nnmf_cuda.pipeline.run_directory import results_directory
-from nnmf_cuda.report import ReportContent, metrics_table, timings_table, write_report
+from nnmf_cuda.report import ReportContent, bullet_list, metrics_table, timings_table, write_report
 from nnmf_cuda.timing import StageTimer
 from nnmf_cuda.training import TrainingResult
 
@@ -35,16 +35,8 @@ __all__ = ["Experiment", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_SEED = 2**32
-"""Added to the seed for the noise of the evaluation, which no attack may have seen."""
-
-NOT_RUN = (
-    "Attacks that know the defence (EOT over many draws, surrogates, margin losses, transfer): the"
-    " Robust rows are the paper's protocol and no worst case.",
-    "An attack on pixels: the adversary here moves features, not images.",
-    "An adversarially trained network to compare the defence with.",
-)
-"""What the paper's evaluation leaves out; the report says so."""
+_EVALUATION = 1
+"""Sets the evaluation's noise apart from that of every other stage; see `evaluation_seed`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Experiment:
     comparable: bool
 
     def tables(self) -> str:
-        """Return the two tables for a terminal."""
+        """Return the two tables and the notes for a terminal."""
         metrics = metrics_table(
             self.metrics["rows"],
             majority_class_accuracy=self.metrics["majority_class_accuracy"],
@@ -77,7 +69,9 @@ class Experiment:
             spread=self.metrics["spread"],
             n_predictions=self.metrics["n_predictions"],
         )
-        return f"{metrics}\n\n{timings_table(self.timings)}"
+        return "\n\n".join(
+            (metrics, timings_table(self.timings), bullet_list(self.metrics["notes"]))
+        )
 
 
 def run_experiment(
@@ -148,6 +142,15 @@ def _load(
     return dataset
 
 
+def evaluation_seed(seed: int) -> int:
+    """Return the seed of the evaluation's noise, which no attack may have seen.
+
+    A word of its own: torch's generator on the CPU reads the low 32 bits of a seed only, so no sum
+    of the seed and a constant above them would do.
+    """
+    return int(np.random.SeedSequence([seed, _EVALUATION]).generate_state(1)[0])
+
+
 class _Run:
     """The state of one run between its stages."""
 
@@ -169,6 +172,7 @@ class _Run:
         self.seed = config.seed
 
     def to_the_end(self, partial: Path, config_yaml: str) -> Experiment:
+        environment = describe_environment(self.device, data_sha256=self.dataset.sha256())
         features = self._features()
         cnn, denoiser = self._train(features)
         model = self._model(features, cnn, denoiser)
@@ -181,11 +185,21 @@ class _Run:
                 attacks["baseline"].x_adv,
                 attacks["defended"].x_adv,
                 features.y["test"],
-                seed=self.seed + EVALUATION_SEED,
+                seed=evaluation_seed(self.seed),
                 n_predictions=self.config.n_predictions,
             )
-        metrics = rows.as_dict(notes=self._notes(rows))
-        environment = describe_environment(self.device, data_sha256=self.dataset.sha256())
+        found = {
+            name: attack_findings(
+                result,
+                features.x["test"].float().cpu().numpy(),
+                rows.labels,
+                rows.probabilities[f"Robust_{name.capitalize()}"],
+                self.config.attack,
+            )
+            for name, result in attacks.items()
+        }
+        notes = notes_of(self.dataset, self.config, rows, found)
+        metrics = {**rows.as_dict(notes=notes), "attacks": found}
         with self.timer.stage("writing_results"):
             save_model(model, partial / "model")
             _save_adversarial(partial / "adversarial.npz", features, attacks)
@@ -266,8 +280,6 @@ class _Run:
                     seed=self.seed,
                     progress=self.progress,
                 )
-            for warning in results[name].warnings:
-                self.say(f"  AutoAttack: {warning}")
         return results
 
     @property
@@ -275,19 +287,6 @@ class _Run:
         labels = self.dataset.labels_of("test")
         counts = np.bincount(labels, minlength=self.dataset.n_classes)
         return not self.dataset.synthetic and tuple(counts) == PAPER_TEST_COUNTS
-
-    def _notes(self, rows: EvaluatedRows) -> list[str]:
-        notes = list(self.dataset.notes)
-        if self.dataset.synthetic:
-            notes.insert(0, "The images are synthetic: these numbers say nothing about patients.")
-        constant = majority_class_accuracy(rows.labels)
-        robust = rows.rows["Robust_Defended"]["accuracy"]
-        if robust <= constant:
-            notes.append(
-                f"Robust_Defended ({robust:.4f}) is no better than always naming the most"
-                f" frequent class ({constant:.4f})."
-            )
-        return notes
 
     def _report(
         self,
@@ -333,13 +332,13 @@ class _Run:
                 denoiser.model,
                 stages.noise_schedule(self.config.diffusion).alphas_cumprod,
                 features.x["test"],
-                seed=self.seed + EVALUATION_SEED,
+                seed=evaluation_seed(self.seed),
             ),
             purify_t=self.config.diffusion.timesteps[0],
             labels=rows.labels,
             probabilities=rows.probabilities,
             attacks={
-                name: {**asdict(self.config.attack), **_describe(result)}
+                name: {**metrics["attacks"][name], "seconds": result.seconds}
                 for name, result in attacks.items()
             },
             environment=environment,
@@ -347,21 +346,6 @@ class _Run:
             notes=metrics["notes"],
             not_run=NOT_RUN,
         )
-
-
-def _describe(result: AttackResult) -> dict[str, Any]:
-    """Return settings and findings of an attack, for the report."""
-    return {
-        "accuracy before": result.clean_accuracy,
-        **{f"accuracy after {name}": value for name, value in result.accuracy_after.items()},
-        **{f"seconds of {name}": value for name, value in result.seconds.items()},
-        "largest perturbation": result.max_perturbation,
-        "mean gradient norm": result.grad_norm_mean,
-        "share of zero gradients": result.zero_gradient_share,
-        "layout": result.layout,
-        "package": result.package,
-        "warnings": "; ".join(result.warnings) or "none",
-    }
 
 
 def _save_adversarial(
@@ -373,6 +357,8 @@ def _save_adversarial(
         y=features.y["test"],
         x_adv_baseline=attacks["baseline"].x_adv.cpu().numpy(),
         x_adv_defended=attacks["defended"].x_adv.cpu().numpy(),
+        robust_flags_baseline=attacks["baseline"].robust_flags.cpu().numpy(),
+        robust_flags_defended=attacks["defended"].robust_flags.cpu().numpy(),
     )
 
 

@@ -46,4 +46,5 @@ def summary_table(summary: Mapping[str, Any], *, names: Sequence[str] = METRIC_N
         cells = (summary["rows"][row][name] for row in ROW_NAMES)
         texts = (f"{cell['mean']:.4f} ± {cell['std']:.4f}" for cell in cells)
         lines.append(f"{name:<{width}}" + "".join(f"{text:>20}" for text in texts))
+    lines.append("All seeds share one test split: this is not the uncertainty of a new one.")
     return "\n".join(lines)

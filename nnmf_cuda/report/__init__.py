@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from nnmf_cuda.report.content import ReportContent
 from nnmf_cuda.report.html import write_report
-from nnmf_cuda.report.tables import metrics_table, timings_table
+from nnmf_cuda.report.tables import bullet_list, metrics_table, timings_table
 
-__all__ = ["ReportContent", "metrics_table", "timings_table", "write_report"]
+__all__ = ["ReportContent", "bullet_list", "metrics_table", "timings_table", "write_report"]

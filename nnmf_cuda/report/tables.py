@@ -21,6 +21,7 @@ __all__ = [
     "STAGE_TITLES",
     "Line",
     "against_constant",
+    "bullet_list",
     "STAGE_HEADER",
     "metric_lines",
     "metric_notes",
@@ -255,7 +256,11 @@ def _plain_text(header: Sequence[str], lines: Iterable[Line], notes: Iterable[st
     width = sum(widths) + 2 * (len(widths) - 1)
     rule = "-" * width
     text = [set_row(table[0]), rule, *map(set_row, table[1:]), rule]
-    text += [
+    return "\n".join((*text, bullet_list(notes, width=width)))
+
+
+def bullet_list(notes: Iterable[str], *, width: int = 100) -> str:
+    """Return sentences as a list of wrapped lines, each beginning with an asterisk."""
+    return "\n".join(
         textwrap.fill(note, width, initial_indent="* ", subsequent_indent="  ") for note in notes
-    ]
-    return "\n".join(text)
+    )

@@ -15,6 +15,7 @@ import yaml
 from nnmf_cuda import load_model
 from nnmf_cuda.cli import main
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, classification_metrics
+from nnmf_cuda.pipeline.experiment import evaluation_seed
 from tests.pipeline.conftest import SMALL, make_npz
 
 STAGES = [
@@ -50,6 +51,35 @@ def test_run_metrics_have_the_documented_keys(small_run: tuple[Path, str]) -> No
         assert row["n"] == 15
     assert metrics["majority_class_accuracy"] == pytest.approx(8 / 15)
     assert isinstance(metrics["notes"], list)
+
+
+def test_run_counts_the_attacks_success_in_every_way(small_run: tuple[Path, str]) -> None:
+    out, printed = small_run
+    metrics = read(out / "metrics.json")
+    with np.load(out / "adversarial.npz") as saved:
+        for name in ("baseline", "defended"):
+            found = metrics["attacks"][name]
+            unchanged = (saved[f"x_adv_{name}"] == saved["x_clean"]).all(1)
+            assert found["n_unchanged"] == unchanged.sum()
+            flags = saved[f"robust_flags_{name}"]
+            assert found["accuracy_after"]["square"] == pytest.approx(flags.mean())
+            row = metrics["rows"][f"Robust_{name.capitalize()}"]
+            assert found["fresh_accuracy"] == pytest.approx(row["accuracy"])
+            assert found["all_right_accuracy"] <= found["majority_accuracy"]
+    assert "points are returned unchanged" in " ".join(printed.split())
+
+
+def test_evaluation_noise_is_not_the_attacks() -> None:
+    """On the CPU, torch's generator reads 32 bits of a seed: sums above them would collide."""
+    for seed in (0, 1, 7):
+        streams = [
+            torch.randn(8, generator=torch.Generator().manual_seed(s))
+            for s in (seed, evaluation_seed(seed), evaluation_seed(seed + 1))
+        ]
+        assert evaluation_seed(seed) < 2**32
+        for i in (1, 2):
+            assert not torch.equal(streams[0], streams[i])
+        assert not torch.equal(streams[1], streams[2])
 
 
 def test_run_timings_have_the_documented_keys(small_run: tuple[Path, str]) -> None:

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from nnmf_cuda.data import ImageDataset
+from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, EvaluatedRows
+from nnmf_cuda.pipeline.config import PRESETS, DiffusionConfig, ExperimentConfig
+from nnmf_cuda.pipeline.findings import notes_of
+
+LABELS = np.array([0, 1] * 10)
+
+
+def rows(robust: float) -> EvaluatedRows:
+    table = {name: dict.fromkeys(METRIC_NAMES, robust) for name in ROW_NAMES}
+    return EvaluatedRows(table, {}, {}, LABELS, 1)
+
+
+def dataset(**groups: np.ndarray) -> ImageDataset:
+    return ImageDataset(
+        images=np.zeros((8, 4, 4), dtype=np.uint8),
+        labels=np.arange(8) % 2,
+        label_names=("a", "b"),
+        split=np.array(["train"] * 4 + ["valid"] * 2 + ["test"] * 2),
+        groups=groups,
+        files=np.array(list("abcdefgh")),
+        source="here",
+    )
+
+
+def notes(data: ImageDataset, robust: float = 0.9, config: ExperimentConfig | None = None) -> str:
+    found = {
+        "n_unchanged": 3,
+        "accuracy_after": {"square": 0.25},
+        "fresh_accuracy": 0.5,
+        "fresh_accuracy_on_changed": None,
+        "warnings": ["careful"],
+    }
+    return "\n".join(notes_of(data, config or PRESETS["paper"], rows(robust), {"defended": found}))
+
+
+def test_notes_say_how_the_split_parts_groups() -> None:
+    series = np.array([1, 1, 2, 2, 3, 3, 2, 4])
+    assert "training image of the same group: 50.0% by series" in notes(dataset(series=series))
+    assert "leakage between splits was not checked" in notes(dataset())
+
+
+def test_notes_compare_with_the_constant_answer_by_interval() -> None:
+    warning = "cannot be told from always naming the most frequent class (0.5000)"
+    assert warning in notes(dataset(), robust=0.4)
+    assert warning in notes(dataset(), robust=0.6)  # 12 of 20: the interval holds 0.5
+    assert warning not in notes(dataset(), robust=0.9)
+
+
+def test_notes_name_settings_other_than_the_papers() -> None:
+    assert "Settings other than" not in notes(dataset())
+    changed = replace(PRESETS["paper"], diffusion=DiffusionConfig(n_draws=64))
+    assert "the paper's preset: diffusion.n_draws=64." in notes(dataset(), config=changed)
+
+
+def test_notes_keep_the_attacks_own_warnings() -> None:
+    text = notes(dataset())
+    assert "AutoAttack on the defended model: careful" in text
+    assert "3 of 20 points are returned unchanged" in text
+    assert "on the changed ones none" in text
