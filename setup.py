@@ -81,7 +81,7 @@ def decide_cuda() -> tuple[str | None, str]:
 
 def require_compiler() -> None:
     """Stop with the remedy where there is no C++ compiler."""
-    compiler = os.environ.get("CXX", "c++").split()[-1]
+    compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
         raise SystemExit(
             f"nnmf-cuda: no C++ compiler ({compiler} not found). Install one, for example g++, or"
@@ -128,7 +128,9 @@ def extension() -> Any:
 
         cpp_extension.CUDA_HOME = cuda_home  # None beside a CPU-only torch
         if not torch.cuda.is_available():  # torch would look for a GPU and fail
-            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+            os.environ["TORCH_CUDA_ARCH_LIST"] = (
+                os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
+            )
         flags = " ".join(cpp_extension._get_cuda_arch_flags())
         architectures = " ".join(re.findall(r",code=(\w+)", flags))
         sources += sorted(ROOT.glob("csrc/*/*_cuda.cu"))
@@ -150,6 +152,9 @@ def extension() -> Any:
         [os.path.relpath(source, ROOT) for source in sources],
         include_dirs=[pybind11.get_include()],
         define_macros=macros,
+        depends=[
+            os.path.relpath(p, ROOT) for p in (*ROOT.glob("csrc/*/*.h"), *ROOT.glob("csrc/*/*.cuh"))
+        ],
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         **link,
     )

@@ -13,6 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+results="${OUT:-bench/results}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -21,17 +22,18 @@ if [[ -n "${NNMF_CUDA_WHEELS:-}" ]]; then
   export PYTHONPATH="$PYTHONPATH:$work/site"
 fi
 
-python3 setup.py build_ext --inplace > "$work/build.log" 2>&1 || { tail -n 50 "$work/build.log"; exit 1; }
+FORCE_CUDA=1 python3 setup.py build_ext --inplace > "$work/build.log" 2>&1 || { tail -n 50 "$work/build.log"; exit 1; }
 grep "^nnmf-cuda:" "$work/build.log"
 python3 -m nnmf_cuda.cli info
 
+# A part that fails or takes too long must not lose what the others have found.
+failed=0
 export NNMF_CUDA_REQUIRE_CUDA=1 NNMF_CUDA_REQUIRE_EXT=1
-tests=passed
-python3 -m pytest -q -m needs_cuda -p no:cacheprovider --junit-xml "$work/tests.xml" || tests=failed
+timeout 240 python3 -m pytest -q -m needs_cuda -p no:cacheprovider --junit-xml "$work/tests.xml" || failed=1
 
 data=()
 if [[ -n "${NNMF_CUDA_DATA:-}" ]]; then data=(--data "$NNMF_CUDA_DATA/darabi.npz"); fi
-python3 -m nnmf_cuda.cli run --preset paper --device cuda --out "$work/run" "${data[@]}" "$@"
+timeout 240 python3 -m nnmf_cuda.cli run --preset paper --device cuda --out "$work/run" "${data[@]}" "$@" || failed=1
 
-python3 bench/gpu_record.py "$work/tests.xml" "$work/run" "${OUT:-bench/results}"
-[[ "$tests" == passed ]]
+python3 bench/gpu_record.py "$work/tests.xml" "$work/run" "$results"
+exit "$failed"

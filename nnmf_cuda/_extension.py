@@ -65,7 +65,7 @@ def build_info() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``version`` (of this package when it was built), ``compiler``, ``flags``, ``debug``,
+        ``version`` (of this package when it was built), ``compiler``, ``flags``,
         ``cpu_instruction_sets`` (the variants of the CPU kernels that were built),
         ``stable_abi_target`` (the oldest torch it runs with), ``cuda`` (bool), ``cuda_version``
         and ``cuda_architectures`` (such as ``["sm_80", "compute_90"]``; compute means PTX).

@@ -161,6 +161,14 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         )
 
 
+@pytest.mark.needs_cuda
+def test_compiled_ops_have_a_cuda_kernel() -> None:
+    from nnmf_cuda import show_config
+
+    served = {op: by["cuda"] for op, by in show_config()["ops"].items()}
+    assert served["nnmf_mu"] == served["nnmf_divergence"] == "kernel"
+
+
 @pytest.mark.needs_ext
 def test_info_says_kernel_for_compiled_ops() -> None:
     from nnmf_cuda import show_config

@@ -237,7 +237,10 @@ def test_nnmf_converges_at_once_from_the_exact_answer():
     assert model.reconstruction_err_ == 0
 
 
-def test_nnmf_shows_progress_on_stderr_only_if_asked(X, capsys):
+def test_nnmf_shows_progress_on_a_terminal_only_if_asked(X, capsys, monkeypatch):
+    fitted(X, verbose=1)
+    assert capsys.readouterr() == ("", "")  # not a terminal
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     fitted(X)
     assert capsys.readouterr() == ("", "")
     fitted(X, verbose=1)

@@ -8,15 +8,17 @@
 
 #include "inline.h"
 
-// One source, several instruction sets, chosen at run time by CPUID. Everything that such a
-// function calls must be inlined into it (NNMF_CUDA_INLINE): only then is it compiled for the same
-// instruction set. Compiler vectors and plain loops only: intrinsics do not go inside.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// One source, several instruction sets, chosen at run time by CPUID. For the small functions that
+// do the arithmetic: they are called a panel or a tile at a time, so a call costs nothing, and only
+// what is inlined into them (NNMF_CUDA_INLINE) is compiled for the same instruction set. Never
+// inlined themselves: in larger functions the compiler runs out of registers. Compiler vectors and
+// plain loops only, no intrinsics. They stand in an anonymous namespace.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
 #define NNMF_CUDA_CPU_CLONES 1
 #define NNMF_CUDA_CLONED \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+  __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
-#define NNMF_CUDA_CLONED
+#define NNMF_CUDA_CLONED __attribute__((noinline))
 #endif
 
 namespace nnmf_cuda {

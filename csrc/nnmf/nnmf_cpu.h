@@ -14,6 +14,8 @@
 
 namespace nnmf_cuda {
 
+namespace {  // cloned functions have no linkage across files
+
 constexpr int64_t kRows = 4;  // rows of a panel: each value of H that is loaded serves all of them
 
 template <class T>
@@ -54,7 +56,7 @@ struct Batch {
 
 // Columns [column, column + kTile) of H as [n_components, kTile], in the precision of Sum.
 template <class Sum, class T, class Data>
-NNMF_CUDA_INLINE void load_tile(const Problem<T, Data>& p, int64_t column, Sum* tile) {
+NNMF_CUDA_CLONED void load_tile(const Problem<T, Data>& p, int64_t column, Sum* tile) {
   const int64_t columns = std::min(kTile<Sum>, p.n_features - column);
   for (int64_t r = 0; r < p.n_components; ++r) {
     const T* from = p.H + r * p.n_features + column;
@@ -67,7 +69,7 @@ NNMF_CUDA_INLINE void load_tile(const Problem<T, Data>& p, int64_t column, Sum* 
 // Rows [row, row + kRows) of those columns of X as [kRows, kTile]. Pixels are divided in T, the
 // precision in which the reference converts them.
 template <class Sum, class T, class Data>
-NNMF_CUDA_INLINE void load_data(const Problem<T, Data>& p, int64_t row, int64_t column, Sum* x) {
+NNMF_CUDA_CLONED void load_data(const Problem<T, Data>& p, int64_t row, int64_t column, Sum* x) {
   const int64_t columns = std::min(kTile<Sum>, p.n_features - column);
   for (int64_t i = 0; i < kRows; ++i) {
     const int64_t valid = row + i < p.n_samples ? columns : 0;
@@ -89,7 +91,7 @@ NNMF_CUDA_INLINE void load_weights(const Problem<T, Data>& p, int64_t row, Sum* 
 
 // wh = weights^T tile, [kRows, kTile].
 template <class T>
-NNMF_CUDA_INLINE void multiply(const T* weights, const T* tile, int64_t n_components, T* wh) {
+NNMF_CUDA_CLONED void multiply(const T* weights, const T* tile, int64_t n_components, T* wh) {
   using V = Vector<T>;
   for (int64_t c = 0; c < kTile<T>; c += V::kLanes) {
     typename V::Lanes sum[kRows] = {};
@@ -103,9 +105,19 @@ NNMF_CUDA_INLINE void multiply(const T* weights, const T* tile, int64_t n_compon
   }
 }
 
+// wh = 1 outside the matrix, whose zero to a very negative power would be infinite, and infinity
+// times the zeros around it NaN.
+template <class T, class Data>
+NNMF_CUDA_INLINE void fill_padding(const Problem<T, Data>& p, int64_t row, int64_t column, T* wh) {
+  const int64_t columns = std::min(kTile<T>, p.n_features - column);
+  for (int64_t i = 0; i < kRows; ++i)
+    for (int64_t c = row + i < p.n_samples ? columns : 0; c < kTile<T>; ++c)
+      wh[i * kTile<T> + c] = T{1};
+}
+
 // sums[r, i] += terms[i, :] . tile[r, :]
 template <class T>
-NNMF_CUDA_INLINE void add_row_sums(const T* terms, const T* tile, int64_t n_components,
+NNMF_CUDA_CLONED void add_row_sums(const T* terms, const T* tile, int64_t n_components,
                                    double* sums) {
   using V = Vector<T>;
   for (int64_t r = 0; r < n_components; ++r) {
@@ -122,7 +134,7 @@ NNMF_CUDA_INLINE void add_row_sums(const T* terms, const T* tile, int64_t n_comp
 
 // sums[r, :] += weights[r, :] . terms[:, :]
 template <class T>
-NNMF_CUDA_INLINE void add_column_sums(const T* weights, const T* terms, int64_t n_components,
+NNMF_CUDA_CLONED void add_column_sums(const T* weights, const T* terms, int64_t n_components,
                                       T* sums) {
   using V = Vector<T>;
   for (int64_t c = 0; c < kTile<T>; c += V::kLanes) {
@@ -138,4 +150,5 @@ NNMF_CUDA_INLINE void add_column_sums(const T* weights, const T* terms, int64_t 
   }
 }
 
+}  // namespace
 }  // namespace nnmf_cuda

@@ -1,7 +1,8 @@
 // Building blocks of the CUDA kernels: blocks of 256 threads work on tiles of 32 by 32 entries of
 // X.
 //
-// Sums have a fixed order that depends on the shape alone: no atomics, the same bits on every run.
+// Sums have a fixed order that depends on the shape, batch included: no atomics, the same bits on
+// every run.
 #pragma once
 
 #include <cstdint>

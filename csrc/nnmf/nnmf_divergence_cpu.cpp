@@ -13,8 +13,7 @@ namespace {
 
 // What rows [begin, end) add; all in float64, because near a good fit the terms almost cancel.
 template <Loss loss, class T, class Data>
-NNMF_CUDA_CLONED double rows_divergence(const Problem<T, Data>& p, double beta_loss, int64_t begin,
-                                        int64_t end) {
+double rows_divergence(const Problem<T, Data>& p, double beta_loss, int64_t begin, int64_t end) {
   constexpr int64_t kColumns = kTile<double>;
   const Scratch<double> tile(p.n_components * kColumns), weights(p.n_components * kRows),
       x(kRows * kColumns), wh(kRows * kColumns);

@@ -50,7 +50,7 @@ NNMF_CUDA_CLONED void component_statistics(const T* factor, int64_t size, int64_
 
 // x becomes what the numerator sums, wh what the denominator sums.
 template <Loss loss, class T>
-NNMF_CUDA_INLINE void to_terms(T* x, T* wh, T beta_loss) {
+NNMF_CUDA_CLONED void to_terms(T* x, T* wh, T beta_loss) {
   for (int64_t c = 0; c < kRows * kTile<T>; ++c) {
     x[c] = numerator_term<loss>(x[c], wh[c], beta_loss);
     if constexpr (kSumsDenominator<loss>) wh[c] = denominator_term<loss>(wh[c], beta_loss);
@@ -78,8 +78,7 @@ NNMF_CUDA_INLINE double denominator_of(const Step& step, const T* own, int64_t s
 
 // Updates rows [begin, end) of W.
 template <Loss loss, class T, class Data>
-NNMF_CUDA_CLONED void update_W_rows(const Problem<T, Data>& p, const Step& step, int64_t begin,
-                                    int64_t end) {
+void update_W_rows(const Problem<T, Data>& p, const Step& step, int64_t begin, int64_t end) {
   const int64_t k = p.n_components, panel = k * kRows, panels = blocks_of(end - begin, kRows);
   const Scratch<T> tile(k * kTile<T>), weights(panels * panel), x(kRows * kTile<T>),
       wh(kRows * kTile<T>);
@@ -93,6 +92,8 @@ NNMF_CUDA_CLONED void update_W_rows(const Problem<T, Data>& p, const Step& step,
       load_data(p, begin + at * kRows, column, x.data());
       if constexpr (loss != Loss::kFrobenius) {
         multiply(weights.data() + at * panel, tile.data(), k, wh.data());
+        if constexpr (kSumsDenominator<loss>)
+          fill_padding(p, begin + at * kRows, column, wh.data());
         to_terms<loss>(x.data(), wh.data(), static_cast<T>(step.beta_loss));
       }
       add_row_sums(x.data(), tile.data(), k, numerator.data() + at * panel);
@@ -115,14 +116,14 @@ NNMF_CUDA_CLONED void update_W_rows(const Problem<T, Data>& p, const Step& step,
 
 // totals += part, then part = 0
 template <class T>
-NNMF_CUDA_INLINE void flush(T* part, int64_t size, double* totals) {
+NNMF_CUDA_CLONED void flush(T* part, int64_t size, double* totals) {
   for (int64_t i = 0; i < size; ++i) totals[i] += static_cast<double>(part[i]);
   std::fill_n(part, size, T{0});
 }
 
 // Updates columns [column, column + kTile) of H.
 template <Loss loss, class T, class Data>
-NNMF_CUDA_CLONED void update_H_tile(const Problem<T, Data>& p, const Step& step, int64_t column) {
+void update_H_tile(const Problem<T, Data>& p, const Step& step, int64_t column) {
   const int64_t k = p.n_components, size = k * kTile<T>;
   const Scratch<T> tile(size), weights(k * kRows), x(kRows * kTile<T>), wh(kRows * kTile<T>),
       numerator_part(size), denominator_part(size);
@@ -138,6 +139,7 @@ NNMF_CUDA_CLONED void update_H_tile(const Problem<T, Data>& p, const Step& step,
       load_data(p, row, column, x.data());
       if constexpr (loss != Loss::kFrobenius) {
         multiply(weights.data(), tile.data(), k, wh.data());
+        if constexpr (kSumsDenominator<loss>) fill_padding(p, row, column, wh.data());
         to_terms<loss>(x.data(), wh.data(), static_cast<T>(step.beta_loss));
       }
       add_column_sums(weights.data(), x.data(), k, numerator_part.data());

@@ -207,9 +207,23 @@ def _purify_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, timesteps, alphas_cumprod, *weights = ctx.saved_tensors
     noise = weights.pop() if ctx.has_noise else None
     grad_x, grad_noise, grad_weights = reference.purify_backward(
-        grad, x, noise, timesteps, alphas_cumprod, weights, **ctx.options
+        grad,
+        x,
+        noise,
+        timesteps,
+        alphas_cumprod,
+        weights,
+        weights_need_grad=any(ctx.needs_input_grad[4]),
+        **ctx.options,
     )
-    return grad_x, (grad_noise if ctx.has_noise else None), None, None, grad_weights
+    none_of_weights = [None] * len(weights)
+    return (
+        grad_x,
+        grad_noise if ctx.has_noise else None,
+        None,
+        None,
+        none_of_weights if grad_weights is None else grad_weights,
+    )
 
 
 torch.library.register_autograd(

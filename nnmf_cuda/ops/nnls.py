@@ -60,7 +60,7 @@ def nnls(
     Active-set method with the factor in float64. Differentiable in both arguments by implicit
     differentiation on the free variables {h > 0}: with u the (minimum-norm) solution of
     G_FF u = grad_F, cross receives u and gram -(u^T h + h^T u) / 2. A variable that is exactly
-    zero has zero gradient.
+    zero has zero gradient. A row with NaN or infinity has NaN for an answer and a residual.
 
     References
     ----------
@@ -160,7 +160,7 @@ def _kkt_residual(gram: Tensor, cross: Tensor, h: Tensor) -> Tensor:
     if cross.shape[-1] == 0:
         return cross.new_zeros(cross.shape[:-1])
     scale = cross.abs().amax(-1)
-    return torch.where(scale > 0, violation.amax(-1) / scale, 0)
+    return torch.where(scale == 0, 0, violation.amax(-1) / scale)
 
 
 @torch.library.register_fake("nnmf_cuda::nnls", lib=LIBRARY)

@@ -91,8 +91,9 @@ def nnmf_mu(
     Notes
     -----
     With Q = X (W H)^(beta - 2) the update is W <- W * (Q H^T / ((W H)^(beta - 1) H^T))^gamma, then
-    the same for H, with gamma and all floors as in scikit-learn. O(B n_samples n_features
-    n_components) per iteration. Not differentiable: backward raises.
+    the same for H, with gamma and all floors as in scikit-learn. (Its version 1.9.1 adds `l1_reg_W`
+    anew in every iteration with `update_H=False` and Kullback-Leibler; this op adds it once.)
+    O(B n_samples n_features n_components) per iteration. Not differentiable: backward raises.
 
     References
     ----------

@@ -57,13 +57,17 @@ def purify_backward(
     eta: float,
     seed: int,
     n_draws: int,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of `purify` to x, noise and the weights, from grad (n, K, M)."""
+    weights_need_grad: bool = True,
+) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+    """Gradients of `purify` to x, noise and the weights, from grad (n, K, M).
+
+    Those of the weights are None unless asked for: an attack on x does without them.
+    """
     steps = _coefficients(timesteps, alphas_cumprod, eta, x.dtype)
     noise = noise_for(x, noise, len(timesteps), eta, seed, n_draws)
     outputs = _denoise(x, noise, steps, weights)
     grad_noise = torch.zeros_like(noise)
-    grad_weights = [torch.zeros_like(w) for w in weights]
+    grad_weights = [torch.zeros_like(w) for w in weights] if weights_need_grad else None
     grad_x_t = _mlp_backward(grad, outputs[-1], weights, grad_weights)[..., : x.shape[-1]]
     for i in reversed(range(len(steps) - 1)):
         if len(noise) > 1:
@@ -149,14 +153,18 @@ def _mlp(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _mlp_backward(
-    grad: Tensor, outputs: list[Tensor], weights: Sequence[Tensor], grad_weights: list[Tensor]
+    grad: Tensor,
+    outputs: list[Tensor],
+    weights: Sequence[Tensor],
+    grad_weights: list[Tensor] | None,
 ) -> Tensor:
     """Return the gradient to the input of `_mlp`; add those of the weights to `grad_weights`."""
     for layer in reversed(range(len(weights) // 2)):
-        inputs = outputs[layer].flatten(0, -2)
-        rows = grad.flatten(0, -2)
-        grad_weights[2 * layer] = grad_weights[2 * layer] + rows.mT @ inputs
-        grad_weights[2 * layer + 1] = grad_weights[2 * layer + 1] + rows.sum(0)
+        if grad_weights is not None:
+            rows = grad.flatten(0, -2)
+            at = 2 * layer
+            grad_weights[at] = grad_weights[at] + rows.mT @ outputs[layer].flatten(0, -2)
+            grad_weights[at + 1] = grad_weights[at + 1] + rows.sum(0)
         grad = grad @ weights[2 * layer]
         if layer > 0:
             grad = grad * (outputs[layer] > 0)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nnmf_cuda.reference.nnmf import as_float
 
-_ROWS_AT_ONCE = 16384
-"""Rows solved together: bounds the (rows, k, k) systems in memory."""
+_SYSTEM_ENTRIES = 2**22
+"""Entries of the (rows, k, k) systems that are in memory together."""
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -21,12 +21,14 @@ def nnls(gram: Tensor, cross: Tensor) -> Tensor:
     """Solve min_{h>=0} 1/2 h G h^T - c h^T for every row c of `cross`.
 
     gram (B, k, k) is symmetrised and factorised in float64; cross (B, n, k); returns (B, n, k).
+    Rows with NaN or infinity, and all rows of such a gram, become NaN.
     """
-    solved = torch.empty_like(cross)
+    solved = torch.empty_like(cross, memory_format=torch.contiguous_format)
     for problem, (G, C) in enumerate(zip(_symmetric(gram), cross.double(), strict=True)):
-        for start in range(0, len(C), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            solved[problem, rows] = _active_set(G, C[rows]).to(cross.dtype)
+        for rows in _blocks(*C.shape):
+            finite = C[rows].isfinite().all(1, keepdim=True) & G.isfinite().all()
+            h = _active_set(G.nan_to_num(), C[rows].nan_to_num())
+            solved[problem, rows] = h.masked_fill(~finite, torch.nan).to(cross.dtype)
     return solved
 
 
@@ -49,6 +51,12 @@ def nnls_backward(gram: Tensor, h: Tensor, grad: Tensor) -> tuple[Tensor, Tensor
     u = (torch.linalg.pinv(block, hermitian=True, rtol=1e-12) @ rhs).squeeze(-1)
     outer = u.mT @ h.double()
     return (-(outer + outer.mT) / 2).to(gram.dtype), u.to(h.dtype)
+
+
+def _blocks(n: int, k: int) -> list[slice]:
+    """Cut n rows into slices whose (rows, k, k) systems fit into memory."""
+    size = max(1, _SYSTEM_ENTRIES // max(1, k * k))
+    return [slice(start, start + size) for start in range(0, n, size)]
 
 
 def _symmetric(gram: Tensor) -> Tensor:

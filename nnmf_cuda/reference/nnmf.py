@@ -65,7 +65,7 @@ def nnmf_mu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run `n_iter` multiplicative updates, W before H; returns W, H and the divergence (B,)."""
     X = as_float(X, W.dtype)
-    W, H = W.clone(), H.clone()
+    W, H = (t.clone(memory_format=torch.contiguous_format) for t in (W, H))
     for _ in range(n_iter):
         W = _updated(X, W, H, beta_loss, l1_reg_W, l2_reg_W, column_sums_of_zero=0.0)
         if beta_loss < 1:

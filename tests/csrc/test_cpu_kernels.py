@@ -12,7 +12,7 @@ from nnmf_cuda.reference.nnmf import as_float
 
 pytestmark = pytest.mark.needs_ext
 
-BETA_LOSSES = [2.0, 1.0, 0.0, -1.2, 0.5, 1.5, 3.0]
+BETA_LOSSES = [2.0, 1.0, 0.0, -1.2, -4.0, 0.5, 1.5, 3.0]
 
 
 def problem(

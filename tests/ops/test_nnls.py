@@ -137,6 +137,26 @@ def test_nnls_opcheck(device: str, requires_grad: bool) -> None:
         torch.library.opcheck(torch.ops.nnmf_cuda.nnls.default, (gram, cross))
 
 
+def test_nnls_opcheck_takes_any_strides() -> None:
+    gram, cross = problem(5, 3)
+    cross = cross.T.contiguous().T[None]
+    assert not cross.is_contiguous()
+    torch.library.opcheck(torch.ops.nnmf_cuda.nnls.default, (gram[None], cross))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nnls_does_not_hide_what_is_not_finite(value: float) -> None:
+    gram, cross = problem(4, 3)
+    want = ops.nnls(gram, cross)
+    cross[1, 2] = value
+    h, residual = ops.nnls(gram, cross, return_residual=True)
+    assert h[1].isnan().all()
+    assert residual[1].isnan()
+    torch.testing.assert_close(h[[0, 2, 3]], want[[0, 2, 3]])
+    gram[0, 0] = value
+    assert ops.nnls(gram, cross).isnan().all()
+
+
 def test_nnls_compiles_without_graph_breaks() -> None:
     gram, cross = problem(5, 3)
     compiled = torch.compile(ops.nnls, fullgraph=True, backend="aot_eager")

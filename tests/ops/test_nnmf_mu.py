@@ -220,6 +220,35 @@ def test_nnmf_mu_opcheck(device: str, dtype: torch.dtype, batch: int) -> None:
     torch.library.opcheck(op, (X, W, H), options, test_utils=checks)
 
 
+def test_nnmf_mu_opcheck_takes_any_strides() -> None:
+    X, W, H = factorisation(n=5, f=7, batch=2)
+    W, H = W.mT.contiguous().mT, H.mT.contiguous().mT
+    options = {"beta_loss": 1.0, "n_iter": 1, "compute_divergence": True}
+    torch.library.opcheck(torch.ops.nnmf_cuda.nnmf_mu.default, (X.T.contiguous().T, W, H), options)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("beta_loss", "clamps_W", "clamps_H"),
+    [(0.5, True, True), (1.0, False, True), (2.0, False, False)],
+)
+def test_nnmf_mu_clamps_tiny_factors_as_scikit_learn_does(
+    device: str, beta_loss: float, clamps_W: bool, clamps_H: bool
+) -> None:
+    X, W, H = factorisation(n=6, f=9, k=3)
+    W[1], H[:, 3] = 1e-17, 1e-17
+    X[1], X[:, 3] = 1e-17, 1e-17  # so that the update keeps them small
+    options = {"solver": "mu", "init": "custom", "tol": 0, "max_iter": 1, "n_components": 3}
+    want = non_negative_factorization(
+        X.numpy(), W.numpy().copy(), H.numpy().copy(), beta_loss=beta_loss, **options
+    )
+    got = ops.nnmf_mu(X.to(device), W.to(device), H.to(device), beta_loss=beta_loss, n_iter=1)
+    for ours, theirs in zip(got[:2], want[:2], strict=True):
+        np.testing.assert_allclose(ours.cpu().numpy(), theirs, rtol=1e-8, atol=0)
+    assert bool((got[0][1] == 0).all()) == clamps_W
+    assert bool((got[1][:, 3] == 0).all()) == clamps_H
+
+
 def test_nnmf_mu_backward_raises() -> None:
     X, W, H = factorisation()
     out, _, _ = ops.nnmf_mu(X.requires_grad_(), W, H, n_iter=1)

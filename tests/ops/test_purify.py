@@ -135,6 +135,19 @@ def test_purify_gradcheck(steps: int, eta: float) -> None:
     assert torch.autograd.gradcheck(purified, inputs)
 
 
+def test_purify_leaves_frozen_weights_without_gradient() -> None:
+    x, noise, timesteps, alphas_cumprod, weights = sample()
+    x.requires_grad_()
+    ops.purify(x, noise, timesteps, alphas_cumprod, weights).sum().backward()
+    alone = x.grad.clone()
+    assert all(w.grad is None for w in weights)
+    x.grad = None
+    weights[0].requires_grad_()
+    ops.purify(x, noise, timesteps, alphas_cumprod, weights).sum().backward()
+    assert torch.equal(x.grad, alone)
+    assert weights[0].grad is not None
+
+
 def test_purify_gradcheck_with_a_seed() -> None:
     x, _, timesteps, alphas_cumprod, weights = sample()
 

@@ -59,8 +59,9 @@ def test_features_have_a_gradient_to_pixels(model_dir: Path) -> None:
 def test_model_computes_the_same_on_cuda(model_dir: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 128, 128), dtype=np.uint8)
     on_cpu, on_cuda = load_model(model_dir), load_model(model_dir, device="cuda")
+    # Convolutions on CUDA may use TF32, whose mantissa has 10 bits.
     np.testing.assert_allclose(
-        on_cpu.predict_proba(images), on_cuda.predict_proba(images), atol=1e-4
+        on_cpu.predict_proba(images), on_cuda.predict_proba(images), atol=5e-3
     )
 
 
