@@ -96,3 +96,7 @@ def test_kernels_match_reference(
     torch.testing.assert_close(H.double(), wanted[1], rtol=rtol, atol=0)
     exact = reference.nnmf_divergence(exact_X, W.double(), H.double(), beta_loss=beta_loss)
     torch.testing.assert_close(divergence, exact, rtol=1e-9, atol=1e-13 * n_features)
+
+
+def test_kernels_add_up_several_splits_of_the_rows(kernels):
+    test_kernels_match_reference(kernels, torch.float64, 1.0, 1, 300, 40, 3, True, True, 0.0)
