@@ -1,12 +1,11 @@
-// Stands in for CUDA, so that kernels can be compiled and run as host code on a machine without one.
+// Stands in for CUDA, so that kernels can be compiled and run as host code on a machine without
+// one.
 //
 // Every CUDA thread is a fiber. Blocks run one after another; the threads of a block are resumed in
 // random order and run until a barrier, so a missing barrier shows as a wrong result, and a barrier
 // that not all threads reach as an exception. `__shared__` arrays are static: all threads of the
 // block that is running see the same one.
 #pragma once
-
-#include <ucontext.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,6 +14,7 @@
 #include <numeric>
 #include <random>
 #include <stdexcept>
+#include <ucontext.h>
 #include <vector>
 
 #define __global__
@@ -50,7 +50,9 @@ inline void enter() {
   swapcontext(&current->context, &scheduler);
 }
 
-inline void barrier() { swapcontext(&current->context, &scheduler); }
+inline void barrier() {
+  swapcontext(&current->context, &scheduler);
+}
 
 inline void start(Thread& thread, unsigned index) {
   thread.index.x = index;
@@ -90,7 +92,9 @@ void launch(Kernel kernel, dim3 grid, dim3 block, const Args&... args) {
 #define threadIdx (cuda_on_cpu::current->index)
 #define blockIdx (cuda_on_cpu::block_index)
 
-inline void __syncthreads() { cuda_on_cpu::barrier(); }
+inline void __syncthreads() {
+  cuda_on_cpu::barrier();
+}
 
 #define NNMF_CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   cuda_on_cpu::launch(kernel, grid, block, __VA_ARGS__)

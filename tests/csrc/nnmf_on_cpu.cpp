@@ -1,4 +1,5 @@
-// The CUDA kernels of nnmf_mu and nnmf_divergence as a library of host functions; see cuda_on_cpu.h.
+// The CUDA kernels of nnmf_mu and nnmf_divergence as a library of host functions; see
+// cuda_on_cpu.h.
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -11,7 +12,9 @@ namespace {
 using namespace nnmf_cuda;
 
 // Scratch memory starts as NaN, as an uninitialised value would show.
-std::vector<double> undefined(int64_t size) { return std::vector<double>(size, NAN); }
+std::vector<double> undefined(int64_t size) {
+  return std::vector<double>(size, NAN);
+}
 
 template <class T, class Data>
 void run(const Data* X, T* W, T* H, double* divergence, const Shape& shape,
