@@ -19,9 +19,10 @@ def show_config() -> dict[str, Any]:
     Returns
     -------
     dict
-        "versions" (name to version), "devices" (list of names), "extension" (the build's facts, or
-        None where it is not built), "cpu_isa" (instruction set chosen at run time, or None), and
-        "ops": for each op and device "kernel" (compiled), "reference" (plain torch) or
+        "versions" (name to version), "devices" (list of names), "threads" (of torch),
+        "extension" (the build's facts, empty where it is not built), "cpu_isa" (instruction set
+        chosen at run time, or None), and "ops": for each op and device "kernel" (compiled),
+        "reference" (plain torch) or
         "unavailable" (no such device here).
 
     Examples

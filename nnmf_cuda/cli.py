@@ -40,7 +40,8 @@ _USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 with one line on stderr."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser, runs = _parsers()
+    argv = sys.argv[1:] if argv is None else argv
+    parser, runs = _parsers(_preset_of(argv))
     arguments = parser.parse_args(argv)
     chosen = arguments.subcommand
     # As an exception, so that a run that is told to stop leaves no half of itself behind.
@@ -61,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parsers() -> tuple[ArgumentParser, ArgumentParser]:
+def _parsers(preset: ExperimentConfig) -> tuple[ArgumentParser, ArgumentParser]:
     """Return the parser of the command, and that of `run`, which writes `config.yaml`."""
     parser = ArgumentParser(prog="nnmf-cuda", description=_ABOUT, version=__version__)
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
-    runs = _run_parser()
+    runs = _run_parser(preset)
     commands.add_subcommand("run", runs, help="the whole experiment, with tables and a report")
     commands.add_subcommand("extract", _extract_parser(), help="images to NNMF features")
     commands.add_subcommand("predict", _predict_parser(), help="images to class probabilities")
@@ -74,7 +75,16 @@ def _parsers() -> tuple[ArgumentParser, ArgumentParser]:
     return parser, runs
 
 
-def _run_parser() -> ArgumentParser:
+def _preset_of(argv: Sequence[str]) -> ExperimentConfig:
+    """Return the preset that is asked for: the other options start from its values."""
+    for given, following in zip(argv, [*argv[1:], ""], strict=True):
+        name = following if given == "--preset" else given.removeprefix("--preset=")
+        if given.startswith("--preset") and name in PRESETS:
+            return PRESETS[name]
+    return PRESETS["paper"]
+
+
+def _run_parser(preset: ExperimentConfig) -> ArgumentParser:
     parser = ArgumentParser(
         description="Run the whole experiment: features, selection, classifier, denoiser, attack,"
         " evaluation. Prints the metric table and the stage table, and writes the results. Without"
@@ -132,7 +142,7 @@ def _run_parser() -> ArgumentParser:
         help="fresh predictions over which the defended rows are averaged",
     )
     for name, kind in _GROUPS.items():
-        parser.add_argument(f"--{name}", type=kind, default=kind())
+        parser.add_argument(f"--{name}", type=kind, default=getattr(preset, name))
     return parser
 
 

@@ -96,9 +96,7 @@ def train_classifier(
     Raises
     ------
     TypeError, ValueError
-        If data or settings do not fit.
-    RuntimeError
-        If the loss stops being finite.
+        If data or settings do not fit, or the loss stops being finite.
     """
     x = _as_features("features", features, device)
     y = _as_labels("labels", labels, len(x), n_classes, device)
@@ -169,9 +167,7 @@ def train_denoiser(
     Raises
     ------
     TypeError, ValueError
-        If data or settings do not fit.
-    RuntimeError
-        If the loss stops being finite.
+        If data or settings do not fit, or the loss stops being finite.
 
     References
     ----------
@@ -333,7 +329,7 @@ def _run_epoch(
 def _require_finite(values: dict[str, float], epoch: int, settings: _Settings) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
-            raise RuntimeError(
+            raise ValueError(
                 f"{name} of the {settings.description} became {value} in epoch {epoch + 1}: "
                 f"lower lr (now {settings.lr}) or check the features' scale"
             )

@@ -231,7 +231,7 @@ def test_denoiser_rejects_bad_features():
 
 def test_a_diverging_loss_is_an_error():
     features = np.full((8, 6), 1e30)  # squares overflow float32
-    with pytest.raises(RuntimeError, match=r"train_loss of the denoiser became .* in epoch 1"):
+    with pytest.raises(ValueError, match=r"train_loss of the denoiser became .* in epoch 1"):
         train_denoiser(features, NoiseSchedule.linear(10), epochs=2)
 
 

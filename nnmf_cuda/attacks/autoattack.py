@@ -168,7 +168,7 @@ def run_autoattack(
         n_classes = check_logits(logits, len(features[:batch_size]), attacks, labels)
         gradient = gradient_report(model, features.to(target.dtype), labels, batch_size=batch_size)
         if gradient["zero_gradient_share"] == 1:
-            raise RuntimeError(
+            raise ValueError(
                 "the gradient of the model is exactly zero on every sample (saturated or "
                 "piecewise constant): gradient attacks would find nothing and robustness would "
                 "look better than it is"

@@ -66,7 +66,7 @@ def gradient_report(
     ]
     norm = torch.cat(norms)
     if not bool(norm.isfinite().all()):
-        raise RuntimeError(
+        raise ValueError(
             f"{int((~norm.isfinite()).sum())} of {len(norm)} gradients of the model are not "
             "finite: an attack cannot follow them"
         )
@@ -85,7 +85,7 @@ def _gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             loss = functional.cross_entropy(logits, y.to(logits.device), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)
     if gradient is None:
-        raise RuntimeError(
+        raise ValueError(
             "the model's logits have no gradient with respect to its input: something on the way "
             "detaches it (detach, no_grad, argmax, NumPy), and an attack without it says nothing"
         )

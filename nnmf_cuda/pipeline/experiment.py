@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from nnmf_cuda.attacks import AttackResult
-from nnmf_cuda.data import ImageDataset, load_dataset
+from nnmf_cuda.data import SPLITS, ImageDataset, load_dataset
 from nnmf_cuda.evaluation import (
     PAPER_TEST_COUNTS,
     EvaluatedRows,
@@ -31,7 +31,7 @@ from nnmf_cuda.report import ReportContent, bullet_list, metrics_table, timings_
 from nnmf_cuda.timing import StageTimer
 from nnmf_cuda.training import TrainingResult
 
-__all__ = ["Experiment", "run_experiment"]
+__all__ = ["Experiment", "evaluation_seed", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def run_experiment(
         If data, configuration or `out` do not allow a run.
     """
     with results_directory(out, overwrite=overwrite) as partial:
-        timer = StageTimer(device, json_path=partial / "timings.json")
+        timer = StageTimer(device)
         dataset = _load(config, timer, progress=progress, say=say)
         run = _Run(dataset, config, device, timer, progress, say)
         experiment = run.to_the_end(partial, config_yaml)
@@ -135,7 +135,7 @@ def _load(
             progress=progress,
         )
         stage.n_items = len(dataset.images)
-    counts = ", ".join(f"{len(dataset.labels_of(split))} {split}" for split in stages.SPLITS)
+    counts = ", ".join(f"{len(dataset.labels_of(split))} {split}" for split in SPLITS)
     say(f"data: {dataset.source}, {counts}; classes {', '.join(dataset.label_names)}")
     for note in dataset.notes:
         say(f"  {note}")
@@ -199,7 +199,7 @@ class _Run:
             for name, result in attacks.items()
         }
         notes = notes_of(self.dataset, self.config, rows, found)
-        metrics = {**rows.as_dict(notes=notes), "attacks": found}
+        metrics = {**rows.as_dict(notes=notes), "attacks": found, "not_run": list(NOT_RUN)}
         with self.timer.stage("writing_results"):
             save_model(model, partial / "model")
             _save_adversarial(partial / "adversarial.npz", features, attacks)
@@ -307,8 +307,7 @@ class _Run:
             synthetic=dataset.synthetic,
             label_names=dataset.label_names,
             split_counts={
-                split: [int((features.y[split] == c).sum()) for c in classes]
-                for split in stages.SPLITS
+                split: [int((features.y[split] == c).sum()) for c in classes] for split in SPLITS
             },
             rows=rows.rows,
             majority_class_accuracy=metrics["majority_class_accuracy"],

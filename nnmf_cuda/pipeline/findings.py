@@ -146,4 +146,6 @@ def _different_settings(config: ExperimentConfig) -> list[str]:
             value = getattr(ours, field.name)
             if value != getattr(theirs, field.name):
                 found.append(f"{part}.{field.name}={value}")
+    if config.n_predictions != paper.n_predictions:
+        found.append(f"n_predictions={config.n_predictions}")
     return found

@@ -58,6 +58,9 @@ def results_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
         raise ValueError(f"--out {out} cannot be written ({error.strerror or error})") from error
     try:
         yield partial
+        # Where metrics.json is, all of one run is: the old ones go first, the new one comes last.
+        for name in ("metrics.json", "summary.json"):
+            (out / name).unlink(missing_ok=True)
         for name in RESULTS:
             if (partial / name).exists():
                 _replace(partial / name, out / name)

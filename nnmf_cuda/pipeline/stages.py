@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnmf_cuda.attacks import AttackResult, run_autoattack
-from nnmf_cuda.data import ImageDataset
+from nnmf_cuda.data import SPLITS, ImageDataset
 from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.features import FeatureExtractor
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
@@ -40,8 +40,6 @@ __all__ = [
     "fit_denoiser",
     "noise_schedule",
 ]
-
-SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)

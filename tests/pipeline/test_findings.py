@@ -55,8 +55,9 @@ def test_notes_compare_with_the_constant_answer_by_interval() -> None:
 
 def test_notes_name_settings_other_than_the_papers() -> None:
     assert "Settings other than" not in notes(dataset())
-    changed = replace(PRESETS["paper"], diffusion=DiffusionConfig(n_draws=64))
-    assert "the paper's preset: diffusion.n_draws=64." in notes(dataset(), config=changed)
+    changed = replace(PRESETS["paper"], diffusion=DiffusionConfig(n_draws=64), n_predictions=1)
+    expected = "the paper's preset: diffusion.n_draws=64, n_predictions=1."
+    assert expected in notes(dataset(), config=changed)
 
 
 def test_notes_keep_the_attacks_own_warnings() -> None:

@@ -29,7 +29,10 @@ def test_overwrite_replaces_results_and_nothing_else(tmp_path: Path) -> None:
     with results_directory(tmp_path, overwrite=False) as partial:
         write(partial, "1")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"already holds a run \(model, metrics.json\)"):
+    (tmp_path / "summary.json").write_text("of other runs")
+    with pytest.raises(
+        ValueError, match=r"already holds a run \(model, metrics.json, summary.json\)"
+    ):
         with results_directory(tmp_path, overwrite=False):
             pass
     with results_directory(tmp_path, overwrite=True) as partial:
