@@ -111,7 +111,7 @@ def cuda_compile(session: nox.Session) -> None:
         "assert info['cuda'] is True;"
         "assert set(info['cuda_architectures']) == {'sm_80', 'sm_90', 'compute_90'}, info"
     )
-    session.run("python", "-c", check)
+    session.run("python", "-P", "-c", check)  # -P: the installed package, not the checkout's
     run_tests(session, *QUICK_TESTS, NNMF_CUDA_REQUIRE_EXT="1")
 
 
