@@ -76,7 +76,7 @@ def test_nvcc_of_another_major_version(build: ModuleType, monkeypatch: pytest.Mo
 def test_missing_compiler_names_the_remedy(
     build: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CXX", "ccache no-such-compiler")
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
     with pytest.raises(SystemExit, match="no-such-compiler not found.*NNMF_CUDA_NO_EXT=1"):
         build.require_compiler()
 
