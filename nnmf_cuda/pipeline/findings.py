@@ -113,15 +113,16 @@ def _four_digits(value: float | None) -> str:
 
 
 def _constant_note(rows: EvaluatedRows) -> list[str]:
-    """Warn where Robust_Defended cannot be told from the constant answer."""
+    """Warn where Robust_Defended is no better than the constant answer."""
     constant, n = majority_class_accuracy(rows.labels), len(rows.labels)
     robust = rows.rows["Robust_Defended"]["accuracy"]
     low, high = wilson_interval(robust * n, n)
     if low > constant:
         return []
+    verdict = "is worse than" if high < constant else "cannot be told from"
     return [
-        f"Robust_Defended ({robust:.4f}, 95 % interval {low:.3f}-{high:.3f}) cannot be told from"
-        f" always naming the most frequent class ({constant:.4f})."
+        f"Robust_Defended ({robust:.4f}, 95 % interval {low:.3f}-{high:.3f}) {verdict} always"
+        f" naming the most frequent class ({constant:.4f})."
     ]
 
 

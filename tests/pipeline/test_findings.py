@@ -47,10 +47,10 @@ def test_notes_say_how_the_split_parts_groups() -> None:
 
 
 def test_notes_compare_with_the_constant_answer_by_interval() -> None:
-    warning = "cannot be told from always naming the most frequent class (0.5000)"
-    assert warning in notes(dataset(), robust=0.4)
-    assert warning in notes(dataset(), robust=0.6)  # 12 of 20: the interval holds 0.5
-    assert warning not in notes(dataset(), robust=0.9)
+    constant = "always naming the most frequent class (0.5000)"
+    assert f"is worse than {constant}" in notes(dataset(), robust=0.1)
+    assert f"cannot be told from {constant}" in notes(dataset(), robust=0.6)  # 12 of 20
+    assert constant not in notes(dataset(), robust=0.9)
 
 
 def test_notes_name_settings_other_than_the_papers() -> None:
