@@ -133,7 +133,7 @@ def _run_parser(preset: ExperimentConfig) -> ArgumentParser:
         "--split_by",
         type=Literal["split", "patient_fold", "patient", "random"] | None,
         default=None,
-        help="where the split comes from; default: the data's own, else by patient",
+        help="where the split comes from; default: the data's own, else made by patient, fold or image",
     )
     parser.add_argument(
         "--n_predictions",
@@ -258,7 +258,6 @@ def _say(line: str) -> None:
 def _run(arguments: Namespace, parser: ArgumentParser) -> None:
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.pipeline.experiment import run_experiment
-    from nnmf_cuda.pipeline.run_directory import check_free
 
     device = resolve_device(arguments.device)
     out = Path(arguments.out)
@@ -271,7 +270,6 @@ def _run(arguments: Namespace, parser: ArgumentParser) -> None:
     if arguments.seeds > 1:
         _run_seeds(arguments, parser)
         return
-    check_free(out, overwrite=arguments.overwrite)
     experiment = run_experiment(
         _experiment_config(arguments),
         out=out,
