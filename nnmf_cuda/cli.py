@@ -133,7 +133,7 @@ def _run_parser(preset: ExperimentConfig) -> ArgumentParser:
         "--split_by",
         type=Literal["split", "patient_fold", "patient", "random"] | None,
         default=None,
-        help="where the split comes from; default: the data's own, else made by patient, fold or image",
+        help="where the split comes from; default: the data's own, else by patient, fold or image",
     )
     parser.add_argument(
         "--n_predictions",

@@ -71,9 +71,6 @@ class StageTimer:
     device : str or torch.device, default="cpu"
         Where the work runs. On CUDA the device is synchronised at the edges of each stage, and
         each stage is an NVTX range.
-    json_path : path, optional
-        Written (to a temporary name, then renamed) each time a stage ends, so that an interrupted
-        run keeps its rows.
 
     Attributes
     ----------
@@ -96,11 +93,8 @@ class StageTimer:
     ['cnn_training', 'total']
     """
 
-    def __init__(
-        self, device: str | torch.device = "cpu", *, json_path: str | Path | None = None
-    ) -> None:
+    def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
-        self.json_path = None if json_path is None else Path(json_path)
         self.rows: list[dict[str, Any]] = []
         self._open: str | None = None
 
@@ -147,8 +141,6 @@ class StageTimer:
                 "peak_bytes": self._peak_bytes(),
             }
         )
-        if self.json_path is not None:
-            self.write(self.json_path)
 
     def total(self) -> dict[str, Any]:
         """Return the row ``total``: seconds summed over `PAPER_STAGES`, peak the largest of them.
