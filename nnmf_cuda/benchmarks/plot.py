@@ -59,6 +59,8 @@ def plot_records(
     records = latest_records(read_records(paths))
     if not records:
         raise ValueError("no benchmark records in these files; write some with --json FILE")
+    if not all(r["smoke"] for r in records):  # tiny sizes say nothing beside real ones
+        records = [r for r in records if not r["smoke"]]
     machines = sorted({f"{r['device_name']} ({r['device']})" for r in records})
     if len(machines) > 1:
         raise ValueError(f"records of several machines: {', '.join(machines)}; give those of one")
@@ -128,6 +130,8 @@ def _groups(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def _kernels_figure(records: Sequence[Record]) -> Figure | None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     from nnmf_cuda.report.figures import new_figure
 
     reference = baselines(records)
@@ -139,13 +143,16 @@ def _kernels_figure(records: Sequence[Record]) -> Figure | None:
     grid = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[n + 1 for n in rows])
     for axes, (name, group) in zip(grid[:, 0], groups.items(), strict=True):
         speeds = [reference[name] / r["median_ms"] for r in group]
-        _bars(axes, group, speeds, [f"{r['median_ms']:.3g} ms" for r in group])
-        axes.set_title(name, loc="left", fontsize=9, fontweight="bold")
         axes.set_xscale("log")
+        _bars(axes, group, speeds, [f"{r['median_ms']:.3g} ms" for r in group], start=1)
+        axes.set_title(name, loc="left", fontsize=9, fontweight="bold")
         marks = [reference[name] / bound for r in group if (bound := _bound_ms(r)) is not None]
         if marks:
             axes.axvline(marks[0], color="black", linewidth=1.2, linestyle=":")
-        axes.set_xlim(min(*speeds, *marks, 0.8) / 1.2, max(*speeds, *marks, 2.0) * 2.2)
+        axes.set_xlim(min(*speeds, *marks, 1) / 2, max(*speeds, *marks, 1) * 2)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     grid[-1, 0].set_xlabel(
         "times as fast as the reference; dotted: the machine's ceiling for this problem"
     )
@@ -163,13 +170,22 @@ def _bound_ms(record: Record) -> float | None:
 
 
 def _bars(
-    axes: Axes, group: Sequence[Record], values: Sequence[float], texts: Sequence[str]
+    axes: Axes,
+    group: Sequence[Record],
+    values: Sequence[float],
+    texts: Sequence[str],
+    *,
+    start: float = 0,
 ) -> None:
-    from nnmf_cuda.report.figures import style
+    """Draw a bar for each record from `start` to its value."""
+    from nnmf_cuda.report.figures import GREY, style
 
     style(axes)
     places = range(len(group))
-    bars = axes.barh(places, values, color=[_colour(r) for r in group], height=0.75)
+    lengths = [value - start for value in values]
+    colours = [_colour(r) for r in group]
+    bars = axes.barh(places, lengths, left=start, color=colours, height=0.75)
+    axes.axvline(start, color=GREY, linewidth=1)
     axes.bar_label(bars, texts, padding=3, fontsize=8)
     axes.set_yticks(places, [r["impl"] for r in group], fontsize=8)
     axes.invert_yaxis()
