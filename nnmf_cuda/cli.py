@@ -287,7 +287,7 @@ def _bench_stages_parser() -> ArgumentParser:
 def _bench_plot_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Draw figures from the newest records of one machine, and nothing else; with"
-        " --page also write their tables into a Markdown file."
+        " --page also put them and their tables into a Markdown file."
     )
     parser.add_argument("records", type=str, nargs="+", help="files that --json has written")
     parser.add_argument("--out", type=str, required=True, help="directory of the SVG files")
@@ -296,7 +296,7 @@ def _bench_plot_parser() -> ArgumentParser:
         type=str | None,
         default=None,
         help="Markdown file whose parts between <!-- kernels --> and <!-- /kernels --> and so on"
-        " become the tables",
+        " become figure and table",
     )
     return parser
 

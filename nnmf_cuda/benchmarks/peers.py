@@ -7,6 +7,7 @@ input), its own update functions are called instead: the comparison then favours
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from nnmf_cuda.benchmarks.inputs import array, floats
 from nnmf_cuda.benchmarks.registry import Call, Implementation, Inputs, NotApplicableError
 
 __all__ = [
+    "compile_for",
     "compiled",
     "hals_truth",
     "nmf_torch_hals",
@@ -41,12 +43,18 @@ def compiled(build: Implementation) -> Implementation:
     """Return the implementation with its call compiled by `torch.compile`."""
 
     def compiled_build(inputs: Inputs) -> Call:
-        _need_compiler(next(v for v in inputs.values() if isinstance(v, Tensor)).device)
-        torch._dynamo.reset()  # sizes seen before would make the code a general one
-        call: Call = torch.compile(build(inputs), dynamic=False)
-        return call
+        device = next(v for v in inputs.values() if isinstance(v, Tensor)).device
+        return compile_for(device, build(inputs))
 
     return compiled_build
+
+
+def compile_for(device: torch.device, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile for the sizes that `function` is called with first, which is when it happens."""
+    _need_compiler(device)
+    torch._dynamo.reset()  # sizes seen before would make the code a general one
+    found: Callable[..., Any] = torch.compile(function, dynamic=False)
+    return found
 
 
 def _need_compiler(device: torch.device) -> None:

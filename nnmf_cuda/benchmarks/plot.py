@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_records", "write_tables"]
+__all__ = ["plot_records", "write_parts"]
 
 _SUITES = ("kernels", "scaling", "convergence", "memory")
 _AXIS_TITLES = {
@@ -44,7 +45,7 @@ def plot_records(
     out : path
         Directory of the figures; made where it is missing.
     page : path, optional
-        Markdown file whose tables are replaced; see `write_tables`.
+        Markdown file whose figures and tables are replaced; see `write_parts`.
 
     Returns
     -------
@@ -70,32 +71,37 @@ def plot_records(
         "scaling": _scaling_figure,
         "convergence": _convergence_figure,
     }
-    written = []
-    for suite, draw in figures.items():
-        figure = draw(suites[suite])
-        if figure is not None:
-            written.append(_save(figure, Path(out) / f"{suite}.svg"))
-    if page is not None:
-        write_tables(Path(page), {name: markdown_table(rows) for name, rows in suites.items()})
-        written.append(Path(page))
-    return written
+    drawn = {suite: draw(suites[suite]) for suite, draw in figures.items()}
+    saved = {
+        suite: _save(figure, Path(out) / f"{suite}.svg")
+        for suite, figure in drawn.items()
+        if figure is not None
+    }
+    if page is None:
+        return list(saved.values())
+    parts = {suite: markdown_table(rows) for suite, rows in suites.items()}
+    for suite, path in saved.items():
+        link = Path(os.path.relpath(path, Path(page).parent)).as_posix()
+        parts[suite] = f"![{suite}]({link})\n\n{parts[suite]}"
+    write_parts(Path(page), parts)
+    return [*saved.values(), Path(page)]
 
 
-def write_tables(page: Path, tables: Mapping[str, str]) -> None:
+def write_parts(page: Path, parts: Mapping[str, str]) -> None:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->`` in a Markdown file.
 
     Raises
     ------
     ValueError
-        If the page has no such place for one of the tables.
+        If the page has no such place for one of the parts.
     """
     text = page.read_text("utf-8")
-    for name, table in tables.items():
+    for name, part in parts.items():
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         found = place.search(text)
         if found is None:
             raise ValueError(f"{page} has no lines '<!-- {name} -->' and '<!-- /{name} -->'")
-        text = f"{text[: found.start()]}{found[1]}{table}\n{found[2]}{text[found.end() :]}"
+        text = f"{text[: found.start()]}{found[1]}{part}\n{found[2]}{text[found.end() :]}"
     page.write_text(text, "utf-8")
 
 

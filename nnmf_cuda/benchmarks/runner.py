@@ -131,11 +131,13 @@ def run_scaling_benchmarks(
     says what varies. Of a batch of starts the first and the last are verified.
     """
     from nnmf_cuda.benchmarks.scaling import scaling_problems
+    from nnmf_cuda.pipeline.environment import resolve_device
 
+    where = resolve_device(str(device))
     return run_problems(
-        scaling_problems(smoke=smoke, threads=torch.device(device).type == "cpu"),
+        scaling_problems(smoke=smoke, threads=where.type == "cpu"),
         suite="scaling",
-        device=device,
+        device=where,
         min_run_seconds=min_run_seconds,
         smoke=smoke,
         json_path=json_path,

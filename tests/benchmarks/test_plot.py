@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 
 from nnmf_cuda.benchmarks import latest_records, plot_records, read_records
-from nnmf_cuda.benchmarks.plot import _bound_ms, write_tables
+from nnmf_cuda.benchmarks.plot import _bound_ms, write_parts
 from nnmf_cuda.benchmarks.records import MEASURED
 from nnmf_cuda.benchmarks.table import markdown_table
 from nnmf_cuda.cli import main
@@ -184,10 +186,23 @@ def test_page_is_filled_in_and_again(write, tmp_path):
     assert page in plot_records([path], out=tmp_path / "figures", page=page)
     filled = page.read_text()
     assert filled.count("| ours |") == 5
+    links = re.findall(r"!\[\w+\]\((.*)\)", filled)
+    assert links == [f"figures/{n}.svg" for n in ("kernels", "scaling", "convergence")]
+    assert all((tmp_path / link).exists() for link in links)
     plot_records([path], out=tmp_path / "figures", page=page)
     assert page.read_text() == filled
     with pytest.raises(ValueError, match="has no lines '<!-- other -->'"):
-        write_tables(page, {"other": "x"})
+        write_parts(page, {"other": "x"})
+
+
+def test_the_page_of_the_docs_has_every_part(write, tmp_path):
+    source = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+    if not source.exists():
+        pytest.skip("the docs are not beside these tests")
+    page = tmp_path / "benchmarks.md"
+    page.write_text(source.read_text("utf-8"), "utf-8")
+    plot_records([write(one_of_each())], out=tmp_path / "benchmarks", page=page)
+    assert page.read_text("utf-8").count("Some CPU") == 4
 
 
 def test_bad_records_are_named(write, tmp_path):
