@@ -28,10 +28,10 @@ from nnmf_cuda._estimator_input import (
     resolve_device,
 )
 from nnmf_cuda._init_factors import INITS, custom_factors, factor_dtype, initial_factors
-from nnmf_cuda._restarts import Penalty, Run, best_run
+from nnmf_cuda._restarts import Run, best_run
+from nnmf_cuda._solvers import SOLVERS, Penalty, Problem, check_solver
 
 _AUTO_COMPONENTS = 15  # the paper's number
-_SOLVERS = ("mu",)
 _TRANSFORM_SOLVERS = ("nnls", "mu")
 
 
@@ -213,11 +213,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         start_W, start_H = self._start(matrix, W, H)
         with self._progress() as progress:
             run = best_run(
-                matrix,
+                Problem(
+                    matrix, ops.beta_loss_to_float(self.beta_loss), self._penalty(*matrix.shape)
+                ),
                 start_W,
                 start_H,
-                beta_loss=ops.beta_loss_to_float(self.beta_loss),
-                penalty=self._penalty(matrix.shape[0], matrix.shape[1]),
+                solver=self.solver,
                 max_iter=self.max_iter,
                 tol=self.tol,
                 progress=progress.update,
@@ -290,8 +291,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             check_integer("n_components", self.n_components, low=1)
         if not isinstance(self.beta_loss, (str, Real)):
             raise TypeError(f"beta_loss must be a number or a name, got {self.beta_loss!r}")
-        ops.beta_loss_to_float(self.beta_loss)
-        check_choice("solver", self.solver, _SOLVERS)
+        check_choice("solver", self.solver, SOLVERS)
+        check_solver(self.solver, ops.beta_loss_to_float(self.beta_loss))
         check_choice("init", self.init, INITS)
         check_choice("transform_solver", self.transform_solver, _TRANSFORM_SOLVERS)
         for name in ("max_iter", "n_init", "transform_max_iter"):
