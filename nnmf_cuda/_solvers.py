@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
+from nnmf_cuda._objective import Objective
 
 _INNER_SHARE = 0.5  # of the work on X, spent on more sweeps over the factors (Gillis & Glineur)
 _INNER_MAX = 10  # more sweeps than this found no better factors
@@ -18,35 +19,17 @@ _FALL_MAX, _RISE_MAX = 0.9, 2.0  # what one extrapolation may multiply an entry 
 
 
 @dataclass(frozen=True)
-class Penalty:
-    """Regularisation as the ops take it, already scaled by the size of X."""
-
-    l1_reg_W: float = 0.0
-    l1_reg_H: float = 0.0
-    l2_reg_W: float = 0.0
-    l2_reg_H: float = 0.0
-
-    def value(self, W: Tensor, H: Tensor) -> Tensor:
-        """Return the penalty of each start of the batch, (B,) float64."""
-        W, H = W.double(), H.double()
-        absolute = self.l1_reg_W * W.sum((1, 2)) + self.l1_reg_H * H.sum((1, 2))
-        squared = self.l2_reg_W * W.square().sum((1, 2)) + self.l2_reg_H * H.square().sum((1, 2))
-        return absolute + squared / 2
-
-
-@dataclass(frozen=True)
 class Problem:
-    """What is minimised: the divergence of X (n, f) from W H, plus the penalty."""
+    """The data (n, f) and what is minimised over W and H."""
 
     X: Tensor
-    beta_loss: float
-    penalty: Penalty
+    objective: Objective
 
     def at(self, W: Tensor, H: Tensor, divergence: Tensor | None = None) -> Iterate:
         """Return the factors with their objective; the divergence is computed if not at hand."""
         if divergence is None:
-            divergence = ops.nnmf_divergence(self.X, W, H, beta_loss=self.beta_loss)
-        return Iterate(W, H, divergence, divergence + self.penalty.value(W, H))
+            divergence = ops.nnmf_divergence(self.X, W, H, beta_loss=self.objective.beta_loss)
+        return Iterate(W, H, divergence, divergence + self.objective.penalty.value(W, H))
 
 
 @dataclass(frozen=True)
@@ -108,7 +91,7 @@ class Hals:
             n_iter=n_iter,
             n_inner=inner_sweeps(*problem.X.shape, n_components=start.H.shape[1]),
             compute_divergence=True,
-            **asdict(problem.penalty),
+            **asdict(problem.objective.penalty),
         )
         return problem.at(*factors), _all(start)
 
@@ -194,10 +177,10 @@ def _updated(
         problem.X,
         W,
         H,
-        beta_loss=problem.beta_loss,
+        beta_loss=problem.objective.beta_loss,
         n_iter=n_iter,
         compute_divergence=compute_divergence,
-        **asdict(problem.penalty),
+        **asdict(problem.objective.penalty),
     )
 
 

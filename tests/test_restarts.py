@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from nnmf_cuda._objective import Objective, Penalty
 from nnmf_cuda._restarts import best_run
-from nnmf_cuda._solvers import Penalty, Problem
+from nnmf_cuda._solvers import Problem
 
 
 @pytest.mark.parametrize("solver", ["mu", "accelerated-mu"])
@@ -14,7 +15,7 @@ def test_best_run_stops_each_start_by_its_own_rule(rng, solver):
     W, H = torch.from_numpy(rng.random((2, 21, 3)) + 0.1), torch.from_numpy(rng.random((2, 3, 33)))
     # Equal components stay equal: the first start is rank one, far away, and done early.
     W[0], H[0] = 100.0, H[0, :1]
-    problem = Problem(X, 1.0, Penalty())
+    problem = Problem(X, Objective(1.0, Penalty()))
     options = {
         "solver": solver,
         "max_iter": 2000,
