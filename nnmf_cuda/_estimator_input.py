@@ -12,7 +12,7 @@ import torch
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from nnmf_cuda._row_blocks import extremes, row_blocks
+from nnmf_cuda._row_blocks import extremes, row_slices
 
 
 def check_integer(name: str, value: Any, *, low: int) -> None:
@@ -144,10 +144,10 @@ def _check_values(name: str, X: Tensor) -> None:
 def _not_finite(X: Tensor) -> tuple[int, int, int]:
     """Return how many entries are not finite, and row and column of the first."""
     count, where = 0, (-1, -1)
-    for first, block in row_blocks(X):
-        bad = (~torch.isfinite(block)).nonzero()
+    for rows in row_slices(*X.shape):
+        bad = (~torch.isfinite(X[rows])).nonzero()
         if count == 0 and len(bad):
             row, column = bad[0].tolist()
-            where = first + row, column
+            where = rows.start + row, column
         count += len(bad)
     return count, *where

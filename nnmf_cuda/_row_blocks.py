@@ -10,18 +10,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_BLOCK_ENTRIES = 2**20
+_BLOCK_ENTRIES = 2**19
 
 
 def factor_dtype(X: Tensor) -> torch.dtype:
     """Return the type of the factors of X: its own, float32 for uint8 pixels."""
     return torch.float32 if X.dtype == torch.uint8 else X.dtype
-
-
-def row_blocks(X: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield consecutive blocks of rows of X, each with the number of its first row."""
-    for rows in row_slices(*X.shape):
-        yield rows.start, X[rows]
 
 
 def row_slices(n_rows: int, n_columns: int) -> Iterator[slice]:
@@ -33,34 +27,53 @@ def row_slices(n_rows: int, n_columns: int) -> Iterator[slice]:
 
 def extremes(X: Tensor) -> tuple[float, float]:
     """Return the smallest and the largest entry; NaN reaches both."""
-    bounds = torch.stack([bound for _, block in row_blocks(X) for bound in torch.aminmax(block)])
-    low, high = torch.aminmax(bounds)
+    low = high = X[:1, :1].reshape(())
+    for rows in row_slices(*X.shape):
+        bounds = torch.aminmax(X[rows])
+        low, high = torch.minimum(low, bounds.min), torch.maximum(high, bounds.max)
     return low.item(), high.item()
 
 
 def mean(X: Tensor) -> float:
     """Return the mean entry, of pixels as fractions."""
-    total = sum(block.sum(dtype=torch.float64).item() for _, block in row_blocks(X))
+    total = sum(block.sum().item() for _, block in _blocks_as(torch.float64, X))
     return total / X.numel() / _unit(X)
 
 
 def row_means(X: Tensor) -> Tensor:
     """Return the mean of each row, (n, 1), of pixels as fractions."""
-    dtype = factor_dtype(X)
-    return torch.cat([b.mean(1, keepdim=True, dtype=dtype) for _, b in row_blocks(X)]) / _unit(X)
+    result = torch.empty(len(X), 1, dtype=factor_dtype(X), device=X.device)
+    for rows, block in _blocks_as(result.dtype, X):
+        torch.mean(block, 1, keepdim=True, out=result[rows])
+    return result.div_(_unit(X))
 
 
 def product(X: Tensor, right: Tensor) -> Tensor:
     """Return X @ right, of pixels as fractions."""
-    return torch.cat([block.to(right.dtype) @ right for _, block in row_blocks(X)]) / _unit(X)
+    result = right.new_empty(len(X), right.shape[1])
+    for rows, block in _blocks_as(right.dtype, X):
+        torch.mm(block, right, out=result[rows])
+    return result.div_(_unit(X))
 
 
 def transposed_product(X: Tensor, right: Tensor) -> Tensor:
     """Return X^T @ right, of pixels as fractions."""
-    total = right.new_zeros(X.shape[1], right.shape[1])
-    for first, block in row_blocks(X):
-        total.addmm_(block.to(right.dtype).mT, right[first : first + len(block)])
-    return total / _unit(X)
+    result = right.new_zeros(X.shape[1], right.shape[1])
+    for rows, block in _blocks_as(right.dtype, X):
+        result.addmm_(block.mT, right[rows])
+    return result.div_(_unit(X))
+
+
+def _blocks_as(dtype: torch.dtype, X: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield blocks of rows in `dtype`; they share one buffer, or a heap of them would grow."""
+    buffer: Tensor | None = None
+    for rows in row_slices(*X.shape):
+        block = X[rows]
+        if X.dtype != dtype:
+            if buffer is None:
+                buffer = torch.empty_like(block, dtype=dtype)
+            block = buffer[: len(block)].copy_(block)
+        yield rows, block
 
 
 def _unit(X: Tensor) -> int:
