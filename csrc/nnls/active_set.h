@@ -48,16 +48,11 @@ NNMF_CUDA_INLINE Lanes absolute(const Lanes& x) {
 }
 
 NNMF_CUDA_INLINE Lanes gather(const double* from, const Mask& at) {
-#if NNMF_CUDA_VECTOR_BYTES == 64
-  return (Lanes)_mm512_mask_i64gather_pd(__m512d{}, -1, (__m512i)at, from, 8);
-#elif NNMF_CUDA_VECTOR_BYTES == 32
-  const Mask all = all_of(-1);
-  return (Lanes)_mm256_mask_i64gather_pd(__m256d{}, from, (__m256i)at, (__m256d)all, 8);
-#else
-  Lanes v;
-  for (int64_t l = 0; l < kLanes; ++l) v[l] = from[at[l]];
-  return v;
-#endif
+  int64_t lane[kLanes];
+  double value[kLanes];
+  store_mask(lane, at);
+  for (int64_t l = 0; l < kLanes; ++l) value[l] = from[lane[l]];
+  return Doubles::load(value);
 }
 
 constexpr int64_t padded(int64_t size) {

@@ -8,15 +8,23 @@
 #include <cstdint>
 #include <vector>
 
-#include <torch/csrc/stable/tensor.h>
+#include <torch/csrc/stable/ops.h>
 
 #include "../common/simd.h"
 #include "gram.h"
 
 namespace nnmf_cuda {
 
-// One for each problem of gram [B, k, k].
-std::vector<PreparedGram> prepare_grams(const torch::stable::Tensor& gram);
+// One for each problem of gram [batch, size, size].
+template <class T>
+std::vector<PreparedGram> prepare_grams(const T* gram, int64_t batch, int64_t size) {
+  std::vector<PreparedGram> prepared(static_cast<std::size_t>(batch));
+  torch::stable::parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b)
+      prepared[static_cast<std::size_t>(b)] = PreparedGram(gram + b * size * size, size);
+  });
+  return prepared;
+}
 
 // Memory that active_set.h computes in, aligned to a cache line.
 struct Workspace {

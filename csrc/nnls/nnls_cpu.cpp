@@ -35,20 +35,6 @@ void RowSolver::backward(const Gram& gram, const double* h, const double* grad, 
   NNMF_CUDA_CHOOSE(solve_free_rows)(gram, h, grad, n, u, workspace());
 }
 
-std::vector<PreparedGram> prepare_grams(const Tensor& gram) {
-  const Tensor values = torch::stable::contiguous(gram);
-  const int64_t batch = values.size(0), k = values.size(1);
-  std::vector<PreparedGram> prepared(static_cast<std::size_t>(batch));
-  dispatch_floating(values.scalar_type(), [&]<class T>(Type<T>) {
-    const T* data = values.const_data_ptr<T>();
-    torch::stable::parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
-      for (int64_t b = first; b < last; ++b)
-        prepared[static_cast<std::size_t>(b)] = PreparedGram(data + b * k * k, k);
-    });
-  });
-  return prepared;
-}
-
 namespace {
 
 void check_rows(const Argument& gram, const Argument& rows) {
@@ -60,6 +46,13 @@ void check_rows(const Argument& gram, const Argument& rows) {
   check_size(gram, 0, rows.tensor.size(0), "batch");
   check_size(gram, 1, rows.tensor.size(2), "n_components");
   check_size(gram, 2, rows.tensor.size(2), "n_components");
+}
+
+std::vector<PreparedGram> prepare(const Tensor& gram) {
+  const Tensor values = torch::stable::contiguous(gram);
+  return dispatch_floating(values.scalar_type(), [&]<class T>(Type<T>) {
+    return prepare_grams(values.const_data_ptr<T>(), values.size(0), values.size(1));
+  });
 }
 
 // Calls f(solver, b, row, n) for all blocks of n rows of all problems b.
@@ -78,7 +71,7 @@ void for_row_blocks(const Tensor& rows, const F& f) {
 
 Tensor nnls_cpu(const Tensor& gram, const Tensor& cross) {
   check_rows({"gram", gram}, {"cross", cross});
-  const std::vector<PreparedGram> grams = prepare_grams(gram);
+  const std::vector<PreparedGram> grams = prepare(gram);
   const Tensor rows = torch::stable::contiguous(cross);
   const Tensor solved = torch::stable::empty_like(rows);
   const int64_t n = rows.size(1), k = rows.size(2);
@@ -102,7 +95,7 @@ Tensor nnls_backward_cpu(const Tensor& gram, const Tensor& h, const Tensor& grad
   check_same_device(answer, argument);
   check_dim(answer, 3);
   for (int64_t d = 0; d < 3; ++d) check_size(answer, d, grad.size(d), "as grad");
-  const std::vector<PreparedGram> grams = prepare_grams(gram);
+  const std::vector<PreparedGram> grams = prepare(gram);
   const Tensor answers = torch::stable::contiguous(h), grads = torch::stable::contiguous(grad);
   const Tensor solved = torch::stable::new_empty(
       grads, {grads.size(0), grads.size(1), grads.size(2)}, std::make_optional(ScalarType::Double));
