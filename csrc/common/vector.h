@@ -7,6 +7,12 @@ namespace nnmf_cuda {
 namespace NNMF_CUDA_ISA {
 namespace {
 
+// Lanes of whole numbers, as many bits as the floating-point ones.
+template <class Word>
+struct IntegersOf {
+  typedef Word Lanes __attribute__((vector_size(NNMF_CUDA_VECTOR_BYTES)));
+};
+
 template <class T>
 struct Vector {
   static constexpr int64_t kLanes = NNMF_CUDA_VECTOR_BYTES / int64_t{sizeof(T)};
@@ -90,11 +96,28 @@ struct Vector {
   }
 
   static NNMF_CUDA_INLINE T sum(const Lanes& v) {
+#if NNMF_CUDA_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4) {
+      const __m512 u = (__m512)v;
+      const __m256 half = __builtin_shufflevector(u, u, 0, 1, 2, 3, 4, 5, 6, 7) +
+                          __builtin_shufflevector(u, u, 8, 9, 10, 11, 12, 13, 14, 15);
+      const __m128 quarter = _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+      const __m128 two = quarter + _mm_movehl_ps(quarter, quarter);
+      return two[0] + two[1];
+    } else {
+      const __m512d u = (__m512d)v;
+      const __m256d half =
+          __builtin_shufflevector(u, u, 0, 1, 2, 3) + __builtin_shufflevector(u, u, 4, 5, 6, 7);
+      const __m128d quarter = _mm256_castpd256_pd128(half) + _mm256_extractf128_pd(half, 1);
+      return quarter[0] + quarter[1];
+    }
+#else
     T part[kLanes];
     __builtin_memcpy(part, &v, sizeof(v));
     for (int64_t width = kLanes / 2; width > 0; width /= 2)
       for (int64_t l = 0; l < width; ++l) part[l] += part[l + width];
     return part[0];
+#endif
   }
 };
 
