@@ -420,14 +420,14 @@ def _config_yaml(arguments: Namespace, parser: ArgumentParser) -> str:
 
 
 def _extract(arguments: Namespace, _: ArgumentParser) -> None:
-    from nnmf_cuda.data import find_images
+    from nnmf_cuda.data import iter_images
     from nnmf_cuda.pipeline.artifacts import load_model
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.pipeline.extract import extract_to_file
 
     model = load_model(arguments.model, device=resolve_device(arguments.device))
-    n_written, failures = extract_to_file(
-        find_images(arguments.images),
+    n_written, n_failed = extract_to_file(
+        iter_images(arguments.images),
         model.extractor,
         Path(arguments.out),
         normalize=arguments.normalize,
@@ -437,14 +437,14 @@ def _extract(arguments: Namespace, _: ArgumentParser) -> None:
         progress=True,
     )
     print(f"{n_written} images: {arguments.out}")
-    if failures:
-        _say(f"{len(failures)} images could not be read: {arguments.out}.failed.txt")
+    if n_failed:
+        _say(f"{n_failed} images could not be read: {arguments.out}.failed.txt")
 
 
 def _predict(arguments: Namespace, _: ArgumentParser) -> None:
     import csv
 
-    from nnmf_cuda.data import find_images, iter_image_batches
+    from nnmf_cuda.data import iter_image_batches, iter_images
     from nnmf_cuda.pipeline.artifacts import load_model
     from nnmf_cuda.pipeline.environment import resolve_device
 
@@ -452,7 +452,7 @@ def _predict(arguments: Namespace, _: ArgumentParser) -> None:
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["file", "label", *(f"p({name})" for name in model.label_names)])
     for batch in iter_image_batches(
-        find_images(arguments.images),
+        iter_images(arguments.images),
         batch_size=arguments.batch_size,
         image_shape=model.image_shape,
         progress=True,
