@@ -59,12 +59,13 @@ class RowSums {
     // Tiles of zeros part the chunk into runs.
     int64_t run = first;
     const auto end_run = [&](int64_t tile, const T* terms, int64_t stride) {
+      const int64_t n_tiles = tile - run, from = (run - first) * kColumns<T>;
       const T* right = p_.tiles + run * p_.tile_size;
-      add_row_sums(terms + (run - first) * kColumns<T>, stride, tile - run, right, k, lanes_ + at);
-      if constexpr (kSumsDenominator<loss>)
-        add_row_sums(terms_below_ + (run - first) * kColumns<T>, stride, tile - run, right, k,
-                     lanes_below_ + at);
       run = tile + 1;
+      if (n_tiles == 0) return;
+      add_row_sums(terms + from, stride, n_tiles, right, k, lanes_ + at);
+      if constexpr (kSumsDenominator<loss>)
+        add_row_sums(terms_below_ + from, stride, n_tiles, right, k, lanes_below_ + at);
     };
     if constexpr (kReadsX<loss, T, Data>) {
       if (rows == kRows && last * kColumns<T> <= p_.n_features) {
