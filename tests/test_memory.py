@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 
 from nnmf_cuda import NNMF, show_config
 
-SHAPE = (12288, 8192)  # 100 MB of pixels
+SHAPE = (8192, 8192)  # 67 MB of pixels
 FITS = {
     "kullback-leibler": {},
     "svd and test for zeros": {"init": "nndsvda", "beta_loss": 0},
@@ -51,6 +51,16 @@ def peak_of_anonymous_bytes() -> Iterator[list[int]]:
         watcher.join()
 
 
+def least_added(work: Callable[[], object]) -> int:
+    """Return what `work` adds at most; the least of two runs, as the heap's own growth is once."""
+    peaks = []
+    for _ in range(2):
+        with peak_of_anonymous_bytes() as added:
+            work()
+        peaks.append(added[0])
+    return min(peaks)
+
+
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory) -> Iterator[np.ndarray]:
     path = tmp_path_factory.mktemp("memory") / "pixels.npy"
@@ -78,14 +88,10 @@ def test_nnmf_fits_a_memory_map_without_a_copy(pixels, fit):
     if fit == "hals" and show_config()["ops"]["nnmf_hals"]["cpu"] != "kernel":
         pytest.skip("the reference of nnmf_hals makes X W^T from a copy")
     NNMF(**options).fit(pixels[:256])  # libraries allocate their buffers once
-    with peak_of_anonymous_bytes() as added:
-        NNMF(**options).fit(pixels)
-    assert added[0] < 0.1 * pixels.nbytes
+    assert least_added(lambda: NNMF(**options).fit(pixels)) < 0.1 * pixels.nbytes
 
 
 @pytest.mark.needs_ext
 def test_partial_fit_reads_a_memory_map_without_a_copy(pixels):
     model = NNMF(2, fresh_restarts_max_iter=2, random_state=0).partial_fit(pixels[:256])
-    with peak_of_anonymous_bytes() as added:
-        model.partial_fit(pixels)
-    assert added[0] < 0.1 * pixels.nbytes
+    assert least_added(lambda: model.partial_fit(pixels)) < 0.1 * pixels.nbytes
