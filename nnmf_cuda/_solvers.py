@@ -166,8 +166,8 @@ class AcceleratedUpdates:
 
 def _extrapolated(now: Tensor, before: Tensor, momentum: Tensor) -> Tensor:
     """Return ``now * (now / before) ** momentum`` within bounds; zeros stay."""
-    factor = ((now / before) ** momentum).clamp(_FALL_MAX, _RISE_MAX)
-    return torch.where(now > 0, now * factor, now)
+    ratio = now / before.clamp_min(torch.finfo(now.dtype).tiny)
+    return ratio.pow_(momentum).clamp_(_FALL_MAX, _RISE_MAX).mul_(now)
 
 
 def _updated(
