@@ -120,7 +120,11 @@ def bench_smoke(session: nox.Session) -> None:
     """Run every benchmark once at a tiny size."""
     install_dependencies(session)
     install_package(session)
-    session.run("nnmf-cuda", "bench", "kernels", "--smoke", "--min_run_seconds", "0.01")
+    records = str(Path(session.create_tmp()).resolve() / "records.jsonl")
+    Path(records).unlink(missing_ok=True)
+    for kind in ("kernels", "scaling", "convergence", "memory"):
+        session.run("nnmf-cuda", "bench", kind, "--smoke", "--json", records)
+    session.run("nnmf-cuda", "bench", "plot", records, "--out", session.create_tmp())
 
 
 @nox.session

@@ -7,7 +7,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "common/simd.h"
+#include "common/isa.h"
 
 namespace {
 

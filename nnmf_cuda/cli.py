@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +70,9 @@ def _parsers(preset: ExperimentConfig) -> tuple[ArgumentParser, ArgumentParser]:
     commands.add_subcommand("run", runs, help="the whole experiment, with tables and a report")
     commands.add_subcommand("extract", _extract_parser(), help="images to NNMF features")
     commands.add_subcommand("predict", _predict_parser(), help="images to class probabilities")
-    commands.add_subcommand("bench", _bench_parser(), help="speed against reference and peers")
+    bench = ArgumentParser(description="Measure speed and memory, or draw what was measured.")
+    commands.add_subcommand("bench", bench, help="speed against reference and peers")
+    _add_bench_commands(bench)
     commands.add_subcommand("info", _info_parser(), help="versions, devices, what serves each op")
     return parser, runs
 
@@ -198,35 +200,123 @@ def _predict_parser() -> ArgumentParser:
     return parser
 
 
-def _bench_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Measure speed. kernels: every op against its reference and its peers, verified"
-        " before it is timed. stages: the paper's table of seconds a stage."
+def _add_bench_commands(parser: ArgumentParser) -> None:
+    """Add what `bench` can do; jsonargparse wants its parser to be part of the command before."""
+    kinds = parser.add_subcommands(title="benchmarks", metavar="BENCHMARK")
+    kinds.add_subcommand(
+        "kernels", _bench_kernels_parser(), help="every op against reference, peers and machine"
     )
-    parser.add_argument(
-        "what",
-        type=Literal["kernels", "stages"],
-        nargs="?",
-        default="kernels",
-        help="what to measure",
+    kinds.add_subcommand(
+        "scaling", _bench_scaling_parser(), help="KL updates along n, f, k, starts and threads"
+    )
+    kinds.add_subcommand(
+        "convergence", _bench_convergence_parser(), help="time to scikit-learn's objective"
+    )
+    kinds.add_subcommand("memory", _bench_memory_parser(), help="peak memory of a fit")
+    kinds.add_subcommand("stages", _bench_stages_parser(), help="the paper's seconds a stage")
+    kinds.add_subcommand("plot", _bench_plot_parser(), help="figures and tables from records")
+
+
+def _bench_kernels_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Time every op against its plain-torch reference, torch.compile of that, and"
+        " other libraries (skipped where not installed), beside the machine's matrix-product rate"
+        " and memory bandwidth of the same run. Each result is verified in float64 before it is"
+        " timed. A few minutes."
     )
     _add_device(parser)
     parser.add_argument(
-        "--case", type=list[str] | None, default=None, help="kernels: only these cases"
+        "--case", type=list[str] | None, default=None, help="only these cases, e.g. '[project]'"
     )
     parser.add_argument(
-        "--min_run_seconds", type=float, default=1.0, help="kernels: time spent on each"
+        "--min_run_seconds", type=float, default=1.0, help="time spent on each implementation"
     )
+    _add_record_options(parser)
+    return parser
+
+
+def _bench_scaling_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Time our Kullback-Leibler updates from the paper's size along the number of"
+        " samples, features, components, starts that share X, and threads."
+    )
+    _add_device(parser)
+    parser.add_argument(
+        "--min_run_seconds", type=float, default=0.5, help="time spent on each point"
+    )
+    _add_record_options(parser)
+    return parser
+
+
+def _bench_convergence_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Time our solvers to the objective that scikit-learn has after 200 iterations"
+        " (mu, Kullback-Leibler) and 50 (cd, Frobenius), from one start on the same images."
+    )
+    _add_device(parser)
+    parser.add_argument(
+        "--data",
+        type=list[str] | None,
+        default=None,
+        help="images as for run, or 'phantom'; default: the phantom, and darabi.npz of the folder"
+        " that NNMF_CUDA_DATA names, where that is set",
+    )
+    _add_record_options(parser)
+    return parser
+
+
+def _bench_memory_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Measure what a fit at the paper's size takes beside X, float32 and uint8, each"
+        " in a process of its own. On the CPU, Linux only."
+    )
+    _add_record_options(parser)
+    return parser
+
+
+def _bench_stages_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Run the experiment for the paper's seconds a stage.")
+    _add_device(parser)
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="as for run; default: the phantom"
+    )
+    _add_json(parser)
+    return parser
+
+
+def _bench_plot_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Draw figures from the newest records of one machine, and nothing else; with"
+        " --page also put them and their tables into a Markdown file."
+    )
+    parser.add_argument("records", type=str, nargs="+", help="files that --json has written")
+    parser.add_argument("--out", type=str, required=True, help="directory of the SVG files")
+    parser.add_argument(
+        "--page",
+        type=str | None,
+        default=None,
+        help="Markdown file whose parts between <!-- kernels --> and <!-- /kernels --> and so on"
+        " become figure and table",
+    )
+    return parser
+
+
+def _add_record_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--smoke",
         action="store_true",
         help="tiny sizes: shows that it works, not how fast it is",
     )
+    _add_json(parser)
+
+
+def _add_json(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--data", type=str | None, default=None, help="stages: as for run; default: the phantom"
+        "--json",
+        type=str | None,
+        default=None,
+        help="append records to this file, one line of JSON each",
     )
-    parser.add_argument("--json", type=str | None, default=None, help="append records to this file")
-    return parser
 
 
 def _info_parser() -> ArgumentParser:
@@ -330,14 +420,14 @@ def _config_yaml(arguments: Namespace, parser: ArgumentParser) -> str:
 
 
 def _extract(arguments: Namespace, _: ArgumentParser) -> None:
-    from nnmf_cuda.data import find_images
+    from nnmf_cuda.data import iter_images
     from nnmf_cuda.pipeline.artifacts import load_model
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.pipeline.extract import extract_to_file
 
     model = load_model(arguments.model, device=resolve_device(arguments.device))
-    n_written, failures = extract_to_file(
-        find_images(arguments.images),
+    n_written, n_failed = extract_to_file(
+        iter_images(arguments.images),
         model.extractor,
         Path(arguments.out),
         normalize=arguments.normalize,
@@ -347,14 +437,14 @@ def _extract(arguments: Namespace, _: ArgumentParser) -> None:
         progress=True,
     )
     print(f"{n_written} images: {arguments.out}")
-    if failures:
-        _say(f"{len(failures)} images could not be read: {arguments.out}.failed.txt")
+    if n_failed:
+        _say(f"{n_failed} images could not be read: {arguments.out}.failed.txt")
 
 
 def _predict(arguments: Namespace, _: ArgumentParser) -> None:
     import csv
 
-    from nnmf_cuda.data import find_images, iter_image_batches
+    from nnmf_cuda.data import iter_image_batches, iter_images
     from nnmf_cuda.pipeline.artifacts import load_model
     from nnmf_cuda.pipeline.environment import resolve_device
 
@@ -362,7 +452,7 @@ def _predict(arguments: Namespace, _: ArgumentParser) -> None:
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["file", "label", *(f"p({name})" for name in model.label_names)])
     for batch in iter_image_batches(
-        find_images(arguments.images),
+        iter_images(arguments.images),
         batch_size=arguments.batch_size,
         image_shape=model.image_shape,
         progress=True,
@@ -378,25 +468,32 @@ def _predict(arguments: Namespace, _: ArgumentParser) -> None:
 
 
 def _bench(arguments: Namespace, _: ArgumentParser) -> None:
-    from nnmf_cuda.benchmarks import run_kernel_benchmarks, run_stage_benchmarks
+    from nnmf_cuda import benchmarks
     from nnmf_cuda.pipeline.environment import resolve_device
 
-    device = str(resolve_device(arguments.device))
-    json_path = None if arguments.json is None else Path(arguments.json)
-    if arguments.what == "stages":
-        print(run_stage_benchmarks(data=arguments.data, device=device, json_path=json_path))
+    kind = arguments.subcommand
+    options = arguments[kind].as_dict()
+    if kind == "plot":
+        for path in benchmarks.plot_records(
+            options["records"], out=options["out"], page=options["page"]
+        ):
+            print(path)
         return
-    from nnmf_cuda.benchmarks import records_table
-
-    records = run_kernel_benchmarks(
-        cases=arguments.case,
-        device=device,
-        min_run_seconds=arguments.min_run_seconds,
-        smoke=arguments.smoke,
-        json_path=json_path,
-        progress=True,
-    )
-    print(records_table(records))
+    options["json_path"] = options.pop("json")
+    if "device" in options:
+        options["device"] = str(resolve_device(options["device"]))
+    if kind == "stages":
+        print(benchmarks.run_stage_benchmarks(**options))
+        return
+    if kind == "kernels":
+        options["cases"] = options.pop("case")
+    run: dict[str, Callable[..., list[dict[str, Any]]]] = {
+        "kernels": benchmarks.run_kernel_benchmarks,
+        "scaling": benchmarks.run_scaling_benchmarks,
+        "convergence": benchmarks.run_convergence_benchmarks,
+        "memory": benchmarks.run_memory_benchmarks,
+    }
+    print(benchmarks.records_table(run[kind](**options, progress=True)))
 
 
 def _info(arguments: Namespace, _: ArgumentParser) -> None:

@@ -152,7 +152,8 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     config = json.loads(capsys.readouterr().out)
-    assert set(config["ops"]) == {"nnmf_mu", "nnmf_divergence", "nnls", "project", "purify"}
+    ops = {"nnmf_mu", "nnmf_divergence", "nnls", "nnls_backward", "project", "purify"}
+    assert set(config["ops"]) == ops
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     for op, served in config["ops"].items():
@@ -175,4 +176,5 @@ def test_info_says_kernel_for_compiled_ops() -> None:
 
     served = {op: by["cpu"] for op, by in show_config()["ops"].items()}
     assert served["nnmf_mu"] == served["nnmf_divergence"] == "kernel"
-    assert served["nnls"] == served["project"] == served["purify"] == "reference"
+    assert served["nnls"] == served["nnls_backward"] == served["project"] == "kernel"
+    assert served["purify"] == "reference"

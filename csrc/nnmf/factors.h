@@ -30,7 +30,8 @@ inline Shape check_factors(
   check_dim(h, 3);
   const bool shared = X.dim() == 2;
   if (!shared) check_dim(x, 3);
-  const Shape shape{W.size(0), W.size(1), H.size(2), W.size(2), shared ? 0 : W.size(1) * H.size(2)};
+  const Shape shape{W.size(0), W.size(1), H.size(2), W.size(2), shared ? 0 : W.size(1) * H.size(2),
+                    H.size(2)};
   check_size(h, 0, shape.batch, "batch of W");
   check_size(h, 1, shape.n_components, "n_components of W");
   if (!shared) check_size(x, 0, shape.batch, "batch of W");

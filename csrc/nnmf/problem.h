@@ -10,7 +10,8 @@ struct Shape {
   int64_t n_samples;
   int64_t n_features;
   int64_t n_components;
-  int64_t x_stride;  // elements from one problem's X to the next: 0 where they share it
+  int64_t x_stride;      // elements from one problem's X to the next: 0 where they share it
+  int64_t x_row_stride;  // elements from one row of X to the next
 };
 
 // The scalars of nnmf_mu.

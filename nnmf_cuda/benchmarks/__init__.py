@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from nnmf_cuda.benchmarks.convergence import run_convergence_benchmarks
+from nnmf_cuda.benchmarks.memory import run_memory_benchmarks
+from nnmf_cuda.benchmarks.plot import plot_records
+from nnmf_cuda.benchmarks.records import latest_records, read_records
 from nnmf_cuda.benchmarks.registry import (
     Case,
     NotApplicableError,
     Size,
+    Work,
     case_names,
     register,
     register_implementation,
 )
-from nnmf_cuda.benchmarks.runner import run_kernel_benchmarks
+from nnmf_cuda.benchmarks.runner import run_kernel_benchmarks, run_scaling_benchmarks
 from nnmf_cuda.benchmarks.stages import run_stage_benchmarks
 from nnmf_cuda.benchmarks.table import records_table
 
@@ -18,10 +23,17 @@ __all__ = [
     "Case",
     "NotApplicableError",
     "Size",
+    "Work",
     "case_names",
+    "latest_records",
+    "plot_records",
+    "read_records",
     "records_table",
     "register",
     "register_implementation",
+    "run_convergence_benchmarks",
     "run_kernel_benchmarks",
+    "run_memory_benchmarks",
+    "run_scaling_benchmarks",
     "run_stage_benchmarks",
 ]

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from nnmf_cuda.benchmarks.registry import Call
 from nnmf_cuda.timing import peak_rss_bytes, reset_peak_rss
 
-__all__ = ["extra_peak_bytes", "interleaved_seconds", "largest_error"]
+__all__ = ["MIN_ROUNDS", "extra_peak_bytes", "interleaved_seconds", "largest_error"]
+
+MIN_ROUNDS = 5
+"""A median of fewer says little."""
 
 _L2_BYTES = 256 * 2**20  # larger than the L2 cache of any present device
 
@@ -25,9 +28,9 @@ def interleaved_seconds(
     """Time calls in turns, so that a machine that is busy for a while slows all of them alike.
 
     Each round takes one sample of every call, until ``min_run_seconds`` have been spent on each on
-    average, and at least three rounds. On CPU a sample is the mean over a block of calls of about
-    10 ms, or one longer call. On CUDA it is one call between two events, after the L2 cache was
-    overwritten.
+    average, and at least `MIN_ROUNDS` rounds. On CPU a sample is the mean over a block of calls of
+    about 10 ms, or one longer call. On CUDA it is one call between two events, after the L2 cache
+    was overwritten.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ def interleaved_seconds(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + min_run_seconds * len(calls)
     n_rounds = 0
-    while n_rounds < 3 or time.perf_counter() < end:
+    while n_rounds < MIN_ROUNDS or time.perf_counter() < end:
         for name, sample in samplers.items():
             samples[name].append(sample())
         n_rounds += 1

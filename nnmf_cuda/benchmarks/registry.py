@@ -15,6 +15,8 @@ __all__ = [
     "Inputs",
     "NotApplicableError",
     "Size",
+    "Truth",
+    "Work",
     "case_names",
     "get_cases",
     "register",
@@ -25,6 +27,8 @@ Inputs = Mapping[str, Any]
 Call = Callable[[], Any]
 Implementation = Callable[[Inputs], Call]
 """Takes the inputs, does what need not be timed, and returns the call that is."""
+Truth = Callable[[Inputs], Any]
+"""Gives from the inputs what an implementation must return, in float64."""
 
 
 class NotApplicableError(Exception):
@@ -54,17 +58,36 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What one call has to do, whoever does it: the yardstick for the machine's ceilings.
+
+    Attributes
+    ----------
+    flops : float, optional
+        Floating-point operations; None where they depend on the data.
+    bytes : float, optional
+        Memory that must be read or written at least, each pass over X counted.
+    items : int, optional
+        Things a user counts, such as images.
+    """
+
+    flops: float | None = None
+    bytes: float | None = None
+    items: int | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """An op to measure.
 
     Attributes
     ----------
     op : str
-        Name in `nnmf_cuda.ops`.
+        Name in `nnmf_cuda.ops`, or of something made from them.
     sizes : tuple of Size
         What is measured.
-    smoke : Size
-        A tiny problem, to show that everything works.
+    smoke : tuple of Size
+        Tiny problems, to show that everything works.
     inputs : callable
         ``inputs(size, seed, device)`` gives the arguments by name.
     truth : callable
@@ -74,15 +97,22 @@ class Case:
     tolerance : mapping of str to float
         By dtype of the floating-point arguments: the largest error allowed, as a share of the
         largest true value of each output.
+    truths : dict of str to callable
+        By implementation: the truth of one that does something else in the same time, such as
+        another solver. Written out in float64 like the other, and held to the same tolerance.
+    work : callable
+        ``work(size)`` says what a call has to do.
     """
 
     op: str
     sizes: tuple[Size, ...]
-    smoke: Size
+    smoke: tuple[Size, ...]
     inputs: Callable[[Size, int, torch.device], Inputs]
-    truth: Callable[[Inputs], Any]
+    truth: Truth
     implementations: dict[str, Implementation]
     tolerance: Mapping[str, float]
+    truths: dict[str, Truth] = field(default_factory=dict)
+    work: Callable[[Size], Work] = lambda size: Work()
 
 
 _CASES: dict[str, Case] = {}
@@ -103,8 +133,10 @@ def register(case: Case) -> None:
     _CASES[case.op] = case
 
 
-def register_implementation(op: str, name: str, implementation: Implementation) -> None:
-    """Add a competitor to an op's case.
+def register_implementation(
+    op: str, name: str, implementation: Implementation, *, truth: Truth | None = None
+) -> None:
+    """Add a competitor to an op's case; `truth` where it is not to return what the others do.
 
     Raises
     ------
@@ -115,6 +147,8 @@ def register_implementation(op: str, name: str, implementation: Implementation) 
     if name in case.implementations:
         raise ValueError(f"{op!r} has an implementation {name!r}; choose another name")
     case.implementations[name] = implementation
+    if truth is not None:
+        case.truths[name] = truth
 
 
 def case_names() -> tuple[str, ...]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from nnmf_cuda.benchmarks.ceilings import Ceilings, rates
 from nnmf_cuda.benchmarks.measure import extra_peak_bytes, interleaved_seconds, largest_error
+from nnmf_cuda.benchmarks.records import MEASURED, Record, Recorder
 from nnmf_cuda.benchmarks.registry import (
     Call,
     Case,
@@ -23,15 +25,32 @@ from nnmf_cuda.benchmarks.registry import (
     get_cases,
 )
 
-__all__ = ["append_json_line", "run_kernel_benchmarks"]
+__all__ = ["Problem", "run_kernel_benchmarks", "run_problems", "run_scaling_benchmarks"]
 
 logger = logging.getLogger(__name__)
 
 _SEED = 0
-_MEASURED = (
-    *("status", "reason", "median_ms", "p25", "p75", "n"),
-    *("timer", "peak_bytes", "max_err", "tolerance"),
-)
+_SMOKE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One size of one case.
+
+    Attributes
+    ----------
+    case : Case
+    size : Size
+    only : tuple of str, optional
+        The implementations to measure; all by default.
+    threads : int, optional
+        Threads of torch meanwhile; those in use by default.
+    """
+
+    case: Case
+    size: Size
+    only: tuple[str, ...] | None = None
+    threads: int | None = None
 
 
 def run_kernel_benchmarks(
@@ -42,12 +61,13 @@ def run_kernel_benchmarks(
     smoke: bool = False,
     json_path: str | Path | None = None,
     progress: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Measure the ops against their reference and their peers.
 
-    Each implementation's output is first compared with the reference in float64: a wrong one is
-    recorded as failed and not timed. The others are timed in turns. Inputs are made, and the first
-    call is run, outside the timing.
+    Each implementation's output is first compared with the truth in float64: a wrong one is
+    recorded as failed and not timed. The others are timed in turns, together with the machine's
+    ceilings: a matrix product and a read from memory. Inputs are made, and the first call is run
+    (and compiled), outside the timing.
 
     Parameters
     ----------
@@ -67,66 +87,167 @@ def run_kernel_benchmarks(
     Returns
     -------
     list of dict
-        ``op, size, impl, served_by`` ("kernel", "reference" or "library"), ``shape, dtype, options,
-        status`` ("ok", "failed", "skipped"), ``reason, median_ms, p25, p75`` (milliseconds), ``n``
-        (samples), ``timer, peak_bytes, max_err, tolerance, smoke, device, device_name, torch,
-        cuda, nnmf_cuda, commit, threads, date``. What was not measured is None.
+        ``suite, run`` (when this run began), ``op, size, impl, served_by`` ("kernel", "reference",
+        "compiled" or "library"), ``shape, dtype, options, status`` ("ok", "failed", "skipped"),
+        ``reason, median_ms, p25, p75`` (milliseconds), ``n`` (samples), ``timer, peak_bytes,
+        max_err, tolerance, flops, bytes, items`` (of a call), ``ceilings`` (``gemm_gflops,
+        read_gb_per_s`` and how they were measured), ``rates`` (``gflops, gemm_share, gb_per_s,
+        read_share, items_per_s``), ``smoke`` and the machine: ``device, device_name, cpu_count,
+        cpu_isa, load_average, threads, torch, cuda, nnmf_cuda, commit, uncommitted_changes,
+        date``. What was not measured is None.
 
     Raises
     ------
     ValueError
         If a case is unknown, the device is missing, or ``min_run_seconds`` is not positive.
     """
+    problems = [
+        Problem(case, size)
+        for case in get_cases(cases)
+        for size in (case.smoke if smoke else case.sizes)
+    ]
+    return run_problems(
+        problems,
+        suite="kernels",
+        device=device,
+        min_run_seconds=min_run_seconds,
+        smoke=smoke,
+        json_path=json_path,
+        progress=progress,
+    )
+
+
+def run_scaling_benchmarks(
+    *,
+    device: str | torch.device = "cpu",
+    min_run_seconds: float = 0.5,
+    smoke: bool = False,
+    json_path: str | Path | None = None,
+    progress: bool = False,
+) -> list[Record]:
+    """Measure our Kullback-Leibler updates along n, f, k, the number of starts and the threads.
+
+    Parameters and records are those of `run_kernel_benchmarks`; ``options["axis"]`` of a record
+    says what varies. Of a batch of starts the first and the last are verified.
+    """
+    from nnmf_cuda.benchmarks.scaling import scaling_problems
+    from nnmf_cuda.pipeline.environment import resolve_device
+
+    where = resolve_device(str(device))
+    return run_problems(
+        scaling_problems(smoke=smoke, threads=where.type == "cpu"),
+        suite="scaling",
+        device=where,
+        min_run_seconds=min_run_seconds,
+        smoke=smoke,
+        json_path=json_path,
+        progress=progress,
+    )
+
+
+def run_problems(
+    problems: Iterable[Problem],
+    *,
+    suite: str,
+    device: str | torch.device,
+    min_run_seconds: float,
+    smoke: bool,
+    json_path: str | Path | None,
+    progress: bool,
+) -> list[Record]:
+    """Measure problems one after the other; see `run_kernel_benchmarks`."""
     from tqdm import tqdm
 
     from nnmf_cuda.pipeline.environment import resolve_device
 
-    chosen = get_cases(cases)
     if not min_run_seconds > 0:
         raise ValueError(f"min_run_seconds={min_run_seconds}; need a positive number of seconds")
     where = resolve_device(str(device))
-    machine = _machine(where)
-    work = [(case, size) for case in chosen for size in ((case.smoke,) if smoke else case.sizes)]
-    records = []
-    bar = tqdm(work, desc="bench", unit="case", disable=None if progress else True)
-    for case, size in bar:
+    seconds = min(min_run_seconds, _SMOKE_SECONDS) if smoke else min_run_seconds
+    recorder = Recorder(suite, device=where, smoke=smoke, json_path=json_path)
+    bar = tqdm(list(problems), desc="bench", unit="case", disable=None if progress else True)
+    for problem in bar:
+        case, size = problem.case, problem.size
         bar.set_postfix_str(f"{case.op} {size.name}")
-        seconds = min(min_run_seconds, 0.02) if smoke else min_run_seconds
-        for name, found in _measure(case, size, device=where, min_run_seconds=seconds).items():
-            record = {
-                "op": case.op,
-                "size": size.name,
-                "impl": name,
-                "served_by": _served_by(case.op, name, where),
-                "shape": dict(size.shape),
-                "dtype": size.dtype,
-                "options": dict(size.options),
-                **found,
-                "smoke": smoke,
-                **machine,
-                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            }
-            records.append(record)
-            if json_path is not None:
-                append_json_line(json_path, record)
-    return records
+        with _threads(problem.threads):
+            found = _measure(problem, device=where, min_run_seconds=seconds, smoke=smoke)
+            for name, measured in found.items():
+                recorder.add(
+                    op=case.op,
+                    size=size.name,
+                    impl=name,
+                    served_by=_served_by(case.op, name, where),
+                    shape=dict(size.shape),
+                    dtype=size.dtype,
+                    options=dict(size.options),
+                    **measured,
+                )
+    return recorder.records
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _measure(
-    case: Case, size: Size, *, device: torch.device, min_run_seconds: float
-) -> dict[str, dict[str, Any]]:
+    problem: Problem, *, device: torch.device, min_run_seconds: float, smoke: bool
+) -> dict[str, Record]:
     """Verify every implementation on one problem, and time those that are right."""
+    case, size = problem.case, problem.size
     inputs = case.inputs(size, _SEED, device)
-    truth = case.truth(inputs)
-    tolerance = _tolerance(case, inputs)
-    found: dict[str, dict[str, Any]] = {}
+    found, calls = _verify(problem, inputs)
+    if not calls:
+        return found
+    for name, call in calls.items():
+        found[name]["peak_bytes"] = extra_peak_bytes(call, device=device)
+    dtype = getattr(torch, _computed_in(inputs))
+    ceilings = Ceilings(device, dtype=dtype, smoke=smoke)
+    samples, method = interleaved_seconds(
+        {**calls, **ceilings.calls}, device=device, min_run_seconds=min_run_seconds
+    )
+    reached, work = ceilings.from_seconds(samples), case.work(size)
+    for name in calls:
+        p25, median, p75 = (float(v) for v in np.percentile(samples[name], (25, 50, 75)))
+        found[name].update(
+            status="ok",
+            median_ms=1e3 * median,
+            p25=1e3 * p25,
+            p75=1e3 * p75,
+            n=len(samples[name]),
+            timer=method,
+            flops=work.flops,
+            bytes=work.bytes,
+            items=work.items,
+            ceilings=reached,
+            rates=rates(work, median, reached),
+        )
+    return found
+
+
+def _verify(problem: Problem, inputs: Inputs) -> tuple[dict[str, Record], dict[str, Call]]:
+    """Return a record for each implementation, and the calls of those that are right."""
+    case = problem.case
+    tolerance = case.tolerance[_computed_in(inputs)]
+    truths: dict[Any, Any] = {}
+    found: dict[str, Record] = {}
     calls: dict[str, Call] = {}
     for name, implementation in case.implementations.items():
-        found[name] = dict.fromkeys(_MEASURED)
-        found[name]["tolerance"] = tolerance
+        if problem.only is not None and name not in problem.only:
+            continue
+        found[name] = {**MEASURED, "tolerance": tolerance}
         try:
             call = implementation(inputs)
-            error = largest_error(call(), truth)
+            output = call()
+            truth = case.truths.get(name, case.truth)
+            if truth not in truths:
+                truths[truth] = truth(inputs)
+            error = largest_error(output, truths[truth])
         except NotApplicableError as reason:
             found[name].update(status="skipped", reason=str(reason))
         except ImportError as missing:
@@ -143,18 +264,11 @@ def _measure(
             else:
                 reason_text = f"wrong: error {error:.2g} above {tolerance:.2g}"
                 found[name].update(status="failed", reason=reason_text)
-    for name, call in calls.items():
-        found[name]["peak_bytes"] = extra_peak_bytes(call, device=device)
-    samples, method = interleaved_seconds(calls, device=device, min_run_seconds=min_run_seconds)
-    for name, seconds in samples.items():
-        p25, median, p75 = (float(v) for v in np.percentile(1e3 * seconds, (25, 50, 75)))
-        found[name].update(median_ms=median, p25=p25, p75=p75, n=len(seconds), timer=method)
-        found[name]["status"] = "ok"
-    return found
+    return found, calls
 
 
-def _tolerance(case: Case, inputs: Inputs) -> float:
-    """Look the tolerance up by the dtype in which the implementations compute."""
+def _computed_in(inputs: Inputs) -> str:
+    """Return the floating-point type in which the implementations compute."""
     dtypes = [
         str(value.dtype).removeprefix("torch.")
         for name, value in inputs.items()
@@ -162,36 +276,14 @@ def _tolerance(case: Case, inputs: Inputs) -> float:
         and value.is_floating_point()
         and name != "alphas_cumprod"  # float64 always
     ]
-    return case.tolerance[dtypes[0]]
+    return dtypes[0]
 
 
 def _served_by(op: str, implementation: str, device: torch.device) -> str:
     from nnmf_cuda import show_config
 
-    if implementation == "ours":
-        return str(show_config()["ops"][op][device.type])
-    return "reference" if implementation == "reference" else "library"
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    """Return what a time depends on."""
-    from nnmf_cuda.pipeline.environment import describe_environment
-
-    environment = describe_environment(device, data_sha256="")
-    return {
-        "device": str(device),
-        "device_name": environment["device_name"],
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "nnmf_cuda": environment["nnmf_cuda"],
-        "commit": environment["commit"],
-        "threads": environment["threads"],
-    }
-
-
-def append_json_line(path: str | Path, record: dict[str, Any]) -> None:
-    """Append a record to a file of JSON lines, making its folder where there is none."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+    if implementation.startswith("ours") and "decoding" not in implementation:  # that is Pillow
+        served = show_config()["ops"].get({"extract": "project"}.get(op, op), {})
+        return str(served.get(device.type, "unavailable"))
+    names = {"reference": "reference", "torch.compile": "compiled"}
+    return names.get(implementation, "library")

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnmf_cuda.benchmarks.runner import append_json_line
+from nnmf_cuda.benchmarks.records import append_json_line
 
 if TYPE_CHECKING:
     from nnmf_cuda.pipeline.config import ExperimentConfig

@@ -8,6 +8,7 @@ from nnmf_cuda.data.images import (
     IMAGE_SHAPE,
     IMAGE_SUFFIXES,
     find_images,
+    iter_images,
     read_image,
     resize_images,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "ReadFailure",
     "find_images",
     "iter_image_batches",
+    "iter_images",
     "load_dataset",
     "parse_classes",
     "phantom",

@@ -7,7 +7,7 @@ Every file becomes a grey image of one size by Pillow's ``convert("L")`` and
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,32 +45,80 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     ValueError
         If a path does not exist, or a folder holds no image.
     """
-    found: dict[Path, None] = {}
-    for path in [paths] if isinstance(paths, str | Path) else paths:
-        path = Path(path)
+    return list(iter_images(paths))
+
+
+def iter_images(paths: str | Path | Iterable[str | Path]) -> Iterator[Path]:
+    """Give image files one by one, as `find_images` lists them.
+
+    Folders are walked as the caller goes on: in memory are the names of one folder, not all files.
+    The paths are checked at once, before the first file is asked for.
+
+    Parameters
+    ----------
+    paths : path or iterable of paths
+        As in `find_images`.
+
+    Yields
+    ------
+    Path
+
+    Raises
+    ------
+    ValueError
+        As `find_images`.
+    """
+    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not given:
+        raise ValueError("no images given; name at least one file or folder")
+    for path in given:
         if path.is_dir():
-            inside = _walk(path)
-            if not inside:
+            if next(_walk(path), None) is None:
                 raise ValueError(
                     f"no images in folder {str(path)!r}; looked for {', '.join(IMAGE_SUFFIXES)}"
                 )
-            found.update(dict.fromkeys(inside))
-        elif path.exists():
-            found[path] = None
-        else:
+        elif not path.exists():
             raise ValueError(f"no such file or folder: {str(path)!r}")
-    if not found:
-        raise ValueError("no images given; name at least one file or folder")
-    return list(found)
+    return _each_once(given)
 
 
-def _walk(folder: Path) -> list[Path]:
-    inside: list[Path] = []
+def _each_once(given: list[Path]) -> Iterator[Path]:
+    """Walk what was given; a file that an earlier argument has reached is left out.
+
+    What was reached is told from the arguments alone: a set of all files would grow with them.
+    """
+    files: set[Path] = set()
+    folders: list[Path] = []
+    for path in given:
+        walked = path.is_dir()
+        for file in _walk(path) if walked else (path,):
+            if file not in files and not any(_walk_reaches(folder, file) for folder in folders):
+                yield file
+        if walked:
+            folders.append(path)
+        else:
+            files.add(path)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(where, name) for name in sorted(names) if not name.startswith("."))
-        inside.extend(path for path in paths if is_image(path))
-    return inside
+        for name in sorted(names):
+            path = Path(where, name)
+            if not name.startswith(".") and is_image(path):
+                yield path
+
+
+def _walk_reaches(folder: Path, file: Path) -> bool:
+    """Tell whether `_walk(folder)` gives `file`, without walking."""
+    if not file.is_relative_to(folder) or not is_image(file):
+        return False
+    inside = file.relative_to(folder)
+    between = [folder / parent for parent in inside.parents][:-1]
+    return not (
+        any(part.startswith(".") for part in inside.parts)
+        or any(parent.is_symlink() for parent in between)
+    )
 
 
 def read_image(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
@@ -40,7 +40,8 @@ class ImageBatch(NamedTuple):
     files : list of Path
         One a row of `images`.
     failures : list of ReadFailure
-        The unreadable files met since the batch before; empty unless ``on_error="skip"``.
+        The unreadable files met since the batch before, at most as many as a batch has images;
+        empty unless ``on_error="skip"``.
     """
 
     start: int
@@ -50,7 +51,7 @@ class ImageBatch(NamedTuple):
 
 
 def iter_image_batches(
-    files: Sequence[str | Path],
+    files: Iterable[str | Path],
     *,
     batch_size: int = 256,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
@@ -60,13 +61,13 @@ def iter_image_batches(
 ) -> Iterator[ImageBatch]:
     """Decode many files, batch by batch, in order, while the caller works on the last batch.
 
-    At most two batches are decoded ahead, so the memory needed does not grow with the number of
-    files.
+    At most two batches are decoded ahead, and `files` is asked for no more, so the memory needed
+    does not grow with their number.
 
     Parameters
     ----------
-    files : sequence of paths
-        For example from `find_images`.
+    files : iterable of paths
+        For example from `iter_images`.
     batch_size : int, default=256
         Images a batch; the last may hold fewer.
     image_shape : tuple of int, default=(128, 128)
@@ -82,8 +83,8 @@ def iter_image_batches(
     Yields
     ------
     ImageBatch
-        ``start``, ``images``, ``files``, ``failures``. The last batch has no image where only
-        failures are left to tell.
+        ``start``, ``images``, ``files``, ``failures``. A batch has no image where it has only
+        failures to tell: at the end, or because there are many.
 
     Raises
     ------
@@ -97,9 +98,7 @@ def iter_image_batches(
     if n_workers is not None and n_workers < 1:
         raise ValueError(f"n_workers={n_workers} must be at least 1")
     workers = n_workers or min(8, _usable_processors())
-    return _batches(
-        [Path(file) for file in files], batch_size, image_shape, on_error, workers, progress
-    )
+    return _batches(files, batch_size, image_shape, on_error, workers, progress)
 
 
 def _usable_processors() -> int:
@@ -109,7 +108,7 @@ def _usable_processors() -> int:
 
 
 def _batches(
-    files: list[Path],
+    files: Iterable[str | Path],
     batch_size: int,
     image_shape: tuple[int, int],
     on_error: OnError,
@@ -131,6 +130,9 @@ def _batches(
                 raise image
             logger.warning("skipped: %s", image)
             failures.append(ReadFailure(file, str(image)))
+            if len(failures) == batch_size:
+                yield ImageBatch(start, np.empty((0, *image_shape), np.uint8), [], list(failures))
+                failures.clear()
             continue
         images.append(image)
         kept.append(file)
@@ -145,7 +147,7 @@ def _batches(
 
 
 def _decode(
-    files: list[Path],
+    files: Iterable[str | Path],
     window: int,
     image_shape: tuple[int, int],
     n_workers: int,
@@ -161,13 +163,14 @@ def _decode(
             return error
 
     with ExitStack() as stack:
+        total = len(files) if isinstance(files, Sized) else None
         bar = stack.enter_context(
-            tqdm(total=len(files), desc="images", unit="image", disable=None if progress else True)
+            tqdm(total=total, desc="images", unit="image", disable=None if progress else True)
         )
         pool = ThreadPoolExecutor(n_workers, thread_name_prefix="decode")
         # Also reached when the caller stops early: what is queued is dropped.
         stack.callback(pool.shutdown, cancel_futures=True)
-        waiting = iter(files)
+        waiting = map(Path, files)
         queue: deque[tuple[Path, Future[NDArray[np.uint8] | ValueError]]] = deque(
             (path, pool.submit(read, path)) for path in islice(waiting, window)
         )

@@ -30,6 +30,10 @@ OPS = {
         reference.nnmf_hals,
     ),
     "nnls": ("(Tensor gram, Tensor cross) -> Tensor", reference.nnls),
+    "nnls_backward": (
+        "(Tensor gram, Tensor h, Tensor grad) -> Tensor",
+        reference.nnls_backward,
+    ),
     "project": ("(Tensor X, Tensor H) -> Tensor", reference.project),
     "purify": (
         "(Tensor x, Tensor? noise, Tensor timesteps, Tensor alphas_cumprod, Tensor[] weights, *,"

@@ -7,7 +7,6 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from nnmf_cuda import reference
 from nnmf_cuda.ops._arguments import (
     FLOATS,
     require_dims,
@@ -20,6 +19,9 @@ from nnmf_cuda.ops._schema import LIBRARY
 from nnmf_cuda.reference.nnmf import as_float
 
 __all__ = ["nnls", "project"]
+
+_RESIDUAL_ROWS = 256
+"""Rows of X that `project` has in float64 together for their residuals."""
 
 
 @overload
@@ -150,8 +152,14 @@ def project(
     if not return_residual:
         return h
     H = H.detach().double()
-    cross = as_float(X.detach(), torch.float64).double() @ H.mT
-    return h, _kkt_residual(H @ H.mT, cross, h)
+    gram = H @ H.mT
+    # Blocks of rows: X may be large, and a float64 copy of uint8 X has eight times its size.
+    blocks = zip(X.detach().split(_RESIDUAL_ROWS, -2), h.split(_RESIDUAL_ROWS, -2), strict=True)
+    residuals = [
+        _kkt_residual(gram, as_float(rows, torch.float64).double() @ H.mT, solved)
+        for rows, solved in blocks
+    ]
+    return h, torch.cat(residuals, -1)
 
 
 def _kkt_residual(gram: Tensor, cross: Tensor, h: Tensor) -> Tensor:
@@ -168,9 +176,25 @@ def _(gram: Tensor, cross: Tensor) -> Tensor:
     return torch.empty_like(cross, memory_format=torch.contiguous_format)
 
 
+@torch.library.register_fake("nnmf_cuda::nnls_backward", lib=LIBRARY)
+def _(gram: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape, dtype=torch.float64)
+
+
 @torch.library.register_fake("nnmf_cuda::project", lib=LIBRARY)
 def _(X: Tensor, H: Tensor) -> Tensor:
     return H.new_empty((H.shape[0], X.shape[-2], H.shape[1]))
+
+
+def _solve_free(gram: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+    """Return u, the gradient to cross, in float64 (an op: how it is solved depends on the data)."""
+    u: Tensor = torch.ops.nnmf_cuda.nnls_backward.default(gram, h, grad)
+    return u
+
+
+def _to_gram(u: Tensor, h: Tensor) -> Tensor:
+    outer = u.mT @ h.double()
+    return -(outer + outer.mT) / 2
 
 
 def _save_nnls(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -179,10 +203,10 @@ def _save_nnls(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 def _nnls_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     gram, h = ctx.saved_tensors
-    grad_gram, grad_cross = reference.nnls_backward(gram, h, grad)
+    u = _solve_free(gram, h, grad)
     return (
-        grad_gram if ctx.needs_input_grad[0] else None,
-        grad_cross if ctx.needs_input_grad[1] else None,
+        _to_gram(u, h).to(gram.dtype) if ctx.needs_input_grad[0] else None,
+        u.to(h.dtype) if ctx.needs_input_grad[1] else None,
     )
 
 
@@ -193,15 +217,33 @@ def _save_project(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> No
 def _project_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     X, H, h = ctx.saved_tensors
     wide = H.double()
-    grad_gram, grad_cross = reference.nnls_backward(wide @ wide.mT, h, grad)
+    u = _solve_free(wide @ wide.mT, h, grad)
+    grad_cross = u.to(H.dtype)
     grad_X = grad_H = None
     if ctx.needs_input_grad[0]:
         grad_X = grad_cross @ H
         grad_X = grad_X.sum(0) if X.dim() == 2 else grad_X
     if ctx.needs_input_grad[1]:
-        # grad_gram is symmetric: both factors of H H^T contribute the same.
-        grad_H = grad_cross.mT @ as_float(X, H.dtype) + (2 * grad_gram @ wide).to(H.dtype)
+        # The gradient to the Gram matrix is symmetric: both factors of H H^T contribute the same.
+        grad_H = grad_cross.mT @ as_float(X, H.dtype) + (2 * _to_gram(u, h) @ wide).to(H.dtype)
     return grad_X, grad_H
+
+
+def _save_nnls_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs, output)
+
+
+def _nnls_double_backward(
+    ctx: Any, grad: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Solve the same system again: u = G_FF^-1 grad_F is linear in grad, and F is constant."""
+    gram, h, given, u = ctx.saved_tensors
+    v = _solve_free(gram, h.double(), grad)
+    return (
+        _to_gram(v, u).to(gram.dtype) if ctx.needs_input_grad[0] else None,
+        None,
+        v.to(given.dtype) if ctx.needs_input_grad[2] else None,
+    )
 
 
 torch.library.register_autograd(
@@ -209,4 +251,10 @@ torch.library.register_autograd(
 )
 torch.library.register_autograd(
     "nnmf_cuda::project", _project_backward, setup_context=_save_project, lib=LIBRARY
+)
+torch.library.register_autograd(
+    "nnmf_cuda::nnls_backward",
+    _nnls_double_backward,
+    setup_context=_save_nnls_backward,
+    lib=LIBRARY,
 )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, Literal, Protocol
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -21,7 +25,7 @@ FORMATS = (".npy", ".npz", ".parquet")
 
 
 def extract_to_file(
-    files: Sequence[Path],
+    files: Iterable[str | Path],
     extractor: FeatureExtractor,
     out: Path,
     *,
@@ -30,25 +34,26 @@ def extract_to_file(
     batch_size: int = 256,
     overwrite: bool = False,
     progress: bool = False,
-) -> tuple[int, list[ReadFailure]]:
-    """Write the features of image files.
+) -> tuple[int, int]:
+    """Write the features of image files, in memory that their number does not change.
+
+    Images are decoded by threads while those before them are projected.
 
     Parameters
     ----------
-    files : sequence of path
-        Images, in the order of the rows.
+    files : iterable of paths
+        Images, in the order of the rows, asked for as the work goes on (see
+        `nnmf_cuda.data.iter_images`).
     extractor : FeatureExtractor
         On the device that computes.
     out : path
-        `.npy`: one float32 array (n_images, n_columns), written as it comes and fit for
-        memory-mapping, with the names in `<out>.files.txt`, one a line. `.npz`: arrays `features`
-        and `files`, collected in memory. `.parquet`: a column `file` and one a feature; needs
-        pyarrow.
+        `.npy`: one float32 array (n_images, n_columns), fit for memory-mapping, with the names in
+        `<out>.files.txt`, one a line. `.npz`: arrays `features` and `files`; takes twice the space
+        on disk while it is written. `.parquet`: a column `file` and one a feature; needs pyarrow.
     normalize : bool, default=False
         Write the classifier's features instead of the raw NNLS coefficients.
     on_error : {"raise", "skip"}
-        What to do with unreadable images; skipped ones are returned, and listed in
-        `<out>.failed.txt`.
+        What to do with unreadable images; skipped ones are listed in `<out>.failed.txt`.
     batch_size : int, default=256
         Images at once.
     overwrite : bool, default=False
@@ -60,8 +65,8 @@ def extract_to_file(
     -------
     n_written : int
         Number of rows.
-    failures : list of ReadFailure
-        Images that could not be read.
+    n_failed : int
+        Number of images that could not be read.
 
     Raises
     ------
@@ -74,9 +79,8 @@ def extract_to_file(
         extractor.forward if normalize else extractor.coefficients
     )
     n_columns = extractor.n_features if normalize else len(extractor.components)
-    failures: list[ReadFailure] = []
     n_written = 0
-    with _writer(out, n_columns) as writer, torch.no_grad():
+    with _outputs(out, n_columns) as (writer, failures), torch.no_grad():
         for batch in iter_image_batches(
             files,
             batch_size=batch_size,
@@ -84,17 +88,16 @@ def extract_to_file(
             on_error=on_error,
             progress=progress,
         ):
-            failures += batch.failures
+            failures.write(batch.failures)
             if len(batch.images):
                 features = transform(torch.from_numpy(batch.images)).float().cpu().numpy()
                 writer.write(features, [str(file) for file in batch.files])
                 n_written += len(features)
         if n_written == 0:
             raise ValueError(
-                f"none of the {len(files)} images could be read; the first: {failures[0].message}"
+                f"none of the {failures.count} images could be read; the first: {failures.first}"
             )
-    _list_failures(out, failures)
-    return n_written, failures
+    return n_written, failures.count
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
@@ -106,45 +109,69 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise ValueError(f"--out {out}: the directory {out.parent} does not exist")
 
 
-def _list_failures(out: Path, failures: Sequence[ReadFailure]) -> None:
-    path = Path(f"{out}.failed.txt")
-    if failures:
-        path.write_text("".join(f"{f.file}\t{f.message}\n" for f in failures), encoding="utf-8")
-    else:
-        path.unlink(missing_ok=True)
-
-
 class _Writer(Protocol):
     def write(self, features: NDArray[np.float32], files: list[str]) -> None: ...
+
+    def finish(self) -> None:
+        """Write what must wait for the last row."""
 
     def close(self) -> None: ...
 
 
 @contextmanager
-def _writer(out: Path, n_columns: int) -> Iterator[_Writer]:
-    """Yield a writer to a temporary name, which becomes `out` when the block ends well."""
+def _outputs(out: Path, n_columns: int) -> Iterator[tuple[_Writer, _FailureList]]:
+    """Yield writers to temporary names, which become the real ones when the block ends well."""
     partial = out.with_name(f".{out.name}.partial")
-    names = Path(f"{partial}.files.txt")
+    names, failed = Path(f"{partial}.files.txt"), Path(f"{partial}.failed.txt")
     try:
         writer: _Writer
         if out.suffix == ".npy":
             writer = _NpyWriter(partial, names, n_columns)
         elif out.suffix == ".npz":
-            writer = _NpzWriter(partial)
+            writer = _NpzWriter(partial, n_columns)
         else:
             writer = _ParquetWriter(partial, n_columns)
-        try:
-            yield writer
-        finally:
-            writer.close()
+        with closing(writer), closing(_FailureList(failed)) as failures:
+            yield writer, failures
+            writer.finish()
         os.replace(partial, out)
-        if names.exists():
-            os.replace(names, f"{out}.files.txt")
+        Path(f"{out}.failed.txt").unlink(missing_ok=True)  # of an earlier run
+        for temporary, name in ((names, f"{out}.files.txt"), (failed, f"{out}.failed.txt")):
+            if temporary.exists():
+                os.replace(temporary, name)
     except OSError as error:
         raise ValueError(f"--out {out} cannot be written ({error.strerror or error})") from error
     finally:
-        partial.unlink(missing_ok=True)
-        names.unlink(missing_ok=True)
+        for path in (partial, names, failed):
+            path.unlink(missing_ok=True)
+
+
+class _FailureList:
+    """Lines of file and message; there is no file while there is nothing to tell."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+        self.count = 0
+        self.first = ""
+
+    def write(self, failures: Sequence[ReadFailure]) -> None:
+        if not failures:
+            return
+        if self._file is None:
+            self._file = _text_file(self._path)
+            self.first = failures[0].message
+        self._file.writelines(f"{failure.file}\t{failure.message}\n" for failure in failures)
+        self.count += len(failures)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _text_file(path: Path) -> IO[str]:
+    # File names that are not UTF-8 keep their bytes.
+    return path.open("w", encoding="utf-8", errors="surrogateescape")
 
 
 class _NpyWriter:
@@ -152,7 +179,7 @@ class _NpyWriter:
 
     def __init__(self, path: Path, names: Path, n_columns: int) -> None:
         self._file: IO[bytes] = path.open("wb")
-        self._names: IO[str] = names.open("w", encoding="utf-8")
+        self._names = _text_file(names)
         self._n_columns = n_columns
         self._n_rows = 0
         self._write_header()
@@ -168,33 +195,59 @@ class _NpyWriter:
         self._names.writelines(f"{name}\n" for name in files)
         self._n_rows += len(features)
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._file.seek(0)
         self._write_header()
+
+    def close(self) -> None:
         self._file.close()
         self._names.close()
 
 
 class _NpzWriter:
-    """Rows collected in memory and written at the end."""
+    """Arrays spooled to disk: their headers need their shapes, and a zip file never goes back."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, n_columns: int) -> None:
         self._file: IO[bytes] = path.open("wb")
-        self._features: list[NDArray[np.float32]] = []
-        self._files: list[str] = []
+        # In the folder of the output, which has the space.
+        self._features: IO[bytes] = TemporaryFile(dir=path.parent)
+        self._files: IO[str] = TemporaryFile("w+", dir=path.parent, encoding="ascii")
+        self._shape = (0, n_columns)
+        self._longest_name = 1
 
     def write(self, features: NDArray[np.float32], files: list[str]) -> None:
-        self._features.append(features)
-        self._files += files
+        features.astype("<f4", copy=False).tofile(self._features)
+        self._files.write(json.dumps(files) + "\n")
+        self._shape = (self._shape[0] + len(features), self._shape[1])
+        self._longest_name = max(self._longest_name, *map(len, files))
+
+    def finish(self) -> None:
+        self._features.seek(0)
+        self._files.seek(0)
+        with ZipFile(self._file, "w") as archive:
+            with archive.open("features.npy", "w", force_zip64=True) as member:
+                self._write_header(member, "<f4", self._shape)
+                shutil.copyfileobj(self._features, member)
+            with archive.open("files.npy", "w", force_zip64=True) as member:
+                dtype = f"<U{self._longest_name}"
+                self._write_header(member, dtype, self._shape[:1])
+                for line in self._files:
+                    member.write(np.array(json.loads(line), dtype=dtype).tobytes())
 
     def close(self) -> None:
-        if self._features:
-            np.savez(self._file, features=np.concatenate(self._features), files=self._files)
-        self._file.close()
+        for file in (self._file, self._features, self._files):
+            file.close()
+
+    @staticmethod
+    def _write_header(member: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
+        description = {"descr": dtype, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(member, description)
 
 
 class _ParquetWriter:
-    """One row group a batch."""
+    """Row groups of many batches: each group costs a place in the file's index."""
+
+    _GROUP_ROWS = 65_536
 
     def __init__(self, path: Path, n_columns: int) -> None:
         try:
@@ -209,10 +262,21 @@ class _ParquetWriter:
         fields = [("file", pyarrow.string()), *((name, pyarrow.float32()) for name in names)]
         self._schema = pyarrow.schema(fields)
         self._file = pyarrow.parquet.ParquetWriter(path, self._schema)
+        self._waiting: list[Any] = []
 
     def write(self, features: NDArray[np.float32], files: list[str]) -> None:
         columns = [files, *features.T]
-        self._file.write_table(self._arrow.table(columns, schema=self._schema))
+        self._waiting.append(self._arrow.table(columns, schema=self._schema))
+        if sum(table.num_rows for table in self._waiting) >= self._GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._file.write_table(self._arrow.concat_tables(self._waiting))
+            self._waiting.clear()
+
+    def finish(self) -> None:
+        self._flush()
 
     def close(self) -> None:
         self._file.close()

@@ -38,19 +38,18 @@ def project(X: Tensor, H: Tensor) -> Tensor:
     return nnls(gram, as_float(X, H.dtype) @ H.mT)
 
 
-def nnls_backward(gram: Tensor, h: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients to `gram` and `cross` by implicit differentiation on the free variables.
+def nnls_backward(gram: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+    """Solve G_FF u_F = grad_F on the free variables F = {h > 0} of each row, u = 0 elsewhere.
 
-    On the free set F = {h > 0} the solution is G_FF h_F = c_F. With u solving G_FF u = grad_F
-    (minimum norm where G_FF is singular), cross receives u and gram -(u^T h + h^T u) / 2.
+    gram (B, k, k); h and grad (B, n, k); returns float64 (B, n, k), of least norm where G_FF is
+    singular. It is the gradient to cross; the one to gram is -(u^T h + h^T u) / 2.
     """
-    free = h > 0
-    G = _symmetric(gram).unsqueeze(-3)  # (B, 1, k, k)
-    block = torch.where(free.unsqueeze(-1) & free.unsqueeze(-2), G, 0)  # (B, n, k, k)
-    rhs = torch.where(free, grad, 0).double().unsqueeze(-1)
-    u = (torch.linalg.pinv(block, hermitian=True, rtol=1e-12) @ rhs).squeeze(-1)
-    outer = u.mT @ h.double()
-    return (-(outer + outer.mT) / 2).to(gram.dtype), u.to(h.dtype)
+    u = torch.zeros(grad.shape, dtype=torch.float64, device=grad.device)
+    for problem, G in enumerate(_symmetric(gram)):
+        for rows in _blocks(*grad.shape[1:]):
+            free = h[problem, rows] > 0
+            u[problem, rows] = _solve_free(G, grad[problem, rows].double(), free, rank_rtol=1e-12)
+    return u
 
 
 def _blocks(n: int, k: int) -> list[slice]:
@@ -106,8 +105,13 @@ def _restore_feasibility(G: Tensor, C: Tensor, h: Tensor, free: Tensor, rows: Te
         free[rows] &= ~dropped
 
 
-def _solve_free(G: Tensor, C: Tensor, free: Tensor) -> Tensor:
-    """Solve G_FF h_F = c_F for each row's free set F, with zeros elsewhere."""
+def _solve_free(G: Tensor, C: Tensor, free: Tensor, *, rank_rtol: float | None = None) -> Tensor:
+    """Solve G_FF h_F = c_F for each row's free set F, with zeros elsewhere.
+
+    Blocks with a pivot up to `rank_rtol` of the largest diagonal entry, by default rounding, are
+    singular: they get the solution of least norm.
+    """
+    rank_rtol = free.shape[-1] * _EPS if rank_rtol is None else rank_rtol
     both = free.unsqueeze(-1) & free.unsqueeze(-2)
     block = torch.where(both, G, 0)
     rhs = torch.where(free, C, 0).unsqueeze(-1)
@@ -116,7 +120,8 @@ def _solve_free(G: Tensor, C: Tensor, free: Tensor) -> Tensor:
     pivots = factor.diagonal(dim1=-2, dim2=-1)
     largest = block.diagonal(dim1=-2, dim2=-1).amax(-1)
     smallest = torch.where(free, pivots.square(), torch.inf).amin(-1)
-    singular = (failed > 0) | (smallest <= free.shape[-1] * _EPS * largest)
+    singular = (failed > 0) | (smallest <= rank_rtol * largest)
     if bool(singular.any()):
-        goal[singular] = torch.linalg.pinv(block[singular], hermitian=True) @ rhs[singular]
+        inverse = torch.linalg.pinv(block[singular], hermitian=True, rtol=rank_rtol)
+        goal[singular] = inverse @ rhs[singular]
     return goal.squeeze(-1)

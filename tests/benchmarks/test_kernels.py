@@ -1,57 +1,97 @@
-"""The benchmark runner: verification before timing, records, selection of cases."""
+"""The benchmark runner: verification before timing, records, ceilings, selection of cases."""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from nnmf_cuda import benchmarks
-from nnmf_cuda.benchmarks import Case, NotApplicableError, Size, cases, registry, runner
+from nnmf_cuda import benchmarks, ops
+from nnmf_cuda.benchmarks import (
+    Case,
+    NotApplicableError,
+    Size,
+    Work,
+    cases,
+    peers,
+    registry,
+    runner,
+)
+from nnmf_cuda.benchmarks.ceilings import Ceilings, measure_ceilings, rates
+from nnmf_cuda.benchmarks.inputs import low_rank
 from nnmf_cuda.benchmarks.measure import extra_peak_bytes, largest_error
 
-OPS = ("nnmf_mu", "nnmf_divergence", "nnls", "project", "purify")
+CPU = torch.device("cpu")
+OPS = ("nnmf_mu", "nnmf_hals", "nnmf_divergence", "nnls", "project", "extract", "purify")
 KEYS = {
-    *("op", "size", "impl", "served_by", "shape", "dtype", "options", "status", "reason"),
-    *("median_ms", "p25", "p75", "n", "timer", "peak_bytes", "max_err", "tolerance", "smoke"),
-    *("device", "device_name", "torch", "cuda", "nnmf_cuda", "commit", "threads", "date"),
+    *("suite", "run", "op", "size", "impl", "served_by", "shape", "dtype", "options", "status"),
+    *("reason", "median_ms", "p25", "p75", "n", "timer", "peak_bytes", "max_err", "tolerance"),
+    *("flops", "bytes", "items", "ceilings", "rates", "smoke", "device", "device_name"),
+    *("cpu_count", "cpu_isa", "load_average", "threads", "torch", "cuda", "nnmf_cuda", "commit"),
+    *("uncommitted_changes", "date"),
 }
+
+
+def _refuse(device):
+    raise NotApplicableError("torch.compile found no C++ compiler")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Leave out torch.compile, which takes seconds a case."""
+    monkeypatch.setattr(peers, "_need_compiler", _refuse)
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "new" / "records.jsonl"
-    records = benchmarks.run_kernel_benchmarks(smoke=True, json_path=path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peers, "_need_compiler", _refuse)
+        records = benchmarks.run_kernel_benchmarks(smoke=True, json_path=path)
     return records, path
 
 
 def test_smoke_run_verifies_and_times_everything(smoke):
     records, _ = smoke
     assert tuple(dict.fromkeys(r["op"] for r in records)) == OPS
-    implementations = {(r["op"], r["impl"]) for r in records}
-    assert implementations == {
-        *((op, impl) for op in OPS for impl in ("reference", "ours")),
-        *(("nnmf_mu", "scikit-learn"), ("nnls", "scipy"), ("project", "scipy")),
-    }
     for record in records:
         assert set(record) == KEYS
-        assert record["status"] == "ok", record
+        if record["status"] != "ok":
+            assert record["status"] == "skipped", record
+            known = r"not installed: (torchnmf|nmf)|no nnmf_hals|no C\+\+ compiler|Frobenius only"
+            assert re.search(known, record["reason"]), record
+            continue
         assert record["max_err"] <= record["tolerance"]
         assert 0 < record["p25"] <= record["median_ms"] <= record["p75"]
-        assert record["n"] >= 3
+        assert record["n"] >= 5
         assert record["device"] == "cpu"
+        assert record["ceilings"]["gemm_gflops"] > 0
+        assert record["ceilings"]["read_gb_per_s"] > 0
+
+
+def test_smoke_run_measures_every_implementation_that_is_here(smoke):
+    measured = {(r["op"], r["impl"]) for r in smoke[0] if r["status"] == "ok"}
+    expected = {(op, impl) for op in OPS for impl in ("reference", "ours")}
+    if not hasattr(ops, "nnmf_hals"):
+        expected -= {("nnmf_hals", "reference"), ("nnmf_hals", "ours")}
+    expected |= {("nnmf_mu", "scikit-learn mu"), ("nnmf_mu", "scikit-learn cd")}
+    expected |= {("nnmf_hals", "scikit-learn cd"), ("nnmf_divergence", "scikit-learn mu")}
+    expected |= {("nnls", "scipy nnls"), ("project", "scipy nnls")}
+    assert expected <= measured
 
 
 def test_records_are_lines_of_json_and_appended(smoke):
     records, path = smoke
-    assert [json.loads(line) for line in path.read_text().splitlines()] == records
+    lines = path.read_text().splitlines()
+    assert [json.loads(line) for line in lines[: len(records)]] == records
     more = benchmarks.run_kernel_benchmarks(cases=["nnls"], smoke=True, json_path=path)
     assert {r["op"] for r in more} == {"nnls"}
-    assert len(path.read_text().splitlines()) == len(records) + len(more)
+    assert len(path.read_text().splitlines()) == len(lines) + len(more)
 
 
 def test_served_by_says_what_ran(smoke):
@@ -59,30 +99,131 @@ def test_served_by_says_what_ran(smoke):
 
     served = show_config()["ops"]
     for record in smoke[0]:
-        expected = {"reference": "reference", "ours": served[record["op"]]["cpu"]}
-        assert record["served_by"] == expected.get(record["impl"], "library")
+        if record["impl"] == "ours" and record["op"] in served:
+            assert record["served_by"] == served[record["op"]]["cpu"]
+    found = {r["impl"]: r["served_by"] for r in smoke[0]}
+    assert found["reference"] == "reference"
+    assert found["torch.compile"] == "compiled"
+    assert found["scikit-learn mu"] == found["scipy nnls"] == "library"
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_every_size_has_a_tolerance_and_inputs_of_its_shape(op):
+def test_every_size_has_a_tolerance_and_inputs_of_its_shape(op, no_compiler):
     (case,) = registry.get_cases([op])
-    for size in (*case.sizes, case.smoke):
-        tiny = Size(
-            size.name, {k: min(v, 4) for k, v in size.shape.items()}, size.dtype, size.options
-        )
-        inputs = case.inputs(tiny, 0, torch.device("cpu"))
-        again = case.inputs(tiny, 0, torch.device("cpu"))
-        other = case.inputs(tiny, 1, torch.device("cpu"))
-        first = next(iter(inputs))
+    for size in (*case.sizes, *case.smoke):
+        small = {k: min(v, 256 if k == "n_features" else 4) for k, v in size.shape.items()}
+        tiny = Size(size.name, small, size.dtype, size.options)
+        inputs = case.inputs(tiny, 0, CPU)
+        again = case.inputs(tiny, 0, CPU)
+        other = case.inputs(tiny, 1, CPU)
+        first = next(name for name, value in inputs.items() if isinstance(value, torch.Tensor))
         assert torch.equal(inputs[first], again[first])
         assert not torch.equal(inputs[first], other[first])
-        assert 0 < runner._tolerance(case, inputs) < 1e-3
-        truth = case.truth(inputs)
-        for name, build in case.implementations.items():
-            try:
-                assert largest_error(build(inputs)(), truth) < 1e-3, name
-            except NotApplicableError:
-                assert size.dtype == "uint8"
+        assert 0 < case.tolerance[runner._computed_in(inputs)] < 1e-3
+        found, _ = runner._verify(runner.Problem(case, tiny), inputs)
+        for name, record in found.items():
+            assert record["status"] != "failed", (name, record["reason"])
+
+
+@pytest.mark.parametrize("module", ["torchnmf.nmf", "nmf.nmf_models"])
+def test_peer_agrees_in_float64(module):
+    pytest.importorskip(module)
+    builds = {
+        "torchnmf.nmf": (peers.torchnmf_mu,),
+        "nmf.nmf_models": (peers.nmf_torch_mu, peers.nmf_torch_hals),
+    }
+    for beta_loss in (1.0, 2.0):
+        inputs = _float64_problem(beta_loss)
+        for build in builds[module]:
+            if build is peers.nmf_torch_hals and beta_loss == 1:
+                continue
+            exact = peers.hals_truth if build is peers.nmf_torch_hals else _mu_by_hand
+            assert largest_error(build(inputs)(), exact(inputs)) < 1e-6  # their epsilons
+
+
+def _float64_problem(beta_loss: float):
+    X = low_rank(12, 20, 3, dtype="float64", seed=0, device=CPU)
+    generator = torch.Generator().manual_seed(1)
+    W = torch.rand(12, 3, generator=generator, dtype=torch.float64) + 0.1
+    H = torch.rand(3, 20, generator=generator, dtype=torch.float64) + 0.1
+    return {"X": X, "W": W / 2, "H": H / 2, "beta_loss": beta_loss, "n_iter": 3}
+
+
+def _mu_by_hand(inputs):
+    """Lee & Seung's updates entry by entry, W before H."""
+    X, W, H = (inputs[name].numpy().copy() for name in "XWH")
+    n, f, k = len(X), X.shape[1], len(H)
+    for _ in range(inputs["n_iter"]):
+        W *= _factors(X, W, H, inputs["beta_loss"], [(i, slice(None)) for i in range(n)], k, 0)
+        H *= _factors(X, W, H, inputs["beta_loss"], [(slice(None), j) for j in range(f)], k, 1)
+    return W, H
+
+
+def _factors(X, W, H, beta_loss, lines, k, axis):
+    found = []
+    for line in lines:
+        model = (W @ H)[line]
+        other = H if axis == 0 else W.T
+        weights = X[line] / model if beta_loss == 1 else X[line]
+        against = np.ones_like(model) if beta_loss == 1 else model
+        found.append([(weights @ other[c]) / (against @ other[c]) for c in range(k)])
+    return np.array(found) if axis == 0 else np.array(found).T
+
+
+def test_hals_truth_is_coordinate_descent_and_lowers_the_objective():
+    inputs = _float64_problem(2.0)
+    X = inputs["X"]
+    previous = ((X - inputs["W"] @ inputs["H"]) ** 2).sum()
+    for n_iter in (1, 2, 5):
+        W, H = peers.hals_truth({**inputs, "n_iter": n_iter})
+        found = ((X - W @ H) ** 2).sum()
+        assert found < previous
+        previous = found
+    # From its own result no single entry of the last factor can be moved to advantage.
+    gradient = (W.T @ (W @ H - X))[-1]
+    assert (gradient[H[-1] > 0].abs() < 1e-9).all()
+    assert (gradient[H[-1] == 0] > -1e-9).all()
+
+
+@pytest.mark.parametrize("beta_loss", [1.0, 2.0])
+def test_work_counts_what_the_formulas_do(beta_loss):
+    (case,) = registry.get_cases(["nnmf_mu"])
+    shape = {"n_samples": 7, "n_features": 11, "n_components": 3, "n_iter": 5}
+    work = case.work(Size("s", shape, "uint8", {"beta_loss": beta_loss}))
+    n, f, k = 7, 11, 3
+    per_iteration = 8 * n * f * k if beta_loss == 1 else 4 * n * f * k + 4 * (n + f) * k * k
+    assert work.flops == 5 * per_iteration
+    assert work.bytes == 5 * (2 * n * f + 4 * 4 * (n + f) * k)
+    batch = case.work(Size("s", {**shape, "n_batch": 4}, "uint8", {"beta_loss": beta_loss}))
+    assert batch.flops == 4 * work.flops
+    assert work.bytes < batch.bytes < 4 * work.bytes  # X is shared
+
+
+def test_rates_are_shares_of_the_ceilings():
+    ceilings = {"gemm_gflops": 100.0, "read_gb_per_s": 10.0}
+    found = rates(Work(flops=5e9, bytes=2e9, items=30), 0.5, ceilings)
+    assert found == {
+        "gflops": 10.0,
+        "gemm_share": 0.1,
+        "gb_per_s": 4.0,
+        "read_share": 0.4,
+        "items_per_s": 60.0,
+    }
+    assert set(rates(Work(), 0.5, ceilings).values()) == {None}
+
+
+def test_ceilings_are_those_of_the_dtype():
+    found = measure_ceilings(CPU, min_run_seconds=0.02, smoke=True)
+    assert found["gemm_gflops"] > 0.1
+    assert found["read_gb_per_s"] > 0.1
+    assert found["gemm_dtype"] == "float32"
+    double = Ceilings(CPU, dtype=torch.float64, smoke=True)
+    assert double.calls["ceiling: gemm"]().dtype == torch.float64
+    samples = {"ceiling: gemm": [1.0, 2.0, 9.0], "ceiling: read": [0.5, 0.5, 4.0]}
+    exact = double.from_seconds(samples)
+    assert exact["gemm_gflops"] == pytest.approx(2 * 64**3 / 2.0 / 1e9)
+    assert exact["read_gb_per_s"] == pytest.approx(2**20 / 0.5 / 1e9)
+    assert exact["gemm_dtype"] == "float64"
 
 
 @pytest.fixture
@@ -118,7 +259,7 @@ def toy(monkeypatch):
     case = Case(
         op="nnls",
         sizes=(size,),
-        smoke=size,
+        smoke=(size,),
         inputs=lambda size, seed, device: {"x": torch.ones(size.shape["n"])},
         truth=lambda inputs: 2 * inputs["x"].double(),
         implementations={
@@ -130,6 +271,7 @@ def toy(monkeypatch):
             "slow": slow,
         },
         tolerance={"float32": 1e-6},
+        work=lambda size: Work(flops=3.0, bytes=24.0, items=size.shape["n"]),
     )
     monkeypatch.setattr(registry, "_CASES", {"nnls": case})
     return calls
@@ -150,16 +292,43 @@ def test_wrong_and_broken_implementations_are_never_timed(toy, tmp_path):
     }
     assert found["wrong"]["reason"] == "wrong: error 0.0005 above 1e-06"
     assert found["wrong"]["median_ms"] is None
+    assert found["wrong"]["rates"] is None
     assert found["wrong"]["max_err"] == pytest.approx(5e-4, rel=1e-3)
     assert found["broken"]["reason"] == "RuntimeError: no such kernel"
     assert found["elsewhere"]["reason"] == "runs elsewhere"
     assert "a_package_that_is_not_there" in found["absent"]["reason"]
     assert 10 <= found["slow"]["median_ms"] < 100
+    seconds = found["slow"]["median_ms"] / 1e3
+    assert found["slow"]["rates"]["items_per_s"] == pytest.approx(3 / seconds)
     table = benchmarks.records_table(records)
     line = next(x for x in table.splitlines() if " slow " in x)
     ratio = found["reference"]["median_ms"] / found["slow"]["median_ms"]
     assert f"{ratio:.2f} x" in line
     assert "failed" in next(x for x in table.splitlines() if " broken " in x)
+
+
+def test_nothing_is_timed_where_nothing_is_right(toy):
+    (case,) = registry.get_cases()
+    only = ("wrong", "broken")
+    found = runner._measure(
+        runner.Problem(case, case.sizes[0], only=only), device=CPU, min_run_seconds=1, smoke=True
+    )
+    assert {r["status"] for r in found.values()} == {"failed"}
+    assert set(found) == set(only)
+
+
+def test_a_peer_with_another_result_is_held_to_a_truth_of_its_own(toy):
+    def triple(inputs):
+        return lambda: 3 * inputs["x"]
+
+    exact = lambda inputs: 3 * inputs["x"].double()  # noqa: E731
+    wrong = lambda inputs: 3.001 * inputs["x"].double()  # noqa: E731
+    benchmarks.register_implementation("nnls", "other", triple, truth=exact)
+    benchmarks.register_implementation("nnls", "other, wrong", triple, truth=wrong)
+    benchmarks.register_implementation("nnls", "same", triple)
+    records = {r["impl"]: r["status"] for r in benchmarks.run_kernel_benchmarks(smoke=True)}
+    assert records["other"] == "ok"
+    assert records["other, wrong"] == records["same"] == "failed"
 
 
 def test_register(toy):
@@ -172,12 +341,41 @@ def test_register(toy):
     assert "peer" in {r["impl"] for r in benchmarks.run_kernel_benchmarks(smoke=True)}
 
 
+def test_missing_peers_are_skipped_with_the_reason(monkeypatch, no_compiler):
+    for name in ("torchnmf", "torchnmf.nmf", "nmf", "nmf.nmf_models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    records = benchmarks.run_kernel_benchmarks(cases=["nnmf_mu"], smoke=True)
+    skipped = {r["impl"]: r["reason"] for r in records if r["status"] == "skipped"}
+    assert "not installed: torchnmf" in skipped["torchnmf"]
+    assert "not installed: nmf" in skipped["nmf-torch"]
+    assert skipped["torch.compile"] == "torch.compile found no C++ compiler"
+
+
+def test_compiled_reference_without_a_compiler(monkeypatch):
+    from torch._inductor import cpp_builder, exc
+
+    def no_compiler():
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", no_compiler)
+    with pytest.raises(NotApplicableError, match=r"found no C\+\+ compiler"):
+        peers.compiled(lambda inputs: lambda: None)({"x": torch.ones(1)})
+
+
+@pytest.mark.slow
+def test_compiled_reference_is_right():
+    records = benchmarks.run_kernel_benchmarks(cases=["nnmf_divergence"], smoke=True)
+    found = {r["impl"]: r for r in records}["torch.compile"]
+    assert found["status"] in ("ok", "skipped"), found["reason"]
+
+
 def test_table_of_a_smoke_run(smoke):
     table = benchmarks.records_table(smoke[0])
     assert not re.search(r"\d\.\d\d x", table)  # no speeds from tiny problems
+    assert not re.search(r"\d %", table)
     assert "Smoke run" in table
     for op in OPS:
-        assert any(line.startswith(f"{op} smoke float32") for line in table.splitlines())
+        assert any(line.startswith(op) for line in table.splitlines())
     assert benchmarks.records_table([]) == "no records"
 
 
@@ -201,18 +399,20 @@ def test_largest_error():
 
 
 def test_extra_peak_bytes_sees_what_a_call_takes():
-    found = extra_peak_bytes(lambda: np.ones(30_000_000), device=torch.device("cpu"))  # 240 MB
+    found = extra_peak_bytes(lambda: np.ones(30_000_000), device=CPU)  # 240 MB
     if found is None:
         pytest.skip("the peak resident set cannot be reset here")
     assert 200e6 < found < 400e6
 
 
 @pytest.mark.needs_cuda
-def test_smoke_run_on_cuda():
+def test_smoke_run_on_cuda(no_compiler):
     records = benchmarks.run_kernel_benchmarks(device="cuda", smoke=True)
     assert {r["op"] for r in records} == set(OPS)
     for record in records:
-        expected = "skipped" if record["served_by"] == "library" else "ok"
-        assert record["status"] == expected, record
-        if expected == "ok":
+        assert record["status"] in ("ok", "skipped"), record
+        if record["impl"].startswith(("scikit-learn", "scipy", "pillow")):
+            assert record["status"] == "skipped"
+        if record["status"] == "ok":
             assert record["timer"] == "interleaved_cuda_events_l2_flushed"
+            assert record["ceilings"]["gemm_gflops"] > 0

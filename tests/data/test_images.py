@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnmf_cuda.data import find_images, read_image, resize_images
+from nnmf_cuda.data import find_images, iter_images, read_image, resize_images
 
 SaveImage = Callable[..., Path]
 
@@ -109,6 +109,37 @@ def test_files_keep_the_order_given_and_come_once(tmp_path: Path, save_image: Sa
     odd = tmp_path / "scan.dat"
     odd.touch()
     assert find_images([odd, str(first), tmp_path]) == [odd, first, second]
+
+
+def test_arguments_that_overlap_give_each_file_once(tmp_path: Path, save_image: SaveImage) -> None:
+    inner = tmp_path / "a" / "b"
+    names = ("a/0.png", "a/b/1.png", "a/.hidden/2.png", "c/3.png")
+    top, deep, hidden, other = (save_image(tmp_path / name) for name in names)
+    linked = tmp_path / "a" / "linked"
+    linked.symlink_to(tmp_path / "c")
+    for arguments, want in (
+        ([tmp_path / "a", inner, inner], [top, deep]),
+        ([inner, tmp_path / "a"], [deep, top]),
+        ([tmp_path / "a", deep, hidden], [top, deep, hidden]),
+        ([hidden.parent, tmp_path / "a", hidden], [hidden, top, deep]),
+        ([tmp_path / "a", linked, other], [top, deep, linked / "3.png", other]),
+    ):
+        assert find_images(arguments) == want
+
+
+def test_folders_are_walked_as_the_caller_goes_on(tmp_path: Path, save_image: SaveImage) -> None:
+    for name in ("a/1.png", "b/2.png", "c/3.png"):
+        save_image(tmp_path / name)
+    stream = iter_images(tmp_path)
+    assert next(stream).name == "1.png"
+    save_image(tmp_path / "c" / "4.png")
+    assert [path.name for path in stream] == ["2.png", "3.png", "4.png"]
+
+
+def test_arguments_are_checked_before_the_first_file(tmp_path: Path, save_image: SaveImage) -> None:
+    image = save_image(tmp_path / "1.png")
+    with pytest.raises(ValueError, match="no such file or folder: '.*/none'"):
+        iter_images([image, tmp_path / "none"])
 
 
 def test_nothing_to_find_is_an_error(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,37 @@ def test_no_more_than_two_batches_are_decoded_ahead(
     next(stream)
     time.sleep(0.1)
     assert 2 <= len(decoded) <= 2 + 4
+
+
+def test_files_are_asked_for_two_batches_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield f"{asked}.png"
+
+    def unread(path: Path, *, image_shape: tuple[int, int]) -> np.ndarray:
+        return np.zeros(image_shape, dtype=np.uint8)
+
+    monkeypatch.setattr(streams, "read_image", unread)
+    stream = iter_image_batches(endless(), batch_size=16, image_shape=SHAPE)
+    for count in range(1, 200):
+        assert len(next(stream).files) == 16
+        assert asked <= 16 * count + 32
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_failures_do_not_pile_up(files: list[Path]) -> None:
+    for file in files[1:]:
+        file.write_text("no image")
+    stream = iter_image_batches(files, batch_size=3, image_shape=SHAPE, on_error="skip")
+    batches = list(stream)
+    assert [len(batch.failures) for batch in batches] == [3, 3, 3, 1]
+    assert [len(batch.images) for batch in batches] == [0, 0, 0, 1]
+    failed = [failure.file for batch in batches for failure in batch.failures]
+    assert failed == files[1:]
 
 
 def test_threads_end_when_the_caller_stops_early(files: list[Path]) -> None:

@@ -6,7 +6,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from nnmf_cuda import ops, reference
+from nnmf_cuda import ops
 from tests.helpers import DEVICES
 
 
@@ -112,12 +112,52 @@ def test_nnls_gradcheck(batch: int | None) -> None:
     assert torch.autograd.gradcheck(ops.nnls, (gram.requires_grad_(), cross.requires_grad_()))
 
 
-def test_nnls_gradient_is_minimum_norm_on_a_singular_block() -> None:
-    gram = torch.ones(2, 2, dtype=torch.float64)
-    h = torch.tensor([[[0.5, 0.5]]], dtype=torch.float64)
-    grad_gram, grad_cross = reference.nnls_backward(gram[None], h, torch.ones_like(h))
-    torch.testing.assert_close(grad_cross, torch.full_like(h, 0.5))
-    assert grad_gram.isfinite().all()
+def test_nnls_gradgradcheck() -> None:
+    gram, cross = problem(4, 3)
+    h = ops.nnls(gram, cross)
+    assert (h == 0).any()
+    assert not ((h > 0) & (h < 1e-4)).any()
+    assert torch.autograd.gradgradcheck(ops.nnls, (gram.requires_grad_(), cross.requires_grad_()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nnls_backward_equals_linear_solve(device: str) -> None:
+    gram, _ = problem(1, 5, device=device)
+    h = torch.tensor([[0.5, 0, 2, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], device=device)
+    grad = torch.arange(15.0, device=device).reshape(3, 5)
+    got = torch.ops.nnmf_cuda.nnls_backward(gram[None], h[None], grad[None])[0]
+    assert got.dtype == torch.float64
+    for row in range(3):
+        free = h[row] > 0
+        want = torch.zeros(5, dtype=torch.float64, device=device)
+        block = gram[free][:, free]
+        want[free] = torch.linalg.solve(block, grad[row, free].double())
+        torch.testing.assert_close(got[row], want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nnls_gradient_is_minimum_norm_on_a_singular_block(device: str) -> None:
+    rng = np.random.default_rng(5)
+    A = rng.random((4, 6))  # more variables than rows
+    A[:, 1] = 3 * A[:, 0]
+    gram = torch.tensor(A.T @ A, device=device)
+    h = torch.tensor(rng.random((9, 6)) - 0.3, device=device).clamp_min(0)
+    grad = torch.tensor(rng.standard_normal((9, 6)), device=device)
+    got = torch.ops.nnmf_cuda.nnls_backward(gram[None], h[None], grad[None])[0]
+    for row in range(9):
+        free = h[row] > 0
+        want = torch.zeros(6, dtype=torch.float64, device=device)
+        inverse = torch.linalg.pinv(gram[free][:, free], hermitian=True, rtol=1e-10)
+        want[free] = inverse @ grad[row, free]
+        torch.testing.assert_close(got[row], want, rtol=1e-6, atol=1e-6 * float(want.abs().max()))
+
+
+def test_nnls_gradient_is_finite_where_columns_repeat() -> None:
+    gram = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
+    cross = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    ops.nnls(gram, cross).sum().backward()
+    assert gram.grad.isfinite().all()
+    assert cross.grad.isfinite().all()
 
 
 def test_nnls_zero_row_has_zero_gradient() -> None:
@@ -135,6 +175,15 @@ def test_nnls_opcheck(device: str, requires_grad: bool) -> None:
         gram = gram.to(gram_dtype)[None].requires_grad_(requires_grad)
         cross = cross[None].requires_grad_(requires_grad)
         torch.library.opcheck(torch.ops.nnmf_cuda.nnls.default, (gram, cross))
+
+
+def test_nnls_backward_opcheck() -> None:
+    gram, cross = problem(5, 3)
+    h = ops.nnls(gram, cross)
+    for dtype in (torch.float64, torch.float32):
+        grad = torch.ones(1, 5, 3, dtype=dtype, requires_grad=True)
+        arguments = (gram[None].requires_grad_(), h[None].to(dtype), grad)
+        torch.library.opcheck(torch.ops.nnmf_cuda.nnls_backward.default, arguments)
 
 
 def test_nnls_opcheck_takes_any_strides() -> None:
@@ -161,6 +210,11 @@ def test_nnls_compiles_without_graph_breaks() -> None:
     gram, cross = problem(5, 3)
     compiled = torch.compile(ops.nnls, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(gram, cross), ops.nnls(gram, cross))
+    leaf = cross.clone().requires_grad_()
+    compiled(gram, leaf).square().sum().backward()
+    want = cross.clone().requires_grad_()
+    ops.nnls(gram, want).square().sum().backward()
+    torch.testing.assert_close(leaf.grad, want.grad)
 
 
 @pytest.mark.parametrize(

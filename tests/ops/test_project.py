@@ -41,6 +41,20 @@ def test_project_reads_uint8_as_pixels_and_batches(device: str) -> None:
         torch.testing.assert_close(shared[b], want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [None, 2])
+def test_project_residual_is_that_of_every_row(batch: int | None) -> None:
+    X, _, H = factorisation(n=600, f=20, k=4, batch=batch, dtype=torch.float32, seed=3)
+    h, residual = ops.project(X, H, return_residual=True)
+    H = H.double()
+    cross = X.double() @ H.mT
+    violation = torch.minimum(h, h.double() @ (H @ H.mT) - cross).abs()
+    want = violation.amax(-1) / cross.abs().amax(-1)
+    assert (want > 0).any()
+    torch.testing.assert_close(residual, want, rtol=1e-6, atol=1e-14)
+    empty, none = ops.project(X[:0], H.float(), return_residual=True)
+    assert (empty.shape[-2], none.shape[-1]) == (0, 0)
+
+
 def test_project_of_black_images_is_zero() -> None:
     _, _, H = factorisation()
     h, residual = ops.project(torch.zeros(2, 129, dtype=torch.float64), H, return_residual=True)

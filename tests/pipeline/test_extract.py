@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,9 @@ from PIL import Image
 
 from nnmf_cuda import load_model
 from nnmf_cuda.cli import main
+from nnmf_cuda.data import streams
+from nnmf_cuda.features import FeatureExtractor
+from nnmf_cuda.pipeline.extract import extract_to_file
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,72 @@ def test_extract_normalized_npz(
     with np.load(out) as saved:
         want = load_model(small_run[0]).features(pixels(image_folder)).numpy()
         np.testing.assert_allclose(saved["features"], want, rtol=1e-4, atol=1e-5)
-        assert len(saved["files"]) == 7
+        assert list(saved["files"]) == [str(path) for path in sorted(image_folder.glob("*.png"))]
+        assert saved["features"].dtype == np.float32
+    assert [path.name for path in tmp_path.iterdir()] == ["features.npz"]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_extract_to_file_takes_files_as_they_come(tmp_path: Path, suffix: str) -> None:
+    """Odd names, failures and batches that do not divide the files, from a generator."""
+    rng = np.random.default_rng(1)
+    extractor = FeatureExtractor(
+        torch.tensor(rng.random((3, 12))), torch.arange(3), image_shape=(3, 4)
+    )
+    names = [
+        "a.png",
+        "b c.png",
+        "\u00e4\u4e2d.png",
+        os.fsdecode(b"raw\xff.png"),
+        "gone.png",
+        "z.png",
+    ]
+    for name in names[:4] + names[5:]:
+        Image.fromarray(rng.integers(0, 256, (3, 4), dtype=np.uint8)).save(tmp_path / name)
+    out = tmp_path / f"features{suffix}"
+    Path(f"{out}.failed.txt").write_text("of an earlier run")
+    files = (tmp_path / name for name in names)
+    assert extract_to_file(files, extractor, out, on_error="skip", batch_size=2) == (5, 1)
+    kept = [str(tmp_path / name) for name in names if name != "gone.png"]
+    if suffix == ".npz":
+        with np.load(out) as saved:
+            features, listed = saved["features"], list(saved["files"])
+    else:
+        features = np.load(out)
+        lines = Path(f"{out}.files.txt").read_bytes().splitlines()
+        listed = [os.fsdecode(line) for line in lines]
+    assert listed == kept
+    pictures = np.stack([np.asarray(Image.open(path)) for path in kept])
+    want = extractor.coefficients(torch.from_numpy(pictures)).float().numpy()
+    np.testing.assert_allclose(features, want, rtol=1e-5, atol=1e-6)
+    failed = Path(f"{out}.failed.txt").read_text()
+    assert failed.startswith(f"{tmp_path / 'gone.png'}\tcannot read image")
+    assert failed.count("\n") == 1
+    again = extract_to_file([tmp_path / "a.png"], extractor, out, overwrite=True)
+    assert again == (1, 0)
+    assert not Path(f"{out}.failed.txt").exists()
+
+
+def test_extract_memory_does_not_grow_with_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, *, image_shape: tuple[int, int]) -> np.ndarray:
+        return np.full(image_shape, int(path.stem) % 256, dtype=np.uint8)
+
+    def peak(n_files: int) -> int:
+        tracemalloc.start()
+        files = (f"/images/{i:09d}.png" for i in range(n_files))
+        extract_to_file(files, extractor, tmp_path / "features.npz", batch_size=64, overwrite=True)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    monkeypatch.setattr(streams, "read_image", read)
+    extractor = FeatureExtractor(torch.rand(2, 4), torch.arange(2), image_shape=(2, 2))
+    peak(200)
+    small, large = peak(1000), peak(6000)
+    # A list of the other 5000 names alone would take 400 kB.
+    assert large < small + 150_000
 
 
 def test_extract_parquet(small_run: tuple[Path, str], image_folder: Path, tmp_path: Path) -> None:
@@ -61,6 +131,8 @@ def test_extract_parquet(small_run: tuple[Path, str], image_folder: Path, tmp_pa
     table = parquet.read_table(out)
     assert table.column_names == ["file", *(f"component_{i}" for i in range(4))]
     assert table.num_rows == 7
+    assert table["file"].to_pylist() == [str(path) for path in sorted(image_folder.glob("*.png"))]
+    assert parquet.ParquetFile(out).num_row_groups == 1
 
 
 def test_extract_skips_and_lists_unreadable_images(

@@ -1,0 +1,126 @@
+// ISA source (see foreach_isa.h): values as a compiler vector as wide as a register.
+//
+// The maskz intrinsics (all lanes) stand for the plain ones, in whose headers gcc 12 sees
+// uninitialised values.
+
+namespace nnmf_cuda {
+namespace NNMF_CUDA_ISA {
+namespace {
+
+// Lanes of whole numbers, as many bits as the floating-point ones.
+template <class Word>
+struct IntegersOf {
+  typedef Word Lanes __attribute__((vector_size(NNMF_CUDA_VECTOR_BYTES)));
+};
+
+template <class T>
+struct Vector {
+  static constexpr int64_t kLanes = NNMF_CUDA_VECTOR_BYTES / int64_t{sizeof(T)};
+  typedef T Lanes __attribute__((vector_size(NNMF_CUDA_VECTOR_BYTES)));
+
+  static NNMF_CUDA_INLINE Lanes broadcast(T value) { return value - Lanes{}; }
+
+  // No alignment is asked for.
+  static NNMF_CUDA_INLINE Lanes load(const T* p) {
+    Lanes v;
+    __builtin_memcpy(&v, p, sizeof(v));
+    return v;
+  }
+
+  // Bytes become numbers: 0 to 255.
+  static NNMF_CUDA_INLINE Lanes load(const uint8_t* p) {
+#if NNMF_CUDA_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4)
+      return (Lanes)_mm512_maskz_cvtepi32_ps(
+          -1, _mm512_maskz_cvtepu8_epi32(-1, _mm_loadu_si128((const __m128i*)p)));
+    else
+      return (Lanes)_mm512_maskz_cvtepi32_pd(
+          -1, _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#elif NNMF_CUDA_VECTOR_BYTES == 32
+    if constexpr (sizeof(T) == 4) {
+      return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+    } else {
+      int32_t four;
+      __builtin_memcpy(&four, p, sizeof(four));
+      return (Lanes)_mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(four)));
+    }
+#else
+    Lanes v;
+    for (int64_t l = 0; l < kLanes; ++l) v[l] = static_cast<T>(static_cast<int32_t>(p[l]));
+    return v;
+#endif
+  }
+
+  static NNMF_CUDA_INLINE void store(T* p, const Lanes& v) { __builtin_memcpy(p, &v, sizeof(v)); }
+
+  // The larger of both; `value` where one of them is NaN.
+  static NNMF_CUDA_INLINE Lanes max(const Lanes& bound, const Lanes& value) {
+#if NNMF_CUDA_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4)
+      return (Lanes)_mm512_maskz_max_ps(-1, (__m512)bound, (__m512)value);
+    else
+      return (Lanes)_mm512_maskz_max_pd(-1, (__m512d)bound, (__m512d)value);
+#elif NNMF_CUDA_VECTOR_BYTES == 32
+    if constexpr (sizeof(T) == 4)
+      return (Lanes)_mm256_max_ps((__m256)bound, (__m256)value);
+    else
+      return (Lanes)_mm256_max_pd((__m256d)bound, (__m256d)value);
+#else
+    return value < bound ? bound : value;
+#endif
+  }
+
+  // x / y to the last bit or two, for finite y that is not denormal.
+  static NNMF_CUDA_INLINE Lanes divide(const Lanes& x, const Lanes& y) {
+#if NNMF_CUDA_VECTOR_BYTES == 64
+    Lanes inverse;  // 14 bits, then twice as many with each Newton step
+    if constexpr (sizeof(T) == 4) {
+      inverse = (Lanes)_mm512_maskz_rcp14_ps(-1, (__m512)y);
+    } else {
+      inverse = (Lanes)_mm512_maskz_rcp14_pd(-1, (__m512d)y);
+      inverse = inverse * (T{2} - y * inverse);
+    }
+    const Lanes quotient = x * inverse;
+    return quotient + inverse * (x - y * quotient);
+#elif NNMF_CUDA_VECTOR_BYTES == 32
+    if constexpr (sizeof(T) == 4) {
+      const Lanes inverse = (Lanes)_mm256_rcp_ps((__m256)y);  // 12 bits
+      const Lanes quotient = x * inverse;
+      return quotient + inverse * (x - y * quotient);
+    } else {
+      return x / y;
+    }
+#else
+    return x / y;
+#endif
+  }
+
+  static NNMF_CUDA_INLINE T sum(const Lanes& v) {
+#if NNMF_CUDA_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4) {
+      const __m512 u = (__m512)v;
+      const __m256 half = __builtin_shufflevector(u, u, 0, 1, 2, 3, 4, 5, 6, 7) +
+                          __builtin_shufflevector(u, u, 8, 9, 10, 11, 12, 13, 14, 15);
+      const __m128 quarter = _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+      const __m128 two = quarter + _mm_movehl_ps(quarter, quarter);
+      return two[0] + two[1];
+    } else {
+      const __m512d u = (__m512d)v;
+      const __m256d half =
+          __builtin_shufflevector(u, u, 0, 1, 2, 3) + __builtin_shufflevector(u, u, 4, 5, 6, 7);
+      const __m128d quarter = _mm256_castpd256_pd128(half) + _mm256_extractf128_pd(half, 1);
+      return quarter[0] + quarter[1];
+    }
+#else
+    T part[kLanes];
+    __builtin_memcpy(part, &v, sizeof(v));
+    for (int64_t width = kLanes / 2; width > 0; width /= 2)
+      for (int64_t l = 0; l < width; ++l) part[l] += part[l + width];
+    return part[0];
+#endif
+  }
+};
+
+}  // namespace
+}  // namespace NNMF_CUDA_ISA
+}  // namespace nnmf_cuda

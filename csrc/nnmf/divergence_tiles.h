@@ -1,0 +1,101 @@
+// ISA source (see foreach_isa.h): the beta-divergence, tile by tile. W H is formed in the precision
+// of the factors; no term is a difference of larger numbers, and tiles are added up in float64.
+
+namespace nnmf_cuda {
+namespace NNMF_CUDA_ISA {
+namespace {
+
+constexpr int64_t kDivergenceRows = 16;  // rows of one task
+
+// What entries of X add, X and W H being vectors. The formulas are those of divergence_term.
+template <Loss loss, class T>
+NNMF_CUDA_INLINE typename Vector<T>::Lanes divergence_terms(const typename Vector<T>::Lanes& x,
+                                                            const typename Vector<T>::Lanes& wh) {
+  using V = Vector<T>;
+  using Lanes = typename V::Lanes;
+  if constexpr (loss == Loss::kFrobenius) return T(0.5) * (x - wh) * (x - wh);
+  constexpr T kLog2 = T(0.6931471805599453);
+  const Lanes floor = V::broadcast(static_cast<T>(kEpsilon)), safe = V::max(floor, wh);
+  const Lanes excess = V::divide(x - safe, safe), ratio = V::divide(x, safe);
+  const Ratio<T> parts = split<T>(ratio);
+  const auto near = parts.exponent == T{0};  // there x - safe is exact, and ratio - 1 is not
+  const Lanes z = near ? excess : parts.rest, tail = log_tail<T>(z);
+  const Lanes main = parts.exponent * kLog2 + z;  // log(ratio) is main + tail
+  if constexpr (loss == Loss::kKullbackLeibler) {
+    const Lanes relative = ratio * tail + (near ? z * z : ratio * main - excess);
+    return x > floor ? safe * relative + (wh - safe) : wh;
+  } else {
+    return x > floor ? (near ? -tail : excess - main - tail) : V::broadcast(T{-1});
+  }
+}
+
+// One panel in the columns of one tile.
+template <Loss loss, class T, class Data>
+[[gnu::noinline]] double tile_divergence(const Panel<T, Data>& p, const T* right,
+                                         int64_t n_components, double beta_loss) {
+  using V = Vector<T>;
+  prefetch<T, true>(p.ahead, p.x_stride);
+  prefetch<T, false>(p.x, p.x_stride);
+  typename V::Lanes wh[kRows][kVectors];
+  multiply(p.left.data, p.left.stride, right, n_components, wh);
+  const T unit = sizeof(Data) == 1 ? T{1} / T{255} : T{1};
+  if constexpr (loss == Loss::kGeneral) {
+    double total = 0;
+    for (int64_t i = 0; i < p.rows; ++i) {
+      T row[kColumns<T>];
+      for (int64_t v = 0; v < kVectors; ++v) V::store(row + v * V::kLanes, wh[i][v]);
+      for (int64_t c = 0; c < p.columns; ++c)
+        total += divergence_term<loss>(static_cast<double>(value_of<T>(p.x[i * p.x_stride + c])),
+                                       static_cast<double>(row[c]), beta_loss);
+    }
+    return total;
+  }
+  typename V::Lanes total{};
+  for (int64_t i = 0; i < kRows; ++i)
+    for (int64_t v = 0; v < kVectors; ++v)
+      total +=
+          divergence_terms<loss, T>(unit * V::load(p.x + i * p.x_stride + v * V::kLanes), wh[i][v]);
+  // In the padding X and W H are zero, for which Itakura-Saito counts -1.
+  const int64_t padding =
+      loss == Loss::kItakuraSaito ? kRows * kColumns<T> - p.rows * p.columns : 0;
+  return static_cast<double>(V::sum(total)) + static_cast<double>(padding);
+}
+
+template <Loss loss, class T, class Data>
+double rows_divergence(const Problem<T, Data>& p, double beta_loss, int64_t begin, int64_t end) {
+  const Scratch<T> padded(kRows * p.n_components);
+  const Scratch<Data> edge(kRows * kColumns<T>);
+  double total = 0;
+  for (int64_t row = begin; row < end; row += kRows) {
+    const int64_t rows = std::min(kRows, end - row);
+    const Left<T> left = left_of(p, row, rows, padded.data());
+    for (int64_t tile = 0; tile < p.n_tiles; ++tile) {
+      const auto x = panel_of(p, left, row, rows, tile, 8 * kColumns<T>, edge.data());
+      total += tile_divergence<loss>(x, p.tiles + tile * p.tile_size, p.n_components, beta_loss);
+    }
+  }
+  return total;
+}
+
+// One number per problem.
+template <Loss loss, class T, class Data>
+void divergences(const Data* X, const T* W, const T* H, const Shape& s, double beta_loss,
+                 double* result) {
+  const int64_t n_blocks = blocks_of(s.n_samples, kDivergenceRows);
+  for_each_problem<Data>(s, [&](int64_t b) {
+    const Problem<T, Data> p(X + b * s.x_stride, s.x_row_stride,
+                             const_cast<T*>(W) + b * s.n_samples * s.n_components,
+                             H + b * s.n_components * s.n_features, s);
+    const Scratch<double> parts(n_blocks);
+    parallel_for_each(n_blocks, [&](int64_t block) {
+      const int64_t begin = block * kDivergenceRows;
+      parts.data()[block] = rows_divergence<loss>(p, beta_loss, begin,
+                                                  std::min(begin + kDivergenceRows, s.n_samples));
+    });
+    result[b] = std::accumulate(parts.data(), parts + n_blocks, 0.0);
+  });
+}
+
+}  // namespace
+}  // namespace NNMF_CUDA_ISA
+}  // namespace nnmf_cuda

@@ -1,0 +1,145 @@
+// ISA source (see foreach_isa.h): the micro-kernels of all CPU kernels that meet X, W and H.
+//
+// X is walked in panels of kRows rows and tiles of kColumns columns. H is packed tile by tile,
+// [tile][n_components][kColumns] with zeros beyond its last column, so that a kernel reads it front
+// to back. One tile of W H, or of a sum over W and X, is as large as the registers allow: 8 rows by
+// 3 vectors fill 24 of the 32 registers of AVX-512, 4 by 3 fill 12 of 16 elsewhere.
+
+namespace nnmf_cuda {
+namespace NNMF_CUDA_ISA {
+namespace {
+
+constexpr int64_t kRows = NNMF_CUDA_VECTOR_BYTES == 64 ? 8 : 4;
+constexpr int64_t kVectors = 3;
+
+template <class T>
+constexpr int64_t kColumns = kVectors * Vector<T>::kLanes;
+
+// sum = the panel's rows of W (row i at left + i * stride) times one tile of H.
+template <class T>
+NNMF_CUDA_INLINE void multiply(const T* left, int64_t stride, const T* right, int64_t n_components,
+                               typename Vector<T>::Lanes (&sum)[kRows][kVectors]) {
+  using V = Vector<T>;
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < kRows; ++i)
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < kVectors; ++v) sum[i][v] = typename V::Lanes{};
+  for (int64_t r = 0; r < n_components; ++r) {
+    typename V::Lanes h[kVectors];
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < kVectors; ++v) h[v] = V::load(right + r * kColumns<T> + v * V::kLanes);
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kRows; ++i) {
+      const typename V::Lanes w = V::broadcast(left[i * stride + r]);
+#pragma GCC unroll 3
+      for (int64_t v = 0; v < kVectors; ++v) sum[i][v] += w * h[v];
+    }
+  }
+}
+
+// sums[c][i][lane] += terms[i][...] * right[...][c] for `count` components: what the rows of
+// `terms` (one panel, n_tiles tiles wide) add to X H^T, each lane on its own.
+template <int64_t count, class T>
+void add_row_sums(const T* terms, int64_t stride, int64_t n_tiles, const T* right,
+                  int64_t n_components, T* sums) {
+  using V = Vector<T>;
+  typename V::Lanes sum[count][kRows];
+#pragma GCC unroll 3
+  for (int64_t c = 0; c < count; ++c)
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kRows; ++i) sum[c][i] = V::load(sums + (c * kRows + i) * V::kLanes);
+  for (int64_t t = 0; t < n_tiles; ++t) {
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < kVectors; ++v) {
+      typename V::Lanes h[count];
+#pragma GCC unroll 3
+      for (int64_t c = 0; c < count; ++c)
+        h[c] = V::load(right + (t * n_components + c) * kColumns<T> + v * V::kLanes);
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kRows; ++i) {
+        const typename V::Lanes x = V::load(terms + i * stride + t * kColumns<T> + v * V::kLanes);
+#pragma GCC unroll 3
+        for (int64_t c = 0; c < count; ++c) sum[c][i] += x * h[c];
+      }
+    }
+  }
+#pragma GCC unroll 3
+  for (int64_t c = 0; c < count; ++c)
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kRows; ++i) V::store(sums + (c * kRows + i) * V::kLanes, sum[c][i]);
+}
+
+// All components: sums [n_components][kRows][lanes], right [n_tiles][n_components][kColumns].
+template <class T>
+NNMF_CUDA_INLINE void add_row_sums(const T* terms, int64_t stride, int64_t n_tiles, const T* right,
+                                   int64_t n_components, T* sums) {
+  int64_t r = 0;
+  const auto part = [&]<int64_t count>() {
+    add_row_sums<count>(terms, stride, n_tiles, right + r * kColumns<T>, n_components,
+                        sums + r * kRows * Vector<T>::kLanes);
+    r += count;
+  };
+  while (r + 3 <= n_components) part.template operator()<3>();
+  if (r + 2 == n_components) part.template operator()<2>();
+  if (r + 1 == n_components) part.template operator()<1>();
+}
+
+// sums[c][kColumns] += left[.][c] * terms[.][kColumns] over n_rows rows, for `count` components.
+template <int64_t count, class T>
+void add_column_sums(const T* terms, int64_t stride, int64_t n_rows, const T* left,
+                     int64_t left_stride, T* sums) {
+  using V = Vector<T>;
+  typename V::Lanes sum[count][kVectors];
+#pragma GCC unroll 8
+  for (int64_t c = 0; c < count; ++c)
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < kVectors; ++v)
+      sum[c][v] = V::load(sums + c * kColumns<T> + v * V::kLanes);
+  for (int64_t i = 0; i < n_rows; ++i) {
+    typename V::Lanes x[kVectors];
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < kVectors; ++v) x[v] = V::load(terms + i * stride + v * V::kLanes);
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < count; ++c) {
+      const typename V::Lanes w = V::broadcast(left[i * left_stride + c]);
+#pragma GCC unroll 3
+      for (int64_t v = 0; v < kVectors; ++v) sum[c][v] += w * x[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t c = 0; c < count; ++c)
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < kVectors; ++v)
+      V::store(sums + c * kColumns<T> + v * V::kLanes, sum[c][v]);
+}
+
+// All components: sums [n_components][kColumns], row i of W at left + i * left_stride.
+template <class T>
+NNMF_CUDA_INLINE void add_column_sums(const T* terms, int64_t stride, int64_t n_rows, const T* left,
+                                      int64_t left_stride, int64_t n_components, T* sums) {
+  int64_t r = 0;
+  const auto part = [&]<int64_t count>() {
+    add_column_sums<count>(terms, stride, n_rows, left + r, left_stride, sums + r * kColumns<T>);
+    r += count;
+  };
+  while (r + kRows <= n_components) part.template operator()<kRows>();
+  const auto rest = [&]<int64_t... counts>(std::integer_sequence<int64_t, counts...>) {
+    const int64_t left_over = n_components - r;
+    ((left_over == counts + 1 ? part.template operator()<counts + 1>() : void()), ...);
+  };
+  rest(std::make_integer_sequence<int64_t, kRows - 1>{});
+}
+
+// totals += the sums, whose lanes are added up; the sums become zero.
+template <class T>
+NNMF_CUDA_INLINE void flush_lanes(T* sums, int64_t size, double* totals) {
+  using V = Vector<T>;
+  for (int64_t i = 0; i < size; ++i) {
+    totals[i] += static_cast<double>(V::sum(V::load(sums + i * V::kLanes)));
+    V::store(sums + i * V::kLanes, typename V::Lanes{});
+  }
+}
+
+}  // namespace
+}  // namespace NNMF_CUDA_ISA
+}  // namespace nnmf_cuda
