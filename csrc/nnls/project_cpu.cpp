@@ -7,7 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "../common/dispatch.h"
-#include "../common/simd.h"
+#include "../common/scratch.h"
 #include "nnls.h"
 
 #define NNMF_CUDA_ISA_SOURCE "../nnls/cross.h"

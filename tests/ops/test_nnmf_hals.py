@@ -12,7 +12,7 @@ from nnmf_cuda import ops, reference
 from tests.helpers import DEVICES, assert_as_accurate_as_torch, factorisation
 
 PENALTIES = {"l1_reg_W": 0.3, "l1_reg_H": 0.1, "l2_reg_W": 0.2, "l2_reg_H": 0.7}
-SLACK = {torch.float32: 5e-6, torch.float64: 1e-14}
+SLACK = {torch.float32: 5e-6, torch.float64: 3e-14}
 """A few units in the last place, relative to the largest entry."""
 
 
@@ -134,7 +134,9 @@ def test_nnmf_hals_divergence_is_that_of_the_factors_it_returns(
     W, H, divergence = ops.nnmf_hals(X, W, H, n_iter=3, compute_divergence=True)
     assert divergence.dtype == torch.float64
     want = (X.double() - W.double() @ H.double()).square().sum() / 2
-    torch.testing.assert_close(divergence, want, rtol=1e-10, atol=0)
+    # W H is formed in the precision of the factors, the sum is taken in float64.
+    rtol = 1e-10 if dtype == torch.float64 else 1e-7
+    torch.testing.assert_close(divergence, want, rtol=rtol, atol=0)
     assert ops.nnmf_hals(X, W, H, n_iter=1)[2].isnan()
 
 
