@@ -13,7 +13,8 @@ from nnmf_cuda import ops
 from nnmf_cuda._objective import Objective
 
 _INNER_SHARE = 0.5  # of the work on X, spent on more sweeps over the factors (Gillis & Glineur)
-_INNER_MAX = 10  # more sweeps than this found no better factors
+_INNER_MAX = 10  # by then a factor hardly moves before X is read again
+# Chosen on MR images, sparse counts and dense noise: fewest iterations without blocks undone.
 _MOMENTUM_MAX = 0.95
 _FALL_MAX, _RISE_MAX = 0.9, 2.0  # what one extrapolation may multiply an entry by
 
@@ -166,8 +167,8 @@ class AcceleratedUpdates:
 
 def _extrapolated(now: Tensor, before: Tensor, momentum: Tensor) -> Tensor:
     """Return ``now * (now / before) ** momentum`` within bounds; zeros stay."""
-    factor = ((now / before) ** momentum).clamp(_FALL_MAX, _RISE_MAX)
-    return torch.where(now > 0, now * factor, now)
+    ratio = now / before.clamp_min(torch.finfo(now.dtype).tiny)
+    return ratio.pow_(momentum).clamp_(_FALL_MAX, _RISE_MAX).mul_(now)
 
 
 def _updated(

@@ -47,11 +47,12 @@ _OF_FIT_ALONE = (
 
 
 class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Non-negative matrix factorisation X ~= W @ H by multiplicative updates.
+    """Non-negative matrix factorisation X ~= W @ H, of data at hand or of a stream.
 
     One row of X is one sample (an image, flattened); one row of H = `components_` is one
     component. Parameters, attributes and update rules are those of
-    :class:`sklearn.decomposition.NMF` with ``solver="mu"``, plus restarts, devices and pixels.
+    :class:`sklearn.decomposition.NMF` with ``solver="mu"``, plus restarts, quicker solvers, the
+    `partial_fit` of :class:`sklearn.decomposition.MiniBatchNMF`, devices and pixels.
 
     Parameters
     ----------
@@ -63,10 +64,10 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         Divergence that is minimised: 2, 1, 0 or any other number. X must not contain zeros where
         it is 0 or less.
     solver : {"mu", "accelerated-mu", "hals"}, default="mu"
-        How `fit` lowers the objective, W before H in each iteration; see the notes for which to
-        take. "mu": multiplicative updates, scikit-learn's. "accelerated-mu": the same from
-        extrapolated factors, for `beta_loss` in [1, 2]. "hals": hierarchical alternating least
-        squares, for ``beta_loss="frobenius"``.
+        How `fit` lowers the objective, W before H in each iteration; the notes say which to take.
+        "mu": multiplicative updates [1]_ [2]_. "accelerated-mu": the same from extrapolated
+        factors (in the manner of [5]_), for `beta_loss` in [1, 2]. "hals": hierarchical
+        alternating least squares [4]_, for ``beta_loss="frobenius"``.
     init : {"random", "nndsvd", "nndsvda", "nndsvdar", "custom"}, default="random"
         Start. "random": uniform on [0, 1) plus 0.1. "nndsvd...": from a singular value
         decomposition [3]_, its zeros kept, replaced by the mean of X (a) or by small random
@@ -140,12 +141,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     plus the same of H with ``n_samples * alpha_H``.
 
     "mu" repeats scikit-learn's iterates and takes every `beta_loss`. "accelerated-mu" costs the
-    same an iteration and needs several times fewer of them to the same objective: take it for
+    same an iteration and usually needs far fewer of them to the same objective: take it for
     Kullback-Leibler. Every 10 iterations a start whose objective has risen is put back and goes on
     without momentum, so the recorded objective never rises; a record that repeats the one before
-    it is such a block. "hals" is the quickest for ``beta_loss="frobenius"``: it leaves zeros, and
-    sweeps over the factors several times for each time that it reads X. All three stop by the
-    rule of `tol`; from one start they may end in different minima.
+    it is such a block. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave
+    zeros, and sweeps over the factors several times for each time that it reads X. All three stop
+    by the rule of `tol`; from one start they may end in different minima.
 
     X may be anything scikit-learn takes densely, or a tensor on any device. uint8 means pixels
     and is read as x / 255 without a floating-point copy; other integers are counts and become
@@ -279,7 +280,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
 
         The W of the mini-batch is found from H, then H from what is remembered of all
         mini-batches: one step of :class:`sklearn.decomposition.MiniBatchNMF`, for any
-        `beta_loss`. `solver`, `max_iter`, `tol` and `n_init` are not used.
+        `beta_loss` [6]_. `solver`, `max_iter`, `tol` and `n_init` have no influence.
 
         Parameters
         ----------
@@ -404,11 +405,14 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         if not hasattr(self, "components_"):
             components = start_of_stream(self, X, H)
             return components, Statistics(components, torch.ones_like(components))
-        fitted = ["components_", *(_MEMORY if hasattr(self, "n_steps_") else ["W_"])]
-        components, *rest = (torch.tensor(getattr(self, n), device=X.device) for n in fitted)
-        if len(rest) == 2:
-            return components, Statistics(*rest)
-        (W,) = rest
+
+        def stored(name: str) -> Tensor:
+            return torch.tensor(getattr(self, name), device=X.device)
+
+        components = stored("components_")
+        if hasattr(self, "n_steps_"):
+            return components, Statistics(*map(stored, _MEMORY))
+        W = stored("W_")
         return components, statistics_of_fit(W, components, self._objective(len(W), X.shape[1]))
 
     def _objective(self, n_samples: int, n_features: int) -> Objective:

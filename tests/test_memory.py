@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nnmf_cuda import NNMF, show_config
+from nnmf_cuda import NNMF
 
-SHAPE = (12288, 8192)  # 100 MB of pixels
+SHAPE = (8192, 8192)  # 67 MB of pixels
 FITS = {
     "kullback-leibler": {},
     "svd and test for zeros": {"init": "nndsvda", "beta_loss": 0},
@@ -51,6 +51,17 @@ def peak_of_anonymous_bytes() -> Iterator[list[int]]:
         watcher.join()
 
 
+def adds_less_than(limit: float, work: Callable[[], object]) -> bool:
+    """Tell whether `work` stays below `limit` bytes; it has two tries, as the heap grows once."""
+
+    def added() -> int:
+        with peak_of_anonymous_bytes() as peak:
+            work()
+        return peak[0]
+
+    return any(added() < limit for _ in range(2))
+
+
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory) -> Iterator[np.ndarray]:
     path = tmp_path_factory.mktemp("memory") / "pixels.npy"
@@ -75,17 +86,11 @@ def test_the_watch_sees_a_copy():
 @pytest.mark.parametrize("fit", FITS)
 def test_nnmf_fits_a_memory_map_without_a_copy(pixels, fit):
     options = {"n_components": 2, "max_iter": 1, "tol": 0, "random_state": 0} | FITS[fit]
-    if fit == "hals" and show_config()["ops"]["nnmf_hals"]["cpu"] != "kernel":
-        pytest.skip("the reference of nnmf_hals makes X W^T from a copy")
     NNMF(**options).fit(pixels[:256])  # libraries allocate their buffers once
-    with peak_of_anonymous_bytes() as added:
-        NNMF(**options).fit(pixels)
-    assert added[0] < 0.1 * pixels.nbytes
+    assert adds_less_than(0.1 * pixels.nbytes, lambda: NNMF(**options).fit(pixels))
 
 
 @pytest.mark.needs_ext
 def test_partial_fit_reads_a_memory_map_without_a_copy(pixels):
     model = NNMF(2, fresh_restarts_max_iter=2, random_state=0).partial_fit(pixels[:256])
-    with peak_of_anonymous_bytes() as added:
-        model.partial_fit(pixels)
-    assert added[0] < 0.1 * pixels.nbytes
+    assert adds_less_than(0.1 * pixels.nbytes, lambda: model.partial_fit(pixels))
