@@ -7,7 +7,8 @@ namespace {
 
 constexpr int64_t kDivergenceRows = 16;  // rows of one task
 
-// What entries of X add, X and W H being vectors. The formulas are those of divergence_term.
+// What entries of X add, X and W H being vectors. The formulas are those of divergence_term, but
+// for the -1 that Itakura-Saito counts for zeros of X.
 template <Loss loss, class T>
 NNMF_CUDA_INLINE typename Vector<T>::Lanes divergence_terms(const typename Vector<T>::Lanes& x,
                                                             const typename Vector<T>::Lanes& wh) {
@@ -25,7 +26,7 @@ NNMF_CUDA_INLINE typename Vector<T>::Lanes divergence_terms(const typename Vecto
     const Lanes relative = ratio * tail + (near ? z * z : ratio * main - excess);
     return x > floor ? safe * relative + (wh - safe) : wh;
   } else {
-    return x > floor ? (near ? -tail : excess - main - tail) : V::broadcast(T{-1});
+    return x > floor ? (near ? -tail : excess - main - tail) : Lanes{};
   }
 }
 
@@ -50,15 +51,19 @@ template <Loss loss, class T, class Data>
     }
     return total;
   }
-  typename V::Lanes total{};
-  for (int64_t i = 0; i < kRows; ++i)
-    for (int64_t v = 0; v < kVectors; ++v)
-      total +=
-          divergence_terms<loss, T>(unit * V::load(p.x + i * p.x_stride + v * V::kLanes), wh[i][v]);
-  // In the padding X and W H are zero, for which Itakura-Saito counts -1.
-  const int64_t padding =
-      loss == Loss::kItakuraSaito ? kRows * kColumns<T> - p.rows * p.columns : 0;
-  return static_cast<double>(V::sum(total)) + static_cast<double>(padding);
+  typename V::Lanes total{}, n_zeros{};
+  for (int64_t i = 0; i < kRows; ++i) {
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const typename V::Lanes x = unit * V::load(p.x + i * p.x_stride + v * V::kLanes);
+      total += divergence_terms<loss, T>(x, wh[i][v]);
+      if constexpr (loss == Loss::kItakuraSaito)
+        n_zeros += x > static_cast<T>(kEpsilon) ? typename V::Lanes{} : V::broadcast(T{1});
+    }
+  }
+  const double sum = static_cast<double>(V::sum(total));
+  if constexpr (loss != Loss::kItakuraSaito) return sum;
+  const int64_t padding = kRows * kColumns<T> - p.rows * p.columns;
+  return sum - (static_cast<double>(V::sum(n_zeros)) - static_cast<double>(padding));
 }
 
 template <Loss loss, class T, class Data>
