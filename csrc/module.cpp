@@ -27,20 +27,15 @@ constexpr const char* kCompiler = "gcc " __VERSION__;
 }
 
 std::vector<std::string> cpu_instruction_sets() {
-#ifdef NNMF_CUDA_CPU_CLONES
+#ifdef NNMF_CUDA_X86_VARIANTS
   return {"avx512", "avx2", "baseline"};
 #else
   return {"baseline"};
 #endif
 }
 
-// The clone that the loader takes: the same CPUID features that it looks at.
-const char* cpu_isa() {
-#ifdef NNMF_CUDA_CPU_CLONES
-  if (__builtin_cpu_supports("x86-64-v4")) return "avx512";
-  if (__builtin_cpu_supports("x86-64-v3")) return "avx2";
-#endif
-  return "baseline";
+std::string cpu_isa() {
+  return nnmf_cuda::isa_name(nnmf_cuda::cpu_isa());
 }
 
 py::dict build_info() {

@@ -10,7 +10,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include "../common/simd.h"
+#include "../common/scratch.h"
 #include "gram.h"
 
 namespace nnmf_cuda {

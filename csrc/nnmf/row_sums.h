@@ -65,6 +65,12 @@ class RowSums {
         return add_row_sums(x, p_.x_stride, last - first, right, k, lanes_ + at);
       }
     }
+    if constexpr (loss == Loss::kFrobenius && !kReadsX<loss, T, Data>) {
+      if (rows == kRows && last * kColumns<T> <= p_.n_features) {
+        convert_rows(p_.X + row * p_.x_stride + first * kColumns<T>, (last - first) * kColumns<T>);
+        return add_row_sums(terms_.data(), kTermsStride<T>, last - first, right, k, lanes_ + at);
+      }
+    }
     Left<T> left{};
     if constexpr (loss != Loss::kFrobenius) left = left_of(p_, row, rows, padded_.data());
     for (int64_t tile = first; tile < last; ++tile) {
@@ -76,6 +82,16 @@ class RowSums {
     add_row_sums(terms_.data(), kTermsStride<T>, last - first, right, k, lanes_ + at);
     if constexpr (kSumsDenominator<loss>)
       add_row_sums(terms_below_.data(), kTermsStride<T>, last - first, right, k, lanes_below_ + at);
+  }
+
+  // The terms of a full panel of pixels: row by row, as rows may share the places of a cache.
+  void convert_rows(const Data* x, int64_t columns) {
+    using V = Vector<T>;
+    for (int64_t c = 0; c < columns; c += kColumns<T>)
+      prefetch<T, true>(x + c + kTermsStride<T>, p_.x_stride);
+    for (int64_t i = 0; i < kRows; ++i)
+      for (int64_t c = 0; c < columns; c += V::kLanes)
+        V::store(terms_ + i * kTermsStride<T> + c, V::load(x + i * p_.x_stride + c));
   }
 
   const Problem<T, Data>& p_;
