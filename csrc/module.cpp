@@ -34,7 +34,7 @@ std::vector<std::string> cpu_instruction_sets() {
 #endif
 }
 
-std::string cpu_isa() {
+const char* cpu_isa() {
   return nnmf_cuda::isa_name(nnmf_cuda::cpu_isa());
 }
 

@@ -12,6 +12,8 @@ import torch
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from nnmf_cuda._row_blocks import extremes, row_slices
+
 
 def check_integer(name: str, value: Any, *, low: int) -> None:
     """Raise unless `value` is an integer of at least `low`."""
@@ -124,17 +126,28 @@ def _from_torch(estimator: Any, X: Tensor, reset: bool) -> Tensor:
 
 def _check_values(name: str, X: Tensor) -> None:
     """Raise for NaN, infinite and negative entries of a floating-point X."""
-    low, high = (bound.item() for bound in torch.aminmax(X))  # NaN reaches both
+    low, high = extremes(X)
     if not (math.isfinite(low) and math.isfinite(high)):
-        bad = ~torch.isfinite(X)
-        row, column = bad.nonzero()[0].tolist()
         what = "NaN" if math.isnan(low) else "inf"
+        count, row, column = _not_finite(X)
         raise ValueError(
-            f"Input X contains {what}: {int(bad.sum())} of {X.numel()} entries are not finite, the "
-            f"first at row {row}, column {column}. Drop those rows or fill the entries in."
+            f"Input X contains {what}: {count} of {X.numel()} entries are not finite, the first "
+            f"at row {row}, column {column}. Drop those rows or fill the entries in."
         )
     if low < 0:
         raise ValueError(
             f"Negative values in data passed to {name}: the smallest entry of X is {low:g}. Shift "
             "or clip X so that every entry is >= 0, for example X - X.min()."
         )
+
+
+def _not_finite(X: Tensor) -> tuple[int, int, int]:
+    """Return how many entries are not finite, and row and column of the first."""
+    count, where = 0, (-1, -1)
+    for rows in row_slices(*X.shape):
+        bad = (~torch.isfinite(X[rows])).nonzero()
+        if count == 0 and len(bad):
+            row, column = bad[0].tolist()
+            where = rows.start + row, column
+        count += len(bad)
+    return count, *where

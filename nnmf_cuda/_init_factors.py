@@ -1,22 +1,21 @@
-"""Start values for the multiplicative updates, drawn on the CPU so that every device agrees."""
+"""Start values of a factorisation, drawn on the CPU so that every device agrees."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.utils import check_random_state
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
+
+from nnmf_cuda import _row_blocks
+from nnmf_cuda._randomized_svd import FloatArray, randomized_svd
+from nnmf_cuda._row_blocks import factor_dtype
 
 INITS = ("random", "nndsvd", "nndsvda", "nndsvdar", "custom")
 _RANDOM_FLOOR = 0.1  # added to the uniform draw: far from the zeros that no update can leave
 _NNDSVD_ZERO = 1e-6  # entries of NNDSVD below this are zeros, as in scikit-learn
-
-FloatArray = NDArray[Any]
 
 
 def initial_factors(
@@ -56,18 +55,23 @@ def custom_factors(X: Tensor, n_components: int | None, W: Any, H: Any) -> tuple
     return W.to(X.device, dtype).unsqueeze(0), H.to(X.device, dtype).unsqueeze(0)
 
 
-def factor_dtype(X: Tensor) -> torch.dtype:
-    """Return the type of the factors of X: its own, float32 for uint8 pixels."""
-    return torch.float32 if X.dtype == torch.uint8 else X.dtype
+def custom_components(X: Tensor, n_components: int | None, H: Any) -> Tensor:
+    """Check the user's start of a stream and return it as (k, f) on X's device."""
+    if H is None:
+        raise ValueError("init='custom' needs H: partial_fit(X, H=)")
+    H = torch.as_tensor(H).detach()
+    _check_start("H", H, (H.shape[0] if n_components is None else n_components, X.shape[1]))
+    components: Tensor = H.to(X.device, factor_dtype(X))
+    return components
 
 
 def _check_start(name: str, factor: Tensor, shape: tuple[int, int]) -> None:
     if tuple(factor.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(factor.shape)}")
     if not bool(torch.isfinite(factor).all()) or bool((factor < 0).any()):
-        raise ValueError(f"{name} must be finite and >= 0; it is the start of multiplicative steps")
+        raise ValueError(f"{name} must be finite and >= 0, as every later iterate is")
     if not bool(factor.any()):
-        raise ValueError(f"{name} is full of zeros, which multiplicative updates cannot leave")
+        raise ValueError(f"{name} is full of zeros; a start needs positive entries to grow from")
 
 
 def _random(
@@ -89,19 +93,10 @@ def _nndsvd(
     X: Tensor, n_components: int, init: str, n_init: int, random_state: Any
 ) -> list[tuple[FloatArray, FloatArray]]:
     """NNDSVD (Boutsidis & Gallopoulos 2008) with zeros kept, averaged (a) or drawn (ar)."""
-    data = X.cpu().numpy()
-    if data.dtype == np.uint8:
-        data = data.astype(np.float32) / 255
-    W, H = _nndsvd_factors(data, n_components, random_state)
+    W, H = _nndsvd_factors(X, n_components, random_state)
     if init == "nndsvd":
-        warnings.warn(
-            "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
-            "'nndsvdar' fill them and usually end better",
-            UserWarning,
-            stacklevel=4,
-        )
         return [(W, H)]
-    mean = float(data.mean())
+    mean = _row_blocks.mean(X)
     if init == "nndsvda":
         return [(np.where(W == 0, mean, W), np.where(H == 0, mean, H))]
     rng = check_random_state(random_state)
@@ -116,9 +111,9 @@ def _filled(factor: FloatArray, mean: float, rng: np.random.RandomState) -> Floa
 
 
 def _nndsvd_factors(
-    X: FloatArray, n_components: int, random_state: Any
+    X: Tensor, n_components: int, random_state: Any
 ) -> tuple[FloatArray, FloatArray]:
-    U, S, V = randomized_svd(X, n_components, random_state=random_state)
+    U, S, V = randomized_svd(X, n_components, random_state)
     W, H = np.zeros_like(U), np.zeros_like(V)
     # The leading singular vectors of a non-negative matrix have one sign each.
     W[:, 0] = np.sqrt(S[0]) * np.abs(U[:, 0])

@@ -5,34 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from nnmf_cuda import ops
+from nnmf_cuda._solvers import Problem, make_solver
 
 CHECK_EVERY = 10
 """Iterations between two tests of convergence (scikit-learn's)."""
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Penalty:
-    """Regularisation as `ops.nnmf_mu` takes it, already scaled by the size of X."""
-
-    l1_reg_W: float = 0.0
-    l1_reg_H: float = 0.0
-    l2_reg_W: float = 0.0
-    l2_reg_H: float = 0.0
-
-    def value(self, W: Tensor, H: Tensor) -> Tensor:
-        """Return the penalty of each start of the batch, (B,) float64."""
-        W, H = W.double(), H.double()
-        absolute = self.l1_reg_W * W.sum((1, 2)) + self.l1_reg_H * H.sum((1, 2))
-        squared = self.l2_reg_W * W.square().sum((1, 2)) + self.l2_reg_H * H.square().sum((1, 2))
-        return absolute + squared / 2
 
 
 @dataclass
@@ -54,12 +37,11 @@ class Run:
 
 
 def best_run(
-    X: Tensor,
+    problem: Problem,
     W: Tensor,
     H: Tensor,
     *,
-    beta_loss: float,
-    penalty: Penalty,
+    solver: str,
     max_iter: int,
     tol: float,
     progress: Callable[[int], object],
@@ -70,41 +52,35 @@ def best_run(
     error = sqrt(2 divergence), stop when the error fell by no more than tol times the error of
     the start. A start that stopped leaves the batch, so each ends as it would have ended alone.
     """
-    divergence = ops.nnmf_divergence(X, W, H, beta_loss=beta_loss)
-    error_at_start = previous = _error(divergence)
+    stepper = make_solver(solver, problem)
+    at = problem.at(W, H)
+    error_at_start = previous = _error(at.divergence)
     runs = [Run(restart) for restart in range(len(W))]
-    _record(runs, 0, divergence + penalty.value(W, H))
+    _record(runs, 0, at.objective)
     best: Run | None = None
     n_iter = 0
     while runs:
         steps = min(CHECK_EVERY, max_iter - n_iter)
-        W, H, divergence = ops.nnmf_mu(
-            X,
-            W,
-            H,
-            beta_loss=beta_loss,
-            n_iter=steps,
-            compute_divergence=True,
-            **asdict(penalty),
-        )
+        at, counts = stepper.advance(at, steps)
         n_iter += steps
         progress(steps)
-        _record(runs, n_iter, divergence + penalty.value(W, H))
-        error = _error(divergence)
-        converged = torch.zeros_like(error, dtype=torch.bool)
+        _record(runs, n_iter, at.objective)
+        error = _error(at.divergence)
+        converged = torch.zeros_like(counts)
         if tol > 0 and steps == CHECK_EVERY:
-            converged = previous - error <= tol * error_at_start
+            converged = counts & (previous - error <= tol * error_at_start)
         stopped = converged if n_iter < max_iter else torch.ones_like(converged)
         for index in stopped.nonzero().flatten().tolist():
             run = runs[index]
-            run.W, run.H = W[index].clone(), H[index].clone()
+            run.W, run.H = at.W[index].clone(), at.H[index].clone()
             run.converged = bool(converged[index])
-            run.divergence = float(divergence[index])
+            run.divergence = float(at.divergence[index])
             _logger.debug("restart %d: objective %g", run.restart, run.objective[-1])
             best = run if best is None or run.rank() < best.rank() else best
         if bool(stopped.any()):
             left = ~stopped
-            W, H, error, error_at_start = W[left], H[left], error[left], error_at_start[left]
+            at, error, error_at_start = at[left], error[left], error_at_start[left]
+            stepper.keep(left)
             runs = [run for run, goes_on in zip(runs, left.tolist(), strict=True) if goes_on]
         previous = error
     assert best is not None

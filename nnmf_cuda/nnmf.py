@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from numbers import Real
 from typing import Any, Literal
 
@@ -27,12 +26,24 @@ from nnmf_cuda._estimator_input import (
     read_matrix,
     resolve_device,
 )
-from nnmf_cuda._init_factors import INITS, custom_factors, factor_dtype, initial_factors
-from nnmf_cuda._restarts import Penalty, Run, best_run
+from nnmf_cuda._init_factors import INITS
+from nnmf_cuda._objective import Objective, Penalty
+from nnmf_cuda._restarts import Run, best_run
+from nnmf_cuda._row_blocks import extremes, factor_dtype
+from nnmf_cuda._solvers import SOLVERS, Problem, check_solver
+from nnmf_cuda._starts import start_of_stream, starts_of_fit
+from nnmf_cuda._streaming import Statistics, minibatch_step, solve_W, statistics_of_fit
 
-_AUTO_COMPONENTS = 15  # the paper's number
-_SOLVERS = ("mu",)
 _TRANSFORM_SOLVERS = ("nnls", "mu")
+_MEMORY = ("_components_numerator", "_components_denominator")
+_OF_FIT_ALONE = (
+    "W_",
+    "n_iter_",
+    "converged_",
+    "reconstruction_err_",
+    "objective_history_",
+    "objective_iterations_",
+)
 
 
 class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -51,8 +62,11 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             default="kullback-leibler"
         Divergence that is minimised: 2, 1, 0 or any other number. X must not contain zeros where
         it is 0 or less.
-    solver : {"mu"}, default="mu"
-        Multiplicative updates, W before H.
+    solver : {"mu", "accelerated-mu", "hals"}, default="mu"
+        How `fit` lowers the objective, W before H in each iteration; see the notes for which to
+        take. "mu": multiplicative updates, scikit-learn's. "accelerated-mu": the same from
+        extrapolated factors, for `beta_loss` in [1, 2]. "hals": hierarchical alternating least
+        squares, for ``beta_loss="frobenius"``.
     init : {"random", "nndsvd", "nndsvda", "nndsvdar", "custom"}, default="random"
         Start. "random": uniform on [0, 1) plus 0.1. "nndsvd...": from a singular value
         decomposition [3]_, its zeros kept, replaced by the mean of X (a) or by small random
@@ -81,6 +95,11 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         does not depend on the rows beside it.
     transform_max_iter : int, default=200
         Number of updates of ``transform_solver="mu"``, all executed.
+    forget_factor : float, default=0.7
+        What `partial_fit` multiplies its memory of earlier mini-batches by, in [0, 1]: 1 weighs
+        all rows alike, 0 forgets them.
+    fresh_restarts_max_iter : int, default=30
+        Number of updates that `partial_fit` spends on the W of a mini-batch, all executed.
     device : None, "auto", str or torch.device, default=None
         Where to compute: None where X lives (the CPU for arrays), "auto" on CUDA if there is one.
     verbose : int, default=0
@@ -106,6 +125,9 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         Divergence plus regularisation at the start, every 10 iterations and at the end.
     objective_iterations_ : ndarray of shape (n_records,)
         The iteration of each record, from 0 to `n_iter_`.
+    n_steps_ : int
+        Mini-batches that `partial_fit` has seen; only there after `partial_fit`, which leaves
+        `components_` and `n_components_` as the only other results.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -117,9 +139,19 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     ``D(X | W H) + n_features * alpha_W * (l1_ratio * sum(W) + (1 - l1_ratio) / 2 * sum(W ** 2))``
     plus the same of H with ``n_samples * alpha_H``.
 
+    "mu" repeats scikit-learn's iterates and takes every `beta_loss`. "accelerated-mu" costs the
+    same an iteration and needs several times fewer of them to the same objective: take it for
+    Kullback-Leibler. Every 10 iterations a start whose objective has risen is put back and goes on
+    without momentum, so the recorded objective never rises; a record that repeats the one before
+    it is such a block. "hals" is the quickest for ``beta_loss="frobenius"``: it leaves zeros, and
+    sweeps over the factors several times for each time that it reads X. All three stop by the
+    rule of `tol`; from one start they may end in different minima.
+
     X may be anything scikit-learn takes densely, or a tensor on any device. uint8 means pixels
     and is read as x / 255 without a floating-point copy; other integers are counts and become
-    float64; float32 stays float32. Fitted attributes are always NumPy arrays. `transform`,
+    float64; float32 stays float32. A memory map of one of these types (``np.load(path,
+    mmap_mode="r")``) is read where it is, so it may be larger than memory: beside it, `fit` holds
+    the factors and a block of rows. Fitted attributes are always NumPy arrays. `transform`,
     `fit_transform` and `inverse_transform` return a tensor on the device of their input for a
     tensor, an array otherwise. No gradient flows through the estimator: a tensor that requires
     grad is detached. For gradients to X use `nnmf_cuda.ops.project`.
@@ -131,6 +163,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
        beta-divergence, Neural Computation 23(9).
     .. [3] Boutsidis & Gallopoulos (2008), SVD based initialization: a head start for
        nonnegative matrix factorization, Pattern Recognition 41(4).
+    .. [4] Gillis & Glineur (2012), Accelerated multiplicative updates and hierarchical ALS
+       algorithms for nonnegative matrix factorization, Neural Computation 24(4).
+    .. [5] Hien, Leplat & Gillis (2024), Block majorization minimization with extrapolation and
+       application to beta-NMF, arXiv:2401.06646.
+    .. [6] Lefevre, Bach & Fevotte (2011), Online algorithms for nonnegative matrix factorization
+       with the Itakura-Saito divergence, WASPAA.
 
     Examples
     --------
@@ -158,6 +196,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         n_init: int = 1,
         transform_solver: str = "nnls",
         transform_max_iter: int = 200,
+        forget_factor: float = 0.7,
+        fresh_restarts_max_iter: int = 30,
         device: str | torch.device | None = None,
         verbose: int = 0,
     ) -> None:
@@ -174,6 +214,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         self.n_init = n_init
         self.transform_solver = transform_solver
         self.transform_max_iter = transform_max_iter
+        self.forget_factor = forget_factor
+        self.fresh_restarts_max_iter = fresh_restarts_max_iter
         self.device = device
         self.verbose = verbose
 
@@ -210,14 +252,13 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         self._check_parameters()
         matrix = read_matrix(self, X, device=resolve_device(self.device, X), reset=True)
         self._check_zeros(matrix)
-        start_W, start_H = self._start(matrix, W, H)
+        start_W, start_H = starts_of_fit(self, matrix, W, H)
         with self._progress() as progress:
             run = best_run(
-                matrix,
+                Problem(matrix, self._objective(*matrix.shape)),
                 start_W,
                 start_H,
-                beta_loss=ops.beta_loss_to_float(self.beta_loss),
-                penalty=self._penalty(matrix.shape[0], matrix.shape[1]),
+                solver=self.solver,
                 max_iter=self.max_iter,
                 tol=self.tol,
                 progress=progress.update,
@@ -232,6 +273,51 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         new rows are then of the same kind.
         """
         return self.fit(X, y, W=W, H=H).transform(X)
+
+    def partial_fit(self, X: Any, y: Any = None, *, H: Any = None) -> NNMF:
+        """Improve the components by the rows X, one mini-batch of a stream.
+
+        The W of the mini-batch is found from H, then H from what is remembered of all
+        mini-batches: one step of :class:`sklearn.decomposition.MiniBatchNMF`, for any
+        `beta_loss`. `solver`, `max_iter`, `tol` and `n_init` are not used.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n_samples, n_features)
+            Non-negative data. The first call may have fewer rows than components, except with the
+            starts of "nndsvd..."; a stream goes on from where `fit` has ended, the rows of the fit
+            counting as the mini-batch before.
+        y : Ignored
+            Present for scikit-learn's convention.
+        H : array-like or Tensor of shape (n_components, n_features)
+            The start of ``init="custom"``, used by the first call.
+
+        Returns
+        -------
+        self : NNMF
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`.
+        """
+        self._check_parameters()
+        first = not hasattr(self, "components_")
+        matrix = read_matrix(self, X, device=resolve_device(self.device, X), reset=first)
+        self._check_zeros(matrix)
+        components, past = self._stream(matrix, H)
+        if matrix.dtype != torch.uint8:
+            matrix = matrix.to(components.dtype)
+        components, statistics = minibatch_step(
+            matrix,
+            components,
+            past,
+            self._objective(*matrix.shape),
+            n_iter=self.fresh_restarts_max_iter,
+            forget_factor=self.forget_factor,
+        )
+        self._keep_step(components, statistics)
+        return self
 
     def transform(self, X: Any) -> Any:
         """Project the rows of X onto the fitted components, as `transform_solver` says.
@@ -257,7 +343,10 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         if self.transform_solver == "nnls":
             return like_input(ops.project(matrix, components), X)
         self._check_zeros(matrix)
-        return like_input(self._transform_mu(matrix, components), X)
+        W = solve_W(
+            matrix, components, self._objective(*matrix.shape), n_iter=self.transform_max_iter
+        )
+        return like_input(W, X)
 
     def inverse_transform(self, X: Any) -> Any:
         """Return ``X @ components_``, the data that the coefficients X stand for.
@@ -290,56 +379,47 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             check_integer("n_components", self.n_components, low=1)
         if not isinstance(self.beta_loss, (str, Real)):
             raise TypeError(f"beta_loss must be a number or a name, got {self.beta_loss!r}")
-        ops.beta_loss_to_float(self.beta_loss)
-        check_choice("solver", self.solver, _SOLVERS)
+        check_choice("solver", self.solver, SOLVERS)
+        check_solver(self.solver, ops.beta_loss_to_float(self.beta_loss))
         check_choice("init", self.init, INITS)
         check_choice("transform_solver", self.transform_solver, _TRANSFORM_SOLVERS)
-        for name in ("max_iter", "n_init", "transform_max_iter"):
+        for name in ("max_iter", "n_init", "transform_max_iter", "fresh_restarts_max_iter"):
             check_integer(name, getattr(self, name), low=1)
         check_real("tol", self.tol, low=0)
         check_real("alpha_W", self.alpha_W, low=0)
         if self.alpha_H != "same":
             check_real("alpha_H", self.alpha_H, low=0)
+        check_real("forget_factor", self.forget_factor, low=0, high=1)
         check_real("l1_ratio", self.l1_ratio, low=0, high=1)
 
     def _check_zeros(self, X: Tensor) -> None:
-        if ops.beta_loss_to_float(self.beta_loss) <= 0 and bool((X == 0).any()):
+        if ops.beta_loss_to_float(self.beta_loss) <= 0 and extremes(X)[0] == 0:
             raise ValueError(
                 f"X contains zeros, for which beta_loss={self.beta_loss!r} is infinite; add a "
                 "small value to X or use a beta_loss above 0"
             )
 
-    def _start(self, X: Tensor, W: Any, H: Any) -> tuple[Tensor, Tensor]:
-        """Return the starts (n_init, n, k) and (n_init, k, f) that the parameters ask for."""
-        limit = min(X.shape)
-        n_components = None if self.n_components == "auto" else int(self.n_components)
-        if n_components is not None and n_components > limit:
-            raise ValueError(
-                f"n_components={n_components} is above min(n_samples, n_features) = {limit} for X "
-                f"of shape {tuple(X.shape)}; use n_components <= {limit} or more samples"
-            )
-        if self.init == "custom":
-            if self.n_init > 1:
-                raise ValueError(
-                    f"n_init={self.n_init} with init='custom': give one start, n_init=1"
-                )
-            return custom_factors(X, n_components, W, H)
-        if W is not None or H is not None:
-            raise ValueError(f"W and H are starts of init='custom', but init={self.init!r}")
-        if n_components is None:
-            n_components = min(_AUTO_COMPONENTS, limit)
-        return initial_factors(
-            X, n_components, init=self.init, n_init=self.n_init, random_state=self.random_state
-        )
+    def _stream(self, X: Tensor, H: Any) -> tuple[Tensor, Statistics]:
+        """Return the components and the memory with which a stream meets the rows X."""
+        if not hasattr(self, "components_"):
+            components = start_of_stream(self, X, H)
+            return components, Statistics(components, torch.ones_like(components))
+        fitted = ["components_", *(_MEMORY if hasattr(self, "n_steps_") else ["W_"])]
+        components, *rest = (torch.tensor(getattr(self, n), device=X.device) for n in fitted)
+        if len(rest) == 2:
+            return components, Statistics(*rest)
+        (W,) = rest
+        return components, statistics_of_fit(W, components, self._objective(len(W), X.shape[1]))
 
-    def _penalty(self, n_samples: int, n_features: int) -> Penalty:
+    def _objective(self, n_samples: int, n_features: int) -> Objective:
         alpha_H = self.alpha_W if self.alpha_H == "same" else self.alpha_H
-        return Penalty(
+        penalty = Penalty(
             l1_reg_W=n_features * self.alpha_W * self.l1_ratio,
             l1_reg_H=n_samples * alpha_H * self.l1_ratio,
             l2_reg_W=n_features * self.alpha_W * (1 - self.l1_ratio),
             l2_reg_H=n_samples * alpha_H * (1 - self.l1_ratio),
         )
+        return Objective(ops.beta_loss_to_float(self.beta_loss), penalty)
 
     @contextmanager
     def _progress(self) -> Iterator[Any]:
@@ -355,6 +435,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
                 f"the factorisation overflowed (objective {run.objective[-1]}); scale X to values "
                 "around 1, use float64 or another beta_loss"
             )
+        for name in ("n_steps_", *_MEMORY):
+            self.__dict__.pop(name, None)
         assert run.W is not None
         assert run.H is not None
         self.components_ = run.H.cpu().numpy()
@@ -373,23 +455,17 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
                 stacklevel=3,
             )
 
-    def _transform_mu(self, X: Tensor, H: Tensor) -> Tensor:
-        """Run `transform_max_iter` updates of W, each row from the constant sqrt(mean / k)."""
-        mean = X.mean(1, keepdim=True, dtype=H.dtype)
-        if X.dtype == torch.uint8:
-            mean = mean / 255
-        start = (mean / len(H)).sqrt().expand(-1, len(H)).contiguous()
-        penalty = asdict(self._penalty(self.W_.shape[0], X.shape[1]))
-        W, _, _ = ops.nnmf_mu(
-            X,
-            start,
-            H,
-            beta_loss=self.beta_loss,
-            n_iter=self.transform_max_iter,
-            update_H=False,
-            **penalty,
-        )
-        return W
+    def _keep_step(self, components: Tensor, statistics: Statistics) -> None:
+        """Store what a mini-batch has led to, and drop what holds for the end of a fit only."""
+        if not bool(components.isfinite().all()):
+            raise ValueError("the mini-batch overflowed; scale X to values around 1 or use float64")
+        for name in _OF_FIT_ALONE:
+            self.__dict__.pop(name, None)
+        self.components_ = components.cpu().numpy()
+        self._components_numerator = statistics.numerator.cpu().numpy()
+        self._components_denominator = statistics.denominator.cpu().numpy()
+        self.n_components_ = len(self.components_)
+        self.n_steps_ = getattr(self, "n_steps_", 0) + 1
 
     @property
     def _n_features_out(self) -> int:

@@ -129,7 +129,8 @@ void iterate_together(std::vector<Factors<T, Data>>& batch, const Update& update
       const int64_t end = std::min(begin + step, any.n_samples);
       for_rows(begin, end, 1);
       for_tiles([&](int64_t b, int64_t first, int64_t last) {
-        add_columns<loss>(batch[b], static_cast<T>(update_H.beta_loss), begin, end, first, last);
+        ColumnSums<loss, T, Data>(batch[b], first, last, static_cast<T>(update_H.beta_loss))
+            .add_rows(begin, end);
       });
     }
     for (int64_t b = 0; b < n_problems; ++b) statistics_of_W<loss>(batch[b], statistics + b * size);

@@ -56,19 +56,25 @@ class RowSums {
   void add_chunk(int64_t panel, int64_t first, int64_t last, T beta_loss) {
     const int64_t row = begin_ + panel * kRows, rows = std::min(kRows, end_ - row);
     const int64_t k = p_.n_components, at = panel * panel_size_ * Vector<T>::kLanes;
-    const T* right = p_.tiles + first * p_.tile_size;
+    // Tiles of zeros part the chunk into runs.
+    int64_t run = first;
+    const auto end_run = [&](int64_t tile, const T* terms, int64_t stride) {
+      const T* right = p_.tiles + run * p_.tile_size;
+      add_row_sums(terms + (run - first) * kColumns<T>, stride, tile - run, right, k, lanes_ + at);
+      if constexpr (kSumsDenominator<loss>)
+        add_row_sums(terms_below_ + (run - first) * kColumns<T>, stride, tile - run, right, k,
+                     lanes_below_ + at);
+      run = tile + 1;
+    };
     if constexpr (kReadsX<loss, T, Data>) {
       if (rows == kRows && last * kColumns<T> <= p_.n_features) {
         const T* x = p_.X + row * p_.x_stride + first * kColumns<T>;
-        for (int64_t tile = first; tile < last; ++tile)
-          prefetch<T, true>(x + (tile - first) * kColumns<T> + kTermsStride<T>, p_.x_stride);
-        return add_row_sums(x, p_.x_stride, last - first, right, k, lanes_ + at);
-      }
-    }
-    if constexpr (loss == Loss::kFrobenius && !kReadsX<loss, T, Data>) {
-      if (rows == kRows && last * kColumns<T> <= p_.n_features) {
-        convert_rows(p_.X + row * p_.x_stride + first * kColumns<T>, (last - first) * kColumns<T>);
-        return add_row_sums(terms_.data(), kTermsStride<T>, last - first, right, k, lanes_ + at);
+        for (int64_t tile = first; tile < last; ++tile) {
+          const T* at_tile = x + (tile - first) * kColumns<T>;
+          prefetch<T, true>(at_tile + kTermsStride<T>, p_.x_stride);
+          if (all_zero<T>(at_tile, p_.x_stride)) end_run(tile, x, p_.x_stride);
+        }
+        return end_run(last, x, p_.x_stride);
       }
     }
     Left<T> left{};
@@ -76,22 +82,14 @@ class RowSums {
     for (int64_t tile = first; tile < last; ++tile) {
       const auto x = panel_of(p_, left, row, rows, tile, kTermsStride<T>, edge_.data());
       const int64_t to = (tile - first) * kColumns<T>;
+      if (!kSumsDenominator<loss> && all_zero<T>(x.x, x.x_stride)) {
+        end_run(tile, terms_.data(), kTermsStride<T>);
+        continue;
+      }
       form_terms<loss>(x, p_.tiles + tile * p_.tile_size, k, beta_loss, terms_ + to,
                        terms_below_ + to, kTermsStride<T>);
     }
-    add_row_sums(terms_.data(), kTermsStride<T>, last - first, right, k, lanes_ + at);
-    if constexpr (kSumsDenominator<loss>)
-      add_row_sums(terms_below_.data(), kTermsStride<T>, last - first, right, k, lanes_below_ + at);
-  }
-
-  // The terms of a full panel of pixels: row by row, as rows may share the places of a cache.
-  void convert_rows(const Data* x, int64_t columns) {
-    using V = Vector<T>;
-    for (int64_t c = 0; c < columns; c += kColumns<T>)
-      prefetch<T, true>(x + c + kTermsStride<T>, p_.x_stride);
-    for (int64_t i = 0; i < kRows; ++i)
-      for (int64_t c = 0; c < columns; c += V::kLanes)
-        V::store(terms_ + i * kTermsStride<T> + c, V::load(x + i * p_.x_stride + c));
+    end_run(last, terms_.data(), kTermsStride<T>);
   }
 
   const Problem<T, Data>& p_;

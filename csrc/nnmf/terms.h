@@ -10,6 +10,21 @@ namespace {
 template <Loss loss>
 constexpr bool kSumsDenominator = loss == Loss::kItakuraSaito || loss == Loss::kGeneral;
 
+// Whether a panel holds exact zeros alone, which add nothing to a numerator. Data without zeros pay
+// for the look at one entry.
+template <class T, class Data>
+NNMF_CUDA_INLINE bool all_zero(const Data* x, int64_t x_stride) {
+  if (*x != 0) return false;
+  constexpr int64_t kWords = kColumns<T> * int64_t{sizeof(Data)} / 4;
+  uint32_t any = 0;
+  for (int64_t i = 0; i < kRows; ++i) {
+    uint32_t words[kWords];
+    __builtin_memcpy(words, x + i * x_stride, sizeof(words));
+    for (int64_t w = 0; w < kWords; ++w) any |= words[w];
+  }
+  return any == 0;
+}
+
 // numerator = X (W H)^(beta_loss - 2), denominator = (W H)^(beta_loss - 1), one tile of each.
 template <Loss loss, class T, class Data>
 [[gnu::noinline]] void form_terms(const Panel<T, Data>& p, const T* right, int64_t n_components,

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from nnmf_cuda.ops.diffusion import purify
 from nnmf_cuda.ops.nnls import nnls, project
-from nnmf_cuda.ops.nnmf import EPSILON, beta_loss_to_float, nnmf_divergence, nnmf_mu
+from nnmf_cuda.ops.nnmf import (
+    EPSILON,
+    beta_loss_to_float,
+    nnmf_divergence,
+    nnmf_hals,
+    nnmf_mu,
+)
 
 __all__ = [
     "EPSILON",
     "beta_loss_to_float",
     "nnls",
     "nnmf_divergence",
+    "nnmf_hals",
     "nnmf_mu",
     "project",
     "purify",

@@ -23,6 +23,12 @@ OPS = {
         "(Tensor X, Tensor W, Tensor H, *, float beta_loss) -> Tensor",
         reference.nnmf_divergence,
     ),
+    "nnmf_hals": (
+        "(Tensor X, Tensor W, Tensor H, *, int n_iter, int n_inner=1, bool update_H=True,"
+        " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
+        " bool compute_divergence=False) -> (Tensor, Tensor, Tensor)",
+        reference.nnmf_hals,
+    ),
     "nnls": ("(Tensor gram, Tensor cross) -> Tensor", reference.nnls),
     "nnls_backward": (
         "(Tensor gram, Tensor h, Tensor grad) -> Tensor",

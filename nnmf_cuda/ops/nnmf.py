@@ -1,4 +1,4 @@
-"""Non-negative matrix factorisation: `nnmf_mu` and `nnmf_divergence`."""
+"""Non-negative matrix factorisation: `nnmf_mu`, `nnmf_hals` and `nnmf_divergence`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnmf_cuda.ops._arguments import (
 from nnmf_cuda.ops._schema import LIBRARY
 from nnmf_cuda.reference import EPSILON
 
-__all__ = ["EPSILON", "beta_loss_to_float", "nnmf_divergence", "nnmf_mu"]
+__all__ = ["EPSILON", "beta_loss_to_float", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]
 
 _BETA_LOSSES = {"frobenius": 2.0, "kullback-leibler": 1.0, "itakura-saito": 0.0}
 
@@ -108,27 +108,137 @@ def nnmf_mu(
     ...     X, torch.rand(100, 5), torch.rand(5, 64), n_iter=50, compute_divergence=True
     ... )
     """
+    return _run(
+        torch.ops.nnmf_cuda.nnmf_mu.default,
+        X,
+        W,
+        H,
+        n_iter,
+        {
+            "l1_reg_W": l1_reg_W,
+            "l1_reg_H": l1_reg_H,
+            "l2_reg_W": l2_reg_W,
+            "l2_reg_H": l2_reg_H,
+        },
+        beta_loss=beta_loss_to_float(beta_loss),
+        update_H=update_H,
+        compute_divergence=compute_divergence,
+    )
+
+
+def nnmf_hals(
+    X: Tensor,
+    W: Tensor,
+    H: Tensor,
+    *,
+    n_iter: int,
+    n_inner: int = 1,
+    update_H: bool = True,
+    l1_reg_W: float = 0.0,
+    l1_reg_H: float = 0.0,
+    l2_reg_W: float = 0.0,
+    l2_reg_H: float = 0.0,
+    compute_divergence: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run hierarchical alternating least squares on one or many factorisations X ~= W @ H.
+
+    Lowers half the squared Frobenius norm of X - W H: each column of W in turn goes to its own
+    minimum with all else fixed, `n_inner` times over, then each row of H. All iterations are run:
+    there is no convergence test (see `nnmf_cuda.NNMF` for one).
+
+    Parameters
+    ----------
+    X : Tensor of shape (n_samples, n_features) or (B, n_samples, n_features)
+        Non-negative data, of W's dtype, or uint8 read as pixels (x / 255). Two-dimensional X is
+        shared by all problems of the batch. Signs are not checked.
+    W : Tensor of shape (n_samples, n_components) or (B, n_samples, n_components)
+        Non-negative start, float32 or float64. Zeros can become positive again.
+    H : Tensor of shape (n_components, n_features) or (B, n_components, n_features)
+        Non-negative start, same dtype, device and batch as W.
+    n_iter : int
+        Number of iterations.
+    n_inner : int, default=1
+        Sweeps over a factor before X is read again: more of them where X is large beside the
+        factors [2]_. 1 is the coordinate descent of scikit-learn's ``solver="cd"``.
+    update_H : bool, default=True
+        False keeps H and updates W alone.
+    l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H : float, default=0
+        Penalties: l1 * sum(factor) + l2 / 2 * sum(factor ** 2) is added to what is lowered.
+    compute_divergence : bool, default=False
+        Whether to return the divergence of the final factors.
+
+    Returns
+    -------
+    W, H : Tensor
+        Updated factors, shaped as given.
+    divergence : Tensor of shape () or (B,)
+        float64, `nnmf_divergence` with ``beta_loss=2``, without penalties; NaN unless
+        `compute_divergence`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes, shapes or devices disagree, or a penalty is negative.
+
+    Notes
+    -----
+    With G = H H^T + l2 I and C = X H^T - l1, column t of W becomes
+    max(0, W_t - (W G_t - C_t) / G_tt), for t in ascending order; a column with G_tt = 0 stays.
+    The objective never rises. O(B n_samples n_features n_components) per iteration, and
+    `n_inner` times (n_samples + n_features) n_components^2. Not differentiable: backward raises.
+
+    References
+    ----------
+    .. [1] Cichocki & Phan (2009), Fast local algorithms for large scale nonnegative matrix and
+       tensor factorizations, IEICE Transactions E92-A(3).
+    .. [2] Gillis & Glineur (2012), Accelerated multiplicative updates and hierarchical ALS
+       algorithms for nonnegative matrix factorization, Neural Computation 24(4).
+
+    Examples
+    --------
+    >>> X = torch.rand(100, 64)
+    >>> W, H, divergence = nnmf_hals(
+    ...     X, torch.rand(100, 5), torch.rand(5, 64), n_iter=50, compute_divergence=True
+    ... )
+    """
+    if n_inner < 1:
+        raise ValueError(f"n_inner must be >= 1, got {n_inner}")
+    return _run(
+        torch.ops.nnmf_cuda.nnmf_hals.default,
+        X,
+        W,
+        H,
+        n_iter,
+        {
+            "l1_reg_W": l1_reg_W,
+            "l1_reg_H": l1_reg_H,
+            "l2_reg_W": l2_reg_W,
+            "l2_reg_H": l2_reg_H,
+        },
+        n_inner=n_inner,
+        update_H=update_H,
+        compute_divergence=compute_divergence,
+    )
+
+
+def _run(
+    op: Any,
+    X: Tensor,
+    W: Tensor,
+    H: Tensor,
+    n_iter: int,
+    penalties: dict[str, float],
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check the arguments that the solvers share and call `op` with a batch dimension."""
     _check_factors(X, W, H)
     if n_iter < 0:
         raise ValueError(f"n_iter must be >= 0, got {n_iter}")
-    penalties = {
-        "l1_reg_W": l1_reg_W,
-        "l1_reg_H": l1_reg_H,
-        "l2_reg_W": l2_reg_W,
-        "l2_reg_H": l2_reg_H,
-    }
     require_non_negative(**penalties)
     batched = W.dim() == 3
-    new_W, new_H, divergence = torch.ops.nnmf_cuda.nnmf_mu.default(
-        X,
-        W if batched else W.unsqueeze(0),
-        H if batched else H.unsqueeze(0),
-        beta_loss=beta_loss_to_float(beta_loss),
-        n_iter=n_iter,
-        update_H=update_H,
-        compute_divergence=compute_divergence,
-        **penalties,
-    )
+    if not batched:
+        W, H = W.unsqueeze(0), H.unsqueeze(0)
+    new_W, new_H, divergence = op(X, W, H, n_iter=n_iter, **penalties, **options)
     if batched:
         return new_W, new_H, divergence
     return new_W.squeeze(0), new_H.squeeze(0), divergence.squeeze(0)
@@ -200,6 +310,7 @@ def _check_factors(X: Tensor, W: Tensor, H: Tensor) -> None:
         require_shape("X", X, (*batch, n, f), "(batch of W, n_samples, n_features)")
 
 
+@torch.library.register_fake("nnmf_cuda::nnmf_hals", lib=LIBRARY)
 @torch.library.register_fake("nnmf_cuda::nnmf_mu", lib=LIBRARY)
 def _(X: Tensor, W: Tensor, H: Tensor, **_options: Any) -> tuple[Tensor, Tensor, Tensor]:
     divergence = W.new_empty((W.shape[0],), dtype=torch.float64)
@@ -226,4 +337,5 @@ def _raise_in_backward(name: str) -> None:
 
 
 _raise_in_backward("nnmf_mu")
+_raise_in_backward("nnmf_hals")
 _raise_in_backward("nnmf_divergence")

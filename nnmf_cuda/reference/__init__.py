@@ -7,6 +7,7 @@ and runs on any device in any floating dtype. Nothing here imports `nnmf_cuda.op
 from __future__ import annotations
 
 from nnmf_cuda.reference.diffusion import purify, purify_backward, sinusoidal_embedding
+from nnmf_cuda.reference.hals import nnmf_hals
 from nnmf_cuda.reference.nnls import nnls, nnls_backward, project
 from nnmf_cuda.reference.nnmf import EPSILON, nnmf_divergence, nnmf_mu
 from nnmf_cuda.reference.philox import philox_4x32, philox_normal
@@ -16,6 +17,7 @@ __all__ = [
     "nnls",
     "nnls_backward",
     "nnmf_divergence",
+    "nnmf_hals",
     "nnmf_mu",
     "philox_4x32",
     "philox_normal",

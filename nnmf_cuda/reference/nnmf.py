@@ -8,7 +8,7 @@ from torch import Tensor
 EPSILON = torch.finfo(torch.float32).eps
 """Floor of W H where it is divided by or raised to a negative power (scikit-learn's)."""
 
-_CLAMP = torch.finfo(torch.float64).eps
+CLAMP = torch.finfo(torch.float64).eps
 """Factors below this become exact zeros where beta_loss < 1 (W) or beta_loss <= 1 (H)."""
 
 
@@ -69,13 +69,13 @@ def nnmf_mu(
     for _ in range(n_iter):
         W = _updated(X, W, H, beta_loss, l1_reg_W, l2_reg_W, column_sums_of_zero=0.0)
         if beta_loss < 1:
-            W = W.masked_fill(W < _CLAMP, 0)
+            W = W.masked_fill(W < CLAMP, 0)
         if update_H:
             # H^T is to X^T what W is to X, so one formula serves both.
             Ht = _updated(X.mT, H.mT, W.mT, beta_loss, l1_reg_H, l2_reg_H, column_sums_of_zero=1.0)
             H = Ht.mT.contiguous()
             if beta_loss <= 1:
-                H = H.masked_fill(H < _CLAMP, 0)
+                H = H.masked_fill(H < CLAMP, 0)
     if compute_divergence:
         divergence = nnmf_divergence(X, W, H, beta_loss=beta_loss)
     else:

@@ -1,0 +1,91 @@
+"""A fit beside a memory map holds the factors and a few blocks, never anything of X's size."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnmf_cuda import NNMF, show_config
+
+SHAPE = (12288, 8192)  # 100 MB of pixels
+FITS = {
+    "kullback-leibler": {},
+    "svd and test for zeros": {"init": "nndsvda", "beta_loss": 0},
+    "accelerated": {"solver": "accelerated-mu", "max_iter": 2},
+    "frobenius": {"beta_loss": 2},
+    "hals": {"beta_loss": 2, "solver": "hals"},
+}
+
+
+def anonymous_bytes() -> int:
+    """Return the process's resident memory without the pages of mapped files."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        pytest.skip("needs Linux's RssAnon")
+    return int(found[1]) * 1024
+
+
+@contextmanager
+def peak_of_anonymous_bytes() -> Iterator[list[int]]:
+    """Yield a list that holds, after the block, what it added at most."""
+    added, before, over = [0], anonymous_bytes(), threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            added[0] = max(added[0], anonymous_bytes() - before)
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield added
+    finally:
+        over.set()
+        watcher.join()
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory) -> Iterator[np.ndarray]:
+    path = tmp_path_factory.mktemp("memory") / "pixels.npy"
+    block = np.random.default_rng(0).integers(1, 256, (1024, SHAPE[1]), dtype=np.uint8)
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": SHAPE}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(SHAPE[0] // len(block)):
+            block.tofile(file)
+    yield np.load(path, mmap_mode="r")
+    path.unlink()
+
+
+def test_the_watch_sees_a_copy():
+    with peak_of_anonymous_bytes() as added:
+        copy = np.ones(50_000_000, dtype=np.uint8)
+        time.sleep(0.05)
+    assert added[0] >= 0.9 * copy.nbytes
+
+
+@pytest.mark.needs_ext
+@pytest.mark.parametrize("fit", FITS)
+def test_nnmf_fits_a_memory_map_without_a_copy(pixels, fit):
+    options = {"n_components": 2, "max_iter": 1, "tol": 0, "random_state": 0} | FITS[fit]
+    if fit == "hals" and show_config()["ops"]["nnmf_hals"]["cpu"] != "kernel":
+        pytest.skip("the reference of nnmf_hals makes X W^T from a copy")
+    NNMF(**options).fit(pixels[:256])  # libraries allocate their buffers once
+    with peak_of_anonymous_bytes() as added:
+        NNMF(**options).fit(pixels)
+    assert added[0] < 0.1 * pixels.nbytes
+
+
+@pytest.mark.needs_ext
+def test_partial_fit_reads_a_memory_map_without_a_copy(pixels):
+    model = NNMF(2, fresh_restarts_max_iter=2, random_state=0).partial_fit(pixels[:256])
+    with peak_of_anonymous_bytes() as added:
+        model.partial_fit(pixels)
+    assert added[0] < 0.1 * pixels.nbytes
