@@ -7,8 +7,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../common/dispatch.h"
-#include "../common/parallel.h"
-#include "../common/scratch.h"
 #include "../nnmf/nnmf_cpu.h"
 #include "nnls.h"
 
