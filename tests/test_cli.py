@@ -152,7 +152,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     config = json.loads(capsys.readouterr().out)
-    ops = {"nnmf_mu", "nnmf_divergence", "nnls", "nnls_backward", "project", "purify"}
+    ops = {"nnmf_mu", "nnmf_hals", "nnmf_divergence", "nnls", "nnls_backward", "project", "purify"}
     assert set(config["ops"]) == ops
     assert main(["info"]) == 0
     printed = capsys.readouterr().out

@@ -25,16 +25,16 @@ struct Gram {
   double value(int64_t i, int64_t j) const { return values[i * (size + 1) + j]; }
 };
 
-constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
+constexpr double kRounding = std::numeric_limits<double>::epsilon();
 
 // A pivot up to this is rounding: its variable is a combination of those before it.
 inline double dependent_pivot(int64_t size) {
-  return 4 * static_cast<double>(size) * kEpsilon;
+  return 4 * static_cast<double>(size) * kRounding;
 }
 
 // A gradient component is rounding up to this times the largest of |c_j| and the sum of |x|.
 inline double gradient_tolerance(int64_t size) {
-  return 10 * static_cast<double>(size) * kEpsilon;
+  return 10 * static_cast<double>(size) * kRounding;
 }
 
 class PreparedGram {

@@ -8,8 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include <torch/csrc/stable/ops.h>
-
+#include "../common/parallel.h"
 #include "../common/scratch.h"
 #include "gram.h"
 
@@ -19,9 +18,8 @@ namespace nnmf_cuda {
 template <class T>
 std::vector<PreparedGram> prepare_grams(const T* gram, int64_t batch, int64_t size) {
   std::vector<PreparedGram> prepared(static_cast<std::size_t>(batch));
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b)
-      prepared[static_cast<std::size_t>(b)] = PreparedGram(gram + b * size * size, size);
+  parallel_for_each(batch, [&](int64_t b) {
+    prepared[static_cast<std::size_t>(b)] = PreparedGram(gram + b * size * size, size);
   });
   return prepared;
 }

@@ -55,17 +55,14 @@ std::vector<PreparedGram> prepare(const Tensor& gram) {
   });
 }
 
-// Calls f(solver, b, row, n) for all blocks of n rows of all problems b.
+// Calls f(b, row, count) for all blocks of `count` rows of all problems b.
 template <class F>
 void for_row_blocks(const Tensor& rows, const F& f) {
-  const int64_t n = rows.size(1), k = rows.size(2), blocks = (n + kNnlsRows - 1) / kNnlsRows;
-  if (k == 0) return;
-  torch::stable::parallel_for(0, rows.size(0) * blocks, 1, [&](int64_t first, int64_t last) {
-    RowSolver solver(k);
-    for (int64_t at = first; at < last; ++at) {
-      const int64_t row = at % blocks * kNnlsRows;
-      f(solver, at / blocks, row, std::min(kNnlsRows, n - row));
-    }
+  const int64_t n = rows.size(1), blocks = (n + kNnlsRows - 1) / kNnlsRows;
+  if (rows.size(2) == 0) return;
+  parallel_for_each(rows.size(0) * blocks, [&](int64_t at) {
+    const int64_t row = at % blocks * kNnlsRows;
+    f(at / blocks, row, std::min(kNnlsRows, n - row));
   });
 }
 
@@ -78,10 +75,10 @@ Tensor nnls_cpu(const Tensor& gram, const Tensor& cross) {
   dispatch_floating(rows.scalar_type(), [&]<class T>(Type<T>) {
     const T* from = rows.const_data_ptr<T>();
     T* to = solved.mutable_data_ptr<T>();
-    for_row_blocks(rows, [&](RowSolver& solver, int64_t b, int64_t row, int64_t count) {
+    for_row_blocks(rows, [&](int64_t b, int64_t row, int64_t count) {
       const int64_t at = (b * n + row) * k;
       std::vector<double> c(from + at, from + at + count * k), h(c.size());
-      solver.solve(grams[static_cast<std::size_t>(b)].view(), c.data(), count, h.data());
+      RowSolver(k).solve(grams[static_cast<std::size_t>(b)].view(), c.data(), count, h.data());
       std::copy(h.begin(), h.end(), to + at);
     });
   });
@@ -103,12 +100,12 @@ Tensor nnls_backward_cpu(const Tensor& gram, const Tensor& h, const Tensor& grad
   dispatch_floating(grads.scalar_type(), [&]<class T>(Type<T>) {
     const T *from_h = answers.const_data_ptr<T>(), *from_grad = grads.const_data_ptr<T>();
     double* to = solved.mutable_data_ptr<double>();
-    for_row_blocks(grads, [&](RowSolver& solver, int64_t b, int64_t row, int64_t count) {
+    for_row_blocks(grads, [&](int64_t b, int64_t row, int64_t count) {
       const int64_t at = (b * n + row) * k, end = at + count * k;
       const std::vector<double> wide_h(from_h + at, from_h + end),
           wide_grad(from_grad + at, from_grad + end);
-      solver.backward(grams[static_cast<std::size_t>(b)].view(), wide_h.data(), wide_grad.data(),
-                      count, to + at);
+      RowSolver(k).backward(grams[static_cast<std::size_t>(b)].view(), wide_h.data(),
+                            wide_grad.data(), count, to + at);
     });
   });
   return solved;

@@ -35,9 +35,11 @@ class RowSums {
 
   void compute(T beta_loss) {
     lanes_.fill(0);
-    lanes_below_.fill(0);
     numerator_.fill(0);
-    denominator_.fill(0);
+    if constexpr (kSumsDenominator<loss>) {
+      lanes_below_.fill(0);
+      denominator_.fill(0);
+    }
     for (int64_t first = 0; first < p_.n_tiles; first += kChunkTiles) {
       const int64_t last = std::min(first + kChunkTiles, p_.n_tiles);
       for (int64_t panel = 0; panel < n_panels_; ++panel) add_chunk(panel, first, last, beta_loss);
