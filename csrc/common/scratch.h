@@ -2,34 +2,85 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <new>
+#include <vector>
 
 namespace nnmf_cuda {
 
 constexpr std::size_t kCacheLine = 64;
 
+// Blocks that a thread has used and will use again: tasks are short, and the allocator takes longer
+// than some of them. Sizes are powers of two; large blocks, and more than a few, go back.
+class BlockCache {
+ public:
+  BlockCache() = default;
+  BlockCache(const BlockCache&) = delete;
+  BlockCache& operator=(const BlockCache&) = delete;
+  ~BlockCache() {
+    for (const std::vector<void*>& blocks : free_)
+      for (void* block : blocks) ::operator delete(block, kAlignment);
+  }
+
+  static void* take(std::size_t bytes) {
+    const std::size_t power = power_of(bytes);
+    if (power < kPowers && !mine().free_[power].empty()) {
+      void* block = mine().free_[power].back();
+      mine().free_[power].pop_back();
+      return block;
+    }
+    return ::operator new(std::size_t{1} << power, kAlignment);
+  }
+
+  static void give(void* block, std::size_t bytes) {
+    const std::size_t power = power_of(bytes);
+    if (power < kPowers && mine().free_[power].size() < kMost)
+      mine().free_[power].push_back(block);
+    else
+      ::operator delete(block, kAlignment);
+  }
+
+ private:
+  static constexpr std::size_t kPowers = 19, kMost = 8;  // 8 blocks each of up to 256 KiB
+  static constexpr std::align_val_t kAlignment{kCacheLine};
+
+  static std::size_t power_of(std::size_t bytes) {
+    return static_cast<std::size_t>(std::bit_width(std::max(bytes, kCacheLine) - 1));
+  }
+  static BlockCache& mine() {
+    static thread_local BlockCache cache;
+    return cache;
+  }
+
+  std::array<std::vector<void*>, kPowers> free_;
+};
+
 // Memory for `size` values, aligned to a cache line, its contents undefined.
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t size)
-      : size_(size),
-        data_(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T),
-                                             std::align_val_t{kCacheLine}))) {}
+  explicit Scratch(int64_t size) : size_(size), data_(static_cast<T*>(BlockCache::take(bytes()))) {}
+  Scratch(Scratch&& other) noexcept : size_(other.size_), data_(other.data_) {
+    other.data_ = nullptr;
+  }
+  ~Scratch() {
+    if (data_ != nullptr) BlockCache::give(data_, bytes());
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
 
-  T* data() const { return data_.get(); }
-  T* operator+(int64_t offset) const { return data_.get() + offset; }
-  void fill(T value) const { std::fill_n(data_.get(), size_, value); }
+  T* data() const { return data_; }
+  T* operator+(int64_t offset) const { return data_ + offset; }
+  void fill(T value) const { std::fill_n(data_, size_, value); }
 
  private:
-  struct Free {
-    void operator()(T* data) const { ::operator delete(data, std::align_val_t{kCacheLine}); }
-  };
+  std::size_t bytes() const { return static_cast<std::size_t>(size_) * sizeof(T); }
+
   int64_t size_;
-  std::unique_ptr<T, Free> data_;
+  T* data_;
 };
 
 }  // namespace nnmf_cuda

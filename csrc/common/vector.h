@@ -51,6 +51,16 @@ struct Vector {
 #endif
   }
 
+  // A load that is done once: gcc would rather repeat it as an operand of each instruction that
+  // uses the value, and in a loop of multiply-adds loads are what runs out.
+  static NNMF_CUDA_INLINE Lanes load_once(const T* p) {
+    Lanes v = load(p);
+#if defined(__x86_64__)
+    asm("" : "+v"(v));
+#endif
+    return v;
+  }
+
   static NNMF_CUDA_INLINE void store(T* p, const Lanes& v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
   // The larger of both; `value` where one of them is NaN.

@@ -43,11 +43,7 @@ template <int64_t count, class T>
 void add_row_sums(const T* terms, int64_t stride, int64_t n_tiles, const T* right,
                   int64_t n_components, T* sums) {
   using V = Vector<T>;
-  typename V::Lanes sum[count][kRows];
-#pragma GCC unroll 3
-  for (int64_t c = 0; c < count; ++c)
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < kRows; ++i) sum[c][i] = V::load(sums + (c * kRows + i) * V::kLanes);
+  typename V::Lanes sum[count][kRows] = {};
   for (int64_t t = 0; t < n_tiles; ++t) {
 #pragma GCC unroll 3
     for (int64_t v = 0; v < kVectors; ++v) {
@@ -57,7 +53,8 @@ void add_row_sums(const T* terms, int64_t stride, int64_t n_tiles, const T* righ
         h[c] = V::load(right + (t * n_components + c) * kColumns<T> + v * V::kLanes);
 #pragma GCC unroll 8
       for (int64_t i = 0; i < kRows; ++i) {
-        const typename V::Lanes x = V::load(terms + i * stride + t * kColumns<T> + v * V::kLanes);
+        const typename V::Lanes x =
+            V::load_once(terms + i * stride + t * kColumns<T> + v * V::kLanes);
 #pragma GCC unroll 3
         for (int64_t c = 0; c < count; ++c) sum[c][i] += x * h[c];
       }
@@ -66,7 +63,10 @@ void add_row_sums(const T* terms, int64_t stride, int64_t n_tiles, const T* righ
 #pragma GCC unroll 3
   for (int64_t c = 0; c < count; ++c)
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < kRows; ++i) V::store(sums + (c * kRows + i) * V::kLanes, sum[c][i]);
+    for (int64_t i = 0; i < kRows; ++i) {
+      T* to = sums + (c * kRows + i) * V::kLanes;
+      V::store(to, V::load(to) + sum[c][i]);
+    }
 }
 
 // All components: sums [n_components][kRows][lanes], right [n_tiles][n_components][kColumns].
@@ -89,12 +89,7 @@ template <int64_t count, class T>
 void add_column_sums(const T* terms, int64_t stride, int64_t n_rows, const T* left,
                      int64_t left_stride, T* sums) {
   using V = Vector<T>;
-  typename V::Lanes sum[count][kVectors];
-#pragma GCC unroll 8
-  for (int64_t c = 0; c < count; ++c)
-#pragma GCC unroll 3
-    for (int64_t v = 0; v < kVectors; ++v)
-      sum[c][v] = V::load(sums + c * kColumns<T> + v * V::kLanes);
+  typename V::Lanes sum[count][kVectors] = {};
   for (int64_t i = 0; i < n_rows; ++i) {
     typename V::Lanes x[kVectors];
 #pragma GCC unroll 3
@@ -109,8 +104,10 @@ void add_column_sums(const T* terms, int64_t stride, int64_t n_rows, const T* le
 #pragma GCC unroll 8
   for (int64_t c = 0; c < count; ++c)
 #pragma GCC unroll 3
-    for (int64_t v = 0; v < kVectors; ++v)
-      V::store(sums + c * kColumns<T> + v * V::kLanes, sum[c][v]);
+    for (int64_t v = 0; v < kVectors; ++v) {
+      T* to = sums + c * kColumns<T> + v * V::kLanes;
+      V::store(to, V::load(to) + sum[c][v]);
+    }
 }
 
 // All components: sums [n_components][kColumns], row i of W at left + i * left_stride.
