@@ -4,8 +4,8 @@ namespace nnmf_cuda {
 namespace NNMF_CUDA_ISA {
 namespace {
 
-constexpr int64_t kChunkTiles = 8;   // tiles whose terms are in memory together
-constexpr int64_t kFlushTiles = 64;  // tiles after which lanes are added up in float64
+constexpr int64_t kChunkTiles = 8;    // tiles whose terms are in memory together
+constexpr int64_t kFlushTiles = 256;  // tiles after which lanes are added up in float64
 
 template <class T>
 constexpr int64_t kTermsStride = kChunkTiles * kColumns<T>;
@@ -57,42 +57,55 @@ class RowSums {
  private:
   void add_chunk(int64_t panel, int64_t first, int64_t last, T beta_loss) {
     const int64_t row = begin_ + panel * kRows, rows = std::min(kRows, end_ - row);
-    const int64_t k = p_.n_components, at = panel * panel_size_ * Vector<T>::kLanes;
-    // Tiles of zeros part the chunk into runs.
-    int64_t run = first;
-    const auto end_run = [&](int64_t tile, const T* terms, int64_t stride) {
-      const int64_t n_tiles = tile - run, from = (run - first) * kColumns<T>;
-      const T* right = p_.tiles + run * p_.tile_size;
-      run = tile + 1;
-      if (n_tiles == 0) return;
-      add_row_sums(terms + from, stride, n_tiles, right, k, lanes_ + at);
-      if constexpr (kSumsDenominator<loss>)
-        add_row_sums(terms_below_ + from, stride, n_tiles, right, k, lanes_below_ + at);
-    };
+    const int64_t at = panel * panel_size_ * Vector<T>::kLanes;
     if constexpr (kReadsX<loss, T, Data>) {
-      if (rows == kRows && last * kColumns<T> <= p_.n_features) {
-        const T* x = p_.X + row * p_.x_stride + first * kColumns<T>;
-        for (int64_t tile = first; tile < last; ++tile) {
-          const T* at_tile = x + (tile - first) * kColumns<T>;
-          prefetch<T, true>(at_tile + kTermsStride<T>, p_.x_stride);
-          if (all_zero<T>(at_tile, p_.x_stride)) end_run(tile, x, p_.x_stride);
-        }
-        return end_run(last, x, p_.x_stride);
-      }
+      if (rows == kRows && last * kColumns<T> <= p_.n_features)
+        return add_entries(row, first, last, lanes_ + at);
     }
+    add_terms(row, rows, first, last, beta_loss, lanes_ + at, lanes_below_ + at);
+  }
+
+  // Tiles [first, last) of X itself. Tiles of zeros part them into runs.
+  void add_entries(int64_t row, int64_t first, int64_t last, T* lanes) {
+    const auto* x = reinterpret_cast<const T*>(p_.X) + row * p_.x_stride;
+    int64_t run = first;
+    for (int64_t tile = first; tile <= last; ++tile) {
+      const T* here = x + tile * kColumns<T>;
+      if (tile < last) prefetch<T, true>(here + kTermsStride<T>, p_.x_stride);
+      if (tile < last && !all_zero<T>(here, p_.x_stride)) continue;
+      if (tile > run)
+        add_row_sums(x + run * kColumns<T>, p_.x_stride, tile - run, p_.tiles + run * p_.tile_size,
+                     p_.n_components, lanes, terms_.data(), kTermsStride<T>);
+      run = tile + 1;
+    }
+  }
+
+  void add_terms(int64_t row, int64_t rows, int64_t first, int64_t last, T beta_loss, T* lanes,
+                 T* lanes_below) {
     Left<T> left{};
     if constexpr (loss != Loss::kFrobenius) left = left_of(p_, row, rows, padded_.data());
-    for (int64_t tile = first; tile < last; ++tile) {
-      const auto x = panel_of(p_, left, row, rows, tile, kTermsStride<T>, edge_.data());
+    int64_t run = first;
+    for (int64_t tile = first; tile <= last; ++tile) {
       const int64_t to = (tile - first) * kColumns<T>;
-      if (!kSumsDenominator<loss> && all_zero<T>(x.x, x.x_stride)) {
-        end_run(tile, terms_.data(), kTermsStride<T>);
-        continue;
+      if (tile < last) {
+        const auto x = panel_of(p_, left, row, rows, tile, kTermsStride<T>, edge_.data());
+        if (kSumsDenominator<loss> || !all_zero<T>(x.x, x.x_stride)) {
+          form_terms<loss>(x, p_.tiles + tile * p_.tile_size, p_.n_components, beta_loss,
+                           terms_ + to, terms_below_ + to, kTermsStride<T>);
+          continue;
+        }
       }
-      form_terms<loss>(x, p_.tiles + tile * p_.tile_size, k, beta_loss, terms_ + to,
-                       terms_below_ + to, kTermsStride<T>);
+      if (tile > run) add_run(run, tile, (run - first) * kColumns<T>, lanes, lanes_below);
+      run = tile + 1;
     }
-    end_run(last, terms_.data(), kTermsStride<T>);
+  }
+
+  void add_run(int64_t run, int64_t end, int64_t from, T* lanes, T* lanes_below) {
+    const T* right = p_.tiles + run * p_.tile_size;
+    const int64_t n_tiles = end - run, k = p_.n_components;
+    add_row_sums(terms_ + from, kTermsStride<T>, n_tiles, right, k, lanes);
+    if constexpr (kSumsDenominator<loss>)
+      add_row_sums(terms_below_ + from, kTermsStride<T>, n_tiles, right, k, lanes_below);
   }
 
   const Problem<T, Data>& p_;

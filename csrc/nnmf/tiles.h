@@ -38,10 +38,12 @@ NNMF_CUDA_INLINE void multiply(const T* left, int64_t stride, const T* right, in
 }
 
 // sums[c][i][lane] += terms[i][...] * right[...][c] for `count` components: what the rows of
-// `terms` (one panel, n_tiles tiles wide) add to X H^T, each lane on its own.
-template <int64_t count, class T>
+// `terms` (one panel, n_tiles tiles wide) add to X H^T, each lane on its own. With `copies`, the
+// terms are also written to `copy`, on their way.
+template <int64_t count, bool copies, class T>
 void add_row_sums(const T* terms, int64_t stride, int64_t n_tiles, const T* right,
-                  int64_t n_components, T* sums) {
+                  int64_t n_components, T* sums, [[maybe_unused]] T* copy,
+                  [[maybe_unused]] int64_t copy_stride) {
   using V = Vector<T>;
   typename V::Lanes sum[count][kRows] = {};
   for (int64_t t = 0; t < n_tiles; ++t) {
@@ -55,6 +57,7 @@ void add_row_sums(const T* terms, int64_t stride, int64_t n_tiles, const T* righ
       for (int64_t i = 0; i < kRows; ++i) {
         const typename V::Lanes x =
             V::load_once(terms + i * stride + t * kColumns<T> + v * V::kLanes);
+        if constexpr (copies) V::store(copy + i * copy_stride + t * kColumns<T> + v * V::kLanes, x);
 #pragma GCC unroll 3
         for (int64_t c = 0; c < count; ++c) sum[c][i] += x * h[c];
       }
@@ -69,19 +72,27 @@ void add_row_sums(const T* terms, int64_t stride, int64_t n_tiles, const T* righ
     }
 }
 
-// All components: sums [n_components][kRows][lanes], right [n_tiles][n_components][kColumns].
+// All components: sums [n_components][kRows][lanes], right [n_tiles][n_components][kColumns]. If
+// `copy` is given, the terms are read from afar once, and from there afterwards.
 template <class T>
 NNMF_CUDA_INLINE void add_row_sums(const T* terms, int64_t stride, int64_t n_tiles, const T* right,
-                                   int64_t n_components, T* sums) {
+                                   int64_t n_components, T* sums, T* copy = nullptr,
+                                   int64_t copy_stride = 0) {
+  constexpr int64_t kCount = 3;
   int64_t r = 0;
-  const auto part = [&]<int64_t count>() {
-    add_row_sums<count>(terms, stride, n_tiles, right + r * kColumns<T>, n_components,
-                        sums + r * kRows * Vector<T>::kLanes);
+  const auto part = [&]<int64_t count, bool copies>() {
+    add_row_sums<count, copies>(terms, stride, n_tiles, right + r * kColumns<T>, n_components,
+                                sums + r * kRows * Vector<T>::kLanes, copy, copy_stride);
     r += count;
   };
-  while (r + 3 <= n_components) part.template operator()<3>();
-  if (r + 2 == n_components) part.template operator()<2>();
-  if (r + 1 == n_components) part.template operator()<1>();
+  if (copy != nullptr && n_components > kCount) {
+    part.template operator()<kCount, true>();
+    terms = copy;
+    stride = copy_stride;
+  }
+  while (r + kCount <= n_components) part.template operator()<kCount, false>();
+  if (r + 2 == n_components) part.template operator()<2, false>();
+  if (r + 1 == n_components) part.template operator()<1, false>();
 }
 
 // sums[c][kColumns] += left[.][c] * terms[.][kColumns] over n_rows rows, for `count` components.

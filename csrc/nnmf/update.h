@@ -83,12 +83,13 @@ void update_by_coordinates(T* values, const Sums& sums, const Update& update, in
       const double* gram = sums.statistics + r * n_components;
       const double curvature = gram[r] + l2;
       if (curvature == 0) continue;
+      const double step = 1 / curvature;
       multiply_block<width>(gram, current, n_components, gradient);
       double* own = current + r * width;
       for (int64_t c = 0; c < width; ++c) {
         const double slope =
             gradient[c] + l2 * own[c] + l1 - sums.numerator[r * width + c] * update.scale;
-        const double moved = own[c] - slope / curvature;
+        const double moved = own[c] - slope * step;
         own[c] = moved < 0 ? 0 : moved;
       }
     }
