@@ -19,9 +19,11 @@
 #include "inline.h"
 #include "isa.h"
 
-#ifdef NNMF_CUDA_X86_VARIANTS
-
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
+
+#ifdef NNMF_CUDA_X86_VARIANTS
 
 #define NNMF_CUDA_ISA avx512
 #define NNMF_CUDA_VECTOR_BYTES 64
@@ -46,7 +48,13 @@
 #endif
 
 #define NNMF_CUDA_ISA baseline
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+#define NNMF_CUDA_VECTOR_BYTES 64
+#elif defined(__AVX2__) && defined(__FMA__)
+#define NNMF_CUDA_VECTOR_BYTES 32
+#else
 #define NNMF_CUDA_VECTOR_BYTES 16
+#endif
 #include "vector.h"
 #include NNMF_CUDA_ISA_SOURCE
 #undef NNMF_CUDA_VECTOR_BYTES

@@ -7,8 +7,10 @@
 #include <torch/headeronly/util/Exception.h>
 
 // The variants need target pragmas and __builtin_cpu_supports of gcc. Elsewhere the baseline
-// serves.
-#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
+// serves, also where the compiler was told to take more for granted (-march=native): then it is
+// that.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
+    !defined(__AVX__)
 #define NNMF_CUDA_X86_VARIANTS 1
 #endif
 

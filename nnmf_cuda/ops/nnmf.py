@@ -260,8 +260,10 @@ def nnmf_divergence(
     Returns
     -------
     Tensor of shape () or (B,)
-        float64, summed in float64. Entries of X up to `EPSILON` count as zeros and W H is floored
-        at `EPSILON`, as in scikit-learn.
+        float64, summed in float64. Compiled kernels form W H in the factors' dtype and each term
+        without cancellation, so that float32 keeps about 7 digits even near an exact fit, where
+        what is left is the rounding of W H. Entries of X up to `EPSILON` count as zeros and W H is
+        floored at `EPSILON`, as in scikit-learn.
 
     Raises
     ------
