@@ -103,7 +103,7 @@ def test_unknown_instruction_set_is_named() -> None:
 def test_zeros_change_nothing_but_the_time(
     dtype: torch.dtype, beta_loss: float, pixels: bool
 ) -> None:
-    """Whole panels, whole tiles, single entries, a whole row; only the last entries of tiles left."""
+    """Whole panels, tiles, a row, single entries; tiles of which only the last entry is left."""
     X, W, H = problem(1, 41, 700, 5, dtype)
     if pixels:
         X = (X * 200).to(torch.uint8)
