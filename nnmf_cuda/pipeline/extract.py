@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ def extract_to_file(
     overwrite: bool = False,
     progress: bool = False,
 ) -> tuple[int, int]:
-    """Write the features of image files, in memory that their number does not change.
+    r"""Write the features of image files, in memory that their number does not change.
 
     Images are decoded by threads while those before them are projected.
 
@@ -50,10 +51,14 @@ def extract_to_file(
         `.npy`: one float32 array (n_images, n_columns), fit for memory-mapping, with the names in
         `<out>.files.txt`, one a line. `.npz`: arrays `features` and `files`; takes twice the space
         on disk while it is written. `.parquet`: a column `file` and one a feature; needs pyarrow.
+        Names are written as UTF-8; in them a byte that is not becomes a backslash escape
+        (``\xff``), so do control characters and line separators (``\n``, ``\x1b``,
+        ``\u2028``), and a backslash is doubled. `.npz` keeps them as Python has them.
     normalize : bool, default=False
         Write the classifier's features instead of the raw NNLS coefficients.
     on_error : {"raise", "skip"}
-        What to do with unreadable images; skipped ones are listed in `<out>.failed.txt`.
+        What to do with unreadable images; skipped ones are listed in `<out>.failed.txt`, a name, a
+        tab and the reason on each line.
     batch_size : int, default=256
         Images at once.
     overwrite : bool, default=False
@@ -161,7 +166,9 @@ class _FailureList:
         if self._file is None:
             self._file = _text_file(self._path)
             self.first = failures[0].message
-        self._file.writelines(f"{failure.file}\t{failure.message}\n" for failure in failures)
+        self._file.writelines(
+            f"{_on_one_line(failure.file)}\t{failure.message}\n" for failure in failures
+        )
         self.count += len(failures)
 
     def close(self) -> None:
@@ -170,8 +177,24 @@ class _FailureList:
 
 
 def _text_file(path: Path) -> IO[str]:
-    # File names that are not UTF-8 keep their bytes.
-    return path.open("w", encoding="utf-8", errors="surrogateescape")
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _on_one_line(file: str | Path) -> str:
+    """Return a file name as text of one line, which tells any two names apart."""
+    text = str(file)
+    return text if text.isprintable() and "\\" not in text else "".join(map(_escape, text))
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    if character == "\\" or code < 0x80:
+        return character.encode("unicode_escape").decode("ascii")
+    # Controls beyond ASCII, surrogates, and separators of lines: \x is for bytes.
+    escaped = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    return f"\\u{code:04x}" if escaped else character
 
 
 class _NpyWriter:
@@ -192,7 +215,7 @@ class _NpyWriter:
 
     def write(self, features: NDArray[np.float32], files: list[str]) -> None:
         features.astype("<f4", copy=False).tofile(self._file)
-        self._names.writelines(f"{name}\n" for name in files)
+        self._names.writelines(f"{_on_one_line(name)}\n" for name in files)
         self._n_rows += len(features)
 
     def finish(self) -> None:
@@ -265,7 +288,7 @@ class _ParquetWriter:
         self._waiting: list[Any] = []
 
     def write(self, features: NDArray[np.float32], files: list[str]) -> None:
-        columns = [files, *features.T]
+        columns = [list(map(_on_one_line, files)), *features.T]
         self._waiting.append(self._arrow.table(columns, schema=self._schema))
         if sum(table.num_rows for table in self._waiting) >= self._GROUP_ROWS:
             self._flush()

@@ -87,9 +87,9 @@ def test_extract_to_file_takes_files_as_they_come(tmp_path: Path, suffix: str) -
             features, listed = saved["features"], list(saved["files"])
     else:
         features = np.load(out)
-        lines = Path(f"{out}.files.txt").read_bytes().splitlines()
-        listed = [os.fsdecode(line) for line in lines]
-    assert listed == kept
+        listed = Path(f"{out}.files.txt").read_text("utf-8").splitlines()
+    escape = "\udcff" if suffix == ".npz" else r"\xff"
+    assert listed == [name.replace("\udcff", escape) for name in kept]
     pictures = np.stack([np.asarray(Image.open(path)) for path in kept])
     want = extractor.coefficients(torch.from_numpy(pictures)).float().numpy()
     np.testing.assert_allclose(features, want, rtol=1e-5, atol=1e-6)
@@ -99,6 +99,46 @@ def test_extract_to_file_takes_files_as_they_come(tmp_path: Path, suffix: str) -
     again = extract_to_file([tmp_path / "a.png"], extractor, out, overwrite=True)
     assert again == (1, 0)
     assert not Path(f"{out}.failed.txt").exists()
+
+
+ODD_NAMES = {
+    b"a\nb.png": r"a\nb.png",
+    b"a\tb\x1b.png": r"a\tb\x1b.png",
+    b"raw\xff\x85.png": r"raw\xff\x85.png",
+    "\u4e2d\u2028\x85 \u00a0.png".encode(): "\u4e2d\\u2028\\u0085 \u00a0.png",
+    b"a\\nb.png": r"a\\nb.png",
+}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_odd_names_stay_on_one_line(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+    files = [tmp_path / os.fsdecode(name) for name in ODD_NAMES]
+    for file in files:
+        Image.new("L", (4, 3)).save(file)
+    extractor = FeatureExtractor(torch.rand(2, 12), torch.arange(2), image_shape=(3, 4))
+    out = tmp_path / f"features{suffix}"
+    gone = [tmp_path / "gone" / file.name for file in files]
+    assert extract_to_file([*files, *gone], extractor, out, on_error="skip") == (5, 5)
+    if suffix == ".npy":
+        listed = Path(f"{out}.files.txt").read_bytes().decode().splitlines()
+    else:
+        listed = parquet.read_table(out)["file"].to_pylist()
+    assert listed == [f"{tmp_path}/{name}" for name in ODD_NAMES.values()]
+    failed = Path(f"{out}.failed.txt").read_bytes().decode().splitlines()
+    names, reasons = zip(*(line.split("\t") for line in failed), strict=True)
+    assert list(names) == [f"{tmp_path}/gone/{name}" for name in ODD_NAMES.values()]
+    assert all("No such file" in reason for reason in reasons)
+
+
+def test_a_surrogate_that_is_no_file_name_is_listed(tmp_path: Path) -> None:
+    Image.new("L", (4, 3)).save(tmp_path / "a.png")
+    extractor = FeatureExtractor(torch.rand(2, 12), torch.arange(2), image_shape=(3, 4))
+    out = tmp_path / "features.npy"
+    files = [str(tmp_path / "a.png"), "\ud800.png"]
+    assert extract_to_file(files, extractor, out, on_error="skip") == (1, 1)
+    assert Path(f"{out}.failed.txt").read_text("utf-8").startswith("\\ud800.png\tcannot read")
 
 
 def test_extract_memory_does_not_grow_with_the_files(
