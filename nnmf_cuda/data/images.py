@@ -33,7 +33,8 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     ----------
     paths : path or iterable of paths
         A file is taken as it is, whatever its suffix. A folder is walked, its image files
-        (`IMAGE_SUFFIXES`) in sorted order; names that begin with a dot are left out.
+        (`IMAGE_SUFFIXES`) in sorted order; names that begin with a dot are left out, and symbolic
+        links to folders are not followed, unless given here themselves.
 
     Returns
     -------
@@ -43,7 +44,7 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     Raises
     ------
     ValueError
-        If a path does not exist, or a folder holds no image.
+        If a path does not exist, a folder holds no image, or a folder cannot be read.
     """
     return list(iter_images(paths))
 
@@ -52,7 +53,8 @@ def iter_images(paths: str | Path | Iterable[str | Path]) -> Iterator[Path]:
     """Give image files one by one, as `find_images` lists them.
 
     Folders are walked as the caller goes on: in memory are the names of one folder, not all files.
-    The paths are checked at once, before the first file is asked for.
+    The paths are checked at once, before the first file is asked for; a folder inside them that
+    cannot be read is told when the walk arrives there.
 
     Parameters
     ----------
@@ -101,12 +103,16 @@ def _each_once(given: list[Path]) -> Iterator[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for where, folders, names in os.walk(folder):
+    for where, folders, names in os.walk(folder, onerror=_refuse_folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(where, name)
             if not name.startswith(".") and is_image(path):
                 yield path
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise ValueError(f"cannot read folder {str(error.filename)!r}: {_reason(error)}") from error
 
 
 def _walk_reaches(folder: Path, file: Path) -> bool:

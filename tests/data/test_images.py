@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +135,35 @@ def test_folders_are_walked_as_the_caller_goes_on(tmp_path: Path, save_image: Sa
     assert next(stream).name == "1.png"
     save_image(tmp_path / "c" / "4.png")
     assert [path.name for path in stream] == ["2.png", "3.png", "4.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(
+    tmp_path: Path, save_image: SaveImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/1.png", "b/2.png", "c/3.png"):
+        save_image(tmp_path / name)
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # permissions do not stop the superuser
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    stream = iter_images(tmp_path)
+    assert next(stream).name == "1.png"
+    with pytest.raises(ValueError, match="cannot read folder '.*/b': Permission denied"):
+        next(stream)
+    with pytest.raises(ValueError, match="cannot read folder '.*/b': Permission denied"):
+        iter_images([tmp_path / "a", tmp_path / "b"])
+
+
+def test_links_to_folders_are_not_followed(tmp_path: Path, save_image: SaveImage) -> None:
+    inside, outside = save_image(tmp_path / "in" / "1.png"), save_image(tmp_path / "out" / "2.png")
+    link = tmp_path / "in" / "link"
+    link.symlink_to(outside.parent)
+    assert find_images(tmp_path / "in") == [inside]
+    assert find_images(link) == [link / "2.png"]
 
 
 def test_arguments_are_checked_before_the_first_file(tmp_path: Path, save_image: SaveImage) -> None:
