@@ -88,13 +88,13 @@ def run_kernel_benchmarks(
     -------
     list of dict
         ``suite, run`` (when this run began), ``op, size, impl, served_by`` ("kernel", "reference",
-        "compiled" or "library"), ``shape, dtype, options, status`` ("ok", "failed", "skipped"),
-        ``reason, median_ms, p25, p75`` (milliseconds), ``n`` (samples), ``timer, peak_bytes,
-        max_err, tolerance, flops, bytes, items`` (of a call), ``ceilings`` (``gemm_gflops,
-        read_gb_per_s`` and how they were measured), ``rates`` (``gflops, gemm_share, gb_per_s,
-        read_share, items_per_s``), ``smoke`` and the machine: ``device, device_name, cpu_count,
-        cpu_isa, load_average, threads, torch, cuda, nnmf_cuda, commit, uncommitted_changes,
-        date``. What was not measured is None.
+        "compiled", "library", or "pillow" for decoding alone), ``shape, dtype, options``,
+        ``status`` ("ok", "failed", "skipped"), ``reason, median_ms, p25, p75`` (milliseconds),
+        ``n`` (samples), ``timer, peak_bytes, max_err, tolerance, flops, bytes, items`` (of a
+        call), ``ceilings`` (``gemm_gflops, read_gb_per_s`` and how they were measured), ``rates``
+        (``gflops, gemm_share, gb_per_s, read_share, items_per_s``), ``smoke`` and the machine:
+        ``device, device_name, cpu_count, cpu_isa, load_average, threads, torch, cuda, nnmf_cuda,
+        commit, uncommitted_changes, date``. What was not measured is None.
 
     Raises
     ------
@@ -282,7 +282,9 @@ def _computed_in(inputs: Inputs) -> str:
 def _served_by(op: str, implementation: str, device: torch.device) -> str:
     from nnmf_cuda import show_config
 
-    if implementation.startswith("ours") and "decoding" not in implementation:  # that is Pillow
+    if implementation == "ours, decoding alone":
+        return "pillow"
+    if implementation.startswith("ours"):
         served = show_config()["ops"].get({"extract": "project"}.get(op, op), {})
         return str(served.get(device.type, "unavailable"))
     names = {"reference": "reference", "torch.compile": "compiled"}

@@ -84,10 +84,11 @@ def test_a_goal_out_of_reach_is_a_failure(start):
     assert "median_ms" not in found
 
 
-def test_an_unknown_solver_is_skipped(start):
-    found = convergence._ours(start, KL, "no-such", goal=1.0, n_iter=2, device=torch.device("cpu"))
-    assert found["status"] == "skipped"
-    assert "no-such" in found["reason"]
+def test_a_solver_that_refuses_is_a_failure(start):
+    found = convergence._ours(start, KL, "hals", goal=1.0, n_iter=2, device=torch.device("cpu"))
+    assert found["status"] == "failed"
+    assert found["reason"].startswith("ValueError: ")
+    assert "hals" in found["reason"]
 
 
 def test_a_broken_solver_does_not_stop_the_others(start, monkeypatch):
@@ -114,6 +115,7 @@ def test_smoke_run(tmp_path, monkeypatch):
         assert record["suite"] == "convergence"
         assert record["size"] == "phantom"
         assert record["ceilings"]["gemm_gflops"] > 0
+        assert record["status"] != "skipped"
         if record["status"] == "ok":
             assert record["objective"] <= record["goal"]
     mu = {r["impl"]: r for r in records if r["options"]["beta_loss"] == "kullback-leibler"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -174,34 +173,25 @@ NNMF_MU = Case(
 
 
 def _hals_ours(inputs: Inputs) -> Call:
-    op = getattr(ops, "nnmf_hals", None)
-    if op is None:
-        raise NotApplicableError("this version has no nnmf_hals")
     X, W, H, n_iter = (inputs[name] for name in ("X", "W", "H", "n_iter"))
-    return lambda: op(X, W, H, n_iter=n_iter)[:2]
+    return lambda: ops.nnmf_hals(X, W, H, n_iter=n_iter)[:2]
 
 
 def _hals_reference(inputs: Inputs) -> Call:
-    op: Any = getattr(reference, "nnmf_hals", None)
-    if op is None:
-        raise NotApplicableError("this version has no nnmf_hals")
     X, W, H, n_iter = (inputs[name] for name in ("X", "W", "H", "n_iter"))
 
     def call() -> tuple[Tensor, Tensor]:
-        new_W, new_H = op(X, W[None], H[None], n_iter=n_iter)[:2]
+        new_W, new_H, _ = reference.nnmf_hals(X, W[None], H[None], n_iter=n_iter)
         return new_W[0], new_H[0]
 
     return call
 
 
 def _hals_compiled(inputs: Inputs) -> Call:
-    op: Any = getattr(reference, "nnmf_hals", None)
-    if op is None:
-        raise NotApplicableError("this version has no nnmf_hals")
     X = inputs["X"]
     if X.dtype == torch.uint8:
         raise NotApplicableError("takes a minute to compile; see float32")
-    return _compiled_iterations(lambda W, H: op(X, W, H, n_iter=1)[:2], inputs)
+    return _compiled_iterations(lambda W, H: reference.nnmf_hals(X, W, H, n_iter=1)[:2], inputs)
 
 
 def _hals_work(size: Size) -> Work:
