@@ -28,7 +28,7 @@ __all__ = ["main"]
 
 _ABOUT = """\
 NNMF features of images, a light classifier, a diffusion defence in feature space, and how much of
-it an attack leaves standing. Compiled kernels serve the heavy steps. Not a medical device.
+it an attack leaves standing. Kernels for CPU and CUDA serve every step. Not a medical device.
 """
 
 _NOT_CONFIG = ("config", "out", "overwrite", "seeds", "print_config")
@@ -213,7 +213,9 @@ def _add_bench_commands(parser: ArgumentParser) -> None:
         "convergence", _bench_convergence_parser(), help="time to scikit-learn's objective"
     )
     kinds.add_subcommand("memory", _bench_memory_parser(), help="peak memory of a fit")
-    kinds.add_subcommand("stages", _bench_stages_parser(), help="the paper's seconds a stage")
+    kinds.add_subcommand(
+        "stages", _bench_stages_parser(), help="seconds of each stage here, beside the paper's"
+    )
     kinds.add_subcommand("plot", _bench_plot_parser(), help="figures and tables from records")
 
 
@@ -275,7 +277,10 @@ def _bench_memory_parser() -> ArgumentParser:
 
 
 def _bench_stages_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Run the experiment for the paper's seconds a stage.")
+    parser = ArgumentParser(
+        description="Run the experiment, and print the seconds that each stage takes on this"
+        " machine beside those that the paper tells of its own."
+    )
     _add_device(parser)
     parser.add_argument(
         "--data", type=str | None, default=None, help="as for run; default: the phantom"

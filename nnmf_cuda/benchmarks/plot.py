@@ -55,11 +55,20 @@ def plot_records(
     Raises
     ------
     ValueError
-        If there is no record, or they are of several machines.
+        If there is no record, they are of several machines or damaged (see `read_records`), `out`
+        is no directory, or the page has no place for a part. Nothing is then drawn.
     """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; the figures need a directory")
+    if page is not None:
+        _check_page(Path(page), _SUITES)
     records = latest_records(read_records(paths))
     if not records:
-        raise ValueError("no benchmark records in these files; write some with --json FILE")
+        raise ValueError(
+            'no benchmark records in these files (those without "suite", of an older layout, are '
+            "ignored); write some with --json FILE"
+        )
     if not all(r["smoke"] for r in records):  # tiny sizes say nothing beside real ones
         records = [r for r in records if not r["smoke"]]
     machines = sorted({f"{r['device_name']} ({r['device']})" for r in records})
@@ -73,7 +82,7 @@ def plot_records(
     }
     drawn = {suite: draw(suites[suite]) for suite, draw in figures.items()}
     saved = {
-        suite: _save(figure, Path(out) / f"{suite}.svg")
+        suite: _save(figure, folder / f"{suite}.svg")
         for suite, figure in drawn.items()
         if figure is not None
     }
@@ -93,16 +102,30 @@ def write_parts(page: Path, parts: Mapping[str, str]) -> None:
     Raises
     ------
     ValueError
-        If the page has no such place for one of the parts.
+        If the page cannot be read, or has no such place for one of the parts.
     """
-    text = page.read_text("utf-8")
+    text = _check_page(page, parts)
     for name, part in parts.items():
-        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        found = place.search(text)
-        if found is None:
-            raise ValueError(f"{page} has no lines '<!-- {name} -->' and '<!-- /{name} -->'")
-        text = f"{text[: found.start()]}{found[1]}{part}\n{found[2]}{text[found.end() :]}"
+        literal = part.replace("\\", r"\\")
+        text = _place(name).sub(rf"\g<1>{literal}\n\g<2>", text, count=1)
     page.write_text(text, "utf-8")
+
+
+def _check_page(page: Path, names: Iterable[str]) -> str:
+    """Return the text of a page that has a place for each of the parts."""
+    try:
+        text = page.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read the page {page}: {reason}") from error
+    for name in names:
+        if _place(name).search(text) is None:
+            raise ValueError(f"{page} has no lines '<!-- {name} -->' and '<!-- /{name} -->'")
+    return text
+
+
+def _place(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -22,6 +22,20 @@ MEASURED: Mapping[str, Any] = dict.fromkeys(
 )
 """What a measurement fills in; None where it was not measured."""
 
+_EVERY_RECORD = (
+    *("suite", "run", "op", "size", "impl", "served_by", "shape", "dtype", "options", "smoke"),
+    *MEASURED,
+    *("device", "device_name", "cpu_isa", "threads", "torch", "commit", "uncommitted_changes"),
+    "date",
+)
+_KEYS = {
+    "kernels": _EVERY_RECORD,
+    "scaling": _EVERY_RECORD,
+    "convergence": (*_EVERY_RECORD, "iterations", "goal", "objective"),
+    "memory": (*_EVERY_RECORD, "x_bytes"),
+}
+"""What tables and figures read of a record, by suite."""
+
 
 class Recorder:
     """Keep the records of one run, and append each to a file as soon as it is there.
@@ -78,23 +92,46 @@ def append_json_line(path: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(paths: Iterable[str | Path]) -> list[Record]:
-    """Read the records of `Recorder` from files of JSON lines; other lines are passed over.
+    """Read the records of `Recorder` from files of JSON lines.
+
+    Blank lines are passed over, and so are records without "suite": stage tables, and records of
+    an older layout.
 
     Raises
     ------
     ValueError
-        If a file is not made of JSON lines.
+        If a file cannot be read, or a line of it is no JSON object or a record that lacks
+        something.
     """
     records: list[Record] = []
     for path in paths:
-        for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), start=1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-            if "suite" in record:  # not a stage table, and not of an older layout
+        try:
+            lines = Path(path).read_bytes().split(b"\n")
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+        for number, line in enumerate(lines, start=1):
+            record = _parse(line, f"{path}, line {number}") if line.strip() else {}
+            if "suite" in record:
                 records.append(record)
     return records
+
+
+def _parse(line: bytes, where: str) -> Record:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except ValueError as error:  # of the encoding, or of JSON
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is not a record: {line[:60].decode('utf-8', 'replace')}")
+    if "suite" not in record:
+        return record
+    keys = _KEYS.get(str(record["suite"]))
+    if keys is None:
+        raise ValueError(f"{where} is of no known suite: {record['suite']!r}")
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise ValueError(f"{where} is a record of {record['suite']} without {', '.join(missing)}")
+    return record
 
 
 def latest_records(records: Iterable[Record]) -> list[Record]:

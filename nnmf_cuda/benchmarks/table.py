@@ -71,17 +71,17 @@ def compact_shape(shape: Mapping[str, int]) -> str:
 
 
 def where(records: Sequence[Record]) -> str:
-    """Return the machine of the records, its ceilings and the versions, in a sentence or two."""
+    """Return the machine of the records, its ceilings and the versions, in a sentence or two.
+
+    The records may come from several runs: all their versions, commits and days are named.
+    """
     record = records[-1]
     threads = sorted({r["threads"] for r in records})
     counts = ", ".join(map(str, threads))
     text = (
         f"{record['device_name']} ({record['device']}"
         + (f", {record['cpu_isa']}" if record["cpu_isa"] else "")
-        + f"), {counts} thread{'' if threads == [1] else 's'}, torch {record['torch']}, "
-        f"commit {record['commit'][:10] or 'unknown'}"
-        + (" with changes" if record["uncommitted_changes"] else "")
-        + f", {record['date'][:10]}."
+        + f"), {counts} thread{'' if threads == [1] else 's'}, {_versions(records)}."
     )
     measured = [r["ceilings"] for r in records if r["ceilings"]]
     if measured and not record["smoke"]:
@@ -91,6 +91,21 @@ def where(records: Sequence[Record]) -> str:
     if record["smoke"]:
         text += " Smoke run: sizes too small to say anything about speed."
     return text
+
+
+def _versions(records: Sequence[Record]) -> str:
+    """Return torch, commits and days of the records, the oldest first."""
+    dated = sorted(records, key=lambda r: str(r["date"]))
+    torch = dict.fromkeys(r["torch"] for r in dated)
+    commits = dict.fromkeys(
+        (r["commit"][:10] or "unknown") + (" with changes" if r["uncommitted_changes"] else "")
+        for r in dated
+    )
+    days = dict.fromkeys((dated[0]["date"][:10], dated[-1]["date"][:10]))
+    return (
+        f"torch {', '.join(torch)}, commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}, "
+        f"{' to '.join(days)}"
+    )
 
 
 def _range(values: Sequence[float]) -> str:

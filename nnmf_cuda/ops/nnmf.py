@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nnmf_cuda.ops._arguments import (
     FLOATS,
-    require_count,
     require_dims,
     require_dtype,
     require_non_negative,
@@ -33,11 +32,7 @@ def beta_loss_to_float(beta_loss: float | str) -> float:
             known = ", ".join(map(repr, _BETA_LOSSES))
             raise ValueError(f"beta_loss must be a number or one of {known}, got {beta_loss!r}")
         return _BETA_LOSSES[beta_loss]
-    try:
-        finite = math.isfinite(beta_loss)
-    except TypeError as error:
-        raise TypeError(f"beta_loss must be a number or a name, got {beta_loss!r}") from error
-    if not finite:
+    if not math.isfinite(beta_loss):
         raise ValueError(f"beta_loss must be finite, got {beta_loss}")
     return float(beta_loss)
 
@@ -206,7 +201,8 @@ def nnmf_hals(
     ...     X, torch.rand(100, 5), torch.rand(5, 64), n_iter=50, compute_divergence=True
     ... )
     """
-    require_count("n_inner", n_inner, low=1)
+    if n_inner < 1:
+        raise ValueError(f"n_inner must be >= 1, got {n_inner}")
     return _run(
         torch.ops.nnmf_cuda.nnmf_hals.default,
         X,
@@ -236,7 +232,8 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check the arguments that the solvers share and call `op` with a batch dimension."""
     _check_factors(X, W, H)
-    require_count("n_iter", n_iter, low=0)
+    if n_iter < 0:
+        raise ValueError(f"n_iter must be >= 0, got {n_iter}")
     require_non_negative(**penalties)
     batched = W.dim() == 3
     if not batched:

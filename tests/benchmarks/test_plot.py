@@ -167,6 +167,17 @@ def test_markdown_table_has_the_figures():
     assert markdown_table([]) == "No records yet."
 
 
+def test_records_of_several_runs_name_all_of_them():
+    later = {"commit": "fedcba9876543210", "date": "2026-02-03T01:00:00+00:00"}
+    rows = [record(**later, torch="2.14.0", uncommitted_changes=True), record(), record()]
+    said = (
+        "torch 2.13.0, 2.14.0, commits 0123456789, fedcba9876 with changes, "
+        "2026-01-02 to 2026-02-03."
+    )
+    assert said in markdown_table(rows)
+    assert said in markdown_table(rows[::-1])
+
+
 def test_convergence_and_memory_tables():
     rows = {
         suite: [r for r in one_of_each() if r["suite"] == suite]
@@ -191,6 +202,8 @@ def test_page_is_filled_in_and_again(write, tmp_path):
     assert all((tmp_path / link).exists() for link in links)
     plot_records([path], out=tmp_path / "figures", page=page)
     assert page.read_text() == filled
+    write_parts(page, {"memory": r"0 \1 \n"})
+    assert "<!-- memory -->\n0 \\1 \\n\n<!-- /memory -->" in page.read_text()
     with pytest.raises(ValueError, match="has no lines '<!-- other -->'"):
         write_parts(page, {"other": "x"})
 
@@ -206,7 +219,7 @@ def test_the_page_of_the_docs_has_every_part(write, tmp_path):
 
 
 def test_bad_records_are_named(write, tmp_path):
-    with pytest.raises(ValueError, match="no benchmark records"):
+    with pytest.raises(ValueError, match='no benchmark records .*without "suite", .* ignored'):
         plot_records([write([{"op": "stages"}])], out=tmp_path)
     with pytest.raises(ValueError, match=r"several machines: Other \(cpu\), Some CPU \(cpu\)"):
         plot_records([write([record(), record(device_name="Other")])], out=tmp_path)
@@ -214,6 +227,58 @@ def test_bad_records_are_named(write, tmp_path):
     path.write_text('{"suite": ')
     with pytest.raises(ValueError, match=r"broken.jsonl, line 1 is not JSON"):
         read_records([path])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"suite": "kernels"}', "is a record of kernels without run, op, size"),
+        (b'{"suite": "other"}', "is of no known suite: 'other'"),
+        (b'{"suite": ["kernels"]}', "is of no known suite"),
+        (b"3", "is not a record: 3"),
+        (b'"suite"', 'is not a record: "suite"'),
+        (b"null", "is not a record: null"),
+        (b"\x80\xff\x00", "is not JSON: .*utf-8"),
+    ],
+)
+def test_odd_lines_are_named(tmp_path, line, message):
+    path = tmp_path / "odd.jsonl"
+    good = json.dumps(record()).encode()
+    path.write_bytes(good + b"\n\n" + line + b"\n")
+    with pytest.raises(ValueError, match=f"odd.jsonl, line 3 {message}"):
+        read_records([path])
+
+
+def test_blank_lines_and_other_records_are_passed_over(tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    good = json.dumps(record()).encode()
+    path.write_bytes(b'\n  \r\n{"op": "stages"}\n{}\n' + good + b"\r\n")
+    assert read_records([path]) == [record()]
+    with pytest.raises(ValueError, match=r"cannot read .*none.jsonl: No such file"):
+        read_records([tmp_path / "none.jsonl"])
+
+
+@pytest.mark.parametrize("suite", ["kernels", "scaling", "convergence", "memory"])
+def test_what_figures_read_is_asked_of_each_record(write, suite):
+    whole = next(r for r in one_of_each() if r["suite"] == suite)
+    for key in ("date", "median_ms", *({"iterations", "x_bytes"} & whole.keys())):
+        path = write([{k: v for k, v in whole.items() if k != key}])
+        with pytest.raises(ValueError, match=f"line 1 is a record of {suite} without {key}$"):
+            read_records([path])
+
+
+def test_nothing_is_drawn_where_it_cannot_be_used(write, tmp_path):
+    path, out = write(one_of_each()), tmp_path / "figures"
+    page = tmp_path / "page.md"
+    for text in (None, "<!-- kernels -->\n<!-- /kernels -->\n"):
+        if text is not None:
+            page.write_text(text)
+        message = "cannot read the page" if text is None else "has no lines '<!-- scaling -->'"
+        with pytest.raises(ValueError, match=message):
+            plot_records([path], out=out, page=page)
+        assert not out.exists()
+    with pytest.raises(ValueError, match=r"records.jsonl is a file; the figures need a directory"):
+        plot_records([path], out=path)
 
 
 def test_command_line(tmp_path, capsys):
@@ -234,3 +299,10 @@ def test_help(kind, capsys):
         main(["bench", kind, "--help"])
     assert stopped.value.code == 0
     assert f"bench [options] {kind}" in capsys.readouterr().out
+
+
+def test_help_says_that_stages_are_measured_here(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "seconds of each stage here, beside the paper's" in shown
