@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,19 @@ def initial_factors(
             f"n_init={n_init} with init={init!r} would repeat one start; use init='random' or "
             "'nndsvdar', or n_init=1"
         )
+    starts: Iterable[tuple[FloatArray, FloatArray]]
     if init == "random":
         starts = _random(X, n_components, n_init, random_state)
     else:
         starts = _nndsvd(X, n_components, init, n_init, random_state)
-    W, H = (torch.from_numpy(np.stack(factor)) for factor in zip(*starts, strict=True))
     dtype = factor_dtype(X)
-    return W.to(X.device, dtype), H.to(X.device, dtype)
+    factors = zip(*((_tensor(W, dtype), _tensor(H, dtype)) for W, H in starts), strict=True)
+    W, H = (torch.stack(factor) if n_init > 1 else factor[0][None] for factor in factors)
+    return W.to(X.device), H.to(X.device)
+
+
+def _tensor(factor: FloatArray, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(factor).to(dtype)
 
 
 def custom_factors(X: Tensor, n_components: int | None, W: Any, H: Any) -> tuple[Tensor, Tensor]:
@@ -76,17 +83,15 @@ def _check_start(name: str, factor: Tensor, shape: tuple[int, int]) -> None:
 
 def _random(
     X: Tensor, n_components: int, n_init: int, random_state: Any
-) -> list[tuple[FloatArray, FloatArray]]:
+) -> Iterator[tuple[FloatArray, FloatArray]]:
     """Uniform on [0, 1) plus 0.1, the start of the paper."""
     rng = check_random_state(random_state)
     n_samples, n_features = X.shape
-    return [
-        (
-            rng.uniform(size=(n_samples, n_components)) + _RANDOM_FLOOR,
-            rng.uniform(size=(n_components, n_features)) + _RANDOM_FLOOR,
+    for _ in range(n_init):  # one start at a time in memory
+        yield (
+            rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=(n_samples, n_components)),
+            rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=(n_components, n_features)),
         )
-        for _ in range(n_init)
-    ]
 
 
 def _nndsvd(
