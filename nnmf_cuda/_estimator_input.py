@@ -73,6 +73,8 @@ def read_matrix(estimator: Any, X: Any, *, device: torch.device, reset: bool) ->
         )
     read = _from_torch if isinstance(X, Tensor) else _from_array
     matrix = read(estimator, X, reset).to(device)
+    if matrix.stride(1) != 1:  # columns lie apart: once here, not in each call of an op
+        matrix = matrix.contiguous()
     if matrix.dtype != torch.uint8:
         _check_values(type(estimator).__name__, matrix)
     return matrix

@@ -28,7 +28,7 @@ __all__ = ["main"]
 
 _ABOUT = """\
 NNMF features of images, a light classifier, a diffusion defence in feature space, and how much of
-it an attack leaves standing. Kernels for CPU and CUDA serve every step. Not a medical device.
+it an attack leaves standing. Compiled kernels serve the heavy steps. Not a medical device.
 """
 
 _NOT_CONFIG = ("config", "out", "overwrite", "seeds", "print_config")

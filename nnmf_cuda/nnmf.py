@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -150,9 +149,10 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
 
     X may be anything scikit-learn takes densely, or a tensor on any device. uint8 means pixels
     and is read as x / 255 without a floating-point copy; other integers are counts and become
-    float64; float32 stays float32. A memory map of one of these types (``np.load(path,
-    mmap_mode="r")``) is read where it is, so it may be larger than memory: beside it, `fit` holds
-    the factors and a block of rows. Fitted attributes are always NumPy arrays. `transform`,
+    float64; float32 stays float32. With compiled kernels, a memory map of one of these types in C
+    order (``np.load(path, mmap_mode="r")``) is read where it is, so it may be larger than memory:
+    beside it, `fit` holds the factors and a block of rows. Data in other orders are copied once.
+    Fitted attributes are always NumPy arrays. `transform`,
     `fit_transform` and `inverse_transform` return a tensor on the device of their input for a
     tensor, an array otherwise. No gradient flows through the estimator: a tensor that requires
     grad is detached. For gradients to X use `nnmf_cuda.ops.project`.
@@ -378,8 +378,6 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     def _check_parameters(self) -> None:
         if self.n_components != "auto":
             check_integer("n_components", self.n_components, low=1)
-        if not isinstance(self.beta_loss, (str, Real)):
-            raise TypeError(f"beta_loss must be a number or a name, got {self.beta_loss!r}")
         check_choice("solver", self.solver, SOLVERS)
         check_solver(self.solver, ops.beta_loss_to_float(self.beta_loss))
         check_choice("init", self.init, INITS)
@@ -410,10 +408,24 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             return torch.tensor(getattr(self, name), device=X.device)
 
         components = stored("components_")
+        self._check_stream(len(components))
         if hasattr(self, "n_steps_"):
             return components, Statistics(*map(stored, _MEMORY))
         W = stored("W_")
         return components, statistics_of_fit(W, components, self._objective(len(W), X.shape[1]))
+
+    def _check_stream(self, n_components: int) -> None:
+        """Raise where a parameter no longer fits what the stream remembers."""
+        before: dict[str, Any] = {"n_components": n_components}
+        if hasattr(self, "n_steps_"):
+            before["beta_loss"] = self._beta_loss_of_stream
+        for name, value in before.items():
+            now = getattr(self, name)
+            if now != "auto" and now != value:
+                raise ValueError(
+                    f"{name}={now!r} has changed from {value!r} since the stream began; set it "
+                    "back, or start anew with sklearn.base.clone"
+                )
 
     def _objective(self, n_samples: int, n_features: int) -> Objective:
         alpha_H = self.alpha_W if self.alpha_H == "same" else self.alpha_H
@@ -466,6 +478,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         for name in _OF_FIT_ALONE:
             self.__dict__.pop(name, None)
         self.components_ = components.cpu().numpy()
+        self._beta_loss_of_stream = self.beta_loss
         self._components_numerator = statistics.numerator.cpu().numpy()
         self._components_denominator = statistics.denominator.cpu().numpy()
         self.n_components_ = len(self.components_)

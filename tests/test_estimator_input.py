@@ -8,6 +8,7 @@ import scipy.sparse
 import torch
 from sklearn.exceptions import NotFittedError
 
+from nnmf_cuda._estimator_input import read_matrix
 from nnmf_cuda.nnmf import NNMF
 
 
@@ -210,3 +211,13 @@ def test_nnmf_overflow_is_an_error_not_nan(X):
 def test_nnmf_transform_before_fit():
     with pytest.raises(NotFittedError):
         NNMF().transform(np.ones((3, 3)))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_columns_that_lie_apart_are_copied_once(order):
+    X = np.asfortranarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
+    X = np.ascontiguousarray(X) if order == "C" else X
+    matrix = read_matrix(NNMF(), X, device=torch.device("cpu"), reset=True)
+    assert matrix.stride(1) == 1
+    assert (matrix.data_ptr() == X.ctypes.data) == (order == "C")
+    assert (matrix.numpy() == X).all()

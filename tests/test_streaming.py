@@ -214,7 +214,7 @@ def test_partial_fit_errors(X, parameters, rows, start, message):
 
 
 def test_partial_fit_rejects_other_features_and_bad_rows_and_keeps_the_model(X, H):
-    model = streamed(X, H)
+    model = streamed(X, H, beta_loss="frobenius")
     components = model.components_.copy()
     with pytest.raises(ValueError, match="X has 30 features, but NNMF is expecting 33"):
         model.partial_fit(X[:, :30])
@@ -222,6 +222,13 @@ def test_partial_fit_rejects_other_features_and_bad_rows_and_keeps_the_model(X, 
         model.partial_fit(-X)
     huge = np.full((4, 33), 1e300)
     with pytest.raises(ValueError, match="the mini-batch overflowed; scale X"):
-        model.set_params(beta_loss="frobenius", alpha_H=1e300).partial_fit(huge)
+        model.set_params(alpha_H=1e300).partial_fit(huge)
     np.testing.assert_array_equal(model.components_, components)
     assert model.n_steps_ == 4
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_components", 5), ("beta_loss", "frobenius")])
+def test_partial_fit_refuses_a_parameter_that_its_memory_does_not_fit(X, H, name, value):
+    model = streamed(X, H)
+    with pytest.raises(ValueError, match=f"{name}=.* has changed .* since the stream began"):
+        model.set_params(**{name: value}).partial_fit(X)

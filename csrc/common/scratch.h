@@ -7,45 +7,50 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
-#include <vector>
 
 namespace nnmf_cuda {
 
 constexpr std::size_t kCacheLine = 64;
 
 // Blocks that a thread has used and will use again: tasks are short, and the allocator takes longer
-// than some of them. Sizes are powers of two; large blocks, and more than a few, go back.
+// than some of them. Small blocks have sizes that are powers of two; large ones, and more than a
+// few, go back.
 class BlockCache {
  public:
   BlockCache() = default;
   BlockCache(const BlockCache&) = delete;
   BlockCache& operator=(const BlockCache&) = delete;
   ~BlockCache() {
-    for (const std::vector<void*>& blocks : free_)
-      for (void* block : blocks) ::operator delete(block, kAlignment);
+    for (Blocks& blocks : free_)
+      while (blocks.count > 0) ::operator delete(blocks.block[--blocks.count], kAlignment);
   }
 
   static void* take(std::size_t bytes) {
     const std::size_t power = power_of(bytes);
-    if (power < kPowers && !mine().free_[power].empty()) {
-      void* block = mine().free_[power].back();
-      mine().free_[power].pop_back();
-      return block;
-    }
+    if (power >= kPowers) return ::operator new(bytes, kAlignment);
+    Blocks& blocks = mine().free_[power];
+    if (blocks.count > 0) return blocks.block[--blocks.count];
     return ::operator new(std::size_t{1} << power, kAlignment);
   }
 
   static void give(void* block, std::size_t bytes) {
     const std::size_t power = power_of(bytes);
-    if (power < kPowers && mine().free_[power].size() < kMost)
-      mine().free_[power].push_back(block);
-    else
+    if (power < kPowers && mine().free_[power].count < kMost) {
+      Blocks& blocks = mine().free_[power];
+      blocks.block[blocks.count++] = block;
+    } else {
       ::operator delete(block, kAlignment);
+    }
   }
 
  private:
   static constexpr std::size_t kPowers = 19, kMost = 8;  // 8 blocks each of up to 256 KiB
   static constexpr std::align_val_t kAlignment{kCacheLine};
+
+  struct Blocks {
+    std::array<void*, kMost> block;
+    std::size_t count = 0;
+  };
 
   static std::size_t power_of(std::size_t bytes) {
     return static_cast<std::size_t>(std::bit_width(std::max(bytes, kCacheLine) - 1));
@@ -55,7 +60,7 @@ class BlockCache {
     return cache;
   }
 
-  std::array<std::vector<void*>, kPowers> free_;
+  std::array<Blocks, kPowers> free_;
 };
 
 // Memory for `size` values, aligned to a cache line, its contents undefined.

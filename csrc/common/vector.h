@@ -63,7 +63,7 @@ struct Vector {
 
   static NNMF_CUDA_INLINE void store(T* p, const Lanes& v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
-  // The larger of both; `value` where one of them is NaN.
+  // The larger of both; NaN where `value` is, for which the order of the arguments matters.
   static NNMF_CUDA_INLINE Lanes max(const Lanes& bound, const Lanes& value) {
 #if NNMF_CUDA_VECTOR_BYTES == 64
     if constexpr (sizeof(T) == 4)
@@ -80,7 +80,8 @@ struct Vector {
 #endif
   }
 
-  // x / y to the last bit or two, for finite y that is not denormal.
+  // x / y to the last bit or two, for y whose inverse is no denormal (in float32 up to 8e37); what
+  // overflows becomes NaN.
   static NNMF_CUDA_INLINE Lanes divide(const Lanes& x, const Lanes& y) {
 #if NNMF_CUDA_VECTOR_BYTES == 64
     Lanes inverse;  // 14 bits, then twice as many with each Newton step

@@ -351,8 +351,9 @@ Outcome exchange(const Gram& g, const Group& s) {
 bool load_row(const Gram& g, const Group& s, int64_t lane, const double* cross) {
   double not_finite = 0;
   for (int64_t j = 0; j < g.size; ++j) {
-    not_finite += cross[j] * 0;
-    s.cross[j * kLanes + lane] = cross[j] * g.scale[j];
+    const double scaled = cross[j] * g.scale[j];
+    not_finite += scaled * 0;
+    s.cross[j * kLanes + lane] = scaled;
   }
   s.cross[g.size * kLanes + lane] = 0;
   s.fewest[lane] = g.size + 1;

@@ -148,6 +148,7 @@ void iterate(const Data* X, T* W, T* H, const Shape& s, const Update& update_W,
   const auto run = [&](int64_t begin, int64_t end) {
     if (begin == end) return;
     std::vector<Factors<T, Data>> batch;
+    batch.reserve(static_cast<std::size_t>(end - begin));
     for (int64_t b = begin; b < end; ++b) {
       batch.emplace_back(X + b * s.x_stride, s.x_row_stride, W + b * s.n_samples * s.n_components,
                          H + b * s.n_components * s.n_features, s, kSumsDenominator<loss>);

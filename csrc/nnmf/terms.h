@@ -10,15 +10,18 @@ namespace {
 template <Loss loss>
 constexpr bool kSumsDenominator = loss == Loss::kItakuraSaito || loss == Loss::kGeneral;
 
-// Whether a panel holds exact zeros alone, which add nothing to a numerator. Data without zeros pay
-// for the look at one entry.
+// Whether a panel holds exact zeros alone, which add nothing to a numerator while W H is finite.
+// Data without zeros pay for the look at one entry.
 template <class T, class Data>
 NNMF_CUDA_INLINE bool all_zero(const Data* x, int64_t x_stride) {
   if (*x != 0) return false;
-  constexpr int64_t kWords = kColumns<T> * int64_t{sizeof(Data)} / 4;
+  constexpr int64_t kBytes = kColumns<T> * int64_t{sizeof(Data)};
+  using Word = std::conditional_t<kBytes % 4 == 0, uint32_t, uint16_t>;
+  constexpr int64_t kWords = kBytes / int64_t{sizeof(Word)};
+  static_assert(kWords * int64_t{sizeof(Word)} == kBytes);
   uint32_t any = 0;
   for (int64_t i = 0; i < kRows; ++i) {
-    uint32_t words[kWords];
+    Word words[kWords];
     __builtin_memcpy(words, x + i * x_stride, sizeof(words));
     for (int64_t w = 0; w < kWords; ++w) any |= words[w];
   }

@@ -21,6 +21,8 @@ int64_t statistics_size(int64_t n_components) {
   return 0;
 }
 
+// The rule of `updated` (beta_loss.h), which serves CUDA, written so that the compiler vectorises
+// it.
 template <int64_t width, class T>
 NNMF_CUDA_INLINE void multiply_row(T* values, const double* numerator, const double* denominator,
                                    const Update& update) {

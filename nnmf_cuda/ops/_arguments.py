@@ -46,6 +46,14 @@ def require_same_device(**tensors: Tensor) -> None:
         raise ValueError(f"all tensors must be on one device, got {where}")
 
 
+def require_count(name: str, value: object, *, low: int) -> None:
+    """Raise unless `value` is an integer of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer >= {low}, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be >= {low}, got {value}")
+
+
 def require_non_negative(**values: float) -> None:
     """Raise ValueError unless all values are finite numbers >= 0."""
     for name, value in values.items():

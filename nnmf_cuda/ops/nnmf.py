@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnmf_cuda.ops._arguments import (
     FLOATS,
+    require_count,
     require_dims,
     require_dtype,
     require_non_negative,
@@ -32,7 +33,11 @@ def beta_loss_to_float(beta_loss: float | str) -> float:
             known = ", ".join(map(repr, _BETA_LOSSES))
             raise ValueError(f"beta_loss must be a number or one of {known}, got {beta_loss!r}")
         return _BETA_LOSSES[beta_loss]
-    if not math.isfinite(beta_loss):
+    try:
+        finite = math.isfinite(beta_loss)
+    except TypeError as error:
+        raise TypeError(f"beta_loss must be a number or a name, got {beta_loss!r}") from error
+    if not finite:
         raise ValueError(f"beta_loss must be finite, got {beta_loss}")
     return float(beta_loss)
 
@@ -201,8 +206,7 @@ def nnmf_hals(
     ...     X, torch.rand(100, 5), torch.rand(5, 64), n_iter=50, compute_divergence=True
     ... )
     """
-    if n_inner < 1:
-        raise ValueError(f"n_inner must be >= 1, got {n_inner}")
+    require_count("n_inner", n_inner, low=1)
     return _run(
         torch.ops.nnmf_cuda.nnmf_hals.default,
         X,
@@ -232,8 +236,7 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check the arguments that the solvers share and call `op` with a batch dimension."""
     _check_factors(X, W, H)
-    if n_iter < 0:
-        raise ValueError(f"n_iter must be >= 0, got {n_iter}")
+    require_count("n_iter", n_iter, low=0)
     require_non_negative(**penalties)
     batched = W.dim() == 3
     if not batched:

@@ -97,18 +97,23 @@ def test_unknown_instruction_set_is_named() -> None:
     assert "NNMF_CUDA_CPU_ISA=sse9 is not an instruction set" in done.stderr
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+@pytest.mark.parametrize("pixels", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("beta_loss", [2.0, 1.0, 0.5])
-def test_zeros_change_nothing_but_the_time(dtype: torch.dtype, beta_loss: float) -> None:
-    """Whole panels, whole tiles, single entries and a whole row of zeros."""
-    X, W, H = problem(1, 41, 700, 5, torch.float32 if dtype == torch.uint8 else dtype)
-    if dtype == torch.uint8:
+def test_zeros_change_nothing_but_the_time(
+    dtype: torch.dtype, beta_loss: float, pixels: bool
+) -> None:
+    """Whole panels, tiles, a row, single entries; tiles of which only the last entry is left."""
+    X, W, H = problem(1, 41, 700, 5, dtype)
+    if pixels:
         X = (X * 200).to(torch.uint8)
     X[:, 100:290] = 0
     X[8:24, 300:] = 0
     X[33] = 0
     X[::3, ::5] = 0
     X[0, 300:350] = 0
+    every_sixth = torch.arange(700) % 6 == 5  # the width of the narrowest tile
+    X[:, 500:600] *= every_sixth[500:600]
     options = {"beta_loss": beta_loss, "n_iter": 3}
     got = torch.ops.nnmf_cuda.nnmf_mu(X, W, H, **options)
     wanted = reference.nnmf_mu(as_float(X, W.dtype).double(), W.double(), H.double(), **options)

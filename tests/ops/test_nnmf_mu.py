@@ -289,6 +289,8 @@ def _bad(**changes: object) -> dict[str, object]:
         ),
         ({"H": torch.ones(1, 3, 129, dtype=torch.float64)}, ValueError, "H must have 2 dimensions"),
         ({"n_iter": -1}, ValueError, "n_iter must be >= 0, got -1"),
+        ({"n_iter": 1.5}, TypeError, "n_iter must be an integer >= 0, got 1.5"),
+        ({"beta_loss": None}, TypeError, "beta_loss must be a number or a name, got None"),
         ({"l1_reg_W": -0.5}, ValueError, "l1_reg_W must be a finite number >= 0, got -0.5"),
         ({"beta_loss": "euclid"}, ValueError, "beta_loss must be a number or one of 'frobenius'"),
         ({"beta_loss": float("nan")}, ValueError, "beta_loss must be finite"),
