@@ -173,7 +173,7 @@ def _kernels_figure(records: Sequence[Record]) -> Figure | None:
     for axes, (name, group) in zip(grid[:, 0], groups.items(), strict=True):
         speeds = [reference[name] / r["median_ms"] for r in group]
         axes.set_xscale("log")
-        _bars(axes, group, speeds, [f"{r['median_ms']:.3g} ms" for r in group], start=1)
+        _bars(axes, group, speeds, [_time(r["median_ms"]) for r in group], start=1)
         axes.set_title(name, loc="left", fontsize=9, fontweight="bold")
         marks = [reference[name] / bound for r in group if (bound := _bound_ms(r)) is not None]
         if marks:
@@ -186,6 +186,10 @@ def _kernels_figure(records: Sequence[Record]) -> Figure | None:
         "times as fast as the reference; dotted: the machine's ceiling for this problem"
     )
     return figure
+
+
+def _time(ms: float) -> str:
+    return f"{ms / 1e3:.3g} s" if ms >= 1e3 else f"{ms:.3g} ms"
 
 
 def _bound_ms(record: Record) -> float | None:
