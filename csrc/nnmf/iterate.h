@@ -5,7 +5,7 @@ namespace NNMF_CUDA_ISA {
 namespace {
 
 constexpr int64_t kStatisticsRows = 4096;  // rows of W whose statistics one task sums
-constexpr int64_t kBlockTiles = 16;
+constexpr int64_t kBlockTiles = 16;        // tiles of H that one task visits at most
 constexpr int64_t kChunkBytes = 16 << 20;  // of X: rows that both halves visit while it is cached
 
 // Adds the statistics of a block [n_components][width] of a factor.
@@ -93,6 +93,13 @@ int64_t chunk_rows(int64_t n_features) {
   return blocks_of(std::max<int64_t>({1, cached, busy}), kFlushRows) * kFlushRows;
 }
 
+// Tiles of H that one task sums or updates: few enough to keep all threads busy. No sum depends on
+// it.
+inline int64_t task_tiles(int64_t n_tiles) {
+  const int64_t busy = n_tiles / (4 * int64_t{torch::stable::get_num_threads()});
+  return std::clamp<int64_t>(busy, 1, kBlockTiles);
+}
+
 // The factorisations of a batch that share one X, or a single one.
 template <Loss loss, class T, class Data>
 void iterate_together(std::vector<Factors<T, Data>>& batch, const Update& update_W,
@@ -100,12 +107,12 @@ void iterate_together(std::vector<Factors<T, Data>>& batch, const Update& update
   const Factors<T, Data>& any = batch.front();
   const int64_t k = any.n_components, size = statistics_size<loss>(k);
   const int64_t n_problems = static_cast<int64_t>(batch.size());
-  const int64_t n_blocks = blocks_of(any.n_tiles, kBlockTiles);
+  const int64_t block = task_tiles(any.n_tiles), n_blocks = blocks_of(any.n_tiles, block);
   const Scratch<double> statistics(n_problems * size);
   const auto for_tiles = [&](const auto& f) {
     parallel_for_each(n_problems * n_blocks, [&](int64_t task) {
-      const int64_t first = task % n_blocks * kBlockTiles;
-      f(task / n_blocks, first, std::min(first + kBlockTiles, any.n_tiles));
+      const int64_t first = task % n_blocks * block;
+      f(task / n_blocks, first, std::min(first + block, any.n_tiles));
     });
   };
   const auto for_rows = [&](int64_t begin, int64_t end, int64_t repeats) {
