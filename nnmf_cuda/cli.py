@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,8 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from nnmf_cuda import __version__
+from nnmf_cuda._cli_bench import add_bench_commands, run_bench
+from nnmf_cuda._cli_options import add_device
 from nnmf_cuda.pipeline.config import (
     PRESETS,
     AttackConfig,
@@ -72,7 +74,7 @@ def _parsers(preset: ExperimentConfig) -> tuple[ArgumentParser, ArgumentParser]:
     commands.add_subcommand("predict", _predict_parser(), help="images to class probabilities")
     bench = ArgumentParser(description="Measure speed and memory, or draw what was measured.")
     commands.add_subcommand("bench", bench, help="speed against reference and peers")
-    _add_bench_commands(bench)
+    add_bench_commands(bench)
     commands.add_subcommand("info", _info_parser(), help="versions, devices, what serves each op")
     return parser, runs
 
@@ -114,7 +116,7 @@ def _run_parser(preset: ExperimentConfig) -> ArgumentParser:
         default="paper",
         help="what the attack does: paper is APGD-CE and Square, once on each model",
     )
-    _add_device(parser)
+    add_device(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     parser.add_argument(
         "--seeds",
@@ -200,130 +202,6 @@ def _predict_parser() -> ArgumentParser:
     return parser
 
 
-def _add_bench_commands(parser: ArgumentParser) -> None:
-    """Add what `bench` can do; jsonargparse wants its parser to be part of the command before."""
-    kinds = parser.add_subcommands(title="benchmarks", metavar="BENCHMARK")
-    kinds.add_subcommand(
-        "kernels", _bench_kernels_parser(), help="every op against reference, peers and machine"
-    )
-    kinds.add_subcommand(
-        "scaling", _bench_scaling_parser(), help="KL updates along n, f, k, starts and threads"
-    )
-    kinds.add_subcommand(
-        "convergence", _bench_convergence_parser(), help="time to scikit-learn's objective"
-    )
-    kinds.add_subcommand("memory", _bench_memory_parser(), help="peak memory of a fit")
-    kinds.add_subcommand(
-        "stages", _bench_stages_parser(), help="seconds of each stage here, beside the paper's"
-    )
-    kinds.add_subcommand("plot", _bench_plot_parser(), help="figures and tables from records")
-
-
-def _bench_kernels_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Time every op against its plain-torch reference, torch.compile of that, and"
-        " other libraries (skipped where not installed), beside the machine's matrix-product rate"
-        " and memory bandwidth of the same run. Each result is verified in float64 before it is"
-        " timed. A few minutes."
-    )
-    _add_device(parser)
-    parser.add_argument(
-        "--case", type=list[str] | None, default=None, help="only these cases, e.g. '[project]'"
-    )
-    parser.add_argument(
-        "--min_run_seconds", type=float, default=1.0, help="time spent on each implementation"
-    )
-    _add_record_options(parser)
-    return parser
-
-
-def _bench_scaling_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Time our Kullback-Leibler updates from the paper's size along the number of"
-        " samples, features, components, starts that share X, and threads."
-    )
-    _add_device(parser)
-    parser.add_argument(
-        "--min_run_seconds", type=float, default=0.5, help="time spent on each point"
-    )
-    _add_record_options(parser)
-    return parser
-
-
-def _bench_convergence_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Time our solvers to the objective that scikit-learn has after 200 iterations"
-        " (mu, Kullback-Leibler) and 50 (cd, Frobenius), from one start on the same images."
-    )
-    _add_device(parser)
-    parser.add_argument(
-        "--data",
-        type=list[str] | None,
-        default=None,
-        help="images as for run, or 'phantom'; default: the phantom, and darabi.npz of the folder"
-        " that NNMF_CUDA_DATA names, where that is set",
-    )
-    _add_record_options(parser)
-    return parser
-
-
-def _bench_memory_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Measure what a fit at the paper's size takes beside X, float32 and uint8, each"
-        " in a process of its own. On the CPU, Linux only."
-    )
-    _add_record_options(parser)
-    return parser
-
-
-def _bench_stages_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Run the experiment, and print the seconds that each stage takes on this"
-        " machine beside those that the paper tells of its own."
-    )
-    _add_device(parser)
-    parser.add_argument(
-        "--data", type=str | None, default=None, help="as for run; default: the phantom"
-    )
-    _add_json(parser)
-    return parser
-
-
-def _bench_plot_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Draw figures from the newest records of one machine, and nothing else; with"
-        " --page also put them and their tables into a Markdown file."
-    )
-    parser.add_argument("records", type=str, nargs="+", help="files that --json has written")
-    parser.add_argument("--out", type=str, required=True, help="directory of the SVG files")
-    parser.add_argument(
-        "--page",
-        type=str | None,
-        default=None,
-        help="Markdown file whose parts between <!-- kernels --> and <!-- /kernels --> and so on"
-        " become figure and table",
-    )
-    return parser
-
-
-def _add_record_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--smoke",
-        action="store_true",
-        help="tiny sizes: shows that it works, not how fast it is",
-    )
-    _add_json(parser)
-
-
-def _add_json(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--json",
-        type=str | None,
-        default=None,
-        help="append records to this file, one line of JSON each",
-    )
-
-
 def _info_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Show versions, devices and what serves each op.")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -337,13 +215,7 @@ def _add_images_and_model(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=str, required=True, help="the --out directory of `nnmf-cuda run`"
     )
-    _add_device(parser)
-
-
-def _add_device(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", type=str, default="auto", help="auto (CUDA where there is one), cpu or cuda"
-    )
+    add_device(parser)
 
 
 def _say(line: str) -> None:
@@ -472,35 +344,6 @@ def _predict(arguments: Namespace, _: ArgumentParser) -> None:
         _say("this model was trained on synthetic images: its answers mean nothing on real ones")
 
 
-def _bench(arguments: Namespace, _: ArgumentParser) -> None:
-    from nnmf_cuda import benchmarks
-    from nnmf_cuda.pipeline.environment import resolve_device
-
-    kind = arguments.subcommand
-    options = arguments[kind].as_dict()
-    if kind == "plot":
-        for path in benchmarks.plot_records(
-            options["records"], out=options["out"], page=options["page"]
-        ):
-            print(path)
-        return
-    options["json_path"] = options.pop("json")
-    if "device" in options:
-        options["device"] = str(resolve_device(options["device"]))
-    if kind == "stages":
-        print(benchmarks.run_stage_benchmarks(**options))
-        return
-    if kind == "kernels":
-        options["cases"] = options.pop("case")
-    run: dict[str, Callable[..., list[dict[str, Any]]]] = {
-        "kernels": benchmarks.run_kernel_benchmarks,
-        "scaling": benchmarks.run_scaling_benchmarks,
-        "convergence": benchmarks.run_convergence_benchmarks,
-        "memory": benchmarks.run_memory_benchmarks,
-    }
-    print(benchmarks.records_table(run[kind](**options, progress=True)))
-
-
 def _info(arguments: Namespace, _: ArgumentParser) -> None:
     import json
 
@@ -527,7 +370,7 @@ _COMMANDS: dict[str, Any] = {
     "run": _run,
     "extract": _extract,
     "predict": _predict,
-    "bench": _bench,
+    "bench": run_bench,
     "info": _info,
 }
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
+from nnmf_cuda import _extension
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)]
+INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
 BETA_LOSSES = [2.0, 1.0, 0.0, -0.5, 0.5, 1.5, 3.0]
 
 
@@ -41,3 +48,19 @@ def assert_as_accurate_as_torch(got: Tensor, plain: Tensor, truth: Tensor, slack
     error = float((got.double() - truth).abs().max())
     of_torch = float((plain.double() - truth).abs().max())
     assert error <= 2 * of_torch + slack * scale, f"error {error:.3e}, plain torch {of_torch:.3e}"
+
+
+def run_with_instruction_set(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with the kernels of one instruction set, in a process of its own; skip without."""
+    if name not in (_extension.build_info() or {}).get("cpu_instruction_sets", ()):
+        pytest.skip(f"{name} is not built")
+    best = INSTRUCTION_SETS.index(_extension.cpu_isa() or "baseline")
+    if INSTRUCTION_SETS.index(name) > best:
+        pytest.skip(f"{name} is more than runs here")
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "NNMF_CUDA_CPU_ISA": name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

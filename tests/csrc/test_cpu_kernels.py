@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import nnmf_cuda.ops  # noqa: F401  (defines the ops)
-from nnmf_cuda import reference
+from nnmf_cuda import _extension, reference
 from nnmf_cuda.reference.nnmf import as_float
+from tests.helpers import INSTRUCTION_SETS, run_with_instruction_set
 
 pytestmark = pytest.mark.needs_ext
 
@@ -73,19 +74,14 @@ def test_any_beta_loss(dtype: torch.dtype, beta_loss: float) -> None:
     test_edges_of_tiles(2, 19, 101, 5, dtype, beta_loss)
 
 
-@pytest.mark.parametrize("variant", ["avx512", "avx2", "baseline"])
-def test_every_instruction_set(variant: str) -> None:
-    """The variants that this processor has, each in a process of its own."""
-    from nnmf_cuda import _extension
-
-    known = ["baseline", "avx2", "avx512"]
-    if known.index(variant) >= known.index(_extension.cpu_isa()):
-        pytest.skip(f"{variant} is what the other tests run, or not here")
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_every_instruction_set(isa: str) -> None:
+    if isa == _extension.cpu_isa():
+        pytest.skip(f"{isa} is what the other tests run")
     this = "tests/csrc/test_cpu_kernels.py"
     chosen = "test_edges or test_any_beta or zeros or divergence or coordinate"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", this, "-k", chosen]
-    environment = {**os.environ, "NNMF_CUDA_CPU_ISA": variant}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    options = ("-m", "pytest", "-q", "-p", "no:cacheprovider", this, "-k", chosen)
+    done = run_with_instruction_set(isa, *options)
     assert done.returncode == 0, done.stdout[-3000:]
 
 

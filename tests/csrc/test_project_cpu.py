@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -10,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnmf_cuda import _extension, ops
+from nnmf_cuda import ops
+from tests.helpers import INSTRUCTION_SETS, run_with_instruction_set
 
 pytestmark = pytest.mark.needs_ext
 
@@ -170,20 +170,10 @@ print(worst)
 """
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set_gives_the_answer(isa: str) -> None:
-    order = ["baseline", "avx2", "avx512"]
-    if isa not in _extension.build_info()["cpu_instruction_sets"]:
-        pytest.skip(f"{isa} is not built")
-    if order.index(isa) > order.index(_extension.cpu_isa() or "baseline"):
-        pytest.skip(f"this processor has no {isa}")
-    result = subprocess.run(
-        [sys.executable, "-c", VARIANT],
-        env={**os.environ, "NNMF_CUDA_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    result = run_with_instruction_set(isa, "-c", VARIANT)
+    assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 5e-6
 
 

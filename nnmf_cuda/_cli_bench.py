@@ -1,0 +1,164 @@
+"""The command `nnmf-cuda bench`: its options, and the calls into `nnmf_cuda.benchmarks`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from nnmf_cuda._cli_options import add_device
+
+
+def add_bench_commands(parser: ArgumentParser) -> None:
+    """Add what `bench` can do; jsonargparse wants its parser to be part of the command before."""
+    kinds = parser.add_subcommands(title="benchmarks", metavar="BENCHMARK")
+    kinds.add_subcommand(
+        "kernels", _bench_kernels_parser(), help="every op against reference, peers and machine"
+    )
+    kinds.add_subcommand(
+        "scaling", _bench_scaling_parser(), help="KL updates along n, f, k, starts and threads"
+    )
+    kinds.add_subcommand(
+        "convergence", _bench_convergence_parser(), help="time to scikit-learn's objective"
+    )
+    kinds.add_subcommand("memory", _bench_memory_parser(), help="peak memory of a fit")
+    kinds.add_subcommand(
+        "stages", _bench_stages_parser(), help="seconds of each stage here, beside the paper's"
+    )
+    kinds.add_subcommand("plot", _bench_plot_parser(), help="figures and tables from records")
+
+
+def _bench_kernels_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Time every op against its plain-torch reference, torch.compile of that, and"
+        " other libraries (skipped where not installed), beside the machine's matrix-product rate"
+        " and memory bandwidth of the same run. Each result is verified in float64 before it is"
+        " timed. A few minutes."
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--case", type=list[str] | None, default=None, help="only these cases, e.g. '[project]'"
+    )
+    parser.add_argument(
+        "--min_run_seconds", type=float, default=1.0, help="time spent on each implementation"
+    )
+    _add_record_options(parser)
+    return parser
+
+
+def _bench_scaling_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Time our Kullback-Leibler updates from the paper's size along the number of"
+        " samples, features, components, starts that share X, and threads."
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--min_run_seconds", type=float, default=0.5, help="time spent on each point"
+    )
+    _add_record_options(parser)
+    return parser
+
+
+def _bench_convergence_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Time our solvers to the objective that scikit-learn has after 200 iterations"
+        " (mu, Kullback-Leibler) and 50 (cd, Frobenius), from one start on the same images."
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--data",
+        type=list[str] | None,
+        default=None,
+        help="images as for run, or 'phantom'; default: the phantom, and darabi.npz of the folder"
+        " that NNMF_CUDA_DATA names, where that is set",
+    )
+    _add_record_options(parser)
+    return parser
+
+
+def _bench_memory_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Measure what a fit at the paper's size takes beside X, float32 and uint8, each"
+        " in a process of its own. On the CPU, Linux only."
+    )
+    _add_record_options(parser)
+    return parser
+
+
+def _bench_stages_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Run the experiment, and print the seconds that each stage takes on this"
+        " machine beside those that the paper tells of its own."
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="as for run; default: the phantom"
+    )
+    _add_json(parser)
+    return parser
+
+
+def _bench_plot_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Draw figures from the newest records of one machine, and nothing else; with"
+        " --page also put them and their tables into a Markdown file."
+    )
+    parser.add_argument("records", type=str, nargs="+", help="files that --json has written")
+    parser.add_argument("--out", type=str, required=True, help="directory of the SVG files")
+    parser.add_argument(
+        "--page",
+        type=str | None,
+        default=None,
+        help="Markdown file whose parts between <!-- kernels --> and <!-- /kernels --> and so on"
+        " become figure and table",
+    )
+    return parser
+
+
+def _add_record_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="tiny sizes: shows that it works, not how fast it is",
+    )
+    _add_json(parser)
+
+
+def _add_json(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--json",
+        type=str | None,
+        default=None,
+        help="append records to this file, one line of JSON each",
+    )
+
+
+def run_bench(arguments: Namespace, _: ArgumentParser) -> None:
+    """Run the benchmark that was chosen and print its table."""
+    from nnmf_cuda import benchmarks
+    from nnmf_cuda.pipeline.environment import resolve_device
+
+    kind = arguments.subcommand
+    options = arguments[kind].as_dict()
+    if kind == "plot":
+        for path in benchmarks.plot_records(
+            options["records"], out=options["out"], page=options["page"]
+        ):
+            print(path)
+        return
+    options["json_path"] = options.pop("json")
+    if "device" in options:
+        options["device"] = str(resolve_device(options["device"]))
+    if kind == "stages":
+        print(benchmarks.run_stage_benchmarks(**options))
+        return
+    if kind == "kernels":
+        options["cases"] = options.pop("case")
+    run: dict[str, Callable[..., list[dict[str, Any]]]] = {
+        "kernels": benchmarks.run_kernel_benchmarks,
+        "scaling": benchmarks.run_scaling_benchmarks,
+        "convergence": benchmarks.run_convergence_benchmarks,
+        "memory": benchmarks.run_memory_benchmarks,
+    }
+    print(benchmarks.records_table(run[kind](**options, progress=True)))

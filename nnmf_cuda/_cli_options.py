@@ -1,0 +1,12 @@
+"""Options that several commands of `nnmf-cuda` have in common."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        "--device", type=str, default="auto", help="auto (CUDA where there is one), cpu or cuda"
+    )
