@@ -19,11 +19,17 @@
     STD_TORCH_CHECK(error == cudaSuccess, "CUDA launch failed: ", cudaGetErrorString(error)); \
   } while (0)
 
-#define NNMF_CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  do {                                                                   \
-    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);          \
-    NNMF_CUDA_LAUNCH_CHECK();                                            \
+#define NNMF_CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)        \
+  do {                                                                          \
+    nnmf_cuda::allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes); \
+    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                 \
+    NNMF_CUDA_LAUNCH_CHECK();                                                   \
   } while (0)
+
+// Declares `name`, a pointer to the shared memory whose size the launch gives; 16-byte aligned.
+#define NNMF_CUDA_DYNAMIC_SHARED(T, name)                                   \
+  extern __shared__ __align__(16) unsigned char nnmf_cuda_dynamic_shared[]; \
+  T* const name = reinterpret_cast<T*>(nnmf_cuda_dynamic_shared)
 
 namespace nnmf_cuda {
 
@@ -42,6 +48,24 @@ inline cudaStream_t current_stream(int32_t device) {
   STD_TORCH_CHECK(get(device, &stream) == 0, "cannot get the current CUDA stream of device ",
                   device);
   return static_cast<cudaStream_t>(stream);
+}
+
+// Kernels get more than 48 KiB of dynamic shared memory only after asking for it.
+inline void allow_shared(const void* kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return;
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  STD_TORCH_CHECK(error == cudaSuccess, "this device cannot give a block ", bytes,
+                  " bytes of shared memory: ", cudaGetErrorString(error));
+}
+
+inline int64_t multiprocessors(int32_t device) {
+  int count = 0;
+  const cudaError_t error =
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  STD_TORCH_CHECK(error == cudaSuccess, "cannot ask device ", device,
+                  " for its multiprocessors: ", cudaGetErrorString(error));
+  return count;
 }
 
 }  // namespace nnmf_cuda
