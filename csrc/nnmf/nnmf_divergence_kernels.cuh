@@ -115,7 +115,7 @@ class DivergenceLaunches {
     if (s.batch * parts() > 0)
       NNMF_CUDA_LAUNCH((divergence_kernel<Tiling>), grid_of(s.batch * parts()), kWarp,
                        (kStages * stage_of<Tiling, Factor::kW>(group_).bytes), stream, task);
-    launch_sum_parts(scratch.doubles, divergence, s.batch, parts(), 1, stream);
+    launch_sum_parts(scratch.doubles, divergence, s.batch, parts(), {1, 1, 1, 1, 1}, stream);
   }
 
  private:

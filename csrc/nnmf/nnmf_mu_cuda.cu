@@ -1,3 +1,4 @@
+#include <optional>
 #include <tuple>
 
 #include <torch/csrc/stable/accelerator.h>
@@ -11,10 +12,12 @@ namespace nnmf_cuda {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> nnmf_mu_cuda(const Tensor& X, const Tensor& W, const Tensor& H,
-                                                double beta_loss, int64_t n_iter, bool update_H,
-                                                double l1_reg_W, double l1_reg_H, double l2_reg_W,
-                                                double l2_reg_H, bool compute_divergence) {
+                                                std::optional<Tensor> active, double beta_loss,
+                                                int64_t n_iter, bool update_H, double l1_reg_W,
+                                                double l1_reg_H, double l2_reg_W, double l2_reg_H,
+                                                bool compute_divergence) {
   Shape s = check_factors(X, W, H);
+  const ActiveProblems chosen(active, s.batch);
   check_components(s.n_components);
   const int32_t device = W.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -25,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> nnmf_mu_cuda(const Tensor& X, const Tensor& W
   dispatch_floating(W.scalar_type(), [&]<class T>(Type<T>) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       const DeviceProblem<T, Data> problem{
-          x.const_data_ptr<Data>(), w.const_data_ptr<T>(), h.const_data_ptr<T>(), s, nullptr,
+          x.const_data_ptr<Data>(), w.const_data_ptr<T>(), h.const_data_ptr<T>(), s, chosen.data(),
           multiprocessors(device)};
       dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
         dispatch_tiling<loss, T, Data>(s.n_components, [&]<class Tiling>(Tiling, int group) {

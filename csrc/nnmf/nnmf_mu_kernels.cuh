@@ -59,7 +59,8 @@ class MuLaunches {
     const int64_t batch = problem_.shape.batch;
     const auto step = half_step<factor>(update);
     if (Tiling::kLoss == Loss::kFrobenius)
-      launch_gram(step.other, gram_ + gram_size(), gram_, batch, step.cut.depth, padded_, stream);
+      launch_gram(step.other, gram_ + gram_size(), gram_, batch, step.cut.depth, padded_, padded_,
+                  stream);
     launch_half_step<Tiling, factor>(step, batch, stream);
     if (step.whole) return;
     UpdateTask<T> task{};
@@ -77,7 +78,7 @@ class MuLaunches {
     launch_update<Tiling::kLoss>(task, batch, stream);
   }
 
-  // The numerators of W's update alone, [B, splits, n_samples, padded]: X H^T for Frobenius.
+ private:
   template <Factor factor>
   HalfStep<T, Data> half_step(const Update& update) const {
     const Shape& s = problem_.shape;
@@ -101,9 +102,6 @@ class MuLaunches {
     return step;
   }
 
-  int padded() const { return padded_; }
-
- private:
   int64_t sums_size() const {
     return Tiling::kLoss == Loss::kKullbackLeibler
                ? problem_.shape.batch * padded_ * std::max(W_.splits, H_.splits)

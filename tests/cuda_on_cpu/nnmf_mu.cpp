@@ -31,8 +31,10 @@ void run(cuda_on_cpu::Call& call) {
   T* W = call.result<T>("W", {shape.batch, shape.n_samples, shape.n_components});
   T* H = call.result<T>("H", {shape.batch, shape.n_components, shape.n_features});
   double* divergence = call.result<double>("divergence", {shape.batch});
+  // Bytes that are 0 or 1.
+  const bool* active = reinterpret_cast<const bool*>(call.tensor<uint8_t>("active"));
   DeviceProblem<T, Data> problem{
-      call.tensor<Data>("X"),         call.tensor<T>("W"), call.tensor<T>("H"), shape, nullptr,
+      call.tensor<Data>("X"),         call.tensor<T>("W"), call.tensor<T>("H"), shape, active,
       call.integer("multiprocessors")};
   dispatch_loss(options.beta_loss, [&]<Loss loss>(LossType<loss>) {
     dispatch_tiling<loss, T, Data>(shape.n_components, [&]<class Tiling>(Tiling, int group) {
