@@ -49,7 +49,7 @@ __device__ void multiply(const DeviceBatch<T, Data>& batch, int64_t b, int64_t r
 
 // Sum of every thread's value, in a fixed order; the result is thread 0's.
 __device__ inline double sum_over_block(double value) {
-  __shared__ double values[kThreads];
+  NNMF_CUDA_SHARED(double, values, [kThreads]);
   values[threadIdx.x] = value;
   __syncthreads();
   for (int width = kThreads / 2; width > 0; width /= 2) {

@@ -70,8 +70,8 @@ template <Loss loss, Factor factor, class T, class Data>
 __global__ void sum_terms_kernel(DeviceBatch<T, Data> batch, Cut cut, Sums sums) {
   constexpr bool kDenominator = loss != Loss::kKullbackLeibler;
   // Terms of one tile as [along depth, along length], padded against bank conflicts.
-  __shared__ T top[kTileSide][kTileSide + 1];
-  __shared__ T bottom[kDenominator ? kTileSide : 1][kTileSide + 1];
+  NNMF_CUDA_SHARED(T, top, [kTileSide][kTileSide + 1]);
+  NNMF_CUDA_SHARED(T, bottom, [kDenominator ? kTileSide : 1][kTileSide + 1]);
   const Shape& s = batch.shape;
   const T beta_loss = static_cast<T>(batch.beta_loss);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

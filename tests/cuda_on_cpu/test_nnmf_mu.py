@@ -10,7 +10,20 @@ from torch import Tensor
 
 from nnmf_cuda import reference
 from nnmf_cuda.reference.nnmf import as_float
-from tests.cuda_on_cpu.harness import Builder, run_kernels
+from tests.cuda_on_cpu.harness import (
+    Builder,
+    KernelError,
+    Mutation,
+    require_sanitizers,
+    run_kernels,
+    without_each_barrier,
+)
+
+SOURCES = (
+    "nnmf/nnmf_cuda.cuh",
+    "nnmf/nnmf_mu_kernels.cuh",
+    "nnmf/nnmf_divergence_kernels.cuh",
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +92,40 @@ def test_kernels_match_reference(
 
 def test_kernels_add_up_several_splits_of_the_rows(kernels):
     check(kernels, problem(1, 300, 40, 3, torch.float64, shared=True), options_of(1.0))
+
+
+def check_mutant(build: Builder, mutation: Mutation) -> None:
+    """Run what reaches every line: several tiles, blocks and problems, with and without KL."""
+    kernels = build("nnmf_mu.cpp", "-DONLY_FLOAT32", mutation=mutation)
+    for beta_loss in (1.0, 2.0):
+        tensors = problem(2, 70, 67, 9, torch.float32, shared=False)
+        check(kernels, tensors, options_of(beta_loss, n_iter=2))
+
+
+@pytest.mark.parametrize("mutation", without_each_barrier(*SOURCES), ids=str)
+def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
+    with pytest.raises((AssertionError, KernelError)):
+        check_mutant(build, mutation)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("nnmf/nnmf_cuda.cuh", "own_column >= s.n_features", "own_column > s.n_features"),
+        ("nnmf/nnmf_cuda.cuh", "kWarps < s.n_samples", "kWarps <= s.n_samples"),
+        (
+            "nnmf/nnmf_mu_kernels.cuh",
+            "column + lane < s.n_features",
+            "column + lane <= s.n_features",
+        ),
+        ("nnmf/nnmf_mu_kernels.cuh", "own < cut.length", "own <= cut.length"),
+        ("nnmf/nnmf_mu_kernels.cuh", "at >= size", "at > size"),
+        ("nnmf/nnmf_divergence_kernels.cuh", "own_row >= s.n_samples", "own_row > s.n_samples"),
+    ],
+)
+def test_an_index_that_is_one_too_large_is_seen(
+    build: Builder, file: str, old: str, new: str
+) -> None:
+    require_sanitizers()
+    with pytest.raises(KernelError, match="AddressSanitizer"):
+        check_mutant(build, Mutation(file, old, new))
