@@ -92,7 +92,7 @@ inline Ways ways_of(int64_t parts, int64_t columns) {
 template <class T>
 __device__ double sum_parts(const T* from, int64_t parts, int64_t stride, bool inside,
                             const Ways& ways) {
-  __shared__ double sums[kThreads];
+  NNMF_CUDA_SHARED(double, sums, [kThreads]);
   const int column = static_cast<int>(threadIdx.x) % ways.columns;
   const int way = static_cast<int>(threadIdx.x) / ways.columns;
   double sum = 0;

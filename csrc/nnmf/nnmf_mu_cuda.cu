@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include "../common/device_memory.h"
 #include "../common/dispatch.h"
 #include "nnmf_divergence.h"
 #include "nnmf_mu_kernels.cuh"
@@ -25,6 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> nnmf_mu_cuda(const Tensor& X, const Tensor& W
   const Tensor x = rows_contiguous(X, s), w = torch::stable::contiguous(W),
                h = torch::stable::contiguous(H);
   const Tensor new_w = torch::stable::empty_like(w), new_h = torch::stable::empty_like(h);
+  DeviceMemory memory(w);
   dispatch_floating(W.scalar_type(), [&]<class T>(Type<T>) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       const DeviceProblem<T, Data> problem{
@@ -32,11 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> nnmf_mu_cuda(const Tensor& X, const Tensor& W
           multiprocessors(device)};
       dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
         dispatch_tiling<loss, T, Data>(s.n_components, [&]<class Tiling>(Tiling, int group) {
-          MuLaunches<Tiling> launches(problem, group);
-          const ScratchSize size = launches.scratch_size();
-          const Tensor values = torch::stable::new_empty(w, {size.values}),
-                       doubles = torch::stable::new_empty(w, {size.doubles}, ScalarType::Double);
-          launches.use({values.mutable_data_ptr<T>(), doubles.mutable_data_ptr<double>()});
+          const MuLaunches<Tiling> launches(problem, group, memory);
           launch_nnmf_mu(launches, options, scale_of(X),
                          {new_w.mutable_data_ptr<T>(), new_h.mutable_data_ptr<T>()},
                          current_stream(device));

@@ -10,7 +10,25 @@ from torch import Tensor
 
 from nnmf_cuda import reference
 from nnmf_cuda.reference.nnmf import as_float
-from tests.cuda_on_cpu.harness import Builder, run_kernels
+from tests.cuda_on_cpu.harness import (
+    Builder,
+    KernelError,
+    Mutation,
+    require_sanitizers,
+    run_kernels,
+    without_each_barrier,
+)
+
+SOURCES = tuple(
+    f"nnmf/{name}.cuh"
+    for name in (
+        "warp_tile",
+        "half_step_kernel",
+        "factor_kernels",
+        "update_kernel",
+        "nnmf_divergence_kernels",
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +144,43 @@ def test_nan_of_a_row_stays_in_its_row_of_W(kernels):
     got = run(kernels, tensors, options_of(1.0, update_H=False))
     assert got["W"][0, 7].isnan().all()
     assert got["W"].isnan().sum() == 5
+
+
+def check_mutant(build: Builder, mutation: Mutation) -> None:
+    """Run what reaches every line: several tiles, splits and problems, one split, both losses."""
+    kernels = build("nnmf_mu.cpp", "-DFEW_KERNELS", mutation=mutation)
+    tensors = problem(2, 70, 203, 7, torch.float32, shared=False)
+    for beta_loss, multiprocessors in ((1.0, 1), (1.0, 1000), (2.0, 1000)):
+        check(kernels, tensors, options_of(beta_loss, n_iter=2), multiprocessors=multiprocessors)
+
+
+def test_the_small_kernels_without_a_mutation(build: Builder) -> None:
+    check_mutant(build, Mutation("nnmf/cut.h", "kStart = 1.5", "kStart = 1.4"))
+
+
+@pytest.mark.parametrize("mutation", without_each_barrier(*SOURCES), ids=str)
+def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
+    with pytest.raises((AssertionError, KernelError)):
+        check_mutant(build, mutation)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("nnmf/warp_tile.cuh", "row < row_limit ?", "row <= row_limit ?"),
+        ("nnmf/warp_tile.cuh", "row < row_limit &&", "row <= row_limit &&"),
+        ("nnmf/warp_tile.cuh", "at < valid;", "at <= valid;"),
+        ("nnmf/half_step_kernel.cuh", "place.row(i) < cut.length", "place.row(i) <= cut.length"),
+        ("nnmf/half_step_kernel.cuh", "place.row(i) >= cut.length", "place.row(i) > cut.length"),
+        ("nnmf/half_step_kernel.cuh", "component < padded) to", "component <= padded) to"),
+        ("nnmf/factor_kernels.cuh", "if (at >= size) return", "if (at > size) return"),
+        ("nnmf/factor_kernels.cuh", "part < parts;", "part <= parts;"),
+        ("nnmf/update_kernel.cuh", "at < size;", "at <= size;"),
+    ],
+)
+def test_an_index_that_is_one_too_large_is_seen(
+    build: Builder, file: str, old: str, new: str
+) -> None:
+    require_sanitizers()
+    with pytest.raises(KernelError, match="AddressSanitizer"):
+        check_mutant(build, Mutation(file, old, new))
