@@ -43,7 +43,8 @@ class NNMF(RankSelectionMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     One row of X is one sample (an image, flattened); one row of H = `components_` is one
     component. Parameters, attributes and update rules are those of
     :class:`sklearn.decomposition.NMF` with ``solver="mu"``, plus restarts, quicker solvers, the
-    `partial_fit` of :class:`sklearn.decomposition.MiniBatchNMF`, devices and pixels.
+    `partial_fit` of :class:`sklearn.decomposition.MiniBatchNMF`, devices and pixels. `select_rank`
+    compares numbers of components before a fit.
 
     Parameters
     ----------
