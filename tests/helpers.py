@@ -85,6 +85,15 @@ def random_problem(
     return X, draw(*lead, n, k).to(factors), draw(*lead, k, f).to(factors)
 
 
+def poison_free_memory(device: str) -> None:
+    """Fill what torch's CUDA allocator will give next with NaN: outputs that stay so are seen."""
+    if device != "cuda":
+        return
+    sizes = [2**i for i in range(7, 26)]
+    held = [torch.full((n,), torch.nan, device=device) for n in sizes for _ in range(4)]
+    del held
+
+
 def laid_out(X: Tensor, layout: str) -> Tensor:
     """Return a tensor of X's values whose memory is laid out in another way.
 

@@ -7,6 +7,9 @@ plain torch is off by in float32 on the CPU, and a few units in the last place o
 from __future__ import annotations
 
 import functools
+import os
+import random
+import time
 from collections.abc import Callable
 
 import pytest
@@ -21,6 +24,7 @@ from tests.helpers import (
     LAYOUTS,
     assert_as_accurate_as_torch,
     laid_out,
+    poison_free_memory,
     random_problem,
 )
 
@@ -29,6 +33,11 @@ SLACK = {torch.float32: 5e-6, torch.float64: 5e-14}
 N_ITER = 3
 
 pytestmark = pytest.mark.parametrize("device", DEVICES)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(device: str) -> None:
+    poison_free_memory(device)
 
 
 def wide(X: Tensor) -> Tensor:
@@ -145,6 +154,26 @@ def test_mu_of_many_problems_equals_each_alone(
         one = ops.nnmf_mu(*on(device, x, W[b], H[b]), n_iter=N_ITER, compute_divergence=True)
         for together, alone in zip(got, one, strict=True):
             torch.testing.assert_close(together[b], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("trial", range(12))
+def test_mu_of_fresh_problems(device: str, trial: int) -> None:
+    """Other numbers and shapes each time; NNMF_CUDA_TEST_SEED repeats those of a failure."""
+    first = int(os.environ.get("NNMF_CUDA_TEST_SEED", time.time_ns() % 10**9))
+    print(f"NNMF_CUDA_TEST_SEED={first}")
+    rng = random.Random(first + trial)
+    n, f, k = rng.randint(1, 300), rng.randint(1, 500), rng.randint(1, 128)
+    dtype, layout = rng.choice(DTYPES), rng.choice(LAYOUTS)
+    batch, own_X = rng.choice([None, 1, 2, 5]), rng.choice([False, True])
+    options = {"beta_loss": rng.choice(BETA_LOSSES)}
+    print(n, f, k, batch, own_X, dtype, layout, options)
+    X, W, H = random_problem(
+        n, f, k, dtype=dtype, batch=batch, own_X=own_X and batch is not None, seed=first + trial
+    )
+    X = X.clamp_min(1 if dtype == torch.uint8 else 1e-3)
+    placed = [laid_out(t, layout) for t in on(device, X, W, H)]
+    got = ops.nnmf_mu(*placed, n_iter=N_ITER, compute_divergence=True, **options)
+    assert_mu_is_right(X, W, H, got, **options)
 
 
 def test_mu_keeps_H_and_its_arguments(device: str) -> None:
