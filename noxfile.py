@@ -20,6 +20,8 @@ TEST_TOOLS = ("pytest", "pandas")
 ARCHITECTURES = "8.0;9.0+PTX"
 QUICK_TESTS = ("tests/test_extension.py", "tests/test_import.py", "tests/ops/test_nnmf_mu.py")
 
+CUDA_ON_CPU = "tests/cuda_on_cpu"  # has a session of its own
+
 nox.options.sessions = ["tests", "lint", "types"]
 nox.options.reuse_existing_virtualenvs = True
 
@@ -66,7 +68,7 @@ def tests(session: nox.Session) -> None:
     """Run the suite with the extension."""
     install_dependencies(session, *TEST_TOOLS)
     install_package(session)
-    run_tests(session, *session.posargs, NNMF_CUDA_REQUIRE_EXT="1")
+    run_tests(session, f"--ignore={CUDA_ON_CPU}", *session.posargs, NNMF_CUDA_REQUIRE_EXT="1")
 
 
 @nox.session
@@ -74,7 +76,15 @@ def tests_noext(session: nox.Session) -> None:
     """Run the suite on the reference alone, as where there is no compiler."""
     install_dependencies(session, *TEST_TOOLS)
     install_package(session, NNMF_CUDA_NO_EXT="1")
-    run_tests(session, *session.posargs)
+    run_tests(session, f"--ignore={CUDA_ON_CPU}", *session.posargs)
+
+
+@nox.session
+def cuda_on_cpu(session: nox.Session) -> None:
+    """Run the CUDA kernels as host code, under AddressSanitizer and in random orders."""
+    install_dependencies(session, *TEST_TOOLS)
+    install_package(session, NNMF_CUDA_NO_EXT="1")
+    run_tests(session, CUDA_ON_CPU, *session.posargs, NNMF_CUDA_REQUIRE_SANITIZERS="1")
 
 
 @nox.session
@@ -85,7 +95,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     sources = [
         str(path.relative_to(ROOT))
-        for folder in ("csrc", "tests/csrc")
+        for folder in ("csrc", CUDA_ON_CPU)
         for path in sorted((ROOT / folder).rglob("*"))
         if path.suffix in {".cpp", ".cu", ".cuh", ".h"}
     ]

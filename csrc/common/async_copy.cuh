@@ -1,5 +1,5 @@
-// Copies from global to shared memory that a thread starts and waits for later (cp.async, sm_80 on).
-// The three calls of cuda_pipeline.h have host versions where kernels are tested on the CPU.
+// Copies from global to shared memory that a thread starts and waits for later (cp.async, sm_80
+// on). The three calls of cuda_pipeline.h have host versions where kernels are tested on the CPU.
 #pragma once
 
 #include <cstddef>

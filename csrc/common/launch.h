@@ -19,17 +19,20 @@
     STD_TORCH_CHECK(error == cudaSuccess, "CUDA launch failed: ", cudaGetErrorString(error)); \
   } while (0)
 
-#define NNMF_CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)        \
-  do {                                                                          \
+#define NNMF_CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)          \
+  do {                                                                            \
     nnmf_cuda::allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes); \
-    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                 \
-    NNMF_CUDA_LAUNCH_CHECK();                                                   \
+    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                   \
+    NNMF_CUDA_LAUNCH_CHECK();                                                     \
   } while (0)
 
 // Declares `name`, a pointer to the shared memory whose size the launch gives; 16-byte aligned.
 #define NNMF_CUDA_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char nnmf_cuda_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(nnmf_cuda_dynamic_shared)
+
+// Declares an array in shared memory: NNMF_CUDA_SHARED(float, tile, [32][33]).
+#define NNMF_CUDA_SHARED(T, name, ...) __shared__ T name __VA_ARGS__
 
 namespace nnmf_cuda {
 
@@ -61,8 +64,7 @@ inline void allow_shared(const void* kernel, size_t bytes) {
 
 inline int64_t multiprocessors(int32_t device) {
   int count = 0;
-  const cudaError_t error =
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  const cudaError_t error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
   STD_TORCH_CHECK(error == cudaSuccess, "cannot ask device ", device,
                   " for its multiprocessors: ", cudaGetErrorString(error));
   return count;

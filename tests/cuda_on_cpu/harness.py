@@ -1,0 +1,204 @@
+"""Compile CUDA kernels as host code and run them on tensors; see cuda_on_cpu.h and call.h."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+COMPILER = os.environ.get("CXX", "c++")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+FLAGS = ("-std=c++20", "-O1", "-g1")
+SEEDS = (0, 1, 2)  # of the order in which threads run
+DTYPES = (torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64)  # as in call.h
+
+
+class KernelError(RuntimeError):
+    """The kernels broke a rule: what the harness or a sanitizer says about it."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A change of one source text that a test of the tests makes.
+
+    `file` is relative to the folder of the sources. The text `old` must occur; its `occurrence`
+    counts from 0.
+    """
+
+    file: str
+    old: str
+    new: str
+    occurrence: int = 0
+
+    def apply(self, text: str) -> str:
+        """Return `text` with the occurrence replaced."""
+        parts = text.split(self.old)
+        assert len(parts) > self.occurrence + 1, (
+            f"{self.file} has {len(parts) - 1} times {self.old!r}, not {self.occurrence + 1}"
+        )
+        at = self.occurrence + 1
+        return self.old.join(parts[:at]) + self.new + self.old.join(parts[at:])
+
+
+@functools.cache
+def sanitizer_flags() -> tuple[str, ...]:
+    """Return the flags of AddressSanitizer, none where its library is missing."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "program")
+        Path(folder, "main.cpp").write_text("int main() { return 0; }")
+        command = [COMPILER, *SANITIZERS, "-o", program, Path(folder, "main.cpp")]
+        built = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        if built and subprocess.run([program], capture_output=True, check=False).returncode == 0:
+            return SANITIZERS
+    if os.environ.get("NNMF_CUDA_REQUIRE_SANITIZERS") == "1":
+        pytest.fail(f"{COMPILER} has no AddressSanitizer")
+    return ()
+
+
+def require_sanitizers() -> None:
+    """Skip a test that needs AddressSanitizer where it is missing."""
+    if not sanitizer_flags():
+        pytest.skip(f"{COMPILER} has no AddressSanitizer: indices are not checked")
+
+
+class Builder:
+    """Builds executables from the .cpp files of this folder, each once."""
+
+    def __init__(self, folder: Path) -> None:
+        if shutil.which(COMPILER) is None or not CSRC.is_dir():
+            pytest.skip("needs a C++ compiler and the source tree")
+        self._folder = folder
+        self._main: dict[tuple[str, ...], Path] = {}
+        self._built: dict[tuple[object, ...], Path] = {}
+
+    def __call__(self, source: str, *defines: str, mutation: Mutation | None = None) -> Path:
+        """Build `source` and main.cpp with `defines`, from a changed copy where one is asked for.
+
+        A mutation's file is looked for in this folder, then in csrc.
+        """
+        key = (source, defines, mutation)
+        if key not in self._built:
+            target = self._folder / f"kernels{len(self._built)}"
+            here, csrc = self._sources(target, mutation)
+            includes = (f"-I{here}", f"-I{csrc}")
+            kernels = target.with_suffix(".o")
+            self._compile("-c", here / source, "-o", kernels, *defines, *includes)
+            self._compile(kernels, self._object_of_main(*defines), "-o", target)
+            self._built[key] = target
+        return self._built[key]
+
+    def _sources(self, target: Path, mutation: Mutation | None) -> tuple[Path, Path]:
+        if mutation is None:
+            return HERE, CSRC
+        here, csrc = target.with_suffix(".tests"), target.with_suffix(".csrc")
+        shutil.copytree(HERE, here, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+        shutil.copytree(CSRC, csrc)
+        file = here / mutation.file
+        if not file.exists():
+            file = csrc / mutation.file
+        file.write_text(mutation.apply(file.read_text()))
+        return here, csrc
+
+    def _object_of_main(self, *defines: str) -> Path:
+        if defines not in self._main:
+            path = self._folder / f"main{len(self._main)}.o"
+            self._compile("-c", HERE / "main.cpp", "-o", path, *defines)
+            self._main[defines] = path
+        return self._main[defines]
+
+    def _compile(self, *arguments: str | Path) -> None:
+        command = [COMPILER, *FLAGS, *sanitizer_flags(), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+
+
+def run_kernels(
+    executable: Path,
+    call: str,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, float],
+    *,
+    seeds: Sequence[int] = SEEDS,
+) -> dict[str, Tensor]:
+    """Run `call` of an executable, once for each seed, and return the tensors that it gives.
+
+    Every order of the threads must give the same bits. A tensor lies as far from a multiple of 16
+    bytes in the executable as it does here.
+    """
+    problem = b"".join((_text(call), *_numbers(numbers), *_tensors(tensors)))
+    stream = _integers(len(seeds)) + b"".join(_integers(seed) + problem for seed in seeds)
+    # What leaks at the end of a short run does not matter, and looking for it needs ptrace.
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    environment = {**os.environ, **options}
+    result = subprocess.run(
+        [executable], input=stream, capture_output=True, check=False, env=environment, timeout=300
+    )
+    if result.returncode != 0:
+        raise KernelError(f"exit {result.returncode}: {result.stderr.decode(errors='replace')}")
+    answers = list(_answers(result.stdout, len(seeds)))
+    for seed, answer in zip(seeds, answers, strict=True):
+        for name, tensor in answer.items():
+            same = torch.equal(tensor.view(torch.uint8), answers[0][name].view(torch.uint8))
+            if not same:
+                raise KernelError(f"{name} differs between the orders {seeds[0]} and {seed}")
+    return answers[0]
+
+
+def _integers(*values: int) -> bytes:
+    return struct.pack(f"<{len(values)}q", *values)
+
+
+def _text(text: str) -> bytes:
+    return _integers(len(text)) + text.encode()
+
+
+def _numbers(numbers: Mapping[str, float]) -> Iterator[bytes]:
+    yield _integers(len(numbers))
+    for name, value in numbers.items():
+        yield _text(name) + struct.pack("<d", value)
+
+
+def _tensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
+    yield _integers(len(tensors))
+    for name, tensor in tensors.items():
+        assert tensor.is_contiguous(), name
+        yield _text(name)
+        yield _integers(DTYPES.index(tensor.dtype), tensor.data_ptr() % 16)
+        yield _integers(tensor.dim(), *tensor.shape)
+        yield tensor.numpy().tobytes()
+
+
+def _answers(stream: bytes, count: int) -> Iterator[dict[str, Tensor]]:
+    at = 0
+
+    def integer() -> int:
+        nonlocal at
+        at += 8
+        return int.from_bytes(stream[at - 8 : at], "little", signed=True)
+
+    for _ in range(count):
+        answer: dict[str, Tensor] = {}
+        for _ in range(integer()):
+            length = integer()
+            name, at = stream[at : at + length].decode(), at + length
+            dtype = DTYPES[integer()]
+            shape = [integer() for _ in range(integer())]
+            tensor = torch.empty(shape, dtype=dtype)
+            size = tensor.numel() * tensor.element_size()
+            if size > 0:
+                tensor = torch.frombuffer(bytearray(stream[at : at + size]), dtype=dtype)
+            answer[name], at = tensor.reshape(shape), at + size
+        yield answer
+    assert at == len(stream)
