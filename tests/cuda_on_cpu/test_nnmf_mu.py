@@ -42,9 +42,7 @@ def check(
 ) -> None:
     """Assert that the kernels give the reference's factors, and the divergence of their own."""
     X, W, H = tensors["X"], tensors["W"], tensors["H"]
-    got = run_kernels(
-        kernels, "nnmf_mu", tensors, {**options, "multiprocessors": multiprocessors}
-    )
+    got = run_kernels(kernels, "nnmf_mu", tensors, {**options, "multiprocessors": multiprocessors})
     exact_X = as_float(X, W.dtype).double()
     wanted = reference.nnmf_mu(exact_X, W.double(), H.double(), **options)
     # Sums of at most 512 terms in float32 and three iterations: some tens of roundings.
