@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops, reference
-from nnmf_cuda.benchmarks import peers
+from nnmf_cuda.benchmarks import cuda_peers, peers
 from nnmf_cuda.benchmarks.inputs import PIXELS, doubled, factor_dtype, item_bytes, uniform
 from nnmf_cuda.benchmarks.registry import Call, Case, Inputs, Size, Work
 
@@ -41,6 +41,11 @@ NNLS = Case(
         Size("paper", {"n_samples": 2145, "n_components": 15}),
         Size("wide", {"n_samples": 215, "n_components": 64}),
     ),
+    cuda_sizes=(
+        Size("many rows", {"n_samples": 100_000, "n_components": 15}),
+        Size("paper", {"n_samples": 2145, "n_components": 15}),
+        Size("wide", {"n_samples": 2048, "n_components": 64}),
+    ),
     smoke=(Size("smoke", {"n_samples": 33, "n_components": 5}),),
     inputs=_nnls_inputs,
     truth=lambda inputs: _nnls_reference(doubled(inputs))(),
@@ -48,6 +53,7 @@ NNLS = Case(
     implementations={
         "reference": _nnls_reference,
         "ours": _nnls_ours,
+        "ours, CUDA graph": cuda_peers.captured(_nnls_ours),
         "scipy nnls": peers.scipy_nnls,
     },
     # The Gram matrix and its factor are float64 whatever the arguments are.
@@ -121,6 +127,11 @@ PROJECT = Case(
         Size("images", {**_TEST_SPLIT, "n_samples": 256}, "uint8", _IMAGES),
         Size("images", {**_TEST_SPLIT, "n_samples": 2048}, "uint8", _IMAGES),
     ),
+    cuda_sizes=(
+        Size("images", {**_TEST_SPLIT, "n_samples": 2048}, "uint8", _IMAGES),
+        Size("images", {**_TEST_SPLIT, "n_samples": 256}, "uint8", _IMAGES),
+        Size("paper", _TEST_SPLIT),
+    ),
     smoke=(
         Size("smoke", {"n_samples": 9, "n_features": 129, "n_components": 5}),
         Size(
@@ -135,6 +146,7 @@ PROJECT = Case(
     implementations={
         "reference": _project_reference,
         "ours": _project_ours,
+        "ours, CUDA graph": cuda_peers.captured(_project_ours),
         "scipy nnls": peers.scipy_project,
         "scipy nnls after QR": peers.scipy_project_qr,
     },
