@@ -42,12 +42,30 @@ void dispatch_lanes(int64_t k, const F& f) {
     f(Lanes<32>{});
 }
 
+// rows.h of the rows that are marked.
+template <class From, class To>
+void launch_lawson_hanson(const NnlsRows<From, To>& rows, const DeviceGrams& grams,
+                          double* matrices, cudaStream_t stream) {
+  NNMF_CUDA_LAUNCH((lawson_hanson_kernel<From, To>),
+                   grid_of(row_blocks(rows.batch * rows.n, rows.k)), threads_up_to(rows.k - 1),
+                   BlockLawsonHanson::bytes(rows.k), stream, rows, grams, matrices);
+}
+
+// rows.u of the rows that are marked.
+template <class T>
+void launch_minimum_norm(const BackwardRows<T>& rows, const DeviceGrams& grams, double* matrices,
+                         cudaStream_t stream) {
+  NNMF_CUDA_LAUNCH(minimum_norm_kernel<T>, grid_of(row_blocks(rows.batch * rows.n, rows.k)),
+                   threads_up_to(rows.k - 1), minimum_norm_bytes(rows.k), stream, rows, grams,
+                   matrices);
+}
+
 // rows.h = the minimisers, NaN where a row or its Gram matrix is not finite. Nothing is empty;
 // `grams` is ready, and matrices [row_scratch_doubles(batch * n, k)] scratch memory.
 template <class From, class To>
 void launch_nnls(const NnlsRows<From, To>& rows, const DeviceGrams& grams, double* matrices,
                  cudaStream_t stream) {
-  const int64_t k = rows.k, all = rows.batch * rows.n;
+  const int64_t k = rows.k;
   if (k <= kLanesOfWarp) {
     dispatch_lanes(k, [&]<int kLanes>(Lanes<kLanes>) {
       const int64_t parts = parts_of_problem(rows.batch, rows.n, LaneTeam<kLanes>::kTeams);
@@ -60,16 +78,14 @@ void launch_nnls(const NnlsRows<From, To>& rows, const DeviceGrams& grams, doubl
                      grid_of(team_blocks(rows.batch, rows.n, parts, k)), block_team_threads(k),
                      BlockMemory::bytes(k), stream, rows, grams, parts, matrices);
   }
-  NNMF_CUDA_LAUNCH((lawson_hanson_kernel<From, To>), grid_of(row_blocks(all, k)),
-                   threads_up_to(k - 1), BlockLawsonHanson::bytes(k), stream, rows, grams,
-                   matrices);
+  launch_lawson_hanson(rows, grams, matrices, stream);
 }
 
 // rows.u = the gradient to cross.
 template <class T>
 void launch_nnls_backward(const BackwardRows<T>& rows, const DeviceGrams& grams, double* matrices,
                           cudaStream_t stream) {
-  const int64_t k = rows.k, all = rows.batch * rows.n;
+  const int64_t k = rows.k;
   if (k <= kLanesOfWarp) {
     dispatch_lanes(k, [&]<int kLanes>(Lanes<kLanes>) {
       const int64_t parts = parts_of_problem(rows.batch, rows.n, LaneTeam<kLanes>::kTeams);
@@ -82,8 +98,7 @@ void launch_nnls_backward(const BackwardRows<T>& rows, const DeviceGrams& grams,
                      grid_of(team_blocks(rows.batch, rows.n, parts, k)), block_team_threads(k),
                      BlockMemory::bytes(k), stream, rows, grams, parts, matrices);
   }
-  NNMF_CUDA_LAUNCH(minimum_norm_kernel<T>, grid_of(row_blocks(all, k)), threads_up_to(k - 1),
-                   minimum_norm_bytes(k), stream, rows, grams, matrices);
+  launch_minimum_norm(rows, grams, matrices, stream);
 }
 
 }  // namespace nnmf_cuda

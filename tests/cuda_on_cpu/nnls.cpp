@@ -1,7 +1,8 @@
 // The CUDA kernels of nnls and nnls_backward.
-#include "nnls/nnls_kernels.cuh"
+#include <algorithm>
 
 #include "call.h"
+#include "nnls/nnls_kernels.cuh"
 
 namespace {
 
@@ -32,18 +33,31 @@ Problem prepare(cuda_on_cpu::Call& call, const char* rows) {
 template <class T>
 void solve(cuda_on_cpu::Call& call) {
   const Problem p = prepare(call, "cross");
-  launch_nnls(NnlsRows<T, T>{call.tensor<T>("cross"), call.result<T>("h", {p.batch, p.n, p.k}),
-                             p.unsolved, p.batch, p.n, p.k},
-              p.grams, p.matrices, nullptr);
+  const NnlsRows<T, T> rows{call.tensor<T>("cross"),
+                            call.result<T>("h", {p.batch, p.n, p.k}),
+                            p.unsolved,
+                            p.batch,
+                            p.n,
+                            p.k};
+  if (call.number("slowly") == 0) {
+    launch_nnls(rows, p.grams, p.matrices, nullptr);
+  } else {
+    std::fill_n(p.unsolved, p.batch * p.n, uint8_t{1});
+    launch_lawson_hanson(rows, p.grams, p.matrices, nullptr);
+  }
 }
 
 template <class T>
 void solve_backward(cuda_on_cpu::Call& call) {
   const Problem p = prepare(call, "grad");
-  launch_nnls_backward(
-      BackwardRows<T>{call.tensor<T>("h"), call.tensor<T>("grad"),
-                      call.result<double>("u", {p.batch, p.n, p.k}), p.unsolved, p.batch, p.n, p.k},
-      p.grams, p.matrices, nullptr);
+  const BackwardRows<T> rows{call.tensor<T>("h"),
+                             call.tensor<T>("grad"),
+                             call.result<double>("u", {p.batch, p.n, p.k}),
+                             p.unsolved,
+                             p.batch,
+                             p.n,
+                             p.k};
+  launch_nnls_backward(rows, p.grams, p.matrices, nullptr);
 }
 
 }  // namespace
