@@ -7,7 +7,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../common/dispatch.h"
-#include "../nnmf/nnmf_cpu.h"
+#include "../nnmf/beta_loss.h"
+#include "../nnmf/factors.h"
 #include "nnls.h"
 
 namespace nnmf_cuda {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../common/inline.h"
+#include "problem.h"
 
 namespace nnmf_cuda {
 
@@ -45,7 +46,27 @@ constexpr double kClampBelow = 2.2204460492503131e-16;  // float64's: smaller fa
 // Written so that NaN stays NaN.
 template <class T>
 NNMF_CUDA_INLINE T floored(T wh) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 4) {
+    float larger;  // in one instruction, which the compiler does not find
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(wh), "f"(static_cast<float>(kEpsilon)));
+    return larger;
+  }
+#endif
   return wh < static_cast<T>(kEpsilon) ? static_cast<T>(kEpsilon) : wh;
+}
+
+// x / y for y from kEpsilon to 2^126; float32 on a device within 2 units in the last place.
+template <class T>
+NNMF_CUDA_INLINE T quotient(T x, T y) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 4) {
+    float inverse;  // y is neither denormal nor huge: one instruction does
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+    return x * inverse;
+  }
+#endif
+  return x / y;
 }
 
 // X as a number: pixels are x / 255.
@@ -63,9 +84,9 @@ NNMF_CUDA_INLINE T numerator_term(T x, T wh, T beta_loss) {
   if constexpr (loss == Loss::kFrobenius) {
     return x;
   } else if constexpr (loss == Loss::kKullbackLeibler) {
-    return x / floored(wh);
+    return quotient(x, floored(wh));
   } else if constexpr (loss == Loss::kItakuraSaito) {
-    const T inverse = T{1} / floored(wh);
+    const T inverse = quotient(T{1}, floored(wh));
     return x * (inverse * inverse);
   } else {
     return x * std::pow(beta_loss < 2 ? floored(wh) : wh, beta_loss - 2);
@@ -80,7 +101,7 @@ NNMF_CUDA_INLINE T denominator_term(T wh, T beta_loss) {
   } else if constexpr (loss == Loss::kKullbackLeibler) {
     return T{1};
   } else if constexpr (loss == Loss::kItakuraSaito) {
-    return T{1} / floored(wh);
+    return quotient(T{1}, floored(wh));
   } else {
     return std::pow(beta_loss < 1 ? floored(wh) : wh, beta_loss - 1);
   }
@@ -94,18 +115,37 @@ struct UpdateRule {
   bool clamp;    // values below kClampBelow become exact zeros
 };
 
+// How one factor is updated from sums over X.
+struct Update {
+  UpdateRule rule;
+  double beta_loss;
+  double scale;     // of the numerators: 1 / 255 for pixels, which are summed as bytes
+  double zero_sum;  // what stands for a sum of zero in the denominator of Kullback-Leibler
+  int64_t n_inner;  // sweeps of coordinate descent; 0 for multiplicative updates
+};
+
 inline double mm_exponent(double beta_loss) {
   if (beta_loss < 1) return 1 / (2 - beta_loss);
   if (beta_loss > 2) return 1 / (beta_loss - 1);
   return 1;
 }
 
-inline UpdateRule rule_for_W(double beta_loss, double l1_reg, double l2_reg) {
-  return {l1_reg, l2_reg, mm_exponent(beta_loss), beta_loss < 1};
+inline Update update_of_W(const MuOptions& options, double scale) {
+  const double beta_loss = options.beta_loss;
+  return {{options.l1_reg_W, options.l2_reg_W, mm_exponent(beta_loss), beta_loss < 1},
+          beta_loss,
+          scale,
+          /*zero_sum=*/0,
+          /*n_inner=*/0};
 }
 
-inline UpdateRule rule_for_H(double beta_loss, double l1_reg, double l2_reg) {
-  return {l1_reg, l2_reg, mm_exponent(beta_loss), beta_loss <= 1};
+inline Update update_of_H(const MuOptions& options, double scale) {
+  const double beta_loss = options.beta_loss;
+  return {{options.l1_reg_H, options.l2_reg_H, mm_exponent(beta_loss), beta_loss <= 1},
+          beta_loss,
+          scale,
+          /*zero_sum=*/1,
+          /*n_inner=*/0};
 }
 
 template <class T>

@@ -40,6 +40,27 @@ inline Shape check_factors(
   return shape;
 }
 
+// What CUDA kernels have room for.
+inline void check_components(int64_t n_components) {
+  constexpr int64_t kMost = 256;
+  STD_TORCH_CHECK(n_components <= kMost, "n_components is ", n_components,
+                  ", but CUDA kernels take at most ", kMost, ": move X, W and H to the CPU");
+}
+
+inline double scale_of(const Tensor& X) {
+  return X.scalar_type() == ScalarType::Byte ? 1.0 / 255 : 1.0;
+}
+
+// X as the kernels read it: rows may lie anywhere, the entries of a row side by side. Only where
+// they do not is X copied.
+inline Tensor rows_contiguous(const Tensor& X, Shape& shape) {
+  const bool adjacent = X.size(X.dim() - 1) <= 1 || X.strides()[X.dim() - 1] == 1;
+  const Tensor x = adjacent ? X : torch::stable::contiguous(X);
+  shape.x_row_stride = x.strides()[x.dim() - 2];
+  shape.x_stride = x.dim() == 2 ? 0 : x.strides()[0];
+  return x;
+}
+
 // A contiguous tensor with the same values that shares no memory with the argument.
 inline Tensor contiguous_copy(const Tensor& tensor) {
   Tensor copy = torch::stable::contiguous(tensor);

@@ -9,7 +9,8 @@
 #include "../common/dispatch.h"
 #include "../common/parallel.h"
 #include "../common/scratch.h"
-#include "nnmf_cpu.h"
+#include "beta_loss.h"
+#include "factors.h"
 #include "nnmf_divergence.h"
 
 #define NNMF_CUDA_ISA_SOURCE "../nnmf/nnmf_divergence_tiles.h"

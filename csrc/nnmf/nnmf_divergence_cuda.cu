@@ -8,21 +8,28 @@
 namespace nnmf_cuda {
 
 Tensor nnmf_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss) {
-  const Shape s = check_factors(X, W, H);
-  const torch::stable::accelerator::DeviceGuard guard(W.get_device_index());
-  const Tensor x = torch::stable::contiguous(X), w = torch::stable::contiguous(W),
+  Shape s = check_factors(X, W, H);
+  check_components(s.n_components);
+  const int32_t device = W.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const Tensor x = rows_contiguous(X, s), w = torch::stable::contiguous(W),
                h = torch::stable::contiguous(H);
   const Tensor result = torch::stable::new_empty(W, {s.batch}, ScalarType::Double);
-  const Tensor sums =
-      torch::stable::new_empty(W, {s.batch * divergence_parts(s)}, ScalarType::Double);
   dispatch_floating(W.scalar_type(), [&]<class T>(Type<T>) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
+      const DeviceProblem<T, Data> problem{
+          x.const_data_ptr<Data>(), w.const_data_ptr<T>(), h.const_data_ptr<T>(), s, nullptr,
+          multiprocessors(device)};
       dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
-        const DeviceBatch<const T, Data> batch{x.const_data_ptr<Data>(), w.const_data_ptr<T>(),
-                                               h.const_data_ptr<T>(), s, beta_loss};
-        launch_nnmf_divergence<loss>(batch, sums.mutable_data_ptr<double>(),
-                                     result.mutable_data_ptr<double>(),
-                                     current_stream(W.get_device_index()));
+        const auto run = [&]<class Tiling>(Tiling, int group) {
+          const DivergenceLaunches<Tiling> launches(problem, group);
+          const ScratchSize size = launches.scratch_size();
+          const Tensor values = torch::stable::new_empty(w, {size.values}),
+                       doubles = torch::stable::new_empty(w, {size.doubles}, ScalarType::Double);
+          launches.launch({values.mutable_data_ptr<T>(), doubles.mutable_data_ptr<double>()},
+                          beta_loss, result.mutable_data_ptr<double>(), current_stream(device));
+        };
+        dispatch_divergence_tiling<loss, T, Data>(s.n_components, run);
       });
     });
   });

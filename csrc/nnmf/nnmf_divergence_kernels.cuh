@@ -1,64 +1,129 @@
-// The beta-divergence on the device: partial sums over tiles of X, then one sum per problem.
+// The beta-divergence on the device: a float64 number for each warp, then one for each problem.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
-#include "nnmf_cuda.cuh"
+#include "device_problem.cuh"
+#include "divergence_term.cuh"
+#include "factor_kernels.cuh"
 
 namespace nnmf_cuda {
 
-constexpr int64_t kTilesOfBlock = 16;  // tiles along a row of tiles that one block adds up
+template <class T, class Data>
+struct DivergenceTask {
+  const Data* X;
+  int64_t x_stride, x_row_stride;
+  const T* W;     // [B, n_samples, padded]
+  const T* H;     // [B, n_features, padded]
+  double* parts;  // [B, tiles * splits]
+  Cut cut;
+  double beta_loss;
+  int group;
+  bool aligned;
+};
 
-inline int64_t divergence_parts(const Shape& s) {
-  return blocks_of(s.n_samples, kTileSide) * blocks_of(s.n_features, kTileSide * kTilesOfBlock);
+// A lane's value, added up over the warp in fixed order; the result is lane 0's.
+__device__ inline double sum_over_warp(double value) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+    value += __shfl_down_sync(kAllLanes, value, distance);
+  return value;
 }
 
-// A block per problem and part; all in float64, because near a good fit the terms almost cancel.
-template <Loss loss, class T, class Data>
-__global__ void divergence_kernel(DeviceBatch<T, Data> batch, int64_t parts, double* sums) {
-  const Shape& s = batch.shape;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t b = blockIdx.x / parts, part = blockIdx.x % parts;
-  const int64_t row_tiles = (s.n_samples + kTileSide - 1) / kTileSide;
-  const int64_t row = part % row_tiles * kTileSide;
-  const Data* X = batch.X + b * s.x_stride;
-  double sum = 0;
-  for (int64_t t = 0; t < kTilesOfBlock; ++t) {
-    const int64_t column = (part / row_tiles * kTilesOfBlock + t) * kTileSide;
-    double wh[kTileSide / kWarps];
-    multiply(batch, b, row, column, wh);
-    for (int i = 0; i < kTileSide / kWarps; ++i) {
-      const int64_t own_row = row + warp + i * kWarps;
-      if (own_row >= s.n_samples || column + lane >= s.n_features) continue;
-      const double x = static_cast<double>(
-          value_of<std::remove_const_t<T>>(X[own_row * s.n_features + column + lane]));
-      sum += divergence_term<loss>(x, wh[i], batch.beta_loss);
-    }
+// A warp for each problem, split and tile of rows, as in half_step_kernel.
+template <class Tiling>
+__global__ void __launch_bounds__(kWarp, Tiling::kResident)
+    divergence_kernel(DivergenceTask<typename Tiling::T, typename Tiling::Data> task) {
+  using T = typename Tiling::T;
+  using Data = typename Tiling::Data;
+  constexpr bool kPixels = sizeof(Data) == 1;
+  NNMF_CUDA_DYNAMIC_SHARED(unsigned char, memory);
+  const int group = Tiling::kGrouped ? task.group : 1, padded = Tiling::kComponents * group;
+  const Place<Tiling, Factor::kW> place(group);
+  const Walk<Tiling> walk = walk_of<Tiling, Factor::kW>(task, task.H, group);
+  const T* own = task.W + (walk.problem * task.cut.length + walk.first) * padded;
+  T rows[Tiling::kOwn][Tiling::kComponents] = {};
+#pragma unroll
+  for (int i = 0; i < Tiling::kOwn; ++i)
+    if (walk.first + place.row(i) < walk.length)
+      load_components(own + place.row(i) * padded, place, rows[i]);
+
+  double total = 0;
+  for_each_tile<Tiling, Factor::kW>(
+      walk, memory, [&](const unsigned char* tile, const T* other, int64_t deep) {
+        for_each_entry<Tiling, Factor::kW>(
+            tile, other, place,
+            [&](int d, const T(&x)[Tiling::kOwn], const T(&components)[Tiling::kComponents]) {
+#pragma unroll
+              for (int i = 0; i < Tiling::kOwn; ++i) {
+                const T wh = product<Tiling>(rows[i], components, group);
+                const T value = kPixels ? x[i] / T{255} : x[i];
+                const bool counts = place.part == 0 && deep + d < walk.end &&
+                                    walk.first + place.row(i) < walk.length;
+                if (counts) total += accurate_term<Tiling::kLoss>(value, wh, task.beta_loss);
+              }
+            });
+      });
+  total = sum_over_warp(total);
+  if (threadIdx.x == 0) task.parts[blockIdx.x] = total;
+}
+
+// Calls f(Tiling, lanes that share a row) for the number of components: fewer kernels than there
+// are for updates, which run ten times as often.
+template <Loss loss, class T, class Data, class F>
+void dispatch_divergence_tiling(int64_t n_components, const F& f) {
+  if constexpr (sizeof(T) == 4) {
+    if (n_components <= 16) return f(Tiling<loss, T, Data, 16, 4, false>{}, 1);
+    return f(Tiling<loss, T, Data, 32, 2, true>{}, lanes_of(n_components, 32));
+  } else {
+    return f(Tiling<loss, T, Data, 8, 2, true>{}, lanes_of(n_components, 8));
   }
-  sum = sum_over_block(sum);
-  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// A block per problem.
-static __global__ void sum_parts_kernel(const double* sums, int64_t parts, double* divergence) {
-  double sum = 0;
-  for (int64_t part = threadIdx.x; part < parts; part += kThreads)
-    sum += sums[blockIdx.x * parts + part];
-  sum = sum_over_block(sum);
-  if (threadIdx.x == 0) divergence[blockIdx.x] = sum;
-}
+template <class Tiling>
+class DivergenceLaunches {
+ public:
+  using T = typename Tiling::T;
+  using Data = typename Tiling::Data;
 
-template <Loss loss, class T, class Data>
-void launch_nnmf_divergence(const DeviceBatch<T, Data>& batch, double* sums, double* divergence,
-                            cudaStream_t stream) {
-  const int64_t parts = divergence_parts(batch.shape);
-  if (batch.shape.batch == 0) return;
-  if (parts > 0)
-    NNMF_CUDA_LAUNCH((divergence_kernel<loss, T, Data>), grid_of(batch.shape.batch * parts),
-                     kThreads, 0, stream, batch, parts, sums);
-  NNMF_CUDA_LAUNCH(sum_parts_kernel, grid_of(batch.shape.batch), kThreads, 0, stream, sums, parts,
-                   divergence);
-}
+  DivergenceLaunches(const DeviceProblem<T, Data>& problem, int group)
+      : problem_(problem),
+        group_(group),
+        padded_(Tiling::kComponents * group),
+        cut_(cut_for<Tiling, Factor::kW>(problem, group)) {}
+
+  ScratchSize scratch_size() const {
+    const Shape& s = problem_.shape;
+    return {s.batch * padded_ * (s.n_samples + s.n_features), s.batch * parts()};
+  }
+
+  void launch(const DeviceScratch<T>& scratch, double beta_loss, double* divergence,
+              cudaStream_t stream) const {
+    const Shape& s = problem_.shape;
+    T *const W = scratch.values, *const H = W + s.batch * padded_ * s.n_samples;
+    launch_pack(problem_.W, W, s.batch, layout_of_W(s, padded_), stream);
+    launch_pack(problem_.H, H, s.batch, layout_of_H(s, padded_), stream);
+    const DivergenceTask<T, Data> task{problem_.X,
+                                       s.x_stride,
+                                       s.x_row_stride,
+                                       W,
+                                       H,
+                                       scratch.doubles,
+                                       cut_,
+                                       beta_loss,
+                                       group_,
+                                       is_aligned<Tiling, Factor::kW>(problem_, group_)};
+    if (s.batch * parts() > 0)
+      NNMF_CUDA_LAUNCH((divergence_kernel<Tiling>), grid_of(s.batch * parts()), kWarp,
+                       (kStages * stage_of<Tiling, Factor::kW>(group_).bytes), stream, task);
+    launch_sum_parts(scratch.doubles, divergence, s.batch, parts(), 1, stream);
+  }
+
+ private:
+  int64_t parts() const { return cut_.tiles * cut_.splits; }
+
+  DeviceProblem<T, Data> problem_;
+  int group_, padded_;
+  Cut cut_;
+};
 
 }  // namespace nnmf_cuda

@@ -12,7 +12,8 @@
 #include "../common/dispatch.h"
 #include "../common/parallel.h"
 #include "../common/scratch.h"
-#include "nnmf_cpu.h"
+#include "beta_loss.h"
+#include "factors.h"
 #include "nnmf_divergence.h"
 
 #define NNMF_CUDA_ISA_SOURCE "../nnmf/nnmf_mu_tiles.h"
@@ -27,15 +28,13 @@ std::tuple<Tensor, Tensor, Tensor> nnmf_mu_cpu(const Tensor& X, const Tensor& W,
                                                double l2_reg_H, bool compute_divergence) {
   Shape s = check_factors(X, W, H);
   const Tensor x = rows_contiguous(X, s), w = contiguous_copy(W), h = contiguous_copy(H);
-  const double scale = scale_of(X);
-  const Update update_W{rule_for_W(beta_loss, l1_reg_W, l2_reg_W), beta_loss, scale, 0, 0};
-  const Update update_of_H{rule_for_H(beta_loss, l1_reg_H, l2_reg_H), beta_loss, scale, 1, 0};
+  const MuOptions options{beta_loss, n_iter, update_H, l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H};
   dispatch_floating(W.scalar_type(), [&]<class T>(Type<T>) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
         NNMF_CUDA_CHOOSE(iterate<loss, T, Data>)
-        (x.const_data_ptr<Data>(), w.mutable_data_ptr<T>(), h.mutable_data_ptr<T>(), s, update_W,
-         update_of_H, n_iter, update_H);
+        (x.const_data_ptr<Data>(), w.mutable_data_ptr<T>(), h.mutable_data_ptr<T>(), s,
+         update_of_W(options, scale_of(X)), update_of_H(options, scale_of(X)), n_iter, update_H);
       });
     });
   });

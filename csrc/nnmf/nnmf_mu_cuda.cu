@@ -10,34 +10,40 @@
 namespace nnmf_cuda {
 namespace {
 
-Tensor new_sums(const Tensor& like, int64_t size) {
-  return torch::stable::new_empty(like, {size}, ScalarType::Double);
-}
-
 std::tuple<Tensor, Tensor, Tensor> nnmf_mu_cuda(const Tensor& X, const Tensor& W, const Tensor& H,
                                                 double beta_loss, int64_t n_iter, bool update_H,
                                                 double l1_reg_W, double l1_reg_H, double l2_reg_W,
                                                 double l2_reg_H, bool compute_divergence) {
-  const Shape s = check_factors(X, W, H);
-  const torch::stable::accelerator::DeviceGuard guard(W.get_device_index());
+  Shape s = check_factors(X, W, H);
+  check_components(s.n_components);
+  const int32_t device = W.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
   const MuOptions options{beta_loss, n_iter, update_H, l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H};
-  const Tensor x = torch::stable::contiguous(X), w = contiguous_copy(W), h = contiguous_copy(H);
-  const bool sums_denominator = loss_of(beta_loss) != Loss::kKullbackLeibler;
-  const Tensor numerator = new_sums(W, sums_size(s)),
-               denominator = new_sums(W, sums_denominator ? sums_size(s) : 0),
-               components = new_sums(W, sums_denominator ? 0 : s.batch * s.n_components);
-  const Sums sums{numerator.mutable_data_ptr<double>(), denominator.mutable_data_ptr<double>(),
-                  components.mutable_data_ptr<double>()};
+  const Tensor x = rows_contiguous(X, s), w = torch::stable::contiguous(W),
+               h = torch::stable::contiguous(H);
+  const Tensor new_w = torch::stable::empty_like(w), new_h = torch::stable::empty_like(h);
   dispatch_floating(W.scalar_type(), [&]<class T>(Type<T>) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
+      const DeviceProblem<T, Data> problem{
+          x.const_data_ptr<Data>(), w.const_data_ptr<T>(), h.const_data_ptr<T>(), s, nullptr,
+          multiprocessors(device)};
       dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
-        const DeviceBatch<T, Data> batch{x.const_data_ptr<Data>(), w.mutable_data_ptr<T>(),
-                                         h.mutable_data_ptr<T>(), s, beta_loss};
-        launch_nnmf_mu<loss>(batch, sums, options, current_stream(W.get_device_index()));
+        dispatch_tiling<loss, T, Data>(s.n_components, [&]<class Tiling>(Tiling, int group) {
+          MuLaunches<Tiling> launches(problem, group);
+          const ScratchSize size = launches.scratch_size();
+          const Tensor values = torch::stable::new_empty(w, {size.values}),
+                       doubles = torch::stable::new_empty(w, {size.doubles}, ScalarType::Double);
+          launches.use({values.mutable_data_ptr<T>(), doubles.mutable_data_ptr<double>()});
+          launch_nnmf_mu(launches, options, scale_of(X),
+                         {new_w.mutable_data_ptr<T>(), new_h.mutable_data_ptr<T>()},
+                         current_stream(device));
+        });
       });
     });
   });
-  return {w, h, compute_divergence ? nnmf_divergence_cuda(x, w, h, beta_loss) : no_divergence(w)};
+  return {
+      new_w, new_h,
+      compute_divergence ? nnmf_divergence_cuda(x, new_w, new_h, beta_loss) : no_divergence(new_w)};
 }
 
 }  // namespace

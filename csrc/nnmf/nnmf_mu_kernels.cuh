@@ -1,175 +1,149 @@
-// One multiplicative half-step on the device, in three launches: the sums that the denominator
-// needs (Kullback-Leibler only), partial sums over tiles of X, and the update itself.
+// Multiplicative updates on the device: a launch sequence without a word from the host in between.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "nnmf_cuda.cuh"
+#include "factor_kernels.cuh"
+#include "half_step_kernel.cuh"
+#include "update_kernel.cuh"
 
 namespace nnmf_cuda {
 
-// Which factor a half-step updates.
-enum class Factor { kW, kH };
+// Both factors in the kernels' layout, what is summed for them, and the launches that do it.
+template <class Tiling>
+class MuLaunches {
+ public:
+  using T = typename Tiling::T;
+  using Data = typename Tiling::Data;
 
-// How one half-step is cut into blocks. `length` is the updated factor's side of X (n_samples for
-// W), `depth` the other one, over which the sums run, in `splits` parts.
-struct Cut {
-  int64_t length;
-  int64_t depth;
-  int64_t tiles;           // along length
-  int64_t splits;          // along depth
-  int64_t tiles_of_split;  // depth tiles in each
+  MuLaunches(const DeviceProblem<T, Data>& problem, int group)
+      : problem_(problem),
+        group_(group),
+        padded_(Tiling::kComponents * group),
+        W_(cut_for<Tiling, Factor::kW>(problem, group)),
+        H_(cut_for<Tiling, Factor::kH>(problem, group)) {}
+
+  ScratchSize scratch_size() const {
+    const int64_t batch = problem_.shape.batch;
+    const int64_t values = batch * padded_ * std::max(W_.splits * W_.length, H_.splits * H_.length);
+    return {batch * padded_ * (W_.length + H_.length) + values * (Tiling::kSumsDenominator ? 2 : 1),
+            sums_size() + gram_size() + gram_parts_size()};
+  }
+
+  void use(const DeviceScratch<T>& scratch) {
+    const int64_t batch = problem_.shape.batch;
+    W_packed_ = scratch.values;
+    H_packed_ = W_packed_ + batch * padded_ * W_.length;
+    numerators_ = H_packed_ + batch * padded_ * H_.length;
+    sums_ = scratch.doubles;
+    gram_ = sums_ + sums_size();
+  }
+
+  void pack(cudaStream_t stream) const {
+    const Shape& s = problem_.shape;
+    launch_pack(problem_.W, W_packed_, s.batch, layout_of_W(s, padded_), stream);
+    launch_pack(problem_.H, H_packed_, s.batch, layout_of_H(s, padded_), stream);
+  }
+
+  void unpack_W(T* W, cudaStream_t stream) const {
+    launch_unpack(W_packed_, W, problem_.shape.batch, layout_of_W(problem_.shape, padded_), stream);
+  }
+
+  void unpack_H(T* H, cudaStream_t stream) const {
+    launch_unpack(H_packed_, H, problem_.shape.batch, layout_of_H(problem_.shape, padded_), stream);
+  }
+
+  template <Factor factor>
+  void update(const Update& update, cudaStream_t stream) const {
+    const int64_t batch = problem_.shape.batch;
+    const auto step = half_step<factor>(update);
+    if (Tiling::kLoss == Loss::kFrobenius)
+      launch_gram(step.other, gram_ + gram_size(), gram_, batch, step.cut.depth, padded_, stream);
+    launch_half_step<Tiling, factor>(step, batch, stream);
+    if (step.whole) return;
+    UpdateTask<T> task{};
+    task.factor = step.own;
+    task.numerators = step.numerators;
+    task.denominators = step.denominators;
+    task.sums = sums_;
+    task.gram = gram_;
+    task.active = problem_.active;
+    task.length = step.cut.length;
+    task.splits = step.cut.splits;
+    task.n_components = step.n_components;
+    task.padded = padded_;
+    task.update = update;
+    launch_update<Tiling::kLoss>(task, batch, stream);
+  }
+
+  // The numerators of W's update alone, [B, splits, n_samples, padded]: X H^T for Frobenius.
+  template <Factor factor>
+  HalfStep<T, Data> half_step(const Update& update) const {
+    const Shape& s = problem_.shape;
+    constexpr bool kIsW = factor == Factor::kW;
+    HalfStep<T, Data> step{};
+    step.X = problem_.X;
+    step.x_stride = s.x_stride;
+    step.x_row_stride = s.x_row_stride;
+    step.other = kIsW ? H_packed_ : W_packed_;
+    step.own = kIsW ? W_packed_ : H_packed_;
+    step.cut = kIsW ? W_ : H_;
+    step.numerators = numerators_;
+    step.denominators = numerators_ + s.batch * padded_ * step.cut.splits * step.cut.length;
+    step.sums = sums_;
+    step.active = problem_.active;
+    step.update = update;
+    step.n_components = static_cast<int>(s.n_components);
+    step.group = group_;
+    step.aligned = is_aligned<Tiling, factor>(problem_, group_);
+    step.whole = Tiling::kLoss == Loss::kKullbackLeibler && step.cut.splits == 1;
+    return step;
+  }
+
+  int padded() const { return padded_; }
+
+ private:
+  int64_t sums_size() const {
+    return Tiling::kLoss == Loss::kKullbackLeibler
+               ? problem_.shape.batch * padded_ * std::max(W_.splits, H_.splits)
+               : 0;
+  }
+
+  int64_t gram_size() const {
+    return Tiling::kLoss == Loss::kFrobenius ? problem_.shape.batch * padded_ * padded_ : 0;
+  }
+
+  int64_t gram_parts_size() const {
+    const int64_t batch = problem_.shape.batch;
+    return gram_size() * std::max(gram_chunks(batch, W_.length), gram_chunks(batch, H_.length));
+  }
+
+  DeviceProblem<T, Data> problem_;
+  int group_, padded_;
+  Cut W_, H_;
+  T *W_packed_ = nullptr, *H_packed_ = nullptr, *numerators_ = nullptr;
+  double *sums_ = nullptr, *gram_ = nullptr;
 };
 
-template <Factor factor>
-Cut cut_of(const Shape& s) {
-  // Enough blocks to fill a device, whatever device it is; fewer where there are many components,
-  // because every split has partial sums for each.
-  const int64_t blocks = std::max<int64_t>(1024 / std::max<int64_t>(s.n_components / 64, 1), 1);
-  constexpr int64_t kTilesOfSplit = 4;  // at least, so that a block has something to add up
-  Cut cut{};
-  cut.length = factor == Factor::kW ? s.n_samples : s.n_features;
-  cut.depth = factor == Factor::kW ? s.n_features : s.n_samples;
-  cut.tiles = blocks_of(cut.length, kTileSide);
-  const int64_t depth_tiles = blocks_of(cut.depth, kTileSide);
-  const int64_t splits = blocks_of(blocks, std::max<int64_t>(s.batch * cut.tiles, 1));
-  cut.tiles_of_split = std::max(blocks_of(depth_tiles, splits), kTilesOfSplit);
-  cut.splits = std::max<int64_t>(blocks_of(depth_tiles, cut.tiles_of_split), 1);
-  return cut;
-}
-
-// float64 scratch memory on the device.
-struct Sums {
-  double* numerator;    // [splits, B, n_components, length]
-  double* denominator;  // the same; unused for Kullback-Leibler
-  double* components;   // [B, n_components], Kullback-Leibler only
+// Where the results go: contiguous, shaped as the factors.
+template <class T>
+struct MuResult {
+  T* W;
+  T* H;
 };
 
-inline int64_t sums_size(const Shape& s) {
-  const Cut w = cut_of<Factor::kW>(s), h = cut_of<Factor::kH>(s);
-  return s.batch * s.n_components * std::max(w.splits * w.length, h.splits * h.length);
-}
-
-// Sums over the values of each component of the factor that is not updated; a block per component.
-template <Factor factor, class T, class Data>
-__global__ void sum_components_kernel(DeviceBatch<T, Data> batch, Cut cut, double* components) {
-  const Shape& s = batch.shape;
-  const int64_t b = blockIdx.x / s.n_components, r = blockIdx.x % s.n_components;
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < cut.depth; i += kThreads)
-    sum += static_cast<double>(factor == Factor::kW
-                                   ? batch.H[(b * s.n_components + r) * s.n_features + i]
-                                   : batch.W[(b * s.n_samples + i) * s.n_components + r]);
-  sum = sum_over_block(sum);
-  if (threadIdx.x == 0) components[blockIdx.x] = sum;
-}
-
-// Partial sums of numerator and denominator, over one split; a block per tile along the length.
-template <Loss loss, Factor factor, class T, class Data>
-__global__ void sum_terms_kernel(DeviceBatch<T, Data> batch, Cut cut, Sums sums) {
-  constexpr bool kDenominator = loss != Loss::kKullbackLeibler;
-  // Terms of one tile as [along depth, along length], padded against bank conflicts.
-  __shared__ T top[kTileSide][kTileSide + 1];
-  __shared__ T bottom[kDenominator ? kTileSide : 1][kTileSide + 1];
-  const Shape& s = batch.shape;
-  const T beta_loss = static_cast<T>(batch.beta_loss);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t tile = blockIdx.x % cut.tiles;
-  const int64_t b = blockIdx.x / cut.tiles % s.batch, split = blockIdx.x / cut.tiles / s.batch;
-  const int64_t begin = split * cut.tiles_of_split * kTileSide;
-  const int64_t own = tile * kTileSide + lane;  // the row or column whose sums this lane keeps
-  const Data* X = batch.X + b * s.x_stride;
-
-  for (int64_t t = 0; t < cut.tiles_of_split && (t == 0 || begin + t * kTileSide < cut.depth);
-       ++t) {
-    const int64_t deep = begin + t * kTileSide;
-    const int64_t row = factor == Factor::kW ? tile * kTileSide : deep;
-    const int64_t column = factor == Factor::kW ? deep : tile * kTileSide;
-    T wh[kTileSide / kWarps];
-    multiply(batch, b, row, column, wh);
-    for (int i = 0; i < kTileSide / kWarps; ++i) {
-      const int in_row = warp + i * kWarps;
-      const bool inside = row + in_row < s.n_samples && column + lane < s.n_features;
-      const T x = inside ? value_of<T>(X[(row + in_row) * s.n_features + column + lane]) : T{0};
-      const int down = factor == Factor::kW ? lane : in_row;
-      const int across = factor == Factor::kW ? in_row : lane;
-      top[down][across] = inside ? numerator_term<loss>(x, wh[i], beta_loss) : T{0};
-      if constexpr (kDenominator)
-        bottom[down][across] = inside ? denominator_term<loss>(wh[i], beta_loss) : T{0};
-    }
-    __syncthreads();
-    const int depth = static_cast<int>(deep + kTileSide < cut.depth ? kTileSide : cut.depth - deep);
-    for (int64_t r = warp; own < cut.length && r < s.n_components; r += kWarps) {
-      const T* other = factor == Factor::kW
-                           ? batch.H + (b * s.n_components + r) * s.n_features + deep
-                           : batch.W + (b * s.n_samples + deep) * s.n_components + r;
-      const int64_t step = factor == Factor::kW ? 1 : s.n_components;
-      T numerator = 0, denominator = 0;
-      for (int d = 0; d < depth; ++d) {
-        numerator += top[d][lane] * other[d * step];
-        if constexpr (kDenominator) denominator += bottom[d][lane] * other[d * step];
-      }
-      const int64_t at = ((split * s.batch + b) * s.n_components + r) * cut.length + own;
-      sums.numerator[at] = (t == 0 ? 0 : sums.numerator[at]) + static_cast<double>(numerator);
-      if constexpr (kDenominator)
-        sums.denominator[at] =
-            (t == 0 ? 0 : sums.denominator[at]) + static_cast<double>(denominator);
-    }
-    __syncthreads();
-  }
-}
-
-// The update of one value per thread.
-template <Loss loss, Factor factor, class T, class Data>
-__global__ void update_kernel(DeviceBatch<T, Data> batch, Cut cut, Sums sums, UpdateRule rule) {
-  const Shape& s = batch.shape;
-  const int64_t size = s.batch * s.n_components * cut.length;
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (at >= size) return;
-  const int64_t component = at / cut.length, i = at % cut.length;  // component counts b and r
-  double numerator = 0, denominator = 0;
-  for (int64_t split = 0; split < cut.splits; ++split) {
-    numerator += sums.numerator[split * size + at];
-    if constexpr (loss != Loss::kKullbackLeibler)
-      denominator += sums.denominator[split * size + at];
-  }
-  if constexpr (loss == Loss::kKullbackLeibler) {
-    denominator = sums.components[component];
-    if (factor == Factor::kH && denominator == 0) denominator = 1;
-  }
-  const int64_t b = component / s.n_components, r = component % s.n_components;
-  T& value = factor == Factor::kW ? batch.W[(b * s.n_samples + i) * s.n_components + r]
-                                  : batch.H[component * s.n_features + i];
-  value = updated(value, static_cast<T>(numerator), static_cast<T>(denominator), rule);
-}
-
-template <Loss loss, Factor factor, class T, class Data>
-void launch_half_step(const DeviceBatch<T, Data>& batch, const Sums& sums, const UpdateRule& rule,
-                      cudaStream_t stream) {
-  const Shape& s = batch.shape;
-  const Cut cut = cut_of<factor>(s);
-  const int64_t size = s.batch * s.n_components * cut.length;
-  if (size == 0) return;
-  if constexpr (loss == Loss::kKullbackLeibler)
-    NNMF_CUDA_LAUNCH((sum_components_kernel<factor, T, Data>), grid_of(s.batch * s.n_components),
-                     kThreads, 0, stream, batch, cut, sums.components);
-  NNMF_CUDA_LAUNCH((sum_terms_kernel<loss, factor, T, Data>),
-                   grid_of(cut.tiles * s.batch * cut.splits), kThreads, 0, stream, batch, cut,
-                   sums);
-  NNMF_CUDA_LAUNCH((update_kernel<loss, factor, T, Data>), grid_of(blocks_of(size, kThreads)),
-                   kThreads, 0, stream, batch, cut, sums, rule);
-}
-
-template <Loss loss, class T, class Data>
-void launch_nnmf_mu(const DeviceBatch<T, Data>& batch, const Sums& sums, const MuOptions& options,
-                    cudaStream_t stream) {
-  const UpdateRule rule_W = rule_for_W(options.beta_loss, options.l1_reg_W, options.l2_reg_W);
-  const UpdateRule rule_H = rule_for_H(options.beta_loss, options.l1_reg_H, options.l2_reg_H);
+template <class Tiling>
+void launch_nnmf_mu(const MuLaunches<Tiling>& launches, const MuOptions& options, double scale,
+                    const MuResult<typename Tiling::T>& result, cudaStream_t stream) {
+  const Update update_W = update_of_W(options, scale), update_H = update_of_H(options, scale);
+  launches.pack(stream);
   for (int64_t i = 0; i < options.n_iter; ++i) {
-    launch_half_step<loss, Factor::kW>(batch, sums, rule_W, stream);
-    if (options.update_H) launch_half_step<loss, Factor::kH>(batch, sums, rule_H, stream);
+    launches.template update<Factor::kW>(update_W, stream);
+    if (options.update_H) launches.template update<Factor::kH>(update_H, stream);
   }
+  launches.unpack_W(result.W, stream);
+  launches.unpack_H(result.H, stream);
 }
 
 }  // namespace nnmf_cuda

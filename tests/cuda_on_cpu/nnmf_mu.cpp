@@ -19,22 +19,36 @@ MuOptions options_of(const cuda_on_cpu::Call& call) {
           call.number("l2_reg_H")};
 }
 
+template <class T>
+DeviceScratch<T> scratch_for(cuda_on_cpu::Call& call, const ScratchSize& size) {
+  return {call.scratch<T>(size.values), call.scratch<double>(size.doubles)};
+}
+
 template <class T, class Data>
 void run(cuda_on_cpu::Call& call) {
   const Shape shape = shape_of(call);
   const MuOptions options = options_of(call);
-  const Sums sums{call.scratch<double>(sums_size(shape)), call.scratch<double>(sums_size(shape)),
-                  call.scratch<double>(shape.batch * shape.n_components)};
-  const DeviceBatch<T, Data> batch{call.tensor<Data>("X"), call.tensor<T>("W"), call.tensor<T>("H"),
-                                   shape, options.beta_loss};
-  double* parts = call.scratch<double>(shape.batch * divergence_parts(shape));
+  T* W = call.result<T>("W", {shape.batch, shape.n_samples, shape.n_components});
+  T* H = call.result<T>("H", {shape.batch, shape.n_components, shape.n_features});
   double* divergence = call.result<double>("divergence", {shape.batch});
+  DeviceProblem<T, Data> problem{
+      call.tensor<Data>("X"),         call.tensor<T>("W"), call.tensor<T>("H"), shape, nullptr,
+      call.integer("multiprocessors")};
   dispatch_loss(options.beta_loss, [&]<Loss loss>(LossType<loss>) {
-    launch_nnmf_mu<loss>(batch, sums, options, nullptr);
-    launch_nnmf_divergence<loss>(batch, parts, divergence, nullptr);
+    dispatch_tiling<loss, T, Data>(shape.n_components, [&]<class Tiling>(Tiling, int group) {
+      MuLaunches<Tiling> launches(problem, group);
+      launches.use(scratch_for<T>(call, launches.scratch_size()));
+      launch_nnmf_mu(launches, options, sizeof(Data) == 1 ? 1.0 / 255 : 1, {W, H}, nullptr);
+    });
+    problem.W = W;
+    problem.H = H;
+    const auto sum = [&]<class Tiling>(Tiling, int group) {
+      const DivergenceLaunches<Tiling> launches(problem, group);
+      launches.launch(scratch_for<T>(call, launches.scratch_size()), options.beta_loss, divergence,
+                      nullptr);
+    };
+    dispatch_divergence_tiling<loss, T, Data>(shape.n_components, sum);
   });
-  call.give("W");
-  call.give("H");
 }
 
 }  // namespace

@@ -1,0 +1,98 @@
+// A factorisation as the CUDA kernels see it, and which kernel and cut serve it.
+#pragma once
+
+#include <cstdint>
+
+#include "cut.h"
+#include "warp_tile.cuh"
+
+namespace nnmf_cuda {
+
+// One problem, or many of one shape.
+template <class T, class Data>
+struct DeviceProblem {
+  const Data* X;  // rows of adjacent entries, anywhere
+  const T* W;     // [B, n_samples, n_components], contiguous
+  const T* H;     // [B, n_components, n_features], contiguous
+  Shape shape;
+  const bool* active;  // [B]: problems that are not stay as they are; nullptr: all are
+  int64_t multiprocessors;
+};
+
+// Memory that launches need, in numbers of values.
+struct ScratchSize {
+  int64_t values, doubles;
+};
+
+template <class T>
+struct DeviceScratch {
+  T* values;
+  double* doubles;
+};
+
+// Lanes that share a row of `n_components`, when each has room for some.
+inline int lanes_of(int64_t n_components, int of_lane) {
+  int lanes = 1;
+  while (lanes * of_lane < n_components) lanes *= 2;
+  return lanes;
+}
+
+// Calls f(Tiling, lanes that share a row) for the number of components.
+template <Loss loss, class T, class Data, class F>
+void dispatch_tiling(int64_t n_components, const F& f) {
+  constexpr bool kHot = loss == Loss::kKullbackLeibler || loss == Loss::kFrobenius;
+  if constexpr (sizeof(T) == 4 && kHot) {
+    if (n_components <= 8) return f(Tiling<loss, T, Data, 8, 2, false>{}, 1);
+    if (n_components <= 16) return f(Tiling<loss, T, Data, 16, 4, false>{}, 1);
+    if (n_components <= 32) return f(Tiling<loss, T, Data, 32, 2, false>{}, 1);
+    return f(Tiling<loss, T, Data, 32, 2, true>{}, lanes_of(n_components, 32));
+  } else {
+    return f(Tiling<loss, T, Data, 8, 2, true>{}, lanes_of(n_components, 8));
+  }
+}
+
+template <class Tiling, Factor factor, class Problem>
+Cut cut_for(const Problem& problem, int group) {
+  const Shape& s = problem.shape;
+  const bool rows = factor == Factor::kW;
+  return cut_of(s.batch, rows ? s.n_samples : s.n_features, rows ? s.n_features : s.n_samples,
+                stage_of<Tiling, factor>(group).items, Tiling::kDepth, problem.multiprocessors);
+}
+
+// Whether all that a warp copies of X begins at a multiple of what is copied at once.
+template <class Tiling, Factor factor, class Problem>
+bool is_aligned(const Problem& problem, int group) {
+  const auto whole = [](int64_t entries) {
+    return entries * static_cast<int64_t>(sizeof(typename Tiling::Data)) % kPiece == 0;
+  };
+  const Shape& s = problem.shape;
+  return reinterpret_cast<std::uintptr_t>(problem.X) % kPiece == 0 && whole(s.x_row_stride) &&
+         whole(s.x_stride) &&
+         (factor == Factor::kW || whole(stage_of<Tiling, factor>(group).items));
+}
+
+// The way of this block's warp: a block for each problem, split and tile of the length. Task has
+// X, its strides, the cut and `aligned`; `other` is the factor of all problems.
+template <class Tiling, Factor factor, class Task>
+__device__ __forceinline__ Walk<Tiling> walk_of(const Task& task, const typename Tiling::T* other,
+                                                int group) {
+  const Cut& cut = task.cut;
+  const auto tiles = static_cast<unsigned>(cut.tiles), splits = static_cast<unsigned>(cut.splits);
+  Walk<Tiling> walk{};
+  walk.tile = blockIdx.x % tiles;
+  walk.split = blockIdx.x / tiles % splits;
+  walk.problem = blockIdx.x / tiles / splits;
+  walk.X = task.X + walk.problem * task.x_stride;
+  walk.other = other + walk.problem * cut.depth * Tiling::kComponents * group;
+  walk.row_stride = task.x_row_stride;
+  walk.first = walk.tile * stage_of<Tiling, factor>(group).items;
+  walk.length = cut.length;
+  walk.begin = walk.split * cut.tiles_of_split * Tiling::kDepth;
+  walk.end = walk.begin + cut.tiles_of_split * Tiling::kDepth;
+  if (walk.end > cut.depth) walk.end = cut.depth;
+  walk.group = group;
+  walk.aligned = task.aligned;
+  return walk;
+}
+
+}  // namespace nnmf_cuda

@@ -1,0 +1,175 @@
+// The sums of one half-step, in one reading of X: for every value of the factor that is updated
+// the numerator, and what its denominator needs. W H exists only in registers.
+#pragma once
+
+#include <cstdint>
+
+#include "device_problem.cuh"
+#include "factor_kernels.cuh"
+
+namespace nnmf_cuda {
+
+template <class T, class Data>
+struct HalfStep {
+  const Data* X;
+  int64_t x_stride, x_row_stride;
+  const T* other;      // [B, depth, padded]
+  T* own;              // [B, length, padded]: what is updated
+  T* numerators;       // [B, splits, length, padded]
+  T* denominators;     // the same; only where the loss sums them
+  double* sums;        // [B, splits, padded]: the other factor's components, Kullback-Leibler only
+  const bool* active;  // [B]: problems that are not stay as they are; nullptr: all are
+  Cut cut;
+  Update update;
+  int n_components;
+  int group;  // lanes that share a row
+  bool aligned;
+  bool whole;  // there is one split, and the kernel updates the factor itself
+};
+
+// What a lane adds up.
+template <class Tiling>
+struct LaneSums {
+  using T = typename Tiling::T;
+  T own[Tiling::kUsesProduct ? Tiling::kOwn : 1][Tiling::kComponents];
+  T numerator[Tiling::kOwn][Tiling::kComponents];
+  T denominator[Tiling::kSumsDenominator ? Tiling::kOwn : 1][Tiling::kComponents];
+};
+
+template <class Tiling>
+__device__ __forceinline__ void accumulate(LaneSums<Tiling>& lane,
+                                           const typename Tiling::T (&x)[Tiling::kOwn],
+                                           const typename Tiling::T (&other)[Tiling::kComponents],
+                                           typename Tiling::T beta_loss, int group) {
+  using T = typename Tiling::T;
+#pragma unroll
+  for (int i = 0; i < Tiling::kOwn; ++i) {
+    T wh = 0;
+    if constexpr (Tiling::kUsesProduct) wh = product<Tiling>(lane.own[i], other, group);
+    const T top = numerator_term<Tiling::kLoss>(x[i], wh, beta_loss);
+#pragma unroll
+    for (int j = 0; j < Tiling::kComponents; ++j) lane.numerator[i][j] += top * other[j];
+    if constexpr (Tiling::kSumsDenominator) {
+      const T bottom = denominator_term<Tiling::kLoss>(wh, beta_loss);
+#pragma unroll
+      for (int j = 0; j < Tiling::kComponents; ++j) lane.denominator[i][j] += bottom * other[j];
+    }
+  }
+}
+
+// Sums of the other factor's components: lane l has those of components l, l + 32, ...
+template <class Tiling>
+struct ComponentSums {
+  static constexpr int kCount = Tiling::kGrouped ? kMaxComponents / kWarp : 1;
+  double values[kCount] = {};
+
+  __device__ __forceinline__ void add(const typename Tiling::T* other, int padded) {
+#pragma unroll
+    for (int at = 0; at < kCount; ++at) {
+      const int component = static_cast<int>(threadIdx.x) + at * kWarp;
+      if (component >= padded) break;
+      typename Tiling::T sum = 0;
+      for (int d = 0; d < Tiling::kDepth; ++d) sum += other[d * padded + component];
+      values[at] += static_cast<double>(sum);
+    }
+  }
+
+  template <class Number>
+  __device__ __forceinline__ void store(Number* to, int padded) const {
+#pragma unroll
+    for (int at = 0; at < kCount; ++at) {
+      const int component = static_cast<int>(threadIdx.x) + at * kWarp;
+      if (component < padded) to[component] = static_cast<Number>(values[at]);
+    }
+  }
+};
+
+// Kullback-Leibler, whole depth: the new values of the lane's rows.
+template <class Tiling, Factor factor>
+__device__ __forceinline__ void update_rows(
+    const HalfStep<typename Tiling::T, typename Tiling::Data>& step,
+    const Place<Tiling, factor>& place, LaneSums<Tiling>& lane, const ComponentSums<Tiling>& sums,
+    typename Tiling::T* memory, int64_t first, typename Tiling::T* own) {
+  using T = typename Tiling::T;
+  const int padded = Tiling::kComponents * step.group;
+  sums.store(memory, padded);
+  __syncwarp();
+  T denominators[Tiling::kComponents];
+  load_components(memory, place, denominators);
+  UpdateRule rule = step.update.rule;
+  rule.gamma = 1;  // as it is for this loss: the compiler then leaves the power out
+#pragma unroll
+  for (int i = 0; i < Tiling::kOwn; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tiling::kComponents; ++j) {
+      const T sum = denominators[j] == 0 ? static_cast<T>(step.update.zero_sum) : denominators[j];
+      const T value = updated(lane.own[i][j],
+                              lane.numerator[i][j] * static_cast<T>(step.update.scale), sum, rule);
+      // Behind the last component numerators may be NaN.
+      const int component = place.vector(j / Tiling::kVector) + j % Tiling::kVector;
+      lane.own[i][j] = component < step.n_components ? value : T{0};
+    }
+    if (first + place.row(i) < step.cut.length)
+      store_components(lane.own[i], place, own + place.row(i) * padded);
+  }
+}
+
+// A warp for each problem, split and tile of the length.
+template <class Tiling, Factor factor>
+__global__ void __launch_bounds__(kWarp, Tiling::kResident)
+    half_step_kernel(HalfStep<typename Tiling::T, typename Tiling::Data> step) {
+  using T = typename Tiling::T;
+  NNMF_CUDA_DYNAMIC_SHARED(unsigned char, memory);
+  const Cut& cut = step.cut;
+  const int group = Tiling::kGrouped ? step.group : 1, padded = Tiling::kComponents * group;
+  const Place<Tiling, factor> place(group);
+  const Walk<Tiling> walk = walk_of<Tiling, factor>(step, step.other, group);
+  const int64_t b = walk.problem, split = walk.split;
+  if (step.active != nullptr && !step.active[b]) return;
+
+  T* const own = step.own + (b * cut.length + walk.first) * padded;
+  LaneSums<Tiling> lane = {};
+  if constexpr (Tiling::kUsesProduct) {
+#pragma unroll
+    for (int i = 0; i < Tiling::kOwn; ++i)
+      if (walk.first + place.row(i) < cut.length)
+        load_components(own + place.row(i) * padded, place, lane.own[i]);
+  }
+  ComponentSums<Tiling> sums;
+  const T beta_loss = static_cast<T>(step.update.beta_loss);
+  for_each_tile<Tiling, factor>(
+      walk, memory, [&](const unsigned char* x_tile, const T* other, int64_t) {
+        for_each_entry<Tiling, factor>(
+            x_tile, other, place,
+            [&](int, const T(&x)[Tiling::kOwn], const T(&components)[Tiling::kComponents]) {
+              accumulate<Tiling>(lane, x, components, beta_loss, group);
+            });
+        if constexpr (Tiling::kLoss == Loss::kKullbackLeibler) sums.add(other, padded);
+      });
+
+  if constexpr (Tiling::kLoss == Loss::kKullbackLeibler) {
+    if (step.whole)
+      return update_rows(step, place, lane, sums, reinterpret_cast<T*>(memory), walk.first, own);
+    if (walk.tile == 0) sums.store(step.sums + (b * cut.splits + split) * padded, padded);
+  }
+  const int64_t at = ((b * cut.splits + split) * cut.length + walk.first) * padded;
+#pragma unroll
+  for (int i = 0; i < Tiling::kOwn; ++i) {
+    if (walk.first + place.row(i) >= cut.length) continue;
+    store_components(lane.numerator[i], place, step.numerators + at + place.row(i) * padded);
+    if constexpr (Tiling::kSumsDenominator)
+      store_components(lane.denominator[i], place, step.denominators + at + place.row(i) * padded);
+  }
+}
+
+template <class Tiling, Factor factor>
+void launch_half_step(const HalfStep<typename Tiling::T, typename Tiling::Data>& step,
+                      int64_t batch, cudaStream_t stream) {
+  const int64_t blocks = batch * step.cut.tiles * step.cut.splits;
+  if (blocks == 0) return;
+  const Stage stage = stage_of<Tiling, factor>(step.group);
+  NNMF_CUDA_LAUNCH((half_step_kernel<Tiling, factor>), grid_of(blocks), kWarp,
+                   kStages * stage.bytes, stream, step);
+}
+
+}  // namespace nnmf_cuda
