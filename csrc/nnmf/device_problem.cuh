@@ -19,17 +19,6 @@ struct DeviceProblem {
   int64_t multiprocessors;
 };
 
-// Memory that launches need, in numbers of values.
-struct ScratchSize {
-  int64_t values, doubles;
-};
-
-template <class T>
-struct DeviceScratch {
-  T* values;
-  double* doubles;
-};
-
 // Lanes that share a row of `n_components`, when each has room for some.
 inline int lanes_of(int64_t n_components, int of_lane) {
   int lanes = 1;

@@ -92,7 +92,7 @@ inline Ways ways_of(int64_t parts, int64_t columns) {
 template <class T>
 __device__ double sum_parts(const T* from, int64_t parts, int64_t stride, bool inside,
                             const Ways& ways) {
-  __shared__ double sums[kThreads];
+  NNMF_CUDA_SHARED(double, sums, [kThreads]);
   const int column = static_cast<int>(threadIdx.x) % ways.columns;
   const int way = static_cast<int>(threadIdx.x) / ways.columns;
   double sum = 0;
@@ -109,25 +109,35 @@ __device__ double sum_parts(const T* from, int64_t parts, int64_t stride, bool i
   return sum;
 }
 
-// out [B, size] = the sums of parts [B, parts, size]
+// Matrices that are added up, [B, parts, stored_rows, padded], and what of them is wanted, [B,
+// rows, columns], times `scale`.
+struct Crop {
+  int64_t stored_rows, rows;
+  int padded, columns;
+  double scale;
+};
+
 template <class T>
-__global__ void sum_parts_kernel(const T* from, double* to, int64_t parts, int64_t size,
-                                 Ways ways) {
+__global__ void sum_parts_kernel(const T* from, double* to, int64_t parts, Crop crop, Ways ways) {
+  const int64_t size = crop.stored_rows * crop.padded;
   const int64_t blocks = (size + ways.columns - 1) / ways.columns;
   const int64_t b = blockIdx.x / blocks;
   const int64_t at = blockIdx.x % blocks * ways.columns + threadIdx.x % ways.columns;
   const double sum = sum_parts(from + b * parts * size + at, parts, size, at < size, ways);
-  if (at < size && static_cast<int>(threadIdx.x) < ways.columns) to[b * size + at] = sum;
+  const int64_t row = at / crop.padded;
+  const int column = static_cast<int>(at % crop.padded);
+  if (static_cast<int>(threadIdx.x) < ways.columns && row < crop.rows && column < crop.columns)
+    to[(b * crop.rows + row) * crop.columns + column] = crop.scale * sum;
 }
 
 template <class T>
-void launch_sum_parts(const T* from, double* to, int64_t batch, int64_t parts, int64_t size,
+void launch_sum_parts(const T* from, double* to, int64_t batch, int64_t parts, const Crop& crop,
                       cudaStream_t stream) {
   const Ways ways = ways_of(parts, 1);
-  const int64_t blocks = batch * blocks_of(size, ways.columns);
+  const int64_t blocks = batch * blocks_of(crop.stored_rows * crop.padded, ways.columns);
   if (blocks > 0)
     NNMF_CUDA_LAUNCH((sum_parts_kernel<T>), grid_of(blocks), kThreads, 0, stream, from, to, parts,
-                     size, ways);
+                     crop, ways);
 }
 
 // Inner products of components over a chunk of rows; a thread a pair of components.
@@ -155,15 +165,16 @@ inline int64_t gram_chunks(int64_t batch, int64_t length) {
                              std::max<int64_t>(256 / std::max<int64_t>(batch, 1), 1));
 }
 
-// gram [B, padded, padded] of a packed factor; parts: gram_chunks times as much.
+// gram [B, size, size] of the first `size` components of a packed factor; parts [B, gram_chunks,
+// padded, padded].
 template <class T>
 void launch_gram(const T* factor, double* parts, double* gram, int64_t batch, int64_t length,
-                 int padded, cudaStream_t stream) {
+                 int padded, int size, cudaStream_t stream) {
   const int64_t chunks = gram_chunks(batch, length), pairs = static_cast<int64_t>(padded) * padded;
   if (batch == 0) return;
   NNMF_CUDA_LAUNCH((gram_kernel<T>), grid_of(batch * chunks * blocks_of(pairs, kThreads)), kThreads,
                    0, stream, factor, parts, length, padded, chunks);
-  launch_sum_parts(parts, gram, batch, chunks, pairs, stream);
+  launch_sum_parts(parts, gram, batch, chunks, {padded, size, padded, size, 1}, stream);
 }
 
 }  // namespace nnmf_cuda

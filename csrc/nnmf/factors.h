@@ -1,12 +1,14 @@
 // The arguments that nnmf_mu and nnmf_divergence have in common.
 //
-//   nnmf_mu(Tensor X, Tensor W, Tensor H, *, float beta_loss, int n_iter, bool update_H=True,
+//   nnmf_mu(Tensor X, Tensor W, Tensor H, Tensor? active=None, *, float beta_loss, int n_iter, bool
+//   update_H=True,
 //           float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,
 //           bool compute_divergence=False) -> (Tensor, Tensor, Tensor)
 //   nnmf_divergence(Tensor X, Tensor W, Tensor H, *, float beta_loss) -> Tensor
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -39,6 +41,27 @@ inline Shape check_factors(
   check_size(x, shared ? 1 : 2, shape.n_features, "n_features of H");
   return shape;
 }
+
+// Which problems of a batch are to be updated, as contiguous memory.
+class ActiveProblems {
+ public:
+  ActiveProblems(const std::optional<Tensor>& active, int64_t batch) {
+    if (!active.has_value()) return;
+    const Argument argument{"active", *active};
+    STD_TORCH_CHECK(active->scalar_type() == ScalarType::Bool, "active must be bool, got ",
+                    dtype_name(active->scalar_type()));
+    check_dim(argument, 1);
+    check_size(argument, 0, batch, "batch of W");
+    tensor_ = torch::stable::contiguous(*active);
+  }
+
+  const bool* data() const {
+    return tensor_.has_value() ? tensor_->const_data_ptr<bool>() : nullptr;
+  }
+
+ private:
+  std::optional<Tensor> tensor_;
+};
 
 // What CUDA kernels have room for.
 inline void check_components(int64_t n_components) {

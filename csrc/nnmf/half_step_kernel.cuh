@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kWarp, Tiling::kResident)
   const int64_t b = walk.problem, split = walk.split;
   if (step.active != nullptr && !step.active[b]) return;
 
-  T* const own = step.own + (b * cut.length + walk.first) * padded;
+  T* const own = Tiling::kUsesProduct ? step.own + (b * cut.length + walk.first) * padded : nullptr;
   LaneSums<Tiling> lane = {};
   if constexpr (Tiling::kUsesProduct) {
 #pragma unroll

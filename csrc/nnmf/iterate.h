@@ -148,21 +148,25 @@ void iterate_together(std::vector<Factors<T, Data>>& batch, const Update& update
   }
 }
 
-// W and H [batch, ...] are updated where they are.
+// W and H [batch, ...] are updated where they are, those of the active problems: all, if that is
+// null.
 template <Loss loss, class T, class Data>
 void iterate(const Data* X, T* W, T* H, const Shape& s, const Update& update_W,
-             const Update& update_H, int64_t n_iter, bool updates_H) {
+             const Update& update_H, int64_t n_iter, bool updates_H, const bool* active) {
   const auto run = [&](int64_t begin, int64_t end) {
-    if (begin == end) return;
+    std::vector<int64_t> problems;
+    for (int64_t b = begin; b < end; ++b)
+      if (active == nullptr || active[b]) problems.push_back(b);
+    if (problems.empty()) return;
     std::vector<Factors<T, Data>> batch;
-    batch.reserve(static_cast<std::size_t>(end - begin));
-    for (int64_t b = begin; b < end; ++b) {
+    batch.reserve(problems.size());
+    for (const int64_t b : problems) {
       batch.emplace_back(X + b * s.x_stride, s.x_row_stride, W + b * s.n_samples * s.n_components,
                          H + b * s.n_components * s.n_features, s, kSumsDenominator<loss>);
     }
     iterate_together<loss>(batch, update_W, update_H, n_iter, updates_H);
-    for (int64_t b = begin; updates_H && b < end; ++b)
-      batch[b - begin].unpack(H + b * s.n_components * s.n_features);
+    for (std::size_t i = 0; updates_H && i < problems.size(); ++i)
+      batch[i].unpack(H + problems[i] * s.n_components * s.n_features);
   };
   // Large problems that share X visit it together.
   if (s.x_stride == 0 && !is_small<Data>(s))

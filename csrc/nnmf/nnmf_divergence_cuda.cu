@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include "../common/device_memory.h"
 #include "../common/dispatch.h"
 #include "nnmf_divergence.h"
 #include "nnmf_divergence_kernels.cuh"
@@ -15,6 +16,7 @@ Tensor nnmf_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H, d
   const Tensor x = rows_contiguous(X, s), w = torch::stable::contiguous(W),
                h = torch::stable::contiguous(H);
   const Tensor result = torch::stable::new_empty(W, {s.batch}, ScalarType::Double);
+  DeviceMemory memory(w);
   dispatch_floating(W.scalar_type(), [&]<class T>(Type<T>) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       const DeviceProblem<T, Data> problem{
@@ -22,12 +24,8 @@ Tensor nnmf_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H, d
           multiprocessors(device)};
       dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
         const auto run = [&]<class Tiling>(Tiling, int group) {
-          const DivergenceLaunches<Tiling> launches(problem, group);
-          const ScratchSize size = launches.scratch_size();
-          const Tensor values = torch::stable::new_empty(w, {size.values}),
-                       doubles = torch::stable::new_empty(w, {size.doubles}, ScalarType::Double);
-          launches.launch({values.mutable_data_ptr<T>(), doubles.mutable_data_ptr<double>()},
-                          beta_loss, result.mutable_data_ptr<double>(), current_stream(device));
+          const DivergenceLaunches<Tiling> launches(problem, group, memory);
+          launches.launch(beta_loss, result.mutable_data_ptr<double>(), current_stream(device));
         };
         dispatch_divergence_tiling<loss, T, Data>(s.n_components, run);
       });

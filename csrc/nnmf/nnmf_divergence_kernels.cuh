@@ -85,37 +85,33 @@ class DivergenceLaunches {
   using T = typename Tiling::T;
   using Data = typename Tiling::Data;
 
-  DivergenceLaunches(const DeviceProblem<T, Data>& problem, int group)
+  // Memory has get<T>(size), as DeviceMemory.
+  template <class Memory>
+  DivergenceLaunches(const DeviceProblem<T, Data>& problem, int group, Memory& memory)
       : problem_(problem),
         group_(group),
         padded_(Tiling::kComponents * group),
-        cut_(cut_for<Tiling, Factor::kW>(problem, group)) {}
-
-  ScratchSize scratch_size() const {
-    const Shape& s = problem_.shape;
-    return {s.batch * padded_ * (s.n_samples + s.n_features), s.batch * parts()};
+        cut_(cut_for<Tiling, Factor::kW>(problem, group)) {
+    const Shape& s = problem.shape;
+    W_packed_ = memory.template get<T>(s.batch * padded_ * s.n_samples);
+    H_packed_ = memory.template get<T>(s.batch * padded_ * s.n_features);
+    parts_ = memory.template get<double>(s.batch * parts());
   }
 
-  void launch(const DeviceScratch<T>& scratch, double beta_loss, double* divergence,
-              cudaStream_t stream) const {
+  void launch(double beta_loss, double* divergence, cudaStream_t stream) const {
     const Shape& s = problem_.shape;
-    T *const W = scratch.values, *const H = W + s.batch * padded_ * s.n_samples;
-    launch_pack(problem_.W, W, s.batch, layout_of_W(s, padded_), stream);
-    launch_pack(problem_.H, H, s.batch, layout_of_H(s, padded_), stream);
-    const DivergenceTask<T, Data> task{problem_.X,
-                                       s.x_stride,
-                                       s.x_row_stride,
-                                       W,
-                                       H,
-                                       scratch.doubles,
-                                       cut_,
-                                       beta_loss,
-                                       group_,
-                                       is_aligned<Tiling, Factor::kW>(problem_, group_)};
+    launch_pack(problem_.W, W_packed_, s.batch, layout_of_W(s, padded_), stream);
+    launch_pack(problem_.H, H_packed_, s.batch, layout_of_H(s, padded_), stream);
+    const DivergenceTask<T, Data> task{
+        problem_.X,     s.x_stride,
+        s.x_row_stride, W_packed_,
+        H_packed_,      parts_,
+        cut_,           beta_loss,
+        group_,         is_aligned<Tiling, Factor::kW>(problem_, group_)};
     if (s.batch * parts() > 0)
       NNMF_CUDA_LAUNCH((divergence_kernel<Tiling>), grid_of(s.batch * parts()), kWarp,
                        (kStages * stage_of<Tiling, Factor::kW>(group_).bytes), stream, task);
-    launch_sum_parts(scratch.doubles, divergence, s.batch, parts(), 1, stream);
+    launch_sum_parts(parts_, divergence, s.batch, parts(), {1, 1, 1, 1, 1}, stream);
   }
 
  private:
@@ -124,6 +120,8 @@ class DivergenceLaunches {
   DeviceProblem<T, Data> problem_;
   int group_, padded_;
   Cut cut_;
+  T *W_packed_, *H_packed_;
+  double* parts_;
 };
 
 }  // namespace nnmf_cuda

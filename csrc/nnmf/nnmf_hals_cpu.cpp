@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor> nnmf_hals_cpu(const Tensor& X, const Tensor& 
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       NNMF_CUDA_CHOOSE(iterate<Loss::kFrobenius, T, Data>)
       (x.const_data_ptr<Data>(), w.mutable_data_ptr<T>(), h.mutable_data_ptr<T>(), s,
-       update(l1_reg_W, l2_reg_W), update(l1_reg_H, l2_reg_H), n_iter, update_H);
+       update(l1_reg_W, l2_reg_W), update(l1_reg_H, l2_reg_H), n_iter, update_H, nullptr);
     });
   });
   return {w, h, compute_divergence ? nnmf_divergence_cpu(x, w, h, 2) : no_divergence(w)};

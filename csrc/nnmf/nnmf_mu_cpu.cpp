@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -23,18 +24,21 @@ namespace nnmf_cuda {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> nnmf_mu_cpu(const Tensor& X, const Tensor& W, const Tensor& H,
-                                               double beta_loss, int64_t n_iter, bool update_H,
-                                               double l1_reg_W, double l1_reg_H, double l2_reg_W,
-                                               double l2_reg_H, bool compute_divergence) {
+                                               std::optional<Tensor> active, double beta_loss,
+                                               int64_t n_iter, bool update_H, double l1_reg_W,
+                                               double l1_reg_H, double l2_reg_W, double l2_reg_H,
+                                               bool compute_divergence) {
   Shape s = check_factors(X, W, H);
   const Tensor x = rows_contiguous(X, s), w = contiguous_copy(W), h = contiguous_copy(H);
   const MuOptions options{beta_loss, n_iter, update_H, l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H};
+  const ActiveProblems chosen(active, s.batch);
   dispatch_floating(W.scalar_type(), [&]<class T>(Type<T>) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
         NNMF_CUDA_CHOOSE(iterate<loss, T, Data>)
         (x.const_data_ptr<Data>(), w.mutable_data_ptr<T>(), h.mutable_data_ptr<T>(), s,
-         update_of_W(options, scale_of(X)), update_of_H(options, scale_of(X)), n_iter, update_H);
+         update_of_W(options, scale_of(X)), update_of_H(options, scale_of(X)), n_iter, update_H,
+         chosen.data());
       });
     });
   });

@@ -17,27 +17,28 @@ class MuLaunches {
   using T = typename Tiling::T;
   using Data = typename Tiling::Data;
 
-  MuLaunches(const DeviceProblem<T, Data>& problem, int group)
+  // Memory has get<T>(size), as DeviceMemory.
+  template <class Memory>
+  MuLaunches(const DeviceProblem<T, Data>& problem, int group, Memory& memory)
       : problem_(problem),
         group_(group),
         padded_(Tiling::kComponents * group),
         W_(cut_for<Tiling, Factor::kW>(problem, group)),
-        H_(cut_for<Tiling, Factor::kH>(problem, group)) {}
-
-  ScratchSize scratch_size() const {
-    const int64_t batch = problem_.shape.batch;
-    const int64_t values = batch * padded_ * std::max(W_.splits * W_.length, H_.splits * H_.length);
-    return {batch * padded_ * (W_.length + H_.length) + values * (Tiling::kSumsDenominator ? 2 : 1),
-            sums_size() + gram_size() + gram_parts_size()};
-  }
-
-  void use(const DeviceScratch<T>& scratch) {
-    const int64_t batch = problem_.shape.batch;
-    W_packed_ = scratch.values;
-    H_packed_ = W_packed_ + batch * padded_ * W_.length;
-    numerators_ = H_packed_ + batch * padded_ * H_.length;
-    sums_ = scratch.doubles;
-    gram_ = sums_ + sums_size();
+        H_(cut_for<Tiling, Factor::kH>(problem, group)) {
+    const int64_t rows = problem.shape.batch * padded_;
+    W_packed_ = memory.template get<T>(rows * W_.length);
+    H_packed_ = memory.template get<T>(rows * H_.length);
+    const int64_t sums = rows * std::max(W_.splits * W_.length, H_.splits * H_.length);
+    numerators_ = memory.template get<T>(sums);
+    if (Tiling::kSumsDenominator) denominators_ = memory.template get<T>(sums);
+    if (Tiling::kLoss == Loss::kKullbackLeibler)
+      sums_ = memory.template get<double>(rows * std::max(W_.splits, H_.splits));
+    if (Tiling::kLoss == Loss::kFrobenius) {
+      const int64_t batch = problem.shape.batch;
+      const int64_t chunks = std::max(gram_chunks(batch, W_.length), gram_chunks(batch, H_.length));
+      gram_ = memory.template get<double>(rows * padded_);
+      gram_parts_ = memory.template get<double>(rows * padded_ * chunks);
+    }
   }
 
   void pack(cudaStream_t stream) const {
@@ -59,7 +60,7 @@ class MuLaunches {
     const int64_t batch = problem_.shape.batch;
     const auto step = half_step<factor>(update);
     if (Tiling::kLoss == Loss::kFrobenius)
-      launch_gram(step.other, gram_ + gram_size(), gram_, batch, step.cut.depth, padded_, stream);
+      launch_gram(step.other, gram_parts_, gram_, batch, step.cut.depth, padded_, padded_, stream);
     launch_half_step<Tiling, factor>(step, batch, stream);
     if (step.whole) return;
     UpdateTask<T> task{};
@@ -77,7 +78,7 @@ class MuLaunches {
     launch_update<Tiling::kLoss>(task, batch, stream);
   }
 
-  // The numerators of W's update alone, [B, splits, n_samples, padded]: X H^T for Frobenius.
+ private:
   template <Factor factor>
   HalfStep<T, Data> half_step(const Update& update) const {
     const Shape& s = problem_.shape;
@@ -90,7 +91,7 @@ class MuLaunches {
     step.own = kIsW ? W_packed_ : H_packed_;
     step.cut = kIsW ? W_ : H_;
     step.numerators = numerators_;
-    step.denominators = numerators_ + s.batch * padded_ * step.cut.splits * step.cut.length;
+    step.denominators = denominators_;
     step.sums = sums_;
     step.active = problem_.active;
     step.update = update;
@@ -101,29 +102,11 @@ class MuLaunches {
     return step;
   }
 
-  int padded() const { return padded_; }
-
- private:
-  int64_t sums_size() const {
-    return Tiling::kLoss == Loss::kKullbackLeibler
-               ? problem_.shape.batch * padded_ * std::max(W_.splits, H_.splits)
-               : 0;
-  }
-
-  int64_t gram_size() const {
-    return Tiling::kLoss == Loss::kFrobenius ? problem_.shape.batch * padded_ * padded_ : 0;
-  }
-
-  int64_t gram_parts_size() const {
-    const int64_t batch = problem_.shape.batch;
-    return gram_size() * std::max(gram_chunks(batch, W_.length), gram_chunks(batch, H_.length));
-  }
-
   DeviceProblem<T, Data> problem_;
   int group_, padded_;
   Cut W_, H_;
-  T *W_packed_ = nullptr, *H_packed_ = nullptr, *numerators_ = nullptr;
-  double *sums_ = nullptr, *gram_ = nullptr;
+  T *W_packed_, *H_packed_, *numerators_, *denominators_ = nullptr;
+  double *sums_ = nullptr, *gram_ = nullptr, *gram_parts_ = nullptr;
 };
 
 // Where the results go: contiguous, shaped as the factors.

@@ -25,7 +25,7 @@ struct UpdateTask {
 // The other factor's components summed, for all values of the block.
 template <class T>
 __device__ double sum_of_component(const UpdateTask<T>& task, int64_t b, int component) {
-  __shared__ double sums[kMaxComponents];
+  NNMF_CUDA_SHARED(double, sums, [kMaxComponents]);
   const Ways ways{kThreads / task.padded, task.padded};
   const int own = static_cast<int>(threadIdx.x) % task.padded;
   const double sum = sum_parts(task.sums + b * task.splits * task.padded + own, task.splits,

@@ -14,7 +14,8 @@ LIBRARY = torch.library.Library("nnmf_cuda", "FRAGMENT")
 
 OPS = {
     "nnmf_mu": (
-        "(Tensor X, Tensor W, Tensor H, *, float beta_loss, int n_iter, bool update_H=True,"
+        "(Tensor X, Tensor W, Tensor H, Tensor? active=None, *, float beta_loss, int n_iter,"
+        " bool update_H=True,"
         " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
         " bool compute_divergence=False) -> (Tensor, Tensor, Tensor)",
         reference.nnmf_mu,

@@ -55,6 +55,7 @@ def nnmf_mu(
     l2_reg_W: float = 0.0,
     l2_reg_H: float = 0.0,
     compute_divergence: bool = False,
+    active: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run multiplicative updates on one or many factorisations X ~= W @ H.
 
@@ -80,13 +81,16 @@ def nnmf_mu(
         Penalties, added to the denominators as l1 + l2 * factor.
     compute_divergence : bool, default=False
         Whether to return the divergence of the final factors.
+    active : Tensor of shape (B,), optional
+        bool: problems where it is False are returned as they are. A batch can so be run until each
+        problem has converged, without a word from the host (see the examples).
 
     Returns
     -------
     W, H : Tensor
         Updated factors, shaped as given.
     divergence : Tensor of shape () or (B,)
-        float64, without penalties; NaN unless `compute_divergence`.
+        float64, without penalties, of all problems; NaN unless `compute_divergence`.
 
     Raises
     ------
@@ -112,7 +116,19 @@ def nnmf_mu(
     >>> W, H, divergence = nnmf_mu(
     ...     X, torch.rand(100, 5), torch.rand(5, 64), n_iter=50, compute_divergence=True
     ... )
+
+    Eight problems, each of which stops where ten iterations gain less than one in a thousand:
+
+    >>> X, W, H = torch.rand(8, 30, 20), torch.rand(8, 30, 3), torch.rand(8, 3, 20)
+    >>> active, before = torch.ones(8, dtype=torch.bool), nnmf_divergence(X, W, H)
+    >>> for _ in range(20):
+    ...     W, H, divergence = nnmf_mu(
+    ...         X, W, H, n_iter=10, compute_divergence=True, active=active
+    ...     )
+    ...     active &= divergence < 0.999 * before
+    ...     before = divergence
     """
+    _check_active(active, W)
     return _run(
         torch.ops.nnmf_cuda.nnmf_mu.default,
         X,
@@ -128,6 +144,7 @@ def nnmf_mu(
         beta_loss=beta_loss_to_float(beta_loss),
         update_H=update_H,
         compute_divergence=compute_divergence,
+        active=active,
     )
 
 
@@ -297,6 +314,20 @@ def nnmf_divergence(
     return divergence if batched else divergence.squeeze(0)
 
 
+def _check_active(active: Tensor | None, W: Tensor) -> None:
+    if active is None:
+        return
+    require_tensor("active", active)
+    require_dtype("active", active, (torch.bool,))
+    require_tensor("W", W)
+    if W.dim() != 3:
+        raise ValueError(
+            f"active is for a batch, W of shape (B, n_samples, n_components), got {tuple(W.shape)}"
+        )
+    require_shape("active", active, (len(W),), "(batch of W,)")
+    require_same_device(W=W, active=active)
+
+
 def _check_factors(X: Tensor, W: Tensor, H: Tensor) -> None:
     for name, value in (("X", X), ("W", W), ("H", H)):
         require_tensor(name, value)
@@ -317,7 +348,9 @@ def _check_factors(X: Tensor, W: Tensor, H: Tensor) -> None:
 
 @torch.library.register_fake("nnmf_cuda::nnmf_hals", lib=LIBRARY)
 @torch.library.register_fake("nnmf_cuda::nnmf_mu", lib=LIBRARY)
-def _(X: Tensor, W: Tensor, H: Tensor, **_options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    X: Tensor, W: Tensor, H: Tensor, active: Tensor | None = None, **_options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     divergence = W.new_empty((W.shape[0],), dtype=torch.float64)
     return (
         torch.empty_like(W, memory_format=torch.contiguous_format),

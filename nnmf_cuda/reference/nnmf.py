@@ -53,6 +53,7 @@ def nnmf_mu(
     X: Tensor,
     W: Tensor,
     H: Tensor,
+    active: Tensor | None = None,
     *,
     beta_loss: float,
     n_iter: int,
@@ -65,7 +66,7 @@ def nnmf_mu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run `n_iter` multiplicative updates, W before H; returns W, H and the divergence (B,)."""
     X = as_float(X, W.dtype)
-    W, H = (t.clone(memory_format=torch.contiguous_format) for t in (W, H))
+    given = W, H = tuple(t.clone(memory_format=torch.contiguous_format) for t in (W, H))
     for _ in range(n_iter):
         W = _updated(X, W, H, beta_loss, l1_reg_W, l2_reg_W, column_sums_of_zero=0.0)
         if beta_loss < 1:
@@ -76,6 +77,8 @@ def nnmf_mu(
             H = Ht.mT.contiguous()
             if beta_loss <= 1:
                 H = H.masked_fill(H < CLAMP, 0)
+    if active is not None:
+        W, H = (torch.where(active[:, None, None], *two) for two in zip((W, H), given, strict=True))
     if compute_divergence:
         divergence = nnmf_divergence(X, W, H, beta_loss=beta_loss)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -21,7 +22,9 @@ CSRC = HERE.parents[1] / "csrc"
 COMPILER = os.environ.get("CXX", "c++")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 FLAGS = ("-std=c++20", "-O1", "-g1")
+MACHINE = ("block", "shared_memory", "call")  # what runs the kernels
 SEEDS = (0, 1, 2)  # of the order in which threads run
+BARRIER = re.compile(r"(?:__syncthreads|__syncwarp|wait_for_copies<[^>]*>)\([^;]*\);")
 DTYPES = (torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64)  # as in call.h
 
 
@@ -42,6 +45,9 @@ class Mutation:
     new: str
     occurrence: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.file}: {self.old} -> {self.new or 'nothing'} ({self.occurrence})"
+
     def apply(self, text: str) -> str:
         """Return `text` with the occurrence replaced."""
         parts = text.split(self.old)
@@ -50,6 +56,21 @@ class Mutation:
         )
         at = self.occurrence + 1
         return self.old.join(parts[:at]) + self.new + self.old.join(parts[at:])
+
+
+def without_each_barrier(*files: str) -> list[Mutation]:
+    """Return a mutation for every barrier and wait in `files` of csrc that takes it away."""
+    mutations = []
+    for file in files:
+        path = CSRC / file
+        text = path.read_text() if path.exists() else ""
+        found = BARRIER.findall(text)
+        # An occurrence is counted as Mutation counts it, among all that contain the text.
+        counts = dict.fromkeys(found, 0)
+        for old in found:
+            mutations.append(Mutation(file, old, ";", counts[old]))
+            counts[old] += 1
+    return mutations
 
 
 @functools.cache
@@ -80,11 +101,11 @@ class Builder:
         if shutil.which(COMPILER) is None or not CSRC.is_dir():
             pytest.skip("needs a C++ compiler and the source tree")
         self._folder = folder
-        self._main: dict[tuple[str, ...], Path] = {}
+        self._machine: dict[tuple[str, ...], list[Path]] = {}
         self._built: dict[tuple[object, ...], Path] = {}
 
     def __call__(self, source: str, *defines: str, mutation: Mutation | None = None) -> Path:
-        """Build `source` and main.cpp with `defines`, from a changed copy where one is asked for.
+        """Build the calls in `source`, from a changed copy where one is asked for.
 
         A mutation's file is looked for in this folder, then in csrc.
         """
@@ -95,7 +116,7 @@ class Builder:
             includes = (f"-I{here}", f"-I{csrc}")
             kernels = target.with_suffix(".o")
             self._compile("-c", here / source, "-o", kernels, *defines, *includes)
-            self._compile(kernels, self._object_of_main(*defines), "-o", target)
+            self._compile(kernels, *self._objects_of_machine(*defines), "-o", target)
             self._built[key] = target
         return self._built[key]
 
@@ -111,12 +132,16 @@ class Builder:
         file.write_text(mutation.apply(file.read_text()))
         return here, csrc
 
-    def _object_of_main(self, *defines: str) -> Path:
-        if defines not in self._main:
-            path = self._folder / f"main{len(self._main)}.o"
-            self._compile("-c", HERE / "main.cpp", "-o", path, *defines)
-            self._main[defines] = path
-        return self._main[defines]
+    def _objects_of_machine(self, *defines: str) -> list[Path]:
+        """Return what runs the kernels, compiled."""
+        defines = tuple(define for define in defines if define.startswith("-DCUDA_ON_CPU"))
+        if defines not in self._machine:
+            folder = self._folder / f"machine{len(self._machine)}"
+            folder.mkdir()
+            self._machine[defines] = [folder / f"{name}.o" for name in MACHINE]
+            for path in self._machine[defines]:
+                self._compile("-c", HERE / f"{path.stem}.cpp", "-o", path, *defines)
+        return self._machine[defines]
 
     def _compile(self, *arguments: str | Path) -> None:
         command = [COMPILER, *FLAGS, *sanitizer_flags(), *arguments]
@@ -150,10 +175,14 @@ def run_kernels(
     answers = list(_answers(result.stdout, len(seeds)))
     for seed, answer in zip(seeds, answers, strict=True):
         for name, tensor in answer.items():
-            same = torch.equal(tensor.view(torch.uint8), answers[0][name].view(torch.uint8))
+            same = torch.equal(_bytes(tensor), _bytes(answers[0][name]))
             if not same:
                 raise KernelError(f"{name} differs between the orders {seeds[0]} and {seed}")
     return answers[0]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)  # NaN equals NaN
 
 
 def _integers(*values: int) -> bytes:

@@ -8,7 +8,7 @@ namespace {
 using namespace nnmf_cuda;
 
 Shape shape_of(const cuda_on_cpu::Call& call) {
-  const bool shared = call.tensors.at("X").shape.size() == 2;
+  const bool shared = call.dims("X") == 2;
   const int64_t n = call.size("W", 1), f = call.size("H", 2);
   return {call.size("W", 0), n, f, call.size("W", 2), shared ? 0 : n * f, f};
 }
@@ -19,45 +19,96 @@ MuOptions options_of(const cuda_on_cpu::Call& call) {
           call.number("l2_reg_H")};
 }
 
-template <class T>
-DeviceScratch<T> scratch_for(cuda_on_cpu::Call& call, const ScratchSize& size) {
-  return {call.scratch<T>(size.values), call.scratch<double>(size.doubles)};
+struct Memory {
+  template <class T>
+  T* get(int64_t size) {
+    return call.scratch<T>(size);
+  }
+  cuda_on_cpu::Call& call;
+};
+
+template <class Tiling>
+using ProblemOf = DeviceProblem<typename Tiling::T, typename Tiling::Data>;
+
+template <class Tiling>
+void update(cuda_on_cpu::Call& call, const ProblemOf<Tiling>& problem, int group,
+            const MuResult<typename Tiling::T>& result) {
+  Memory memory{call};
+  const MuLaunches<Tiling> launches(problem, group, memory);
+  const double scale = sizeof(typename Tiling::Data) == 1 ? 1.0 / 255 : 1;
+  launch_nnmf_mu(launches, options_of(call), scale, result, nullptr);
+}
+
+template <class Tiling>
+void diverge(cuda_on_cpu::Call& call, const ProblemOf<Tiling>& problem, int group) {
+  Memory memory{call};
+  const DivergenceLaunches<Tiling> launches(problem, group, memory);
+  double* divergence = call.result<double>("divergence", {problem.shape.batch});
+  launches.launch(call.number("beta_loss"), divergence, nullptr);
 }
 
 template <class T, class Data>
+struct Arguments {
+  explicit Arguments(cuda_on_cpu::Call& call)
+      : shape(shape_of(call)),
+        // Bytes that are 0 or 1.
+        problem{call.tensor<Data>("X"),
+                call.tensor<T>("W"),
+                call.tensor<T>("H"),
+                shape,
+                reinterpret_cast<const bool*>(call.tensor<uint8_t>("active")),
+                call.integer("multiprocessors")},
+        result{call.result<T>("W", {shape.batch, shape.n_samples, shape.n_components}),
+               call.result<T>("H", {shape.batch, shape.n_components, shape.n_features})} {}
+
+  DeviceProblem<T, Data> after() const {
+    DeviceProblem<T, Data> updated = problem;
+    updated.W = result.W;
+    updated.H = result.H;
+    return updated;
+  }
+
+  Shape shape;
+  DeviceProblem<T, Data> problem;
+  MuResult<T> result;
+};
+
+template <class T, class Data>
 void run(cuda_on_cpu::Call& call) {
-  const Shape shape = shape_of(call);
-  const MuOptions options = options_of(call);
-  T* W = call.result<T>("W", {shape.batch, shape.n_samples, shape.n_components});
-  T* H = call.result<T>("H", {shape.batch, shape.n_components, shape.n_features});
-  double* divergence = call.result<double>("divergence", {shape.batch});
-  DeviceProblem<T, Data> problem{
-      call.tensor<Data>("X"),         call.tensor<T>("W"), call.tensor<T>("H"), shape, nullptr,
-      call.integer("multiprocessors")};
-  dispatch_loss(options.beta_loss, [&]<Loss loss>(LossType<loss>) {
-    dispatch_tiling<loss, T, Data>(shape.n_components, [&]<class Tiling>(Tiling, int group) {
-      MuLaunches<Tiling> launches(problem, group);
-      launches.use(scratch_for<T>(call, launches.scratch_size()));
-      launch_nnmf_mu(launches, options, sizeof(Data) == 1 ? 1.0 / 255 : 1, {W, H}, nullptr);
+  const Arguments<T, Data> arguments(call);
+  const int64_t k = arguments.shape.n_components;
+  dispatch_loss(call.number("beta_loss"), [&]<Loss loss>(LossType<loss>) {
+    dispatch_tiling<loss, T, Data>(k, [&]<class Tiling>(Tiling, int group) {
+      update<Tiling>(call, arguments.problem, group, arguments.result);
     });
-    problem.W = W;
-    problem.H = H;
-    const auto sum = [&]<class Tiling>(Tiling, int group) {
-      const DivergenceLaunches<Tiling> launches(problem, group);
-      launches.launch(scratch_for<T>(call, launches.scratch_size()), options.beta_loss, divergence,
-                      nullptr);
-    };
-    dispatch_divergence_tiling<loss, T, Data>(shape.n_components, sum);
+    dispatch_divergence_tiling<loss, T, Data>(k, [&]<class Tiling>(Tiling, int group) {
+      diverge<Tiling>(call, arguments.after(), group);
+    });
   });
+}
+
+// What mutants are tested with: up to eight components in groups of two lanes.
+template <Loss loss>
+void run_small(cuda_on_cpu::Call& call) {
+  const Arguments<float, float> arguments(call);
+  update<Tiling<loss, float, float, 4, 2, true>>(call, arguments.problem, 2, arguments.result);
+  diverge<Tiling<loss, float, float, 4, 2, true>>(call, arguments.after(), 2);
 }
 
 }  // namespace
 
 CUDA_ON_CPU_CALL(nnmf_mu) {
+#if defined(FEW_KERNELS)
+  if (call.number("beta_loss") == 1)
+    run_small<Loss::kKullbackLeibler>(call);
+  else
+    run_small<Loss::kFrobenius>(call);
+#else
   if (call.is<uint8_t>("X"))
     run<float, uint8_t>(call);
   else if (call.is<double>("X"))
     run<double, double>(call);
   else
     run<float, float>(call);
+#endif
 }

@@ -10,7 +10,25 @@ from torch import Tensor
 
 from nnmf_cuda import reference
 from nnmf_cuda.reference.nnmf import as_float
-from tests.cuda_on_cpu.harness import Builder, run_kernels
+from tests.cuda_on_cpu.harness import (
+    Builder,
+    KernelError,
+    Mutation,
+    require_sanitizers,
+    run_kernels,
+    without_each_barrier,
+)
+
+SOURCES = tuple(
+    f"nnmf/{name}.cuh"
+    for name in (
+        "warp_tile",
+        "half_step_kernel",
+        "factor_kernels",
+        "update_kernel",
+        "nnmf_divergence_kernels",
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +51,27 @@ def problem(
     return {"X": X, "W": W, "H": H}
 
 
-def check(
+def run(
     kernels: Path,
     tensors: dict[str, Tensor],
     options: dict[str, float],
     *,
     multiprocessors: int = 4,
+    active: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Run the kernels on a device of so many multiprocessors."""
+    if active is None:
+        active = torch.ones(len(tensors["W"]), dtype=torch.bool)
+    numbers = {**options, "multiprocessors": multiprocessors}
+    return run_kernels(kernels, "nnmf_mu", {**tensors, "active": active.byte()}, numbers)
+
+
+def check(
+    kernels: Path, tensors: dict[str, Tensor], options: dict[str, float], *, multiprocessors=4
 ) -> None:
     """Assert that the kernels give the reference's factors, and the divergence of their own."""
     X, W, H = tensors["X"], tensors["W"], tensors["H"]
-    got = run_kernels(
-        kernels, "nnmf_mu", tensors, {**options, "multiprocessors": multiprocessors}
-    )
+    got = run(kernels, tensors, options, multiprocessors=multiprocessors)
     exact_X = as_float(X, W.dtype).double()
     wanted = reference.nnmf_mu(exact_X, W.double(), H.double(), **options)
     # Sums of at most 512 terms in float32 and three iterations: some tens of roundings.
@@ -90,5 +117,70 @@ def test_kernels_match_reference(
     check(kernels, tensors, options_of(beta_loss, penalty, update_H=update_H))
 
 
-def test_kernels_add_up_several_splits_of_the_rows(kernels):
-    check(kernels, problem(1, 300, 40, 3, torch.float64, shared=True), options_of(1.0))
+@pytest.mark.parametrize("beta_loss", [1.0, 2.0, 0.0])
+@pytest.mark.parametrize("multiprocessors", [1, 50, 1000])
+def test_any_number_of_splits_gives_the_same(kernels, beta_loss, multiprocessors):
+    """One split (for Kullback-Leibler updated within the kernel) up to one for each tile."""
+    tensors = problem(2, 37, 350, 6, torch.float32, shared=False)
+    check(kernels, tensors, options_of(beta_loss, 0.1), multiprocessors=multiprocessors)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 1000])
+@pytest.mark.parametrize("beta_loss", [1.0, 2.0])
+def test_problems_that_are_not_active_stay(kernels, beta_loss, multiprocessors):
+    tensors = problem(3, 20, 45, 5, torch.float32, shared=True)
+    active = torch.tensor([True, False, True])
+    options = options_of(beta_loss)
+    got = run(kernels, tensors, options, multiprocessors=multiprocessors, active=active)
+    alone = run(kernels, tensors, options, multiprocessors=multiprocessors)
+    for name in ("W", "H"):
+        assert torch.equal(got[name][1], tensors[name][1])
+        assert torch.equal(got[name][::2], alone[name][::2])
+
+
+def test_nan_of_a_row_stays_in_its_row_of_W(kernels):
+    tensors = problem(1, 40, 50, 5, torch.float32, shared=True)
+    tensors["X"][7, 3] = torch.nan
+    got = run(kernels, tensors, options_of(1.0, update_H=False))
+    assert got["W"][0, 7].isnan().all()
+    assert got["W"].isnan().sum() == 5
+
+
+def check_mutant(build: Builder, mutation: Mutation) -> None:
+    """Run what reaches every line: several tiles, splits and problems, one split, both losses."""
+    kernels = build("nnmf_mu.cpp", "-DFEW_KERNELS", mutation=mutation)
+    tensors = problem(2, 70, 203, 7, torch.float32, shared=False)
+    for beta_loss, multiprocessors in ((1.0, 1), (1.0, 1000), (2.0, 1000)):
+        check(kernels, tensors, options_of(beta_loss, n_iter=2), multiprocessors=multiprocessors)
+
+
+def test_the_small_kernels_without_a_mutation(build: Builder) -> None:
+    check_mutant(build, Mutation("nnmf/cut.h", "kStart = 1.5", "kStart = 1.4"))
+
+
+@pytest.mark.parametrize("mutation", without_each_barrier(*SOURCES), ids=str)
+def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
+    with pytest.raises((AssertionError, KernelError)):
+        check_mutant(build, mutation)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("nnmf/warp_tile.cuh", "row < row_limit ?", "row <= row_limit ?"),
+        ("nnmf/warp_tile.cuh", "row < row_limit &&", "row <= row_limit &&"),
+        ("nnmf/warp_tile.cuh", "at < valid;", "at <= valid;"),
+        ("nnmf/half_step_kernel.cuh", "place.row(i) < cut.length", "place.row(i) <= cut.length"),
+        ("nnmf/half_step_kernel.cuh", "place.row(i) >= cut.length", "place.row(i) > cut.length"),
+        ("nnmf/half_step_kernel.cuh", "component < padded) to", "component <= padded) to"),
+        ("nnmf/factor_kernels.cuh", "if (at >= size) return", "if (at > size) return"),
+        ("nnmf/factor_kernels.cuh", "part < parts;", "part <= parts;"),
+        ("nnmf/update_kernel.cuh", "at < size;", "at <= size;"),
+    ],
+)
+def test_an_index_that_is_one_too_large_is_seen(
+    build: Builder, file: str, old: str, new: str
+) -> None:
+    require_sanitizers()
+    with pytest.raises(KernelError, match="AddressSanitizer"):
+        check_mutant(build, Mutation(file, old, new))

@@ -138,6 +138,29 @@ def test_nnmf_mu_batch_equals_loop(device: str, shared: bool) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("beta_loss", [1.0, 2.0, 0.5])
+@pytest.mark.parametrize("shared", [True, False])
+def test_nnmf_mu_leaves_problems_that_are_not_active(
+    device: str, beta_loss: float, shared: bool
+) -> None:
+    X, W, H = factorisation(batch=4, device=device)
+    if not shared:
+        X = torch.stack([X, 2 * X, X + 1, X.sqrt()])
+    options = {"beta_loss": beta_loss, "n_iter": 3, "compute_divergence": True}
+    active = torch.tensor([True, False, False, True], device=device)
+    got = ops.nnmf_mu(X, W, H, active=active, **options)
+    run = ops.nnmf_mu(X, W, H, **options)
+    for updated, all_updated, given in zip(got, run, (W, H), strict=False):
+        assert torch.equal(updated[1:3], given[1:3])
+        torch.testing.assert_close(updated[::3], all_updated[::3], rtol=1e-13, atol=0)
+    want = ops.nnmf_divergence(X, got[0], got[1], beta_loss=beta_loss)
+    torch.testing.assert_close(got[2], want, rtol=1e-13, atol=0)
+    nothing = ops.nnmf_mu(X, W, H, active=torch.zeros_like(active), **options)
+    assert torch.equal(nothing[0], W)
+    assert torch.equal(nothing[1], H)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_nnmf_mu_reads_uint8_as_pixels(device: str) -> None:
     X, W, H = factorisation(dtype=torch.float32, device=device)
     pixels = (X * 200).to(torch.uint8)
@@ -215,6 +238,8 @@ def test_nnmf_mu_opcheck(device: str, dtype: torch.dtype, batch: int) -> None:
     X, W, H = factorisation(n=5, f=7, batch=batch, dtype=dtype, device=device)
     op, options = torch.ops.nnmf_cuda.nnmf_mu.default, {"beta_loss": 1.0, "n_iter": 2}
     torch.library.opcheck(op, (X, W, H), options | {"compute_divergence": True})
+    active = torch.arange(batch, device=device) == 0
+    torch.library.opcheck(op, (X, W, H, active), options | {"compute_divergence": True})
     # Without the divergence the third result is NaN, which opcheck's comparison takes for a fault.
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(op, (X, W, H), options, test_utils=checks)
@@ -300,6 +325,26 @@ def test_nnmf_mu_errors(changes: dict[str, object], error: type[Exception], mess
     arguments: dict[str, Tensor] = _bad(**changes)  # type: ignore[assignment]
     with pytest.raises(error, match=message):
         ops.nnmf_mu(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("active", "error", "message"),
+    [
+        ([True, False], TypeError, "active must be a torch.Tensor, got list"),
+        (torch.ones(3), TypeError, "active must be bool, got torch.float32"),
+        (
+            torch.ones(2, dtype=torch.bool),
+            ValueError,
+            r"active must have shape .*\(3,\), got",
+        ),
+    ],
+)
+def test_nnmf_mu_active_errors(active: Tensor, error: type[Exception], message: str) -> None:
+    X, W, H = factorisation(batch=3)
+    with pytest.raises(error, match=message):
+        ops.nnmf_mu(X, W, H, n_iter=1, active=active)
+    with pytest.raises(ValueError, match=r"active is for a batch.*got \(31, 3\)"):
+        ops.nnmf_mu(X, W[0], H[0], n_iter=1, active=torch.ones(1, dtype=torch.bool))
 
 
 def test_nnmf_mu_batched_X_must_match_the_batch_of_W() -> None:
