@@ -9,13 +9,18 @@
 
 namespace nnmf_cuda {
 
-// The rows of all problems, [batch, n, k].
+// Of the rows of all problems, [batch, n, k].
+struct RowsShape {
+  int64_t batch, n, k;
+};
+
+// What h = argmin 1/2 h G h^T - c h^T is computed from; see nnls.
 template <class From, class To>
 struct NnlsRows {
   const From* cross;
   To* h;
   uint8_t* unsolved;  // [batch, n]: set to whether the slow way has to solve the row
-  int64_t batch, n, k;
+  RowsShape shape;
 };
 
 // What u = G_FF^-1 grad_F is computed from; see nnls_backward.
@@ -25,7 +30,7 @@ struct BackwardRows {
   const T* grad;
   double* u;
   uint8_t* unsolved;  // as above
-  int64_t batch, n, k;
+  RowsShape shape;
 };
 
 // The rows that one team solves, of the problem `b`.
@@ -61,7 +66,7 @@ __device__ inline bool count_exchange(Exchanges& past, int wrong) {
 template <class Team, class From, class To>
 __device__ void solve_rows(Team& team, const NnlsRows<From, To>& rows, RowsOfTeam mine) {
   const DeviceGram& gram = team.gram();
-  const int64_t k = rows.k;
+  const int64_t k = rows.shape.k;
   const int j = team.thread();  // the own variable
   const bool owns = j < k;
   const double scale = owns ? gram.scale[j] : 0, tolerance = gradient_tolerance(k);
@@ -71,10 +76,10 @@ __device__ void solve_rows(Team& team, const NnlsRows<From, To>& rows, RowsOfTea
   double cross = 0;
   int64_t row = 0;
   Exchanges past{};
-  while (team.any(busy || mine.next < rows.n)) {
-    const bool takes = !busy && mine.next < rows.n;
+  while (team.any(busy || mine.next < rows.shape.n)) {
+    const bool takes = !busy && mine.next < rows.shape.n;
     if (takes) {
-      row = mine.b * rows.n + mine.next;
+      row = mine.b * rows.shape.n + mine.next;
       mine.next += mine.step;
       cross = owns ? static_cast<double>(rows.cross[row * k + j]) * scale : 0;
     }
@@ -118,12 +123,12 @@ __device__ void solve_rows(Team& team, const NnlsRows<From, To>& rows, RowsOfTea
 // marked.
 template <class Team, class T>
 __device__ void solve_free_rows(Team& team, const BackwardRows<T>& rows, RowsOfTeam mine) {
-  const int64_t k = rows.k;
+  const int64_t k = rows.shape.k;
   const int j = team.thread();
   const double scale = j < k ? team.gram().scale[j] : 0;
-  while (team.any(mine.next < rows.n)) {
-    const bool busy = mine.next < rows.n, owns = busy && j < k;
-    const int64_t row = mine.b * rows.n + mine.next;
+  while (team.any(mine.next < rows.shape.n)) {
+    const bool busy = mine.next < rows.shape.n, owns = busy && j < k;
+    const int64_t row = mine.b * rows.shape.n + mine.next;
     mine.next += mine.step;
     const bool free = owns && rows.h[row * k + j] > 0;
     bool independent = free;

@@ -1,4 +1,4 @@
-// Checks of the tensors of nnls and nnls_backward; both devices.
+// Checks of the tensors of nnls, nnls_backward and project; both devices.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "../common/checks.h"
+#include "../nnmf/problem.h"
 
 namespace nnmf_cuda {
 
@@ -28,6 +29,29 @@ inline void check_backward(const Argument& gram, const Argument& h, const Argume
   check_same_device(h, grad);
   check_dim(h, 3);
   for (int64_t d = 0; d < 3; ++d) check_size(h, d, grad.tensor.size(d), "as grad");
+}
+
+// What CUDA kernels have room for.
+inline void check_variables(int64_t n_components) {
+  constexpr int64_t kMost = 256;
+  STD_TORCH_CHECK(n_components <= kMost, "n_components is ", n_components,
+                  ", but CUDA kernels take at most ", kMost, ": move gram and cross to the CPU");
+}
+
+// X [n, n_features] or [B, n, n_features], H [B, k, n_features]
+inline Shape check_project(const Tensor& X, const Tensor& H) {
+  const Argument x{"X", X}, h{"H", H};
+  check_floating(h);
+  if (X.scalar_type() != ScalarType::Byte) check_same_dtype(x, h);
+  check_same_device(x, h);
+  check_dim(h, 3);
+  const int64_t rows = X.dim() == 2 ? 0 : 1;
+  if (X.dim() != 2) {
+    check_dim(x, 3);
+    check_size(x, 0, H.size(0), "batch of H");
+  }
+  check_size(x, rows + 1, H.size(2), "n_features of H");
+  return {H.size(0), X.size(rows), H.size(2), H.size(1), 0, 0};
 }
 
 }  // namespace nnmf_cuda

@@ -219,7 +219,7 @@ __device__ void with_block_team(const DeviceGrams& grams, int64_t batch, int64_t
 template <class From, class To>
 __global__ void __launch_bounds__(kMostThreads, 1)
     nnls_block_kernel(NnlsRows<From, To> rows, DeviceGrams grams, int64_t parts, double* matrices) {
-  with_block_team(grams, rows.batch, parts, matrices,
+  with_block_team(grams, rows.shape.batch, parts, matrices,
                   [&](BlockTeam& team, const RowsOfTeam& mine) { solve_rows(team, rows, mine); });
 }
 
@@ -227,9 +227,9 @@ template <class T>
 __global__ void __launch_bounds__(kMostThreads, 1)
     nnls_backward_block_kernel(BackwardRows<T> rows, DeviceGrams grams, int64_t parts,
                                double* matrices) {
-  with_block_team(grams, rows.batch, parts, matrices, [&](BlockTeam& team, const RowsOfTeam& mine) {
-    solve_free_rows(team, rows, mine);
-  });
+  with_block_team(
+      grams, rows.shape.batch, parts, matrices,
+      [&](BlockTeam& team, const RowsOfTeam& mine) { solve_free_rows(team, rows, mine); });
 }
 
 }  // namespace nnmf_cuda

@@ -17,22 +17,22 @@ struct DeviceGram {
   bool finite;
 };
 
+NNMF_CUDA_INLINE int64_t doubles_of_gram(int64_t k) {
+  return 2 * k * k + 2 * k + 1;
+}
+
 // Those of all problems, in memory of the device.
 struct DeviceGrams {
   double* memory;  // [batch, doubles_of_gram(k)]
   int64_t k;
 
-  __device__ double* of(int64_t b) const { return memory + b * (2 * k * k + 2 * k + 1); }
+  __device__ double* of(int64_t b) const { return memory + b * doubles_of_gram(k); }
 
   __device__ DeviceGram operator[](int64_t b) const {
     const double *values = of(b), *scale = values + 2 * k * k;
     return {values, values + k * k, scale, scale + k, scale[2 * k] != 0};
   }
 };
-
-inline int64_t doubles_of_gram(int64_t k) {
-  return 2 * k * k + 2 * k + 1;
-}
 
 // Powers of two that bring the diagonal into [1/2, 2]; NaN and zeros keep their units.
 __device__ inline double scale_of_diagonal(double square) {
@@ -76,11 +76,13 @@ __global__ void prepare_gram_kernel(const T* gram, DeviceGrams grams) {
   }
 }
 
-// grams.memory is written for gram [batch, k, k].
-template <class T>
-void launch_prepare_grams(const T* gram, int64_t batch, const DeviceGrams& grams,
-                          cudaStream_t stream) {
+// Those of gram [batch, k, k].
+template <class T, class Memory>
+DeviceGrams launch_prepare_grams(const T* gram, int64_t batch, int64_t k, Memory& memory,
+                                 cudaStream_t stream) {
+  const DeviceGrams grams{memory.template get<double>(batch * doubles_of_gram(k)), k};
   NNMF_CUDA_LAUNCH(prepare_gram_kernel<T>, grid_of(batch), 128, 0, stream, gram, grams);
+  return grams;
 }
 
 }  // namespace nnmf_cuda

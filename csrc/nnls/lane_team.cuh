@@ -49,7 +49,7 @@ class LaneTeam {
 
   // G x
   __device__ double gram_times(double x) {
-    __syncwarp();
+    __syncwarp();  // all have read the last x
     memory_.x[thread()] = x;
     __syncwarp();
     double sum = 0;
@@ -137,13 +137,13 @@ class LaneTeam {
   }
 
   __device__ unsigned votes(bool vote) const {
-    const int first = threadIdx.x % kLanesOfWarp / kLanes * kLanes;
-    return __ballot_sync(kAllLanes, vote) >> first & (kAllLanes >> (kLanesOfWarp - kLanes));
+    const int first = threadIdx.x % kWarp / kLanes * kLanes;
+    return __ballot_sync(kAllLanes, vote) >> first & (kAllLanes >> (kWarp - kLanes));
   }
 
   __device__ static int largest_of_warp(int size) {
 #pragma unroll
-    for (int apart = kLanes; apart < kLanesOfWarp; apart *= 2) {
+    for (int apart = kLanes; apart < kWarp; apart *= 2) {
       const int other = __shfl_xor_sync(kAllLanes, size, apart);
       size = other > size ? other : size;
     }

@@ -36,7 +36,6 @@ class BlockLawsonHanson {
       free_[thread()] = 0;
     }
     count_ = 0;
-    __syncthreads();
     bool blocked = false;
     // A bound against rounding only: about one step a variable is usual.
     for (int step = 0; step < 30 * k_; ++step) {
@@ -138,16 +137,15 @@ template <class From, class To>
 __global__ void __launch_bounds__(kMostThreads, 1)
     lawson_hanson_kernel(NnlsRows<From, To> rows, DeviceGrams grams, double* matrices) {
   NNMF_CUDA_DYNAMIC_SHARED(double, shared);
-  const int64_t k = rows.k, j = threadIdx.x;
-  for_marked_rows(rows.unsolved, rows.batch * rows.n, [&](int64_t row) {
-    const DeviceGram gram = grams[row / rows.n];
+  const int64_t k = rows.shape.k, j = threadIdx.x;
+  for_marked_rows(rows.unsolved, rows.shape.batch * rows.shape.n, [&](int64_t row) {
+    const DeviceGram gram = grams[row / rows.shape.n];
     BlockLawsonHanson solver(gram, static_cast<int>(k), matrices + blockIdx.x * row_matrices(k),
                              shared);
     const double scale = j < k ? gram.scale[j] : 0;
     const double cross = j < k ? static_cast<double>(rows.cross[row * k + j]) * scale : 0;
     const double x = solver.solve(cross);
     if (j < k) rows.h[row * k + j] = static_cast<To>(x * scale);
-    __syncthreads();
   });
 }
 

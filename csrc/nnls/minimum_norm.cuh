@@ -10,7 +10,8 @@
 namespace nnmf_cuda {
 
 // Writes M [size, rank], column by column, with A = M M^T, by Cholesky's method with the largest
-// pivot first; A is overwritten. Returns the rank. `told` [size] is shared.
+// pivot first; A is overwritten, each column of it by one thread. Returns the rank. `told` [size]
+// is shared.
 __device__ inline int rank_factor(double* A, int size, double* M, double* told) {
   const int own = threadIdx.x;
   const bool in = own < size;
@@ -62,15 +63,12 @@ __device__ inline double solve_minimum_norm(double* A, int size, double b, doubl
   if (own < rank) {
     for (int i = 0; i < size; ++i) reduced += M[int64_t{own} * size + i] * told[i];
   }
-  __syncthreads();
   const Triangle L{A, rank};
   factorise_gram(M, size, rank, L);
   for (int twice = 0; twice < 2; ++twice) {
     reduced = solve_lower(L, rank, reduced, told);
     reduced = solve_lower_transposed(L, rank, reduced, told);
   }
-  if (own < rank) told[own] = reduced;
-  __syncthreads();
   double solved = 0;
   if (own < size) {
     for (int p = 0; p < rank; ++p) solved += M[int64_t{p} * size + own] * told[p];
@@ -82,11 +80,11 @@ template <class T>
 __global__ void __launch_bounds__(kMostThreads, 1)
     minimum_norm_kernel(BackwardRows<T> rows, DeviceGrams grams, double* matrices) {
   NNMF_CUDA_DYNAMIC_SHARED(double, told);
-  const int64_t k = rows.k;
+  const int64_t k = rows.shape.k;
   int* order = reinterpret_cast<int*>(told + k);
   double *A = matrices + blockIdx.x * row_matrices(k), *M = A + k * k;
-  for_marked_rows(rows.unsolved, rows.batch * rows.n, [&](int64_t row) {
-    const DeviceGram gram = grams[row / rows.n];
+  for_marked_rows(rows.unsolved, rows.shape.batch * rows.shape.n, [&](int64_t row) {
+    const DeviceGram gram = grams[row / rows.shape.n];
     const int own = threadIdx.x;
     const bool free = own < k && rows.h[row * k + own] > 0;
     const Tally position = tally_over_block(free);
@@ -99,11 +97,9 @@ __global__ void __launch_bounds__(kMostThreads, 1)
         A[int64_t{a} * size + own] =
             gram.values[order[a] * k + j] / (gram.scale[order[a]] * gram.scale[j]);
     }
-    __syncthreads();
     const double b = own < size ? static_cast<double>(rows.grad[row * k + j]) : 0;
     const double u = solve_minimum_norm(A, size, b, M, told);
     if (own < size) rows.u[row * k + j] = u;
-    __syncthreads();
   });
 }
 

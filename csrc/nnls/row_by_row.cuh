@@ -5,13 +5,12 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "gram_kernels.cuh"
+#include "active_set.cuh"
 
 namespace nnmf_cuda {
 
 // Of a block; a row has fewer variables, one for each thread.
-constexpr int kMostThreads = 512;
-constexpr int64_t kMostVariables = kMostThreads - 1;
+constexpr int kMostThreads = 288;
 
 // Doubles of a block's two matrices.
 NNMF_CUDA_INLINE int64_t row_matrices(int64_t k) {
@@ -19,16 +18,13 @@ NNMF_CUDA_INLINE int64_t row_matrices(int64_t k) {
 }
 
 // Blocks: enough for speed while their matrices stay in cache.
-inline int64_t row_blocks(int64_t rows, int64_t k) {
-  const int64_t fit = (int64_t{1} << 21) / (k * k);
-  return std::min(rows, std::clamp(fit, int64_t{8}, int64_t{2048}));
+inline int64_t row_blocks(const RowsShape& shape) {
+  const int64_t fit = (int64_t{1} << 21) / (shape.k * shape.k);
+  return std::min(shape.batch * shape.n, std::clamp(fit, int64_t{8}, int64_t{2048}));
 }
 
-inline int64_t row_scratch_doubles(int64_t rows, int64_t k) {
-  return row_blocks(rows, k) * row_matrices(k);
-}
-
-// Calls f(row) with all threads of the block for each of its rows that is marked.
+// Calls f(row) with all threads of the block for each of its rows that is marked. A barrier lies
+// between two calls.
 template <class F>
 __device__ void for_marked_rows(const uint8_t* marked, int64_t rows, const F& f) {
   for (int64_t first = int64_t{blockIdx.x} * blockDim.x; first < rows;
@@ -61,7 +57,6 @@ __device__ inline double solve_lower(const Triangle& l, int size, double b, doub
     __syncthreads();
     if (own > i && own < size) b -= l(own, i) * told[i];
   }
-  __syncthreads();
   return b;
 }
 
@@ -73,7 +68,6 @@ __device__ inline double solve_lower_transposed(const Triangle& l, int size, dou
     __syncthreads();
     if (own < i) y -= l(i, own) * told[i];
   }
-  __syncthreads();
   return y;
 }
 

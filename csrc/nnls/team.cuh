@@ -8,11 +8,9 @@
 #include <cstdint>
 
 #include "../common/launch.h"
+#include "../common/warp.h"
 
 namespace nnmf_cuda {
-
-constexpr int kLanesOfWarp = 32;
-constexpr unsigned kAllLanes = ~0u;
 
 // Who of a team has voted yes.
 struct Tally {
@@ -34,17 +32,17 @@ __device__ inline Tally tally_of(unsigned votes, int thread) {
 
 // The whole block.
 __device__ inline Tally tally_over_block(bool vote) {
-  NNMF_CUDA_SHARED(unsigned, votes, [kLanesOfWarp]);
-  const int lane = threadIdx.x % kLanesOfWarp, warp = threadIdx.x / kLanesOfWarp;
+  NNMF_CUDA_SHARED(unsigned, votes, [kWarp]);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const unsigned own = __ballot_sync(kAllLanes, vote);
   if (lane == 0) votes[warp] = own;
   __syncthreads();
   Tally all{0, -1, -1, 0};
-  for (int w = 0; w < static_cast<int>(blockDim.x) / kLanesOfWarp; ++w) {
+  for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w) {
     if (votes[w] == 0) continue;
     const Tally part = tally_of(votes[w], lane);
-    if (all.count == 0) all.first = w * kLanesOfWarp + part.first;
-    all.last = w * kLanesOfWarp + part.last;
+    if (all.count == 0) all.first = w * kWarp + part.first;
+    all.last = w * kWarp + part.last;
     if (w <= warp) all.before += w < warp ? part.count : part.before;
     all.count += part.count;
   }
@@ -53,33 +51,32 @@ __device__ inline Tally tally_over_block(bool vote) {
 }
 
 __device__ inline double sum_over_block(double value) {
-  NNMF_CUDA_SHARED(double, sums, [kLanesOfWarp]);
-  value = sum_over_lanes(value, kLanesOfWarp);
-  if (threadIdx.x % kLanesOfWarp == 0) sums[threadIdx.x / kLanesOfWarp] = value;
+  NNMF_CUDA_SHARED(double, sums, [kWarp]);
+  value = sum_over_lanes(value, kWarp);
+  if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = value;
   __syncthreads();
   double sum = 0;
-  for (int w = 0; w < static_cast<int>(blockDim.x) / kLanesOfWarp; ++w) sum += sums[w];
+  for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w) sum += sums[w];
   __syncthreads();
   return sum;
 }
 
 // NaN is no largest value.
 __device__ inline double largest_of_block(double value) {
-  NNMF_CUDA_SHARED(double, values, [kLanesOfWarp]);
-  for (int apart = 1; apart < kLanesOfWarp; apart *= 2)
+  NNMF_CUDA_SHARED(double, values, [kWarp]);
+  for (int apart = 1; apart < kWarp; apart *= 2)
     value = fmax(value, __shfl_xor_sync(kAllLanes, value, apart));
-  if (threadIdx.x % kLanesOfWarp == 0) values[threadIdx.x / kLanesOfWarp] = value;
+  if (threadIdx.x % kWarp == 0) values[threadIdx.x / kWarp] = value;
   __syncthreads();
   double largest = values[0];
-  for (int w = 1; w < static_cast<int>(blockDim.x) / kLanesOfWarp; ++w)
-    largest = fmax(largest, values[w]);
+  for (int w = 1; w < static_cast<int>(blockDim.x) / kWarp; ++w) largest = fmax(largest, values[w]);
   __syncthreads();
   return largest;
 }
 
 // Threads for teams of a block whose last thread is `last`: whole warps.
 inline unsigned threads_up_to(int64_t last) {
-  return static_cast<unsigned>((last / kLanesOfWarp + 1) * kLanesOfWarp);
+  return static_cast<unsigned>((last / kWarp + 1) * kWarp);
 }
 
 }  // namespace nnmf_cuda

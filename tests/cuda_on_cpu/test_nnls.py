@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import reference
+from nnmf_cuda.reference.nnmf import as_float
 from tests.cuda_on_cpu.harness import Builder, run_kernels
 
 
@@ -156,7 +157,7 @@ def test_rows_that_end_unsafely_are_solved_by_lawson_hanson(kernels: Path) -> No
     A = hard_bases(15)["condition 1e12"]
     gram, cross = products(A[None], np.random.default_rng(1).standard_normal((1, 40, len(A))))
     quick, slow = solve(kernels, gram, cross), solve(kernels, gram, cross, slowly=True)
-    unsafe = quick["unsolved"].bool()
+    unsafe = quick["unsolved"].bool()[None]
     assert unsafe.any()
     torch.testing.assert_close(quick["h"][unsafe], slow["h"][unsafe], rtol=0, atol=0)
 
@@ -218,8 +219,8 @@ def test_backward_equals_reference(kernels: Path, k: int, dtype: torch.dtype) ->
     got = backward(kernels, gram, h, grad)
     want = reference.nnls_backward(gram, h, grad)
     torch.testing.assert_close(got["u"], want, rtol=1e-8, atol=1e-8 * float(want.abs().max()))
-    assert torch.equal(got["unsolved"][1].bool(), h[1, :, 0] > 0)
-    assert not got["unsolved"][0].any()
+    singular = torch.stack([torch.zeros(h.shape[1]), h[1, :, 0] > 0]).bool()
+    assert torch.equal(got["unsolved"].bool(), singular.reshape(-1))
 
 
 @pytest.mark.parametrize("k", [6, 20, 40])
@@ -239,3 +240,24 @@ def test_gradient_is_of_least_norm_on_a_singular_block(kernels: Path, k: int) ->
         want[free] = inverse @ grad[0, row, free]
         tolerance = 1e-6 * float(want.abs().max())
         torch.testing.assert_close(got["u"][0, row], want, rtol=1e-6, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+@pytest.mark.parametrize(
+    ("batch", "n", "f", "k", "shared"),
+    [(1, 1, 1, 1, True), (2, 9, 70, 5, False), (3, 5, 33, 15, True), (1, 3, 1100, 40, True)],
+)
+def test_project_equals_reference(
+    kernels: Path, dtype: torch.dtype, batch: int, n: int, f: int, k: int, shared: bool
+) -> None:
+    generator = torch.Generator().manual_seed(k)
+    floating = torch.float64 if dtype == torch.float64 else torch.float32
+    H = torch.rand((batch, k, f), generator=generator, dtype=floating)
+    X = torch.rand((n, f) if shared else (batch, n, f), generator=generator, dtype=floating)
+    X = (255 * X).to(dtype) if dtype == torch.uint8 else X
+    got = run_kernels(kernels, "project", {"X": X, "H": H}, {}, seeds=(0,))["h"]
+    exact = as_float(X, floating).double()
+    want = reference.project(exact, H.double())
+    assert (want == 0).any() or k == 1
+    atol = 1e-10 if dtype == torch.float64 else 2e-4
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=atol)
