@@ -13,13 +13,12 @@
 #include <cstdint>
 
 #include "../common/async_copy.cuh"
+#include "../common/warp.h"
 #include "beta_loss.h"
 #include "problem.h"
 
 namespace nnmf_cuda {
 
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffff;
 constexpr int kPiece = 16;     // bytes of one copy
 constexpr int kRowBytes = 64;  // of a tile along the depth, for W
 constexpr int kStages = 2;     // tiles in shared memory
