@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from scipy.cluster.hierarchy import average, fcluster
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from nnmf_cuda import _extension
@@ -169,3 +172,26 @@ def run_with_instruction_set(name: str, *arguments: str) -> subprocess.Completed
         text=True,
         check=False,
     )
+
+
+def plain_consensus(labels: np.ndarray) -> np.ndarray:
+    """Brunet et al. 2004: the mean connectivity matrix, written out."""
+    n_runs, n = labels.shape
+    matrix = np.zeros((n, n))
+    for run in labels:
+        for i in range(n):
+            for j in range(n):
+                matrix[i, j] += run[i] == run[j]
+    return matrix / n_runs
+
+
+def plain_cophenetic(matrix: np.ndarray) -> float:
+    """Correlate 1 - c with the height at which two samples first share a cluster."""
+    n = len(matrix)
+    tree = average(squareform(1 - matrix, checks=False))
+    heights = np.full((n, n), np.nan)
+    for height in np.unique(tree[:, 2])[::-1]:
+        flat = fcluster(tree, height + 1e-12, "distance")
+        heights[flat[:, None] == flat] = height
+    above = np.triu_indices(n, 1)
+    return float(np.corrcoef(1 - matrix[above], heights[above])[0, 1])
