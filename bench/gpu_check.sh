@@ -13,7 +13,8 @@
 #   the command line     jsonargparse, PyYAML, docstring_parser, typeshed_client,
 #                        importlib_resources, typing_extensions
 #   the experiment       safetensors, matplotlib (and what it needs), jinja2, MarkupSafe, pyautoattack
-#   to compare with      triton (for torch.compile), torchnmf, nmf-torch, cupy-cuda13x
+#   to compare with      triton (for torch.compile), torchnmf, cupy-cuda13x, nmf-torch (which must
+#                        have been compiled for this Python)
 # Without those of the last three lines their parts are left out, and the table says so.
 #
 # Parts run in the order of what they are worth, each with a limit of its own in seconds, and none
@@ -104,7 +105,7 @@ export device
 if [[ "${NNMF_CUDA_SKIP_BUILD:-}" == 1 ]]; then
   note build "left out" 0 0
 else
-  part build 240 bash -c build || finish
+  part build 330 bash -c build || finish # without it there is nothing to check
   grep "^nnmf-cuda:" "$log"
 fi
 

@@ -3,7 +3,7 @@
 Each file of tests has a process of its own, several at once. One that dies is started anew and goes
 on after the test that it died of (see gpu_test_log.py).
 
-Usage: gpu_tests.py LOG_FOLDER [--seconds 150] [--jobs 4] [--marker needs_cuda] [--only FILE ...]
+Usage: gpu_tests.py LOG_FOLDER [--seconds 150] [--jobs 5] [--marker needs_cuda] [--only FILE ...]
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ NEEDS_CUDA = re.compile(r"needs_cuda|DEVICES")
 FIRST = ("tests/ops/test_cuda.py", "tests/ops/test_devices.py", "tests/ops")
 STARTS = 8
 """A file of tests may take its process with it this often, less one."""
+THREADS = 3
+"""Of each process, of which several run at once."""
 ENDED = {0, 1, 5}
 """pytest's exit codes where it came to its end: all passed, some failed, none was left."""
 
@@ -47,6 +49,7 @@ def run_file(file: str, folder: Path, *, marker: str, end: float, extra: list[st
     environment = {
         **os.environ,
         "GPU_TEST_LOG": str(log),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(THREADS)),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-m", marker, "-p", "no:cacheprovider"]
@@ -79,7 +82,8 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, default=float(os.environ.get("PART_SECONDS", 150)))
-    parser.add_argument("--jobs", type=int, default=4)
+    jobs = max(1, min(5, (os.cpu_count() or 1) // THREADS))
+    parser.add_argument("--jobs", type=int, default=jobs)
     parser.add_argument("--marker", default="needs_cuda")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--select", default=None, help="as pytest's -k")

@@ -52,6 +52,13 @@ def calls(device: str) -> Iterator[tuple[str, Callable[[], tuple[object, ...]]]]
                             d, w, h, beta_loss=b, n_iter=2, compute_divergence=True
                         ),
                     )
+            active = torch.tensor([True, False, True], device=device)
+            yield (
+                f"nnmf_mu {dtype} {n}x{f}x{k} some problems",
+                lambda d=own, w=W, h=H, a=active: ops.nnmf_mu(
+                    d, w, h, n_iter=2, compute_divergence=True, active=a
+                ),
+            )
             yield (
                 f"nnmf_divergence {dtype} {n}x{f}x{k}",
                 lambda d=own, w=W, h=H: (ops.nnmf_divergence(d, w, h),),

@@ -55,6 +55,7 @@ AWKWARD_SHAPES = [
     (41, 73, 64),
     (23, 103, 100),
     (19, 131, 128),
+    (29, 67, 200),
 ]
 LAYOUTS = ["contiguous", "odd row stride", "columns of a wider one", "odd offset", "by columns"]
 
@@ -86,6 +87,22 @@ def random_problem(
     X = (150 * X).round().clamp(0, 255).to(torch.uint8) if dtype == torch.uint8 else X.to(dtype)
     factors = torch.float32 if dtype == torch.uint8 else dtype
     return X, draw(*lead, n, k).to(factors), draw(*lead, k, f).to(factors)
+
+
+def wide(X: Tensor) -> Tensor:
+    """Return X in float64, pixels divided by 255."""
+    return X.double() / 255 if X.dtype == torch.uint8 else X.double()
+
+
+def least_squares(
+    n: int, k: int, *, batch: int | None = None, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Draw Gram matrices of 3 k rows and right-hand sides of which about half bind."""
+    generator = torch.Generator().manual_seed(seed)
+    lead = () if batch is None else (batch,)
+    basis = torch.rand(*lead, k, 3 * k, generator=generator, dtype=torch.float64) + 0.1
+    targets = torch.randn(*lead, n, 3 * k, generator=generator, dtype=torch.float64)
+    return basis @ basis.mT, ((targets + 0.3) @ basis.mT).to(dtype)
 
 
 def poison_free_memory(device: str) -> None:

@@ -15,8 +15,13 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops, reference, show_config
-from tests.helpers import DEVICES, assert_as_accurate_as_torch, random_problem
-from tests.ops.test_devices import least_squares, wide
+from tests.helpers import (
+    DEVICES,
+    assert_as_accurate_as_torch,
+    least_squares,
+    random_problem,
+    wide,
+)
 
 KERNELS = ("nnmf_mu", "nnmf_divergence", "nnls", "nnls_backward", "project")
 DELAY = 300_000_000  # cycles of the device: 0.15 s and more
@@ -90,6 +95,15 @@ def small_arguments(seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return random_problem(33, 40, 5, dtype=dtype, batch=50, own_X=True, seed=seed)
 
 
+def some_mu(X: Tensor, W: Tensor, H: Tensor, active: Tensor) -> tuple[Tensor, ...]:
+    return ops.nnmf_mu(X, W, H, n_iter=4, compute_divergence=True, active=active)
+
+
+def some_arguments(seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    X, W, H = small_arguments(seed, dtype)
+    return X, W, H, torch.rand(len(W), generator=torch.Generator().manual_seed(seed)) < 0.5
+
+
 def divergence(X: Tensor, W: Tensor, H: Tensor, beta_loss: float) -> tuple[Tensor, ...]:
     return (ops.nnmf_divergence(X, W, H, beta_loss=beta_loss),)
 
@@ -101,6 +115,7 @@ CALLS: dict[str, tuple[str, Op, Arguments]] = {
     "frobenius": ("nnmf_mu", functools.partial(mu, beta_loss=2.0), mu_arguments),
     "beta 0.5": ("nnmf_mu", functools.partial(mu, beta_loss=0.5), mu_arguments),
     "many problems": ("nnmf_mu", small_mu, small_arguments),
+    "some of many problems": ("nnmf_mu", some_mu, some_arguments),
     "divergence": (
         "nnmf_divergence",
         functools.partial(divergence, beta_loss=1.0),
@@ -291,6 +306,14 @@ def test_more_rows_than_a_grid_has_blocks(device: str) -> None:
     h = ops.nnls(gram.to(device), cross.to(device)).cpu()
     ends = torch.tensor([0, 1, n // 2, n - 2, n - 1])
     torch.testing.assert_close(h[ends], ops.nnls(gram, cross[ends]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.needs_cuda
+def test_more_components_than_kernels_take_are_refused() -> None:
+    X, W, H = (t.cuda() for t in random_problem(5, 7, 257))
+    for call in (ops.nnmf_divergence, functools.partial(ops.nnmf_mu, n_iter=1)):
+        with pytest.raises(RuntimeError, match="n_components is 257, .*at most 256: move .* CPU"):
+            call(X, W, H)
 
 
 # Several devices --------------------------------------------------------------------------------

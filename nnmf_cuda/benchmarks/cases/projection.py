@@ -53,8 +53,8 @@ NNLS = Case(
     implementations={
         "reference": _nnls_reference,
         "ours": _nnls_ours,
-        "ours, CUDA graph": cuda_peers.captured(_nnls_ours),
         "scipy nnls": peers.scipy_nnls,
+        "ours, CUDA graph": cuda_peers.captured(_nnls_ours),
     },
     # The Gram matrix and its factor are float64 whatever the arguments are.
     tolerance={"float32": 1e-6, "float64": 1e-10},
@@ -146,9 +146,9 @@ PROJECT = Case(
     implementations={
         "reference": _project_reference,
         "ours": _project_ours,
-        "ours, CUDA graph": cuda_peers.captured(_project_ours),
         "scipy nnls": peers.scipy_project,
         "scipy nnls after QR": peers.scipy_project_qr,
+        "ours, CUDA graph": cuda_peers.captured(_project_ours),
     },
     # X H^T in float32, amplified by the condition of the Gram matrix (about 60 here).
     tolerance={"float32": 1e-4, "float64": 1e-10},
