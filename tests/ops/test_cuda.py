@@ -149,7 +149,7 @@ def assert_same(got: Iterator[Tensor] | list[Tensor], want: list[Tensor]) -> Non
 @pytest.mark.parametrize("op", KERNELS)
 def test_ops_on_cuda_have_kernels(op: str) -> None:
     served = show_config()["ops"]
-    assert served.get(op, {"cuda": "kernel"})["cuda"] == "kernel"
+    assert served[op]["cuda"] == "kernel"
 
 
 # Streams ----------------------------------------------------------------------------------------
