@@ -21,8 +21,10 @@ class DeviceMemory {
   // before may still use them afterwards, as whoever gets the memory next launches after them.
   template <class T>
   T* get(int64_t size) {
-    static_assert(std::is_floating_point_v<T>);
-    constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+    static_assert(std::is_floating_point_v<T> || sizeof(T) == 1);
+    constexpr ScalarType kType = sizeof(T) == 8   ? ScalarType::Double
+                                 : sizeof(T) == 4 ? ScalarType::Float
+                                                  : ScalarType::Byte;
     blocks_.push_back(torch::stable::new_empty(like_, {size}, kType));
     return blocks_.back().mutable_data_ptr<T>();
   }

@@ -10,6 +10,8 @@
 #include <limits>
 #include <vector>
 
+#include "../common/inline.h"
+
 namespace nnmf_cuda {
 
 // min 1/2 h G h^T - c h^T with h = scale * x: `values` and scale * c are the problem in x.
@@ -28,14 +30,17 @@ struct Gram {
 constexpr double kRounding = std::numeric_limits<double>::epsilon();
 
 // A pivot up to this is rounding: its variable is a combination of those before it.
-inline double dependent_pivot(int64_t size) {
+NNMF_CUDA_INLINE double dependent_pivot(int64_t size) {
   return 4 * static_cast<double>(size) * kRounding;
 }
 
 // A gradient component is rounding up to this times the largest of |c_j| and the sum of |x|.
-inline double gradient_tolerance(int64_t size) {
+NNMF_CUDA_INLINE double gradient_tolerance(int64_t size) {
   return 10 * static_cast<double>(size) * kRounding;
 }
+
+// What of the largest pivot is taken for zero where a least-norm solution is asked for.
+constexpr double kRankTolerance = 1e-12;
 
 class PreparedGram {
  public:

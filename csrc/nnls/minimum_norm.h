@@ -11,9 +11,6 @@
 
 namespace nnmf_cuda {
 
-// What of the largest is taken for zero in a singular matrix.
-constexpr double kRankTolerance = 1e-12;
-
 // A factor M [size, rank] of a positive semi-definite matrix A = M M^T, by Cholesky's method with
 // the largest pivot first. A is overwritten.
 class RankFactor {

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "../common/dispatch.h"
+#include "arguments.h"
 #include "lawson_hanson.h"
 #include "minimum_norm.h"
 #include "nnls.h"
@@ -36,17 +37,6 @@ void RowSolver::backward(const Gram& gram, const double* h, const double* grad, 
 }
 
 namespace {
-
-void check_rows(const Argument& gram, const Argument& rows) {
-  check_floating(gram);
-  check_floating(rows);
-  check_same_device(gram, rows);
-  check_dim(gram, 3);
-  check_dim(rows, 3);
-  check_size(gram, 0, rows.tensor.size(0), "batch");
-  check_size(gram, 1, rows.tensor.size(2), "n_components");
-  check_size(gram, 2, rows.tensor.size(2), "n_components");
-}
 
 std::vector<PreparedGram> prepare(const Tensor& gram) {
   const Tensor values = torch::stable::contiguous(gram);
@@ -86,12 +76,7 @@ Tensor nnls_cpu(const Tensor& gram, const Tensor& cross) {
 }
 
 Tensor nnls_backward_cpu(const Tensor& gram, const Tensor& h, const Tensor& grad) {
-  const Argument argument{"grad", grad}, answer{"h", h};
-  check_rows({"gram", gram}, argument);
-  check_same_dtype(answer, argument);
-  check_same_device(answer, argument);
-  check_dim(answer, 3);
-  for (int64_t d = 0; d < 3; ++d) check_size(answer, d, grad.size(d), "as grad");
+  check_backward({"gram", gram}, {"h", h}, {"grad", grad});
   const std::vector<PreparedGram> grams = prepare(gram);
   const Tensor answers = torch::stable::contiguous(h), grads = torch::stable::contiguous(grad);
   const Tensor solved = torch::stable::new_empty(

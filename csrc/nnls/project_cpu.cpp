@@ -9,6 +9,7 @@
 #include "../common/dispatch.h"
 #include "../nnmf/beta_loss.h"
 #include "../nnmf/factors.h"
+#include "arguments.h"
 #include "nnls.h"
 
 namespace nnmf_cuda {
@@ -25,21 +26,6 @@ static_assert(kProjectRows <= kNnlsRows);
 
 namespace nnmf_cuda {
 namespace {
-
-Shape check_project(const Tensor& X, const Tensor& H) {
-  const Argument x{"X", X}, h{"H", H};
-  check_floating(h);
-  if (X.scalar_type() != ScalarType::Byte) check_same_dtype(x, h);
-  check_same_device(x, h);
-  check_dim(h, 3);
-  const int64_t rows = X.dim() == 2 ? 0 : 1;
-  if (X.dim() != 2) {
-    check_dim(x, 3);
-    check_size(x, 0, H.size(0), "batch of H");
-  }
-  check_size(x, rows + 1, H.size(2), "n_features of H");
-  return {H.size(0), X.size(rows), H.size(2), H.size(1), 0, 0};
-}
 
 std::vector<PreparedGram> grams_of(const Tensor& H, const Shape& s) {
   const Tensor wide = torch::stable::to(H, std::make_optional(ScalarType::Double));

@@ -95,6 +95,10 @@ inline int __popc(unsigned bits) {
   return std::popcount(bits);
 }
 
+inline int __clz(int bits) {
+  return std::countl_zero(static_cast<unsigned>(bits));
+}
+
 inline int __ffs(int bits) {
   return __builtin_ffs(bits);
 }

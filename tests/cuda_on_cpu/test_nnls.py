@@ -1,0 +1,263 @@
+"""The CUDA kernels of nnls and nnls_backward against scipy and the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from nnmf_cuda import reference
+from nnmf_cuda.reference.nnmf import as_float
+from tests.cuda_on_cpu.harness import Builder, run_kernels
+
+
+@pytest.fixture(scope="module")
+def kernels(build: Builder) -> Path:
+    return build("nnls.cpp")
+
+
+def bases(batch: int, n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw bases (batch, 2 k + 1, k) and targets; every fourth variable is hardly ever free."""
+    rng = np.random.default_rng([seed, batch, n, k])
+    A = rng.standard_normal((batch, 2 * k + 1, k))
+    weights = rng.standard_normal((batch, n, k)) + 0.3 - 2.0 * (np.arange(k) % 4 == 3)
+    noise = 0.1 * rng.standard_normal((batch, n, 2 * k + 1))
+    return A, weights @ A.transpose(0, 2, 1) + noise
+
+
+def products(A: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.tensor(A.transpose(0, 2, 1) @ A), torch.tensor(targets @ A)
+
+
+def scipy_nnls(A: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return np.stack(
+        [
+            np.stack([scipy.optimize.nnls(basis, target)[0] for target in rows])
+            for basis, rows in zip(A, targets, strict=True)
+        ]
+    )
+
+
+def solve(
+    kernels: Path, gram: Tensor, cross: Tensor, *, slowly: bool = False, seeds: Sequence[int] = (0,)
+) -> dict[str, Tensor]:
+    """Run nnls; `slowly`: every row by Lawson-Hanson."""
+    tensors = {"gram": gram, "cross": cross}
+    return run_kernels(kernels, "nnls", tensors, {"slowly": slowly}, seeds=seeds)
+
+
+def backward(kernels: Path, gram: Tensor, h: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    tensors = {"gram": gram, "h": h, "grad": grad}
+    return run_kernels(kernels, "nnls_backward", tensors, {}, seeds=(0, 1))
+
+
+def kkt_residual(gram: Tensor, cross: Tensor, h: Tensor) -> Tensor:
+    violation = torch.minimum(h, h @ gram - cross).abs().amax(-1)
+    return violation / cross.abs().amax(-1).clamp_min(1e-300)
+
+
+# Teams of 8, 16 and 32 lanes, and of blocks; their edges; 4 columns a panel.
+@pytest.mark.parametrize(
+    ("batch", "n", "k"),
+    [
+        *[(batch, n, k) for k in (1, 2, 3, 7, 8, 9) for batch, n in ((1, 1), (1, 37), (3, 5))],
+        *[(3, n, k) for k in (15, 16, 17, 31, 32) for n in (1, 5)],
+        (1, 100, 15),
+        (1, 37, 31),
+        *[(2, 3, k) for k in (33, 34, 35, 36, 40, 64, 65)],
+        (1, 2, 100),
+        (1, 2, 128),
+        (2, 1, 130),  # systems in global memory
+    ],
+)
+def test_equals_scipy(kernels: Path, batch: int, n: int, k: int) -> None:
+    A, targets = bases(batch, n, k)
+    gram, cross = products(A, targets)
+    got = solve(kernels, gram, cross, seeds=(0, 1))
+    want = scipy_nnls(A, targets)
+    np.testing.assert_allclose(got["h"].numpy(), want, rtol=1e-7, atol=1e-9 * want.max())
+    assert kkt_residual(gram, cross, got["h"]).max() < 1e-12
+    assert not got["unsolved"].any()  # the quick way ends well
+
+
+@pytest.mark.parametrize("k", [1, 2, 8, 15, 32, 33, 70])
+def test_lawson_hanson_equals_scipy(kernels: Path, k: int) -> None:
+    A, targets = bases(2, 3 if k > 32 else 35, k)
+    gram, cross = products(A, targets)
+    got = solve(kernels, gram, cross, slowly=True, seeds=(0, 1))
+    want = scipy_nnls(A, targets)
+    np.testing.assert_allclose(got["h"].numpy(), want, rtol=1e-7, atol=1e-9 * want.max())
+
+
+@pytest.mark.parametrize("gram_dtype", [torch.float32, torch.float64])
+def test_float32_rows_are_solved_in_float64(kernels: Path, gram_dtype: torch.dtype) -> None:
+    gram, cross = products(*bases(2, 20, 15))
+    gram, cross = gram.to(gram_dtype), cross.float()
+    h = solve(kernels, gram, cross)["h"]
+    assert h.dtype == torch.float32
+    exact = solve(kernels, gram.double(), cross.double())["h"]
+    torch.testing.assert_close(h, exact.float(), rtol=0, atol=0)
+
+
+def hard_bases(k: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(k)
+    U, _, V = np.linalg.svd(rng.standard_normal((2 * k, k)), full_matrices=False)
+    base = rng.random((2 * k, k))
+    repeated, nearly, zero = base.copy(), base.copy(), base.copy()
+    repeated[:, k // 2] = 2 * base[:, 0]
+    nearly[:, k // 2] = base[:, 0] * (1 + 1e-9 * rng.random(2 * k))
+    zero[:, 0] = 0
+    return {
+        "condition 1e3": U * np.logspace(0, -3, k) @ V,
+        "condition 1e6": U * np.logspace(0, -6, k) @ V,
+        "condition 1e12": U * np.logspace(0, -12, k) @ V,
+        "repeated": repeated,
+        "nearly repeated": nearly,
+        "zero": zero,
+        "all zero": np.zeros_like(base),
+        "rank one": np.outer(base[:, 0], base[0]),
+        "wide": base[: k // 2],
+        "wide, signed": base[: k // 2] - 0.5,
+        "units": base * 10.0 ** rng.uniform(-8, 8, k),
+        "Hilbert": 1 / (1 + np.add.outer(np.arange(2 * k), np.arange(k))),
+        "ties": np.eye(2 * k, k),
+    }
+
+
+@pytest.mark.parametrize("k", [4, 15, 40])
+@pytest.mark.parametrize("slowly", [False, True])
+@pytest.mark.parametrize("name", list(hard_bases(4)))
+def test_hard_problems_end_at_an_optimum(kernels: Path, name: str, slowly: bool, k: int) -> None:
+    A = hard_bases(k)[name]
+    rng = np.random.default_rng(1)
+    n = 10 if k < 40 else 3
+    targets = np.concatenate([rng.standard_normal((n, len(A))), rng.random((n, k)) @ A.T])
+    gram, cross = products(A[None], targets[None])
+    h = solve(kernels, gram, cross, slowly=slowly)["h"]
+    assert h.isfinite().all()
+    assert (h >= 0).all()
+    # Rounding moves G h by eps |G| |h|, which is what an ill-conditioned problem can ask for.
+    scale = gram.abs().max() * h.sum(-1) / cross.abs().amax(-1).clamp_min(1e-300)
+    # Alone, Lawson-Hanson leaves out variables that depend on the free ones but for rounding.
+    rounding = 1e-11 if slowly else 1e-13
+    assert (kkt_residual(gram, cross, h) <= rounding * k * scale.clamp_min(1)).all()
+    if "condition" not in name:
+        got = np.linalg.norm(targets - h[0].numpy() @ A.T, axis=1)
+        want = [scipy.optimize.nnls(A, target)[1] for target in targets]
+        # A Gram matrix knows a distance only up to the root of rounding.
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-6 * np.abs(targets).max())
+
+
+def test_rows_that_end_unsafely_are_solved_by_lawson_hanson(kernels: Path) -> None:
+    A = hard_bases(15)["condition 1e12"]
+    gram, cross = products(A[None], np.random.default_rng(1).standard_normal((1, 40, len(A))))
+    quick, slow = solve(kernels, gram, cross), solve(kernels, gram, cross, slowly=True)
+    unsafe = quick["unsolved"].bool()[None]
+    assert unsafe.any()
+    torch.testing.assert_close(quick["h"][unsafe], slow["h"][unsafe], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("k", [2, 40])
+def test_unbounded_and_indefinite_problems_end(kernels: Path, k: int) -> None:
+    gram = torch.zeros(3, k, k, dtype=torch.float64)
+    gram[0, 1, 1] = 1
+    gram[1] = torch.eye(k).double() + 2 * torch.eye(k).flip(0).double()
+    gram[2] = -torch.eye(k)
+    h = solve(kernels, gram, torch.ones(3, 2, k, dtype=torch.float64))["h"]
+    assert h.isfinite().all()
+    assert (h >= 0).all()
+    assert (h[0, :, 1] == 1).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("k", [3, 15, 31, 40])
+def test_rows_that_are_not_finite_are_nan(kernels: Path, k: int, value: float) -> None:
+    gram, cross = products(*bases(2, 6, k))
+    want = solve(kernels, gram, cross)["h"]
+    cross[0, 1, k // 2] = cross[1, 0, k - 1] = value
+    h = solve(kernels, gram, cross)["h"]
+    not_finite = ~cross.isfinite().all(-1)
+    assert h[not_finite].isnan().all()
+    torch.testing.assert_close(h[~not_finite], want[~not_finite], rtol=0, atol=0)
+    gram[0, 0, k - 1] = value
+    h = solve(kernels, gram, cross)["h"]
+    assert h[0].isnan().all()
+    torch.testing.assert_close(h[1, 1:], want[1, 1:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("k", [5, 15, 33])
+def test_neighbours_do_not_change_a_bit_of_a_row(kernels: Path, k: int) -> None:
+    gram, cross = products(*bases(1, 20, k))
+    together = solve(kernels, gram, cross)["h"]
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    shuffled = solve(kernels, gram, cross[:, order])["h"]
+    torch.testing.assert_close(shuffled, together[:, order], rtol=0, atol=0)
+    alone = solve(kernels, gram, cross[:, 7:8].clone())["h"]
+    torch.testing.assert_close(alone, together[:, 7:8], rtol=0, atol=0)
+
+
+def test_units_do_not_matter(kernels: Path) -> None:
+    gram, cross = products(*bases(1, 20, 7))
+    want = solve(kernels, gram, cross)["h"]
+    # Powers of two round nothing, so the answer is the same to the last bit.
+    units = 2.0 ** torch.arange(-12, 16, 4, dtype=torch.float64)
+    got = solve(kernels, gram * units * units[:, None], cross * units * 2.0**20)["h"]
+    torch.testing.assert_close(got * units * 2.0**-20, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1, 2, 7, 8, 9, 15, 16, 31, 32, 33, 65, 130])
+def test_backward_equals_reference(kernels: Path, k: int, dtype: torch.dtype) -> None:
+    gram, cross = products(*bases(2, 9 if k < 33 else 3, k))
+    gram[1, :, 0] = gram[1, 0, :] = 0  # singular where that variable is free
+    grad, h = cross.to(dtype), cross.clamp_min(0).to(dtype)
+    got = backward(kernels, gram, h, grad)
+    want = reference.nnls_backward(gram, h, grad)
+    torch.testing.assert_close(got["u"], want, rtol=1e-8, atol=1e-8 * float(want.abs().max()))
+    singular = torch.stack([torch.zeros(h.shape[1]), h[1, :, 0] > 0]).bool()
+    assert torch.equal(got["unsolved"].bool(), singular.reshape(-1))
+
+
+@pytest.mark.parametrize("k", [6, 20, 40])
+def test_gradient_is_of_least_norm_on_a_singular_block(kernels: Path, k: int) -> None:
+    rng = np.random.default_rng(5)
+    A = rng.random((k - 2, k))
+    A[:, 1] = 3 * A[:, 0]
+    gram = torch.tensor(A.T @ A)[None]
+    h = torch.tensor(rng.random((1, 9, k)) - 0.05).clamp_min(0)
+    grad = torch.tensor(rng.standard_normal((1, 9, k)))
+    got = backward(kernels, gram, h, grad)
+    assert got["unsolved"].any()
+    for row in range(9):
+        free = h[0, row] > 0
+        want = torch.zeros(k, dtype=torch.float64)
+        inverse = torch.linalg.pinv(gram[0][free][:, free], hermitian=True, rtol=1e-10)
+        want[free] = inverse @ grad[0, row, free]
+        tolerance = 1e-6 * float(want.abs().max())
+        torch.testing.assert_close(got["u"][0, row], want, rtol=1e-6, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+@pytest.mark.parametrize(
+    ("batch", "n", "f", "k", "shared"),
+    [(1, 1, 1, 1, True), (2, 9, 70, 5, False), (3, 5, 33, 15, True), (1, 3, 1100, 40, True)],
+)
+def test_project_equals_reference(
+    kernels: Path, dtype: torch.dtype, batch: int, n: int, f: int, k: int, shared: bool
+) -> None:
+    generator = torch.Generator().manual_seed(k)
+    floating = torch.float64 if dtype == torch.float64 else torch.float32
+    H = torch.rand((batch, k, f), generator=generator, dtype=floating)
+    X = torch.rand((n, f) if shared else (batch, n, f), generator=generator, dtype=floating)
+    X = (255 * X).to(dtype) if dtype == torch.uint8 else X
+    got = run_kernels(kernels, "project", {"X": X, "H": H}, {}, seeds=(0,))["h"]
+    exact = as_float(X, floating).double()
+    want = reference.project(exact, H.double())
+    assert (want == 0).any() or k == 1
+    atol = 1e-10 if dtype == torch.float64 else 2e-4
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=atol)
