@@ -275,8 +275,10 @@ GUARDS = {
     Mutation("nnls/team.cuh", "__syncthreads();", ";", 3),
     Mutation("nnls/team.cuh", "__syncthreads();", ";", 5),
     Mutation("nnls/lane_team.cuh", "__syncwarp();", ";", 0),
-    # x is read for the size of rounding alone.
+    # x is read for the size of rounding alone; of the variables that are kept only the first is
+    # read before another barrier.
     Mutation("nnls/lawson_hanson.cuh", "__syncthreads();", ";", 1),
+    Mutation("nnls/lawson_hanson.cuh", "__syncthreads();", ";", 2),
     Mutation("nnls/minimum_norm.cuh", "__syncthreads();", ";", 1),
 }
 MUTATIONS = [
