@@ -8,7 +8,10 @@ Environment variables read here, and nothing else:
 - ``FORCE_CUDA``: 1 builds the CUDA kernels although no CUDA torch is installed (nvcc is enough),
   0 leaves them out; unset: they are built where torch has CUDA and a matching nvcc is found;
 - ``NNMF_CUDA_NO_EXT=1``: pure-Python install, the reference serves every op;
-- ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``, ``CXX``, ``CUDA_HOME``: torch's own;
+- ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``, ``CXX``, ``CUDA_HOME``: torch's own; where torch sees
+  no GPU, the list is that of `default_architectures`;
+- ``NNMF_CUDA_PTXAS_VERBOSE=1``: compiles all CUDA sources anew and prints what registers and memory
+  each kernel takes (``-Xptxas -v``; bench/ptxas_table.py makes a table of it);
 - ``DEBUG=1``: no optimisation, debug information, warnings are errors.
 """
 
@@ -27,7 +30,7 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 STABLE_ABI = "2.10"  # the oldest torch that the object runs with
-DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+ARCHITECTURES = ("8.0", "9.0", "10.0")  # those that nvcc knows are built, the last one as PTX too
 # torch is imported only by the commands that compile: metadata and sdist do without it.
 BUILD_COMMANDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"}
 
@@ -55,6 +58,14 @@ def nvcc_version(cuda_home: str) -> str:
     if found is None:
         raise SystemExit(f"nnmf-cuda: cannot read a version from the output of {command}")
     return found[1]
+
+
+def default_architectures(cuda_home: str) -> str:
+    """Return what is built where there is no GPU, as TORCH_CUDA_ARCH_LIST tells it."""
+    command = [f"{cuda_home}/bin/nvcc", "--list-gpu-arch"]
+    known = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    built = [name for name in ARCHITECTURES if f"compute_{name.replace('.', '')}" in known]
+    return ";".join(built) + "+PTX"
 
 
 def decide_cuda() -> tuple[str | None, str]:
@@ -114,6 +125,10 @@ def extension() -> Any:
         *["-Werror"] * debug,
     ]
     nvcc = ["-O0" if debug else "-O3", "-std=c++20", *["-lineinfo"] * debug]
+    if os.environ.get("NNMF_CUDA_PTXAS_VERBOSE") == "1":
+        nvcc += ["-Xptxas", "-v"]
+        for stale in ROOT.glob("build/temp*/csrc/*/*_cuda.o"):  # nothing is said of what is kept
+            stale.unlink()
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     macros: list[tuple[str, str | None]] = [
         ("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000"),
@@ -128,9 +143,9 @@ def extension() -> Any:
 
         cpp_extension.CUDA_HOME = cuda_home  # None beside a CPU-only torch
         if not torch.cuda.is_available():  # torch would look for a GPU and fail
-            os.environ["TORCH_CUDA_ARCH_LIST"] = (
-                os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
-            )
+            os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get(
+                "TORCH_CUDA_ARCH_LIST"
+            ) or default_architectures(cuda_home)
         flags = " ".join(cpp_extension._get_cuda_arch_flags())
         architectures = " ".join(re.findall(r",code=(\w+)", flags))
         sources += sorted(ROOT.glob("csrc/*/*_cuda.cu"))

@@ -16,13 +16,23 @@ if TYPE_CHECKING:
     from nnmf_cuda._config import show_config
     from nnmf_cuda.nnmf import NNMF
     from nnmf_cuda.pipeline.artifacts import load_model
+    from nnmf_cuda.rank_selection import RankSelection
     from nnmf_cuda.selection import ComponentSelector
 
-__all__ = ["NNMF", "ComponentSelector", "__version__", "load_model", "ops", "show_config"]
+__all__ = [
+    "NNMF",
+    "ComponentSelector",
+    "RankSelection",
+    "__version__",
+    "load_model",
+    "ops",
+    "show_config",
+]
 
 _HOMES = {
     "NNMF": "nnmf_cuda.nnmf",
     "ComponentSelector": "nnmf_cuda.selection",
+    "RankSelection": "nnmf_cuda.rank_selection",
     "load_model": "nnmf_cuda.pipeline.artifacts",
     "show_config": "nnmf_cuda._config",
 }

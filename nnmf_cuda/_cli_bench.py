@@ -24,9 +24,18 @@ def add_bench_commands(parser: ArgumentParser) -> None:
     )
     kinds.add_subcommand("memory", _bench_memory_parser(), help="peak memory of a fit")
     kinds.add_subcommand(
+        "equality", _bench_equality_parser(), help="differences from scikit-learn's factors"
+    )
+    kinds.add_subcommand(
+        "break_even", _bench_break_even_parser(), help="CPU against GPU over growing problems"
+    )
+    kinds.add_subcommand(
         "stages", _bench_stages_parser(), help="seconds of each stage here, beside the paper's"
     )
     kinds.add_subcommand("plot", _bench_plot_parser(), help="figures and tables from records")
+    kinds.add_subcommand(
+        "page", _bench_page_parser(), help="tables of equality and break_even from records"
+    )
 
 
 def _bench_kernels_parser() -> ArgumentParser:
@@ -83,6 +92,39 @@ def _bench_memory_parser() -> ArgumentParser:
         " in a process of its own. On the CPU, Linux only."
     )
     _add_record_options(parser)
+    return parser
+
+
+def _bench_equality_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Compare multiplicative updates with scikit-learn's in float64, after 1, 10 and"
+        " 100 iterations from the same start. Half a minute."
+    )
+    add_device(parser)
+    _add_record_options(parser)
+    return parser
+
+
+def _bench_break_even_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Time nnmf_mu and project on the CPU and on the device over growing problems,"
+        " and the copies to the device."
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--min_run_seconds", type=float, default=0.5, help="time spent on each point"
+    )
+    _add_record_options(parser)
+    return parser
+
+
+def _bench_page_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Write the tables of equality and break_even, of all machines in the records,"
+        " into a Markdown file: between <!-- equality --> and <!-- /equality --> and so on."
+    )
+    parser.add_argument("records", type=str, nargs="+", help="files that --json has written")
+    parser.add_argument("--page", type=str, required=True, help="Markdown file")
     return parser
 
 
@@ -147,6 +189,9 @@ def run_bench(arguments: Namespace, _: ArgumentParser) -> None:
         ):
             print(path)
         return
+    if kind == "page":
+        print(benchmarks.write_device_tables(options["records"], page=options["page"]))
+        return
     options["json_path"] = options.pop("json")
     if "device" in options:
         options["device"] = str(resolve_device(options["device"]))
@@ -160,5 +205,7 @@ def run_bench(arguments: Namespace, _: ArgumentParser) -> None:
         "scaling": benchmarks.run_scaling_benchmarks,
         "convergence": benchmarks.run_convergence_benchmarks,
         "memory": benchmarks.run_memory_benchmarks,
+        "equality": benchmarks.run_equality_benchmarks,
+        "break_even": benchmarks.run_break_even_benchmarks,
     }
     print(benchmarks.records_table(run[kind](**options, progress=True)))

@@ -27,6 +27,16 @@ def initial_factors(
     Restart 0 is what a single start with the same `random_state` gets. W and H have X's floating
     type (float32 for uint8 pixels).
     """
+    starts = iter_starts(X, n_components, init=init, n_init=n_init, random_state=random_state)
+    factors = zip(*starts, strict=True)
+    W, H = (torch.stack(factor) if n_init > 1 else factor[0][None] for factor in factors)
+    return W.to(X.device), H.to(X.device)
+
+
+def iter_starts(
+    X: Tensor, n_components: int, *, init: str, n_init: int, random_state: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the starts of `initial_factors` one at a time, W (n, k) and H (k, f) on the CPU."""
     if n_init > 1 and init not in ("random", "nndsvdar"):
         raise ValueError(
             f"n_init={n_init} with init={init!r} would repeat one start; use init='random' or "
@@ -38,13 +48,8 @@ def initial_factors(
     else:
         starts = _nndsvd(X, n_components, init, n_init, random_state)
     dtype = factor_dtype(X)
-    factors = zip(*((_tensor(W, dtype), _tensor(H, dtype)) for W, H in starts), strict=True)
-    W, H = (torch.stack(factor) if n_init > 1 else factor[0][None] for factor in factors)
-    return W.to(X.device), H.to(X.device)
-
-
-def _tensor(factor: FloatArray, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(factor).to(dtype)
+    for W, H in starts:
+        yield torch.from_numpy(W).to(dtype), torch.from_numpy(H).to(dtype)
 
 
 def custom_factors(X: Tensor, n_components: int | None, W: Any, H: Any) -> tuple[Tensor, Tensor]:

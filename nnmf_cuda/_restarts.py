@@ -1,16 +1,17 @@
-"""Run a batch of NNMF starts until each has converged, and keep the best."""
+"""Run a batch of NNMF starts, of one rank or several, until each has converged."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nnmf_cuda._solvers import Problem, make_solver
+from nnmf_cuda._solvers import Problem, make_solver, sweeps_of
 
 CHECK_EVERY = 10
 """Iterations between two tests of convergence (scikit-learn's)."""
@@ -23,6 +24,7 @@ class Run:
     """One start and what became of it."""
 
     restart: int
+    n_components: int
     iterations: list[int] = field(default_factory=list)
     objective: list[float] = field(default_factory=list)
     converged: bool = False
@@ -30,13 +32,29 @@ class Run:
     W: Tensor | None = None  # (n_samples, n_components), set when the run ends
     H: Tensor | None = None  # (n_components, n_features)
 
-    def rank(self) -> tuple[float, int]:
+    def order(self) -> tuple[float, int]:
         """Sort key: lowest final objective first, overflowed runs last."""
         final = self.objective[-1]
         return (final if math.isfinite(final) else math.inf, self.restart)
 
+    def record(self, n_iter: int, objective: float) -> None:
+        """Note the objective after `n_iter` iterations."""
+        self.iterations.append(n_iter)
+        self.objective.append(objective)
 
-def best_run(
+    def end(self, W: Tensor, H: Tensor) -> Run:
+        """Keep the factors, without the zeros that fill up a smaller rank."""
+        self.W, self.H = W[:, : self.n_components].clone(), H[: self.n_components].clone()
+        _logger.debug("restart %d: objective %g", self.restart, self.objective[-1])
+        return self
+
+
+def best_run(problem: Problem, W: Tensor, H: Tensor, **options: Any) -> Run:
+    """Minimise from every start and return the best run; the options are those of `all_runs`."""
+    return min(all_runs(problem, W, H, **options), key=Run.order)
+
+
+def all_runs(
     problem: Problem,
     W: Tensor,
     H: Tensor,
@@ -44,54 +62,63 @@ def best_run(
     solver: str,
     max_iter: int,
     tol: float,
-    progress: Callable[[int], object],
-) -> Run:
-    """Minimise from every start W (B, n, k), H (B, k, f) and return the best run.
+    progress: Callable[[int], object] = lambda _steps: None,
+    ranks: Sequence[int] | None = None,
+) -> Iterator[Run]:
+    """Minimise from every start W (B, n, k), H (B, k, f) and yield each run when it ends.
 
     The rule of scikit-learn decides for each start on its own: every 10 iterations, with
     error = sqrt(2 divergence), stop when the error fell by no more than tol times the error of
     the start. A start that stopped leaves the batch, so each ends as it would have ended alone.
+
+    Starts of smaller rank join in with `ranks` (B,): their last columns of W and rows of H are
+    zeros, and stay so. A multiplicative update multiplies them; in HALS a row of H that is zero
+    leaves its column of W as it is, or moves it to -l1 / l2 or less, which is zero. Neither
+    changes W H, a sum that an update is made of, or the penalty.
+
+    On a GPU the host waits for the device once in 10 iterations, for three numbers of each start,
+    and once more when a start leaves.
     """
-    stepper = make_solver(solver, problem)
+    ranks = [W.shape[2]] * len(W) if ranks is None else ranks
+    (n_inner,) = {sweeps_of(solver, problem, rank) for rank in ranks}
+    stepper = make_solver(solver, problem, n_inner=n_inner)
     at = problem.at(W, H)
     error_at_start = previous = _error(at.divergence)
-    runs = [Run(restart) for restart in range(len(W))]
-    _record(runs, 0, at.objective)
-    best: Run | None = None
+    runs = [Run(restart, rank) for restart, rank in enumerate(ranks)]
+    for run, objective in zip(runs, at.objective.tolist(), strict=True):
+        run.record(0, objective)
     n_iter = 0
     while runs:
         steps = min(CHECK_EVERY, max_iter - n_iter)
         at, counts = stepper.advance(at, steps)
         n_iter += steps
         progress(steps)
-        _record(runs, n_iter, at.objective)
         error = _error(at.divergence)
-        converged = torch.zeros_like(counts)
-        if tol > 0 and steps == CHECK_EVERY:
-            converged = counts & (previous - error <= tol * error_at_start)
-        stopped = converged if n_iter < max_iter else torch.ones_like(converged)
-        for index in stopped.nonzero().flatten().tolist():
-            run = runs[index]
-            run.W, run.H = at.W[index].clone(), at.H[index].clone()
-            run.converged = bool(converged[index])
-            run.divergence = float(at.divergence[index])
-            _logger.debug("restart %d: objective %g", run.restart, run.objective[-1])
-            best = run if best is None or run.rank() < best.rank() else best
-        if bool(stopped.any()):
-            left = ~stopped
-            at, error, error_at_start = at[left], error[left], error_at_start[left]
-            stepper.keep(left)
-            runs = [run for run, goes_on in zip(runs, left.tolist(), strict=True) if goes_on]
+        met = counts & (previous - error <= tol * error_at_start)
+        tested, last = tol > 0 and steps == CHECK_EVERY, n_iter == max_iter
+        left = []
+        for index, numbers in enumerate(_on_host(at.objective, at.divergence, met)):
+            run, (objective, divergence, converged) = runs[index], numbers
+            run.record(n_iter, objective)
+            run.converged = tested and bool(converged)
+            if run.converged or last:
+                run.divergence = divergence
+                yield run.end(at.W[index], at.H[index])
+            else:
+                left.append(index)
+        if 0 < len(left) < len(runs):
+            chosen = torch.tensor(left, device=error.device)
+            at, error, error_at_start = at[chosen], error[chosen], error_at_start[chosen]
+            stepper.keep(chosen)
+        runs = [runs[index] for index in left]
         previous = error
-    assert best is not None
-    return best
 
 
 def _error(divergence: Tensor) -> Tensor:
     return (2 * divergence.double().clamp_min(0)).sqrt()
 
 
-def _record(runs: list[Run], n_iter: int, objective: Tensor) -> None:
-    for run, value in zip(runs, objective.tolist(), strict=True):
-        run.iterations.append(n_iter)
-        run.objective.append(value)
+def _on_host(*columns: Tensor) -> list[list[float]]:
+    """Return the rows of a table of (B,) columns: one transfer for all of them."""
+    table: list[list[float]] = torch.stack([column.double() for column in columns], 1).tolist()
+    return table

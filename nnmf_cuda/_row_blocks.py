@@ -31,7 +31,8 @@ def extremes(X: Tensor) -> tuple[float, float]:
     for rows in row_slices(*X.shape):
         bounds = torch.aminmax(X[rows])
         low, high = torch.minimum(low, bounds.min), torch.maximum(high, bounds.max)
-    return low.item(), high.item()
+    low, high = torch.stack((low, high)).tolist()
+    return low, high
 
 
 def mean(X: Tensor) -> float:

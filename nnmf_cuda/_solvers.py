@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -59,7 +58,7 @@ class Solver(Protocol):
         """
 
     def keep(self, left: Tensor) -> None:
-        """Forget the starts that are not in the (B,) bool `left`."""
+        """Forget the starts whose indices are not in the (n_left,) int64 `left`."""
 
 
 class MultiplicativeUpdates:
@@ -77,10 +76,11 @@ class MultiplicativeUpdates:
 
 
 class Hals:
-    """Hierarchical alternating least squares, with as many sweeps as X pays for."""
+    """Hierarchical alternating least squares, `n_inner` sweeps for each time that X is read."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, n_inner: int) -> None:
         self.problem = problem
+        self.n_inner = n_inner
 
     def advance(self, start: Iterate, n_iter: int) -> tuple[Iterate, Tensor]:
         """Run `n_iter` iterations; all count."""
@@ -90,7 +90,7 @@ class Hals:
             start.W,
             start.H,
             n_iter=n_iter,
-            n_inner=inner_sweeps(*problem.X.shape, n_components=start.H.shape[1]),
+            n_inner=self.n_inner,
             compute_divergence=True,
             **asdict(problem.objective.penalty),
         )
@@ -149,7 +149,7 @@ class AcceleratedUpdates:
         return _either(lower, end, start), counts
 
     def keep(self, left: Tensor) -> None:
-        """Forget the starts that are not in the (B,) bool `left`."""
+        """Forget the starts whose indices are not in the (n_left,) int64 `left`."""
         assert self._before is not None
         self._before = self._before[0][left], self._before[1][left]
         self._pace, self._plain = self._pace[left], self._plain[left]
@@ -203,12 +203,7 @@ def _where(first: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where(first[:, None, None], one, other)
 
 
-_SOLVERS: dict[str, Callable[[Problem], Solver]] = {
-    "mu": MultiplicativeUpdates,
-    "accelerated-mu": AcceleratedUpdates,
-    "hals": Hals,
-}
-SOLVERS = tuple(_SOLVERS)
+SOLVERS = ("mu", "accelerated-mu", "hals")
 
 
 def check_solver(name: str, beta_loss: float) -> None:
@@ -225,6 +220,15 @@ def check_solver(name: str, beta_loss: float) -> None:
         )
 
 
-def make_solver(name: str, problem: Problem) -> Solver:
+def make_solver(name: str, problem: Problem, *, n_inner: int) -> Solver:
     """Return the solver that `NNMF` calls `name`, new, without state."""
-    return _SOLVERS[name](problem)
+    if name == "hals":
+        return Hals(problem, n_inner)
+    return (
+        AcceleratedUpdates(problem) if name == "accelerated-mu" else MultiplicativeUpdates(problem)
+    )
+
+
+def sweeps_of(name: str, problem: Problem, n_components: int) -> int:
+    """Return the `n_inner` of a rank: only starts that agree in it can share a call."""
+    return inner_sweeps(*problem.X.shape, n_components=n_components) if name == "hals" else 1

@@ -28,7 +28,7 @@ def starts_of_fit(estimator: Any, X: Tensor, W: Any, H: Any) -> tuple[Tensor, Te
             "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
             "'nndsvdar' fill them and usually end better",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return initial_factors(
         X,

@@ -321,22 +321,29 @@ def _extract(arguments: Namespace, _: ArgumentParser) -> None:
 def _predict(arguments: Namespace, _: ArgumentParser) -> None:
     import csv
 
+    import torch
+
     from nnmf_cuda.data import iter_image_batches, iter_images
     from nnmf_cuda.pipeline.artifacts import load_model
+    from nnmf_cuda.pipeline.device_batches import computed_batches
     from nnmf_cuda.pipeline.environment import resolve_device
 
     model = load_model(arguments.model, device=resolve_device(arguments.device))
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["file", "label", *(f"p({name})" for name in model.label_names)])
-    for batch in iter_image_batches(
+    batches = iter_image_batches(
         iter_images(arguments.images),
         batch_size=arguments.batch_size,
         image_shape=model.image_shape,
         progress=True,
+    )
+    for batch, probabilities in computed_batches(
+        batches,
+        model.answerer(defended=not arguments.undefended, seed=arguments.seed),
+        device=model.device,
+        n_columns=len(model.label_names),
+        dtype=torch.float64,
     ):
-        probabilities = model.predict_proba(
-            batch.images, defended=not arguments.undefended, seed=arguments.seed
-        )
         for file, row in zip(batch.files, probabilities, strict=True):
             label = model.label_names[int(row.argmax())]
             table.writerow([file, label, *(f"{p:.6f}" for p in row)])

@@ -17,23 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnmf_cuda import ops
-from nnmf_cuda._estimator_input import (
-    check_choice,
-    check_integer,
-    check_real,
-    like_input,
-    read_matrix,
-    resolve_device,
-)
-from nnmf_cuda._init_factors import INITS
-from nnmf_cuda._objective import Objective, Penalty
+from nnmf_cuda._estimator_input import like_input, read_matrix, resolve_device
+from nnmf_cuda._parameters import check_parameters, check_zeros, objective_of
 from nnmf_cuda._restarts import Run, best_run
-from nnmf_cuda._row_blocks import extremes, factor_dtype
-from nnmf_cuda._solvers import SOLVERS, Problem, check_solver
+from nnmf_cuda._row_blocks import factor_dtype
+from nnmf_cuda._solvers import Problem
 from nnmf_cuda._starts import start_of_stream, starts_of_fit
 from nnmf_cuda._streaming import Statistics, minibatch_step, solve_W, statistics_of_fit
+from nnmf_cuda.rank_selection import RankSelectionMixin
 
-_TRANSFORM_SOLVERS = ("nnls", "mu")
 _MEMORY = ("_components_numerator", "_components_denominator")
 _OF_FIT_ALONE = (
     "W_",
@@ -45,13 +37,14 @@ _OF_FIT_ALONE = (
 )
 
 
-class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class NNMF(RankSelectionMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Non-negative matrix factorisation X ~= W @ H, of data at hand or of a stream.
 
     One row of X is one sample (an image, flattened); one row of H = `components_` is one
     component. Parameters, attributes and update rules are those of
     :class:`sklearn.decomposition.NMF` with ``solver="mu"``, plus restarts, quicker solvers, the
-    `partial_fit` of :class:`sklearn.decomposition.MiniBatchNMF`, devices and pixels.
+    `partial_fit` of :class:`sklearn.decomposition.MiniBatchNMF`, devices and pixels. `select_rank`
+    compares numbers of components before a fit.
 
     Parameters
     ----------
@@ -250,30 +243,18 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         ConvergenceWarning
             If ``tol > 0`` and the rule was not met within `max_iter` iterations.
         """
-        self._check_parameters()
-        matrix = read_matrix(self, X, device=resolve_device(self.device, X), reset=True)
-        self._check_zeros(matrix)
-        start_W, start_H = starts_of_fit(self, matrix, W, H)
-        with self._progress() as progress:
-            run = best_run(
-                Problem(matrix, self._objective(*matrix.shape)),
-                start_W,
-                start_H,
-                solver=self.solver,
-                max_iter=self.max_iter,
-                tol=self.tol,
-                progress=progress.update,
-            )
-        self._keep(run)
+        self._fit(self._training_matrix(X), W, H)
         return self
 
     def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> Any:
         """Fit to X and return ``transform(X)``; parameters and errors are those of `fit`.
 
         The result is what `transform` finds for X, not `W_`: features of training rows and of
-        new rows are then of the same kind.
+        new rows are then of the same kind. X is read, checked and brought to the device once.
         """
-        return self.fit(X, y, W=W, H=H).transform(X)
+        matrix = self._training_matrix(X)
+        self._fit(matrix, W, H)
+        return like_input(self._transform(matrix), X)
 
     def partial_fit(self, X: Any, y: Any = None, *, H: Any = None) -> NNMF:
         """Improve the components by the rows X, one mini-batch of a stream.
@@ -302,10 +283,10 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         TypeError, ValueError
             As `fit`.
         """
-        self._check_parameters()
+        check_parameters(self)
         first = not hasattr(self, "components_")
         matrix = read_matrix(self, X, device=resolve_device(self.device, X), reset=first)
-        self._check_zeros(matrix)
+        check_zeros(self, matrix)
         components, past = self._stream(matrix, H)
         if matrix.dtype != torch.uint8:
             matrix = matrix.to(components.dtype)
@@ -313,7 +294,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             matrix,
             components,
             past,
-            self._objective(*matrix.shape),
+            objective_of(self, *matrix.shape),
             n_iter=self.fresh_restarts_max_iter,
             forget_factor=self.forget_factor,
         )
@@ -335,19 +316,9 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             that is floating.
         """
         check_is_fitted(self)
-        self._check_parameters()
+        check_parameters(self)
         matrix = read_matrix(self, X, device=resolve_device(self.device, X), reset=False)
-        dtype = factor_dtype(matrix)
-        if matrix.dtype == torch.uint8:
-            dtype = torch.from_numpy(self.components_).dtype
-        components = torch.tensor(self.components_, dtype=dtype, device=matrix.device)
-        if self.transform_solver == "nnls":
-            return like_input(ops.project(matrix, components), X)
-        self._check_zeros(matrix)
-        W = solve_W(
-            matrix, components, self._objective(*matrix.shape), n_iter=self.transform_max_iter
-        )
-        return like_input(W, X)
+        return like_input(self._transform(matrix), X)
 
     def inverse_transform(self, X: Any) -> Any:
         """Return ``X @ components_``, the data that the coefficients X stand for.
@@ -375,28 +346,37 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         X = X.detach() if X.is_floating_point() else X.double()
         return X @ torch.tensor(self.components_, dtype=X.dtype, device=X.device)
 
-    def _check_parameters(self) -> None:
-        if self.n_components != "auto":
-            check_integer("n_components", self.n_components, low=1)
-        check_choice("solver", self.solver, SOLVERS)
-        check_solver(self.solver, ops.beta_loss_to_float(self.beta_loss))
-        check_choice("init", self.init, INITS)
-        check_choice("transform_solver", self.transform_solver, _TRANSFORM_SOLVERS)
-        for name in ("max_iter", "n_init", "transform_max_iter", "fresh_restarts_max_iter"):
-            check_integer(name, getattr(self, name), low=1)
-        check_real("tol", self.tol, low=0)
-        check_real("alpha_W", self.alpha_W, low=0)
-        if self.alpha_H != "same":
-            check_real("alpha_H", self.alpha_H, low=0)
-        check_real("forget_factor", self.forget_factor, low=0, high=1)
-        check_real("l1_ratio", self.l1_ratio, low=0, high=1)
+    def _training_matrix(self, X: Any) -> Tensor:
+        check_parameters(self)
+        matrix = read_matrix(self, X, device=resolve_device(self.device, X), reset=True)
+        check_zeros(self, matrix)
+        return matrix
 
-    def _check_zeros(self, X: Tensor) -> None:
-        if ops.beta_loss_to_float(self.beta_loss) <= 0 and extremes(X)[0] == 0:
-            raise ValueError(
-                f"X contains zeros, for which beta_loss={self.beta_loss!r} is infinite; add a "
-                "small value to X or use a beta_loss above 0"
+    def _fit(self, matrix: Tensor, W: Any, H: Any) -> None:
+        """Fit to the matrix from the start W, H, where the user has given one."""
+        starts = starts_of_fit(self, matrix, W, H)
+        with self._progress() as progress:
+            run = best_run(
+                Problem(matrix, objective_of(self, *matrix.shape)),
+                *starts,
+                solver=self.solver,
+                max_iter=self.max_iter,
+                tol=self.tol,
+                progress=progress.update,
             )
+        self._keep(run)
+
+    def _transform(self, matrix: Tensor) -> Tensor:
+        dtype = factor_dtype(matrix)
+        if matrix.dtype == torch.uint8:
+            dtype = torch.from_numpy(self.components_).dtype
+        components = torch.tensor(self.components_, dtype=dtype, device=matrix.device)
+        if self.transform_solver == "nnls":
+            return ops.project(matrix, components)
+        check_zeros(self, matrix)
+        return solve_W(
+            matrix, components, objective_of(self, *matrix.shape), n_iter=self.transform_max_iter
+        )
 
     def _stream(self, X: Tensor, H: Any) -> tuple[Tensor, Statistics]:
         """Return the components and the memory with which a stream meets the rows X."""
@@ -412,7 +392,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         if hasattr(self, "n_steps_"):
             return components, Statistics(*map(stored, _MEMORY))
         W = stored("W_")
-        return components, statistics_of_fit(W, components, self._objective(len(W), X.shape[1]))
+        return components, statistics_of_fit(W, components, objective_of(self, len(W), X.shape[1]))
 
     def _check_stream(self, n_components: int) -> None:
         """Raise where a parameter no longer fits what the stream remembers."""
@@ -426,16 +406,6 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
                     f"{name}={now!r} has changed from {value!r} since the stream began; set it "
                     "back, or start anew with sklearn.base.clone"
                 )
-
-    def _objective(self, n_samples: int, n_features: int) -> Objective:
-        alpha_H = self.alpha_W if self.alpha_H == "same" else self.alpha_H
-        penalty = Penalty(
-            l1_reg_W=n_features * self.alpha_W * self.l1_ratio,
-            l1_reg_H=n_samples * alpha_H * self.l1_ratio,
-            l2_reg_W=n_features * self.alpha_W * (1 - self.l1_ratio),
-            l2_reg_H=n_samples * alpha_H * (1 - self.l1_ratio),
-        )
-        return Objective(ops.beta_loss_to_float(self.beta_loss), penalty)
 
     @contextmanager
     def _progress(self) -> Iterator[Any]:
@@ -468,7 +438,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
                 f"NNMF stopped at max_iter={self.max_iter} before it converged to tol={self.tol}; "
                 "raise max_iter, or set tol=0 if a fixed number of iterations is what you want",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _keep_step(self, components: Tensor, statistics: Statistics) -> None:

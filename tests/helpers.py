@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from scipy.cluster.hierarchy import average, fcluster
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from nnmf_cuda import _extension
@@ -38,6 +41,111 @@ def factorisation(
     return draw(n, f), draw(*lead, n, k), draw(*lead, k, f)
 
 
+AWKWARD_SHAPES = [
+    # n, f, k: single rows and columns, primes, and k around the widths that kernels are made for
+    (1, 67, 1),
+    (67, 1, 2),
+    (13, 101, 8),
+    (61, 127, 15),
+    (64, 128, 16),
+    (59, 97, 17),
+    (31, 113, 31),
+    (37, 64, 32),
+    (29, 71, 33),
+    (41, 73, 64),
+    (23, 103, 100),
+    (19, 131, 128),
+    (29, 67, 200),
+]
+LAYOUTS = ["contiguous", "odd row stride", "columns of a wider one", "odd offset", "by columns"]
+
+
+def random_problem(
+    n: int,
+    f: int,
+    k: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    batch: int | None = None,
+    own_X: bool = False,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw X in `dtype`, of low rank under noise, and a start, in float32 for uint8 X; on the CPU.
+
+    A few entries of X are zero; no row and no column is.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lead = () if batch is None else (batch,)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64) + 0.1
+
+    X_lead = lead if own_X else ()
+    X = draw(*X_lead, n, k) @ draw(*X_lead, k, f) / (2 * k) + draw(*X_lead, n, f) / 2
+    if min(n, f) > 2:
+        X[..., 1, :: max(2, f // 3)] = 0
+    X = (150 * X).round().clamp(0, 255).to(torch.uint8) if dtype == torch.uint8 else X.to(dtype)
+    factors = torch.float32 if dtype == torch.uint8 else dtype
+    return X, draw(*lead, n, k).to(factors), draw(*lead, k, f).to(factors)
+
+
+def wide(X: Tensor) -> Tensor:
+    """Return X in float64, pixels divided by 255."""
+    return X.double() / 255 if X.dtype == torch.uint8 else X.double()
+
+
+def least_squares(
+    n: int, k: int, *, batch: int | None = None, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Draw Gram matrices of 3 k rows and right-hand sides of which about half bind."""
+    generator = torch.Generator().manual_seed(seed)
+    lead = () if batch is None else (batch,)
+    basis = torch.rand(*lead, k, 3 * k, generator=generator, dtype=torch.float64) + 0.1
+    targets = torch.randn(*lead, n, 3 * k, generator=generator, dtype=torch.float64)
+    return basis @ basis.mT, ((targets + 0.3) @ basis.mT).to(dtype)
+
+
+def poison_free_memory(device: str) -> None:
+    """Fill what torch's CUDA allocator will give next with NaN: outputs that stay so are seen."""
+    if device != "cuda":
+        return
+    sizes = [2**i for i in range(7, 26)]
+    held = [torch.full((n,), torch.nan, device=device) for n in sizes for _ in range(4)]
+    del held
+
+
+def laid_out(X: Tensor, layout: str) -> Tensor:
+    """Return a tensor of X's values whose memory is laid out in another way.
+
+    What lies between its rows and around them is NaN, or 255: nothing may read it.
+    """
+    n, f = X.shape[-2:]
+    filler = 255 if X.dtype == torch.uint8 else torch.nan
+
+    def inside(rows: int, columns: int, first: int) -> Tensor:
+        wide = X.new_full((*X.shape[:-2], rows, columns), filler)
+        return wide[..., :n, first : first + f]
+
+    if layout == "contiguous":
+        return X.clone(memory_format=torch.contiguous_format)
+    if layout == "odd row stride":
+        view = inside(n + 1, f + 1 + f % 2, 0)
+        assert view.stride(-2) % 2 == 1
+    elif layout == "columns of a wider one":
+        view = inside(n, f + 7, 3)
+    elif layout == "odd offset":
+        memory = X.new_full((X.numel() + 2,), filler)
+        view = memory[1:-1].view(X.shape)
+        assert view.is_contiguous()
+        assert view.storage_offset() == 1
+    elif layout == "by columns":
+        view = X.new_full((*X.shape[:-2], f, n), filler).mT
+    else:
+        raise ValueError(f"no such layout: {layout!r}")
+    view.copy_(X)
+    return view
+
+
 def assert_as_accurate_as_torch(got: Tensor, plain: Tensor, truth: Tensor, slack: float) -> None:
     """Assert that a kernel's error is at most twice that of plain torch in the same dtype.
 
@@ -64,3 +172,26 @@ def run_with_instruction_set(name: str, *arguments: str) -> subprocess.Completed
         text=True,
         check=False,
     )
+
+
+def plain_consensus(labels: np.ndarray) -> np.ndarray:
+    """Brunet et al. 2004: the mean connectivity matrix, written out."""
+    n_runs, n = labels.shape
+    matrix = np.zeros((n, n))
+    for run in labels:
+        for i in range(n):
+            for j in range(n):
+                matrix[i, j] += run[i] == run[j]
+    return matrix / n_runs
+
+
+def plain_cophenetic(matrix: np.ndarray) -> float:
+    """Correlate 1 - c with the height at which two samples first share a cluster."""
+    n = len(matrix)
+    tree = average(squareform(1 - matrix, checks=False))
+    heights = np.full((n, n), np.nan)
+    for height in np.unique(tree[:, 2])[::-1]:
+        flat = fcluster(tree, height + 1e-12, "distance")
+        heights[flat[:, None] == flat] = height
+    above = np.triu_indices(n, 1)
+    return float(np.corrcoef(1 - matrix[above], heights[above])[0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -89,3 +90,18 @@ def test_metadata_and_pure_python_installs_build_nothing(
     monkeypatch.setenv("NNMF_CUDA_NO_EXT", "1")
     assert build.options() == {}
     assert "no extension: NNMF_CUDA_NO_EXT=1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted"),
+    [
+        ("compute_75 compute_80 compute_90 compute_100 compute_103", "8.0;9.0;10.0+PTX"),
+        ("compute_80 compute_90", "8.0;9.0+PTX"),
+    ],
+)
+def test_architectures_are_those_that_nvcc_knows(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, known: str, wanted: str
+) -> None:
+    answer = subprocess.CompletedProcess([], 0, stdout=known.replace(" ", "\n") + "\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    assert build.default_architectures("/cuda") == wanted

@@ -53,8 +53,13 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Kernels get more than 48 KiB of dynamic shared memory only after asking for it.
+// Kernels get more than 48 KiB of dynamic shared memory only after asking for it. Those that stage
+// their data there want all of it that a multiprocessor has, instead of more cache.
 inline void allow_shared(const void* kernel, size_t bytes) {
+  if (bytes == 0) return;
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                           cudaSharedmemCarveoutMaxShared) != cudaSuccess)
+    cudaGetLastError();  // only a hint: the launch that follows is not to be blamed
   if (bytes <= 48 * 1024) return;
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));

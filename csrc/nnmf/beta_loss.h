@@ -148,6 +148,15 @@ inline Update update_of_H(const MuOptions& options, double scale) {
           /*n_inner=*/0};
 }
 
+// Coordinate descent, of either factor.
+inline Update descent_of(double l1_reg, double l2_reg, double scale, int64_t n_inner) {
+  return {{l1_reg, l2_reg, /*gamma=*/1, /*clamp=*/false},
+          /*beta_loss=*/2,
+          scale,
+          /*zero_sum=*/0,
+          n_inner};
+}
+
 template <class T>
 NNMF_CUDA_INLINE T updated(T value, T numerator, T denominator, const UpdateRule& rule) {
   if (rule.l1_reg > 0) denominator += static_cast<T>(rule.l1_reg);

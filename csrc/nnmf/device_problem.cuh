@@ -62,23 +62,28 @@ bool is_aligned(const Problem& problem, int group) {
 
 // The way of this block's warp: a block for each problem, split and tile of the length. Task has
 // X, its strides, the cut and `aligned`; `other` is the factor of all problems.
+//
+// What neighbouring blocks read at one time lies side by side in rows of X, as memory likes it: the
+// splits take turns at the tiles of the depth, and where that runs along the rows (for W), splits
+// of one tile of the length are neighbours.
 template <class Tiling, Factor factor, class Task>
 __device__ __forceinline__ Walk<Tiling> walk_of(const Task& task, const typename Tiling::T* other,
                                                 int group) {
   const Cut& cut = task.cut;
   const auto tiles = static_cast<unsigned>(cut.tiles), splits = static_cast<unsigned>(cut.splits);
   Walk<Tiling> walk{};
-  walk.tile = blockIdx.x % tiles;
-  walk.split = blockIdx.x / tiles % splits;
+  const bool along_rows = factor == Factor::kW;
+  walk.tile = along_rows ? blockIdx.x / splits % tiles : blockIdx.x % tiles;
+  walk.split = along_rows ? blockIdx.x % splits : blockIdx.x / tiles % splits;
   walk.problem = blockIdx.x / tiles / splits;
   walk.X = task.X + walk.problem * task.x_stride;
   walk.other = other + walk.problem * cut.depth * Tiling::kComponents * group;
   walk.row_stride = task.x_row_stride;
   walk.first = walk.tile * stage_of<Tiling, factor>(group).items;
   walk.length = cut.length;
-  walk.begin = walk.split * cut.tiles_of_split * Tiling::kDepth;
-  walk.end = walk.begin + cut.tiles_of_split * Tiling::kDepth;
-  if (walk.end > cut.depth) walk.end = cut.depth;
+  walk.begin = walk.split * Tiling::kDepth;
+  walk.step = cut.splits * Tiling::kDepth;
+  walk.end = cut.depth;
   walk.group = group;
   walk.aligned = task.aligned;
   return walk;

@@ -87,26 +87,30 @@ inline Ways ways_of(int64_t parts, int64_t columns) {
   return {ways, kThreads / ways};
 }
 
-// from[part * stride] over all parts, as a sum of the block's ways in fixed order; for all threads
-// of the first way, whose `inside` is that of their column.
+// The sum of the block's ways, in fixed order, for all threads of the first one.
+__device__ inline double sum_ways(double sum, const Ways& ways) {
+  NNMF_CUDA_SHARED(double, sums, [kThreads]);
+  if (ways.ways == 1) return sum;
+  const int own = static_cast<int>(threadIdx.x);
+  sums[own] = sum;
+  __syncthreads();
+  if (own < ways.columns)
+    for (int way = 1; way < ways.ways; ++way) sum += sums[way * ways.columns + own];
+  __syncthreads();  // before the next call
+  return sum;
+}
+
+// The sum of from[part * stride] over all parts, for all threads of the first way; `inside` says
+// whether the thread's column has parts.
 template <class T>
 __device__ double sum_parts(const T* from, int64_t parts, int64_t stride, bool inside,
                             const Ways& ways) {
-  NNMF_CUDA_SHARED(double, sums, [kThreads]);
-  const int column = static_cast<int>(threadIdx.x) % ways.columns;
-  const int way = static_cast<int>(threadIdx.x) / ways.columns;
   double sum = 0;
   if (inside)
 #pragma unroll 4
-    for (int64_t part = way; part < parts; part += ways.ways)
+    for (int64_t part = threadIdx.x / ways.columns; part < parts; part += ways.ways)
       sum += static_cast<double>(from[part * stride]);
-  if (ways.ways == 1) return sum;
-  sums[threadIdx.x] = sum;
-  __syncthreads();
-  if (way == 0)
-    for (int other = 1; other < ways.ways; ++other) sum += sums[other * ways.columns + column];
-  __syncthreads();  // before the next call
-  return sum;
+  return sum_ways(sum, ways);
 }
 
 // Matrices that are added up, [B, parts, stored_rows, padded], and what of them is wanted, [B,

@@ -31,14 +31,12 @@ std::tuple<Tensor, Tensor, Tensor> nnmf_hals_cpu(const Tensor& X, const Tensor& 
                                                  double l2_reg_H, bool compute_divergence) {
   Shape s = check_factors(X, W, H);
   const Tensor x = rows_contiguous(X, s), w = contiguous_copy(W), h = contiguous_copy(H);
-  const auto update = [&](double l1_reg, double l2_reg) {
-    return Update{{l1_reg, l2_reg, 1, false}, 2, scale_of(X), 0, n_inner};
-  };
   dispatch_floating(W.scalar_type(), [&]<class T>(Type<T>) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       NNMF_CUDA_CHOOSE(iterate<Loss::kFrobenius, T, Data>)
       (x.const_data_ptr<Data>(), w.mutable_data_ptr<T>(), h.mutable_data_ptr<T>(), s,
-       update(l1_reg_W, l2_reg_W), update(l1_reg_H, l2_reg_H), n_iter, update_H, nullptr);
+       descent_of(l1_reg_W, l2_reg_W, scale_of(X), n_inner),
+       descent_of(l1_reg_H, l2_reg_H, scale_of(X), n_inner), n_iter, update_H, nullptr);
     });
   });
   return {w, h, compute_divergence ? nnmf_divergence_cpu(x, w, h, 2) : no_divergence(w)};

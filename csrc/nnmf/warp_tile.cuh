@@ -127,7 +127,7 @@ struct Walk {
   int64_t row_stride;               // of X
   int64_t first;                    // the warp's first own row (or column)
   int64_t length;                   // where they end
-  int64_t begin, end;               // along the depth
+  int64_t begin, end, step;         // along the depth, from one tile of the warp to the next
   int group;
   bool aligned;  // whether X can be copied piece by piece
 };
@@ -156,11 +156,11 @@ __device__ __forceinline__ void for_each_tile(const Walk<Tiling>& walk, unsigned
   int at = 0;
   if (walk.begin < walk.end) start_copy<Tiling, factor>(walk, stage, walk.begin, memory);
   commit_copies();
-  for (int64_t deep = walk.begin; deep < walk.end; deep += Tiling::kDepth) {
+  for (int64_t deep = walk.begin; deep < walk.end; deep += walk.step) {
     unsigned char* const tile = memory + at * stage.bytes;
     at = (at + 1) % kStages;
-    if (deep + Tiling::kDepth < walk.end)
-      start_copy<Tiling, factor>(walk, stage, deep + Tiling::kDepth, memory + at * stage.bytes);
+    if (deep + walk.step < walk.end)
+      start_copy<Tiling, factor>(walk, stage, deep + walk.step, memory + at * stage.bytes);
     commit_copies();
     wait_for_copies<1>();
     __syncwarp();

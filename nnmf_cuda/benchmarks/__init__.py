@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from nnmf_cuda.benchmarks.break_even import break_even_size, run_break_even_benchmarks
 from nnmf_cuda.benchmarks.convergence import run_convergence_benchmarks
+from nnmf_cuda.benchmarks.device_tables import write_device_tables
+from nnmf_cuda.benchmarks.equality import run_equality_benchmarks
 from nnmf_cuda.benchmarks.memory import run_memory_benchmarks
 from nnmf_cuda.benchmarks.plot import plot_records
 from nnmf_cuda.benchmarks.records import latest_records, read_records
@@ -24,6 +27,7 @@ __all__ = [
     "NotApplicableError",
     "Size",
     "Work",
+    "break_even_size",
     "case_names",
     "latest_records",
     "plot_records",
@@ -31,9 +35,12 @@ __all__ = [
     "records_table",
     "register",
     "register_implementation",
+    "run_break_even_benchmarks",
     "run_convergence_benchmarks",
+    "run_equality_benchmarks",
     "run_kernel_benchmarks",
     "run_memory_benchmarks",
     "run_scaling_benchmarks",
     "run_stage_benchmarks",
+    "write_device_tables",
 ]

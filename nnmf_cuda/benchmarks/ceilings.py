@@ -15,7 +15,7 @@ from torch import Tensor
 from nnmf_cuda.benchmarks.measure import interleaved_seconds
 from nnmf_cuda.benchmarks.registry import Call, Work
 
-__all__ = ["Ceilings", "measure_ceilings", "rates"]
+__all__ = ["Ceilings", "measure_ceilings", "rates", "require_full_float32"]
 
 _GEMM_SECONDS = 0.02
 """Matrices grow until their product takes this long: by then threads and caches are in use."""
@@ -78,8 +78,17 @@ def measure_ceilings(
 ) -> dict[str, Any]:
     """Return the ceilings by themselves; keys as in the records' ``ceilings``."""
     ceilings = Ceilings(device, smoke=smoke)
-    seconds, _ = interleaved_seconds(ceilings.calls, device=device, min_run_seconds=min_run_seconds)
-    return ceilings.from_seconds(seconds)
+    timed = interleaved_seconds(ceilings.calls, device=device, min_run_seconds=min_run_seconds)
+    return ceilings.from_seconds(timed.seconds)
+
+
+def require_full_float32() -> None:
+    """Raise where products of float32 matrices would be of TF32: neither ceiling nor peer."""
+    if torch.backends.cuda.matmul.allow_tf32:
+        raise ValueError(
+            "torch.backends.cuda.matmul.allow_tf32 is on: float32 products would have 10 bits; set"
+            " it to False, or torch.set_float32_matmul_precision to 'highest'"
+        )
 
 
 def rates(work: Work, seconds: float, ceilings: Mapping[str, Any]) -> dict[str, float | None]:
@@ -96,6 +105,8 @@ def rates(work: Work, seconds: float, ceilings: Mapping[str, Any]) -> dict[str, 
 
 
 def _gemm_probe(device: torch.device, dtype: torch.dtype, smoke: bool) -> _Probe:
+    if device.type == "cuda":
+        require_full_float32()
     n = 64 if smoke else 512
     while True:
         # Few distinct operands are read again and again; values do not matter, denormals would.
@@ -106,7 +117,8 @@ def _gemm_probe(device: torch.device, dtype: torch.dtype, smoke: bool) -> _Probe
             return torch.matmul(left, right, out=out)
 
         if smoke or n == _GEMM_LARGEST or _seconds_of(product, device) > _GEMM_SECONDS:
-            return _Probe(product, 2.0 * n**3, f"{n} x {n} by {n} x {n}")
+            method = f"{n} x {n} by {n} x {n}" + (", no TF32" if device.type == "cuda" else "")
+            return _Probe(product, 2.0 * n**3, method)
         n *= 2
 
 

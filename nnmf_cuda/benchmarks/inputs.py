@@ -24,13 +24,22 @@ def uniform(*shape: int, dtype: str, seed: int, device: torch.device) -> Tensor:
     return drawn.to(device, getattr(torch, dtype))
 
 
-def low_rank(n: int, f: int, k: int, *, dtype: str, seed: int, device: torch.device) -> Tensor:
-    """Draw a matrix in [0, 1] of rank k under noise, or such pixels."""
+def low_rank(
+    n: int,
+    f: int,
+    k: int,
+    *,
+    dtype: str,
+    seed: int,
+    device: torch.device,
+    batch: tuple[int, ...] = (),
+) -> Tensor:
+    """Draw a matrix in [0, 1] of rank k under noise, or such pixels; or a batch of them."""
     generator = torch.Generator().manual_seed(seed)
     # Cubes of uniform numbers: most entries small, as parts of images are.
     left, right = (
         torch.rand(shape, generator=generator, dtype=torch.float64) ** 3
-        for shape in ((n, k), (k, f))
+        for shape in ((*batch, n, k), (*batch, k, f))
     )
     X = (left @ right).float()
     X /= 1.1 * X.max()

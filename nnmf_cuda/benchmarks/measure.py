@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,23 +15,87 @@ from numpy.typing import NDArray
 from nnmf_cuda.benchmarks.registry import Call
 from nnmf_cuda.timing import peak_rss_bytes, reset_peak_rss
 
-__all__ = ["MIN_ROUNDS", "extra_peak_bytes", "interleaved_seconds", "largest_error"]
+__all__ = [
+    "MIN_ROUNDS",
+    "CudaClock",
+    "Timed",
+    "cuda_sampler",
+    "extra_peak_bytes",
+    "interleaved_seconds",
+    "largest_error",
+]
 
 MIN_ROUNDS = 5
 """A median of fewer says little."""
 
-_L2_BYTES = 256 * 2**20  # larger than the L2 cache of any present device
+_FLUSH_BYTES = 256 * 2**20
+"""At least this much is written and read between two calls on CUDA; more where L2 is larger."""
+_BLOCK_SECONDS = 2e-3
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Samples of calls that were timed in turns.
+
+    Attributes
+    ----------
+    seconds : dict of str to array
+        By name of the call, one sample an entry.
+    method : str
+        "interleaved" or "interleaved_cuda_events_l2_flushed".
+    l2 : str, optional
+        What was in the device's L2 cache when a call began: "flushed", nothing of its inputs. None
+        on the CPU.
+    """
+
+    seconds: dict[str, NDArray[np.float64]]
+    method: str
+    l2: str | None
+
+
+class CudaClock:
+    """Events on the current stream of a device, and memory that pushes all else out of its L2.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        l2_bytes = int(torch.cuda.get_device_properties(device).L2_cache_size)
+        self._device = device
+        self._memory = torch.empty(
+            max(_FLUSH_BYTES, 4 * l2_bytes) // 4, dtype=torch.float32, device=device
+        )
+
+    def event(self) -> Any:
+        """Return a new event that can be recorded."""
+        return torch.cuda.Event(enable_timing=True)
+
+    def flush_l2(self) -> None:
+        """Overwrite the cache, then fill it with lines that need not be written back.
+
+        Lines still to be written would cost the next call some of its bandwidth. Meanwhile (about
+        0.2 ms) the host queues that call, so that its first launch is no part of its time.
+        """
+        self._memory.zero_()
+        self._memory.sum()
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        torch.cuda.synchronize(self._device)
 
 
 def interleaved_seconds(
     calls: Mapping[str, Call], *, device: torch.device, min_run_seconds: float
-) -> tuple[dict[str, NDArray[np.float64]], str]:
+) -> Timed:
     """Time calls in turns, so that a machine that is busy for a while slows all of them alike.
 
     Each round takes one sample of every call, until ``min_run_seconds`` have been spent on each on
     average, and at least `MIN_ROUNDS` rounds. On CPU a sample is the mean over a block of calls of
-    about 10 ms, or one longer call. On CUDA it is one call between two events, after the L2 cache
-    was overwritten.
+    about 10 ms, or one longer call. On CUDA it is the mean over a block of calls of about 2 ms,
+    each between two events of its own and after the L2 cache was flushed.
 
     Parameters
     ----------
@@ -43,16 +108,15 @@ def interleaved_seconds(
 
     Returns
     -------
-    seconds : dict of str to array
-        One sample an entry.
-    method : str
-        "interleaved" or "interleaved_cuda_events_l2_flushed".
+    Timed
     """
-    cuda = device.type == "cuda"
-    samplers = {
-        name: _cuda_sampler(call, device) if cuda else _cpu_sampler(call)
-        for name, call in calls.items()
-    }
+    if device.type == "cuda":
+        clock = CudaClock(device)
+        samplers = {name: cuda_sampler(call, clock) for name, call in calls.items()}
+        method, l2 = "interleaved_cuda_events_l2_flushed", "flushed"
+    else:
+        samplers = {name: _cpu_sampler(call) for name, call in calls.items()}
+        method, l2 = "interleaved", None
     samples: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + min_run_seconds * len(calls)
     n_rounds = 0
@@ -60,8 +124,8 @@ def interleaved_seconds(
         for name, sample in samplers.items():
             samples[name].append(sample())
         n_rounds += 1
-    method = "interleaved_cuda_events_l2_flushed" if cuda else "interleaved"
-    return {name: np.array(values) for name, values in samples.items()}, method
+    seconds = {name: np.array(values) for name, values in samples.items()}
+    return Timed(seconds, method, l2)
 
 
 def _cpu_sampler(call: Call) -> Callable[[], float]:
@@ -76,21 +140,24 @@ def _cpu_sampler(call: Call) -> Callable[[], float]:
     return lambda: clocked(block)
 
 
-def _cuda_sampler(call: Call, device: torch.device) -> Callable[[], float]:
-    flush = torch.empty(_L2_BYTES, dtype=torch.int8, device=device)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+def cuda_sampler(call: Call, clock: CudaClock) -> Callable[[], float]:
+    """Return a function that gives the seconds of a call on a device, as its events tell them."""
 
-    def sample() -> float:
-        flush.zero_()
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize(device)
-        return float(start.elapsed_time(end)) / 1e3
+    def block(n_calls: int) -> float:
+        pairs = [(clock.event(), clock.event()) for _ in range(n_calls)]
+        for start, end in pairs:
+            clock.flush_l2()
+            start.record()
+            call()
+            end.record()
+        clock.synchronize()
+        milliseconds = [float(start.elapsed_time(end)) for start, end in pairs]
+        return sum(milliseconds) / n_calls / 1e3
 
-    for _ in range(3):
-        call()
-    return sample
+    block(_WARM_UP)
+    once = block(1)
+    n_calls = max(1, math.ceil(_BLOCK_SECONDS / max(once, 1e-6)))
+    return lambda: block(n_calls)
 
 
 def extra_peak_bytes(call: Call, *, device: torch.device) -> int | None:

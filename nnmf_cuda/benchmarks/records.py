@@ -10,21 +10,22 @@ from typing import Any
 
 import torch
 
+from nnmf_cuda.benchmarks.gpu import describe_gpu
+
 __all__ = ["MEASURED", "Record", "Recorder", "append_json_line", "latest_records", "read_records"]
 
 Record = dict[str, Any]
 
-MEASURED: Mapping[str, Any] = dict.fromkeys(
-    (
-        *("status", "reason", "median_ms", "p25", "p75", "n", "timer", "peak_bytes"),
-        *("max_err", "tolerance", "flops", "bytes", "items", "ceilings", "rates"),
-    )
+_MEASURED = (
+    *("status", "reason", "median_ms", "p25", "p75", "n", "timer", "peak_bytes"),
+    *("max_err", "tolerance", "flops", "bytes", "items", "ceilings", "rates"),
 )
+MEASURED: Mapping[str, Any] = dict.fromkeys((*_MEASURED, "iteration_ms", "l2", "clocks"))
 """What a measurement fills in; None where it was not measured."""
 
 _EVERY_RECORD = (
     *("suite", "run", "op", "size", "impl", "served_by", "shape", "dtype", "options", "smoke"),
-    *MEASURED,
+    *_MEASURED,  # the others of MEASURED came later: older records lack them
     *("device", "device_name", "cpu_isa", "threads", "torch", "commit", "uncommitted_changes"),
     "date",
 )
@@ -33,6 +34,8 @@ _KEYS = {
     "scaling": _EVERY_RECORD,
     "convergence": (*_EVERY_RECORD, "iterations", "goal", "objective"),
     "memory": (*_EVERY_RECORD, "x_bytes"),
+    "break_even": _EVERY_RECORD,
+    "equality": (*_EVERY_RECORD, "differences"),
 }
 """What tables and figures read of a record, by suite."""
 
@@ -43,7 +46,7 @@ class Recorder:
     Parameters
     ----------
     suite : str
-        Which benchmark: "kernels", "scaling", "convergence" or "memory".
+        Which benchmark: "kernels", "scaling", "convergence", "memory", "break_even", "equality".
     device : torch.device
         Where it runs.
     smoke : bool
@@ -161,6 +164,7 @@ def _machine(device: torch.device) -> Record:
     return {
         "device": str(device),
         "device_name": environment["device_name"],
+        "gpu": describe_gpu(device) if device.type == "cuda" else None,
         "cpu_count": environment["cpu_count"],
         "cpu_isa": environment["cpu_isa"],
         "load_average": environment["load_average"][0],

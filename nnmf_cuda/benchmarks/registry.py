@@ -102,6 +102,8 @@ class Case:
         another solver. Written out in float64 like the other, and held to the same tolerance.
     work : callable
         ``work(size)`` says what a call has to do.
+    cuda_sizes : tuple of Size
+        What is measured on CUDA instead of `sizes`, where there is anything.
     """
 
     op: str
@@ -113,6 +115,13 @@ class Case:
     tolerance: Mapping[str, float]
     truths: dict[str, Truth] = field(default_factory=dict)
     work: Callable[[Size], Work] = lambda size: Work()
+    cuda_sizes: tuple[Size, ...] = ()
+
+    def sizes_on(self, device: torch.device, *, smoke: bool) -> tuple[Size, ...]:
+        """Return the problems to measure on a device."""
+        if smoke:
+            return self.smoke
+        return self.cuda_sizes if device.type == "cuda" and self.cuda_sizes else self.sizes
 
 
 _CASES: dict[str, Case] = {}

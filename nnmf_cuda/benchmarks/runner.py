@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnmf_cuda.benchmarks.ceilings import Ceilings, rates
+from nnmf_cuda.benchmarks.ceilings import Ceilings, rates, require_full_float32
+from nnmf_cuda.benchmarks.cuda_peers import memory_is_known
+from nnmf_cuda.benchmarks.gpu import gpu_clocks
 from nnmf_cuda.benchmarks.measure import extra_peak_bytes, interleaved_seconds, largest_error
 from nnmf_cuda.benchmarks.records import MEASURED, Record, Recorder
 from nnmf_cuda.benchmarks.registry import (
@@ -89,27 +91,31 @@ def run_kernel_benchmarks(
     list of dict
         ``suite, run`` (when this run began), ``op, size, impl, served_by`` ("kernel", "reference",
         "compiled", "library", or "pillow" for decoding alone), ``shape, dtype, options``,
-        ``status`` ("ok", "failed", "skipped"), ``reason, median_ms, p25, p75`` (milliseconds),
-        ``n`` (samples), ``timer, peak_bytes, max_err, tolerance, flops, bytes, items`` (of a
-        call), ``ceilings`` (``gemm_gflops, read_gb_per_s`` and how they were measured), ``rates``
-        (``gflops, gemm_share, gb_per_s, read_share, items_per_s``), ``smoke`` and the machine:
-        ``device, device_name, cpu_count, cpu_isa, load_average, threads, torch, cuda, nnmf_cuda,
-        commit, uncommitted_changes, date``. What was not measured is None.
+        ``status`` ("ok", "failed", "skipped"), ``reason, median_ms, p25, p75`` (milliseconds of a
+        call), ``iteration_ms`` (the median over the iterations of a call, ``shape["n_iter"]``),
+        ``n`` (samples), ``timer, l2`` (see `Timed`), ``peak_bytes, max_err, tolerance, flops,
+        bytes, items`` (of a call), ``ceilings`` (``gemm_gflops, read_gb_per_s`` and how they were
+        measured), ``rates`` (``gflops, gemm_share, gb_per_s, read_share, items_per_s``),
+        ``clocks`` (of a GPU, MHz, right after the timing), ``smoke`` and the machine: ``device,
+        device_name, gpu`` (see `describe_gpu`), ``cpu_count, cpu_isa, load_average, threads,
+        torch, cuda, nnmf_cuda, commit, uncommitted_changes, date``. What was not measured is None.
 
     Raises
     ------
     ValueError
         If a case is unknown, the device is missing, or ``min_run_seconds`` is not positive.
     """
+    from nnmf_cuda.pipeline.environment import resolve_device
+
+    chosen = get_cases(cases)
+    where = resolve_device(str(device))
     problems = [
-        Problem(case, size)
-        for case in get_cases(cases)
-        for size in (case.smoke if smoke else case.sizes)
+        Problem(case, size) for case in chosen for size in case.sizes_on(where, smoke=smoke)
     ]
     return run_problems(
         problems,
         suite="kernels",
-        device=device,
+        device=where,
         min_run_seconds=min_run_seconds,
         smoke=smoke,
         json_path=json_path,
@@ -200,27 +206,37 @@ def _measure(
 ) -> dict[str, Record]:
     """Verify every implementation on one problem, and time those that are right."""
     case, size = problem.case, problem.size
+    if device.type == "cuda":
+        require_full_float32()
+        torch.cuda.empty_cache()  # other libraries have no use for what torch keeps
     inputs = case.inputs(size, _SEED, device)
     found, calls = _verify(problem, inputs)
     if not calls:
         return found
     for name, call in calls.items():
-        found[name]["peak_bytes"] = extra_peak_bytes(call, device=device)
+        if device.type == "cpu" or memory_is_known(name):
+            found[name]["peak_bytes"] = extra_peak_bytes(call, device=device)
     dtype = getattr(torch, _computed_in(inputs))
     ceilings = Ceilings(device, dtype=dtype, smoke=smoke)
-    samples, method = interleaved_seconds(
+    timed = interleaved_seconds(
         {**calls, **ceilings.calls}, device=device, min_run_seconds=min_run_seconds
     )
-    reached, work = ceilings.from_seconds(samples), case.work(size)
+    clocks = gpu_clocks(device) if device.type == "cuda" else None
+    reached, work = ceilings.from_seconds(timed.seconds), case.work(size)
+    n_iter = size.shape.get("n_iter")
     for name in calls:
-        p25, median, p75 = (float(v) for v in np.percentile(samples[name], (25, 50, 75)))
+        samples = timed.seconds[name]
+        p25, median, p75 = (float(v) for v in np.percentile(samples, (25, 50, 75)))
         found[name].update(
             status="ok",
             median_ms=1e3 * median,
             p25=1e3 * p25,
             p75=1e3 * p75,
-            n=len(samples[name]),
-            timer=method,
+            iteration_ms=None if n_iter is None else 1e3 * median / n_iter,
+            n=len(samples),
+            timer=timed.method,
+            l2=timed.l2,
+            clocks=clocks,
             flops=work.flops,
             bytes=work.bytes,
             items=work.items,

@@ -180,7 +180,9 @@ def _memory(record: Record, baseline: float | None) -> str:
 
 
 def _error(record: Record, baseline: float | None) -> str:
-    return str(record["reason"]) if record["status"] != "ok" else f"{record['max_err']:.1e}"
+    if record["status"] != "ok":
+        return str(record["reason"])
+    return _NONE if record["max_err"] is None else f"{record['max_err']:.1e}"
 
 
 def _outcome(record: Record, baseline: float | None) -> str:
@@ -199,6 +201,20 @@ def _of_x(record: Record, baseline: float | None) -> str:
     if record["status"] != "ok":
         return str(record["reason"])
     return f"{100 * record['peak_bytes'] / record['x_bytes']:.1f} %"
+
+
+def _differences(name: str) -> Callable[[Record, float | None], str]:
+    """Return a cell with the differences after 1, 10 and 100 iterations."""
+
+    def cell(record: Record, baseline: float | None) -> str:
+        found = record["differences"]
+        return _NONE if found is None else ", ".join(f"{v[name]:.0e}" for v in found.values())
+
+    return cell
+
+
+def _passed(record: Record, baseline: float | None) -> str:
+    return str(record["reason"] or record["status"])
 
 
 def _text(name: str) -> Callable[[Record, float | None], str]:
@@ -234,6 +250,14 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("objective", _outcome),
     ),
     "memory": (*_WHO, ("X", _x_bytes), ("beside X", _memory), ("of X", _of_x)),
+    "break_even": (*_WHO, *_TIMES, ("error", _error)),
+    "equality": (
+        *_WHO,
+        ("W", _differences("W")),
+        ("H", _differences("H")),
+        ("objective", _differences("objective")),
+        ("outcome", _passed),
+    ),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,17 +100,40 @@ class TrainedModel:
             on the image and the seed alone. Whoever knows the seed knows the noise: to keep it
             from an attacker, give a seed that cannot be guessed.
         """
+        if not isinstance(images, Tensor):
+            images = torch.from_numpy(np.ascontiguousarray(images))
         with torch.no_grad():
-            x = self.features(images)
-            logits = self._defended_logits(x, seed) if defended else self.classifier(x)
-        probabilities: NDArray[np.float64] = logits.double().softmax(1).cpu().numpy()
+            answer = self.answerer(defended=defended, seed=seed)(images)
+        probabilities: NDArray[np.float64] = answer.cpu().numpy()
         return probabilities
 
-    def _defended_logits(self, x: Tensor, seed: int) -> Tensor:
+    def answerer(self, *, defended: bool = True, seed: int = 0) -> Callable[[Tensor], Tensor]:
+        """Return what maps images to their probabilities as `predict_proba` does.
+
+        Parameters
+        ----------
+        defended, seed
+            As for `predict_proba`; the noise is drawn and brought to the device here, once.
+
+        Returns
+        -------
+        callable
+            Maps a tensor of images to a float64 tensor (n, n_classes) on the model's device,
+            differentiably where the images are floating point.
+        """
+        if not defended:
+            return lambda images: self.classifier(self.features(images)).double().softmax(1)
+        # One row of features: as wide and of the type that the classifier sees.
+        row = self.extractor.components.new_zeros(1, self.extractor.n_features)
         generator = torch.Generator().manual_seed(seed)
-        noise = self.defended.purifier.draw_noise(x[:1], generator)
-        logits: Tensor = self.defended(x, noise=noise.expand(-1, len(x), -1, -1))
-        return logits
+        noise = self.defended.purifier.draw_noise(row, generator)
+
+        def answer(images: Tensor) -> Tensor:
+            x = self.features(images)
+            logits: Tensor = self.defended(x, noise=noise.expand(-1, len(x), -1, -1))
+            return logits.double().softmax(1)
+
+        return answer
 
 
 def save_model(model: TrainedModel, directory: Path) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data import ReadFailure, iter_image_batches
 from nnmf_cuda.features import FeatureExtractor
+from nnmf_cuda.pipeline.device_batches import computed_batches
 
 __all__ = ["FORMATS", "extract_to_file"]
 
@@ -38,7 +39,8 @@ def extract_to_file(
 ) -> tuple[int, int]:
     r"""Write the features of image files, in memory that their number does not change.
 
-    Images are decoded by threads while those before them are projected.
+    Images are decoded by threads while those before them are projected; on a GPU, copies to and
+    from it go on beside both.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ def extract_to_file(
         Images, in the order of the rows, asked for as the work goes on (see
         `nnmf_cuda.data.iter_images`).
     extractor : FeatureExtractor
-        On the device that computes.
+        On the device that computes. A GPU holds two batches at a time.
     out : path
         `.npy`: one float32 array (n_images, n_columns), fit for memory-mapping, with the names in
         `<out>.files.txt`, one a line. `.npz`: arrays `features` and `files`; takes twice the space
@@ -85,17 +87,20 @@ def extract_to_file(
     )
     n_columns = extractor.n_features if normalize else len(extractor.components)
     n_written = 0
-    with _outputs(out, n_columns) as (writer, failures), torch.no_grad():
-        for batch in iter_image_batches(
+    with _outputs(out, n_columns) as (writer, failures):
+        batches = iter_image_batches(
             files,
             batch_size=batch_size,
             image_shape=extractor.image_shape,
             on_error=on_error,
             progress=progress,
+        )
+        device = extractor.components.device
+        for batch, features in computed_batches(
+            batches, transform, device=device, n_columns=n_columns
         ):
             failures.write(batch.failures)
-            if len(batch.images):
-                features = transform(torch.from_numpy(batch.images)).float().cpu().numpy()
+            if len(features):
                 writer.write(features, [str(file) for file in batch.files])
                 n_written += len(features)
         if n_written == 0:

@@ -33,7 +33,7 @@ KEYS = {
     *("reason", "median_ms", "p25", "p75", "n", "timer", "peak_bytes", "max_err", "tolerance"),
     *("flops", "bytes", "items", "ceilings", "rates", "smoke", "device", "device_name"),
     *("cpu_count", "cpu_isa", "load_average", "threads", "torch", "cuda", "nnmf_cuda", "commit"),
-    *("uncommitted_changes", "date"),
+    *("uncommitted_changes", "date", "iteration_ms", "l2", "clocks", "gpu"),
 }
 
 
@@ -63,13 +63,17 @@ def test_smoke_run_verifies_and_times_everything(smoke):
         assert set(record) == KEYS
         if record["status"] != "ok":
             assert record["status"] == "skipped", record
-            known = r"not installed: (torchnmf|nmf)|no C\+\+ compiler|Frobenius only"
+            known = r"not installed: (torchnmf|nmf)|no C\+\+ compiler|Frobenius only|CUDA only"
             assert re.search(known, record["reason"]), record
             continue
         assert record["max_err"] <= record["tolerance"]
         assert 0 < record["p25"] <= record["median_ms"] <= record["p75"]
         assert record["n"] >= 5
         assert record["device"] == "cpu"
+        assert (record["l2"], record["clocks"], record["gpu"]) == (None, None, None)
+        n_iter = record["shape"].get("n_iter")
+        expected = None if n_iter is None else pytest.approx(record["median_ms"] / n_iter)
+        assert record["iteration_ms"] == expected
         assert record["ceilings"]["gemm_gflops"] > 0
         assert record["ceilings"]["read_gb_per_s"] > 0
 
@@ -109,7 +113,7 @@ def test_served_by_says_what_ran(smoke):
 @pytest.mark.parametrize("op", OPS)
 def test_every_size_has_a_tolerance_and_inputs_of_its_shape(op, no_compiler):
     (case,) = registry.get_cases([op])
-    for size in (*case.sizes, *case.smoke):
+    for size in (*case.sizes, *case.cuda_sizes, *case.smoke):
         small = {k: min(v, 256 if k == "n_features" else 4) for k, v in size.shape.items()}
         tiny = Size(size.name, small, size.dtype, size.options)
         inputs = case.inputs(tiny, 0, CPU)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops, reference
-from nnmf_cuda.benchmarks import peers
+from nnmf_cuda.benchmarks import cuda_peers, peers
 from nnmf_cuda.benchmarks.inputs import (
     PAPER,
     doubled,
@@ -20,6 +20,7 @@ from nnmf_cuda.benchmarks.inputs import (
 from nnmf_cuda.benchmarks.registry import (
     Call,
     Case,
+    Implementation,
     Inputs,
     NotApplicableError,
     Size,
@@ -34,12 +35,14 @@ KL, FROBENIUS = {"beta_loss": 1.0}, {"beta_loss": 2.0}
 def _inputs(size: Size, seed: int, device: torch.device) -> Inputs:
     """Draw X, of low rank under noise, and a start; with ``n_batch``, that many starts for one X.
 
-    The start has the mean of X, as usual starts have. From a larger one, coordinate descent
-    empties whole components, and what becomes of those differs between libraries.
+    With the option ``own_X`` each start has an X of its own. The start has the mean of X, as usual
+    starts have. From a larger one, coordinate descent empties whole components, and what becomes of
+    those differs between libraries.
     """
     n, f, k = (size.shape[name] for name in ("n_samples", "n_features", "n_components"))
     batch = (size.shape["n_batch"],) if "n_batch" in size.shape else ()
-    X = low_rank(n, f, k, dtype=size.dtype, seed=seed, device=device)
+    own = batch if size.options.get("own_X") else ()
+    X = low_rank(n, f, k, dtype=size.dtype, seed=seed, device=device, batch=own)
     mean = float(X.mean(dtype=torch.float64)) / (255 if size.dtype == "uint8" else 1)
     scale = 2 * (mean / k) ** 0.5
     dtype = factor_dtype(size)
@@ -60,14 +63,26 @@ def _ends(factor: Tensor) -> Tensor:
 def _compiled_iterations(step: Step, inputs: Inputs) -> Call:
     """Compile one iteration, and call that: unrolled, several take minutes to compile."""
     compiled = peers.compile_for(inputs["X"].device, step)
+    W, H, batched = _with_batch(inputs)
 
     def call() -> tuple[Tensor, Tensor]:
-        W, H = inputs["W"][None], inputs["H"][None]
+        new_W, new_H = W, H
         for _ in range(inputs["n_iter"]):
-            W, H = compiled(W, H)
-        return W[0], H[0]
+            new_W, new_H = compiled(new_W, new_H)
+        return _verified(new_W, new_H, batched)
 
     return call
+
+
+def _with_batch(inputs: Inputs) -> tuple[Tensor, Tensor, bool]:
+    """Return W and H with a batch dimension, and whether they had one."""
+    W, H = inputs["W"], inputs["H"]
+    return (W, H, True) if W.ndim == 3 else (W[None], H[None], False)
+
+
+def _verified(W: Tensor, H: Tensor, batched: bool) -> tuple[Tensor, Tensor]:
+    """Return what is verified of a batch, or its only problem."""
+    return (_ends(W), _ends(H)) if batched else (W[0], H[0])
 
 
 # nnmf_mu ---------------------------------------------------------------------------------------
@@ -85,12 +100,13 @@ def _mu_ours(inputs: Inputs) -> Call:
 
 
 def _mu_reference(inputs: Inputs) -> Call:
-    X, W, H = inputs["X"], inputs["W"][None], inputs["H"][None]
+    X = inputs["X"]
+    W, H, batched = _with_batch(inputs)
     options = {"beta_loss": inputs["beta_loss"], "n_iter": inputs["n_iter"]}
 
     def call() -> tuple[Tensor, Tensor]:
         new_W, new_H, _ = reference.nnmf_mu(X, W, H, **options)
-        return new_W[0], new_H[0]
+        return _verified(new_W, new_H, batched)
 
     return call
 
@@ -102,14 +118,41 @@ def _mu_compiled(inputs: Inputs) -> Call:
     )
 
 
+def _one_by_one(build: Implementation) -> Implementation:
+    """Return a peer that knows no batch as one that takes its problems one after the other."""
+
+    def build_all(inputs: Inputs) -> Call:
+        X, W, H = (inputs[name] for name in "XWH")
+        if W.ndim == 2:
+            return build(inputs)
+        if len(W) > _MOST_PROBLEMS:
+            raise NotApplicableError(f"knows no batch; {len(W)} problems one by one take too long")
+        calls = [
+            build({**inputs, "X": X if X.ndim == 2 else X[b], "W": W[b], "H": H[b]})
+            for b in range(len(W))
+        ]
+
+        def call() -> tuple[Tensor, Tensor]:
+            found = [call() for call in calls]
+            ends = found[:: max(1, len(found) - 1)]
+            Ws, Hs = ([torch.as_tensor(pair[i]) for pair in ends] for i in (0, 1))
+            return torch.stack(Ws), torch.stack(Hs)
+
+        return call
+
+    return build_all
+
+
 def _mu_truth(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """One problem after the other: a batch of X-sized intermediates would not fit."""
-    exact = doubled(inputs)
-    if exact["W"].ndim == 2:
-        truth: tuple[Tensor, Tensor] = _mu_reference(exact)()
+    if inputs["W"].ndim == 2:
+        truth: tuple[Tensor, Tensor] = _mu_reference(doubled(inputs))()
         return truth
-    starts = zip(_ends(exact["W"]), _ends(exact["H"]), strict=True)
-    found = [_mu_reference({**exact, "W": W, "H": H})() for W, H in starts]
+    X, W, H = (_ends(inputs[name]) for name in "XWH")
+    found = [
+        _mu_reference(doubled({**inputs, "X": X if X.ndim == 2 else X[b], "W": W[b], "H": H[b]}))()
+        for b in range(len(W))
+    ]
     return torch.stack([W for W, _ in found]), torch.stack([H for _, H in found])
 
 
@@ -129,10 +172,17 @@ def _mu_work(size: Size) -> Work:
         flops = (8 if beta_loss == 1 else 12) * n * f * k
     batch, n_iter = size.shape.get("n_batch", 1), size.shape["n_iter"]
     factors = 2 * (n + f) * k * item_bytes(factor_dtype(size))
-    # A batch may share its passes over X.
-    traffic = 2 * n * f * item_bytes(size.dtype) + 2 * batch * factors
+    # Starts on one X may share their passes over it.
+    passes = 2 * (batch if size.options.get("own_X") else 1)
+    traffic = passes * n * f * item_bytes(size.dtype) + 2 * batch * factors
     return Work(flops=float(flops * n_iter * batch), bytes=float(traffic * n_iter))
 
+
+_MOST_PROBLEMS = 64
+"""Above this a loop over problems takes seconds a call, and says nothing that fewer do not."""
+_PROBLEMS = {"n_samples": 1500, "n_features": 4096, "n_components": 15, "n_batch": 64}
+_SMALL = {"n_samples": 64, "n_features": 64, "n_components": 8, "n_batch": 4096}
+_SMOKE = {"n_samples": 33, "n_features": 129, "n_components": 5, "n_iter": 3}
 
 NNMF_MU = Case(
     op="nnmf_mu",
@@ -141,14 +191,20 @@ NNMF_MU = Case(
         Size("paper", {**PAPER, "n_iter": 2}, "uint8", KL),
         Size("frobenius", {**PAPER, "n_iter": 2}, "float32", FROBENIUS),
     ),
-    smoke=tuple(
-        Size(
-            name,
-            {"n_samples": 33, "n_features": 129, "n_components": 5, "n_iter": 3},
-            "float32",
-            options,
-        )
-        for name, options in (("smoke", KL), ("smoke frobenius", FROBENIUS))
+    # Ten iterations a call, as between two tests of convergence.
+    cuda_sizes=(
+        Size("paper", {**PAPER, "n_iter": 10}, "float32", KL),
+        Size("paper", {**PAPER, "n_iter": 10}, "uint8", KL),
+        Size("problems", {**_PROBLEMS, "n_iter": 10}, "float32", {**KL, "own_X": True}),
+        Size("small problems", {**_SMALL, "n_iter": 10}, "float32", {**KL, "own_X": True}),
+        Size("frobenius", {**PAPER, "n_iter": 10}, "float32", FROBENIUS),
+        Size("starts", {**PAPER, "n_batch": 16, "n_iter": 10}, "float32", KL),
+    ),
+    smoke=(
+        Size("smoke", _SMOKE, "float32", KL),
+        Size("smoke frobenius", _SMOKE, "float32", FROBENIUS),
+        Size("smoke problems", {**_SMOKE, "n_batch": 3}, "float32", {**KL, "own_X": True}),
+        Size("smoke starts", {**_SMOKE, "n_batch": 3}, "float32", KL),
     ),
     inputs=_inputs,
     truth=_mu_truth,
@@ -156,10 +212,13 @@ NNMF_MU = Case(
         "reference": _mu_reference,
         "torch.compile": _mu_compiled,
         "ours": _mu_ours,
-        "scikit-learn mu": peers.sklearn_mu,
-        "scikit-learn cd": peers.sklearn_cd,
-        "torchnmf": peers.torchnmf_mu,
-        "nmf-torch": peers.nmf_torch_mu,
+        "scikit-learn mu": _one_by_one(peers.sklearn_mu),
+        "scikit-learn cd": _one_by_one(peers.sklearn_cd),
+        "torchnmf": _one_by_one(peers.torchnmf_mu),
+        "nmf-torch": _one_by_one(peers.nmf_torch_mu),
+        "CuPy": cuda_peers.cupy_mu,
+        # The last: a capture that fails can leave the device's queue unusable.
+        "ours, CUDA graph": cuda_peers.captured(_mu_ours),
     },
     # Coordinate descent stands beside the Frobenius update for its time an iteration.
     truths={"scikit-learn cd": peers.hals_truth},
@@ -257,6 +316,8 @@ NNMF_DIVERGENCE = Case(
         "ours": _divergence_ours,
         "scikit-learn mu": peers.sklearn_divergence,
         "torchnmf": peers.torchnmf_divergence,
+        "CuPy": cuda_peers.cupy_divergence,
+        "ours, CUDA graph": cuda_peers.captured(_divergence_ours),
     },
     tolerance={"float32": 1e-5, "float64": 1e-10},
     work=_divergence_work,

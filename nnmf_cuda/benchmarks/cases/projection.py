@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops, reference
-from nnmf_cuda.benchmarks import peers
+from nnmf_cuda.benchmarks import cuda_peers, peers
 from nnmf_cuda.benchmarks.inputs import PIXELS, doubled, factor_dtype, item_bytes, uniform
 from nnmf_cuda.benchmarks.registry import Call, Case, Inputs, Size, Work
 
@@ -41,6 +41,11 @@ NNLS = Case(
         Size("paper", {"n_samples": 2145, "n_components": 15}),
         Size("wide", {"n_samples": 215, "n_components": 64}),
     ),
+    cuda_sizes=(
+        Size("many rows", {"n_samples": 100_000, "n_components": 15}),
+        Size("paper", {"n_samples": 2145, "n_components": 15}),
+        Size("wide", {"n_samples": 2048, "n_components": 64}),
+    ),
     smoke=(Size("smoke", {"n_samples": 33, "n_components": 5}),),
     inputs=_nnls_inputs,
     truth=lambda inputs: _nnls_reference(doubled(inputs))(),
@@ -49,6 +54,7 @@ NNLS = Case(
         "reference": _nnls_reference,
         "ours": _nnls_ours,
         "scipy nnls": peers.scipy_nnls,
+        "ours, CUDA graph": cuda_peers.captured(_nnls_ours),
     },
     # The Gram matrix and its factor are float64 whatever the arguments are.
     tolerance={"float32": 1e-6, "float64": 1e-10},
@@ -121,6 +127,11 @@ PROJECT = Case(
         Size("images", {**_TEST_SPLIT, "n_samples": 256}, "uint8", _IMAGES),
         Size("images", {**_TEST_SPLIT, "n_samples": 2048}, "uint8", _IMAGES),
     ),
+    cuda_sizes=(
+        Size("images", {**_TEST_SPLIT, "n_samples": 2048}, "uint8", _IMAGES),
+        Size("images", {**_TEST_SPLIT, "n_samples": 256}, "uint8", _IMAGES),
+        Size("paper", _TEST_SPLIT),
+    ),
     smoke=(
         Size("smoke", {"n_samples": 9, "n_features": 129, "n_components": 5}),
         Size(
@@ -137,6 +148,7 @@ PROJECT = Case(
         "ours": _project_ours,
         "scipy nnls": peers.scipy_project,
         "scipy nnls after QR": peers.scipy_project_qr,
+        "ours, CUDA graph": cuda_peers.captured(_project_ours),
     },
     # X H^T in float32, amplified by the condition of the Gram matrix (about 60 here).
     tolerance={"float32": 1e-4, "float64": 1e-10},

@@ -1,7 +1,7 @@
-// The CUDA kernels of nnmf_mu and nnmf_divergence.
+// The CUDA kernels of nnmf_mu, nnmf_hals (n_inner > 0) and nnmf_divergence.
 #include "call.h"
+#include "nnmf/iterations.cuh"
 #include "nnmf/nnmf_divergence_kernels.cuh"
-#include "nnmf/nnmf_mu_kernels.cuh"
 
 namespace {
 
@@ -30,13 +30,25 @@ struct Memory {
 template <class Tiling>
 using ProblemOf = DeviceProblem<typename Tiling::T, typename Tiling::Data>;
 
+template <class T>
+struct Result {
+  T* W;
+  T* H;
+};
+
 template <class Tiling>
 void update(cuda_on_cpu::Call& call, const ProblemOf<Tiling>& problem, int group,
-            const MuResult<typename Tiling::T>& result) {
+            const Result<typename Tiling::T>& result) {
   Memory memory{call};
-  const MuLaunches<Tiling> launches(problem, group, memory);
+  const Iterations<Tiling> iterations(problem, group, memory);
   const double scale = sizeof(typename Tiling::Data) == 1 ? 1.0 / 255 : 1;
-  launch_nnmf_mu(launches, options_of(call), scale, result, nullptr);
+  const MuOptions options = options_of(call);
+  const int64_t n_inner = call.integer("n_inner");
+  const Update rule_W = n_inner > 0 ? descent_of(options.l1_reg_W, options.l2_reg_W, scale, n_inner)
+                                    : update_of_W(options, scale);
+  const Update rule_H = n_inner > 0 ? descent_of(options.l1_reg_H, options.l2_reg_H, scale, n_inner)
+                                    : update_of_H(options, scale);
+  iterations.run(rule_W, rule_H, options.n_iter, options.update_H, result.W, result.H, nullptr);
 }
 
 template <class Tiling>
@@ -70,7 +82,7 @@ struct Arguments {
 
   Shape shape;
   DeviceProblem<T, Data> problem;
-  MuResult<T> result;
+  Result<T> result;
 };
 
 template <class T, class Data>
@@ -97,7 +109,7 @@ void run_small(cuda_on_cpu::Call& call) {
 
 }  // namespace
 
-CUDA_ON_CPU_CALL(nnmf_mu) {
+CUDA_ON_CPU_CALL(nnmf) {
 #if defined(FEW_KERNELS)
   if (call.number("beta_loss") == 1)
     run_small<Loss::kKullbackLeibler>(call);

@@ -1,4 +1,5 @@
-// Multiplicative updates on the device: a launch sequence without a word from the host in between.
+// Iterations on the device, multiplicative or by coordinates: a launch sequence without a word from
+// the host in between.
 #pragma once
 
 #include <algorithm>
@@ -6,20 +7,21 @@
 
 #include "factor_kernels.cuh"
 #include "half_step_kernel.cuh"
+#include "hals_kernel.cuh"
 #include "update_kernel.cuh"
 
 namespace nnmf_cuda {
 
 // Both factors in the kernels' layout, what is summed for them, and the launches that do it.
 template <class Tiling>
-class MuLaunches {
+class Iterations {
  public:
   using T = typename Tiling::T;
   using Data = typename Tiling::Data;
 
   // Memory has get<T>(size), as DeviceMemory.
   template <class Memory>
-  MuLaunches(const DeviceProblem<T, Data>& problem, int group, Memory& memory)
+  Iterations(const DeviceProblem<T, Data>& problem, int group, Memory& memory)
       : problem_(problem),
         group_(group),
         padded_(Tiling::kComponents * group),
@@ -38,6 +40,7 @@ class MuLaunches {
       const int64_t chunks = std::max(gram_chunks(batch, W_.length), gram_chunks(batch, H_.length));
       gram_ = memory.template get<double>(rows * padded_);
       gram_parts_ = memory.template get<double>(rows * padded_ * chunks);
+      cross_ = memory.template get<double>(rows * std::max(W_.length, H_.length));
     }
   }
 
@@ -55,14 +58,35 @@ class MuLaunches {
     launch_unpack(H_packed_, H, problem_.shape.batch, layout_of_H(problem_.shape, padded_), stream);
   }
 
+  // n_iter iterations, from the problem's factors to W and H, which are shaped as they are.
+  void run(const Update& update_W, const Update& update_H, int64_t n_iter, bool updates_H, T* W,
+           T* H, cudaStream_t stream) const {
+    const Shape& s = problem_.shape;
+    launch_pack(problem_.W, W_packed_, s.batch, layout_of_W(s, padded_), stream);
+    launch_pack(problem_.H, H_packed_, s.batch, layout_of_H(s, padded_), stream);
+    for (int64_t i = 0; i < n_iter; ++i) {
+      update<Factor::kW>(update_W, stream);
+      if (updates_H) update<Factor::kH>(update_H, stream);
+    }
+    launch_unpack(W_packed_, W, s.batch, layout_of_W(s, padded_), stream);
+    launch_unpack(H_packed_, H, s.batch, layout_of_H(s, padded_), stream);
+  }
+
+ private:
   template <Factor factor>
-  void update(const Update& update, cudaStream_t stream) const {
+  void update(const Update& rule, cudaStream_t stream) const {
     const int64_t batch = problem_.shape.batch;
-    const auto step = half_step<factor>(update);
+    const auto step = half_step<factor>(rule);
     if (Tiling::kLoss == Loss::kFrobenius)
       launch_gram(step.other, gram_parts_, gram_, batch, step.cut.depth, padded_, padded_, stream);
     launch_half_step<Tiling, factor>(step, batch, stream);
-    if (step.whole) return;
+    if (rule.n_inner > 0)
+      descend(step, stream);
+    else if (!step.whole)
+      multiply(step, stream);
+  }
+
+  void multiply(const HalfStep<T, Data>& step, cudaStream_t stream) const {
     UpdateTask<T> task{};
     task.factor = step.own;
     task.numerators = step.numerators;
@@ -74,11 +98,26 @@ class MuLaunches {
     task.splits = step.cut.splits;
     task.n_components = step.n_components;
     task.padded = padded_;
-    task.update = update;
-    launch_update<Tiling::kLoss>(task, batch, stream);
+    task.update = step.update;
+    launch_update<Tiling::kLoss>(task, problem_.shape.batch, stream);
   }
 
- private:
+  void descend(const HalfStep<T, Data>& step, cudaStream_t stream) const {
+    const int64_t batch = problem_.shape.batch, length = step.cut.length;
+    launch_sum_parts(step.numerators, cross_, batch, step.cut.splits,
+                     {length, length, padded_, padded_, 1}, stream);
+    HalsTask<T> task{};
+    task.factor = step.own;
+    task.cross = cross_;
+    task.gram = gram_;
+    task.rows = batch * length;
+    task.length = length;
+    task.n_components = step.n_components;
+    task.padded = padded_;
+    task.update = step.update;
+    launch_hals(task, stream);
+  }
+
   template <Factor factor>
   HalfStep<T, Data> half_step(const Update& update) const {
     const Shape& s = problem_.shape;
@@ -106,27 +145,7 @@ class MuLaunches {
   int group_, padded_;
   Cut W_, H_;
   T *W_packed_, *H_packed_, *numerators_, *denominators_ = nullptr;
-  double *sums_ = nullptr, *gram_ = nullptr, *gram_parts_ = nullptr;
+  double *sums_ = nullptr, *gram_ = nullptr, *gram_parts_ = nullptr, *cross_ = nullptr;
 };
-
-// Where the results go: contiguous, shaped as the factors.
-template <class T>
-struct MuResult {
-  T* W;
-  T* H;
-};
-
-template <class Tiling>
-void launch_nnmf_mu(const MuLaunches<Tiling>& launches, const MuOptions& options, double scale,
-                    const MuResult<typename Tiling::T>& result, cudaStream_t stream) {
-  const Update update_W = update_of_W(options, scale), update_H = update_of_H(options, scale);
-  launches.pack(stream);
-  for (int64_t i = 0; i < options.n_iter; ++i) {
-    launches.template update<Factor::kW>(update_W, stream);
-    if (options.update_H) launches.template update<Factor::kH>(update_H, stream);
-  }
-  launches.unpack_W(result.W, stream);
-  launches.unpack_H(result.H, stream);
-}
 
 }  // namespace nnmf_cuda
