@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nnmf_cuda.cli import main
+from tests.helpers import DEVICES
 
 
 def make(path: Path, **arrays: np.ndarray) -> Path:
@@ -162,19 +163,12 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         )
 
 
-@pytest.mark.needs_cuda
-def test_compiled_ops_have_a_cuda_kernel() -> None:
-    from nnmf_cuda import show_config
-
-    served = {op: by["cuda"] for op, by in show_config()["ops"].items()}
-    assert served["nnmf_mu"] == served["nnmf_divergence"] == "kernel"
-
-
 @pytest.mark.needs_ext
-def test_info_says_kernel_for_compiled_ops() -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_info_says_kernel_for_compiled_ops(device: str) -> None:
     from nnmf_cuda import show_config
 
-    served = {op: by["cpu"] for op, by in show_config()["ops"].items()}
-    assert served["nnmf_mu"] == served["nnmf_divergence"] == "kernel"
-    assert served["nnls"] == served["nnls_backward"] == served["project"] == "kernel"
+    served = {op: by[device] for op, by in show_config()["ops"].items()}
+    compiled = ("nnmf_mu", "nnmf_hals", "nnmf_divergence", "nnls", "nnls_backward", "project")
+    assert all(served[op] == "kernel" for op in compiled)
     assert served["purify"] == "reference"
