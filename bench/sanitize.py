@@ -52,6 +52,10 @@ def calls(device: str) -> Iterator[tuple[str, Callable[[], tuple[object, ...]]]]
                             d, w, h, beta_loss=b, n_iter=2, compute_divergence=True
                         ),
                     )
+            yield (
+                f"nnmf_hals {dtype} {n}x{f}x{k}",
+                lambda d=own, w=W, h=H: ops.nnmf_hals(d, w, h, n_iter=2, compute_divergence=True),
+            )
             active = torch.tensor([True, False, True], device=device)
             yield (
                 f"nnmf_mu {dtype} {n}x{f}x{k} some problems",

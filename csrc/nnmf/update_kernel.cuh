@@ -37,7 +37,7 @@ __device__ double sum_of_component(const UpdateTask<T>& task, int64_t b, int com
 
 // A block for some values that lie side by side, in whole rows; a way of threads each.
 template <Loss loss, class T>
-__global__ void __launch_bounds__(kThreads) update_kernel(UpdateTask<T> task) {
+__global__ void __launch_bounds__(kThreads, 4) update_kernel(UpdateTask<T> task) {
   const int64_t size = task.length * task.padded;
   const int64_t blocks = (size + task.ways.columns - 1) / task.ways.columns;
   const int64_t b = blockIdx.x / blocks;

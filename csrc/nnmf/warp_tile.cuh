@@ -233,7 +233,8 @@ __device__ __forceinline__ void for_each_entry(const unsigned char* tile,
   const int padded = Tiling::kComponents * place.group;
   T x[kOwn], components[Tiling::kComponents];
   if constexpr (factor == Factor::kW) {
-    constexpr int kRun = sizeof(Data) == 8 ? 2 : 4;  // entries of a row that are loaded at once
+    // Entries of a row that are loaded at once; components need registers too.
+    constexpr int kRun = sizeof(Data) == 8 || Tiling::kComponents > 16 ? 2 : 4;
 #pragma unroll 1
     for (int d = 0; d < Tiling::kDepth; d += kRun) {
       Pack<Data, kRun> runs[kOwn];

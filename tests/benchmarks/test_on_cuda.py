@@ -118,9 +118,9 @@ def test_nothing_is_said_of_the_l2_of_a_cpu():
 def test_cuda_clock_times_what_the_device_does():
     clock = measure.CudaClock(torch.device("cuda"))
     a = torch.rand(4096, 4096, device="cuda")
-    one = cuda_sampler(lambda: a @ a, clock)()
-    four = cuda_sampler(lambda: a @ a @ a @ a @ a, clock)()
-    assert 2.5 < four / one < 6
+    one, four = (cuda_sampler(call, clock) for call in (lambda: a @ a, lambda: a @ a @ a @ a @ a))
+    # The quickest of several: others may use the device meanwhile.
+    assert min(four() for _ in range(5)) > 2 * min(one() for _ in range(5)) > 0
 
 
 # Peers -----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from tests.helpers import (
     wide,
 )
 
-KERNELS = ("nnmf_mu", "nnmf_divergence", "nnls", "nnls_backward", "project")
+KERNELS = ("nnmf_mu", "nnmf_hals", "nnmf_divergence", "nnls", "nnls_backward", "project")
 DELAY = 300_000_000  # cycles of the device: 0.15 s and more
 
 
@@ -109,6 +109,10 @@ def some_arguments(seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return X, W, H, torch.rand(len(W), generator=torch.Generator().manual_seed(seed)) < 0.5
 
 
+def hals(X: Tensor, W: Tensor, H: Tensor) -> tuple[Tensor, ...]:
+    return ops.nnmf_hals(X, W, H, n_iter=4, compute_divergence=True)
+
+
 def divergence(X: Tensor, W: Tensor, H: Tensor, beta_loss: float) -> tuple[Tensor, ...]:
     return (ops.nnmf_divergence(X, W, H, beta_loss=beta_loss),)
 
@@ -121,6 +125,7 @@ CALLS: dict[str, tuple[str, Op, Arguments]] = {
     "beta 0.5": ("nnmf_mu", functools.partial(mu, beta_loss=0.5), mu_arguments),
     "many problems": ("nnmf_mu", small_mu, small_arguments),
     "some of many problems": ("nnmf_mu", some_mu, some_arguments),
+    "hals": ("nnmf_hals", hals, mu_arguments),
     "divergence": (
         "nnmf_divergence",
         functools.partial(divergence, beta_loss=1.0),
@@ -159,7 +164,7 @@ def assert_same(got: Iterator[Tensor] | list[Tensor], want: list[Tensor]) -> Non
 @pytest.mark.parametrize("op", KERNELS)
 def test_ops_on_cuda_have_kernels(op: str) -> None:
     served = show_config()["ops"]
-    assert served.get(op, {"cuda": "kernel"})["cuda"] == "kernel"
+    assert served[op]["cuda"] == "kernel"
 
 
 # Streams ----------------------------------------------------------------------------------------
@@ -363,6 +368,7 @@ def test_cuda_agrees_with_the_cpus_kernels(name: str, dtype: torch.dtype) -> Non
     call, (inputs,) = call_and_inputs(name, "cuda", dtype, 7)
     found = call(*inputs)
     expected = call(*(t.cpu() for t in inputs))
+    share = 1e-3 if name == "hals" else 2e-5  # a small curvature multiplies roundings
     for got, want in zip(found, expected, strict=True):
-        scale = float(want.abs().max())
-        torch.testing.assert_close(got.cpu(), want, rtol=0, atol=2e-5 * scale)
+        atol = share * float(want.abs().max())
+        torch.testing.assert_close(got.cpu(), want, rtol=0, atol=atol)

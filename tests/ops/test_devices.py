@@ -332,6 +332,20 @@ def test_hals_of_awkward_shapes(device: str, n: int, f: int, k: int) -> None:
         torch.testing.assert_close(ours.cpu(), theirs[0], rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("own_X", [False, True])
+def test_hals_of_any_layout(device: str, dtype: torch.dtype, layout: str, own_X: bool) -> None:
+    X, W, H = random_problem(45, 131, 7, dtype=dtype, batch=2, own_X=own_X, seed=12)
+    got = ops.nnmf_hals(*(laid_out(t, layout) for t in on(device, X, W, H)), n_iter=2)
+    want = reference.nnmf_hals(wide(X), W.double(), H.double(), n_iter=2)
+    # A small curvature multiplies what X H^T is off by.
+    share = 1e-4 if W.dtype == torch.float32 else 1e-10
+    for ours, theirs in zip(got[:2], want[:2], strict=True):
+        atol = share * float(theirs.max())
+        torch.testing.assert_close(ours.cpu().double(), theirs, rtol=0, atol=atol)
+
+
 # Again ------------------------------------------------------------------------------------------
 
 
@@ -353,6 +367,10 @@ def runs(device: str) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
             calls[f"nnmf_divergence {beta_loss} {name}"] = lambda d=data, b=beta_loss: (
                 ops.nnmf_divergence(d, W, H, beta_loss=b),
             )
+    for name, data in (("float32", X), ("uint8", pixels)):
+        calls[f"nnmf_hals {name}"] = functools.partial(
+            ops.nnmf_hals, *(data, W, H), n_iter=5, compute_divergence=True
+        )
     calls["nnls"] = lambda: (ops.nnls(gram, cross),)
     calls["project"] = lambda: (ops.project(pixels, H),)
     return calls

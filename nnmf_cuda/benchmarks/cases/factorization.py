@@ -278,6 +278,7 @@ NNMF_HALS = Case(
         "ours": _hals_ours,
         "scikit-learn cd": peers.sklearn_cd,
         "nmf-torch": peers.nmf_torch_hals,
+        "ours, CUDA graph": cuda_peers.captured(_hals_ours),
     },
     tolerance={"float32": 1e-4, "float64": 1e-10},
     work=_hals_work,
