@@ -64,7 +64,7 @@ class BlockTeam {
   __device__ Tally tally(bool vote) const { return tally_over_block(vote); }
   __device__ double sum(double value) const { return sum_over_block(value); }
 
-  // G x
+  // G x, of which the others may read x until the next solve_free.
   __device__ double gram_times(double x) {
     if (thread() < k_) memory_.x[thread()] = x;
     __syncthreads();
@@ -73,7 +73,6 @@ class BlockTeam {
 #pragma unroll 4
       for (int i = 0; i < k_; ++i) sum += gram_.values[int64_t{i} * k_ + thread()] * memory_.x[i];
     }
-    __syncthreads();
     return sum;
   }
 
@@ -102,13 +101,13 @@ class BlockTeam {
  private:
   __device__ double* row(int i) const { return system_ + triangle(i); }
 
+  // Each thread its own row, which the others read after the barriers of `eliminate`.
   __device__ void gather(int size) {
     if (thread() < size) {
       const double* own = gram_.values + memory_.order[thread()];
 #pragma unroll 4
       for (int c = 0; c <= thread(); ++c) row(thread())[c] = own[int64_t{memory_.order[c]} * k_];
     }
-    __syncthreads();
   }
 
   // A panel of L D L^T from those to its left. The row of the right-hand side c becomes D^-1 L^-1

@@ -44,7 +44,9 @@ class LaneTeam {
   // Of the warp, all of whose teams go on together.
   __device__ bool any(bool vote) const { return __any_sync(kAllLanes, vote); }
 
-  __device__ Tally tally(bool vote) const { return tally_of(votes(vote), thread()); }
+  __device__ Tally tally(bool vote) const {
+    return tally_of(own_votes(__ballot_sync(kAllLanes, vote)), thread());
+  }
   __device__ double sum(double value) const { return sum_over_lanes(value, kLanes); }
 
   // G x
@@ -80,8 +82,9 @@ class LaneTeam {
   // those before it, with a pivot up to `least`, is zero and free no longer.
   __device__ double solve_free(bool& free, double right, double least) {
     const int lane = thread();
-    const Tally order = tally(free);
-    const int size = order.count, largest = largest_of_warp(size);
+    const unsigned of_warp = __ballot_sync(kAllLanes, free);
+    const Tally order = tally_of(own_votes(of_warp), lane);
+    const int size = order.count, largest = largest_of_warp(of_warp);
     if (free) memory_.order[order.before] = lane;
     __syncwarp();
     const bool in = lane < size;
@@ -120,7 +123,7 @@ class LaneTeam {
       if (lane < p) z -= a[p] * x;
     }
 
-    const unsigned dependent = votes(in && inverse == 0);
+    const unsigned dependent = own_votes(__ballot_sync(kAllLanes, in && inverse == 0));
     const double x = shuffle(z * inverse, order.before);
     const bool was_free = free;
     free = was_free && (dependent >> order.before & 1) == 0;
@@ -136,18 +139,25 @@ class LaneTeam {
     return *reinterpret_cast<const TwoDoubles*>(aligned);
   }
 
-  __device__ unsigned votes(bool vote) const {
-    const int first = threadIdx.x % kWarp / kLanes * kLanes;
-    return __ballot_sync(kAllLanes, vote) >> first & (kAllLanes >> (kWarp - kLanes));
+  // Of a warp's votes those of one team.
+  __device__ static unsigned votes_from(unsigned votes, int first_lane) {
+    return votes >> first_lane & (kAllLanes >> (kWarp - kLanes));
   }
 
-  __device__ static int largest_of_warp(int size) {
+  __device__ static unsigned own_votes(unsigned votes) {
+    return votes_from(votes, static_cast<int>(threadIdx.x) % kWarp / kLanes * kLanes);
+  }
+
+  // The most votes of a team. From the whole warp's, the compiler knows that all lanes have the
+  // same, and that loops up to it do not part them.
+  __device__ static int largest_of_warp(unsigned votes) {
+    int largest = 0;
 #pragma unroll
-    for (int apart = kLanes; apart < kWarp; apart *= 2) {
-      const int other = __shfl_xor_sync(kAllLanes, size, apart);
-      size = other > size ? other : size;
+    for (int first = 0; first < kWarp; first += kLanes) {
+      const int size = __popc(votes_from(votes, first));
+      largest = size > largest ? size : largest;
     }
-    return size;
+    return largest;
   }
 
   // With the factor that all rows share.

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from nnmf_cuda import reference
 from nnmf_cuda.reference.nnmf import as_float
-from tests.cuda_on_cpu.harness import Builder, run_kernels
+from tests.cuda_on_cpu.harness import (
+    Builder,
+    KernelError,
+    Mutation,
+    run_kernels,
+    without_each_barrier,
+)
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +267,59 @@ def test_project_equals_reference(
     assert (want == 0).any() or k == 1
     atol = 1e-10 if dtype == torch.float64 else 2e-4
     torch.testing.assert_close(got.double(), want, rtol=0, atol=atol)
+
+
+# Barriers after which memory is written anew. They can only be missed where a thread runs far
+# ahead, past barriers that what follows happens to have.
+GUARDS = {
+    Mutation("nnls/team.cuh", "__syncthreads();", ";", 3),
+    Mutation("nnls/team.cuh", "__syncthreads();", ";", 5),
+    Mutation("nnls/lane_team.cuh", "__syncwarp();", ";", 0),
+    # x is read for the size of rounding alone; of the variables that are kept only the first is
+    # read before another barrier.
+    Mutation("nnls/lawson_hanson.cuh", "__syncthreads();", ";", 1),
+    Mutation("nnls/lawson_hanson.cuh", "__syncthreads();", ";", 2),
+    Mutation("nnls/minimum_norm.cuh", "__syncthreads();", ";", 1),
+}
+MUTATIONS = [
+    mutation
+    for mutation in without_each_barrier(
+        "nnls/gram_kernels.cuh",
+        "nnls/team.cuh",
+        "nnls/lane_team.cuh",
+        "nnls/block_team.cuh",
+        "nnls/row_by_row.cuh",
+        "nnls/lawson_hanson.cuh",
+        "nnls/minimum_norm.cuh",
+    )
+    if mutation not in GUARDS
+]
+
+
+def check_mutant(build: Builder, mutation: Mutation) -> None:
+    """Run what reaches every line, with teams of lanes and of blocks."""
+    kernels = build("nnls.cpp", "-DFEW_KERNELS", mutation=mutation)
+    for n, k in ((12, 15), (3, 40)):
+        A, targets = bases(2, n, k)
+        gram, cross = products(A, targets)
+        want = torch.tensor(scipy_nnls(A, targets))
+        for slowly in (False, True):
+            got = solve(kernels, gram, cross, slowly=slowly, seeds=(0, 1))
+            torch.testing.assert_close(got["h"], want, rtol=1e-7, atol=1e-9)
+            # The slow way would make up for what goes wrong.
+            assert slowly or not got["unsolved"].any()
+        gram[1, :, 0] = gram[1, 0, :] = 0
+        h = cross.clamp_min(0)
+        got = backward(kernels, gram, h, cross)
+        want = reference.nnls_backward(gram, h, cross)
+        torch.testing.assert_close(got["u"], want, rtol=1e-8, atol=1e-8 * float(want.abs().max()))
+
+
+def test_the_small_kernels_without_a_mutation(build: Builder) -> None:
+    check_mutant(build, Mutation("nnls/nnls_kernels.cuh", "kNnlsBlocks = 4096", "kNnlsBlocks = 2"))
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
+    with pytest.raises((AssertionError, KernelError)):
+        check_mutant(build, mutation)

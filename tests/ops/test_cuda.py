@@ -78,6 +78,11 @@ def nnls_arguments(seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return least_squares(1000, 15, batch=3, dtype=torch.float32, seed=seed)
 
 
+def backward_arguments(seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    gram, cross = nnls_arguments(seed, dtype)
+    return gram, cross.clamp_min(0), cross
+
+
 def project_arguments(seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     X, _, H = random_problem(300, 2053, 15, dtype=dtype, seed=seed)
     return X, H
@@ -127,6 +132,11 @@ CALLS: dict[str, tuple[str, Op, Arguments]] = {
         mu_arguments,
     ),
     "nnls": ("nnls", lambda gram, cross: (ops.nnls(gram, cross),), nnls_arguments),
+    "nnls_backward": (
+        "nnls_backward",
+        lambda *arguments: (torch.ops.nnmf_cuda.nnls_backward(*arguments),),
+        backward_arguments,
+    ),
     "project": ("project", lambda X, H: (ops.project(X, H),), project_arguments),
 }
 every_call = pytest.mark.parametrize("name", CALLS)
