@@ -14,10 +14,31 @@
 namespace nnmf_cuda {
 
 // Starts to copy the first `valid` of kBytes (4, 8 or 16) bytes and to fill up with zeros. Both
-// addresses are multiples of kBytes; with valid == 0 nothing is read.
+// addresses are multiples of kBytes; with valid == 0 nothing is read. One instruction, which
+// cuda_pipeline.h makes a switch where `valid` is not a constant.
 template <int kBytes>
-__device__ inline void copy_async(void* shared, const void* global, int valid) {
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int valid) {
+#if defined(__CUDA_ARCH__)
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(to), "l"(global), "r"(valid)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                 :
+                 : "r"(to), "l"(global), "n"(kBytes), "r"(valid)
+                 : "memory");
+#else
   __pipeline_memcpy_async(shared, global, kBytes, static_cast<size_t>(kBytes - valid));
+#endif
+}
+
+// The same for all kBytes.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  __pipeline_memcpy_async(shared, global, kBytes);
 }
 
 // Ends a group of copies; `wait_for_copies<n>` then waits until at most the last n groups of this

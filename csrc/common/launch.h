@@ -5,6 +5,16 @@
 #include <cstdint>
 #include <limits>
 
+namespace nnmf_cuda {
+
+// What of a device decides how work is cut.
+struct DeviceSize {
+  int64_t multiprocessors;
+  int64_t shared_bytes;  // of each
+};
+
+}  // namespace nnmf_cuda
+
 #if defined(__CUDACC__)
 
 #include <cuda_runtime.h>
@@ -53,26 +63,34 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Kernels get more than 48 KiB of dynamic shared memory only after asking for it. Those that stage
-// their data there want all of it that a multiprocessor has, instead of more cache.
+// An error that is reported here must not be found again by the check of a later launch.
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  STD_TORCH_CHECK(false, what, ": ", cudaGetErrorString(error));
+}
+
+// Kernels get more than 48 KiB of shared memory, static and dynamic, only after asking for it.
+// Those that stage their data there want all of it that a multiprocessor has, instead of cache.
 inline void allow_shared(const void* kernel, size_t bytes) {
   if (bytes == 0) return;
   if (cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                            cudaSharedmemCarveoutMaxShared) != cudaSuccess)
-    cudaGetLastError();  // only a hint: the launch that follows is not to be blamed
-  if (bytes <= 48 * 1024) return;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  STD_TORCH_CHECK(error == cudaSuccess, "this device cannot give a block ", bytes,
-                  " bytes of shared memory: ", cudaGetErrorString(error));
+    cudaGetLastError();            // only a hint: the launch that follows is not to be blamed
+  if (bytes <= 32 * 1024) return;  // no kernel has more than 16 KiB of static memory besides
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)),
+             "this device has not enough shared memory for so many components");
 }
 
-inline int64_t multiprocessors(int32_t device) {
-  int count = 0;
-  const cudaError_t error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  STD_TORCH_CHECK(error == cudaSuccess, "cannot ask device ", device,
-                  " for its multiprocessors: ", cudaGetErrorString(error));
-  return count;
+inline DeviceSize device_size(int32_t device) {
+  int multiprocessors = 0, shared_bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+             "cannot ask the device for its multiprocessors");
+  check_cuda(
+      cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+      "cannot ask the device for its shared memory");
+  return {multiprocessors, shared_bytes};
 }
 
 }  // namespace nnmf_cuda

@@ -30,7 +30,7 @@ Tensor project_cuda(const Tensor& X, const Tensor& H) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       const DeviceProblem<T, Data> problem{
           x.const_data_ptr<Data>(), nullptr, components.const_data_ptr<T>(), s, nullptr,
-          multiprocessors(device)};
+          device_size(device)};
       dispatch_tiling<Loss::kFrobenius, T, Data>(k, [&]<class Tiling>(Tiling, int group) {
         ProductsLaunches<Tiling>(problem, group, memory).launch(scale_of(X), cross, gram, stream);
       });

@@ -1,6 +1,7 @@
 // A factorisation as the CUDA kernels see it, and which kernel and cut serve it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cut.h"
@@ -16,7 +17,7 @@ struct DeviceProblem {
   const T* H;     // [B, n_components, n_features], contiguous
   Shape shape;
   const bool* active;  // [B]: problems that are not stay as they are; nullptr: all are
-  int64_t multiprocessors;
+  DeviceSize device;
 };
 
 // Lanes that share a row of `n_components`, when each has room for some.
@@ -43,25 +44,32 @@ void dispatch_tiling(int64_t n_components, const F& f) {
 template <class Tiling, Factor factor, class Problem>
 Cut cut_for(const Problem& problem, int group) {
   const Shape& s = problem.shape;
+  constexpr int64_t kReserved = 1024;  // bytes of shared memory that each block takes besides
   const bool rows = factor == Factor::kW;
+  const Stage stage = stage_of<Tiling, factor>(group);
+  const int64_t room = problem.device.shared_bytes / (kStages * stage.bytes + kReserved);
+  const int64_t resident = std::clamp<int64_t>(room, 1, Tiling::kResident);
   return cut_of(s.batch, rows ? s.n_samples : s.n_features, rows ? s.n_features : s.n_samples,
-                stage_of<Tiling, factor>(group).items, Tiling::kDepth, problem.multiprocessors);
+                stage.items, Tiling::kDepth, problem.device.multiprocessors, resident);
 }
 
-// Whether all that a warp copies of X begins at a multiple of what is copied at once.
+// How many bytes of X can be copied at once: all that a warp copies begins at a multiple of them.
 template <class Tiling, Factor factor, class Problem>
-bool is_aligned(const Problem& problem, int group) {
-  const auto whole = [](int64_t entries) {
-    return entries * static_cast<int64_t>(sizeof(typename Tiling::Data)) % kPiece == 0;
-  };
+int copied_at_once(const Problem& problem, int group) {
+  constexpr int kSize = static_cast<int>(sizeof(typename Tiling::Data));
   const Shape& s = problem.shape;
-  return reinterpret_cast<std::uintptr_t>(problem.X) % kPiece == 0 && whole(s.x_row_stride) &&
-         whole(s.x_stride) &&
-         (factor == Factor::kW || whole(stage_of<Tiling, factor>(group).items));
+  const int64_t items = factor == Factor::kW ? 0 : stage_of<Tiling, factor>(group).items;
+  for (const int bytes : {kPiece, 4}) {
+    const auto whole = [&](int64_t entries) { return entries * kSize % bytes == 0; };
+    if (bytes >= kSize && reinterpret_cast<std::uintptr_t>(problem.X) % bytes == 0 &&
+        whole(s.x_row_stride) && whole(s.x_stride) && whole(items))
+      return bytes;
+  }
+  return kSize;
 }
 
 // The way of this block's warp: a block for each problem, split and tile of the length. Task has
-// X, its strides, the cut and `aligned`; `other` is the factor of all problems.
+// X, its strides, the cut and `at_once`; `other` is the factor of all problems.
 //
 // What neighbouring blocks read at one time lies side by side in rows of X, as memory likes it: the
 // splits take turns at the tiles of the depth, and where that runs along the rows (for W), splits
@@ -85,7 +93,7 @@ __device__ __forceinline__ Walk<Tiling> walk_of(const Task& task, const typename
   walk.step = cut.splits * Tiling::kDepth;
   walk.end = cut.depth;
   walk.group = group;
-  walk.aligned = task.aligned;
+  walk.at_once = task.at_once;
   return walk;
 }
 

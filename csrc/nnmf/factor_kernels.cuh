@@ -79,11 +79,10 @@ struct Ways {
   int ways, columns;
 };
 
-// At least four parts for each thread, if there are as many; at most as many ways as leave a block
-// `columns` values.
-inline Ways ways_of(int64_t parts, int64_t columns) {
+// At least four parts for each thread, if there are as many; `columns` values of a block at least.
+inline Ways ways_of(int64_t parts, int64_t columns, int most = 8) {
   int ways = 1;
-  while (ways * 2 * columns <= kThreads && ways * 2 * 4 <= parts && ways < 8) ways *= 2;
+  while (ways * 2 * columns <= kThreads && ways * 2 * 4 <= parts && ways < most) ways *= 2;
   return {ways, kThreads / ways};
 }
 
@@ -137,8 +136,10 @@ __global__ void sum_parts_kernel(const T* from, double* to, int64_t parts, Crop 
 template <class T>
 void launch_sum_parts(const T* from, double* to, int64_t batch, int64_t parts, const Crop& crop,
                       cudaStream_t stream) {
-  const Ways ways = ways_of(parts, 1);
-  const int64_t blocks = batch * blocks_of(crop.stored_rows * crop.padded, ways.columns);
+  // Where a block has few values, all its threads help with them.
+  const int64_t size = crop.stored_rows * crop.padded;
+  const Ways ways = ways_of(parts, 1, size <= kThreads / 64 ? 64 : 8);
+  const int64_t blocks = batch * blocks_of(size, ways.columns);
   if (blocks > 0)
     NNMF_CUDA_LAUNCH((sum_parts_kernel<T>), grid_of(blocks), kThreads, 0, stream, from, to, parts,
                      crop, ways);

@@ -45,13 +45,14 @@ inline Shape check_factors(
 // Which problems of a batch are to be updated, as contiguous memory.
 class ActiveProblems {
  public:
-  ActiveProblems(const std::optional<Tensor>& active, int64_t batch) {
+  ActiveProblems(const std::optional<Tensor>& active, const Tensor& W) {
     if (!active.has_value()) return;
     const Argument argument{"active", *active};
     STD_TORCH_CHECK(active->scalar_type() == ScalarType::Bool, "active must be bool, got ",
                     dtype_name(active->scalar_type()));
     check_dim(argument, 1);
-    check_size(argument, 0, batch, "batch of W");
+    check_size(argument, 0, W.size(0), "batch of W");
+    check_same_device(argument, {"W", W});
     tensor_ = torch::stable::contiguous(*active);
   }
 

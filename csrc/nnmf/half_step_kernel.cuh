@@ -13,18 +13,18 @@ template <class T, class Data>
 struct HalfStep {
   const Data* X;
   int64_t x_stride, x_row_stride;
-  const T* other;      // [B, depth, padded]
-  T* own;              // [B, length, padded]: what is updated
-  T* numerators;       // [B, splits, length, padded]
-  T* denominators;     // the same; only where the loss sums them
-  double* sums;        // [B, splits, padded]: the other factor's components, Kullback-Leibler only
+  const T* other;   // [B, depth, padded]
+  T* own;           // [B, length, padded]: what is updated
+  T* numerators;    // [B, splits, length, padded]
+  T* denominators;  // the same; only where the loss sums them
+  double* sums;     // [B, splits, padded]: of the other factor's components, Kullback-Leibler only
   const bool* active;  // [B]: problems that are not stay as they are; nullptr: all are
   Cut cut;
   Update update;
   int n_components;
-  int group;  // lanes that share a row
-  bool aligned;
-  bool whole;  // there is one split, and the kernel updates the factor itself
+  int group;    // lanes that share a row
+  int at_once;  // bytes of X
+  bool whole;   // there is one split, and the kernel updates the factor itself
 };
 
 // What a lane adds up.
@@ -136,6 +136,8 @@ __global__ void __launch_bounds__(kWarp, Tiling::kResident)
         load_components(own + place.row(i) * padded, place, lane.own[i]);
   }
   ComponentSums<Tiling> sums;
+  const bool adds_components =
+      Tiling::kLoss == Loss::kKullbackLeibler && (step.whole || walk.tile == 0);
   const T beta_loss = static_cast<T>(step.update.beta_loss);
   for_each_tile<Tiling, factor>(
       walk, memory, [&](const unsigned char* x_tile, const T* other, int64_t) {
@@ -144,7 +146,7 @@ __global__ void __launch_bounds__(kWarp, Tiling::kResident)
             [&](int, const T(&x)[Tiling::kOwn], const T(&components)[Tiling::kComponents]) {
               accumulate<Tiling>(lane, x, components, beta_loss, group);
             });
-        if constexpr (Tiling::kLoss == Loss::kKullbackLeibler) sums.add(other, padded);
+        if (adds_components) sums.add(other, padded);
       });
 
   if constexpr (Tiling::kLoss == Loss::kKullbackLeibler) {

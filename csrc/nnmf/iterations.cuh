@@ -136,7 +136,7 @@ class Iterations {
     step.update = update;
     step.n_components = static_cast<int>(s.n_components);
     step.group = group_;
-    step.aligned = is_aligned<Tiling, factor>(problem_, group_);
+    step.at_once = copied_at_once<Tiling, factor>(problem_, group_);
     step.whole = Tiling::kLoss == Loss::kKullbackLeibler && step.cut.splits == 1;
     return step;
   }

@@ -21,7 +21,7 @@ Tensor nnmf_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H, d
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       const DeviceProblem<T, Data> problem{
           x.const_data_ptr<Data>(), w.const_data_ptr<T>(), h.const_data_ptr<T>(), s, nullptr,
-          multiprocessors(device)};
+          device_size(device)};
       dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
         const auto run = [&]<class Tiling>(Tiling, int group) {
           const DivergenceLaunches<Tiling> launches(problem, group, memory);

@@ -19,7 +19,7 @@ struct DivergenceTask {
   Cut cut;
   double beta_loss;
   int group;
-  bool aligned;
+  int at_once;  // bytes of X
 };
 
 // A lane's value, added up over the warp in fixed order; the result is lane 0's.
@@ -107,7 +107,7 @@ class DivergenceLaunches {
         s.x_row_stride, W_packed_,
         H_packed_,      parts_,
         cut_,           beta_loss,
-        group_,         is_aligned<Tiling, Factor::kW>(problem_, group_)};
+        group_,         copied_at_once<Tiling, Factor::kW>(problem_, group_)};
     if (s.batch * parts() > 0)
       NNMF_CUDA_LAUNCH((divergence_kernel<Tiling>), grid_of(s.batch * parts()), kWarp,
                        (kStages * stage_of<Tiling, Factor::kW>(group_).bytes), stream, task);

@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> nnmf_mu_cpu(const Tensor& X, const Tensor& W,
   Shape s = check_factors(X, W, H);
   const Tensor x = rows_contiguous(X, s), w = contiguous_copy(W), h = contiguous_copy(H);
   const MuOptions options{beta_loss, n_iter, update_H, l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H};
-  const ActiveProblems chosen(active, s.batch);
+  const ActiveProblems chosen(active, W);
   dispatch_floating(W.scalar_type(), [&]<class T>(Type<T>) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {

@@ -31,7 +31,7 @@ Factors with_iterations(const Tensor& X, const Tensor& W, const Tensor& H, const
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       const DeviceProblem<T, Data> problem{
           x.const_data_ptr<Data>(), w.const_data_ptr<T>(), h.const_data_ptr<T>(), s, active,
-          multiprocessors(device)};
+          device_size(device)};
       dispatch_tiling<loss, T, Data>(s.n_components, [&]<class Tiling>(Tiling, int group) {
         f(Iterations<Tiling>(problem, group, memory), result.W.mutable_data_ptr<T>(),
           result.H.mutable_data_ptr<T>(), current_stream(device));
@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> nnmf_mu_cuda(const Tensor& X, const Tensor& W
                                                 double l1_reg_H, double l2_reg_W, double l2_reg_H,
                                                 bool compute_divergence) {
   const torch::stable::accelerator::DeviceGuard guard(W.get_device_index());
-  const ActiveProblems chosen(active, W.size(0));
+  const ActiveProblems chosen(active, W);
   const MuOptions options{beta_loss, n_iter, update_H, l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H};
   const Update rule_W = update_of_W(options, scale_of(X)),
                rule_H = update_of_H(options, scale_of(X));

@@ -46,7 +46,7 @@ class ProductsLaunches {
     step.numerators = products_;
     step.n_components = k;
     step.group = group_;
-    step.aligned = is_aligned<Tiling, Factor::kW>(problem_, group_);
+    step.at_once = copied_at_once<Tiling, Factor::kW>(problem_, group_);
     launch_half_step<Tiling, Factor::kW>(step, s.batch, stream);
     launch_sum_parts(products_, cross, s.batch, cut_.splits,
                      {s.n_samples, s.n_samples, padded_, k, scale}, stream);

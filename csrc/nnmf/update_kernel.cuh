@@ -46,7 +46,6 @@ __global__ void __launch_bounds__(kThreads, 4) update_kernel(UpdateTask<T> task)
   const bool inside = at < size;
   const int component = static_cast<int>(at % task.padded);
   const int64_t first = b * task.splits * size + at;
-  const double numerator = sum_parts(task.numerators + first, task.splits, size, inside, task.ways);
   T* const value = task.factor + b * size + at;
   double denominator = 0;
   if constexpr (loss == Loss::kKullbackLeibler) {
@@ -62,6 +61,7 @@ __global__ void __launch_bounds__(kThreads, 4) update_kernel(UpdateTask<T> task)
   } else {
     denominator = sum_parts(task.denominators + first, task.splits, size, inside, task.ways);
   }
+  const double numerator = sum_parts(task.numerators + first, task.splits, size, inside, task.ways);
   if (!inside || static_cast<int>(threadIdx.x) >= task.ways.columns) return;
   const T changed = updated(*value, static_cast<T>(numerator * task.update.scale),
                             static_cast<T>(denominator), task.update.rule);

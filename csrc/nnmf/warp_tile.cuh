@@ -19,9 +19,8 @@
 
 namespace nnmf_cuda {
 
-constexpr int kPiece = 16;     // bytes of one copy
-constexpr int kRowBytes = 64;  // of a tile along the depth, for W
-constexpr int kStages = 2;     // tiles in shared memory
+constexpr int kPiece = 16;  // bytes of one copy
+constexpr int kStages = 2;  // tiles in shared memory
 
 // Which factor a half-step updates.
 enum class Factor { kW, kH };
@@ -35,13 +34,15 @@ struct Tiling {
   static constexpr int kComponents = components;  // of a lane
   static constexpr int kOwn = rows;               // rows (or columns) of a lane
   static constexpr bool kGrouped = grouped;       // several lanes share them
-  static constexpr int kDepth = kRowBytes / static_cast<int>(sizeof(Data));  // of a tile
+  // Bytes of a tile along the depth, for W: fewer where the other factor's values take much room.
+  static constexpr int kRowBytes = sizeof(Data) > 1 ? 64 : grouped ? 16 : 32;
+  static constexpr int kDepth = kRowBytes / static_cast<int>(sizeof(Data));
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   static constexpr int kVectors = components / kVector;
   static constexpr bool kUsesProduct = loss != Loss::kFrobenius;
   static constexpr bool kSumsDenominator = loss == Loss::kItakuraSaito || loss == Loss::kGeneral;
-  // Warps that a multiprocessor must have registers for: as many as its shared memory serves.
-  static constexpr int kResident = grouped ? 1 : components > 8 ? 8 : 16;
+  // Warps that a multiprocessor has registers for.
+  static constexpr int kResident = grouped || components > 8 ? 8 : 16;
   static_assert(components % kVector == 0);
 };
 
@@ -65,7 +66,8 @@ NNMF_CUDA_INLINE Stage stage_of(int group) {
   Stage stage{};
   stage.items = kWarp / group * Tiling::kOwn;
   if constexpr (factor == Factor::kW) {
-    stage.pitch = kRowBytes + kPiece;  // lanes read below each other: an odd number of pieces
+    // Lanes read below each other: an odd number of pieces keeps them in different banks.
+    stage.pitch = (Tiling::kRowBytes / kPiece | 1) * kPiece;
     stage.x_bytes = stage.items * stage.pitch;
   } else {
     const int bytes = stage.items * static_cast<int>(sizeof(Data));
@@ -77,42 +79,81 @@ NNMF_CUDA_INLINE Stage stage_of(int group) {
   return stage;
 }
 
-// Starts to copy rows x columns entries from X; those beyond the limits become zeros.
-template <class Data>
-__device__ __forceinline__ void copy_entries(unsigned char* to, int pitch, const Data* from,
-                                             int64_t stride, int rows, int columns,
-                                             int64_t row_limit, int64_t column_limit,
-                                             bool aligned) {
-  constexpr int kSize = static_cast<int>(sizeof(Data)), kEntries = kPiece / kSize;
-  const int lane = static_cast<int>(threadIdx.x);
-  if (aligned) {
-    const int pieces = columns / kEntries;
-    for (int at = lane; at < rows * pieces; at += kWarp) {
-      const int row = at / pieces, column = at % pieces * kEntries;
-      const int64_t left = row < row_limit ? column_limit - column : 0;
-      const int valid = left >= kEntries ? kEntries : left > 0 ? static_cast<int>(left) : 0;
-      copy_async<kPiece>(to + row * pitch + column * kSize,
-                         valid > 0 ? from + row * stride + column : from, valid * kSize);
-    }
-  } else {
-    for (int at = lane; at < rows * columns; at += kWarp) {
-      const int row = at / columns, column = at % columns;
-      const bool inside = row < row_limit && column < column_limit;
-      unsigned char* const place = to + row * pitch + column * kSize;
-      const Data* const entry = inside ? from + row * stride + column : from;
-      if constexpr (kSize >= 4)
-        copy_async<kSize>(place, entry, inside ? kSize : 0);
-      else
-        *reinterpret_cast<Data*>(place) = inside ? *entry : Data{0};
+// One piece of a row of X, of which `valid` bytes exist.
+template <int kBytes, class Data>
+__device__ __forceinline__ void copy_piece(unsigned char* to, const Data* from, int valid) {
+  if constexpr (kBytes == 1)
+    *to = valid > 0 ? *from : Data{0};  // less than what can be copied in the background
+  else
+    copy_async<kBytes>(to, from, valid);
+}
+
+template <int kBytes, class Data>
+__device__ __forceinline__ void copy_piece(unsigned char* to, const Data* from) {
+  if constexpr (kBytes == 1)
+    *to = *from;
+  else
+    copy_async<kBytes>(to, from);
+}
+
+// Starts to copy rows x columns entries from X, kBytes at once; those beyond the limits become
+// zeros. All sizes are powers of two, so a lane keeps its place across a row.
+template <int kBytes, class Data>
+__device__ __forceinline__ void copy_pieces(unsigned char* to, int pitch, const Data* from,
+                                            int64_t stride, int rows, int columns,
+                                            int64_t row_limit, int64_t column_limit) {
+  constexpr int kSize = static_cast<int>(sizeof(Data)), kEntries = kBytes / kSize;
+  const int pieces = columns / kEntries, across = pieces < kWarp ? pieces : kWarp;
+  const int together = kWarp / across;  // rows
+  const int lane = static_cast<int>(threadIdx.x), row = lane / across;
+  if (row >= rows) return;
+  const bool whole = row_limit >= rows && column_limit >= columns;
+  for (int column = lane % across * kEntries; column < columns; column += across * kEntries) {
+    const Data* source = from + row * stride + column;
+    unsigned char* place = to + row * pitch + column * kSize;
+    if (whole) {
+#pragma unroll
+      for (int at = 0; at < rows; at += together) {
+        copy_piece<kBytes>(place, source);
+        source += together * stride;
+        place += together * pitch;
+      }
+    } else {
+      const int64_t left = column_limit - column;
+      const int there = left >= kEntries ? kEntries : left > 0 ? static_cast<int>(left) : 0;
+#pragma unroll 1
+      for (int at = row; at < rows; at += together) {
+        const int valid = at < row_limit ? there * kSize : 0;
+        copy_piece<kBytes>(place, valid > 0 ? source : from, valid);
+        source += together * stride;
+        place += together * pitch;
+      }
     }
   }
+}
+
+// The same with as many bytes at once as X allows: 16, 4, or one entry.
+template <class Data, class... Arguments>
+__device__ __forceinline__ void copy_entries(int at_once, unsigned char* to, int pitch,
+                                             const Data* from, Arguments... arguments) {
+  constexpr int kSize = static_cast<int>(sizeof(Data));
+  if (at_once == kPiece)
+    copy_pieces<kPiece>(to, pitch, from, arguments...);
+  else if (kSize == 1 && at_once == 4)
+    copy_pieces<kSize == 1 ? 4 : kSize>(to, pitch, from, arguments...);
+  else
+    copy_pieces<kSize>(to, pitch, from, arguments...);
 }
 
 // Starts to copy `valid` of `count` values that lie side by side; zeros follow them.
 template <class T>
 __device__ __forceinline__ void copy_values(T* to, const T* from, int count, int64_t valid) {
   constexpr int kVector = kPiece / static_cast<int>(sizeof(T));
-  for (int at = static_cast<int>(threadIdx.x) * kVector; at < count; at += kWarp * kVector) {
+  const int lane = static_cast<int>(threadIdx.x);
+#pragma unroll 4
+  for (int first = 0; first < count; first += kWarp * kVector) {
+    const int at = first + lane * kVector;
+    if (at >= count) continue;
     const bool inside = at < valid;  // whole vectors: `valid` is a number of padded rows
     copy_async<kPiece>(to + at, inside ? from + at : from, inside ? kPiece : 0);
   }
@@ -129,7 +170,7 @@ struct Walk {
   int64_t length;                   // where they end
   int64_t begin, end, step;         // along the depth, from one tile of the warp to the next
   int group;
-  bool aligned;  // whether X can be copied piece by piece
+  int at_once;  // bytes of X that can be copied at once
 };
 
 template <class Tiling, Factor factor>
@@ -137,11 +178,11 @@ __device__ __forceinline__ void start_copy(const Walk<Tiling>& walk, const Stage
                                            int64_t deep, unsigned char* memory) {
   const int64_t own_left = walk.length - walk.first, deep_left = walk.end - deep;
   if constexpr (factor == Factor::kW)
-    copy_entries(memory, stage.pitch, walk.X + walk.first * walk.row_stride + deep, walk.row_stride,
-                 stage.items, Tiling::kDepth, own_left, deep_left, walk.aligned);
+    copy_entries(walk.at_once, memory, stage.pitch, walk.X + walk.first * walk.row_stride + deep,
+                 walk.row_stride, stage.items, Tiling::kDepth, own_left, deep_left);
   else
-    copy_entries(memory, stage.pitch, walk.X + deep * walk.row_stride + walk.first, walk.row_stride,
-                 Tiling::kDepth, stage.items, deep_left, own_left, walk.aligned);
+    copy_entries(walk.at_once, memory, stage.pitch, walk.X + deep * walk.row_stride + walk.first,
+                 walk.row_stride, Tiling::kDepth, stage.items, deep_left, own_left);
   using T = typename Tiling::T;
   const int padded = Tiling::kComponents * walk.group;
   copy_values(reinterpret_cast<T*>(memory + stage.x_bytes), walk.other + deep * padded,

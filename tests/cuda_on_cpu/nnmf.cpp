@@ -69,7 +69,7 @@ struct Arguments {
                 call.tensor<T>("H"),
                 shape,
                 reinterpret_cast<const bool*>(call.tensor<uint8_t>("active")),
-                call.integer("multiprocessors")},
+                {call.integer("multiprocessors"), 228 * 1024}},
         result{call.result<T>("W", {shape.batch, shape.n_samples, shape.n_components}),
                call.result<T>("H", {shape.batch, shape.n_components, shape.n_features})} {}
 
@@ -113,6 +113,8 @@ CUDA_ON_CPU_CALL(nnmf) {
 #if defined(FEW_KERNELS)
   if (call.number("beta_loss") == 1)
     run_small<Loss::kKullbackLeibler>(call);
+  else if (call.number("beta_loss") == 0)
+    run_small<Loss::kItakuraSaito>(call);
   else
     run_small<Loss::kFrobenius>(call);
 #else

@@ -125,6 +125,12 @@ def test_any_number_of_splits_gives_the_same(kernels, beta_loss, multiprocessors
     check(kernels, tensors, options_of(beta_loss, 0.1), multiprocessors=multiprocessors)
 
 
+@pytest.mark.parametrize("beta_loss", [1.0, 2.0, 0.0])
+@pytest.mark.parametrize("f", [32, 36, 37])  # whole pieces of 16 and of 4 bytes, and bytes
+def test_pixels_at_any_alignment(kernels, beta_loss, f):
+    check(kernels, problem(2, 70, f, 6, torch.uint8, shared=False), options_of(beta_loss))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
 @pytest.mark.parametrize(
     ("batch", "n", "f", "k", "n_inner", "update_H", "penalty"),
@@ -167,10 +173,12 @@ def test_nan_of_a_row_stays_in_its_row_of_W(kernels):
 
 
 def check_mutant(build: Builder, mutation: Mutation) -> None:
-    """Run what reaches every line: several tiles, splits and problems, one split, both losses."""
+    """Run what reaches every line: several tiles, splits and problems, one split, all losses."""
     kernels = build("nnmf.cpp", "-DFEW_KERNELS", mutation=mutation)
-    for f, beta_loss, multiprocessors in ((208, 1.0, 1), (203, 1.0, 1000), (203, 2.0, 1000)):
-        tensors = problem(2, 70, f, 7, torch.float32, shared=False)  # 208: whole pieces of 16 bytes
+    problems = ((208, 1.0, 1), (203, 1.0, 1000), (203, 2.0, 1000), (203, 0.0, 1000))
+    for f, beta_loss, multiprocessors in problems:
+        # 63: a tile that lacks one row; 208: whole pieces of 16 bytes.
+        tensors = problem(2, 63, f, 7, torch.float32, shared=False)
         check(kernels, tensors, options_of(beta_loss, n_iter=2), multiprocessors=multiprocessors)
 
 
@@ -187,8 +195,9 @@ def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("nnmf/warp_tile.cuh", "row < row_limit ?", "row <= row_limit ?"),
-        ("nnmf/warp_tile.cuh", "row < row_limit &&", "row <= row_limit &&"),
+        ("nnmf/warp_tile.cuh", "at < row_limit ?", "at <= row_limit ?"),
+        ("nnmf/warp_tile.cuh", "left >= kEntries ? kEntries", "left >= 0 ? kEntries"),
+        ("nnmf/warp_tile.cuh", "row_limit >= rows &&", "row_limit + 1 >= rows &&"),
         ("nnmf/warp_tile.cuh", "at < valid;", "at <= valid;"),
         ("nnmf/half_step_kernel.cuh", "place.row(i) < cut.length", "place.row(i) <= cut.length"),
         ("nnmf/half_step_kernel.cuh", "place.row(i) >= cut.length", "place.row(i) > cut.length"),
