@@ -68,6 +68,17 @@ def default_architectures(cuda_home: str) -> str:
     return ";".join(built) + "+PTX"
 
 
+def require_architectures(names: list[str]) -> None:
+    """Stop with the remedy where a GPU is asked for that the CUDA kernels do not know."""
+    old = [name for name in names if int(re.sub(r"\D", "", name)) < 80]
+    if old:
+        raise SystemExit(
+            f"nnmf-cuda: the CUDA kernels need a GPU of sm_80 (A100) or later, not {old[0]}. Set"
+            " FORCE_CUDA=0 to build the CPU kernels only, or TORCH_CUDA_ARCH_LIST to build for"
+            " other GPUs."
+        )
+
+
 def decide_cuda() -> tuple[str | None, str]:
     """Return the CUDA toolkit to build with, or None, and the reason in words."""
     import torch
@@ -125,6 +136,7 @@ def extension() -> Any:
         *["-Werror"] * debug,
     ]
     nvcc = ["-O0" if debug else "-O3", "-std=c++20", *["-lineinfo"] * debug]
+    nvcc += ["-Xcompiler", "-fvisibility=hidden"]
     if os.environ.get("NNMF_CUDA_PTXAS_VERBOSE") == "1":
         nvcc += ["-Xptxas", "-v"]
         for stale in ROOT.glob("build/temp*/csrc/*/*_cuda.o"):  # nothing is said of what is kept
@@ -147,12 +159,13 @@ def extension() -> Any:
                 "TORCH_CUDA_ARCH_LIST"
             ) or default_architectures(cuda_home)
         flags = " ".join(cpp_extension._get_cuda_arch_flags())
-        architectures = " ".join(re.findall(r",code=(\w+)", flags))
+        architectures = re.findall(r",code=(\w+)", flags)
+        require_architectures(architectures)
         sources += sorted(ROOT.glob("csrc/*/*_cuda.cu"))
         macros += [
             ("USE_CUDA", None),
             text_macro("NNMF_CUDA_CUDA_VERSION", nvcc_version(cuda_home)),
-            text_macro("NNMF_CUDA_ARCHITECTURES", architectures),
+            text_macro("NNMF_CUDA_ARCHITECTURES", " ".join(architectures)),
         ]
         # cudart is linked statically and nothing of CUDA torch is: the object also loads beside a
         # CPU-only torch.
@@ -160,7 +173,7 @@ def extension() -> Any:
             "library_dirs": [f"{cuda_home}/lib64"],
             "libraries": ["cudart_static", "rt", "dl", "pthread"],
         }
-        summary = f"the CPU and CUDA kernels for {architectures}: {reason}"
+        summary = f"the CPU and CUDA kernels for {' '.join(architectures)}: {reason}"
     print(f"nnmf-cuda: building {summary}", flush=True)
     return cpp_extension.CppExtension(
         "nnmf_cuda._C",

@@ -105,3 +105,9 @@ def test_architectures_are_those_that_nvcc_knows(
     answer = subprocess.CompletedProcess([], 0, stdout=known.replace(" ", "\n") + "\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
     assert build.default_architectures("/cuda") == wanted
+
+
+def test_a_gpu_that_is_too_old_names_the_remedy(build: ModuleType) -> None:
+    build.require_architectures(["sm_80", "sm_90", "sm_100", "compute_100"])
+    with pytest.raises(SystemExit, match=r"need a GPU of sm_80.*not sm_75\. Set FORCE_CUDA=0"):
+        build.require_architectures(["sm_75", "sm_80"])
