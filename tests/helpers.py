@@ -158,6 +158,32 @@ def assert_as_accurate_as_torch(got: Tensor, plain: Tensor, truth: Tensor, slack
     assert error <= 2 * of_torch + slack * scale, f"error {error:.3e}, plain torch {of_torch:.3e}"
 
 
+def hard_bases(k: int) -> dict[str, np.ndarray]:
+    """Matrices (m, k) whose least-squares problems are hard, or only just solvable."""
+    rng = np.random.default_rng(k)
+    U, _, V = np.linalg.svd(rng.standard_normal((2 * k, k)), full_matrices=False)
+    base = rng.random((2 * k, k))
+    repeated, nearly, zero = base.copy(), base.copy(), base.copy()
+    repeated[:, k // 2] = 2 * base[:, 0]
+    nearly[:, k // 2] = base[:, 0] * (1 + 1e-9 * rng.random(2 * k))
+    zero[:, 0] = 0
+    return {
+        "condition 1e3": U * np.logspace(0, -3, k) @ V,
+        "condition 1e6": U * np.logspace(0, -6, k) @ V,
+        "condition 1e12": U * np.logspace(0, -12, k) @ V,
+        "repeated": repeated,
+        "nearly repeated": nearly,
+        "zero": zero,
+        "all zero": np.zeros_like(base),
+        "rank one": np.outer(base[:, 0], base[0]),
+        "wide": base[: k // 2],
+        "wide, signed": base[: k // 2] - 0.5,
+        "units": base * 10.0 ** rng.uniform(-8, 8, k),
+        "Hilbert": 1 / (1 + np.add.outer(np.arange(2 * k), np.arange(k))),
+        "ties": np.eye(2 * k, k),
+    }
+
+
 def run_with_instruction_set(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python with the kernels of one instruction set, in a process of its own; skip without."""
     if name not in (_extension.build_info() or {}).get("cpu_instruction_sets", ()):

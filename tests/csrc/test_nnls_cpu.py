@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops, reference
-from tests.helpers import INSTRUCTION_SETS, run_with_instruction_set
+from tests.helpers import INSTRUCTION_SETS, hard_bases, run_with_instruction_set
 
 pytestmark = pytest.mark.needs_ext
 
@@ -39,30 +39,6 @@ def test_equals_scipy_at_the_edges_of_tiles(k: int, signed: bool) -> None:
         want = np.stack([scipy.optimize.nnls(A, target)[0] for target in targets])
         np.testing.assert_allclose(h, want, rtol=1e-6, atol=1e-9 * max(1.0, want.max()))
         assert residual.max() < 1e-12
-
-
-def hard_bases(k: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(k)
-    U, _, V = np.linalg.svd(rng.standard_normal((2 * k, k)), full_matrices=False)
-    base = rng.random((2 * k, k))
-    repeated, nearly, zero = base.copy(), base.copy(), base.copy()
-    repeated[:, k // 2] = 2 * base[:, 0]
-    nearly[:, k // 2] = base[:, 0] * (1 + 1e-9 * rng.random(2 * k))
-    zero[:, 0] = 0
-    return {
-        "condition 1e3": U * np.logspace(0, -3, k) @ V,
-        "condition 1e6": U * np.logspace(0, -6, k) @ V,
-        "condition 1e12": U * np.logspace(0, -12, k) @ V,
-        "repeated": repeated,
-        "nearly repeated": nearly,
-        "zero": zero,
-        "all zero": np.zeros_like(base),
-        "rank one": np.outer(base[:, 0], base[0]),
-        "wide": base[: k // 2],
-        "wide, signed": base[: k // 2] - 0.5,
-        "units": base * 10.0 ** rng.uniform(-8, 8, k),
-        "Hilbert": 1 / (1 + np.add.outer(np.arange(2 * k), np.arange(k))),
-    }
 
 
 @pytest.mark.parametrize("k", [4, 15, 40])

@@ -1,4 +1,4 @@
-"""The executables that hold the kernels, built once a session."""
+"""The executables that hold the kernels, built once a run."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from tests.cuda_on_cpu.harness import (
     run_kernels,
     without_each_barrier,
 )
+from tests.helpers import hard_bases
 
 
 @pytest.fixture(scope="module")
@@ -108,31 +109,6 @@ def test_float32_rows_are_solved_in_float64(kernels: Path, gram_dtype: torch.dty
     assert h.dtype == torch.float32
     exact = solve(kernels, gram.double(), cross.double())["h"]
     torch.testing.assert_close(h, exact.float(), rtol=0, atol=0)
-
-
-def hard_bases(k: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(k)
-    U, _, V = np.linalg.svd(rng.standard_normal((2 * k, k)), full_matrices=False)
-    base = rng.random((2 * k, k))
-    repeated, nearly, zero = base.copy(), base.copy(), base.copy()
-    repeated[:, k // 2] = 2 * base[:, 0]
-    nearly[:, k // 2] = base[:, 0] * (1 + 1e-9 * rng.random(2 * k))
-    zero[:, 0] = 0
-    return {
-        "condition 1e3": U * np.logspace(0, -3, k) @ V,
-        "condition 1e6": U * np.logspace(0, -6, k) @ V,
-        "condition 1e12": U * np.logspace(0, -12, k) @ V,
-        "repeated": repeated,
-        "nearly repeated": nearly,
-        "zero": zero,
-        "all zero": np.zeros_like(base),
-        "rank one": np.outer(base[:, 0], base[0]),
-        "wide": base[: k // 2],
-        "wide, signed": base[: k // 2] - 0.5,
-        "units": base * 10.0 ** rng.uniform(-8, 8, k),
-        "Hilbert": 1 / (1 + np.add.outer(np.arange(2 * k), np.arange(k))),
-        "ties": np.eye(2 * k, k),
-    }
 
 
 @pytest.mark.parametrize("k", [4, 15, 40])
