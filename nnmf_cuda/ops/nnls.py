@@ -56,6 +56,8 @@ def nnls(
     ------
     TypeError, ValueError
         If dtypes, shapes or devices disagree.
+    RuntimeError
+        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
@@ -120,6 +122,8 @@ def project(
     ------
     TypeError, ValueError
         If dtypes, shapes or devices disagree.
+    RuntimeError
+        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----

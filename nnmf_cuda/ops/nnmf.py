@@ -96,6 +96,8 @@ def nnmf_mu(
     ------
     TypeError, ValueError
         If dtypes, shapes or devices disagree, or a penalty is negative.
+    RuntimeError
+        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
@@ -201,6 +203,8 @@ def nnmf_hals(
     ------
     TypeError, ValueError
         If dtypes, shapes or devices disagree, or a penalty is negative.
+    RuntimeError
+        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
@@ -289,6 +293,8 @@ def nnmf_divergence(
     ------
     TypeError, ValueError
         If dtypes, shapes or devices disagree.
+    RuntimeError
+        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----

@@ -118,7 +118,9 @@ CUDA_ON_CPU_CALL(nnmf) {
   else
     run_small<Loss::kFrobenius>(call);
 #else
-  if (call.is<uint8_t>("X"))
+  if (call.is<uint8_t>("X") && call.is<double>("W"))
+    run<double, uint8_t>(call);
+  else if (call.is<uint8_t>("X"))
     run<float, uint8_t>(call);
   else if (call.is<double>("X"))
     run<double, double>(call);

@@ -131,6 +131,14 @@ def test_pixels_at_any_alignment(kernels, beta_loss, f):
     check(kernels, problem(2, 70, f, 6, torch.uint8, shared=False), options_of(beta_loss))
 
 
+@pytest.mark.parametrize("beta_loss", [1.0, 2.0])
+@pytest.mark.parametrize("k", [7, 200])
+def test_pixels_with_float64_factors(kernels, beta_loss, k):
+    tensors = problem(1, 5, 37, k, torch.uint8, shared=True)
+    tensors["W"], tensors["H"] = tensors["W"].double(), tensors["H"].double()
+    check(kernels, tensors, options_of(beta_loss))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
 @pytest.mark.parametrize(
     ("batch", "n", "f", "k", "n_inner", "update_H", "penalty"),
