@@ -2,6 +2,7 @@
 // the numerator, and what its denominator needs. W H exists only in registers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "device_problem.cuh"
@@ -114,6 +115,32 @@ __device__ __forceinline__ void update_rows(
   }
 }
 
+// Values of a warp's rows, which lie side by side.
+template <class Tiling>
+constexpr int kRowValues = kWarp * Tiling::kOwn * Tiling::kComponents;
+
+// Stores the lanes' rows, at most `count` values. They go by way of shared memory, so that lanes
+// write side by side.
+template <class Tiling, Factor factor>
+__device__ __forceinline__ void store_rows(
+    const typename Tiling::T (&rows)[Tiling::kOwn][Tiling::kComponents],
+    const Place<Tiling, factor>& place, unsigned char* memory, typename Tiling::T* to,
+    int64_t count) {
+  using T = typename Tiling::T;
+  using Vector = Pack<T, Tiling::kVector>;
+  T* const staged = reinterpret_cast<T*>(memory);
+  __syncwarp();  // before this overwrites what is read there
+#pragma unroll
+  for (int i = 0; i < Tiling::kOwn; ++i)
+    store_components(rows[i], place, staged + place.row(i) * Tiling::kComponents * place.group);
+  __syncwarp();
+  for (int first = 0; first < kRowValues<Tiling>; first += kWarp * Tiling::kVector) {
+    const int at = first + static_cast<int>(threadIdx.x) * Tiling::kVector;
+    if (at < count)
+      *reinterpret_cast<Vector*>(to + at) = *reinterpret_cast<const Vector*>(staged + at);
+  }
+}
+
 // A warp for each problem, split and tile of the length.
 template <class Tiling, Factor factor>
 __global__ void __launch_bounds__(kWarp, Tiling::kResident)
@@ -155,13 +182,10 @@ __global__ void __launch_bounds__(kWarp, Tiling::kResident)
     if (walk.tile == 0) sums.store(step.sums + (b * cut.splits + split) * padded, padded);
   }
   const int64_t at = ((b * cut.splits + split) * cut.length + walk.first) * padded;
-#pragma unroll
-  for (int i = 0; i < Tiling::kOwn; ++i) {
-    if (walk.first + place.row(i) >= cut.length) continue;
-    store_components(lane.numerator[i], place, step.numerators + at + place.row(i) * padded);
-    if constexpr (Tiling::kSumsDenominator)
-      store_components(lane.denominator[i], place, step.denominators + at + place.row(i) * padded);
-  }
+  const int64_t count = (walk.length - walk.first) * padded;
+  store_rows(lane.numerator, place, memory, step.numerators + at, count);
+  if constexpr (Tiling::kSumsDenominator)
+    store_rows(lane.denominator, place, memory, step.denominators + at, count);
 }
 
 template <class Tiling, Factor factor>
@@ -169,9 +193,9 @@ void launch_half_step(const HalfStep<typename Tiling::T, typename Tiling::Data>&
                       int64_t batch, cudaStream_t stream) {
   const int64_t blocks = batch * step.cut.tiles * step.cut.splits;
   if (blocks == 0) return;
-  const Stage stage = stage_of<Tiling, factor>(step.group);
-  NNMF_CUDA_LAUNCH((half_step_kernel<Tiling, factor>), grid_of(blocks), kWarp,
-                   kStages * stage.bytes, stream, step);
+  constexpr int kRowBytes = kRowValues<Tiling> * static_cast<int>(sizeof(typename Tiling::T));
+  const int bytes = std::max(kStages * stage_of<Tiling, factor>(step.group).bytes, kRowBytes);
+  NNMF_CUDA_LAUNCH((half_step_kernel<Tiling, factor>), grid_of(blocks), kWarp, bytes, stream, step);
 }
 
 }  // namespace nnmf_cuda

@@ -208,7 +208,7 @@ def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
         ("nnmf/warp_tile.cuh", "row_limit >= rows &&", "row_limit + 1 >= rows &&"),
         ("nnmf/warp_tile.cuh", "at < valid;", "at <= valid;"),
         ("nnmf/half_step_kernel.cuh", "place.row(i) < cut.length", "place.row(i) <= cut.length"),
-        ("nnmf/half_step_kernel.cuh", "place.row(i) >= cut.length", "place.row(i) > cut.length"),
+        ("nnmf/half_step_kernel.cuh", "if (at < count)", "if (at <= count)"),
         ("nnmf/half_step_kernel.cuh", "component < padded) to", "component <= padded) to"),
         ("nnmf/factor_kernels.cuh", "if (at >= size) return", "if (at > size) return"),
         ("nnmf/factor_kernels.cuh", "part < parts;", "part <= parts;"),
