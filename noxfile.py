@@ -51,9 +51,9 @@ def run_tests(session: nox.Session, *arguments: str, python: str = "python", **e
     """Run pytest on a copy of the tests, out of sight of the checkout's package."""
     copy = Path(session.create_tmp()).resolve() / "checkout"
     shutil.rmtree(copy, ignore_errors=True)
-    for folder in ("bench", "csrc", "tests"):
+    for folder in ("bench", "csrc", "docs", "tests"):
         shutil.copytree(ROOT / folder, copy / folder)
-    for file in ("pyproject.toml", "setup.py"):
+    for file in ("README.md", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / file, copy)
     options: dict[str, Any] = {"external": True} if python != "python" else {}
     with session.cd(copy):
