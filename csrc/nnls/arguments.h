@@ -31,13 +31,6 @@ inline void check_backward(const Argument& gram, const Argument& h, const Argume
   for (int64_t d = 0; d < 3; ++d) check_size(h, d, grad.tensor.size(d), "as grad");
 }
 
-// What CUDA kernels have room for.
-inline void check_variables(int64_t n_components) {
-  constexpr int64_t kMost = 256;
-  STD_TORCH_CHECK(n_components <= kMost, "n_components is ", n_components,
-                  ", but CUDA kernels take at most ", kMost, ": move gram and cross to the CPU");
-}
-
 // X [n, n_features] or [B, n, n_features], H [B, k, n_features]
 inline Shape check_project(const Tensor& X, const Tensor& H) {
   const Argument x{"X", X}, h{"H", H};

@@ -13,7 +13,7 @@ namespace {
 Tensor nnls_cuda(const Tensor& gram, const Tensor& cross) {
   check_rows({"gram", gram}, {"cross", cross});
   const int64_t batch = cross.size(0), n = cross.size(1), k = cross.size(2);
-  check_variables(k);
+  check_components(k, "gram and cross");
   const int32_t device = cross.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Tensor rows = torch::stable::contiguous(cross);
@@ -33,7 +33,7 @@ Tensor nnls_cuda(const Tensor& gram, const Tensor& cross) {
 Tensor nnls_backward_cuda(const Tensor& gram, const Tensor& h, const Tensor& grad) {
   check_backward({"gram", gram}, {"h", h}, {"grad", grad});
   const int64_t batch = grad.size(0), n = grad.size(1), k = grad.size(2);
-  check_variables(k);
+  check_components(k, "gram and cross");
   const int32_t device = grad.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Tensor answers = torch::stable::contiguous(h), grads = torch::stable::contiguous(grad);

@@ -15,7 +15,7 @@ namespace {
 
 Tensor project_cuda(const Tensor& X, const Tensor& H) {
   Shape s = check_project(X, H);
-  check_components(s.n_components);
+  check_components(s.n_components, "X and H");
   const int32_t device = H.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Tensor x = rows_contiguous(X, s), components = torch::stable::contiguous(H);

@@ -64,13 +64,6 @@ class ActiveProblems {
   std::optional<Tensor> tensor_;
 };
 
-// What CUDA kernels have room for.
-inline void check_components(int64_t n_components) {
-  constexpr int64_t kMost = 256;
-  STD_TORCH_CHECK(n_components <= kMost, "n_components is ", n_components,
-                  ", but CUDA kernels take at most ", kMost, ": move X, W and H to the CPU");
-}
-
 inline double scale_of(const Tensor& X) {
   return X.scalar_type() == ScalarType::Byte ? 1.0 / 255 : 1.0;
 }

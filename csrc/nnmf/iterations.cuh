@@ -44,20 +44,6 @@ class Iterations {
     }
   }
 
-  void pack(cudaStream_t stream) const {
-    const Shape& s = problem_.shape;
-    launch_pack(problem_.W, W_packed_, s.batch, layout_of_W(s, padded_), stream);
-    launch_pack(problem_.H, H_packed_, s.batch, layout_of_H(s, padded_), stream);
-  }
-
-  void unpack_W(T* W, cudaStream_t stream) const {
-    launch_unpack(W_packed_, W, problem_.shape.batch, layout_of_W(problem_.shape, padded_), stream);
-  }
-
-  void unpack_H(T* H, cudaStream_t stream) const {
-    launch_unpack(H_packed_, H, problem_.shape.batch, layout_of_H(problem_.shape, padded_), stream);
-  }
-
   // n_iter iterations, from the problem's factors to W and H, which are shaped as they are.
   void run(const Update& update_W, const Update& update_H, int64_t n_iter, bool updates_H, T* W,
            T* H, cudaStream_t stream) const {

@@ -10,7 +10,7 @@ namespace nnmf_cuda {
 
 Tensor nnmf_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss) {
   Shape s = check_factors(X, W, H);
-  check_components(s.n_components);
+  check_components(s.n_components, "X, W and H");
   const int32_t device = W.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Tensor x = rows_contiguous(X, s), w = torch::stable::contiguous(W),

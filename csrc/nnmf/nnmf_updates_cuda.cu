@@ -21,7 +21,7 @@ template <Loss loss, class F>
 Factors with_iterations(const Tensor& X, const Tensor& W, const Tensor& H, const bool* active,
                         const F& f) {
   Shape s = check_factors(X, W, H);
-  check_components(s.n_components);
+  check_components(s.n_components, "X, W and H");
   const int32_t device = W.get_device_index();
   const Tensor x = rows_contiguous(X, s), w = torch::stable::contiguous(W),
                h = torch::stable::contiguous(H);

@@ -210,7 +210,8 @@ __device__ __forceinline__ void for_each_tile(const Walk<Tiling>& walk, unsigned
   }
 }
 
-// A lane's place: own row i of the warp is `row(i)`, and component j of the lane `component(j)`.
+// A lane's place: its own row i is the warp's `row(i)`, and its vector v of components begins at
+// `vector(v)`.
 template <class Tiling, Factor factor>
 struct Place {
   int group, part, line;
