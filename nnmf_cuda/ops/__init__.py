@@ -6,6 +6,7 @@ by the plain-torch reference. All are functional: no argument is modified.
 
 from __future__ import annotations
 
+from nnmf_cuda.ops._schema import is_reference_path, reference_path
 from nnmf_cuda.ops.diffusion import purify
 from nnmf_cuda.ops.nnls import nnls, project
 from nnmf_cuda.ops.nnmf import (
@@ -19,10 +20,12 @@ from nnmf_cuda.ops.nnmf import (
 __all__ = [
     "EPSILON",
     "beta_loss_to_float",
+    "is_reference_path",
     "nnls",
     "nnmf_divergence",
     "nnmf_hals",
     "nnmf_mu",
     "project",
     "purify",
+    "reference_path",
 ]

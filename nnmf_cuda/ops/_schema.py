@@ -6,13 +6,17 @@ itself for its dispatch key and then outranks the reference (`CompositeExplicitA
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 
 from nnmf_cuda import _extension, reference
 
 LIBRARY = torch.library.Library("nnmf_cuda", "FRAGMENT")
 
-OPS = {
+OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "nnmf_mu": (
         "(Tensor X, Tensor W, Tensor H, Tensor? active=None, *, float beta_loss, int n_iter,"
         " bool update_H=True,"
@@ -49,3 +53,46 @@ for _name, (_schema, _reference) in OPS.items():
     LIBRARY.impl(_name, _reference, "CompositeExplicitAutograd")
 
 _extension.load()
+
+_on_reference_path = False
+
+
+@contextmanager
+def reference_path() -> Iterator[None]:
+    """Compute everything in plain eager torch inside the block, as if nothing was compiled.
+
+    What is served by a kernel or a fused loop elsewhere then runs as the reference: for
+    comparisons of speed and of results. Holds for the whole process, all threads.
+
+    Examples
+    --------
+    >>> with reference_path():
+    ...     logits = defended(features)
+    """
+    global _on_reference_path
+    before, _on_reference_path = _on_reference_path, True
+    try:
+        yield
+    finally:
+        _on_reference_path = before
+
+
+def is_reference_path() -> bool:
+    """Whether the call is inside `reference_path`."""
+    return _on_reference_path
+
+
+def serving(name: str, *arguments: torch.Tensor) -> Callable[..., Any]:
+    """Return what serves an op: the op, or inside `reference_path` its reference.
+
+    `arguments` are those that may ask for gradients which only the op has.
+    """
+    if not _on_reference_path:
+        op: Callable[..., Any] = getattr(torch.ops.nnmf_cuda, name).default
+        return op
+    if torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments):
+        raise RuntimeError(
+            f"{name} has no gradient on the reference path: leave reference_path() for it, or "
+            "detach its arguments"
+        )
+    return OPS[name][1]

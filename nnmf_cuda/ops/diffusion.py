@@ -17,7 +17,7 @@ from nnmf_cuda.ops._arguments import (
     require_shape,
     require_tensor,
 )
-from nnmf_cuda.ops._schema import LIBRARY
+from nnmf_cuda.ops._schema import LIBRARY, serving
 
 __all__ = ["purify"]
 
@@ -95,7 +95,7 @@ def purify(
         _check_noise(x, tensor, len(timesteps) if eta > 0 else 1, n_draws)
     else:
         seed = _check_seed(noise, n_draws)
-    purified: Tensor = torch.ops.nnmf_cuda.purify.default(
+    purified: Tensor = serving("purify")(
         x,
         tensor,
         timesteps,

@@ -15,7 +15,7 @@ from nnmf_cuda.ops._arguments import (
     require_shape,
     require_tensor,
 )
-from nnmf_cuda.ops._schema import LIBRARY
+from nnmf_cuda.ops._schema import LIBRARY, serving
 from nnmf_cuda.reference.nnmf import as_float
 
 __all__ = ["nnls", "project"]
@@ -86,7 +86,7 @@ def nnls(
     k = cross.shape[-1]
     require_shape("gram", gram, (*cross.shape[:-2], k, k), "(batch, k, k) for k columns of cross")
     batched = cross.dim() == 3
-    h: Tensor = torch.ops.nnmf_cuda.nnls.default(
+    h: Tensor = serving("nnls", gram, cross)(
         gram if batched else gram.unsqueeze(0), cross if batched else cross.unsqueeze(0)
     )
     h = h if batched else h.squeeze(0)
@@ -151,7 +151,7 @@ def project(
             f"X and H must have the same batch size, got {X.shape[0]} and {H.shape[0]}"
         )
     batched = H.dim() == 3
-    h: Tensor = torch.ops.nnmf_cuda.project.default(X, H if batched else H.unsqueeze(0))
+    h: Tensor = serving("project", X, H)(X, H if batched else H.unsqueeze(0))
     h = h if batched else h.squeeze(0)
     if not return_residual:
         return h

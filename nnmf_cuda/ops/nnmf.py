@@ -18,7 +18,7 @@ from nnmf_cuda.ops._arguments import (
     require_shape,
     require_tensor,
 )
-from nnmf_cuda.ops._schema import LIBRARY
+from nnmf_cuda.ops._schema import LIBRARY, serving
 from nnmf_cuda.reference import EPSILON
 
 __all__ = ["EPSILON", "beta_loss_to_float", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]
@@ -132,7 +132,7 @@ def nnmf_mu(
     """
     _check_active(active, W)
     return _run(
-        torch.ops.nnmf_cuda.nnmf_mu.default,
+        serving("nnmf_mu", W, H),
         X,
         W,
         H,
@@ -229,7 +229,7 @@ def nnmf_hals(
     """
     require_count("n_inner", n_inner, low=1)
     return _run(
-        torch.ops.nnmf_cuda.nnmf_hals.default,
+        serving("nnmf_hals", W, H),
         X,
         W,
         H,
@@ -311,7 +311,7 @@ def nnmf_divergence(
     """
     _check_factors(X, W, H)
     batched = W.dim() == 3
-    divergence: Tensor = torch.ops.nnmf_cuda.nnmf_divergence.default(
+    divergence: Tensor = serving("nnmf_divergence", W, H)(
         X,
         W if batched else W.unsqueeze(0),
         H if batched else H.unsqueeze(0),
