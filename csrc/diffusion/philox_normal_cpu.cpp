@@ -54,7 +54,7 @@ Tensor philox_normal_cpu(const Tensor& like, int64_t seed, int64_t n_steps, int6
   const DrawsShape s = check_draws({"like", like}, n_steps, n_rows, n_draws, n_features);
   const Tensor draws =
       torch::stable::new_empty(like, {s.n_steps, s.n_rows, s.n_draws, s.n_features});
-  if (s.size() == 0) return draws;
+  if (draws.numel() == 0) return draws;
   dispatch_floating(like.scalar_type(), [&]<class T>(Type<T>) {
     fill(draws.mutable_data_ptr<T>(), s, static_cast<uint64_t>(seed));
   });
