@@ -41,6 +41,36 @@ def factorisation(
     return draw(n, f), draw(*lead, n, k), draw(*lead, k, f)
 
 
+KNOWN_PHILOX_ANSWERS = [
+    # counter, key and words published with Random123 (kat_vectors, philox4x32 10)
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
+]
+
+
+def float32_ulps(got: Tensor, want: Tensor) -> Tensor:
+    """Count the float32 numbers from one to the other, zeros of both signs being one."""
+
+    def place(value: Tensor) -> Tensor:
+        bits = value.float().contiguous().view(torch.int32).long()
+        return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+    return (place(got) - place(want)).abs()
+
+
 AWKWARD_SHAPES = [
     # n, f, k: single rows and columns, primes, and k around the widths that kernels are made for
     (1, 67, 1),

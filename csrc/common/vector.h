@@ -13,6 +13,21 @@ struct IntegersOf {
   typedef Word Lanes __attribute__((vector_size(NNMF_CUDA_VECTOR_BYTES)));
 };
 
+// The whole products of the lower halves of lanes.
+NNMF_CUDA_INLINE IntegersOf<uint64_t>::Lanes multiply_words(const IntegersOf<uint64_t>::Lanes& a,
+                                                            const IntegersOf<uint64_t>::Lanes& b) {
+  typedef IntegersOf<uint64_t>::Lanes Lanes;
+#if NNMF_CUDA_VECTOR_BYTES == 64
+  return (Lanes)_mm512_maskz_mul_epu32(-1, (__m512i)a, (__m512i)b);
+#elif NNMF_CUDA_VECTOR_BYTES == 32
+  return (Lanes)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+  return (Lanes)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xffffffff) * (b & 0xffffffff);
+#endif
+}
+
 template <class T>
 struct Vector {
   static constexpr int64_t kLanes = NNMF_CUDA_VECTOR_BYTES / int64_t{sizeof(T)};
@@ -144,6 +159,29 @@ struct Vector {
     }
 #else
     return x / y;
+#endif
+  }
+
+  static NNMF_CUDA_INLINE Lanes sqrt(const Lanes& v) {
+#if NNMF_CUDA_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4)
+      return (Lanes)_mm512_maskz_sqrt_ps(-1, (__m512)v);
+    else
+      return (Lanes)_mm512_maskz_sqrt_pd(-1, (__m512d)v);
+#elif NNMF_CUDA_VECTOR_BYTES == 32
+    if constexpr (sizeof(T) == 4)
+      return (Lanes)_mm256_sqrt_ps((__m256)v);
+    else
+      return (Lanes)_mm256_sqrt_pd((__m256d)v);
+#elif defined(__x86_64__)
+    if constexpr (sizeof(T) == 4)
+      return (Lanes)_mm_sqrt_ps((__m128)v);
+    else
+      return (Lanes)_mm_sqrt_pd((__m128d)v);
+#else
+    Lanes root;
+    for (int64_t l = 0; l < kLanes; ++l) root[l] = static_cast<T>(__builtin_sqrt(v[l]));
+    return root;
 #endif
   }
 

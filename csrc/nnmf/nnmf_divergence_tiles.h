@@ -2,5 +2,5 @@
 // clang-format off: each builds on those above it
 #include "tiles.h"
 #include "packed.h"
-#include "logarithm.h"
+#include "../common/logarithm.h"
 #include "divergence_tiles.h"

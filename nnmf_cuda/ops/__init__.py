@@ -18,6 +18,7 @@ from nnmf_cuda.ops.nnmf import (
     nnmf_hals,
     nnmf_mu,
 )
+from nnmf_cuda.ops.philox import philox_normal
 
 __all__ = [
     "EPSILON",
@@ -29,6 +30,7 @@ __all__ = [
     "nnmf_divergence",
     "nnmf_hals",
     "nnmf_mu",
+    "philox_normal",
     "project",
     "purify",
     "reference_path",

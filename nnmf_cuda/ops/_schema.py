@@ -16,6 +16,15 @@ from nnmf_cuda import _extension, reference
 
 LIBRARY = torch.library.Library("nnmf_cuda", "FRAGMENT")
 
+
+def _philox_normal(
+    like: torch.Tensor, *, seed: int, n_steps: int, n_rows: int, n_draws: int, n_features: int
+) -> torch.Tensor:
+    """Call the reference, which has no tensor argument that could choose a device for an op."""
+    shape = (n_steps, n_rows, n_draws, n_features)
+    return reference.philox_normal(seed, shape, dtype=like.dtype, device=like.device)
+
+
 OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "nnmf_mu": (
         "(Tensor X, Tensor W, Tensor H, Tensor? active=None, *, float beta_loss, int n_iter,"
@@ -40,6 +49,11 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         reference.nnls_backward,
     ),
     "project": ("(Tensor X, Tensor H) -> Tensor", reference.project),
+    "philox_normal": (
+        "(Tensor like, *, int seed, int n_steps, int n_rows, int n_draws, int n_features)"
+        " -> Tensor",
+        _philox_normal,
+    ),
     "purify": (
         "(Tensor x, Tensor? noise, Tensor timesteps, Tensor alphas_cumprod, Tensor[] weights, *,"
         " float eta=0., int seed=0, int n_draws=1, bool keep_signs=False) -> (Tensor, Tensor)",

@@ -5,28 +5,10 @@ import scipy.stats
 import torch
 
 from nnmf_cuda.reference import philox_4x32, philox_normal
+from tests.helpers import KNOWN_PHILOX_ANSWERS
 
 
-@pytest.mark.parametrize(
-    ("counter", "key", "want"),
-    [  # known answers published with Random123 (kat_vectors, philox4x32 10)
-        (
-            "00000000 00000000 00000000 00000000",
-            "00000000 00000000",
-            "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
-        ),
-        (
-            "ffffffff ffffffff ffffffff ffffffff",
-            "ffffffff ffffffff",
-            "408f276d 41c83b0e a20bc7c6 6d5451fd",
-        ),
-        (
-            "243f6a88 85a308d3 13198a2e 03707344",
-            "a4093822 299f31d0",
-            "d16cfe09 94fdcceb 5001e420 24126ea1",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("counter", "key", "want"), KNOWN_PHILOX_ANSWERS)
 def test_philox_known_answers(counter: str, key: str, want: str) -> None:
     words, halves, expected = ([int(w, 16) for w in text.split()] for text in (counter, key, want))
     assert philox_4x32(torch.tensor(words), (halves[0], halves[1])).tolist() == expected
