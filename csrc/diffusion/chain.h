@@ -91,7 +91,16 @@ void combine(T a, const T* x, T b, const T* y, int64_t n_units, T* to) {
     V::store(to + i, va * V::load(x + i) + vb * V::load(y + i));
 }
 
-// Returns the last prediction, which is written to `prediction`. `noise` is memory for one.
+// to = factor * x, [n_units][kBlockRows].
+template <class T>
+void scale(T factor, const T* x, int64_t n_units, T* to) {
+  using V = Vector<T>;
+  const typename V::Lanes v = V::broadcast(factor);
+  for (int64_t i = 0; i < n_units * kBlockRows; i += V::kLanes)
+    V::store(to + i, v * V::load(x + i));
+}
+
+// The last prediction is written to `prediction`. `noise` is memory for one.
 template <class T>
 void chain_forward(const Defence<T>& d, const Rows& rows, const ChainActivations<T>& a, T* noise,
                    uint32_t* signs, T* prediction) {
@@ -168,7 +177,7 @@ void chain_backward(const Defence<T>& d, const Rows& rows, const uint32_t* signs
   for (int64_t i = chain.n_steps - 2; i >= 0; --i) {
     const ChainStep<T>& step = chain.steps[i];
     store_noise(i + 1, step.of_noise);
-    combine(step.of_prediction, g.x_t, T{0}, g.x_t, m, g.prediction);
+    scale(step.of_prediction, g.x_t, m, g.prediction);
     mlp(i, g.through);
     combine(T{1}, g.through, step.of_x_t, g.x_t, m, g.x_t);
   }

@@ -1,11 +1,13 @@
 // ISA source (see foreach_isa.h): a defended classifier on one block of rows, forwards and
 // backwards. It serves purification alone and the network alone too.
+// clang-format off: each builds on those before it
 #include "../networks/tiles.h"
 #include "../networks/layers.h"
 #include "../networks/mlp.h"
 #include "../networks/feature_cnn.h"
 #include "philox_normals.h"
 #include "chain.h"
+// clang-format on
 
 namespace nnmf_cuda {
 namespace NNMF_CUDA_ISA {
@@ -77,8 +79,8 @@ void forward_block(const Defence<T>& d, int64_t block, T* memory, T* out, uint32
 // forward pass left there (all steps of it). `transposed` is memory for them.
 template <class T>
 void backward(const Defence<T>& d, const Rows& rows, const Gradients<T>& gradients,
-              const uint32_t* signs, T* memory, const Activations<T>& a,
-              const DefenceSums<T>* sums, T* transposed) {
+              const uint32_t* signs, T* memory, const Activations<T>& a, const DefenceSums<T>* sums,
+              T* transposed) {
   T *outputs = memory, *next = memory + kBlockRows * d.n_outputs(), *at_features = outputs;
   if (d.cnn != nullptr) {
     load_samples(gradients.of_outputs, rows, d.n_draws, d.n_outputs(),
@@ -91,7 +93,7 @@ void backward(const Defence<T>& d, const Rows& rows, const Gradients<T>& gradien
     if (sums == nullptr) {
       feature_cnn_backward<T>(*d.cnn, outputs, of_cnn, g, at_features, nullptr);
     } else {
-      const CnnSums<T> of_weights{&a.cnn,      sums->cnn[0], sums->cnn[1],
+      const CnnSums<T> of_weights{&a.cnn,       sums->cnn[0], sums->cnn[1],
                                   sums->cnn[2], sums->cnn[3], transposed};
       feature_cnn_backward(*d.cnn, outputs, of_cnn, g, at_features, &of_weights);
     }
@@ -101,7 +103,7 @@ void backward(const Defence<T>& d, const Rows& rows, const Gradients<T>& gradien
   }
   if (d.chain != nullptr) {
     const ChainGradients<T> g(*d.chain, d.n_features, next);
-    combine(T{1}, at_features, T{0}, at_features, d.n_features, g.prediction);
+    scale(T{1}, at_features, d.n_features, g.prediction);
     chain_backward(d, rows, signs, g, gradients.of_noise, a.chain,
                    sums == nullptr ? nullptr : sums->chain, transposed);
     at_features = g.x_t;
@@ -126,8 +128,7 @@ void backward_block_with_sums(const Defence<T>& d, int64_t block, T* memory, uin
   const Activations<T> a(d, n_steps, memory);
   T* of_backward = memory + forward_memory(d, n_steps);
   forward(d, rows, a, signs);
-  backward<T>(d, rows, gradients, signs, of_backward, a, &sums,
-              of_backward + backward_memory(d));
+  backward<T>(d, rows, gradients, signs, of_backward, a, &sums, of_backward + backward_memory(d));
 }
 
 }  // namespace

@@ -15,8 +15,8 @@ struct CnnActivations {
 
   static int64_t size(const CnnShape& s) {
     const int64_t padded_positions = s.n_features + 2;
-    return kBlockRows * (padded_positions * (1 + s.first) + 2 * s.second +
-                         s.second * s.n_pooled() + s.hidden + s.n_classes);
+    return kBlockRows * (padded_positions * (1 + s.first) + 2 * s.second + s.second * s.n_pooled() +
+                         s.hidden + s.n_classes);
   }
 
   CnnActivations(const CnnShape& s, T* memory) : in(memory) {
@@ -34,8 +34,8 @@ struct CnnGradients {
   T *hidden, *pooled, *second, *first;
 
   static int64_t size(const CnnShape& s) {
-    return kBlockRows * (s.hidden + s.second * s.n_pooled() +
-                         (s.n_features + 2) * (s.second + s.first));
+    return kBlockRows *
+           (s.hidden + s.second * s.n_pooled() + (s.n_features + 2) * (s.second + s.first));
   }
 
   CnnGradients(const CnnShape& s, T* memory) : hidden(memory) {

@@ -57,8 +57,8 @@ NNMF_CUDA_INLINE void multiply_tile(const T* left, int64_t out_stride, int64_t i
 // n_columns is a multiple of kColumns.
 template <class T, class Finish>
 NNMF_CUDA_INLINE void multiply(const T* left, int64_t out_stride, int64_t in_stride, const T* right,
-                               int64_t right_stride, int64_t n_in, int64_t n_out,
-                               int64_t n_columns, const Finish& finish) {
+                               int64_t right_stride, int64_t n_in, int64_t n_out, int64_t n_columns,
+                               const Finish& finish) {
   using V = Vector<T>;
   for (int64_t column = 0; column < n_columns; column += kColumns<T>) {
     int64_t o = 0;
