@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 __all__ = ["LOSSES", "apgd_attack"]
 
 LogitsOf = Callable[[Tensor], Tensor]
-LossOf = Callable[[Tensor, Tensor], Tensor]
+LossOf = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # Share of the last step that the momentum replaces, from the second step on.
 _OWN_STEP = 0.75
@@ -23,12 +22,18 @@ _RISING_SHARE = 0.75
 _TINY = 1e-12
 
 
-def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, y, reduction="none")
+def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    # What autograd would do, without its graph. Its backward is called as it is, for softmax itself
+    # rounds differently.
+    log_shares = logits.log_softmax(1)
+    outer = torch.zeros_like(logits).scatter_(1, labels, -1.0)
+    gradient = torch.ops.aten._log_softmax_backward_data(outer, log_shares, 1, logits.dtype)
+    return log_shares.gather(1, labels).neg_(), gradient
 
 
 LOSSES: Mapping[str, LossOf] = {"ce": _cross_entropy}
-"""What can be climbed: logits (n, n_classes) and labels (n,) to a loss per sample (n,)."""
+"""What can be climbed: logits (n, n_classes) and labels (n, 1) to losses (n, 1), and the gradient
+of their sum to the logits."""
 
 
 def apgd_attack(
@@ -92,19 +97,18 @@ def apgd_attack(
             rows = robust.nonzero().squeeze(1)
             if len(rows) == 0:
                 break
-            model = _Differentiable(logits_of, LOSSES[loss], y[rows], eot_iter)
+            model = _Differentiable(logits_of, LOSSES[loss], y[rows].unsqueeze(1), eot_iter)
             ball = _BALLS[norm](x[rows], attack_eps)
             points, held = _climb(model, ball, 2 * attack_eps, n_iter)
-            broken = rows[~held]
-            x_adv[broken] = points[~held]
-            robust[broken] = False
+            robust[rows] = held.squeeze(1)
+            x_adv[rows] = torch.where(held, x_adv[rows], points)
     return x_adv
 
 
 def _climb(
     model: _Differentiable, ball: _Ball, first_step: float, n_iter: int
 ) -> tuple[Tensor, Tensor]:
-    """Run one start; returns the last wrong points (n, M), and who was never wrong (n,)."""
+    """Run one start; returns the last wrong points (n, M), and who was never wrong (n, 1)."""
     x_adv = ball.random_start()
     leaf = x_adv.detach().requires_grad_()  # the same memory, for the model
     gradient = torch.empty_like(x_adv)
@@ -129,7 +133,7 @@ def _climb(
 
         losses, right = model.evaluate(leaf, gradient)
         held &= right
-        torch.where(right.unsqueeze(1), x_wrong, x_adv, out=x_wrong)
+        torch.where(right, x_wrong, x_adv, out=x_wrong)
         history[i + 1] = losses
         best.update(x_adv, gradient, losses)
         if i in checkpoints:
@@ -160,24 +164,27 @@ class _Differentiable:
 
     logits_of: LogitsOf
     loss_of: LossOf
-    y: Tensor
+    labels: Tensor
     eot_iter: int
 
     def evaluate(self, leaf: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the mean gradient (n, M); return losses (n, 1) and who is right (n,).
+        """Write the mean gradient (n, M); return losses and who is right, both (n, 1).
 
         The last two are of the last of the `eot_iter` passes.
         """
-        gradient.zero_()
-        for _ in range(self.eot_iter):
+        for i in range(self.eot_iter):
             with torch.enable_grad():
                 logits = self.logits_of(leaf)
-                losses = self.loss_of(logits, self.y)
-                (passed,) = torch.autograd.grad(losses.sum(), leaf)
-            gradient.add_(passed)
+            values = logits.detach()
+            losses, of_logits = self.loss_of(values, self.labels)
+            (passed,) = torch.autograd.grad(logits, leaf, of_logits)
+            if i == 0:
+                gradient.copy_(passed)
+            else:
+                gradient.add_(passed)
         if self.eot_iter > 1:
             gradient.div_(self.eot_iter)
-        return losses.detach().unsqueeze(1), logits.detach().argmax(1) == self.y
+        return losses, values.argmax(1, keepdim=True) == self.labels
 
 
 @dataclass

@@ -79,7 +79,8 @@ def square_attack(
 
 def _search(logits_of: LogitsOf, x: Tensor, y: Tensor, attack_eps: float, n_queries: int) -> Tensor:
     """Return the points (n, M) of smallest margin that were found."""
-    start = _random_signs(x.shape).to(x.device).mul_(attack_eps).add_(x).clamp_(0, 1)
+    start = torch.rand(x.shape).sub_(0.5).sign_().to(x.device)
+    start = start.mul_(attack_eps).add_(x).clamp_(0, 1)
     labels = y.unsqueeze(1)
     margins = _margins(logits_of(start), labels)
     active = _Active(
@@ -91,12 +92,12 @@ def _search(logits_of: LogitsOf, x: Tensor, y: Tensor, attack_eps: float, n_quer
         upper=(x + attack_eps).clamp_(max=1),
     )
     points = start.clone()
-    steps = _Steps(x.shape[1], 2 * attack_eps, x.device)
+    signs = _Signs(x.shape[1], x.device)
     active.retire(points)
     for _ in range(n_queries):
         if len(active.rows) == 0:
             break
-        proposed = active.propose(steps.draw())
+        proposed = active.propose(signs.draw(), 2 * attack_eps)
         margins = _margins(logits_of(proposed), active.labels)
         if active.accept(proposed, margins):
             active.retire(points)
@@ -110,24 +111,19 @@ def _margins(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels) - others
 
 
-def _random_signs(shape: torch.Size) -> Tensor:
-    return torch.rand(shape).mul_(2).sub_(1).sign_()
+class _Signs:
+    """Draws the signs (M,) of each query into one buffer."""
 
-
-class _Steps:
-    """Draws the step (M,) of each query into one buffer."""
-
-    def __init__(self, n_features: int, size: float, device: torch.device) -> None:
+    def __init__(self, n_features: int, device: torch.device) -> None:
         # Pinned, the copy to a GPU does not wait; `accept` has waited for it before the next draw.
         self._draws = torch.empty(_N_PLACES + n_features, pin_memory=device.type == "cuda")
         self._signs = self._draws[_N_PLACES:]
-        self._size = size
         self._device = device
 
     def draw(self) -> Tensor:
+        """Return new signs; on the CPU valid until called again."""
         self._draws.uniform_()
-        self._signs.mul_(2).sub_(1).sign_().mul_(self._size)
-        return self._signs.to(self._device, non_blocking=True)
+        return self._signs.sub_(0.5).sign_().to(self._device, non_blocking=True)
 
 
 @dataclass
@@ -147,9 +143,9 @@ class _Active:
     def __post_init__(self) -> None:
         self._proposed = torch.empty_like(self.points)
 
-    def propose(self, step: Tensor) -> Tensor:
-        """Return all points moved by `step` (M,), within ball and box; valid until called again."""
-        torch.add(self.points, step, out=self._proposed)
+    def propose(self, signs: Tensor, size: float) -> Tensor:
+        """Return all points a step further, in ball and box; valid until called again."""
+        torch.add(self.points, signs, alpha=size, out=self._proposed)
         return torch.clamp(self._proposed, self.lower, self.upper, out=self._proposed)
 
     def accept(self, proposed: Tensor, margins: Tensor) -> bool:
