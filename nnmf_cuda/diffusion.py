@@ -228,19 +228,30 @@ class DiffusionPurifier(nn.Module):
         ValueError
             If both noise and generator are given, or shapes disagree.
         """
+        chain = self.chain(x, noise, generator)
+        return ops.purify(x, weights=self.denoiser.weights(), **chain)
+
+    def chain(
+        self,
+        x: Tensor,
+        noise: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Any]:
+        """Return what `ops.purify` and `ops.defended_logits` take beside features and weights.
+
+        Arguments as in `forward`.
+        """
         if noise is not None and generator is not None:
             raise ValueError("give noise or generator, not both")
         if noise is None:
             noise = self.draw_noise(x, generator)
-        return ops.purify(
-            x,
-            noise,
-            self.timesteps,
-            self.alphas_cumprod,
-            self.denoiser.weights(),
-            eta=self.eta,
-            n_draws=None if isinstance(noise, Tensor) else self.n_draws,
-        )
+        return {
+            "noise": noise,
+            "timesteps": self.timesteps,
+            "alphas_cumprod": self.alphas_cumprod,
+            "eta": self.eta,
+            "n_draws": None if isinstance(noise, Tensor) else self.n_draws,
+        }
 
     def draw_noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw the noise that one forward pass over x needs: (S', n_samples, n_draws, M)."""

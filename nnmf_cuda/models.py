@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from nnmf_cuda import ops
 from nnmf_cuda.diffusion import DiffusionPurifier
 from nnmf_cuda.reference import sinusoidal_embedding
 
@@ -50,11 +51,17 @@ class FeatureCNN(nn.Module):
             nn.Linear(32 * (n_features // 2), 64), nn.ReLU(), nn.Linear(64, n_classes)
         )
 
+    def weights(self) -> list[Tensor]:
+        """Return weight and bias of each layer, as `ops.feature_cnn` takes them; not copies."""
+        return _weights((*self.convolutions, *self.head))
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (n_samples, n_classes) of features (n_samples, n_features)."""
         _require_features(x, self.n_features)
-        logits: Tensor = self.head(self.convolutions(x.unsqueeze(1)).flatten(1))
-        return logits
+        if _is_observed(self):
+            logits: Tensor = self.head(self.convolutions(x.unsqueeze(1)).flatten(1))
+            return logits
+        return ops.feature_cnn(x, self.weights())
 
 
 class FeatureDenoiser(nn.Module):
@@ -110,12 +117,7 @@ class FeatureDenoiser(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """Return [W1, b1, W2, b2, W3, b3], as `ops.purify` takes them; not copies."""
-        return [
-            tensor
-            for layer in self.layers
-            if isinstance(layer, nn.Linear)
-            for tensor in (layer.weight, layer.bias)
-        ]
+        return _weights(self.layers)
 
 
 class DefendedClassifier(nn.Module):
@@ -146,11 +148,44 @@ class DefendedClassifier(nn.Module):
     ) -> Tensor:
         """Return the mean logits (n_samples, n_classes) over the draws.
 
-        `noise` and `generator` are as in `DiffusionPurifier.forward`.
+        `noise` and `generator` are as in `DiffusionPurifier.forward`. A `FeatureCNN` is fused with
+        the purifier into one op.
         """
+        if type(self.classifier) is FeatureCNN and not _is_observed(self):
+            return ops.defended_logits(
+                x,
+                denoiser=self.purifier.denoiser.weights(),
+                classifier=self.classifier.weights(),
+                **self.purifier.chain(x, noise, generator),
+            )
         purified = self.purifier(x, noise=noise, generator=generator)
         logits: Tensor = self.classifier(purified.flatten(0, 1))
-        return logits.reshape(*purified.shape[:2], -1).mean(1)
+        return logits.reshape(*purified.shape[:2], logits.shape[1]).mean(1)
+
+
+def _is_observed(module: nn.Module) -> bool:
+    """Whether to go through torch's modules: plain torch is asked for, or hooks want to see them.
+
+    A module of another type than ours may have been put in a layer's place.
+    """
+    return ops.is_reference_path() or any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or type(part) not in _FUSED
+        for part in module.modules()
+    )
+
+
+def _weights(layers: Iterable[nn.Module]) -> list[Tensor]:
+    return [
+        tensor
+        for layer in layers
+        if isinstance(layer, (nn.Linear, nn.Conv1d))
+        for tensor in (layer.weight, layer.bias)
+        if tensor is not None
+    ]
 
 
 def _require_features(x: Tensor, n_features: int) -> None:
@@ -158,6 +193,19 @@ def _require_features(x: Tensor, n_features: int) -> None:
         raise ValueError(
             f"features must have shape (n_samples, {n_features}), got {tuple(x.shape)}"
         )
+
+
+_FUSED = {
+    FeatureCNN,
+    FeatureDenoiser,
+    DiffusionPurifier,
+    DefendedClassifier,
+    nn.Sequential,
+    nn.Conv1d,
+    nn.Linear,
+    nn.ReLU,
+    nn.MaxPool1d,
+}
 
 
 @contextmanager

@@ -15,6 +15,7 @@
 // {` and writes vectors as Vector<T> of vector.h. NNMF_CUDA_VECTOR_BYTES tells the instruction set.
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "inline.h"
 #include "isa.h"

@@ -95,6 +95,47 @@ struct Vector {
 #endif
   }
 
+  // One bit a lane: whether it is above zero.
+  static NNMF_CUDA_INLINE uint32_t positive(const Lanes& v) {
+#if NNMF_CUDA_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4)
+      return _mm512_cmp_ps_mask((__m512)v, (__m512)Lanes{}, _CMP_GT_OQ);
+    else
+      return _mm512_cmp_pd_mask((__m512d)v, (__m512d)Lanes{}, _CMP_GT_OQ);
+#elif NNMF_CUDA_VECTOR_BYTES == 32
+    if constexpr (sizeof(T) == 4)
+      return static_cast<uint32_t>(_mm256_movemask_ps((__m256)(v > Lanes{})));
+    else
+      return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)(v > Lanes{})));
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4)
+      return static_cast<uint32_t>(_mm_movemask_ps((__m128)(v > Lanes{})));
+    else
+      return static_cast<uint32_t>(_mm_movemask_pd((__m128d)(v > Lanes{})));
+#else
+    uint32_t bits = 0;
+    for (int64_t l = 0; l < kLanes; ++l) bits |= static_cast<uint32_t>(v[l] > T{0}) << l;
+    return bits;
+#endif
+  }
+
+  // The lanes whose bit is set, zero elsewhere; higher bits do not matter.
+  static NNMF_CUDA_INLINE Lanes keep(uint32_t bits, const Lanes& v) {
+#if NNMF_CUDA_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4)
+      return (Lanes)_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), (__m512)v);
+    else
+      return (Lanes)_mm512_maskz_mov_pd(static_cast<__mmask8>(bits), (__m512d)v);
+#else
+    using Word = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+    typedef typename IntegersOf<Word>::Lanes Words;
+    Words lane;
+    for (int64_t l = 0; l < kLanes; ++l) lane[l] = Word{1} << l;
+    const Words set = (Words)(((Word{bits} - Words{}) & lane) == lane);
+    return (Lanes)(set & (Words)v);
+#endif
+  }
+
   // x / y to the last bit or two, for y whose inverse is no denormal (in float32 up to 8e37); what
   // overflows becomes NaN.
   static NNMF_CUDA_INLINE Lanes divide(const Lanes& x, const Lanes& y) {

@@ -56,8 +56,36 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     ),
     "purify": (
         "(Tensor x, Tensor? noise, Tensor timesteps, Tensor alphas_cumprod, Tensor[] weights, *,"
-        " float eta=0., int seed=0, int n_draws=1) -> Tensor",
+        " float eta=0., int seed=0, int n_draws=1, bool keep_signs=False) -> (Tensor, Tensor)",
         reference.purify,
+    ),
+    "purify_backward": (
+        "(Tensor grad, Tensor x, Tensor? noise, Tensor timesteps, Tensor alphas_cumprod,"
+        " Tensor[] weights, Tensor signs, *, float eta, int seed, int n_draws,"
+        " bool noise_needs_grad, bool weights_need_grad) -> (Tensor, Tensor, Tensor)",
+        reference.purify_backward,
+    ),
+    "feature_cnn": (
+        "(Tensor x, Tensor[] weights, *, bool keep_signs=False) -> (Tensor, Tensor)",
+        reference.feature_cnn,
+    ),
+    "feature_cnn_backward": (
+        "(Tensor grad, Tensor x, Tensor[] weights, Tensor signs, *, bool weights_need_grad)"
+        " -> (Tensor, Tensor)",
+        reference.feature_cnn_backward,
+    ),
+    "defended_logits": (
+        "(Tensor x, Tensor? noise, Tensor timesteps, Tensor alphas_cumprod, Tensor[] denoiser,"
+        " Tensor[] classifier, *, float eta=0., int seed=0, int n_draws=1,"
+        " bool keep_signs=False) -> (Tensor, Tensor)",
+        reference.defended_logits,
+    ),
+    "defended_logits_backward": (
+        "(Tensor grad, Tensor x, Tensor? noise, Tensor timesteps, Tensor alphas_cumprod,"
+        " Tensor[] denoiser, Tensor[] classifier, Tensor signs, *, float eta, int seed,"
+        " int n_draws, bool noise_needs_grad, bool weights_need_grad)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        reference.defended_logits_backward,
     ),
 }
 """Name of each op, its schema and its reference."""
@@ -110,3 +138,12 @@ def serving(name: str, *arguments: torch.Tensor) -> Callable[..., Any]:
             "detach its arguments"
         )
     return OPS[name][1]
+
+
+def raise_in_backward(name: str, remedy: str) -> None:
+    """Give an op a gradient that raises; no gradient at all would be taken for zero."""
+
+    def backward(_ctx: Any, *_grads: torch.Tensor) -> None:
+        raise RuntimeError(f"nnmf_cuda.ops.{name} is not differentiable: {remedy}")
+
+    torch.library.register_autograd(f"nnmf_cuda::{name}", backward, lib=LIBRARY)

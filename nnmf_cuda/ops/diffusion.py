@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnmf_cuda import reference
-from nnmf_cuda.ops._arguments import (
-    FLOATS,
-    require_dims,
-    require_dtype,
-    require_same_device,
-    require_shape,
-    require_tensor,
+from nnmf_cuda.ops._defence_arguments import (
+    check_chain,
+    check_denoiser,
+    empty_signs,
+    needs_gradient,
+    noise_or_seed,
+    require_signs,
+    signs_of_denoiser,
+    split_like,
 )
-from nnmf_cuda.ops._schema import LIBRARY, serving
+from nnmf_cuda.ops._schema import LIBRARY, is_reference_path, raise_in_backward, serving
 
 __all__ = ["purify"]
 
@@ -87,14 +88,9 @@ def purify(
     torch.Size([4, 2, 3])
     """
     weights = list(weights)
-    _check_chain(x, timesteps, alphas_cumprod, eta)
-    _check_weights(x, weights)
-    tensor, seed = None, 0
-    if isinstance(noise, Tensor):
-        tensor = noise.unsqueeze(0) if noise.dim() == 3 else noise
-        _check_noise(x, tensor, len(timesteps) if eta > 0 else 1, n_draws)
-    else:
-        seed = _check_seed(noise, n_draws)
+    check_chain(x, timesteps, alphas_cumprod, eta)
+    check_denoiser(x, weights, "weights")
+    tensor, seed, draws = noise_or_seed(x, noise, len(timesteps) if eta > 0 else 1, n_draws)
     purified: Tensor = serving("purify")(
         x,
         tensor,
@@ -103,78 +99,10 @@ def purify(
         weights,
         eta=float(eta),
         seed=seed,
-        n_draws=n_draws or 1,
-    )
+        n_draws=draws,
+        keep_signs=needs_gradient(x, tensor, *weights) and not is_reference_path(),
+    )[0]
     return purified
-
-
-def _check_chain(x: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, eta: float) -> None:
-    require_tensor("x", x)
-    require_dtype("x", x, FLOATS)
-    require_dims("x", x, (2,))
-    require_tensor("timesteps", timesteps)
-    require_dtype("timesteps", timesteps, (torch.int64,))
-    require_dims("timesteps", timesteps, (1,))
-    require_tensor("alphas_cumprod", alphas_cumprod)
-    require_dtype("alphas_cumprod", alphas_cumprod, (torch.float64,))
-    require_dims("alphas_cumprod", alphas_cumprod, (1,))
-    require_same_device(x=x, timesteps=timesteps, alphas_cumprod=alphas_cumprod)
-    if alphas_cumprod.requires_grad:
-        raise ValueError("alphas_cumprod must not require gradients: detach() it")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")
-    if len(timesteps) == 0:
-        raise ValueError("timesteps must have at least one entry")
-    if timesteps.device.type == "cpu" and not torch.compiler.is_compiling():
-        steps = timesteps.tolist()
-        if not all(0 <= t < len(alphas_cumprod) for t in steps) or any(
-            later >= earlier for earlier, later in zip(steps, steps[1:], strict=False)
-        ):
-            raise ValueError(
-                f"timesteps must descend strictly within [0, {len(alphas_cumprod) - 1}],"
-                f" got {steps}"
-            )
-
-
-def _check_weights(x: Tensor, weights: list[Tensor]) -> None:
-    if len(weights) < 2 or len(weights) % 2:
-        raise ValueError(f"weights must be [W1, b1, W2, b2, ...], got {len(weights)} tensors")
-    for i, value in enumerate(weights):
-        require_tensor(f"weights[{i}]", value)
-        require_dtype(f"weights[{i}]", value, (x.dtype,))
-        require_dims(f"weights[{i}]", value, (1,) if i % 2 else (2,))
-    require_same_device(x=x, **{f"weights[{i}]": value for i, value in enumerate(weights)})
-    width = weights[0].shape[1]
-    if width < x.shape[1]:
-        raise ValueError(f"weights[0] takes {width} inputs, fewer than x's {x.shape[1]} features")
-    for i in range(0, len(weights), 2):
-        out = x.shape[1] if i + 2 == len(weights) else weights[i].shape[0]
-        require_shape(f"weights[{i}]", weights[i], (out, width), "(outputs, inputs)")
-        require_shape(f"weights[{i + 1}]", weights[i + 1], (out,), "(outputs,)")
-        width = out
-
-
-def _check_noise(x: Tensor, noise: Tensor, expected: int, n_draws: int | None) -> None:
-    require_dtype("noise", noise, (x.dtype,))
-    require_dims("noise", noise, (4,))
-    require_same_device(x=x, noise=noise)
-    draws = noise.shape[2] if n_draws is None else n_draws
-    require_shape(
-        "noise",
-        noise,
-        (expected, x.shape[0], draws, x.shape[1]),
-        "(noised steps, n_samples, n_draws, n_features)",
-    )
-
-
-def _check_seed(seed: object, n_draws: int | None) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"noise must be a torch.Tensor or an int seed, got {type(seed).__name__}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"noise as a seed must be in [0, 2**63), got {seed}")
-    if n_draws is None or n_draws < 1:
-        raise ValueError(f"n_draws must be given, and >= 1, with a seed; got {n_draws}")
-    return seed
 
 
 @torch.library.register_fake("nnmf_cuda::purify", lib=LIBRARY)
@@ -188,44 +116,74 @@ def _(
     eta: float = 0.0,
     seed: int = 0,
     n_draws: int = 1,
-) -> Tensor:
+    keep_signs: bool = False,
+) -> tuple[Tensor, Tensor]:
     draws = n_draws if noise is None else noise.shape[2]
-    return x.new_empty((x.shape[0], draws, x.shape[1]))
+    n_words = signs_of_denoiser(weights, timesteps.shape[0])
+    signs = empty_signs(x, x.shape[0] * draws, n_words, keep_signs=keep_signs)
+    return x.new_empty((x.shape[0], draws, x.shape[1])), signs
+
+
+@torch.library.register_fake("nnmf_cuda::purify_backward", lib=LIBRARY)
+def _(
+    grad: Tensor,
+    x: Tensor,
+    noise: Tensor | None,
+    timesteps: Tensor,
+    alphas_cumprod: Tensor,
+    weights: list[Tensor],
+    signs: Tensor,
+    *,
+    eta: float,
+    seed: int,
+    n_draws: int,
+    noise_needs_grad: bool,
+    weights_need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n_weights = sum(w.numel() for w in weights) if weights_need_grad else 0
+    of_noise = x.new_empty((0,))
+    if noise_needs_grad and noise is not None:
+        of_noise = torch.empty_like(noise, memory_format=torch.contiguous_format)
+    return x.new_empty(x.shape), of_noise, x.new_empty((n_weights,))
 
 
 def _save_purify(
-    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
 ) -> None:
     x, noise, timesteps, alphas_cumprod, weights = inputs
     ctx.has_noise = noise is not None
-    ctx.options = keyword_only_inputs
-    tensors = [x, timesteps, alphas_cumprod, *weights]
+    ctx.options = {name: keyword_only_inputs[name] for name in ("eta", "seed", "n_draws")}
+    tensors = [x, timesteps, alphas_cumprod, output[1], *weights]
     ctx.save_for_backward(*tensors, *([noise] if ctx.has_noise else []))
 
 
-def _purify_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, timesteps, alphas_cumprod, *weights = ctx.saved_tensors
+def _purify_backward(ctx: Any, grad: Tensor, _grad_signs: Tensor) -> tuple[Any, ...]:
+    x, timesteps, alphas_cumprod, signs, *weights = ctx.saved_tensors
     noise = weights.pop() if ctx.has_noise else None
-    grad_x, grad_noise, grad_weights = reference.purify_backward(
+    require_signs("purify", signs)
+    weights_need_grad = any(ctx.needs_input_grad[4])
+    grad_x, grad_noise, grad_weights = torch.ops.nnmf_cuda.purify_backward.default(
         grad,
         x,
         noise,
         timesteps,
         alphas_cumprod,
         weights,
-        weights_need_grad=any(ctx.needs_input_grad[4]),
+        signs,
+        noise_needs_grad=ctx.needs_input_grad[1],
+        weights_need_grad=weights_need_grad,
         **ctx.options,
     )
-    none_of_weights = [None] * len(weights)
     return (
         grad_x,
-        grad_noise if ctx.has_noise else None,
+        grad_noise if ctx.needs_input_grad[1] else None,
         None,
         None,
-        none_of_weights if grad_weights is None else grad_weights,
+        split_like(grad_weights, weights) if weights_need_grad else [None] * len(weights),
     )
 
 
 torch.library.register_autograd(
     "nnmf_cuda::purify", _purify_backward, setup_context=_save_purify, lib=LIBRARY
 )
+raise_in_backward("purify_backward", "it is a gradient already; there is no second one")

@@ -18,7 +18,7 @@ from nnmf_cuda.ops._arguments import (
     require_shape,
     require_tensor,
 )
-from nnmf_cuda.ops._schema import LIBRARY, serving
+from nnmf_cuda.ops._schema import LIBRARY, raise_in_backward, serving
 from nnmf_cuda.reference import EPSILON
 
 __all__ = ["EPSILON", "beta_loss_to_float", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]
@@ -370,16 +370,8 @@ def _(X: Tensor, W: Tensor, H: Tensor, **_options: Any) -> Tensor:
     return W.new_empty((W.shape[0],), dtype=torch.float64)
 
 
-def _raise_in_backward(name: str) -> None:
-    def backward(_ctx: Any, *_grads: Tensor) -> None:
-        raise RuntimeError(
-            f"nnmf_cuda.ops.{name} is not differentiable: detach its inputs, or reach the features"
-            " through nnmf_cuda.ops.project, which has a gradient"
-        )
-
-    torch.library.register_autograd(f"nnmf_cuda::{name}", backward, lib=LIBRARY)
-
-
-_raise_in_backward("nnmf_mu")
-_raise_in_backward("nnmf_hals")
-_raise_in_backward("nnmf_divergence")
+_REMEDY = (
+    "detach its inputs, or reach the features through nnmf_cuda.ops.project, which has a gradient"
+)
+for _name in ("nnmf_mu", "nnmf_hals", "nnmf_divergence"):
+    raise_in_backward(_name, _REMEDY)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nnmf_cuda.reference.networks import mlp, mlp_backward, pack_signs
 from nnmf_cuda.reference.philox import philox_normal
 
 
@@ -35,15 +36,21 @@ def purify(
     eta: float = 0.0,
     seed: int = 0,
     n_draws: int = 1,
-) -> Tensor:
-    """Noise x to timesteps[0] and denoise down the list; returns (n, K, M), one per draw.
+    keep_signs: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Noise x to timesteps[0] and denoise down the list.
 
     x (n, M); noise (S', n, K, M), or None: drawn from `seed` for `n_draws` draws; timesteps (S,)
     descending; weights [W1, b1, W2, b2, ...]. See `nnmf_cuda.ops.purify`.
+
+    Returns the prediction (n, K, M), one per draw, and the signs of the hidden units if they are
+    kept (else empty): those of step 0's layers, of step 1's, ..., as `pack_signs` packs them.
     """
     steps = _coefficients(timesteps, alphas_cumprod, eta, x.dtype)
     noise = noise_for(x, noise, len(timesteps), eta, seed, n_draws)
-    return _denoise(x, noise, steps, weights)[-1][-1]
+    outputs = _denoise(x, noise, steps, weights)
+    hidden = [layer > 0 for step in outputs for layer in step[1:-1]]
+    return outputs[-1][-1], pack_signs(hidden, keep_signs=keep_signs, like=x)
 
 
 def purify_backward(
@@ -53,31 +60,40 @@ def purify_backward(
     timesteps: Tensor,
     alphas_cumprod: Tensor,
     weights: Sequence[Tensor],
+    signs: Tensor,
     *,
     eta: float,
     seed: int,
     n_draws: int,
-    weights_need_grad: bool = True,
-) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+    noise_needs_grad: bool,
+    weights_need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `purify` to x, noise and the weights, from grad (n, K, M).
 
-    Those of the weights are None unless asked for: an attack on x does without them.
+    Those of the weights are in one vector, one tensor after another; those of noise and weights
+    are empty unless asked for: an attack on x does without them. The signs are not needed here,
+    where the forward pass is done again.
     """
     steps = _coefficients(timesteps, alphas_cumprod, eta, x.dtype)
     noise = noise_for(x, noise, len(timesteps), eta, seed, n_draws)
     outputs = _denoise(x, noise, steps, weights)
     grad_noise = torch.zeros_like(noise)
     grad_weights = [torch.zeros_like(w) for w in weights] if weights_need_grad else None
-    grad_x_t = _mlp_backward(grad, outputs[-1], weights, grad_weights)[..., : x.shape[-1]]
+    grad_x_t = _mlp_at_backward(steps[-1].t, grad, outputs[-1], weights, grad_weights)
     for i in reversed(range(len(steps) - 1)):
         if len(noise) > 1:
             grad_noise[i + 1] = steps[i].of_noise * grad_x_t
-        grad_input = _mlp_backward(
-            steps[i].of_prediction * grad_x_t, outputs[i], weights, grad_weights
+        grad_prediction = steps[i].of_prediction * grad_x_t
+        through_mlp = _mlp_at_backward(
+            steps[i].t, grad_prediction, outputs[i], weights, grad_weights
         )
-        grad_x_t = steps[i].of_x_t * grad_x_t + grad_input[..., : x.shape[-1]]
+        grad_x_t = steps[i].of_x_t * grad_x_t + through_mlp
     grad_noise[0] = steps[0].spread * grad_x_t
-    return steps[0].keep * grad_x_t.sum(1), grad_noise, grad_weights
+    return (
+        steps[0].keep * grad_x_t.sum(1),
+        grad_noise if noise_needs_grad else x.new_empty(0),
+        x.new_empty(0) if grad_weights is None else torch.cat([g.flatten() for g in grad_weights]),
+    )
 
 
 def noise_for(
@@ -122,11 +138,11 @@ def _coefficients(
 def _denoise(
     x: Tensor, noise: Tensor, steps: list[_Step], weights: Sequence[Tensor]
 ) -> list[list[Tensor]]:
-    """Run the chain; returns for each step what `_mlp` returns."""
+    """Run the chain; returns for each step what `mlp` returns."""
     outputs = []
     x_t = steps[0].keep * x.unsqueeze(1) + steps[0].spread * noise[0]
     for i, step in enumerate(steps):
-        outputs.append(_mlp(_with_embedding(x_t, step.t, weights[0]), weights))
+        outputs.append(_mlp_at(step.t, x_t, weights))
         if i + 1 < len(steps):
             x_t = step.of_prediction * outputs[-1][-1] + step.of_x_t * x_t
             if len(noise) > 1:
@@ -134,38 +150,38 @@ def _denoise(
     return outputs
 
 
-def _with_embedding(x_t: Tensor, t: Tensor, first_weight: Tensor) -> Tensor:
-    """Concatenate the embedding of t that the first layer has room for."""
-    dim = first_weight.shape[1] - x_t.shape[-1]
-    embedding = sinusoidal_embedding(t.reshape(1), dim).to(x_t.dtype)
-    return torch.cat((x_t, embedding.expand(*x_t.shape[:-1], dim)), -1)
+def _mlp_at(t: Tensor, x_t: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return what `mlp` returns for x_t followed by the embedding of t."""
+    return mlp(x_t, _at_timestep(t, x_t.shape[-1], weights)[0])
 
 
-def _mlp(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Return the input and every layer's output; ReLU after each layer but the last."""
-    outputs = [x]
-    for i in range(0, len(weights), 2):
-        x = torch.nn.functional.linear(x, weights[i], weights[i + 1])
-        if i + 2 < len(weights):
-            x = x.relu()
-        outputs.append(x)
-    return outputs
-
-
-def _mlp_backward(
+def _mlp_at_backward(
+    t: Tensor,
     grad: Tensor,
     outputs: list[Tensor],
     weights: Sequence[Tensor],
     grad_weights: list[Tensor] | None,
 ) -> Tensor:
-    """Return the gradient to the input of `_mlp`; add those of the weights to `grad_weights`."""
-    for layer in reversed(range(len(weights) // 2)):
-        if grad_weights is not None:
-            rows = grad.flatten(0, -2)
-            at = 2 * layer
-            grad_weights[at] = grad_weights[at] + rows.mT @ outputs[layer].flatten(0, -2)
-            grad_weights[at + 1] = grad_weights[at + 1] + rows.sum(0)
-        grad = grad @ weights[2 * layer]
-        if layer > 0:
-            grad = grad * (outputs[layer] > 0)
-    return grad
+    """Return the gradient to x_t of `_mlp_at`; add those of the weights to `grad_weights`."""
+    folded, embedding = _at_timestep(t, outputs[0].shape[-1], weights)
+    if grad_weights is None:
+        return mlp_backward(grad, outputs, folded, None)
+    grad_folded = [torch.zeros_like(w) for w in folded]
+    grad_x_t = mlp_backward(grad, outputs, folded, grad_folded)
+    grad_folded[0] = torch.cat((grad_folded[0], torch.outer(grad_folded[1], embedding)), 1)
+    for i, part in enumerate(grad_folded):
+        grad_weights[i] = grad_weights[i] + part
+    return grad_x_t
+
+
+def _at_timestep(
+    t: Tensor, n_features: int, weights: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """Fold the embedding of t into the first bias: it is the same for every row.
+
+    Returns the weights of an MLP of x_t alone, and the embedding.
+    """
+    dim = weights[0].shape[1] - n_features
+    embedding = sinusoidal_embedding(t.reshape(1), dim).squeeze(0).to(weights[0].dtype)
+    bias = weights[1] + weights[0][:, n_features:] @ embedding
+    return [weights[0][:, :n_features], bias, *weights[2:]], embedding

@@ -164,10 +164,9 @@ def test_purify_opcheck(device: str, requires_grad: bool) -> None:
     weights = [w.requires_grad_(requires_grad) for w in weights]
     x = x.requires_grad_(requires_grad)
     op = torch.ops.nnmf_cuda.purify.default
-    torch.library.opcheck(op, (x, noise, timesteps, alphas_cumprod, weights), {"eta": 1.0})
-    torch.library.opcheck(
-        op, (x, None, timesteps, alphas_cumprod, weights), {"seed": 3, "n_draws": 2}
-    )
+    for seeded, options in ((False, {"eta": 1.0}), (True, {"seed": 3, "n_draws": 2})):
+        arguments = (x, None if seeded else noise, timesteps, alphas_cumprod, weights)
+        torch.library.opcheck(op, arguments, {**options, "keep_signs": requires_grad})
 
 
 def test_purify_compiles_without_graph_breaks() -> None:

@@ -41,7 +41,7 @@ def _purify_ours(inputs: Inputs) -> Call:
 
 def _purify_reference(inputs: Inputs) -> Call:
     arguments = tuple(inputs.values())
-    return lambda: reference.purify(*arguments)
+    return lambda: reference.purify(*arguments)[0]
 
 
 def _purify_work(size: Size) -> Work:

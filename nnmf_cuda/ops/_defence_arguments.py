@@ -1,0 +1,169 @@
+"""Checks of what `purify`, `feature_cnn` and `defended_logits` are given, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from nnmf_cuda.ops._arguments import (
+    FLOATS,
+    require_dims,
+    require_dtype,
+    require_same_device,
+    require_shape,
+    require_tensor,
+)
+
+_BLOCK_ROWS = 32
+
+
+def check_chain(x: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, eta: float) -> None:
+    """Raise unless features and the timesteps of a chain fit."""
+    check_features(x)
+    require_tensor("timesteps", timesteps)
+    require_dtype("timesteps", timesteps, (torch.int64,))
+    require_dims("timesteps", timesteps, (1,))
+    require_tensor("alphas_cumprod", alphas_cumprod)
+    require_dtype("alphas_cumprod", alphas_cumprod, (torch.float64,))
+    require_dims("alphas_cumprod", alphas_cumprod, (1,))
+    require_same_device(x=x, timesteps=timesteps, alphas_cumprod=alphas_cumprod)
+    if alphas_cumprod.requires_grad:
+        raise ValueError("alphas_cumprod must not require gradients: detach() it")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")
+    if len(timesteps) == 0:
+        raise ValueError("timesteps must have at least one entry")
+    if timesteps.device.type == "cpu" and not torch.compiler.is_compiling():
+        steps = timesteps.tolist()
+        if not all(0 <= t < len(alphas_cumprod) for t in steps) or any(
+            later >= earlier for earlier, later in zip(steps, steps[1:], strict=False)
+        ):
+            raise ValueError(
+                f"timesteps must descend strictly within [0, {len(alphas_cumprod) - 1}],"
+                f" got {steps}"
+            )
+
+
+def check_features(x: Tensor) -> None:
+    """Raise unless x can be features."""
+    require_tensor("x", x)
+    require_dtype("x", x, FLOATS)
+    require_dims("x", x, (2,))
+
+
+def check_denoiser(x: Tensor, weights: list[Tensor], name: str) -> None:
+    """Raise unless weights are those of an MLP from features and an embedding to features."""
+    if len(weights) < 2 or len(weights) % 2:
+        raise ValueError(f"{name} must be [W1, b1, W2, b2, ...], got {len(weights)} tensors")
+    _check_parameters(x, weights, name, [1 if i % 2 else 2 for i in range(len(weights))])
+    width = weights[0].shape[1]
+    if width < x.shape[1]:
+        raise ValueError(f"{name}[0] takes {width} inputs, fewer than x's {x.shape[1]} features")
+    for i in range(0, len(weights), 2):
+        out = x.shape[1] if i + 2 == len(weights) else weights[i].shape[0]
+        require_shape(f"{name}[{i}]", weights[i], (out, width), "(outputs, inputs)")
+        require_shape(f"{name}[{i + 1}]", weights[i + 1], (out,), "(outputs,)")
+        width = out
+
+
+def check_classifier(x: Tensor, weights: list[Tensor], name: str) -> None:
+    """Raise unless weights are those of a `FeatureCNN` of x's features."""
+    if len(weights) != 8:
+        raise ValueError(
+            f"{name} must be the weights and biases of two convolutions and two fully connected "
+            f"layers, 8 tensors, got {len(weights)}"
+        )
+    _check_parameters(x, weights, name, [3, 1, 3, 1, 2, 1, 2, 1])
+    n_features = x.shape[1]
+    if n_features < 2:
+        raise ValueError(f"x must have at least 2 features for the max-pool of 2, got {n_features}")
+    first, second, hidden, classes = (len(weight) for weight in weights[::2])
+    shapes = (
+        ((first, 1, 3), "(channels, 1, kernel)"),
+        ((second, first, 3), "(channels, channels before, kernel)"),
+        ((hidden, second * (n_features // 2)), "(outputs, channels * n_features // 2)"),
+        ((classes, hidden), "(n_classes, inputs)"),
+    )
+    for i, (shape, meaning) in enumerate(shapes):
+        require_shape(f"{name}[{2 * i}]", weights[2 * i], shape, meaning)
+        require_shape(f"{name}[{2 * i + 1}]", weights[2 * i + 1], shape[:1], "(outputs,)")
+
+
+def _check_parameters(x: Tensor, weights: list[Tensor], name: str, dims: list[int]) -> None:
+    for i, (value, dim) in enumerate(zip(weights, dims, strict=True)):
+        require_tensor(f"{name}[{i}]", value)
+        require_dtype(f"{name}[{i}]", value, (x.dtype,))
+        require_dims(f"{name}[{i}]", value, (dim,))
+    require_same_device(x=x, **{f"{name}[{i}]": value for i, value in enumerate(weights)})
+
+
+def noise_or_seed(
+    x: Tensor, noise: Tensor | int, n_noised: int, n_draws: int | None
+) -> tuple[Tensor | None, int, int]:
+    """Return noise as (S', n, K, M) or None, the seed, and the number of draws K."""
+    if not isinstance(noise, Tensor):
+        seed = _check_seed(noise, n_draws)
+        return None, seed, n_draws or 1
+    noise = noise.unsqueeze(0) if noise.dim() == 3 else noise
+    require_dtype("noise", noise, (x.dtype,))
+    require_dims("noise", noise, (4,))
+    require_same_device(x=x, noise=noise)
+    draws = noise.shape[2] if n_draws is None else n_draws
+    require_shape(
+        "noise",
+        noise,
+        (n_noised, x.shape[0], draws, x.shape[1]),
+        "(noised steps, n_samples, n_draws, n_features)",
+    )
+    return noise, 0, draws
+
+
+def _check_seed(seed: object, n_draws: int | None) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"noise must be a torch.Tensor or an int seed, got {type(seed).__name__}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"noise as a seed must be in [0, 2**63), got {seed}")
+    if n_draws is None or n_draws < 1:
+        raise ValueError(f"n_draws must be given, and >= 1, with a seed; got {n_draws}")
+    return seed
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a gradient to any of these will be asked for."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def signs_of_denoiser(weights: list[Tensor], n_steps: int) -> int:
+    """Return how many words of signs 32 rows of `purify` have."""
+    return n_steps * sum(weight.shape[0] for weight in weights[:-2:2])
+
+
+def signs_of_classifier(weights: list[Tensor], n_features: int) -> int:
+    """Return how many words of signs 32 rows of `feature_cnn` have."""
+    first, second, hidden = (weight.shape[0] for weight in weights[:-2:2])
+    return n_features * first + 2 * second * (n_features // 2) + hidden
+
+
+def empty_signs(x: Tensor, n_rows: int, n_words: int, *, keep_signs: bool) -> Tensor:
+    """Return memory for the signs of a forward pass."""
+    n_blocks = (n_rows + _BLOCK_ROWS - 1) // _BLOCK_ROWS
+    shape = (n_blocks, n_words) if keep_signs else (0,)
+    return x.new_empty(shape, dtype=torch.int32)
+
+
+def split_like(flat: Tensor, tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Cut one vector into tensors of the shapes of these."""
+    tensors = list(tensors)
+    parts = flat.split([t.numel() for t in tensors])
+    return [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]
+
+
+def require_signs(name: str, signs: Tensor) -> None:
+    """Raise in a backward pass whose forward pass kept nothing."""
+    if signs.dim() == 1:
+        raise RuntimeError(
+            f"{name} was called without keep_signs=True, which its gradient needs: call it "
+            f"through nnmf_cuda.ops.{name}"
+        )
