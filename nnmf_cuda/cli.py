@@ -368,9 +368,9 @@ def _info(arguments: Namespace, _: ArgumentParser) -> None:
     for name, value in config["extension"].items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         print(f"{'built: ' + name:<34}{shown}")
-    print(f"\n{'op':<22}{'cpu':<14}cuda")
+    print(f"\n{'op':<26}{'cpu':<14}cuda")
     for op, served in config["ops"].items():
-        print(f"{op:<22}{served['cpu']:<14}{served['cuda']}")
+        print(f"{op:<26}{served['cpu']:<14}{served['cuda']}")
 
 
 _COMMANDS: dict[str, Any] = {

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nnmf_cuda.cli import main
+from nnmf_cuda.ops._schema import OPS
 from tests.helpers import DEVICES
 
 
@@ -153,8 +154,8 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     config = json.loads(capsys.readouterr().out)
-    ops = {"nnmf_mu", "nnmf_hals", "nnmf_divergence", "nnls", "nnls_backward", "project", "purify"}
-    assert set(config["ops"]) == ops
+    assert set(config["ops"]) == set(OPS)
+    assert {"nnmf_mu", "project", "purify", "defended_logits"} <= set(OPS)
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     for op, served in config["ops"].items():
@@ -169,6 +170,8 @@ def test_info_says_kernel_for_compiled_ops(device: str) -> None:
     from nnmf_cuda import show_config
 
     served = {op: by[device] for op, by in show_config()["ops"].items()}
-    compiled = ("nnmf_mu", "nnmf_hals", "nnmf_divergence", "nnls", "nnls_backward", "project")
-    assert all(served[op] == "kernel" for op in compiled)
-    assert served["purify"] == "reference"
+    of_defence = {name for name in served if name.startswith(("purify", "feature_", "defended_"))}
+    assert len(of_defence) == 6
+    expected = "reference" if device == "cuda" else "kernel"
+    assert {served[op] for op in of_defence} == {expected}
+    assert all(served[op] == "kernel" for op in served.keys() - of_defence)

@@ -59,7 +59,7 @@ class AttackResult:
     n_clamped : int
         Entries of x that were outside [0, 1] by rounding (at most 1e-6) and were put on its edge.
     package : str
-        Package that served the attacks: "pyautoattack" or "autoattack".
+        Package that drove the attacks: "pyautoattack" or "autoattack".
     """
 
     x_adv: Tensor
@@ -95,6 +95,10 @@ def run_autoattack(
     """Attack a classifier of feature vectors with AutoAttack's custom version.
 
     This is not "AutoAttack standard": that needs the DLR loss, which two classes do not have.
+
+    "apgd-ce" and "square" run in loops of our own, which draw the package's random numbers and so
+    find its points, at a fraction of its cost a step; inside `nnmf_cuda.ops.reference_path` the
+    package's own run. `compare_attacks` compares the two.
 
     Parameters
     ----------
@@ -142,6 +146,8 @@ def run_autoattack(
     ----------
     .. [1] Croce & Hein (2020), Reliable evaluation of adversarial robustness with an ensemble of
        diverse parameter-free attacks, ICML.
+    .. [2] Andriushchenko, Croce, Flammarion & Hein (2020), Square Attack: a query-efficient
+       black-box adversarial attack via random search, ECCV.
 
     Examples
     --------
@@ -204,7 +210,7 @@ def run_autoattack(
 
 
 class _FeaturesAsImages(nn.Module):
-    """The model as AutoAttack wants it: (N, M, 1, 1) float32 in, float32 logits out."""
+    """The model as attacks want it: (N, M, 1, 1) or (N, M) float32 in, float32 logits out."""
 
     def __init__(self, model: nn.Module, meter: Meter) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ from nnmf_cuda.ops._defence_arguments import (
     signs_of_denoiser,
     split_like,
 )
+from nnmf_cuda.ops._input_gradient import differentiable_in_x, only_x_needs_gradient
 from nnmf_cuda.ops._schema import LIBRARY, is_reference_path, raise_in_backward, serving
 
 __all__ = ["defended_logits"]
@@ -86,19 +87,23 @@ def defended_logits(
     check_denoiser(x, denoiser, "denoiser")
     check_classifier(x, classifier, "classifier")
     tensor, seed, draws = noise_or_seed(x, noise, len(timesteps) if eta > 0 else 1, n_draws)
-    keep_signs = needs_gradient(x, tensor, *denoiser, *classifier) and not is_reference_path()
-    logits: Tensor = serving("defended_logits")(
-        x,
-        tensor,
-        timesteps,
-        alphas_cumprod,
-        denoiser,
-        classifier,
-        eta=float(eta),
-        seed=seed,
-        n_draws=draws,
-        keep_signs=keep_signs,
-    )[0]
+    chain = (tensor, timesteps, alphas_cumprod, denoiser, classifier)
+    options = {"eta": float(eta), "seed": seed, "n_draws": draws}
+    serve = serving("defended_logits")
+    others = (tensor, *denoiser, *classifier)
+    if not is_reference_path() and only_x_needs_gradient(x, others):
+
+        def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+            return serve(x, *chain, keep_signs=True, **options)  # type: ignore[no-any-return]
+
+        def backward(grad: Tensor, x: Tensor, signs: Tensor) -> Tensor:
+            return torch.ops.nnmf_cuda.defended_logits_backward.default(  # type: ignore[no-any-return]
+                grad, x, *chain, signs, noise_needs_grad=False, weights_need_grad=False, **options
+            )[0]
+
+        return differentiable_in_x(x, others, forward, backward)
+    keep_signs = needs_gradient(x, *others) and not is_reference_path()
+    logits: Tensor = serve(x, *chain, keep_signs=keep_signs, **options)[0]
     return logits
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from nnmf_cuda.attacks import run_autoattack
 from nnmf_cuda.attacks._backend import expected_calls
-from nnmf_cuda.models import FeatureCNN
+from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
 
 # A few steps are enough to break a plain network, and keep the tests quick.
 QUICK = {"n_iter": 10, "n_restarts": 2, "n_queries": 50}
@@ -232,6 +233,46 @@ def test_defended_model_is_attacked_through_its_purifier(defended, samples):
     )
     assert clean > 0.8
     assert attacked < 0.5
+
+
+def _copying_denoiser(n_features: int) -> FeatureDenoiser:
+    """Return the identity as an MLP: x = relu(x) - relu(-x)."""
+    denoiser = FeatureDenoiser(n_features, hidden=2 * n_features, embedding_dim=2)
+    eye = torch.eye(n_features)
+    first, _, second, _, third = denoiser.layers
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.zero_()
+        first.weight[:, :n_features] = torch.cat((eye, -eye))
+        second.weight.copy_(torch.eye(2 * n_features))
+        third.weight.copy_(torch.cat((eye, -eye), 1))
+    return denoiser
+
+
+def test_a_planted_direction_is_found_through_the_defence():
+    # 60 features, of which any direction of signs moves the score by 0.1 times a sum of 60 signs.
+    # It takes -36 to flip a label: the planted direction gives -60, random ones 0 +- 8.
+    n_features, attack_eps = 60, 0.1
+    generator = torch.Generator().manual_seed(0)
+    planted = torch.randint(0, 2, (n_features,), generator=generator) * 2.0 - 1
+    x = 0.4 + 0.2 * torch.rand(8, n_features, generator=generator)
+    x -= ((x - 0.5) @ planted - -3.6).unsqueeze(1) * planted / n_features  # scores of 3.6
+    model = Linear((-planted).tolist(), float(planted.sum()) / 2)
+    schedule = NoiseSchedule.linear(50, 1e-4, 1e-3)
+    purifier = DiffusionPurifier(
+        _copying_denoiser(n_features), schedule, timesteps=(0,), n_draws=16
+    )
+    defended = DefendedClassifier(purifier, model)
+    y = torch.ones(8).long()
+    assert accuracy(defended, x, y) == 1
+    assert accuracy(defended, x + attack_eps * planted, y) == 0
+    random = torch.randint(0, 2, (500, n_features), generator=generator) * 2.0 - 1
+    assert accuracy(defended, (x + attack_eps * random[:, None]).flatten(0, 1), y.repeat(500)) == 1
+
+    result = run_autoattack(defended, x, y, attacks=("apgd-ce",), attack_eps=attack_eps, **QUICK)
+    assert not bool(result.robust_flags.any())
+    assert accuracy(defended, result.x_adv, y) == 0
+    assert bool((((result.x_adv - x) @ planted) > 0.9 * attack_eps * n_features).all())
 
 
 @pytest.mark.parametrize("all_wrong", [False, True])

@@ -27,7 +27,12 @@ def vectors(build: Builder) -> Path:
 
 
 def draw(
-    kernels: Path, seed: int, shape: tuple[int, ...], *, wide: bool = False, multiprocessors: int = 3
+    kernels: Path,
+    seed: int,
+    shape: tuple[int, ...],
+    *,
+    wide: bool = False,
+    multiprocessors: int = 3,
 ) -> Tensor:
     names = ("n_steps", "n_rows", "n_draws", "n_features")
     numbers = dict(zip(names, shape, strict=True))

@@ -287,10 +287,30 @@ def test_second_gradient_raises() -> None:
     shape = (4, 5, 3, 2, 4, 2)
     x = features_of(shape, torch.float64, "cpu").requires_grad_()
     logits = ops.feature_cnn(x, classifier_weights(shape))
-    (grad,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-    if grad.requires_grad:
-        with pytest.raises(RuntimeError, match="not differentiable"):
-            grad.sum().backward()
+    (grad,) = torch.autograd.grad(logits.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable"):
+        grad.sum().backward()
+
+
+def test_weights_changed_before_the_gradient_raise() -> None:
+    shape = (4, 5, 3, 2, 4, 2)
+    arguments = chain(1, 0.0, shape, 2, dtype=torch.float64, device="cpu")
+    x = arguments[0].requires_grad_()
+    for call in (lambda: ops.defended_logits(*arguments), lambda: ops.feature_cnn(x, arguments[5])):
+        logits = call()
+        arguments[5][2].mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            logits.sum().backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradient_to_x_is_the_same_with_and_without_those_to_weights(device: str) -> None:
+    arguments = chain(2, 0.5, SHAPES[0], 3, dtype=torch.float64, device=device)
+    x = arguments[0].requires_grad_()
+    (alone,) = torch.autograd.grad(ops.defended_logits(*arguments, eta=0.5).sum(), x)
+    arguments[4][0].requires_grad_()
+    (with_weights,) = torch.autograd.grad(ops.defended_logits(*arguments, eta=0.5).sum(), x)
+    torch.testing.assert_close(alone, with_weights, rtol=1e-12, atol=1e-12)
 
 
 def test_gradient_without_signs_raises() -> None:
