@@ -19,12 +19,14 @@ from nnmf_cuda.benchmarks.registry import (
     register_implementation,
 )
 from nnmf_cuda.benchmarks.runner import run_kernel_benchmarks, run_scaling_benchmarks
-from nnmf_cuda.benchmarks.stages import run_stage_benchmarks
+from nnmf_cuda.benchmarks.stage_tables import stages_table
+from nnmf_cuda.benchmarks.stages import QualityError, run_stage_benchmarks
 from nnmf_cuda.benchmarks.table import records_table
 
 __all__ = [
     "Case",
     "NotApplicableError",
+    "QualityError",
     "Size",
     "Work",
     "break_even_size",
@@ -42,5 +44,6 @@ __all__ = [
     "run_memory_benchmarks",
     "run_scaling_benchmarks",
     "run_stage_benchmarks",
+    "stages_table",
     "write_device_tables",
 ]

@@ -1,4 +1,4 @@
-"""Tables that set machines side by side: equality with scikit-learn, and break-even sizes."""
+"""Tables of all machines: equality with scikit-learn, break-even sizes, stages on GPUs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from nnmf_cuda.benchmarks.break_even import COPIES, ON_CPU, ON_DEVICE, break_even_size
 from nnmf_cuda.benchmarks.plot import write_parts
 from nnmf_cuda.benchmarks.records import Record, latest_records, read_records
+from nnmf_cuda.benchmarks.stage_tables import stages_markdown
 from nnmf_cuda.benchmarks.table import compact_shape, where
 
 __all__ = ["break_even_table", "equality_table", "write_device_tables"]
 
 _NOT_RUN = "not run"
+_NOT_MEASURED = "Not measured: no GPU has run."
 _NO_GPU = ("a GPU", "cuda")
 _NAMES = {2.0: "Frobenius", 1.0: "Kullback-Leibler", 0.0: "Itakura-Saito"}
 
@@ -26,7 +28,7 @@ def write_device_tables(paths: Iterable[str | Path], *, page: str | Path) -> Pat
         Files of records; those of other suites are passed over.
     page : path
         Markdown file with lines ``<!-- equality -->`` and ``<!-- /equality -->``, and such lines
-        for ``break_even``.
+        for ``break_even`` and ``stages``.
 
     Returns
     -------
@@ -42,6 +44,7 @@ def write_device_tables(paths: Iterable[str | Path], *, page: str | Path) -> Pat
     parts = {
         "equality": equality_table([r for r in records if r["suite"] == "equality"]),
         "break_even": break_even_table([r for r in records if r["suite"] == "break_even"]),
+        "stages": _stages_on_gpus([r for r in records if r["suite"] == "stages"]),
     }
     write_parts(Path(page), parts)
     return Path(page)
@@ -75,7 +78,7 @@ def break_even_table(records: Sequence[Record]) -> str:
     """
     measured = [m for m in _machines(records) if m[1] == "cuda"]
     if not measured:
-        return "Not measured: no GPU has run."
+        return _NOT_MEASURED
     return "\n\n".join(
         _break_even_of([r for r in records if _machine(r) == machine]) for machine in measured
     )
@@ -95,6 +98,11 @@ def _break_even_of(records: Sequence[Record]) -> str:
             lines.append([op, shape, *(_ms(found.get(n)) for n in (ON_CPU, ON_DEVICE, COPIES))])
     header = ["op", "size", ON_CPU, ON_DEVICE, COPIES]
     return "\n\n".join([" ".join(sentences), _markdown(header, lines), where(records)])
+
+
+def _stages_on_gpus(records: Sequence[Record]) -> str:
+    measured = [r for r in records if _machine(r)[1] == "cuda"]
+    return stages_markdown(measured) if measured else _NOT_MEASURED
 
 
 def _ms(record: Record | None) -> str:

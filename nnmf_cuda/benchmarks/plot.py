@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnmf_cuda.benchmarks.records import Record, latest_records, read_records
+from nnmf_cuda.benchmarks.stage_tables import stages_markdown
 from nnmf_cuda.benchmarks.table import baselines, markdown_table, problem_name
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_records", "write_parts"]
 
-_SUITES = ("kernels", "scaling", "convergence", "memory")
+_SUITES = ("kernels", "scaling", "convergence", "memory", "stages")
 _AXIS_TITLES = {
     "n_samples": "samples (n)",
     "n_features": "features (f)",
@@ -35,8 +36,9 @@ def plot_records(
 
     ``kernels.svg``: for each problem, how many times as fast as the reference everybody is, with
     a mark where the machine's ceilings lie. ``scaling.svg``: rate along each axis below that of
-    matrix products. ``convergence.svg``: seconds to scikit-learn's objective. The same records
-    give the same files.
+    matrix products. ``convergence.svg``: seconds to scikit-learn's objective. ``stages.svg``:
+    seconds of the experiment's stages, ours and those of plain eager torch. The same records give
+    the same files.
 
     Parameters
     ----------
@@ -79,6 +81,7 @@ def plot_records(
         "kernels": _kernels_figure,
         "scaling": _scaling_figure,
         "convergence": _convergence_figure,
+        "stages": _stages_figure,
     }
     drawn = {suite: draw(suites[suite]) for suite, draw in figures.items()}
     saved = {
@@ -89,6 +92,7 @@ def plot_records(
     if page is None:
         return list(saved.values())
     parts = {suite: markdown_table(rows) for suite, rows in suites.items()}
+    parts["stages"] = stages_markdown(suites["stages"])
     for suite, path in saved.items():
         link = Path(os.path.relpath(path, Path(page).parent)).as_posix()
         parts[suite] = f"![{suite}]({link})\n\n{parts[suite]}"
@@ -280,4 +284,46 @@ def _convergence_figure(records: Sequence[Record]) -> Figure | None:
         axes.set_title(name, loc="left", fontsize=9, fontweight="bold")
         axes.set_xlim(0, 1.35 * max(seconds))
     grid[-1, 0].set_xlabel("seconds to the objective of scikit-learn")
+    return figure
+
+
+def _stages_figure(records: Sequence[Record]) -> Figure | None:
+    """Draw a panel for each data set: by stage a bar for each path, with the range of its runs."""
+    from nnmf_cuda.report.figures import BLUE, GREEN, GREY, VERMILION, new_figure, style
+    from nnmf_cuda.report.tables import STAGE_TITLES
+    from nnmf_cuda.timing import PAPER_STAGES
+
+    if not records:
+        return None
+    colours = {"cpu": VERMILION, "cpu reference": GREY, "cuda": BLUE, "cuda reference": GREEN}
+    stages = [*PAPER_STAGES, "total"]
+    rows = [len(stages) * (len(r["paths"]) + 1) for r in records]
+    figure = new_figure(_BAR * (sum(rows) + 4 * len(rows)))
+    grid = figure.subplots(len(records), 1, squeeze=False, height_ratios=rows)
+    for axes, record in zip(grid[:, 0], records, strict=True):
+        style(axes)
+        height = 1 / (len(record["paths"]) + 1)
+        for i, (name, path) in enumerate(record["paths"].items()):
+            found = [path["stages"][stage] for stage in stages]
+            medians = [f["median_s"] for f in found]
+            ranges = [[f["median_s"] - f["low_s"] for f in found]]
+            ranges.append([f["high_s"] - f["median_s"] for f in found])
+            places = [place + (i - (len(record["paths"]) - 1) / 2) * height for place in range(6)]
+            bars = axes.barh(
+                places,
+                medians,
+                xerr=ranges,
+                height=0.9 * height,
+                color=colours[name],
+                label=name,
+                error_kw={"linewidth": 1},
+            )
+            axes.bar_label(bars, [f"{s:.3g} s" for s in medians], padding=3, fontsize=8)
+        axes.set_title(f"{record['size']}", loc="left", fontsize=9, fontweight="bold")
+        axes.set_yticks(range(len(stages)), [STAGE_TITLES[s] for s in stages], fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.1)
+        axes.grid(visible=False, axis="y")
+        axes.legend(frameon=False, fontsize=8)
+    grid[-1, 0].set_xlabel("seconds: median and range of the runs")
     return figure

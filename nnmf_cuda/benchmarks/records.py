@@ -23,12 +23,17 @@ _MEASURED = (
 MEASURED: Mapping[str, Any] = dict.fromkeys((*_MEASURED, "iteration_ms", "l2", "clocks"))
 """What a measurement fills in; None where it was not measured."""
 
-_EVERY_RECORD = (
-    *("suite", "run", "op", "size", "impl", "served_by", "shape", "dtype", "options", "smoke"),
-    *_MEASURED,  # the others of MEASURED came later: older records lack them
+_PROBLEM_AND_MACHINE = (
+    *("suite", "run", "op", "size", "shape", "dtype", "options", "smoke"),
     *("device", "device_name", "cpu_isa", "threads", "torch", "commit", "uncommitted_changes"),
     "date",
 )
+_EVERY_RECORD = (
+    *_PROBLEM_AND_MACHINE,
+    *("impl", "served_by"),
+    *_MEASURED,  # the others of MEASURED came later: older records lack them
+)
+_STAGES = ("paths", "quality", "repeats", "reference_repeats", "environments", "synthetic")
 _KEYS = {
     "kernels": _EVERY_RECORD,
     "scaling": _EVERY_RECORD,
@@ -36,6 +41,7 @@ _KEYS = {
     "memory": (*_EVERY_RECORD, "x_bytes"),
     "break_even": _EVERY_RECORD,
     "equality": (*_EVERY_RECORD, "differences"),
+    "stages": (*_PROBLEM_AND_MACHINE, *_STAGES),
 }
 """What tables and figures read of a record, by suite."""
 
@@ -46,7 +52,8 @@ class Recorder:
     Parameters
     ----------
     suite : str
-        Which benchmark: "kernels", "scaling", "convergence", "memory", "break_even", "equality".
+        Which benchmark: "kernels", "scaling", "convergence", "memory", "break_even", "equality",
+        "stages".
     device : torch.device
         Where it runs.
     smoke : bool
@@ -97,8 +104,8 @@ def append_json_line(path: str | Path, record: Mapping[str, Any]) -> None:
 def read_records(paths: Iterable[str | Path]) -> list[Record]:
     """Read the records of `Recorder` from files of JSON lines.
 
-    Blank lines are passed over, and so are records without "suite": stage tables, and records of
-    an older layout.
+    Blank lines are passed over, and so are records without "suite": those of `gpu_check.sh` itself,
+    and of an older layout.
 
     Raises
     ------

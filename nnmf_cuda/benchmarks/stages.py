@@ -1,76 +1,318 @@
-"""The paper's table of seconds a stage, measured here."""
+"""The paper's table of seconds a stage, measured: this package against plain eager torch."""
 
 from __future__ import annotations
 
-import datetime
-import json
-import tempfile
+import contextlib
+import ctypes
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnmf_cuda.benchmarks.records import append_json_line
+import numpy as np
+import torch
+
+from nnmf_cuda import ops
+from nnmf_cuda.benchmarks.records import Record, Recorder
 
 if TYPE_CHECKING:
+    from nnmf_cuda.data import ImageDataset
     from nnmf_cuda.pipeline.config import ExperimentConfig
 
-__all__ = ["run_stage_benchmarks"]
+__all__ = ["QualityError", "run_stage_benchmarks"]
+
+_ALLOWED = {"Clean": 0.05, "Robust": 0.1}
+"""How far accuracies of one row may be apart: clean, from the order in which sums are formed while
+training; attacked, also from an attack that took another way."""
+
+
+class QualityError(ValueError):
+    """Raised where paths differ in what they find: their seconds are then not to be compared."""
+
+
+@dataclass(frozen=True)
+class _Path:
+    """One way to compute the experiment."""
+
+    device: torch.device
+    is_reference: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.device.type}{' reference' if self.is_reference else ''}"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one run of one path found."""
+
+    seconds: dict[str, float]  # by stage and "total"
+    peak_bytes: dict[str, int]
+    rows: dict[str, dict[str, float]]
+    spread: dict[str, dict[str, float]]
 
 
 def run_stage_benchmarks(
     *,
     data: str | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "auto",
+    repeats: int = 3,
+    reference_repeats: int = 1,
+    smoke: bool = False,
     json_path: str | Path | None = None,
     config: ExperimentConfig | None = None,
     progress: bool = False,
-) -> str:
-    """Run the experiment in a temporary folder and return its stage table.
+) -> Record:
+    """Run the experiment's five stages on this package and on its reference path, in turns.
+
+    The paths are "cpu" and "cpu reference", "cuda" and "cuda reference". A reference path is the
+    same experiment inside `nnmf_cuda.ops.reference_path`: plain eager torch. All have the same
+    images, configuration and seed; each works on its own features and networks. A tiny experiment
+    is run on each first, so that libraries are loaded and threads started. What a stage does not
+    need (reading images, progress bars, evaluation, reports) is not timed.
+
+    After each run the four metric rows are compared between all runs so far.
 
     Parameters
     ----------
     data : str, optional
         As for ``nnmf-cuda run``; the phantom by default.
-    device : str, default="cpu"
-        Where to compute.
+    device : str or torch.device, default="auto"
+        "cpu", "cuda", or "auto": the CPU and, where there is one, the GPU.
+    repeats : int, default=3
+        Runs of this package on each device.
+    reference_repeats : int, default=1
+        Runs of the reference path, which takes minutes.
+    smoke : bool, default=False
+        A tiny experiment on a tiny phantom: shows that it works, not how fast it is.
     json_path : path, optional
-        A record is appended to this file as a line of JSON: ``op`` "stages", ``rows`` (as in
-        ``timings.json``), ``source``, ``synthetic``, ``environment``, ``date``.
+        The record is appended to this file as a line of JSON.
     config : ExperimentConfig, optional
         Other settings than the preset ``paper``; its data are replaced by ``data``.
     progress : bool, default=False
-        Whether to show progress bars, on a terminal.
+        Whether to show a progress bar, on a terminal.
 
     Returns
     -------
-    str
-        The table, with the paper's columns beside ours.
+    dict
+        ``suite`` and ``op`` "stages"; ``size`` (name of the data), ``shape``, ``dtype``,
+        ``options`` (``preset``), ``synthetic``, ``data_sha256``, ``config``; ``repeats``,
+        ``reference_repeats``, ``order`` (of the runs); ``paths``: of each ``device``,
+        ``reference``, ``stages`` (by name, and ``total``: ``median_s, low_s, high_s, seconds,
+        peak_bytes``; a total is that of a run, not the sum of medians), ``rows`` and ``spread``
+        (metrics of each run); ``quality``: ``metric``, and by row ``largest_difference`` and
+        ``allowed``; ``environments`` by device; and the machine, as in `run_kernel_benchmarks`.
+
+    Raises
+    ------
+    ValueError
+        If data, device or repeats do not allow it.
+    QualityError
+        If accuracies of a row differ by more than 0.05 (clean), or 0.1 or the spread of fresh
+        predictions (attacked). Nothing is recorded.
     """
-    from dataclasses import replace
+    for name, value in (("repeats", repeats), ("reference_repeats", reference_repeats)):
+        if value < 1:
+            raise ValueError(f"{name}={value}; need at least 1")
+    paths = _paths(str(device))
+    dataset, config, preset = _problem(data, config, smoke=smoke)
+    order = _order(paths, repeats, reference_repeats)
+    runs = _run_all(order, dataset, config, progress=progress)
+    environments = _environments(paths, dataset)
+    recorder = Recorder("stages", device=paths[-1].device, smoke=smoke, json_path=json_path)
+    counts = {f"n_{split}": len(dataset.labels_of(split)) for split in ("train", "valid", "test")}
+    height, width = dataset.image_shape
+    return recorder.add(
+        op="stages",
+        size="phantom" if dataset.synthetic else Path(dataset.source).stem,
+        shape={**counts, "height": height, "width": width},
+        dtype=str(dataset.images.dtype),
+        options={"preset": preset},
+        synthetic=dataset.synthetic,
+        data_sha256=dataset.sha256(),
+        config=asdict(config),
+        repeats=repeats,
+        reference_repeats=reference_repeats,
+        order=[path.name for path in order],
+        paths={path.name: _summary(path, runs[path.name]) for path in paths},
+        quality=_quality(runs),
+        environments=environments,
+    )
 
-    from nnmf_cuda.pipeline.config import PRESETS, DataConfig
+
+def _paths(device: str) -> list[_Path]:
     from nnmf_cuda.pipeline.environment import resolve_device
-    from nnmf_cuda.pipeline.experiment import run_experiment
-    from nnmf_cuda.report import timings_table
 
+    devices = [resolve_device(device)]
+    if device == "auto" and devices[0].type == "cuda":
+        devices.insert(0, torch.device("cpu"))
+    return [_Path(where, is_reference) for where in devices for is_reference in (False, True)]
+
+
+def _problem(
+    data: str | None, config: ExperimentConfig | None, *, smoke: bool
+) -> tuple[ImageDataset, ExperimentConfig, str]:
+    """Return images, settings, and the preset's name, or "custom"."""
+    from nnmf_cuda.data import load_dataset
+    from nnmf_cuda.pipeline.config import PRESETS, DataConfig
+
+    if smoke:
+        if data is not None or config is not None:
+            raise ValueError("smoke brings its own data and settings: give no others")
+        return *_tiny_problem(), "smoke"
+    preset = "paper" if config is None else "custom"
     config = replace(config or PRESETS["paper"], data=DataConfig(path=data))
-    with tempfile.TemporaryDirectory(prefix="nnmf-cuda-bench-") as folder:
-        out = Path(folder) / "run"
-        experiment = run_experiment(
-            config,
-            out=out,
-            config_yaml="",
-            device=resolve_device(device),
-            progress=progress,
-        )
-        environment: dict[str, Any] = json.loads((out / "environment.json").read_text("utf-8"))
-    if json_path is not None:
-        record = {
-            "op": "stages",
-            "rows": experiment.timings["rows"],
-            "source": experiment.model.info["source"],
-            "synthetic": experiment.model.info["synthetic"],
-            "environment": environment,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    return load_dataset(data, seed=config.seed), config, preset
+
+
+def _tiny_problem() -> tuple[ImageDataset, ExperimentConfig]:
+    """Return an experiment of a second or two that goes through everything."""
+    from nnmf_cuda.data import phantom
+    from nnmf_cuda.pipeline import config
+
+    tiny = config.ExperimentConfig(
+        nnmf=config.NNMFConfig(n_components=6, max_iter=20),
+        classifier=config.ClassifierConfig(epochs=8),
+        diffusion=config.DiffusionConfig(epochs=4, n_draws=2),
+        attack=config.AttackConfig(n_iter=5, n_restarts=1, n_queries=20),
+        n_predictions=3,
+    )
+    return phantom((80, 40, 40), tiny.seed, image_shape=(32, 32)), tiny
+
+
+def _order(paths: Sequence[_Path], repeats: int, reference_repeats: int) -> list[_Path]:
+    """Let the paths take turns for as long as each has runs left."""
+    return [
+        path
+        for i in range(max(repeats, reference_repeats))
+        for path in paths
+        if i < (reference_repeats if path.is_reference else repeats)
+    ]
+
+
+def _run_all(
+    order: Sequence[_Path], dataset: ImageDataset, config: ExperimentConfig, *, progress: bool
+) -> dict[str, list[_Run]]:
+    from tqdm import tqdm
+
+    paths = list(dict.fromkeys(order))
+    runs: dict[str, list[_Run]] = {path.name: [] for path in paths}
+    hidden = None if progress else True
+    with tqdm(total=len(order), desc="bench stages", unit="run", disable=hidden) as bar:
+        for path in paths:
+            bar.set_postfix_str(f"{path.name}: loading libraries")
+            _run(path, *_tiny_problem())
+        for path in order:
+            found = _run(path, dataset, config, bar=bar)
+            runs[path.name].append(found)
+            _require_equal_quality(runs)
+            bar.update()
+    return runs
+
+
+def _run(path: _Path, dataset: ImageDataset, config: ExperimentConfig, *, bar: Any = None) -> _Run:
+    from nnmf_cuda.pipeline.five_stages import evaluate_stages, run_five_stages
+    from nnmf_cuda.timing import StageTimer
+
+    def say(line: str) -> None:
+        if bar is not None:
+            bar.set_postfix_str(f"{path.name}: {line}")
+
+    timer = StageTimer(path.device)
+    _give_back_memory(path.device)
+    with _on(path):
+        outputs = run_five_stages(dataset, config, device=path.device, timer=timer, say=say)
+        evaluated = evaluate_stages(outputs, config)
+    rows = [*timer.rows, timer.total()]
+    return _Run(
+        seconds={row["stage"]: row["seconds"] for row in rows},
+        peak_bytes={row["stage"]: row["peak_bytes"] for row in rows},
+        rows=evaluated.rows,
+        spread=evaluated.spread,
+    )
+
+
+@contextlib.contextmanager
+def _on(path: _Path) -> Iterator[None]:
+    with ops.reference_path() if path.is_reference else contextlib.nullcontext():
+        yield
+
+
+def _give_back_memory(device: torch.device) -> None:
+    """Drop what the run before has left, lest it count in the peak of the next."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with contextlib.suppress(AttributeError, OSError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _summary(path: _Path, runs: Sequence[_Run]) -> Record:
+    stages = {}
+    for stage in runs[0].seconds:
+        seconds = [run.seconds[stage] for run in runs]
+        stages[stage] = {
+            "median_s": float(np.median(seconds)),
+            "low_s": min(seconds),
+            "high_s": max(seconds),
+            "seconds": seconds,
+            "peak_bytes": max(run.peak_bytes[stage] for run in runs),
         }
-        append_json_line(json_path, record)
-    return timings_table(experiment.timings)
+    return {
+        "device": str(path.device),
+        "reference": path.is_reference,
+        "stages": stages,
+        "rows": [run.rows for run in runs],
+        "spread": [run.spread for run in runs],
+    }
+
+
+def _quality(runs: Mapping[str, Sequence[_Run]]) -> Record:
+    """Return by row how far accuracies are apart over all runs, and how far they may be."""
+    every = [run for found in runs.values() for run in found]
+    differences, allowed = {}, {}
+    for row in every[0].rows:
+        accuracies = [run.rows[row]["accuracy"] for run in every]
+        spreads = [run.spread[row]["accuracy"] for run in every if row in run.spread]
+        condition = row.partition("_")[0]
+        differences[row] = max(accuracies) - min(accuracies)
+        allowed[row] = _ALLOWED[condition]
+        if condition == "Robust":
+            allowed[row] = max(allowed[row], *spreads, 0.0)
+    return {"metric": "accuracy", "largest_difference": differences, "allowed": allowed}
+
+
+def _require_equal_quality(runs: Mapping[str, Sequence[_Run]]) -> None:
+    quality = _quality(runs)
+    apart = [
+        row
+        for row, difference in quality["largest_difference"].items()
+        if difference > quality["allowed"][row] + 1e-9  # 0.9 - 0.85 is above 0.05
+    ]
+    if not apart:
+        return
+    texts = []
+    for row in apart:
+        found = [
+            f"{name} {', '.join(_accuracy(run, row) for run in of_path)}"
+            for name, of_path in runs.items()
+            if of_path
+        ]
+        texts.append(f"{row} {'; '.join(found)} (may differ by {quality['allowed'][row]:.3f})")
+    raise QualityError(
+        "the paths differ in accuracy, so that their seconds are not compared, nor recorded: "
+        + " | ".join(texts)
+    )
+
+
+def _accuracy(run: _Run, row: str) -> str:
+    return f"{run.rows[row]['accuracy']:.4f}"
+
+
+def _environments(paths: Sequence[_Path], dataset: ImageDataset) -> Record:
+    from nnmf_cuda.pipeline.environment import describe_environment
+
+    sha256 = dataset.sha256()
+    devices = dict.fromkeys(path.device for path in paths)
+    return {where.type: describe_environment(where, data_sha256=sha256) for where in devices}

@@ -83,7 +83,7 @@ def where(records: Sequence[Record]) -> str:
         + (f", {record['cpu_isa']}" if record["cpu_isa"] else "")
         + f"), {counts} thread{'' if threads == [1] else 's'}, {_versions(records)}."
     )
-    measured = [r["ceilings"] for r in records if r["ceilings"]]
+    measured = [r["ceilings"] for r in records if r.get("ceilings")]
     if measured and not record["smoke"]:
         gemm = sorted(c["gemm_gflops"] for c in measured)
         read = sorted(c["read_gb_per_s"] for c in measured)

@@ -14,29 +14,25 @@ import torch
 
 from nnmf_cuda.attacks import AttackResult
 from nnmf_cuda.data import SPLITS, ImageDataset, load_dataset
-from nnmf_cuda.evaluation import (
-    PAPER_TEST_COUNTS,
-    EvaluatedRows,
-    denoising_error,
-    evaluate_rows,
-)
-from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.evaluation import PAPER_TEST_COUNTS, EvaluatedRows, denoising_error
 from nnmf_cuda.pipeline import stages
 from nnmf_cuda.pipeline.artifacts import TrainedModel, save_model
 from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.pipeline.findings import NOT_RUN, attack_findings, notes_of
+from nnmf_cuda.pipeline.five_stages import (
+    StageOutputs,
+    evaluate_stages,
+    evaluation_seed,
+    run_five_stages,
+)
 from nnmf_cuda.pipeline.run_directory import results_directory
 from nnmf_cuda.report import ReportContent, bullet_list, metrics_table, timings_table, write_report
 from nnmf_cuda.timing import StageTimer
-from nnmf_cuda.training import TrainingResult
 
-__all__ = ["Experiment", "evaluation_seed", "run_experiment"]
+__all__ = ["Experiment", "run_experiment"]
 
 logger = logging.getLogger(__name__)
-
-_EVALUATION = 1
-"""Sets the evaluation's noise apart from that of every other stage; see `evaluation_seed`."""
 
 
 @dataclass(frozen=True)
@@ -142,15 +138,6 @@ def _load(
     return dataset
 
 
-def evaluation_seed(seed: int) -> int:
-    """Return the seed of the evaluation's noise, which no attack may have seen.
-
-    A word of its own: torch's generator on the CPU reads the low 32 bits of a seed only, so no sum
-    of the seed and a constant above them would do.
-    """
-    return int(np.random.SeedSequence([seed, _EVALUATION]).generate_state(1)[0])
-
-
 class _Run:
     """The state of one run between its stages."""
 
@@ -169,25 +156,20 @@ class _Run:
         self.timer = timer
         self.progress = progress
         self.say = say
-        self.seed = config.seed
 
     def to_the_end(self, partial: Path, config_yaml: str) -> Experiment:
         environment = describe_environment(self.device, data_sha256=self.dataset.sha256())
-        features = self._features()
-        cnn, denoiser = self._train(features)
-        model = self._model(features, cnn, denoiser)
-        attacks = self._attack(features, model)
+        outputs = run_five_stages(
+            self.dataset,
+            self.config,
+            device=self.device,
+            timer=self.timer,
+            progress=self.progress,
+            say=self.say,
+        )
+        features, attacks, model = outputs.features, outputs.attacks, self._model(outputs)
         with self.timer.stage("evaluation", n_items=len(features.y["test"])):
-            rows = evaluate_rows(
-                model.classifier,
-                model.defended,
-                features.x["test"],
-                attacks["baseline"].x_adv,
-                attacks["defended"].x_adv,
-                features.y["test"],
-                seed=evaluation_seed(self.seed),
-                n_predictions=self.config.n_predictions,
-            )
+            rows = evaluate_stages(outputs, self.config)
         found = {
             name: attack_findings(
                 result,
@@ -205,58 +187,14 @@ class _Run:
             _save_adversarial(partial / "adversarial.npz", features, attacks)
             _save_json(partial / "environment.json", environment)
             _save_json(partial / "metrics.json", metrics)
-            content = self._report(
-                features, cnn, denoiser, attacks, rows, metrics, environment, config_yaml
-            )
-            write_report(partial, content)
+            write_report(partial, self._report(outputs, rows, metrics, environment, config_yaml))
         return Experiment(model, metrics, self.timer.as_dict(), self._is_papers_test_split)
 
-    def _features(self) -> stages.Features:
-        self.say("fitting the components and projecting every image")
-        with self.timer.stage("nnmf_feature_extraction", n_items=len(self.dataset.images)):
-            return stages.extract_features(
-                self.dataset,
-                self.config,
-                seed=self.seed,
-                device=self.device,
-                progress=self.progress,
-            )
-
-    def _train(
-        self, features: stages.Features
-    ) -> tuple[TrainingResult[FeatureCNN], TrainingResult[FeatureDenoiser]]:
-        n_items = len(features.y["train"])
-        self.say("training the classifier")
-        with self.timer.stage("cnn_training", n_items=n_items):
-            cnn = stages.fit_classifier(
-                features,
-                self.config.classifier,
-                n_classes=self.dataset.n_classes,
-                seed=self.seed,
-                device=self.device,
-                progress=self.progress,
-            )
-        self.say("training the denoiser")
-        with self.timer.stage("denoiser_training", n_items=n_items):
-            denoiser = stages.fit_denoiser(
-                features,
-                self.config.diffusion,
-                seed=self.seed,
-                device=self.device,
-                progress=self.progress,
-            )
-        return cnn, denoiser
-
-    def _model(
-        self,
-        features: stages.Features,
-        cnn: TrainingResult[FeatureCNN],
-        denoiser: TrainingResult[FeatureDenoiser],
-    ) -> TrainedModel:
+    def _model(self, outputs: StageOutputs) -> TrainedModel:
         return TrainedModel(
-            extractor=features.extractor,
-            classifier=cnn.model,
-            defended=stages.defend(cnn.model, denoiser.model, self.config.diffusion),
+            extractor=outputs.features.extractor,
+            classifier=outputs.cnn.model,
+            defended=outputs.defended,
             label_names=self.dataset.label_names,
             diffusion=self.config.diffusion,
             info={
@@ -267,21 +205,6 @@ class _Run:
             },
         )
 
-    def _attack(self, features: stages.Features, model: TrainedModel) -> dict[str, AttackResult]:
-        results = {}
-        for name, target in (("baseline", model.classifier), ("defended", model.defended)):
-            attacks = " + ".join(self.config.attack.attacks)
-            self.say(f"attacking the {name} model ({attacks})")
-            with self.timer.stage(f"autoattack_{name}", n_items=len(features.y["test"])):
-                results[name] = stages.attack_model(
-                    target,
-                    features,
-                    self.config.attack,
-                    seed=self.seed,
-                    progress=self.progress,
-                )
-        return results
-
     @property
     def _is_papers_test_split(self) -> bool:
         labels = self.dataset.labels_of("test")
@@ -290,16 +213,14 @@ class _Run:
 
     def _report(
         self,
-        features: stages.Features,
-        cnn: TrainingResult[FeatureCNN],
-        denoiser: TrainingResult[FeatureDenoiser],
-        attacks: Mapping[str, AttackResult],
+        outputs: StageOutputs,
         rows: EvaluatedRows,
         metrics: Mapping[str, Any],
         environment: Mapping[str, Any],
         config_yaml: str,
     ) -> ReportContent:
-        dataset, selector = self.dataset, features.selector
+        dataset, features = self.dataset, outputs.features
+        cnn, denoiser, selector = outputs.cnn, outputs.denoiser, features.selector
         train_x, train_y = features.x["train"].cpu().numpy(), features.y["train"]
         classes = range(dataset.n_classes)
         return ReportContent(
@@ -331,14 +252,14 @@ class _Run:
                 denoiser.model,
                 stages.noise_schedule(self.config.diffusion).alphas_cumprod,
                 features.x["test"],
-                seed=evaluation_seed(self.seed),
+                seed=evaluation_seed(self.config.seed),
             ),
             purify_t=self.config.diffusion.timesteps[0],
             labels=rows.labels,
             probabilities=rows.probabilities,
             attacks={
                 name: {**metrics["attacks"][name], "seconds": result.seconds}
-                for name, result in attacks.items()
+                for name, result in outputs.attacks.items()
             },
             environment=environment,
             config=config_yaml,

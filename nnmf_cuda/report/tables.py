@@ -18,6 +18,7 @@ from nnmf_cuda.timing import PAPER_STAGES
 
 __all__ = [
     "METRIC_TITLES",
+    "PAPER_SECONDS_NOTE",
     "STAGE_TITLES",
     "Line",
     "against_constant",
@@ -57,6 +58,11 @@ STAGE_TITLES = {
     "autoattack_defended": "APGD-CE + Square, defended",
     "total": "Total of these five",
 }
+
+PAPER_SECONDS_NOTE = (
+    "The paper's seconds are from its own data, hardware and software (MATLAB, then ONNX into "
+    "PyTorch): for reading beside these, not for a ratio."
+)
 
 NONE = "–"
 
@@ -220,8 +226,7 @@ def stage_notes(timings: Mapping[str, Any]) -> list[str]:
     )
     return [
         f"Measured on {device}. Peak memory: {memory} during the stage.",
-        "The paper's seconds are from its own data, hardware and software (MATLAB, then ONNX into "
-        "PyTorch): for reading beside these, not for a ratio.",
+        PAPER_SECONDS_NOTE,
     ]
 
 

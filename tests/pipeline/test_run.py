@@ -15,7 +15,7 @@ import yaml
 from nnmf_cuda import load_model
 from nnmf_cuda.cli import main
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, classification_metrics
-from nnmf_cuda.pipeline.experiment import evaluation_seed
+from nnmf_cuda.pipeline.five_stages import evaluation_seed
 from tests.pipeline.conftest import SMALL, make_npz
 
 STAGES = [

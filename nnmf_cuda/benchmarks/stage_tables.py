@@ -1,0 +1,144 @@
+"""The stage benchmark's record as tables: quality first, then seconds, then memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nnmf_cuda.benchmarks.table import where
+
+__all__ = ["stages_markdown", "stages_table"]
+
+Record = Mapping[str, Any]
+_Table = list[tuple[str, ...]]
+_NONE = "–"
+
+
+def stages_table(record: Record) -> str:
+    """Return the record of `run_stage_benchmarks` for a terminal.
+
+    Accuracy of the four metric rows by path; the paper's six rows in seconds by path, with how
+    many times as fast as the reference path this package is and the paper's columns beside; peak
+    memory by path; notes.
+    """
+    from nnmf_cuda.report.tables import bullet_list
+
+    tables = [_plain(table) for table in _tables(record)]
+    return "\n\n".join([*tables, bullet_list(_notes(record))])
+
+
+def stages_markdown(records: Iterable[Record]) -> str:
+    """Return the tables of each record as Markdown, with the notes below."""
+    parts = [
+        "\n\n".join([*map(_markdown, _tables(r)), "\n".join(f"- {n}" for n in _notes(r))])
+        for r in records
+    ]
+    return "\n\n".join(parts) or "No records yet."
+
+
+def _tables(record: Record) -> list[_Table]:
+    return [_quality(record), _seconds(record), _memory(record)]
+
+
+def _quality(record: Record) -> _Table:
+    quality, paths = record["quality"], record["paths"]
+    table: _Table = [(quality["metric"], *paths, "largest difference", "allowed")]
+    for row, difference in quality["largest_difference"].items():
+        cells = [_range([run[row][quality["metric"]] for run in p["rows"]]) for p in paths.values()]
+        table.append((row, *cells, f"{difference:.4f}", f"{quality['allowed'][row]:.4f}"))
+    return table
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.4f}", f"{max(values):.4f}"
+    return low if low == high else f"{low}-{high}"
+
+
+def _seconds(record: Record) -> _Table:
+    from nnmf_cuda.evaluation import PAPER_TIMINGS
+
+    paths = record["paths"]
+    devices = list(dict.fromkeys(name.partition(" ")[0] for name in paths))
+    titles = [title for d in devices for title in (f"{d}, s", f"{d} reference, s", "speed")]
+    table: _Table = [("stage", *titles, "paper CPU", "paper GPU")]
+    for stage, title in _stage_titles():
+        cells = []
+        for device in devices:
+            ours, reference = (paths[n]["stages"][stage] for n in (device, f"{device} reference"))
+            speed = reference["median_s"] / ours["median_s"]
+            # A tiny experiment measures overheads only.
+            shown = _NONE if record["smoke"] else f"{speed:.2f} x"
+            cells += [_median(ours), _median(reference), shown]
+        published = PAPER_TIMINGS[stage]
+        table.append((title, *cells, f"{published['cpu']:.2f}", f"{published['gpu']:.2f}"))
+    return table
+
+
+def _stage_titles() -> list[tuple[str, str]]:
+    """Return the paper's six rows, by name and as they are shown."""
+    from nnmf_cuda.report.tables import STAGE_TITLES
+    from nnmf_cuda.timing import PAPER_STAGES
+
+    return [(stage, STAGE_TITLES[stage]) for stage in (*PAPER_STAGES, "total")]
+
+
+def _median(stage: Mapping[str, Any]) -> str:
+    median = f"{stage['median_s']:.2f}"
+    if len(stage["seconds"]) == 1:
+        return median
+    return f"{median} ({stage['low_s']:.2f}-{stage['high_s']:.2f})"
+
+
+def _memory(record: Record) -> _Table:
+    paths = record["paths"]
+    table: _Table = [("peak memory", *paths)]
+    for stage, title in _stage_titles():
+        peaks = (path["stages"][stage]["peak_bytes"] for path in paths.values())
+        table.append((title, *(f"{peak / 2**20:,.0f} MiB" for peak in peaks)))
+    return table
+
+
+def _notes(record: Record) -> list[str]:
+    from nnmf_cuda.report.tables import PAPER_SECONDS_NOTE
+
+    shape, environments = record["shape"], record["environments"]
+    machines = "; ".join(f"{name}: {e['device_name']}" for name, e in environments.items())
+    counts = ", ".join(f"{shape[f'n_{s}']} {s}" for s in ("train", "valid", "test"))
+    size = f"{shape['height']} x {shape['width']}"
+    synthetic = ", synthetic" if record["synthetic"] else ""
+    notes = [
+        f"Data: {record['size']} ({counts} images of {size}{synthetic}); settings:"
+        f" {record['options']['preset']}. {machines}.",
+        "Reference: the same experiment in plain eager torch, in the same process. Seconds: median"
+        f" of {_runs(record['repeats'])} and of {_runs(record['reference_repeats'])} of the"
+        " reference, in turns, with the range in brackets; the total is that of a run. Accuracies"
+        " were found to be equal, to what is allowed, before.",
+        "Peak memory on the CPU: the largest resident set of the whole process during the stage,"
+        " libraries and images included; on a GPU: the most that torch held on it.",
+        PAPER_SECONDS_NOTE,
+        where([record]),
+    ]
+    return notes
+
+
+def _runs(n: int) -> str:
+    return f"{n} run{'' if n == 1 else 's'}"
+
+
+def _plain(table: _Table) -> str:
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+
+    def set_row(row: tuple[str, ...]) -> str:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    header, *body = map(set_row, table)
+    return "\n".join([header, rule, *body])
+
+
+def _markdown(table: _Table) -> str:
+    header, *body = table
+    rule = ("---", *("---:" for _ in header[1:]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *body))
