@@ -57,8 +57,9 @@ def square_attack(
     Random numbers are drawn from torch's global CPU generator in the order of the authors'
     implementation, between the calls of the model, and a model is asked about the same points at
     every query. So a model that draws its noise from the global generators sees the same noise
-    there and here, and the points are equal bit for bit; the tests compare them. It takes one
-    synchronisation a query on a GPU: which samples the next query is about.
+    there and here, and the points are equal bit for bit; the tests compare them. On a GPU a query
+    waits for the device once, and once more where a margin fell: the next is about fewer samples
+    if that broke one.
 
     References
     ----------
