@@ -288,7 +288,7 @@ def _require_equal_quality(runs: Mapping[str, Sequence[_Run]]) -> None:
     apart = [
         row
         for row, difference in quality["largest_difference"].items()
-        if difference > quality["allowed"][row] + 1e-9  # 0.9 - 0.85 is above 0.05
+        if not difference <= quality["allowed"][row] + 1e-9  # 0.9 - 0.85 is above 0.05
     ]
     if not apart:
         return
