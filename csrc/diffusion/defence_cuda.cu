@@ -126,8 +126,8 @@ class Prepared {
       const Tensor& weight = weights[i];
       const int64_t outputs = weight.size(0);
       const int64_t inputs = weight.dim() == 2 ? weight.size(1) : weight.size(1) * weight.size(2);
-      result.push_back({weight.const_data_ptr<T>(), weights[i + 1].const_data_ptr<T>(), outputs,
-                        inputs});
+      result.push_back(
+          {weight.const_data_ptr<T>(), weights[i + 1].const_data_ptr<T>(), outputs, inputs});
     }
     return result;
   }
@@ -145,10 +145,9 @@ std::tuple<Tensor, Tensor> forward_pass(const Given& given, bool keep_signs) {
     Tensor out = in.classifier.empty()
                      ? torch::stable::new_empty(p.x, {in.n_samples, in.n_draws, in.n_features})
                      : torch::stable::new_empty(p.x, {in.n_samples, in.n_outputs()});
-    Tensor signs =
-        keep_signs
-            ? torch::stable::new_empty(p.x, {n_blocks(in.n_rows()), in.n_words()}, ScalarType::Int)
-            : torch::stable::new_empty(p.x, {0}, ScalarType::Int);
+    Tensor signs = keep_signs ? torch::stable::new_empty(p.x, {n_blocks(in.n_rows()), in.n_words()},
+                                                         ScalarType::Int)
+                              : torch::stable::new_empty(p.x, {0}, ScalarType::Int);
     auto* words =
         keep_signs ? reinterpret_cast<uint32_t*>(signs.mutable_data_ptr<int32_t>()) : nullptr;
     launch_defence_forward(in, out.mutable_data_ptr<T>(), words, p.size, p.memory, p.stream());

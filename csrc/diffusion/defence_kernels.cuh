@@ -38,11 +38,12 @@ __global__ void __launch_bounds__(kDefenceThreads)
     if (d.has_chain) chain_forward<T>(d, rows, row, work, words, nullptr);
     if (d.has_cnn) {
       uint32_t* of_cnn = words == nullptr ? nullptr : words + d.chain_words();
-      cnn_forward(d, rows, work.x, work.layer[0], work.layer[1], work.layer[0], of_cnn);
-      store_logits(d, rows, work.layer[0], task.out);
+      cnn_forward(d, rows, work.x, work.one, work.two, work.one, of_cnn);
+      store_logits(d, rows, work.one, task.out);
     } else {
       for_each_row_unit(d.n_features, [&](int j) {
-        if (row.exists) task.out.at(rows, lane_of_thread(), j) = work.x[j * kRows + lane_of_thread()];
+        if (row.exists)
+          task.out.at(rows, lane_of_thread(), j) = work.x[j * kRows + lane_of_thread()];
       });
     }
   }
@@ -65,7 +66,7 @@ __device__ __forceinline__ void load_gradient(const DeviceDefence<T>& d, const L
   const int lane = lane_of_thread();
   if (d.has_cnn) {
     for_each_row_unit(n_classes, [&](int c) {
-      work.layer[0][c * kRows + lane] =
+      work.one[c * kRows + lane] =
           row.exists ? grad[row.sample * n_classes + c] / static_cast<T>(d.n_draws) : T{0};
     });
     __syncthreads();

@@ -129,10 +129,9 @@ class DefencePreparation {
     chain.coefficients = memory_.template get<T>(in_.n_steps * kCoefficients);
     chain.embeddings = memory_.template get<T>(in_.n_steps * dim);
     chain.biases = memory_.template get<T>(in_.n_steps * first.outputs);
-    preparation_.chain = {in_.timesteps,      in_.alphas_cumprod, in_.n_alphas,
-                          in_.n_features,     dim,                first.outputs,
-                          in_.eta,            first.weight,       first.bias,
-                          chain.coefficients, chain.embeddings,   chain.biases};
+    preparation_.chain = {in_.timesteps, in_.alphas_cumprod, in_.n_alphas,     in_.n_features,
+                          dim,           first.outputs,      in_.eta,          first.weight,
+                          first.bias,    chain.coefficients, chain.embeddings, chain.biases};
     for (std::size_t l = 0; l < in_.denoiser.size(); ++l)
       add_layer(in_.denoiser[l], l == 0 ? in_.n_features : in_.denoiser[l].inputs, chain.layers[l]);
   }
@@ -220,12 +219,12 @@ void launch_defence_forward(const DefenceInputs<T>& in, T* out, uint32_t* signs,
     task.n_words = in.n_words();
     task.n_blocks = n_blocks(in.n_rows());
     task.memory = Work<T>::size(in.n_features, in.width());
-    place_activations<T>(
-        task, task.n_blocks, size, memory,
-        [&]<bool shared>(Shared<shared>, int64_t blocks, int64_t bytes) {
-          NNMF_CUDA_LAUNCH((defence_forward_kernel<T, shared>), grid_of(blocks), kDefenceThreads,
-                           static_cast<size_t>(bytes), stream, task);
-        });
+    place_activations<T>(task, task.n_blocks, size, memory,
+                         [&]<bool shared>(Shared<shared>, int64_t blocks, int64_t bytes) {
+                           NNMF_CUDA_LAUNCH((defence_forward_kernel<T, shared>), grid_of(blocks),
+                                            kDefenceThreads, static_cast<size_t>(bytes), stream,
+                                            task);
+                         });
   }
   if (mean && task.out.by_block)
     launch_sum_draws(task.out, out, in, static_cast<double>(in.n_draws), stream);
@@ -246,12 +245,12 @@ void launch_defence_backward(const DefenceInputs<T>& in, const T* grad, const ui
     task.n_words = in.n_words();
     task.n_blocks = n_blocks(in.n_rows());
     task.memory = Work<T>::size(in.n_features, in.width());
-    place_activations<T>(
-        task, task.n_blocks, size, memory,
-        [&]<bool shared>(Shared<shared>, int64_t blocks, int64_t bytes) {
-          NNMF_CUDA_LAUNCH((defence_backward_kernel<T, shared>), grid_of(blocks), kDefenceThreads,
-                           static_cast<size_t>(bytes), stream, task);
-        });
+    place_activations<T>(task, task.n_blocks, size, memory,
+                         [&]<bool shared>(Shared<shared>, int64_t blocks, int64_t bytes) {
+                           NNMF_CUDA_LAUNCH((defence_backward_kernel<T, shared>), grid_of(blocks),
+                                            kDefenceThreads, static_cast<size_t>(bytes), stream,
+                                            task);
+                         });
   }
   if (task.of_x.by_block) launch_sum_draws(task.of_x, of_x, in, 1.0, stream);
 }
@@ -301,8 +300,7 @@ void launch_defence_weights(const DefenceInputs<T>& in, const T* grad, const uin
     // The number of groups decides how sums are rounded: it is the same wherever activations are.
     const DeviceSize any{groups, size.shared_bytes};
     place_activations<T>(
-        task, groups, any, memory,
-        [&]<bool shared>(Shared<shared>, int64_t blocks, int64_t bytes) {
+        task, groups, any, memory, [&]<bool shared>(Shared<shared>, int64_t blocks, int64_t bytes) {
           NNMF_CUDA_LAUNCH((defence_weights_kernel<T, shared>), grid_of(blocks), kDefenceThreads,
                            static_cast<size_t>(bytes), stream, task);
         });

@@ -42,7 +42,8 @@ __device__ __forceinline__ void add_products(int outputs, int inputs, int terms,
   const int lane = lane_of_thread(), across = (inputs + kTile - 1) / kTile;
   const int tiles = (outputs + kTile - 1) / kTile * across;
   for (int tile = warp_of_thread(); tile < tiles; tile += kDefenceWarps) {
-    const int first_o = tile / across * kTile + lane / 8, first_i = tile % across * kTile + lane % 8;
+    const int first_o = tile / across * kTile + lane / 8,
+              first_i = tile % across * kTile + lane % 8;
     double sums[4][2] = {};
     for (int term = 0; term < terms; ++term) {
       T part[4][2] = {};

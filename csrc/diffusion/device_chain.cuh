@@ -34,8 +34,9 @@ __device__ __forceinline__ void start_rows(const DeviceDefence<T>& d, const Lane
   __syncthreads();
 }
 
-// x = the chain's prediction, from what `start_rows` has left there. `kept` (may be null) has x_t of
-// every step and then the prediction, [n_steps + 1][n_features][row]; the first is there already.
+// x = the chain's prediction, from what `start_rows` has left there. `kept` (may be null) has x_t
+// of every step and then the prediction, [n_steps + 1][n_features][row]; the first is there
+// already.
 template <class T>
 __device__ __forceinline__ void chain_forward(const DeviceDefence<T>& d, const DeviceRows& rows,
                                               const LaneRow& row, const Work<T>& work,
@@ -43,15 +44,18 @@ __device__ __forceinline__ void chain_forward(const DeviceDefence<T>& d, const D
   const DeviceChain<T>& chain = d.chain;
   for (int step = 0; step < chain.n_steps; ++step) {
     const T* in = work.x;
+    T *out = work.one, *other = work.two;
     for (int l = 0; l < chain.n_layers; ++l) {
       const DeviceDense<T>& layer = chain.layers[l];
       const bool hidden = l + 1 < chain.n_layers;
       const T* bias = l == 0 ? chain.biases + step * layer.outputs : layer.bias;
-      T* out = work.layer[l % 2];
       dense_forward(layer, bias, hidden, in, out, hidden ? words : nullptr, rows.mask);
       if (words != nullptr && hidden) words += layer.outputs;
       __syncthreads();
       in = out;
+      T* const written = out;
+      out = other;
+      other = written;
     }
     const bool last = step + 1 == chain.n_steps;
     const T* of = chain.coefficients + step * kCoefficients;
@@ -60,8 +64,7 @@ __device__ __forceinline__ void chain_forward(const DeviceDefence<T>& d, const D
       T value = in[at];
       if (!last) {
         value = of[kOfPrediction] * value + of[kOfXt] * work.x[at];
-        if (chain.n_noised > 1 && row.exists)
-          value += of[kOfNoise] * noise_at(d, row, step + 1, j);
+        if (chain.n_noised > 1 && row.exists) value += of[kOfNoise] * noise_at(d, row, step + 1, j);
       }
       work.x[at] = value;
       if (kept != nullptr) kept[(step + 1) * d.n_features * kRows + at] = value;
@@ -85,22 +88,25 @@ __device__ __forceinline__ void chain_backward(const DeviceDefence<T>& d, const 
     for_each_row_unit(d.n_features, [&](int j) {
       const int at = j * kRows + lane_of_thread();
       const T grad = work.x[at];
-      work.layer[0][at] = last ? grad : of[kOfPrediction] * grad;
+      work.one[at] = last ? grad : of[kOfPrediction] * grad;
       if (!last && chain.n_noised > 1 && of_noise != nullptr && row.exists)
         of_noise[((step + 1) * d.n_rows + row.flat) * d.n_features + j] = of[kOfNoise] * grad;
     });
     __syncthreads();
     const uint32_t* of_layer = words + (step + 1) * chain.words_per_step;
-    int from = 0;
-    for (int l = chain.n_layers - 1; l > 0; --l, from = 1 - from) {
+    T *from = work.one, *to = work.two;
+    for (int l = chain.n_layers - 1; l > 0; --l) {
       const DeviceDense<T>& layer = chain.layers[l];
-      weights.of_chain(l, work.layer[from]);
+      weights.of_chain(l, from);
       of_layer -= layer.outputs;
-      dense_backward(layer, of_layer, work.layer[from], work.layer[1 - from]);
+      dense_backward(layer, of_layer, from, to);
       __syncthreads();
+      T* const read = from;
+      from = to;
+      to = read;
     }
-    weights.of_chain(0, work.layer[from]);
-    for_each_unit(chain.layers[0], work.layer[from], [&](int unit, T(&sums)[4]) {
+    weights.of_chain(0, from);
+    for_each_unit<T>(chain.layers[0], from, [&](int unit, T(&sums)[4]) {
       if (unit >= d.n_features) return;
       T* x = work.x + unit * kRows + place.row;
       const Four<T> before = load_four(x);

@@ -116,8 +116,7 @@ __device__ __forceinline__ void store_logits(const DeviceDefence<T>& d, const De
     if (unit >= last.outputs) return;
 #pragma unroll
     for (int r = 0; r < 4; ++r)
-      if (place.row + r < rows.count)
-        out.at(rows, place.row + r, unit) = sums[r] + last.bias[unit];
+      if (place.row + r < rows.count) out.at(rows, place.row + r, unit) = sums[r] + last.bias[unit];
   });
 }
 
@@ -187,24 +186,24 @@ __device__ __forceinline__ void first_backward(const DeviceCnn<T>& cnn, int n_fe
   });
 }
 
-// work.x = the gradient to the features, from that to the logits, which stands in work.layer[0].
+// work.x = the gradient to the features, from that to the logits, which stands in work.one.
 // Calls weights.of_cnn(layer, gradient to its outputs), that of the second convolution being to the
 // pooled units.
 template <class T, class Weights>
 __device__ __forceinline__ void cnn_backward(const DeviceDefence<T>& d, const uint32_t* words,
                                              const Work<T>& work, const Weights& weights) {
   const DeviceCnn<T>& cnn = d.cnn;
-  weights.of_cnn(3, work.layer[0]);
-  dense_backward(cnn.last, words + cnn.hidden_at, work.layer[0], work.layer[1]);
+  weights.of_cnn(3, work.one);
+  dense_backward(cnn.last, words + cnn.hidden_at, work.one, work.two);
   __syncthreads();
-  weights.of_cnn(2, work.layer[1]);
-  dense_backward(cnn.hidden, words + cnn.pooled_at, work.layer[1], work.layer[0]);
+  weights.of_cnn(2, work.two);
+  dense_backward(cnn.hidden, words + cnn.pooled_at, work.two, work.one);
   __syncthreads();
-  weights.of_cnn(1, work.layer[0]);
-  second_backward(cnn, d.n_features, words, work.layer[0], work.layer[1]);
+  weights.of_cnn(1, work.one);
+  second_backward(cnn, d.n_features, words, work.one, work.two);
   __syncthreads();
-  weights.of_cnn(0, work.layer[1]);
-  first_backward(cnn, d.n_features, work.layer[1], work.x);
+  weights.of_cnn(0, work.two);
+  first_backward(cnn, d.n_features, work.two, work.x);
   __syncthreads();
 }
 

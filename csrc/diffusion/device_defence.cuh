@@ -95,10 +95,10 @@ struct RowNumbers {
 // Memory of a block: features, and activations before and after a layer, [unit][row].
 template <class T>
 struct Work {
-  T *x, *layer[2];
+  T *x, *one, *two;
 
   __device__ __forceinline__ Work(T* memory, int n_features, int width)
-      : x(memory), layer{x + n_features * kRows, x + (n_features + width) * kRows} {}
+      : x(memory), one(x + n_features * kRows), two(one + width * kRows) {}
   static int64_t size(int64_t n_features, int64_t width) {
     return (n_features + 2 * width) * kRows;
   }

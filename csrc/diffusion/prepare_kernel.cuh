@@ -19,9 +19,7 @@ struct PackTask {
   int64_t outputs, inputs, inner;
   int64_t of_output, of_outer, of_inner;
 
-  NNMF_CUDA_INLINE int64_t size() const {
-    return (outputs + kTile - 1) / kTile * kTile * inputs;
-  }
+  NNMF_CUDA_INLINE int64_t size() const { return (outputs + kTile - 1) / kTile * kTile * inputs; }
 };
 
 template <class T>
@@ -98,9 +96,10 @@ __device__ inline void pack_entry(const Preparation<T>& p, int64_t entry) {
   entry -= task.first;
   const int64_t row = entry / kTile, tile = row / task.inputs, i = row % task.inputs;
   const int64_t o = tile * kTile + entry % kTile;
-  task.to[entry] = o < task.outputs ? task.from[o * task.of_output + i / task.inner * task.of_outer +
-                                                i % task.inner * task.of_inner]
-                                    : T{0};
+  task.to[entry] = o < task.outputs
+                       ? task.from[o * task.of_output + i / task.inner * task.of_outer +
+                                   i % task.inner * task.of_inner]
+                       : T{0};
 }
 
 // A block for each step, then one for every kDefenceThreads packed entries.
