@@ -21,6 +21,7 @@ from pathlib import Path
 
 # Kernels in float32 that may spill all the same, and why.
 COLD = {
+    r"prepare_defence_kernel<": "sines in float64; runs once a call",
     r"half_step_kernel<Tiling<.*, 32, \d+, true>, ": "more than 32 components",
 }
 

@@ -21,6 +21,7 @@
 #define __constant__ static
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(size) __attribute__((aligned(size)))
 // Shared by the block, but neither poisoned nor guarded: NNMF_CUDA_SHARED is both.
 #define __shared__ static

@@ -1,0 +1,248 @@
+// Gradients to the weights: every block computes its rows' activations again, goes backwards and
+// adds up the products of gradients and activations, 32 rows at a time in T, then in float64.
+#pragma once
+
+#include <cstdint>
+
+#include "defence_kernels.cuh"
+
+namespace nnmf_cuda {
+
+template <class T>
+struct WeightsTask {
+  DeviceDefence<T> d, back;  // `back`: layers from outputs to inputs
+  const T* grad;
+  const uint32_t* signs;
+  int64_t n_words, n_blocks, memory;
+  double* sums;  // [groups][n_weights]
+  int64_t n_weights;
+  int64_t chain_at[kMostLayers], cnn_at[4];  // where a layer's weights are, its bias behind them
+};
+
+// Activations of a block that are kept until its gradients are known.
+template <class T>
+struct Kept {
+  T *x, *hidden, *first, *pooled, *last, *work;
+
+  __device__ __forceinline__ Kept(T* memory, const DeviceDefence<T>& d) : x(memory) {
+    const int steps = d.has_chain ? d.chain.n_steps : 0;
+    hidden = x + (steps + 1) * d.n_features * kRows;  // of one step
+    first = hidden + (d.has_chain ? d.chain.words_per_step : 0) * kRows;
+    pooled = first + (d.has_cnn ? d.n_features * d.cnn.first_channels : 0) * kRows;
+    last = pooled + (d.has_cnn ? d.cnn.n_pooled * d.cnn.second_channels : 0) * kRows;
+    work = last + (d.has_cnn ? d.cnn.hidden.outputs : 0) * kRows;
+  }
+};
+
+// to[o * inputs + i] += the sum over terms and rows of grad(term, o, row) * in(term, i, row), which
+// return four rows each. Lanes begin at different rows: no two read the same bank.
+template <class T, class Grad, class In>
+__device__ __forceinline__ void add_products(int outputs, int inputs, int terms, const Grad& grad,
+                                             const In& in, double* to) {
+  const int lane = lane_of_thread(), across = (inputs + kTile - 1) / kTile;
+  const int tiles = (outputs + kTile - 1) / kTile * across;
+  for (int tile = warp_of_thread(); tile < tiles; tile += kDefenceWarps) {
+    const int first_o = tile / across * kTile + lane / 8,
+              first_i = tile % across * kTile + lane % 8;
+    double sums[4][2] = {};
+    for (int term = 0; term < terms; ++term) {
+      T part[4][2] = {};
+      for (int q = 0; q < kRows / 4; ++q) {
+        const int row = (lane + q) % 8 * 4;
+        Four<T> given[2];
+#pragma unroll
+        for (int b = 0; b < 2; ++b)
+          given[b] = first_i + 8 * b < inputs ? in(term, first_i + 8 * b, row) : Four<T>{};
+#pragma unroll
+        for (int a = 0; a < 4; ++a) {
+          if (first_o + 4 * a >= outputs) continue;
+          const Four<T> g = grad(term, first_o + 4 * a, row);
+#pragma unroll
+          for (int b = 0; b < 2; ++b)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) part[a][b] += g.values[r] * given[b].values[r];
+        }
+      }
+#pragma unroll
+      for (int a = 0; a < 4; ++a)
+#pragma unroll
+        for (int b = 0; b < 2; ++b) sums[a][b] += static_cast<double>(part[a][b]);
+    }
+#pragma unroll
+    for (int a = 0; a < 4; ++a)
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+        if (first_o + 4 * a < outputs && first_i + 8 * b < inputs)
+          to[static_cast<int64_t>(first_o + 4 * a) * inputs + first_i + 8 * b] += sums[a][b];
+  }
+}
+
+// to[o] += the sum over terms and rows of grad(term, o, row).
+template <class T, class Grad>
+__device__ __forceinline__ void add_rows(int outputs, int terms, const Grad& grad, double* to) {
+  for (int o = static_cast<int>(threadIdx.x); o < outputs; o += kDefenceThreads) {
+    double sum = 0;
+    for (int term = 0; term < terms; ++term)
+      for (int q = 0; q < kRows / 4; ++q) {
+        const Four<T> g = grad(term, o, (o + q) % 8 * 4);
+        sum += static_cast<double>(g.values[0]) + static_cast<double>(g.values[1]) +
+               static_cast<double>(g.values[2]) + static_cast<double>(g.values[3]);
+      }
+    to[o] += sum;
+  }
+}
+
+// What the backward pass calls for a block.
+template <class T>
+struct BlockWeights {
+  const WeightsTask<T>& task;
+  const DeviceRows& rows;
+  const uint32_t* words;
+  const Kept<T>& kept;
+  double* sums;
+  mutable int step = 0;
+
+  // A layer, or a convolution as one: a sum over its positions.
+  template <class Grad, class In>
+  __device__ __forceinline__ void add_layer(int outputs, int inputs, int terms, const Grad& grad,
+                                            const In& in, int64_t at) const {
+    add_products<T>(outputs, inputs, terms, grad, in, sums + at);
+    add_rows<T>(outputs, terms, grad, sums + at + static_cast<int64_t>(outputs) * inputs);
+  }
+
+  template <class In>
+  __device__ __forceinline__ void add_dense(const DeviceDense<T>& layer, int inputs, const T* grad,
+                                            const In& in, int64_t at) const {
+    add_layer(
+        layer.outputs, inputs, 1,
+        [&](int, int o, int row) { return load_four(grad + o * kRows + row); },
+        [&](int, int i, int row) { return in(i, row); }, at);
+  }
+
+  // The hidden layers' outputs once more.
+  __device__ __forceinline__ void begin_step(int at) const {
+    const DeviceChain<T>& chain = task.d.chain;
+    step = at;
+    const T* in = kept.x + step * task.d.n_features * kRows;
+    T* out = kept.hidden;
+    for (int l = 0; l + 1 < chain.n_layers; ++l) {
+      const DeviceDense<T>& layer = chain.layers[l];
+      const T* bias = l == 0 ? chain.biases + step * layer.outputs : layer.bias;
+      dense_forward<T>(layer, bias, true, in, out, nullptr, rows.mask);
+      __syncthreads();
+      in = out;
+      out += layer.outputs * kRows;
+    }
+  }
+
+  __device__ __forceinline__ void of_chain(int l, const T* grad) const {
+    const DeviceChain<T>& chain = task.d.chain;
+    const int n_features = task.d.n_features;
+    if (l == 0) {  // x_t, then the embedding
+      const T* x_t = kept.x + step * n_features * kRows;
+      const T* embedding = chain.embeddings + step * chain.embedding_dim;
+      add_dense(
+          chain.layers[0], n_features + chain.embedding_dim, grad,
+          [&](int i, int row) {
+            if (i < n_features) return load_four(x_t + i * kRows + row);
+            const T e = embedding[i - n_features];
+            return Four<T>{{e, e, e, e}};
+          },
+          task.chain_at[0]);
+      return;
+    }
+    const T* given = kept.hidden;
+    for (int before = 0; before + 1 < l; ++before) given += chain.layers[before].outputs * kRows;
+    add_dense(
+        chain.layers[l], chain.layers[l].inputs, grad,
+        [&](int i, int row) { return load_four(given + i * kRows + row); }, task.chain_at[l]);
+  }
+
+  __device__ __forceinline__ void of_cnn(int l, const T* grad) const {
+    if (l == 0)
+      of_first(grad);
+    else if (l == 1)
+      of_second(grad);
+    else
+      add_dense(
+          l == 2 ? task.d.cnn.hidden : task.d.cnn.last,
+          l == 2 ? task.d.cnn.hidden.inputs : task.d.cnn.last.inputs, grad,
+          [&](int i, int row) {
+            return load_four((l == 2 ? kept.pooled : kept.last) + i * kRows + row);
+          },
+          task.cnn_at[l]);
+  }
+
+  __device__ __forceinline__ void of_first(const T* grad) const {
+    const int n_features = task.d.n_features, channels = task.d.cnn.first_channels;
+    const T* x = kept.x + (task.d.has_chain ? task.d.chain.n_steps : 0) * n_features * kRows;
+    add_layer(
+        channels, 3, n_features,
+        [&](int position, int o, int row) {
+          return load_four(grad + (position * channels + o) * kRows + row);
+        },
+        [&](int position, int tap, int row) {
+          const int from = position + tap - 1;
+          return load_four_if(from >= 0 && from < n_features, x + from * kRows + row);
+        },
+        task.cnn_at[0]);
+  }
+
+  __device__ __forceinline__ void of_second(const T* grad) const {
+    const DeviceCnn<T>& cnn = task.d.cnn;
+    const int n_features = task.d.n_features, channels = cnn.first_channels;
+    const uint32_t* pairs = words + task.d.chain_words() + cnn.pairs_at;
+    add_layer(
+        cnn.second_channels, channels * 3, 2 * cnn.n_pooled,
+        [&](int position, int o, int row) {
+          return load_position(pairs, grad, o * cnn.n_pooled + position / 2, position % 2 == 1,
+                               row);
+        },
+        [&](int position, int i, int row) {
+          const int from = position + i % 3 - 1;
+          return load_four_if(from >= 0 && from < n_features,
+                              kept.first + (from * channels + i / 3) * kRows + row);
+        },
+        task.cnn_at[1]);
+  }
+};
+
+// A block of threads for each group of blocks of rows.
+template <class T, bool kShared>
+__global__ void __launch_bounds__(kDefenceThreads)
+    defence_weights_kernel(const __grid_constant__ WeightsTask<T> task) {
+  NNMF_CUDA_DYNAMIC_SHARED(T, shared);
+  const DeviceDefence<T>& d = task.d;
+  const Kept<T> kept(memory_of_block<kShared>(shared, d.workspace, task.memory), d);
+  const Work<T> work(kept.work, d.n_features, d.width);
+  double* sums = task.sums + int64_t{blockIdx.x} * task.n_weights;
+  for (int64_t i = threadIdx.x; i < task.n_weights; i += kDefenceThreads) sums[i] = 0;
+  for (int64_t block = blockIdx.x; block < task.n_blocks; block += gridDim.x) {
+    const DeviceRows rows(block, d.n_rows);
+    const LaneRow row(rows, d.n_draws);
+    const uint32_t* words = task.signs + block * task.n_words;
+    const BlockWeights<T> weights{task, rows, words, kept, sums};
+    start_rows(d, row, work.x, kept.x);
+    if (d.has_chain) chain_forward<T>(d, rows, row, work, nullptr, kept.x);
+    if (d.has_cnn) {
+      const T* x = kept.x + (d.has_chain ? d.chain.n_steps : 0) * d.n_features * kRows;
+      cnn_forward<T>(d, rows, x, kept.first, kept.pooled, kept.last, nullptr);
+    }
+    load_gradient(d, row, task.grad, d.cnn.last.outputs, work);
+    if (d.has_cnn) cnn_backward(task.back, words + d.chain_words(), work, weights);
+    if (d.has_chain) chain_backward<T>(task.back, row, words, work, nullptr, weights);
+  }
+}
+
+// to[i] = the sum over groups.
+template <class T>
+__global__ void __launch_bounds__(kDefenceThreads)
+    sum_groups_kernel(const double* from, T* to, int64_t groups, int64_t stride, int64_t size) {
+  const int64_t at = int64_t{blockIdx.x} * kDefenceThreads + threadIdx.x;
+  if (at >= size) return;
+  double sum = 0;
+  for (int64_t group = 0; group < groups; ++group) sum += from[group * stride + at];
+  to[at] = static_cast<T>(sum);
+}
+
+}  // namespace nnmf_cuda
