@@ -27,6 +27,7 @@ _AXIS_TITLES = {
     "threads": "threads",
 }
 _BAR = 0.21  # inches
+_LIGHT_GREY = "#c6cad0"
 
 
 def plot_records(
@@ -289,13 +290,13 @@ def _convergence_figure(records: Sequence[Record]) -> Figure | None:
 
 def _stages_figure(records: Sequence[Record]) -> Figure | None:
     """Draw a panel for each data set: by stage a bar for each path, with the range of its runs."""
-    from nnmf_cuda.report.figures import BLUE, GREEN, GREY, VERMILION, new_figure, style
+    from nnmf_cuda.report.figures import BLUE, GREY, VERMILION, new_figure, style
     from nnmf_cuda.report.tables import STAGE_TITLES
     from nnmf_cuda.timing import PAPER_STAGES
 
     if not records:
         return None
-    colours = {"cpu": VERMILION, "cpu reference": GREY, "cuda": BLUE, "cuda reference": GREEN}
+    colours = {"cpu": VERMILION, "cpu reference": GREY, "cuda": BLUE, "cuda reference": _LIGHT_GREY}
     stages = [*PAPER_STAGES, "total"]
     rows = [len(stages) * (len(r["paths"]) + 1) for r in records]
     figure = new_figure(_BAR * (sum(rows) + 4 * len(rows)))

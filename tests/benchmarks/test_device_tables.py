@@ -77,7 +77,7 @@ def test_a_page_says_what_no_gpu_has_run(few, tmp_path, monkeypatch):
     path.write_text("".join(f"{json.dumps(r)}\n" for r in real))
     page.write_text(
         "# Title\n<!-- equality -->\n<!-- /equality -->\nbetween\n"
-        "<!-- break_even -->\nold\n<!-- /break_even -->\nend\n"
+        "<!-- break_even -->\nold\n<!-- /break_even -->\n<!-- stages -->\n<!-- /stages -->\nend\n"
     )
     assert benchmarks.write_device_tables([path], page=page) == page
     text = page.read_text()

@@ -190,7 +190,7 @@ def test_convergence_and_memory_tables():
 
 def test_page_is_filled_in_and_again(write, tmp_path):
     page = tmp_path / "page.md"
-    names = ("kernels", "scaling", "convergence", "memory")
+    names = ("kernels", "scaling", "convergence", "memory", "stages")
     empty = "".join(f"# {n}\n<!-- {n} -->\n<!-- /{n} -->\n" for n in names)
     page.write_text(empty)
     path = write(one_of_each())
@@ -306,3 +306,8 @@ def test_help_says_that_stages_are_measured_here(capsys):
         main(["bench", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "seconds of each stage here, beside the paper's" in shown
+    with pytest.raises(SystemExit):
+        main(["bench", "stages", "--help"])
+    shown = capsys.readouterr().out
+    for option in ("--data", "--device", "--repeats", "--reference_repeats", "--smoke", "--json"):
+        assert option in shown
