@@ -79,6 +79,12 @@ def calls(device: str) -> Iterator[tuple[str, Callable[[], tuple[object, ...]]]]
             f"nnls_backward {k}",
             lambda g=gram, h=h: (torch.ops.nnmf_cuda.nnls_backward(g, h, torch.ones_like(h)),),
         )
+    for shape in ((1, 1, 1, 1), (2, 7, 3, 5), (3, 33, 5, 257)):
+        for dtype in (torch.float32, torch.float64):
+            yield (
+                f"philox_normal {dtype} {shape}",
+                lambda s=shape, d=dtype: (ops.philox_normal(0, s, dtype=d, device=device),),
+            )
 
 
 def run_calls(device: str) -> int:

@@ -15,7 +15,15 @@ import torch
 import nnmf_cuda
 from nnmf_cuda import _extension
 
-COMPILED_OPS = ("nnmf_mu", "nnmf_hals", "nnmf_divergence", "nnls", "nnls_backward", "project")
+COMPILED_OPS = (
+    "nnmf_mu",
+    "nnmf_hals",
+    "nnmf_divergence",
+    "nnls",
+    "nnls_backward",
+    "project",
+    "philox_normal",
+)
 
 # Runs one op by the reference and says whether an extension was found.
 WITHOUT_EXTENSION = """

@@ -43,7 +43,6 @@ void load_samples(const T* from, const Rows& rows, int64_t n_draws, int64_t n_un
       draw = 0;
       ++sample;
     }
-    if (row + 1 >= rows.count) sample = 0;  // stay inside
   }
 }
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = ["LOSSES", "apgd_attack"]
 
 LogitsOf = Callable[[Tensor], Tensor]
-LossOf = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+LossOf = Callable[[Tensor, Tensor], Tensor]
 
 # Share of the last step that the momentum replaces, from the second step on.
 _OWN_STEP = 0.75
@@ -22,18 +23,12 @@ _RISING_SHARE = 0.75
 _TINY = 1e-12
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    # What autograd would do, without its graph. Its backward is called as it is, for softmax itself
-    # rounds differently.
-    log_shares = logits.log_softmax(1)
-    outer = torch.zeros_like(logits).scatter_(1, labels, -1.0)
-    gradient = torch.ops.aten._log_softmax_backward_data(outer, log_shares, 1, logits.dtype)
-    return log_shares.gather(1, labels).neg_(), gradient
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, y, reduction="none")
 
 
 LOSSES: Mapping[str, LossOf] = {"ce": _cross_entropy}
-"""What can be climbed: logits (n, n_classes) and labels (n, 1) to losses (n, 1), and the gradient
-of their sum to the logits."""
+"""What can be climbed: logits (n, n_classes) and labels (n,) to losses (n,), differentiably."""
 
 
 def apgd_attack(
@@ -97,7 +92,7 @@ def apgd_attack(
             rows = robust.nonzero().squeeze(1)
             if len(rows) == 0:
                 break
-            model = _Differentiable(logits_of, LOSSES[loss], y[rows].unsqueeze(1), eot_iter)
+            model = _Differentiable(logits_of, LOSSES[loss], y[rows], eot_iter)
             ball = _BALLS[norm](x[rows], attack_eps)
             points, held = _climb(model, ball, 2 * attack_eps, n_iter)
             robust[rows] = held.squeeze(1)
@@ -164,7 +159,7 @@ class _Differentiable:
 
     logits_of: LogitsOf
     loss_of: LossOf
-    labels: Tensor
+    y: Tensor
     eot_iter: int
 
     def evaluate(self, leaf: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,16 +170,16 @@ class _Differentiable:
         for i in range(self.eot_iter):
             with torch.enable_grad():
                 logits = self.logits_of(leaf)
-            values = logits.detach()
-            losses, of_logits = self.loss_of(values, self.labels)
-            (passed,) = torch.autograd.grad(logits, leaf, of_logits)
+                losses = self.loss_of(logits, self.y)
+                (passed,) = torch.autograd.grad(losses.sum(), leaf)
             if i == 0:
                 gradient.copy_(passed)
             else:
                 gradient.add_(passed)
         if self.eot_iter > 1:
             gradient.div_(self.eot_iter)
-        return losses, values.argmax(1, keepdim=True) == self.labels
+        right = logits.detach().argmax(1) == self.y
+        return losses.detach().unsqueeze(1), right.unsqueeze(1)
 
 
 @dataclass

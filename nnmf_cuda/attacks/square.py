@@ -57,8 +57,9 @@ def square_attack(
     Random numbers are drawn from torch's global CPU generator in the order of the authors'
     implementation, between the calls of the model, and a model is asked about the same points at
     every query. So a model that draws its noise from the global generators sees the same noise
-    there and here, and the points are equal bit for bit; the tests compare them. It takes one
-    synchronisation a query on a GPU: which samples the next query is about.
+    there and here, and the points are equal bit for bit; the tests compare them. On a GPU a query
+    waits for the device once, and once more where a margin fell: the next is about fewer samples
+    if that broke one.
 
     References
     ----------
@@ -79,7 +80,7 @@ def square_attack(
 
 def _search(logits_of: LogitsOf, x: Tensor, y: Tensor, attack_eps: float, n_queries: int) -> Tensor:
     """Return the points (n, M) of smallest margin that were found."""
-    start = torch.rand(x.shape).sub_(0.5).sign_().to(x.device)
+    start = _draw_signs_(torch.empty(x.shape)).to(x.device)
     start = start.mul_(attack_eps).add_(x).clamp_(0, 1)
     labels = y.unsqueeze(1)
     margins = _margins(logits_of(start), labels)
@@ -111,6 +112,10 @@ def _margins(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels) - others
 
 
+def _draw_signs_(tensor: Tensor) -> Tensor:
+    return tensor.uniform_(-0.5, 0.5).sign_()
+
+
 class _Signs:
     """Draws the signs (M,) of each query into one buffer."""
 
@@ -122,8 +127,8 @@ class _Signs:
 
     def draw(self) -> Tensor:
         """Return new signs; on the CPU valid until called again."""
-        self._draws.uniform_()
-        return self._signs.sub_(0.5).sign_().to(self._device, non_blocking=True)
+        _draw_signs_(self._draws)
+        return self._signs.to(self._device, non_blocking=True)
 
 
 @dataclass
@@ -151,12 +156,14 @@ class _Active:
     def accept(self, proposed: Tensor, margins: Tensor) -> bool:
         """Take over what lowers a margin; returns whether that broke a sample.
 
-        All margins were positive before, so a broken sample always takes over.
+        All margins were positive before, so a point that breaks one lowers it.
         """
-        torch.where(margins < self.margins, proposed, self.points, out=self.points)
-        torch.minimum(self.margins, margins, out=self.margins)
-        # Not (smallest <= 0), so that a NaN retires its sample too.
-        return not self.margins.amin().item() > 0
+        lower = margins < self.margins
+        if not bool(lower.any()):  # most queries, after the first few
+            return False
+        torch.where(lower, proposed, self.points, out=self.points)
+        self.margins = torch.where(lower, margins, self.margins)
+        return bool(self.margins.amin() <= 0)
 
     def retire(self, points: Tensor) -> None:
         """Write the points of all into `points` (n_samples, M), and keep who is not broken."""

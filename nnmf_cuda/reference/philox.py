@@ -54,6 +54,8 @@ def philox_normal(
     Entry (s, r, d, j) depends on the seed and (s, r, d, j) alone: counter (j, d, r, s), key the
     seed's two halves, Box-Muller in float64 on two 53-bit uniforms, rounded to float32.
     """
+    if 0 in shape:
+        return torch.empty(shape, dtype=dtype, device=device)
     axes = [torch.arange(size, dtype=torch.int64, device=device) for size in shape]
     step, row, draw, feature = torch.meshgrid(*axes, indexing="ij")
     words = philox_4x32(

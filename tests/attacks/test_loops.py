@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -188,8 +189,11 @@ def test_the_clean_points_are_not_modified(name, classifier, samples):
 
 
 def both(model: nn.Module, x: Tensor, y: Tensor, **options) -> tuple[AttackResult, AttackResult]:
+    """Attack one model, computed in one way, by our loops and by the package's."""
     own = run_autoattack(model, x, y, **options)
-    with ops.reference_path():
+    with pytest.MonkeyPatch.context() as patch:
+        plain = SimpleNamespace(is_reference_path=lambda: True)
+        patch.setattr("nnmf_cuda.attacks._backend.ops", plain)
         return own, run_autoattack(model, x, y, **options)
 
 
@@ -209,6 +213,15 @@ def test_a_whole_run_is_the_packages(model, samples, attack_eps, batch_size):
     assert torch.equal(own.robust_flags, package.robust_flags)
     assert unmoving(own) == unmoving(package)
     assert not bool(own.robust_flags.all())
+
+
+def test_a_fused_model_has_the_plain_ones_adversarial_points(model, samples):
+    own = run_autoattack(model, *samples, attack_eps=0.04, **QUICK)
+    with ops.reference_path():
+        plain = run_autoattack(model, *samples, attack_eps=0.04, **QUICK)
+    comparison = compare_attacks(own, plain)
+    assert comparison.differing_decisions <= 0.05
+    assert comparison.equal_points >= 0.9
 
 
 def test_a_whole_run_in_l2_and_float64(samples):

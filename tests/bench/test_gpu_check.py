@@ -329,7 +329,7 @@ def test_a_missing_sanitizer_is_left_out(helper, monkeypatch, tmp_path):
 def test_every_op_is_called_under_the_sanitizer(helper, capsys):
     assert helper("sanitize").run_calls("cpu") == 0
     printed = capsys.readouterr().out
-    for op in ("nnmf_mu", "nnmf_divergence", "nnls", "nnls_backward", "project"):
+    for op in ("nnmf_mu", "nnmf_divergence", "nnls", "nnls_backward", "project", "philox_normal"):
         assert f" {op} " in printed
     assert "0 with results that are not finite" in printed
 

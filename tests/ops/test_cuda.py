@@ -23,7 +23,15 @@ from tests.helpers import (
     wide,
 )
 
-KERNELS = ("nnmf_mu", "nnmf_hals", "nnmf_divergence", "nnls", "nnls_backward", "project")
+KERNELS = (
+    "nnmf_mu",
+    "nnmf_hals",
+    "nnmf_divergence",
+    "nnls",
+    "nnls_backward",
+    "project",
+    "philox_normal",
+)
 DELAY = 300_000_000  # cycles of the device: 0.15 s and more
 
 

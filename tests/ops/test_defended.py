@@ -191,6 +191,57 @@ def test_defended_logits_gradcheck(device: str, steps: int, eta: float) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("steps", "eta"), [(1, 0.0), (3, 0.7)])
+def test_gradients_of_all_weights_over_many_rows(device: str, steps: int, eta: float) -> None:
+    """Rows enough for several partial sums, against autograd in float64."""
+    shape = (170, 7, 5, 6, 9, 3)
+    x, noise, timesteps, alphas_cumprod, denoiser, classifier = chain(
+        steps, eta, shape, 8, dtype=torch.float64, device=device, hidden=(33, 20)
+    )
+    weights = [w.requires_grad_() for w in (*denoiser, *classifier)]
+    got = ops.defended_logits(x, noise, timesteps, alphas_cumprod, denoiser, classifier, eta=eta)
+    grad = torch.randn(got.shape).to(got)
+    found = torch.autograd.grad(got, weights, grad)
+    with ops.reference_path():
+        want = ops.defended_logits(
+            x, noise, timesteps, alphas_cumprod, denoiser, classifier, eta=eta
+        )
+    for mine, true in zip(found, torch.autograd.grad(want, weights, grad), strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_of_weights_over_more_rows_than_are_summed_at_once(device: str) -> None:
+    shape = (33_000, 3, 2, 3, 4, 2)
+    x = features_of(shape, torch.float32, device)
+    weights = classifier_weights(shape, dtype=torch.float32, device=device)
+    weights = [w.requires_grad_() for w in weights]
+    grad = torch.randn(33_000, 2).to(x)
+    found = torch.autograd.grad(ops.feature_cnn(x, weights), weights, grad)
+    network = modules([w.detach().double().cpu() for w in weights])
+    want = network(x.double().cpu())
+    grads = torch.autograd.grad(want, list(network.parameters()), grad.double().cpu())
+    for mine, true in zip(found, grads, strict=True):
+        torch.testing.assert_close(mine.double().cpu(), true, rtol=1e-4, atol=1e-3)
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    arguments = chain(2, 0.5, (300, 15, 16, 32, 64, 2), 8, dtype=torch.float32, device="cpu")
+    tensors = [arguments[0], *arguments[4], *arguments[5]]
+    results, threads = [], torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            inputs = [t.requires_grad_() for t in tensors]
+            logits = ops.defended_logits(*arguments, eta=0.5)
+            results.append([logits, *torch.autograd.grad(logits.sum(), inputs)])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_feature_cnn_gradcheck(device: str) -> None:
     shape = (4, 7, 3, 4, 5, 3)
     x = features_of(shape, torch.float64, device).requires_grad_()
