@@ -145,7 +145,7 @@ def bench_smoke(session: nox.Session) -> None:
     install_package(session)
     records = str(Path(session.create_tmp()).resolve() / "records.jsonl")
     Path(records).unlink(missing_ok=True)
-    for kind in ("kernels", "scaling", "convergence", "memory"):
+    for kind in ("kernels", "scaling", "convergence", "memory", "stages"):
         session.run("nnmf-cuda", "bench", kind, "--smoke", "--json", records)
     session.run("nnmf-cuda", "bench", "plot", records, "--out", session.create_tmp())
 

@@ -150,12 +150,20 @@ part equality 45 python3 bench/gpu_benchmarks.py equality "$work/bench.jsonl" --
 part break_even 45 python3 bench/gpu_benchmarks.py break_even "$work/bench.jsonl" --device "$device" "${smoke[@]}"
 kernels 40 nnmf_hals
 kernels 30 purify
+kernels 30 defended_logits
+kernels 30 defended_logits_gradient
 kernels 30 extract
 
-# The experiment ------------------------------------------------------------------------------------
+# The experiment: its stages against plain eager torch, and a whole run -------------------------------
+data=()
+if [[ $device == cuda && -n "${NNMF_CUDA_DATA:-}" ]]; then data=(--data "$NNMF_CUDA_DATA/darabi.npz"); fi
+if has pyautoattack matplotlib jinja2; then
+  part "bench stages" 150 python3 bench/gpu_benchmarks.py stages "$work/bench.jsonl" \
+    --device "$device" "${data[@]}" "${smoke[@]}"
+else
+  note "bench stages" "left out" 0 0
+fi
 if [[ $device == cuda ]] && has jsonargparse pyautoattack matplotlib safetensors jinja2; then
-  data=()
-  if [[ -n "${NNMF_CUDA_DATA:-}" ]]; then data=(--data "$NNMF_CUDA_DATA/darabi.npz"); fi
   part experiment 200 python3 -m nnmf_cuda.cli run --preset paper --device cuda \
     --out "$work/run" "${data[@]}" "$@"
 else

@@ -163,8 +163,11 @@ def benchmark_lines(records: list[Record]) -> list[str]:
 
 
 def other_lines(records: list[Record]) -> list[str]:
-    """Return lines on equality with scikit-learn and the break-even sizes."""
+    """Return lines on equality with scikit-learn, the break-even sizes and the stages."""
     lines = []
+    for record in records:
+        if record.get("suite") == "stages":
+            lines += stage_lines(record)
     equality = [r for r in records if r.get("suite") == "equality"]
     if equality:
         ok = sum(r["status"] == "ok" for r in equality)
@@ -178,6 +181,16 @@ def other_lines(records: list[Record]) -> list[str]:
                 first = break_even_size(points, op, copies=copies)
                 size = "none" if first is None else f"from {first['size']}"
                 lines.append(f"break-even of {op}{', copies counted' * copies}: {size}")
+    return lines
+
+
+def stage_lines(record: Record) -> list[str]:
+    """Return a line a stage of the stage benchmark: seconds by path."""
+    paths = record["paths"]
+    lines = ["seconds".ljust(28) + "".join(f"{name:>16}" for name in paths)]
+    for stage in next(iter(paths.values()))["stages"]:
+        cells = [f"{path['stages'][stage]['median_s']:16.2f}" for path in paths.values()]
+        lines.append(f"{stage:28}{''.join(cells)}")
     return lines
 
 

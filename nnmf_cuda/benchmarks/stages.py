@@ -276,7 +276,7 @@ def _quality(runs: Mapping[str, Sequence[_Run]]) -> Record:
         accuracies = [run.rows[row]["accuracy"] for run in every]
         spreads = [run.spread[row]["accuracy"] for run in every if row in run.spread]
         condition = row.partition("_")[0]
-        differences[row] = max(accuracies) - min(accuracies)
+        differences[row] = float(np.ptp(accuracies))
         allowed[row] = _ALLOWED[condition]
         if condition == "Robust":
             allowed[row] = max(allowed[row], *spreads, 0.0)

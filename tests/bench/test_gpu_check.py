@@ -160,6 +160,17 @@ def test_targets_need_both_the_time_and_the_speed(helper, ours, reference, met, 
     assert gpu_record.targets(too_slow)[0]["met"] is False  # whatever the reference takes
 
 
+def test_stages_are_shown_by_path(helper):
+    stage = {"median_s": 2.5}
+    paths = {name: {"stages": {"cnn_training": stage, "total": stage}} for name in ("a", "a b")}
+    lines = helper("gpu_record").other_lines([{"suite": "stages", "paths": paths}])
+    assert [line.split() for line in lines] == [
+        ["seconds", "a", "a", "b"],
+        ["cnn_training", "2.50", "2.50"],
+        ["total", "2.50", "2.50"],
+    ]
+
+
 def test_targets_are_about_problems_that_are_measured(helper):
     from nnmf_cuda.benchmarks.registry import get_cases
 
