@@ -19,8 +19,9 @@ from nnmf_cuda.benchmarks.registry import (
     register_implementation,
 )
 from nnmf_cuda.benchmarks.runner import run_kernel_benchmarks, run_scaling_benchmarks
+from nnmf_cuda.benchmarks.stage_quality import QualityError
 from nnmf_cuda.benchmarks.stage_tables import stages_table
-from nnmf_cuda.benchmarks.stages import QualityError, run_stage_benchmarks
+from nnmf_cuda.benchmarks.stages import run_stage_benchmarks
 from nnmf_cuda.benchmarks.table import records_table
 
 __all__ = [

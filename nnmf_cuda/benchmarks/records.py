@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ _EVERY_RECORD = (
     *("impl", "served_by"),
     *_MEASURED,  # the others of MEASURED came later: older records lack them
 )
-_STAGES = ("paths", "quality", "repeats", "reference_repeats", "environments", "synthetic")
+_STAGES = (
+    *("paths", "quality", "attacks", "repeats", "reference_repeats", "environments"),
+    "synthetic",
+)
 _KEYS = {
     "kernels": _EVERY_RECORD,
     "scaling": _EVERY_RECORD,
@@ -64,11 +68,18 @@ class Recorder:
     Attributes
     ----------
     records : list of dict
+
+    Raises
+    ------
+    ValueError
+        If `json_path` is no place for a file: better now than after minutes of measuring.
     """
 
     def __init__(
         self, suite: str, *, device: torch.device, smoke: bool, json_path: str | Path | None
     ) -> None:
+        if json_path is not None:
+            _require_place(Path(json_path))
         self.records: list[Record] = []
         self._suite = suite
         self._run = _now()
@@ -91,6 +102,16 @@ class Recorder:
         if self._json_path is not None:
             append_json_line(self._json_path, record)
         return record
+
+
+def _require_place(path: Path) -> None:
+    """Raise where no line can be appended to a file; its folder is made, the file is not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder of {path}: {error.strerror}") from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"cannot write records to {path}; name a file that can be written")
 
 
 def append_json_line(path: str | Path, record: Mapping[str, Any]) -> None:

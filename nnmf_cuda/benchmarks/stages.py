@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,20 +15,19 @@ import torch
 
 from nnmf_cuda import ops
 from nnmf_cuda.benchmarks.records import Record, Recorder
+from nnmf_cuda.benchmarks.stage_quality import (
+    attack_by_both,
+    metric_differences,
+    require_equal_attacks,
+    require_equal_metrics,
+)
 
 if TYPE_CHECKING:
     from nnmf_cuda.data import ImageDataset
     from nnmf_cuda.pipeline.config import ExperimentConfig
+    from nnmf_cuda.pipeline.five_stages import StageOutputs
 
-__all__ = ["QualityError", "run_stage_benchmarks"]
-
-_ALLOWED = {"Clean": 0.05, "Robust": 0.1}
-"""How far accuracies of one row may be apart: clean, from the order in which sums are formed while
-training; attacked, also from an attack that took another way."""
-
-
-class QualityError(ValueError):
-    """Raised where paths differ in what they find: their seconds are then not to be compared."""
+__all__ = ["run_stage_benchmarks"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,9 @@ def run_stage_benchmarks(
     is run on each first, so that libraries are loaded and threads started. What a stage does not
     need (reading images, progress bars, evaluation, reports) is not timed.
 
-    After each run the four metric rows are compared between all runs so far.
+    After each run the four metric rows are compared between all runs so far. At the end the
+    reference attacks the models of each device's first run as well: with the same model, samples,
+    seed and noise it should find the same points.
 
     Parameters
     ----------
@@ -101,26 +102,28 @@ def run_stage_benchmarks(
         ``reference_repeats``, ``order`` (of the runs); ``paths``: of each ``device``,
         ``reference``, ``stages`` (by name, and ``total``: ``median_s, low_s, high_s, seconds,
         peak_bytes``; a total is that of a run, not the sum of medians), ``rows`` and ``spread``
-        (metrics of each run); ``quality``: ``metric``, and by row ``largest_difference`` and
-        ``allowed``; ``environments`` by device; and the machine, as in `run_kernel_benchmarks`.
+        (metrics of each run); ``quality``: ``largest_difference`` and ``allowed``, by row and
+        metric; ``attacks``: by device and model what `attack_by_both` returns; ``environments`` by
+        device; and the machine, as in `run_kernel_benchmarks`.
 
     Raises
     ------
     ValueError
-        If data, device or repeats do not allow it.
+        If data, device, repeats or the file do not allow it.
     QualityError
-        If accuracies of a row differ by more than 0.05 (clean), or 0.1 or the spread of fresh
-        predictions (attacked). Nothing is recorded.
+        If a metric of a row differs by more than 0.05 (clean), or 0.1 or the spread of fresh
+        predictions (attacked), MCC by twice as much; or if attacks on one model decide differently
+        on more than 0.1 of the samples. Nothing is recorded.
     """
     for name, value in (("repeats", repeats), ("reference_repeats", reference_repeats)):
         if value < 1:
             raise ValueError(f"{name}={value}; need at least 1")
     paths = _paths(str(device))
     dataset, config, preset = _problem(data, config, smoke=smoke)
-    order = _order(paths, repeats, reference_repeats)
-    runs = _run_all(order, dataset, config, progress=progress)
-    environments = _environments(paths, dataset)
     recorder = Recorder("stages", device=paths[-1].device, smoke=smoke, json_path=json_path)
+    environments = _environments(paths, dataset)
+    order = _order(paths, repeats, reference_repeats)
+    runs, attacks = _run_all(order, dataset, config, progress=progress)
     counts = {f"n_{split}": len(dataset.labels_of(split)) for split in ("train", "valid", "test")}
     height, width = dataset.image_shape
     return recorder.add(
@@ -136,7 +139,8 @@ def run_stage_benchmarks(
         reference_repeats=reference_repeats,
         order=[path.name for path in order],
         paths={path.name: _summary(path, runs[path.name]) for path in paths},
-        quality=_quality(runs),
+        quality=metric_differences(runs),
+        attacks=attacks,
         environments=environments,
     )
 
@@ -193,25 +197,38 @@ def _order(paths: Sequence[_Path], repeats: int, reference_repeats: int) -> list
 
 def _run_all(
     order: Sequence[_Path], dataset: ImageDataset, config: ExperimentConfig, *, progress: bool
-) -> dict[str, list[_Run]]:
+) -> tuple[dict[str, list[_Run]], dict[str, Record]]:
+    """Return the runs of each path, and by device the attacks on the models of its first run."""
     from tqdm import tqdm
 
     paths = list(dict.fromkeys(order))
     runs: dict[str, list[_Run]] = {path.name: [] for path in paths}
+    models: dict[str, StageOutputs] = {}
+    attacks: dict[str, Record] = {}
+    n_steps = len(order) + len(paths) // 2
     hidden = None if progress else True
-    with tqdm(total=len(order), desc="bench stages", unit="run", disable=hidden) as bar:
+    with tqdm(total=n_steps, desc="bench stages", unit="run", disable=hidden) as bar:
         for path in paths:
             bar.set_postfix_str(f"{path.name}: loading libraries")
             _run(path, *_tiny_problem())
         for path in order:
-            found = _run(path, dataset, config, bar=bar)
+            found, outputs = _run(path, dataset, config, bar=bar)
             runs[path.name].append(found)
-            _require_equal_quality(runs)
+            require_equal_metrics(runs)
+            if not path.is_reference:
+                models.setdefault(path.device.type, outputs)
             bar.update()
-    return runs
+        for device, outputs in models.items():
+            bar.set_postfix_str(f"{device} reference: attacking the models of {device}")
+            attacks[device] = attack_by_both(outputs, config)
+            bar.update()
+    require_equal_attacks(attacks)
+    return runs, attacks
 
 
-def _run(path: _Path, dataset: ImageDataset, config: ExperimentConfig, *, bar: Any = None) -> _Run:
+def _run(
+    path: _Path, dataset: ImageDataset, config: ExperimentConfig, *, bar: Any = None
+) -> tuple[_Run, StageOutputs]:
     from nnmf_cuda.pipeline.five_stages import evaluate_stages, run_five_stages
     from nnmf_cuda.timing import StageTimer
 
@@ -225,12 +242,13 @@ def _run(path: _Path, dataset: ImageDataset, config: ExperimentConfig, *, bar: A
         outputs = run_five_stages(dataset, config, device=path.device, timer=timer, say=say)
         evaluated = evaluate_stages(outputs, config)
     rows = [*timer.rows, timer.total()]
-    return _Run(
+    found = _Run(
         seconds={row["stage"]: row["seconds"] for row in rows},
         peak_bytes={row["stage"]: row["peak_bytes"] for row in rows},
         rows=evaluated.rows,
         spread=evaluated.spread,
     )
+    return found, outputs
 
 
 @contextlib.contextmanager
@@ -266,48 +284,6 @@ def _summary(path: _Path, runs: Sequence[_Run]) -> Record:
         "rows": [run.rows for run in runs],
         "spread": [run.spread for run in runs],
     }
-
-
-def _quality(runs: Mapping[str, Sequence[_Run]]) -> Record:
-    """Return by row how far accuracies are apart over all runs, and how far they may be."""
-    every = [run for found in runs.values() for run in found]
-    differences, allowed = {}, {}
-    for row in every[0].rows:
-        accuracies = [run.rows[row]["accuracy"] for run in every]
-        spreads = [run.spread[row]["accuracy"] for run in every if row in run.spread]
-        condition = row.partition("_")[0]
-        differences[row] = float(np.ptp(accuracies))
-        allowed[row] = _ALLOWED[condition]
-        if condition == "Robust":
-            allowed[row] = max(allowed[row], *spreads, 0.0)
-    return {"metric": "accuracy", "largest_difference": differences, "allowed": allowed}
-
-
-def _require_equal_quality(runs: Mapping[str, Sequence[_Run]]) -> None:
-    quality = _quality(runs)
-    apart = [
-        row
-        for row, difference in quality["largest_difference"].items()
-        if not difference <= quality["allowed"][row] + 1e-9  # 0.9 - 0.85 is above 0.05
-    ]
-    if not apart:
-        return
-    texts = []
-    for row in apart:
-        found = [
-            f"{name} {', '.join(_accuracy(run, row) for run in of_path)}"
-            for name, of_path in runs.items()
-            if of_path
-        ]
-        texts.append(f"{row} {'; '.join(found)} (may differ by {quality['allowed'][row]:.3f})")
-    raise QualityError(
-        "the paths differ in accuracy, so that their seconds are not compared, nor recorded: "
-        + " | ".join(texts)
-    )
-
-
-def _accuracy(run: _Run, row: str) -> str:
-    return f"{run.rows[row]['accuracy']:.4f}"
 
 
 def _environments(paths: Sequence[_Path], dataset: ImageDataset) -> Record:

@@ -51,6 +51,11 @@ class StageOutputs:
     defended: DefendedClassifier
     attacks: Mapping[str, AttackResult]
 
+    @property
+    def targets(self) -> dict[str, torch.nn.Module]:
+        """The attacked models, by the names of their attacks."""
+        return {"baseline": self.cnn.model, "defended": self.defended}
+
 
 def run_five_stages(
     dataset: ImageDataset,

@@ -17,6 +17,7 @@ from nnmf_cuda.benchmarks import (
     plot_records,
     read_records,
     run_stage_benchmarks,
+    stage_quality,
     stages,
     stages_table,
 )
@@ -111,6 +112,49 @@ def test_only_the_reference_is_computed_on_the_reference_path(monkeypatch):
     assert not ops.is_reference_path()
 
 
+def test_both_attack_the_same_models(smoke):
+    record, _ = smoke
+    assert list(record["attacks"]) == ["cpu"]
+    assert list(record["attacks"]["cpu"]) == ["baseline", "defended"]
+    for found in record["attacks"]["cpu"].values():
+        assert found["n_samples"] == record["shape"]["n_test"]
+        assert 0 <= found["differing_decisions"] <= 0.1
+        assert found["mean_difference"] <= found["max_difference"] <= 2 * 0.1 + 1e-6
+        for path in ("ours", "reference"):
+            assert list(found["accuracy_after"][path]) == ["apgd-ce", "square"]
+            assert found["seconds"][path]["apgd-ce"] > 0
+
+
+def test_the_second_attack_is_on_the_same_model_and_by_the_reference(monkeypatch):
+    from nnmf_cuda.pipeline import five_stages
+    from nnmf_cuda.pipeline import stages as pipeline_stages
+    from nnmf_cuda.timing import StageTimer
+
+    attacked = []
+    right = pipeline_stages.attack_model
+
+    def spy(model, features, config, **options):
+        attacked.append((model, features, ops.is_reference_path()))
+        found = right(model, features, config, **options)
+        if ops.is_reference_path():  # as if it had broken two more, and moved one of them
+            found.robust_flags[:2] = ~found.robust_flags[:2]
+            found.x_adv[0, 0] += 0.05
+        return found
+
+    monkeypatch.setattr(pipeline_stages, "attack_model", spy)
+    dataset, config = stages._tiny_problem()
+    outputs = five_stages.run_five_stages(dataset, config, device=CPU, timer=StageTimer())
+    found = stage_quality.attack_by_both(outputs, config)
+    ours, plain = attacked[:2], attacked[2:]
+    for (model, features, _), (same, equal, _) in zip(ours, plain, strict=True):
+        assert model is same
+        assert features is equal
+    assert [reference for *_, reference in attacked] == [False, False, True, True]
+    for compared in found.values():
+        assert compared["differing_decisions"] == pytest.approx(2 / 40)
+        assert compared["max_difference"] == pytest.approx(0.05, rel=1e-3)
+
+
 # Quality ---------------------------------------------------------------------------------------
 
 
@@ -119,7 +163,9 @@ def a_run(accuracies=(0.9, 0.8, 0.1, 0.5), *, spread=0.02, seconds=1.0, peak=2**
         row: dict.fromkeys(METRIC_NAMES, 0.5) | {"accuracy": accuracy, "n": 40}
         for row, accuracy in zip(ROW_NAMES, accuracies, strict=True)
     }
-    spreads = {row: {"accuracy": spread} for row in ("Clean_Defended", "Robust_Defended")}
+    spreads = {
+        row: dict.fromkeys(METRIC_NAMES, spread) for row in ("Clean_Defended", "Robust_Defended")
+    }
     names = (*PAPER_STAGES, "total")
     return stages._Run(dict.fromkeys(names, seconds), dict.fromkeys(names, peak), rows, spreads)
 
@@ -141,24 +187,65 @@ def a_run(accuracies=(0.9, 0.8, 0.1, 0.5), *, spread=0.02, seconds=1.0, peak=2**
 def test_rows_have_to_agree(reference, spread, apart):
     runs = {"cpu": [a_run(spread=spread)], "cpu reference": [a_run(reference, spread=spread)]}
     if not apart:
-        stages._require_equal_quality(runs)
+        stage_quality.require_equal_metrics(runs)
         return
     with pytest.raises(QualityError) as error:
-        stages._require_equal_quality(runs)
+        stage_quality.require_equal_metrics(runs)
     for row, ours, theirs in zip(ROW_NAMES, (0.9, 0.8, 0.1, 0.5), reference, strict=True):
-        said = f"{row} cpu {ours:.4f}; cpu reference {theirs:.4f}" in str(error.value)
+        said = f"{row} accuracy cpu {ours:.4f}; cpu reference {theirs:.4f}" in str(error.value)
         assert said is (row in apart)
+
+
+@pytest.mark.parametrize(
+    ("row", "metric", "difference", "refused"),
+    [
+        ("Clean_Baseline", "roc_auc", 0.06, True),
+        ("Clean_Baseline", "roc_auc", 0.04, False),
+        ("Clean_Defended", "brier", -0.06, True),
+        ("Clean_Defended", "f1", 0.06, True),
+        ("Robust_Baseline", "balanced_accuracy", 0.11, True),
+        ("Robust_Baseline", "balanced_accuracy", 0.09, False),
+        ("Clean_Baseline", "mcc", 0.09, False),  # from -1 to 1
+        ("Clean_Baseline", "mcc", 0.11, True),
+        ("Robust_Defended", "mcc", 0.19, False),
+        ("Robust_Defended", "mcc", 0.21, True),
+        ("Robust_Defended", "log_loss", 9.0, False),  # recorded, without a limit
+    ],
+)
+def test_every_bounded_metric_has_to_agree(row, metric, difference, refused):
+    reference = a_run()
+    reference.rows[row][metric] += difference
+    runs = {"cpu": [a_run()], "cpu reference": [reference]}
+    found = stage_quality.metric_differences(runs)["largest_difference"]
+    assert found[row][metric] == pytest.approx(abs(difference))
+    assert sum(value for values in found.values() for value in values.values()) == pytest.approx(
+        abs(difference)
+    )
+    if refused:
+        with pytest.raises(QualityError, match=f"{row} {metric} cpu 0.5000"):
+            stage_quality.require_equal_metrics(runs)
+    else:
+        stage_quality.require_equal_metrics(runs)
+
+
+def test_attacks_on_one_model_have_to_agree(smoke):
+    attacks = copy.deepcopy(smoke[0]["attacks"])
+    attacks["cpu"]["defended"]["differing_decisions"] = 0.1
+    stage_quality.require_equal_attacks(attacks)
+    attacks["cpu"]["defended"]["differing_decisions"] = 0.125
+    with pytest.raises(QualityError, match=r"cpu defended 0\.1250$"):
+        stage_quality.require_equal_attacks(attacks)
 
 
 def test_runs_of_one_path_have_to_agree_too():
     runs = {"cpu": [a_run(), a_run((0.8, 0.8, 0.1, 0.5))], "cpu reference": []}
-    with pytest.raises(QualityError, match=re.escape("Clean_Baseline cpu 0.9000, 0.8000 (may")):
-        stages._require_equal_quality(runs)
+    with pytest.raises(QualityError, match=re.escape("accuracy cpu 0.9000, 0.8000 (may")):
+        stage_quality.require_equal_metrics(runs)
 
 
 def test_no_time_is_shown_or_recorded_where_quality_differs(monkeypatch, tmp_path, capsys):
     def run(path, *_, bar=None):
-        return a_run((0.7, 0.8, 0.1, 0.5) if path.is_reference else (0.9, 0.8, 0.1, 0.5))
+        return a_run((0.7, 0.8, 0.1, 0.5) if path.is_reference else (0.9, 0.8, 0.1, 0.5)), None
 
     monkeypatch.setattr(stages, "_run", run)
     json_path = tmp_path / "records.jsonl"
@@ -166,7 +253,7 @@ def test_no_time_is_shown_or_recorded_where_quality_differs(monkeypatch, tmp_pat
     assert main(arguments) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert "Clean_Baseline cpu 0.9000; cpu reference 0.7000" in said.err
+    assert "Clean_Baseline accuracy cpu 0.9000; cpu reference 0.7000" in said.err
     assert not json_path.exists()
 
 
@@ -185,7 +272,12 @@ def measured(smoke):
     }
     paths = [stages._Path(torch.device(d), r) for d in ("cpu", "cuda") for r in (False, True)]
     record["paths"] = {p.name: stages._summary(p, runs[p.name]) for p in paths}
-    record["quality"] = stages._quality(runs)
+    record["quality"] = stage_quality.metric_differences(runs)
+    for seconds in (found["seconds"] for found in record["attacks"]["cpu"].values()):
+        seconds["ours"] = {"apgd-ce": 1.0, "square": 3.0}
+        seconds["reference"] = {"apgd-ce": 10.0, "square": 12.0}
+    record["attacks"]["cpu"]["defended"] |= {"differing_decisions": 0.025, "equal_points": 0.5}
+    record["attacks"]["cuda"] = copy.deepcopy(record["attacks"]["cpu"])
     record["environments"]["cuda"] = {"device_name": "NVIDIA H100"}
     return {**record, "smoke": False, "device": "cuda", "device_name": "NVIDIA H100"}
 
@@ -193,9 +285,20 @@ def measured(smoke):
 def test_table_has_quality_before_seconds_before_memory(measured):
     text = stages_table(measured)
     lines = text.splitlines()
-    assert text.index("Clean_Baseline") < text.index("CNN training") < text.index("peak memory")
-    clean = next(line for line in lines if line.startswith("Clean_Baseline"))
-    assert clean.split()[1:] == ["0.9000", "0.8800", "0.9000", "0.9000", "0.0200", "0.0500"]
+    places = [text.index(part) for part in ("Clean_Baseline", "CNN training", "peak memory")]
+    assert places == sorted(places)
+    accuracy = {
+        line.split(",")[1].partition("0.")[0].strip(): line.split()[-9]
+        for line in lines
+        if line.startswith("Clean_Baseline, ")
+    }
+    assert accuracy == {
+        "cpu": "0.9000",
+        "cpu reference": "0.8800",
+        "cuda": "0.9000",
+        "cuda reference": "0.9000",
+        "largest difference": "0.0200",
+    }
     header = next(line for line in lines if line.startswith("stage "))
     for title in ("cpu, s", "cpu reference, s", "cuda, s", "cuda reference, s", "paper GPU"):
         assert title in header
@@ -211,6 +314,15 @@ def test_table_has_quality_before_seconds_before_memory(measured):
     assert "NVIDIA H100" in text
 
 
+def test_table_has_attacks_on_one_model(measured):
+    text = stages_table(measured)
+    attacked = [line.split() for line in text.splitlines() if line.startswith("defended, ")]
+    assert [words[1] for words in attacked] == ["cpu", "cuda"]
+    for words in attacked:
+        assert words[4:8] == ["2.5", "%", "50.0", "%"]
+        assert words[-4:] == ["4.00", "22.00", "5.50", "x"]
+
+
 def test_smoke_runs_show_no_speeds(smoke):
     text = stages_table(smoke[0])
     assert not re.search(r"\d\.\d\d x", text)
@@ -221,7 +333,7 @@ def test_markdown_has_one_group_of_tables_a_record(measured):
     text = stages_markdown([measured, measured])
     assert text.count("| Total of these five | 3.00 (2.00-4.00) | 30.00 | 10.00 x |") == 2
     tables = [part for part in text.split("\n\n") if part.startswith("|")]
-    assert len(tables) == 6
+    assert len(tables) == 8
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert stages_markdown([]) == "No records yet."
@@ -249,6 +361,14 @@ def test_pages_show_stages(measured, smoke, tmp_path):
     path.write_text(json.dumps(measured) + "\n")
     write_device_tables([path], page=page)
     assert "| Total of these five | 3.00 (2.00-4.00) |" in page.read_text()
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, "_run", lambda *_, **__: pytest.fail("has run"))
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "records.jsonl"):
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            run_stage_benchmarks(device="cpu", smoke=True, json_path=path)
 
 
 # Options ---------------------------------------------------------------------------------------
