@@ -185,12 +185,15 @@ def other_lines(records: list[Record]) -> list[str]:
 
 
 def stage_lines(record: Record) -> list[str]:
-    """Return a line a stage of the stage benchmark: seconds by path."""
+    """Return a line a stage of the stage benchmark: seconds by path; then what attacks decide."""
     paths = record["paths"]
     lines = ["seconds".ljust(28) + "".join(f"{name:>16}" for name in paths)]
     for stage in next(iter(paths.values()))["stages"]:
         cells = [f"{path['stages'][stage]['median_s']:16.2f}" for path in paths.values()]
         lines.append(f"{stage:28}{''.join(cells)}")
+    for device, models in record.get("attacks", {}).items():
+        shares = [f"{m} {found['differing_decisions']:.1%}" for m, found in models.items()]
+        lines.append(f"decisions that differ from the reference's, {device}: {', '.join(shares)}")
     return lines
 
 

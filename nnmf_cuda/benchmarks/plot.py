@@ -319,12 +319,24 @@ def _stages_figure(records: Sequence[Record]) -> Figure | None:
                 label=name,
                 error_kw={"linewidth": 1},
             )
-            axes.bar_label(bars, [f"{s:.3g} s" for s in medians], padding=3, fontsize=8)
+            axes.bar_label(bars, _seconds_and_speeds(record, name), padding=3, fontsize=8)
         axes.set_title(f"{record['size']}", loc="left", fontsize=9, fontweight="bold")
         axes.set_yticks(range(len(stages)), [STAGE_TITLES[s] for s in stages], fontsize=8)
         axes.invert_yaxis()
         axes.margins(x=0.1)
         axes.grid(visible=False, axis="y")
         axes.legend(frameon=False, fontsize=8)
-    grid[-1, 0].set_xlabel("seconds: median and range of the runs")
+    grid[-1, 0].set_xlabel(
+        "seconds: median and range of the runs; in brackets how many times as fast as the reference"
+    )
     return figure
+
+
+def _seconds_and_speeds(record: Record, name: str) -> list[str]:
+    """Return the labels of a path's bars; its speeds, unless the stages are tiny."""
+    paths = record["paths"]
+    found = [f["median_s"] for f in paths[name]["stages"].values()]
+    if record["smoke"] or paths[name]["reference"]:
+        return [f"{s:.3g} s" for s in found]
+    reference = [f["median_s"] for f in paths[f"{name} reference"]["stages"].values()]
+    return [f"{s:.3g} s ({r / s:.1f} x)" for s, r in zip(found, reference, strict=True)]

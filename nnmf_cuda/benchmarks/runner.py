@@ -96,8 +96,8 @@ def run_kernel_benchmarks(
     -------
     list of dict
         ``suite, run`` (when this run began), ``op, size, impl, served_by`` ("kernel", "reference",
-        "compiled", "library", "training loop", or "pillow" for decoding alone), ``shape, dtype,
-        options``, ``status`` ("ok", "failed", "skipped"), ``reason, median_ms, p25, p75``
+        "compiled", "library", "torch" (its modules), "training loop", or "pillow" for decoding
+        alone), ``shape, dtype, options``, ``status`` ("ok", "failed", "skipped"), ``reason, median_ms, p25, p75``
         (milliseconds of a call), ``iteration_ms`` (the median over the iterations of a call,
         ``shape["n_iter"]``), ``n`` (samples), ``timer, l2`` (see `Timed`), ``peak_bytes,
         max_err, tolerance, flops, bytes, items`` (of a call), ``ceilings`` (``gemm_gflops,
@@ -312,5 +312,5 @@ def _served_by(op: str, implementation: str, device: torch.device) -> str:
             return "training loop"
         served = show_config()["ops"].get(_SLOWEST_PART.get(op, op), {})
         return str(served.get(device.type, "unavailable"))
-    names = {"reference": "reference", "torch.compile": "compiled"}
+    names = {"reference": "reference", "torch.compile": "compiled", "torch modules": "torch"}
     return names.get(implementation, "library")

@@ -163,7 +163,10 @@ def test_targets_need_both_the_time_and_the_speed(helper, ours, reference, met, 
 def test_stages_are_shown_by_path(helper):
     stage = {"median_s": 2.5}
     paths = {name: {"stages": {"cnn_training": stage, "total": stage}} for name in ("a", "a b")}
-    lines = helper("gpu_record").other_lines([{"suite": "stages", "paths": paths}])
+    attacks = {"cuda": {"baseline": {"differing_decisions": 0.025}}}
+    record = {"suite": "stages", "paths": paths, "attacks": attacks}
+    *lines, attacked = helper("gpu_record").other_lines([record])
+    assert attacked == "decisions that differ from the reference's, cuda: baseline 2.5%"
     assert [line.split() for line in lines] == [
         ["seconds", "a", "a", "b"],
         ["cnn_training", "2.50", "2.50"],

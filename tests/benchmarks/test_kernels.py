@@ -110,6 +110,7 @@ def test_served_by_says_what_ran(smoke):
     found = {r["impl"]: r["served_by"] for r in smoke[0]}
     assert found["reference"] == "reference"
     assert found["torch.compile"] == "compiled"
+    assert found["torch modules"] == "torch"
     assert found["ours, decoding alone"] == "pillow"
     ours = {r["op"]: r["served_by"] for r in smoke[0] if r["impl"] == "ours"}
     assert ours["purify_gradient"] == served["purify_backward"]["cpu"]

@@ -345,7 +345,7 @@ def test_figure_has_a_bar_for_each_stage_and_path(measured, tmp_path):
     (figure,) = plot_records([path], out=tmp_path / "figures")
     assert figure.name == "stages.svg"
     texts = ["".join(e.itertext()).strip() for e in ElementTree.parse(figure).iter()]
-    for text in ("3 s", "30 s", "0.5 s", "4 s"):
+    for text in ("3 s (10.0 x)", "30 s", "0.5 s (8.0 x)", "4 s"):
         assert texts.count(text) >= len(PAPER_STAGES) + 1
     for text in ("cpu", "cpu reference", "cuda", "cuda reference", "CNN training"):
         assert text in texts

@@ -1,6 +1,8 @@
 """`defended_logits`: purification and classifier in one, alone and with the gradient to x.
 
-The reference is torch's modules in eager mode, with autograd: what the op is instead of.
+The reference is the defended classifier inside `reference_path`: the purifier's formula, where the
+embedding of t is part of a bias, and the classifier's modules. "torch modules" is what one writes
+without this package: both networks as modules, with the embedding beside every row.
 """
 
 from __future__ import annotations
@@ -65,27 +67,51 @@ def _fused(inputs: Inputs) -> Callable[[Tensor], Tensor]:
     return lambda x: ops.defended_logits(x, *others)
 
 
-def _modules(inputs: Inputs) -> Callable[[Tensor], Tensor]:
-    """Return the defended classifier of torch's modules, to be called inside `reference_path`."""
+def _networks(inputs: Inputs) -> tuple[FeatureDenoiser, FeatureCNN]:
+    """Return the two networks as modules with the inputs' weights, in evaluation mode."""
     n_features, hidden = inputs["x"].shape[1], len(inputs["denoiser"][0])
     denoiser = FeatureDenoiser(n_features, hidden=hidden).to(inputs["x"])
     classifier = FeatureCNN(n_features, _N_CLASSES).to(inputs["x"])
     for network, weights in ((denoiser, "denoiser"), (classifier, "classifier")):
         for parameter, value in zip(network.weights(), inputs[weights], strict=True):
             parameter.data = value
+        network.eval().requires_grad_(False)  # as they are attacked
+    return denoiser, classifier
+
+
+def _reference(inputs: Inputs) -> Callable[[Tensor], Tensor]:
+    """Return the defended classifier, to be called inside `reference_path`."""
+    denoiser, classifier = _networks(inputs)
+    noise = inputs["noise"]
     purifier = DiffusionPurifier(
         denoiser,
         NoiseSchedule.linear(),
         timesteps=inputs["timesteps"].tolist(),
-        n_draws=inputs["noise"].shape[2],
+        n_draws=noise.shape[2],
     )
-    model = DefendedClassifier(purifier, classifier).to(inputs["x"]).eval().requires_grad_(False)
-    noise = inputs["noise"]
+    model = DefendedClassifier(purifier, classifier).to(inputs["x"].device)
     return lambda x: model(x, noise=noise)
 
 
-def _compiled_modules(inputs: Inputs) -> Callable[[Tensor], Tensor]:
-    return peers.compile_for(inputs["x"].device, _modules(inputs))
+def _compiled_reference(inputs: Inputs) -> Callable[[Tensor], Tensor]:
+    return peers.compile_for(inputs["x"].device, _reference(inputs))
+
+
+def _torch_modules(inputs: Inputs) -> Callable[[Tensor], Tensor]:
+    """Return noising, both modules and the mean, to be called inside `reference_path`."""
+    denoiser, classifier = _networks(inputs)
+    n, draws = inputs["noise"].shape[1:3]
+    noise = inputs["noise"][0].flatten(0, 1)
+    t = inputs["timesteps"].expand(n * draws)
+    alpha_cumprod = float(inputs["alphas_cumprod"][TIMESTEP])
+    keep, spread = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
+
+    def logits(x: Tensor) -> Tensor:
+        x_t = keep * x.repeat_interleave(draws, 0) + spread * noise
+        found: Tensor = classifier(denoiser(x_t, t)).unflatten(0, (n, draws)).mean(1)
+        return found
+
+    return logits
 
 
 def _eagerly(call: Call) -> Call:
@@ -131,10 +157,11 @@ DEFENDED_LOGITS = Case(
     sizes=_SIZES,
     smoke=_SMOKE,
     inputs=_inputs,
-    truth=lambda inputs: _eagerly(forward(_modules, doubled(inputs)))(),
+    truth=lambda inputs: _eagerly(forward(_reference, doubled(inputs)))(),
     implementations={
-        "reference": lambda inputs: _eagerly(forward(_modules, inputs)),
-        "torch.compile": lambda inputs: _eagerly(forward(_compiled_modules, inputs)),
+        "reference": lambda inputs: _eagerly(forward(_reference, inputs)),
+        "torch modules": lambda inputs: _eagerly(forward(_torch_modules, inputs)),
+        "torch.compile": lambda inputs: _eagerly(forward(_compiled_reference, inputs)),
         "ours": lambda inputs: forward(_fused, inputs),
     },
     tolerance=_TOLERANCE,
@@ -146,10 +173,11 @@ DEFENDED_LOGITS_GRADIENT = Case(
     sizes=_SIZES,
     smoke=_SMOKE,
     inputs=_inputs,
-    truth=lambda inputs: _eagerly(forward_and_backward(_modules, doubled(inputs)))(),
+    truth=lambda inputs: _eagerly(forward_and_backward(_reference, doubled(inputs)))(),
     implementations={
-        "reference": lambda inputs: _eagerly(forward_and_backward(_modules, inputs)),
-        "torch.compile": lambda inputs: _eagerly(forward_and_backward(_compiled_modules, inputs)),
+        "reference": lambda inputs: _eagerly(forward_and_backward(_reference, inputs)),
+        "torch modules": lambda inputs: _eagerly(forward_and_backward(_torch_modules, inputs)),
+        "torch.compile": lambda inputs: _eagerly(forward_and_backward(_compiled_reference, inputs)),
         "ours": lambda inputs: forward_and_backward(_fused, inputs),
     },
     tolerance=_TOLERANCE,
