@@ -30,7 +30,7 @@ def add_bench_commands(parser: ArgumentParser) -> None:
         "break_even", _bench_break_even_parser(), help="CPU against GPU over growing problems"
     )
     kinds.add_subcommand(
-        "stages", _bench_stages_parser(), help="seconds of each stage here, beside the paper's"
+        "stages", _bench_stages_parser(), help="the experiment's stages against plain torch"
     )
     kinds.add_subcommand("plot", _bench_plot_parser(), help="figures and tables from records")
     kinds.add_subcommand(
@@ -133,9 +133,10 @@ def _bench_stages_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Run the experiment of the preset paper in turns on this package and in plain"
         " eager torch (the reference), and print the seconds and the peak memory of each stage,"
-        " with the paper's seconds beside for reading. Where the two disagree on the four metric"
-        " rows, it ends with an error instead, and prints and records no time. The reference takes"
-        " minutes a run."
+        " with the paper's seconds beside for reading. Before that come the four metric rows of"
+        " both, and how far their attacks on one model agree; where they disagree, it ends with an"
+        " error instead, and prints and records no time. The reference takes minutes a run."
+        " `bench plot` and `run --bench_records` draw what --json has recorded."
     )
     parser.add_argument(
         "--device",

@@ -33,8 +33,9 @@ NNMF features of images, a light classifier, a diffusion defence in feature spac
 it an attack leaves standing. Compiled kernels serve the heavy steps. Not a medical device.
 """
 
-_NOT_CONFIG = ("config", "out", "overwrite", "seeds", "print_config")
-"""Arguments of `run` that say where results go, and so are not part of the experiment."""
+_NOT_CONFIG = ("config", "out", "overwrite", "seeds", "bench_records", "print_config")
+"""Arguments of `run` that say where results go and what stands beside them: not part of the
+experiment."""
 
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
@@ -145,6 +146,13 @@ def _run_parser(preset: ExperimentConfig) -> ArgumentParser:
         default=20,
         help="fresh predictions over which the defended rows are averaged",
     )
+    parser.add_argument(
+        "--bench_records",
+        type=str | None,
+        default=None,
+        help="file that bench stages --json has written: its seconds of these images, here and in"
+        " plain torch, are plotted in the report",
+    )
     for name, kind in _GROUPS.items():
         parser.add_argument(f"--{name}", type=kind, default=getattr(preset, name))
     return parser
@@ -234,6 +242,8 @@ def _run(arguments: Namespace, parser: ArgumentParser) -> None:
     if not 0 <= arguments.seed <= last < 2**32:
         # torch's generator on the CPU reads no more: larger seeds would repeat smaller ones.
         raise ValueError(f"--seed must lie in [0, 2**32), got {arguments.seed} to {last}")
+    if arguments.seeds > 1 and arguments.bench_records is not None:
+        raise ValueError("--bench_records is for the report of one run: leave out --seeds")
     if arguments.seeds > 1:
         _run_seeds(arguments, parser)
         return
@@ -245,9 +255,22 @@ def _run(arguments: Namespace, parser: ArgumentParser) -> None:
         overwrite=arguments.overwrite,
         progress=True,
         say=_say,
+        bench_records=_bench_records(arguments.bench_records),
     )
     print(experiment.tables())
     print(f"\nresults: {out}\nreport:  {out / 'report.html'}")
+
+
+def _bench_records(path: str | None) -> list[dict[str, Any]]:
+    """Return the stages among the records of a file."""
+    if path is None:
+        return []
+    from nnmf_cuda.benchmarks import read_records
+
+    records = [record for record in read_records([path]) if record["suite"] == "stages"]
+    if not records:
+        raise ValueError(f"--bench_records {path} has no records of bench stages")
+    return records
 
 
 def _run_seeds(arguments: Namespace, parser: ArgumentParser) -> None:

@@ -27,7 +27,6 @@ _AXIS_TITLES = {
     "threads": "threads",
 }
 _BAR = 0.21  # inches
-_LIGHT_GREY = "#c6cad0"
 
 
 def plot_records(
@@ -289,54 +288,6 @@ def _convergence_figure(records: Sequence[Record]) -> Figure | None:
 
 
 def _stages_figure(records: Sequence[Record]) -> Figure | None:
-    """Draw a panel for each data set: by stage a bar for each path, with the range of its runs."""
-    from nnmf_cuda.report.figures import BLUE, GREY, VERMILION, new_figure, style
-    from nnmf_cuda.report.tables import STAGE_TITLES
-    from nnmf_cuda.timing import PAPER_STAGES
+    from nnmf_cuda.report.figures import stage_benchmark_figure
 
-    if not records:
-        return None
-    colours = {"cpu": VERMILION, "cpu reference": GREY, "cuda": BLUE, "cuda reference": _LIGHT_GREY}
-    stages = [*PAPER_STAGES, "total"]
-    rows = [len(stages) * (len(r["paths"]) + 1) for r in records]
-    figure = new_figure(_BAR * (sum(rows) + 4 * len(rows)))
-    grid = figure.subplots(len(records), 1, squeeze=False, height_ratios=rows)
-    for axes, record in zip(grid[:, 0], records, strict=True):
-        style(axes)
-        height = 1 / (len(record["paths"]) + 1)
-        for i, (name, path) in enumerate(record["paths"].items()):
-            found = [path["stages"][stage] for stage in stages]
-            medians = [f["median_s"] for f in found]
-            ranges = [[f["median_s"] - f["low_s"] for f in found]]
-            ranges.append([f["high_s"] - f["median_s"] for f in found])
-            places = [place + (i - (len(record["paths"]) - 1) / 2) * height for place in range(6)]
-            bars = axes.barh(
-                places,
-                medians,
-                xerr=ranges,
-                height=0.9 * height,
-                color=colours[name],
-                label=name,
-                error_kw={"linewidth": 1},
-            )
-            axes.bar_label(bars, _seconds_and_speeds(record, name), padding=3, fontsize=8)
-        axes.set_title(f"{record['size']}", loc="left", fontsize=9, fontweight="bold")
-        axes.set_yticks(range(len(stages)), [STAGE_TITLES[s] for s in stages], fontsize=8)
-        axes.invert_yaxis()
-        axes.margins(x=0.1)
-        axes.grid(visible=False, axis="y")
-        axes.legend(frameon=False, fontsize=8)
-    grid[-1, 0].set_xlabel(
-        "seconds: median and range of the runs; in brackets how many times as fast as the reference"
-    )
-    return figure
-
-
-def _seconds_and_speeds(record: Record, name: str) -> list[str]:
-    """Return the labels of a path's bars; its speeds, unless the stages are tiny."""
-    paths = record["paths"]
-    found = [f["median_s"] for f in paths[name]["stages"].values()]
-    if record["smoke"] or paths[name]["reference"]:
-        return [f"{s:.3g} s" for s in found]
-    reference = [f["median_s"] for f in paths[f"{name} reference"]["stages"].values()]
-    return [f"{s:.3g} s ({r / s:.1f} x)" for s, r in zip(found, reference, strict=True)]
+    return stage_benchmark_figure(records) if records else None

@@ -36,7 +36,7 @@ _EVERY_RECORD = (
 )
 _STAGES = (
     *("paths", "quality", "attacks", "repeats", "reference_repeats", "environments"),
-    "synthetic",
+    *("synthetic", "data_sha256"),
 )
 _KEYS = {
     "kernels": _EVERY_RECORD,

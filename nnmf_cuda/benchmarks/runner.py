@@ -97,12 +97,12 @@ def run_kernel_benchmarks(
     list of dict
         ``suite, run`` (when this run began), ``op, size, impl, served_by`` ("kernel", "reference",
         "compiled", "library", "torch" (its modules), "training loop", or "pillow" for decoding
-        alone), ``shape, dtype, options``, ``status`` ("ok", "failed", "skipped"), ``reason, median_ms, p25, p75``
-        (milliseconds of a call), ``iteration_ms`` (the median over the iterations of a call,
-        ``shape["n_iter"]``), ``n`` (samples), ``timer, l2`` (see `Timed`), ``peak_bytes,
-        max_err, tolerance, flops, bytes, items`` (of a call), ``ceilings`` (``gemm_gflops,
-        read_gb_per_s`` and how they were measured), ``rates`` (``gflops, gemm_share, gb_per_s,
-        read_share, items_per_s``),
+        alone), ``shape, dtype, options``, ``status`` ("ok", "failed", "skipped"), ``reason``,
+        ``median_ms, p25, p75`` (milliseconds of a call), ``iteration_ms`` (the median over the
+        iterations of a call, ``shape["n_iter"]``), ``n`` (samples), ``timer, l2`` (see `Timed`),
+        ``peak_bytes, max_err, tolerance, flops, bytes, items`` (of a call), ``ceilings``
+        (``gemm_gflops, read_gb_per_s`` and how they were measured), ``rates`` (``gflops,
+        gemm_share, gb_per_s, read_share, items_per_s``),
         ``clocks`` (of a GPU, MHz, right after the timing), ``smoke`` and the machine: ``device,
         device_name, gpu`` (see `describe_gpu`), ``cpu_count, cpu_isa, load_average, threads,
         torch, cuda, nnmf_cuda, commit, uncommitted_changes, date``. What was not measured is None.

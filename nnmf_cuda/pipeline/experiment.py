@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def run_experiment(
     overwrite: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = logger.info,
+    bench_records: Sequence[Mapping[str, Any]] = (),
 ) -> Experiment:
     """Run every stage and write the results.
 
@@ -98,6 +99,9 @@ def run_experiment(
         Show progress bars, where stderr is a terminal.
     say : callable, optional
         Takes one line about each decision and each stage.
+    bench_records : sequence of mapping, optional
+        Of benchmarks: the newest that `nnmf_cuda.benchmarks.run_stage_benchmarks` has made on
+        these images is plotted in the report.
 
     Returns
     -------
@@ -106,12 +110,13 @@ def run_experiment(
     Raises
     ------
     ValueError
-        If data, configuration or `out` do not allow a run.
+        If data, configuration or `out` do not allow a run, or none of `bench_records` fits.
     """
     with results_directory(out, overwrite=overwrite) as partial:
         timer = StageTimer(device)
         dataset = _load(config, timer, progress=progress, say=say)
-        run = _Run(dataset, config, device, timer, progress, say)
+        benchmark = _stage_benchmark(bench_records, dataset)
+        run = _Run(dataset, config, device, timer, progress, say, benchmark)
         experiment = run.to_the_end(partial, config_yaml)
         (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
         timer.write(partial / "timings.json")
@@ -138,6 +143,27 @@ def _load(
     return dataset
 
 
+def _stage_benchmark(
+    records: Sequence[Mapping[str, Any]], dataset: ImageDataset
+) -> Mapping[str, Any] | None:
+    """Return the newest record of the stages of these images."""
+    if not records:
+        return None
+    found = [
+        record
+        for record in records
+        if record["suite"] == "stages"
+        and record["data_sha256"] == dataset.sha256()
+        and not record["smoke"]
+    ]
+    if not found:
+        raise ValueError(
+            f"bench_records hold none of the stages on {dataset.source}, with these labels and this"
+            " split: make one with `nnmf-cuda bench stages --json FILE` on the same images"
+        )
+    return max(found, key=lambda record: str(record["date"]))
+
+
 class _Run:
     """The state of one run between its stages."""
 
@@ -149,6 +175,7 @@ class _Run:
         timer: StageTimer,
         progress: bool,
         say: Callable[[str], None],
+        stage_benchmark: Mapping[str, Any] | None,
     ) -> None:
         self.dataset = dataset
         self.config = config
@@ -156,6 +183,7 @@ class _Run:
         self.timer = timer
         self.progress = progress
         self.say = say
+        self.stage_benchmark = stage_benchmark
 
     def to_the_end(self, partial: Path, config_yaml: str) -> Experiment:
         environment = describe_environment(self.device, data_sha256=self.dataset.sha256())
@@ -236,6 +264,7 @@ class _Run:
             n_predictions=rows.n_predictions,
             paper_comparable=self._is_papers_test_split,
             timings=self.timer.as_dict(),
+            stage_benchmark=self.stage_benchmark,
             components=features.nnmf.components_.reshape(-1, *dataset.image_shape),
             class_means=np.stack([train_x[train_y == c].mean(0) for c in classes]),
             selection={

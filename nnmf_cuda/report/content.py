@@ -53,6 +53,8 @@ class ReportContent:
         Whether the data are the paper's, so that its figures stand beside ours.
     timings : mapping, optional
         Content of ``timings.json``.
+    stage_benchmark : mapping, optional
+        Record of `nnmf_cuda.benchmarks.run_stage_benchmarks` on these images.
     components : array of shape (n_components, height, width), optional
         Images of the NNMF components.
     class_means : array of shape (n_classes, n_features), optional
@@ -94,6 +96,7 @@ class ReportContent:
     n_predictions: int = 20
     paper_comparable: bool = False
     timings: Mapping[str, Any] | None = None
+    stage_benchmark: Mapping[str, Any] | None = None
     components: NDArray[np.floating[Any]] | None = None
     class_means: NDArray[np.floating[Any]] | None = None
     selection: Mapping[str, NDArray[Any]] | None = None

@@ -21,13 +21,21 @@ __all__ = [
     "components_figure",
     "denoising_figure",
     "selection_figure",
+    "stage_benchmark_figure",
     "stage_times_figure",
     "training_figure",
 ]
 
 WIDTH = 9.0  # inches; at 130 dots an inch wider than the report's column, so that it stays sharp
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8f98"  # Okabe & Ito (2008)
-INK, FAINT = "#22262d", "#d9dce1"
+LIGHT_GREY, INK, FAINT = "#c6cad0", "#22262d", "#d9dce1"
+_STAGES = (*PAPER_STAGES, "total")
+_PATH_COLOURS = {
+    "cpu": VERMILION,
+    "cpu reference": GREY,
+    "cuda": BLUE,
+    "cuda reference": LIGHT_GREY,
+}
 
 
 def new_figure(height: float, *, width: float = WIDTH) -> Figure:
@@ -238,24 +246,81 @@ def stage_times_figure(timings: Mapping[str, Any]) -> Figure:
         Content of ``timings.json``.
     """
     measured = {row["stage"]: row["seconds"] for row in timings["rows"]}
-    stages = [*PAPER_STAGES, "total"]
-    series = [(f"this run ({timings['device']})", BLUE, [measured.get(s) for s in stages])]
+    series = [(f"this run ({timings['device']})", BLUE, [measured.get(s) for s in _STAGES])]
     for device, color in (("cpu", GREY), ("gpu", VERMILION)):
-        seconds: list[float | None] = [PAPER_TIMINGS[s][device] for s in stages]
+        seconds: list[float | None] = [PAPER_TIMINGS[s][device] for s in _STAGES]
         series.append((f"paper, {device.upper()}", color, seconds))
-    figure = new_figure(1.0 + 0.19 * len(stages) * (len(series) + 0.6))
+    figure = new_figure(1.0 + 0.19 * len(_STAGES) * (len(series) + 0.6))
     axes = figure.subplots()
     style(axes, xlabel="seconds")
     axes.grid(visible=False, axis="y")
     height = 0.8 / len(series)
     for i, (label, color, values) in enumerate(series):
-        places = [p + (i - (len(series) - 1) / 2) * height for p, _ in enumerate(stages)]
+        places = [p + (i - (len(series) - 1) / 2) * height for p, _ in enumerate(_STAGES)]
         lengths = [0.0 if value is None else value for value in values]
         bars = axes.barh(places, lengths, height=0.9 * height, color=color, label=label)
         texts = ["not run" if value is None else f"{value:.1f}" for value in values]
         axes.bar_label(bars, texts, padding=3, fontsize=8, color=INK)
-    axes.set_yticks(range(len(stages)), [STAGE_TITLES[s] for s in stages])
+    axes.set_yticks(range(len(_STAGES)), [STAGE_TITLES[s] for s in _STAGES])
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.legend(frameon=False, fontsize=9, loc="best")
     return figure
+
+
+def stage_benchmark_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the seconds of each stage, this package's beside those of plain eager torch.
+
+    Parameters
+    ----------
+    records : sequence of mapping
+        At least one of `nnmf_cuda.benchmarks.run_stage_benchmarks`; each gets a panel.
+    """
+    bars = [len(_STAGES) * (len(record["paths"]) + 1) for record in records]
+    figure = new_figure(0.21 * (sum(bars) + 4 * len(records)))
+    grid = figure.subplots(len(records), 1, squeeze=False, height_ratios=bars)
+    for axes, record in zip(grid[:, 0], records, strict=True):
+        _draw_stages(axes, record)
+    grid[-1, 0].set_xlabel(
+        "seconds: median and range of the runs; in brackets how many times as fast as the reference"
+    )
+    return figure
+
+
+def _draw_stages(axes: Axes, record: Mapping[str, Any]) -> None:
+    """Draw by stage a bar for each path of the stage benchmark, with the range of its runs."""
+    style(axes)
+    paths = record["paths"]
+    height = 1 / (len(paths) + 1)
+    for i, (name, path) in enumerate(paths.items()):
+        found = [path["stages"][stage] for stage in _STAGES]
+        medians = [f["median_s"] for f in found]
+        ranges = [[f["median_s"] - f["low_s"] for f in found]]
+        ranges.append([f["high_s"] - f["median_s"] for f in found])
+        bars = axes.barh(
+            [place + (i - (len(paths) - 1) / 2) * height for place in range(len(_STAGES))],
+            medians,
+            xerr=ranges,
+            height=0.9 * height,
+            color=_PATH_COLOURS[name],
+            label=name,
+            error_kw={"linewidth": 1},
+        )
+        axes.bar_label(bars, _seconds_and_speeds(record, name), padding=3, fontsize=8)
+    axes.set_title(record["size"], loc="left", fontsize=9, fontweight="bold")
+    axes.set_yticks(range(len(_STAGES)), [STAGE_TITLES[s] for s in _STAGES], fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.grid(visible=False, axis="y")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _seconds_and_speeds(record: Mapping[str, Any], name: str) -> list[str]:
+    """Return the labels of a path's bars; speeds where it has any and the stages are not tiny."""
+    paths = record["paths"]
+    seconds = [paths[name]["stages"][stage]["median_s"] for stage in _STAGES]
+    if record["smoke"] or paths[name]["reference"]:
+        return [f"{s:.3g} s" for s in seconds]
+    of_reference = paths[f"{name} reference"]["stages"]
+    reference = [of_reference[stage]["median_s"] for stage in _STAGES]
+    return [f"{s:.3g} s ({r / s:.1f} x)" for s, r in zip(seconds, reference, strict=True)]

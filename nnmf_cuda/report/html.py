@@ -86,6 +86,12 @@ def _figures(content: ReportContent) -> dict[str, tuple[Figure, str, str]]:
             "Bar chart of seconds per stage",
             "Seconds of each stage.",
         )
+    if content.stage_benchmark is not None:
+        made["stage_benchmark"] = (
+            figures.stage_benchmark_figure([content.stage_benchmark]),
+            "Bar chart of seconds per stage, of this package and of plain eager torch",
+            tables.stage_benchmark_caption(content.stage_benchmark),
+        )
     if content.components is not None:
         made["components"] = (
             figures.components_figure(content.components, selection=content.selection),

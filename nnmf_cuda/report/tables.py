@@ -27,6 +27,7 @@ __all__ = [
     "metric_lines",
     "metric_notes",
     "metrics_table",
+    "stage_benchmark_caption",
     "stage_lines",
     "stage_notes",
     "timings_table",
@@ -262,6 +263,17 @@ def _plain_text(header: Sequence[str], lines: Iterable[Line], notes: Iterable[st
     rule = "-" * width
     text = [set_row(table[0]), rule, *map(set_row, table[1:]), rule]
     return "\n".join((*text, bullet_list(notes, width=width)))
+
+
+def stage_benchmark_caption(record: Mapping[str, Any]) -> str:
+    """Say what a record of the stage benchmark has measured, where and when."""
+    machines = " and ".join(e["device_name"] for e in record["environments"].values())
+    return (
+        "This package and the same experiment in plain eager torch (reference), measured by"
+        f" nnmf-cuda bench stages on these images, settings {record['options']['preset']}, on"
+        f" {machines} with {record['threads']} threads, commit {record['commit'][:10]},"
+        f" {record['date'][:10]}. Both found the same, within what the benchmark allows."
+    )
 
 
 def bullet_list(notes: Iterable[str], *, width: int = 100) -> str:

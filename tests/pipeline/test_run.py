@@ -185,6 +185,49 @@ def test_run_with_three_classes(tmp_path: Path) -> None:
     assert 0 <= rows["Robust_Defended"]["roc_auc"] <= 1
 
 
+def test_run_plots_the_newest_stage_benchmark_of_its_images(
+    small_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nnmf_cuda.benchmarks import run_stage_benchmarks
+    from nnmf_cuda.pipeline import config
+
+    settings = config.ExperimentConfig(
+        nnmf=config.NNMFConfig(n_components=4, max_iter=5),
+        classifier=config.ClassifierConfig(epochs=2),
+        diffusion=config.DiffusionConfig(epochs=2, n_draws=2),
+        attack=config.AttackConfig(n_iter=3, n_restarts=1, n_queries=10),
+        n_predictions=2,
+    )
+    records = tmp_path / "records.jsonl"
+    measured = run_stage_benchmarks(
+        data=str(small_npz), config=settings, device="cpu", repeats=1, json_path=records
+    )
+    older = measured | {"date": "2001-01-01T00:00:00", "commit": "f" * 40}
+    other = measured | {"date": "2999-01-01T00:00:00", "data_sha256": "0" * 64}
+    with records.open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in (older, other))
+    run = ["run", f"--data={small_npz}", *SMALL, f"--bench_records={records}"]
+    assert main([*run, f"--out={tmp_path / 'run'}"]) == 0
+    report = " ".join((tmp_path / "run" / "report.html").read_text(encoding="utf-8").split())
+    assert f"commit {measured['commit'][:10]}, {measured['date'][:10]}" in report
+    assert (tmp_path / "run" / "figures" / "stage_benchmark.png").exists()
+    assert "bench_records" not in (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
+
+    records.write_text(json.dumps(other) + "\n")
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    capsys.readouterr()
+    for arguments, said in (
+        (run, "bench_records hold none of the stages on"),
+        ([*run, f"--bench_records={empty}"], "has no records of bench stages"),
+        ([*run, "--seeds=2"], "leave out --seeds"),
+    ):
+        out = tmp_path / "refused"
+        assert main([*arguments, f"--out={out}"]) == 2
+        assert said in capsys.readouterr().err
+        assert not (out / "metrics.json").exists()
+
+
 def test_run_with_several_seeds_writes_a_summary(
     small_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

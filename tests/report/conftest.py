@@ -49,6 +49,30 @@ def timings() -> dict:
 
 
 @pytest.fixture
+def stage_benchmark() -> dict:
+    """A record of the stage benchmark, as far as a report reads it."""
+
+    def path(factor: float, *, reference: bool) -> dict:
+        medians = dict(zip((*PAPER_STAGES, "total"), (1.0, 2.0, 4.0, 8.0, 16.0, 31.0), strict=True))
+        stages = {
+            name: {"median_s": s * factor, "low_s": s * factor / 2, "high_s": s * factor * 2}
+            for name, s in medians.items()
+        }
+        return {"reference": reference, "stages": stages}
+
+    return {
+        "size": "images",
+        "smoke": False,
+        "options": {"preset": "paper"},
+        "paths": {"cpu": path(1, reference=False), "cpu reference": path(5, reference=True)},
+        "environments": {"cpu": {"device_name": "Some CPU"}},
+        "threads": 2,
+        "commit": "0123456789abcdef",
+        "date": "2026-01-02T03:04:05+00:00",
+    }
+
+
+@pytest.fixture
 def make_content(timings) -> Callable[..., ReportContent]:
     def make(n_classes: int = 2, n_components: int = 15, **changes) -> ReportContent:
         rng = np.random.default_rng(0)

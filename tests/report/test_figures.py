@@ -80,6 +80,18 @@ def test_stage_times_figure(timings):
     assert axes.containers[2][5].get_width() == PAPER_TIMINGS["total"]["gpu"]
 
 
+def test_stage_benchmark_figure(stage_benchmark):
+    axes = figures.stage_benchmark_figure([stage_benchmark]).axes[0]
+    ours, reference = (bars for bars in axes.containers if hasattr(bars, "patches"))
+    assert [bar.get_width() for bar in ours] == [1, 2, 4, 8, 16, 31]
+    assert [bar.get_width() for bar in reference] == [5, 10, 20, 40, 80, 155]
+    texts = [t.get_text() for t in axes.texts]
+    assert texts.count("1 s (5.0 x)") == texts.count("5 s") == 1
+    (two,) = figures.stage_benchmark_figure([stage_benchmark | {"smoke": True}]).axes
+    assert not any("x)" in t.get_text() for t in two.texts)
+    assert len(figures.stage_benchmark_figure([stage_benchmark] * 2).axes) == 2
+
+
 def test_roc_figure_of_two_classes(make_content):
     content = make_content()
     figure = curves.roc_figure(

@@ -91,6 +91,16 @@ def test_full_report_is_self_contained(full, report_dir):
     assert png.startswith(b"\x89PNG")
 
 
+def test_report_shows_the_stage_benchmark(tmp_path, make_content, stage_benchmark):
+    content = make_content(**NO_FIGURES, stage_benchmark=stage_benchmark)
+    _, page = _write(tmp_path, content)
+    text = re.sub(r"\s+", " ", page.text)
+    assert "settings paper, on Some CPU with 2 threads, commit 0123456789, 2026-01-02" in text
+    assert {p.stem for p in (tmp_path / "figures").glob("*.png")} == {"stage_benchmark"}
+    assert "#times" in page.addresses
+    assert "times" in page.ids
+
+
 def test_full_report_says_what_it_must(full):
     content, _, page = full
     text = re.sub(r"\s+", " ", page.text)
