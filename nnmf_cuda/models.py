@@ -111,9 +111,13 @@ class FeatureDenoiser(nn.Module):
             int64 timesteps.
         """
         _require_features(x_t, self.n_features)
-        embedding = sinusoidal_embedding(t, self.embedding_dim).to(x_t.dtype)
-        pred_x_start: Tensor = self.layers(torch.cat((x_t, embedding), 1))
+        pred_x_start: Tensor = self.layers(self.inputs(x_t, t))
         return pred_x_start
+
+    def inputs(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return what the first layer takes: x_t, and the embedding of t in x_t's dtype."""
+        embedding = sinusoidal_embedding(t, self.embedding_dim).to(x_t.dtype)
+        return torch.cat((x_t, embedding), 1)
 
     def weights(self) -> list[Tensor]:
         """Return [W1, b1, W2, b2, W3, b3], as `ops.purify` takes them; not copies."""

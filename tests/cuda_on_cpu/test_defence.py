@@ -55,7 +55,9 @@ class Problem:
         self.x = self.draw(n, features)
         self.noise = self.draw(steps if eta > 0 else 1, n, draws, features)
         self.timesteps = torch.arange(steps, 0, -1) * 13 + 28
-        self.denoiser = [] if op == CLASSIFY else self.layers(features + embedding, *hidden, features)
+        self.denoiser = (
+            [] if op == CLASSIFY else self.layers(features + embedding, *hidden, features)
+        )
         self.classifier: list[Tensor] = []
         if op != PURIFY:
             first, second, units, classes = cnn
