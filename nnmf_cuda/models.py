@@ -172,13 +172,18 @@ def _is_observed(module: nn.Module) -> bool:
 
     A module of another type than ours may have been put in a layer's place.
     """
-    return ops.is_reference_path() or any(
-        part._forward_hooks
-        or part._forward_pre_hooks
-        or part._backward_hooks
-        or part._backward_pre_hooks
-        or type(part) not in _FUSED
-        for part in module.modules()
+    return ops.is_reference_path() or not _is_plain(module)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Look at a module and its parts; by hand, as `modules()` takes as long as a small network."""
+    return (
+        type(module) in _FUSED
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+        and all(part is None or _is_plain(part) for part in module._modules.values())
     )
 
 
