@@ -111,9 +111,13 @@ class FeatureDenoiser(nn.Module):
             int64 timesteps.
         """
         _require_features(x_t, self.n_features)
-        embedding = sinusoidal_embedding(t, self.embedding_dim).to(x_t.dtype)
-        pred_x_start: Tensor = self.layers(torch.cat((x_t, embedding), 1))
+        pred_x_start: Tensor = self.layers(self.inputs(x_t, t))
         return pred_x_start
+
+    def inputs(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return what the first layer takes: x_t, and the embedding of t in x_t's dtype."""
+        embedding = sinusoidal_embedding(t, self.embedding_dim).to(x_t.dtype)
+        return torch.cat((x_t, embedding), 1)
 
     def weights(self) -> list[Tensor]:
         """Return [W1, b1, W2, b2, W3, b3], as `ops.purify` takes them; not copies."""
@@ -168,13 +172,18 @@ def _is_observed(module: nn.Module) -> bool:
 
     A module of another type than ours may have been put in a layer's place.
     """
-    return ops.is_reference_path() or any(
-        part._forward_hooks
-        or part._forward_pre_hooks
-        or part._backward_hooks
-        or part._backward_pre_hooks
-        or type(part) not in _FUSED
-        for part in module.modules()
+    return ops.is_reference_path() or not _is_plain(module)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Look at a module and its parts; by hand, as `modules()` takes as long as a small network."""
+    return (
+        type(module) in _FUSED
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+        and all(part is None or _is_plain(part) for part in module._modules.values())
     )
 
 

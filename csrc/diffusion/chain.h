@@ -15,22 +15,6 @@ NNMF_CUDA_INLINE Rows rows_of(const Defence<T>& d, int64_t block) {
   return {first, left < kBlockRows ? left : kBlockRows};
 }
 
-// to[unit][row] = from[row][unit]; zero beyond the last row.
-template <class T>
-void load_rows(const T* from, int64_t n_rows, int64_t n_units, T* to) {
-  for (int64_t row = 0; row < kBlockRows; ++row)
-    for (int64_t u = 0; u < n_units; ++u)
-      to[u * kBlockRows + row] = row < n_rows ? from[row * n_units + u] : T{0};
-}
-
-// to[row][unit] = factor * from[unit][row].
-template <class T>
-void store_rows(const T* from, int64_t n_rows, int64_t n_units, T factor, T* to) {
-  for (int64_t row = 0; row < n_rows; ++row)
-    for (int64_t u = 0; u < n_units; ++u)
-      to[row * n_units + u] = factor * from[u * kBlockRows + row];
-}
-
 // The values of each row's sample, [unit][row]; times `factor`.
 template <class T>
 void load_samples(const T* from, const Rows& rows, int64_t n_draws, int64_t n_units, T factor,

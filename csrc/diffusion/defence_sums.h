@@ -121,11 +121,6 @@ int64_t n_weights(const Mlp<T>& mlp) {
   return n;
 }
 
-inline int64_t n_weights(const CnnShape& s) {
-  return s.first * 4 + s.second * (3 * s.first + 1) + s.hidden * (s.second * s.n_pooled() + 1) +
-         s.n_classes * (s.hidden + 1);
-}
-
 // Fills in the gradients of rows and noise, and makes those of the weights. Tasks are cut by the
 // number of rows alone, and their sums added in their order: results do not depend on threads.
 template <class T>
@@ -151,7 +146,7 @@ void sum_weights(const Defence<T>& d, const ChainArguments<T>* chain, const Grad
     write_chain(d, *chain, sums.data(), of_denoiser.template mutable_data_ptr<T>());
   }
   if (d.cnn != nullptr) {
-    of_classifier = torch::stable::new_empty(like, {n_weights(d.cnn->shape)});
+    of_classifier = torch::stable::new_empty(like, {d.cnn->shape.n_weights()});
     write_cnn(d.cnn->shape, sums.data() + layout.cnn_at(),
               of_classifier.template mutable_data_ptr<T>());
   }

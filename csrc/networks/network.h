@@ -38,6 +38,11 @@ struct CnnShape {
   int64_t pairs_at() const { return pooled_at() + second * n_pooled(); }
   int64_t hidden_at() const { return pairs_at() + second * n_pooled(); }
   int64_t n_words() const { return hidden_at() + hidden; }
+
+  int64_t n_weights() const {
+    return first * 4 + second * (3 * first + 1) + hidden * (second * n_pooled() + 1) +
+           n_classes * (hidden + 1);
+  }
 };
 
 // A convolution is a dense layer at each position, over three positions of all channels, [3][in].

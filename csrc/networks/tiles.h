@@ -94,6 +94,22 @@ void transpose(const T* from, int64_t n_units, T* to, int64_t stride) {
   }
 }
 
+// to[unit][row] = from[row][unit]; zero beyond the last row.
+template <class T>
+void load_rows(const T* from, int64_t n_rows, int64_t n_units, T* to) {
+  for (int64_t row = 0; row < kBlockRows; ++row)
+    for (int64_t u = 0; u < n_units; ++u)
+      to[u * kBlockRows + row] = row < n_rows ? from[row * n_units + u] : T{0};
+}
+
+// to[row][unit] = factor * from[unit][row].
+template <class T>
+void store_rows(const T* from, int64_t n_rows, int64_t n_units, T factor, T* to) {
+  for (int64_t row = 0; row < n_rows; ++row)
+    for (int64_t u = 0; u < n_units; ++u)
+      to[row * n_units + u] = factor * from[u * kBlockRows + row];
+}
+
 }  // namespace
 }  // namespace NNMF_CUDA_ISA
 }  // namespace nnmf_cuda

@@ -19,6 +19,7 @@ from nnmf_cuda.ops.nnmf import (
     nnmf_mu,
 )
 from nnmf_cuda.ops.philox import philox_normal
+from nnmf_cuda.ops.training import train_feature_cnn_epoch, train_mlp_epoch
 
 __all__ = [
     "EPSILON",
@@ -34,4 +35,6 @@ __all__ = [
     "project",
     "purify",
     "reference_path",
+    "train_feature_cnn_epoch",
+    "train_mlp_epoch",
 ]

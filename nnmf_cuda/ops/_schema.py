@@ -87,6 +87,16 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         " -> (Tensor, Tensor, Tensor, Tensor)",
         reference.defended_logits_backward,
     ),
+    "train_feature_cnn_epoch": (
+        "(Tensor x, Tensor labels, Tensor state, *, int[] widths, int batch_size, int step,"
+        " float lr, float ema_decay) -> (Tensor, Tensor)",
+        reference.train_feature_cnn_epoch,
+    ),
+    "train_mlp_epoch": (
+        "(Tensor x, Tensor targets, Tensor state, *, int[] widths, int batch_size, int step,"
+        " float lr, float ema_decay) -> (Tensor, Tensor)",
+        reference.train_mlp_epoch,
+    ),
 }
 """Name of each op, its schema and its reference."""
 

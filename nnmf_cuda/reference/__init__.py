@@ -13,6 +13,7 @@ from nnmf_cuda.reference.networks import feature_cnn, feature_cnn_backward
 from nnmf_cuda.reference.nnls import nnls, nnls_backward, project
 from nnmf_cuda.reference.nnmf import EPSILON, nnmf_divergence, nnmf_mu
 from nnmf_cuda.reference.philox import philox_4x32, philox_normal
+from nnmf_cuda.reference.training import train_feature_cnn_epoch, train_mlp_epoch
 
 __all__ = [
     "EPSILON",
@@ -31,4 +32,6 @@ __all__ = [
     "purify",
     "purify_backward",
     "sinusoidal_embedding",
+    "train_feature_cnn_epoch",
+    "train_mlp_epoch",
 ]

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from nnmf_cuda import training
 from nnmf_cuda.diffusion import NoiseSchedule
 from nnmf_cuda.evaluation import denoising_error
 from nnmf_cuda.training import train_classifier, train_denoiser
+from nnmf_cuda.training.epochs import Settings, Task
+from nnmf_cuda.training.loop import fit
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)]
 
@@ -71,13 +72,12 @@ def test_ties_go_to_the_lower_loss_then_the_earlier_epoch():
         accuracy, loss = next(scores)
         return {"valid_accuracy": torch.tensor(accuracy), "valid_loss": torch.tensor(loss)}
 
-    result = training._fit(
-        model,
+    result = fit(
+        Task(model, lambda network, x: network(x).square().mean()),
+        Settings("toy", 5, 1e-2, 2, 0.5, 0, False),
         draw_epoch=lambda generator: (torch.ones(4, 1),),
-        batch_loss=lambda x: model(x).square().mean(),
         evaluate=evaluate,
         rank=lambda values: (values["valid_accuracy"], -values["valid_loss"]),
-        settings=training._Settings("toy", 5, 1e-2, 2, 0.5, 0, False),
     )
     assert result.best_epoch == 2
     assert torch.equal(result.model.weight, weights_after[2])
@@ -86,13 +86,10 @@ def test_ties_go_to_the_lower_loss_then_the_earlier_epoch():
 def test_loss_is_the_mean_over_samples_with_a_ragged_last_batch():
     model = torch.nn.Linear(1, 1)
     values = torch.arange(5.0).unsqueeze(1)
-    result = training._fit(
-        model,
+    result = fit(
+        Task(model, lambda network, x: x.mean() + 0 * network(x).sum()),
+        Settings("toy", 1, 1e-3, 2, 0.5, 0, False),
         draw_epoch=lambda generator: (values,),
-        batch_loss=lambda x: x.mean() + 0 * model(x).sum(),
-        evaluate=None,
-        rank=None,
-        settings=training._Settings("toy", 1, 1e-3, 2, 0.5, 0, False),
     )
     assert result.history == {"train_loss": [pytest.approx(2.0)]}
     assert result.best_epoch == 0

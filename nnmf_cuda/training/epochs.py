@@ -1,0 +1,241 @@
+"""The steps of one epoch, by three ways to the same weights.
+
+`PlainEpochs` is the loop that anyone would write: modules, autograd, an optimiser. The networks are
+so small that nearly all its time goes between the operations. `CompiledEpochs` makes an epoch in
+one call of a compiled op; `GraphedEpochs` records the plain loop as a CUDA graph and replays it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from nnmf_cuda import ops
+from nnmf_cuda._config import served_by
+from nnmf_cuda.models import deterministic_convolutions
+
+Model = TypeVar("Model", bound=nn.Module)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochOp:
+    """An op of `nnmf_cuda.ops` that trains a network for one epoch.
+
+    Attributes
+    ----------
+    name : str
+        The op's name.
+    widths : sequence of int
+        Sizes of the network, as the op takes them.
+    inputs : callable
+        Turns an epoch's samples into the op's rows and what they should become.
+    """
+
+    name: str
+    widths: Sequence[int]
+    inputs: Callable[..., tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Task(Generic[Model]):
+    """What is learnt.
+
+    Attributes
+    ----------
+    model : nn.Module
+        With its initial weights, on the device of the samples.
+    batch_loss : callable
+        Mean loss of a model on a batch of samples, (model, *samples).
+    op : EpochOp, optional
+        Makes the same steps, where it is compiled.
+    """
+
+    model: Model
+    batch_loss: Callable[..., Tensor]
+    op: EpochOp | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast; `description` is what messages call the model."""
+
+    description: str
+    epochs: int
+    lr: float
+    batch_size: int
+    ema_decay: float
+    seed: int
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be a finite number > 0, got {self.lr}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+
+class Epochs(Protocol[Model]):
+    """Makes the steps of an epoch, and holds the moving average of the weights."""
+
+    average: Model  # in evaluation mode, without gradients
+
+    def run(self, samples: tuple[Tensor, ...]) -> Tensor:
+        """Go once through the samples; return the mean loss, still on the device."""
+
+
+def epochs_of(task: Task[Model], settings: Settings) -> Epochs[Model]:
+    """Return the fastest way there is, but the plain one inside `ops.reference_path`."""
+    device = next(task.model.parameters()).device.type
+    if not ops.is_reference_path():
+        if task.op is not None and served_by(task.op.name, device) == "kernel":
+            return CompiledEpochs(task, task.op, settings)
+        if device == "cuda":
+            return GraphedEpochs(task, settings)
+    return PlainEpochs(task, settings)
+
+
+class CompiledEpochs(Generic[Model]):
+    """An epoch is one call of a compiled op."""
+
+    def __init__(self, task: Task[Model], op: EpochOp, settings: Settings) -> None:
+        self.average = _frozen_copy(task.model)
+        self._op, self._settings, self._step = op, settings, 0
+        weights = parameters_to_vector(self.average.parameters())
+        nothing = torch.zeros_like(weights)
+        self._state = torch.stack((weights, nothing, nothing, weights))
+
+    def run(self, samples: tuple[Tensor, ...]) -> Tensor:
+        """Go once through the samples; return the mean loss."""
+        x, wanted = self._op.inputs(*samples)
+        self._state, loss = getattr(ops, self._op.name)(
+            x,
+            wanted,
+            self._state,
+            widths=self._op.widths,
+            batch_size=self._settings.batch_size,
+            step=self._step,
+            lr=self._settings.lr,
+            ema_decay=self._settings.ema_decay,
+        )
+        self._step += math.ceil(len(x) / self._settings.batch_size)
+        # A copy: the average's parameters must not become views of the state.
+        vector_to_parameters(self._state[3].clone(), self.average.parameters())
+        mean_loss: Tensor = loss.float()
+        return mean_loss
+
+
+class PlainEpochs(Generic[Model]):
+    """Modules, autograd, an optimiser: one step after the other."""
+
+    def __init__(self, task: Task[Model], settings: Settings, *, capturable: bool = False) -> None:
+        self.average = _frozen_copy(task.model)
+        self._model = task.model.train()
+        self._batch_loss = task.batch_loss
+        self._batch_size = settings.batch_size
+        self._decay = settings.ema_decay
+        self._step = 0
+        # Fused: the networks are so small that the plain optimiser takes half of a step.
+        self._optimizer = torch.optim.Adam(
+            self._model.parameters(), lr=settings.lr, fused=True, capturable=capturable
+        )
+
+    def run(self, samples: tuple[Tensor, ...]) -> Tensor:
+        """Go once through the samples; return the mean loss, still on the device."""
+        n_samples = len(samples[0])
+        total = torch.zeros((), device=samples[0].device)
+        with deterministic_convolutions():
+            for start in range(0, n_samples, self._batch_size):
+                batch = [tensor[start : start + self._batch_size] for tensor in samples]
+                total += self._take_step(batch) * len(batch[0])
+        return total / n_samples
+
+    def _take_step(self, batch: Sequence[Tensor]) -> Tensor:
+        loss = self._batch_loss(self._model, *batch)
+        self._optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self._optimizer.step()
+        moves = self._average_moves()
+        with torch.no_grad():
+            pairs = zip(self.average.parameters(), self._model.parameters(), strict=True)
+            for trailing, ahead in pairs:
+                trailing.lerp_(ahead, moves)
+        return loss.detach()
+
+    def _average_moves(self) -> float | Tensor:
+        """Return how far the average moves; farther at first: a short run is averaged too."""
+        self._step += 1
+        return 1 - min(self._decay, self._step / (9 + self._step))
+
+
+class GraphedEpochs(PlainEpochs[Model]):
+    """The plain loop's first epoch, then a CUDA graph of a whole one, replayed.
+
+    Every epoch must have as many samples. What changes from step to step lives on the device.
+    """
+
+    def __init__(self, task: Task[Model], settings: Settings) -> None:
+        super().__init__(task, settings, capturable=True)
+        self._n_steps = torch.zeros((), device=next(task.model.parameters()).device)
+        self._n_epochs = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._samples: list[Tensor] = []
+        self._loss: Tensor | None = None
+
+    def run(self, samples: tuple[Tensor, ...]) -> Tensor:
+        """Go once through the samples; return the mean loss, still on the device."""
+        self._n_epochs += 1
+        if self._n_epochs == 2:
+            self._record(samples)
+        if self._graph is None or self._loss is None:
+            return self._step_by_step(samples)
+        for mine, given in zip(self._samples, samples, strict=True):
+            mine.copy_(given)
+        self._graph.replay()
+        return self._loss.clone()
+
+    def _step_by_step(self, samples: tuple[Tensor, ...]) -> Tensor:
+        """Make an epoch on a stream of its own, as is asked for before a capture."""
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            loss = self._plain(samples)
+        current.wait_stream(stream)
+        return loss
+
+    def _record(self, samples: tuple[Tensor, ...]) -> None:
+        """Capture an epoch; nothing is computed by that."""
+        self._samples = [tensor.clone() for tensor in samples]
+        self._optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._loss = self._plain(tuple(self._samples))
+        except RuntimeError as error:
+            logger.warning("no CUDA graph of an epoch (%s): training goes step by step", error)
+        else:
+            self._graph = graph
+
+    def _plain(self, samples: tuple[Tensor, ...]) -> Tensor:
+        with ops.reference_path():
+            return super().run(samples)
+
+    def _average_moves(self) -> Tensor:
+        self._n_steps += 1
+        return 1 - (self._n_steps / (9 + self._n_steps)).clamp_max(self._decay)
+
+
+def _frozen_copy(model: Model) -> Model:
+    return copy.deepcopy(model).requires_grad_(False).eval()
