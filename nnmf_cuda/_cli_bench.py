@@ -30,7 +30,7 @@ def add_bench_commands(parser: ArgumentParser) -> None:
         "break_even", _bench_break_even_parser(), help="CPU against GPU over growing problems"
     )
     kinds.add_subcommand(
-        "stages", _bench_stages_parser(), help="the experiment's stages against plain torch"
+        "stages", _bench_stages_parser(), help="seconds of each stage here and in plain torch"
     )
     kinds.add_subcommand("plot", _bench_plot_parser(), help="figures and tables from records")
     kinds.add_subcommand(

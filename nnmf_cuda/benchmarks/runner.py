@@ -37,6 +37,8 @@ _SLOWEST_PART = {
     "extract": "project",
     "purify_gradient": "purify_backward",
     "defended_logits_gradient": "defended_logits_backward",
+    "train_classifier": "train_feature_cnn_epoch",
+    "train_denoiser": "train_mlp_epoch",
 }
 """By case: the op that says what serves it, where it has another name."""
 
@@ -96,10 +98,11 @@ def run_kernel_benchmarks(
     -------
     list of dict
         ``suite, run`` (when this run began), ``op, size, impl, served_by`` ("kernel", "reference",
-        "compiled", "library", "torch" (its modules), "training loop", or "pillow" for decoding
-        alone), ``shape, dtype, options``, ``status`` ("ok", "failed", "skipped"), ``reason``,
-        ``median_ms, p25, p75`` (milliseconds of a call), ``iteration_ms`` (the median over the
-        iterations of a call, ``shape["n_iter"]``), ``n`` (samples), ``timer, l2`` (see `Timed`),
+        "compiled", "library", "torch" (its modules), "CUDA graph" (of the plain training loop), or
+        "pillow" for decoding alone), ``shape, dtype, options``, ``status`` ("ok", "failed",
+        "skipped"), ``reason``, ``median_ms, p25, p75`` (milliseconds of a call), ``iteration_ms``
+        (the median over the iterations of a call, ``shape["n_iter"]``), ``n`` (samples), ``timer,
+        l2`` (see `Timed`),
         ``peak_bytes, max_err, tolerance, flops, bytes, items`` (of a call), ``ceilings``
         (``gemm_gflops, read_gb_per_s`` and how they were measured), ``rates`` (``gflops,
         gemm_share, gb_per_s, read_share, items_per_s``),
@@ -308,9 +311,9 @@ def _served_by(op: str, implementation: str, device: torch.device) -> str:
     if implementation == "ours, decoding alone":
         return "pillow"
     if implementation.startswith("ours"):
-        if op.startswith("train_"):
-            return "training loop"
         served = show_config()["ops"].get(_SLOWEST_PART.get(op, op), {})
-        return str(served.get(device.type, "unavailable"))
+        found = str(served.get(device.type, "unavailable"))
+        trains_without_kernel = op.startswith("train_") and found != "kernel"
+        return "CUDA graph" if trains_without_kernel and device.type == "cuda" else found
     names = {"reference": "reference", "torch.compile": "compiled", "torch modules": "torch"}
     return names.get(implementation, "library")

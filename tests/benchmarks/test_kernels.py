@@ -115,7 +115,9 @@ def test_served_by_says_what_ran(smoke):
     ours = {r["op"]: r["served_by"] for r in smoke[0] if r["impl"] == "ours"}
     assert ours["purify_gradient"] == served["purify_backward"]["cpu"]
     assert ours["defended_logits_gradient"] == served["defended_logits_backward"]["cpu"]
-    assert ours["train_classifier"] == ours["train_denoiser"] == "training loop"
+    assert ours["train_classifier"] == served["train_feature_cnn_epoch"]["cpu"]
+    assert ours["train_denoiser"] == served["train_mlp_epoch"]["cpu"]
+    assert runner._served_by("train_classifier", "ours", torch.device("cuda")) == "CUDA graph"
     assert found["scikit-learn mu"] == found["scipy nnls"] == "library"
 
 
