@@ -130,8 +130,8 @@ def defence_calls(device: str) -> Iterator[tuple[str, Callable[[], tuple[object,
             ):
                 yield (
                     f"{op} and gradients {dtype} {n}x{features}x{draws}",
-                    lambda f=getattr(ops, op), a=arguments, o=options, i=inputs: (
-                        torch.autograd.grad(f(*a, **o).square().sum(), i)
+                    lambda f=op, a=arguments, o=options, i=inputs: torch.autograd.grad(
+                        getattr(ops, f)(*a, **o).square().sum(), i
                     ),
                 )
 
