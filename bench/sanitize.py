@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SHAPES = [(33, 70, 5), (61, 127, 15), (1, 67, 1), (67, 1, 2), (37, 131, 33), (19, 131, 128)]
+# Samples, features, draws, hidden units, channels, hidden units of the classifier.
+DEFENCES = [(1, 2, 1, 1, 1, 1), (33, 15, 3, 33, 5, 17), (5, 40, 8, 512, 12, 512)]
 FOUND = 99  # exit code of compute-sanitizer where it has found something
 
 
@@ -85,6 +87,53 @@ def calls(device: str) -> Iterator[tuple[str, Callable[[], tuple[object, ...]]]]
                 f"philox_normal {dtype} {shape}",
                 lambda s=shape, d=dtype: (ops.philox_normal(0, s, dtype=d, device=device),),
             )
+    yield from defence_calls(device)
+
+
+def defence_calls(device: str) -> Iterator[tuple[str, Callable[[], tuple[object, ...]]]]:
+    """Give the defence's ops with their gradients, drawing their noise or given it."""
+    import torch
+
+    from nnmf_cuda import ops
+
+    def layer(*shape: int) -> list[torch.Tensor]:
+        return [torch.randn(shape) / 4, torch.rand(shape[0])]
+
+    for n, features, draws, hidden, channels, units in DEFENCES:
+        denoiser = [*layer(hidden, features + 9), *layer(features, hidden)]
+        classifier = [
+            *layer(channels, 1, 3),
+            *layer(2 * channels, channels, 3),
+            *layer(units, 2 * channels * (features // 2)),
+            *layer(3, units),
+        ]
+        for dtype in (torch.float32, torch.float64):
+            own, theirs = (
+                [w.to(device, dtype).requires_grad_() for w in weights]
+                for weights in (denoiser, classifier)
+            )
+            x = torch.rand(n, features).to(device, dtype).requires_grad_()
+            noise = torch.randn(2, n, draws, features).to(device, dtype).requires_grad_()
+            chain = (
+                torch.tensor([41, 20], device=device),
+                torch.linspace(0.99, 0.01, 100, dtype=torch.float64, device=device),
+            )
+            for op, arguments, options, inputs in (
+                ("purify", (x, noise, *chain, own), {"eta": 0.5}, [x, noise, *own]),
+                ("feature_cnn", (x, theirs), {}, [x, *theirs]),
+                (
+                    "defended_logits",
+                    (x, 3, *chain, own, theirs),
+                    {"eta": 0.5, "n_draws": draws},
+                    [x, *own, *theirs],
+                ),
+            ):
+                yield (
+                    f"{op} and gradients {dtype} {n}x{features}x{draws}",
+                    lambda f=op, a=arguments, o=options, i=inputs: torch.autograd.grad(
+                        getattr(ops, f)(*a, **o).square().sum(), i
+                    ),
+                )
 
 
 def run_calls(device: str) -> int:
@@ -147,7 +196,7 @@ def run_tools(
 def outcome(tool: str, code: int | None, text: str) -> dict[str, object]:
     """Return how a tool ended, with its own summary and how many calls it saw."""
     summary = re.findall(r"={3,}\s*((?:ERROR|RACECHECK) SUMMARY:.*)", text)
-    n_calls = len(re.findall(r"^\d+ (?:nnmf|nnls|project)", text, re.MULTILINE))
+    n_calls = len(re.findall(r"^\d+ (?!calls)", text, re.MULTILINE))
     ended = {0: "passed", FOUND: "failed", None: "did not end"}.get(code, "broken")
     # A tool that names errors has found some, however it ended.
     if any(not re.search(r"SUMMARY: 0 (?:errors|hazards)", line) for line in summary):

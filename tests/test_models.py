@@ -102,8 +102,7 @@ def test_defended_classifier_agrees_between_devices():
     model, x, noise = defended(), torch.rand(5, 6), torch.randn(5, 4, 6)
     expected = model(x, noise=noise)
     got = model.cuda()(x.cuda(), noise=noise.cuda()).cpu()
-    # cuDNN may convolve in TF32, which has 10 bits.
-    torch.testing.assert_close(got, expected, rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -207,9 +207,10 @@ struct BlockWeights {
   }
 };
 
-// A block of threads for each group of blocks of rows.
+// A block of threads for each group of blocks of rows. Its activations leave a multiprocessor room
+// for no second one, so it may have all registers.
 template <class T, bool kShared>
-__global__ void __launch_bounds__(kDefenceThreads)
+__global__ void __launch_bounds__(kDefenceThreads, 1)
     defence_weights_kernel(const __grid_constant__ WeightsTask<T> task) {
   NNMF_CUDA_DYNAMIC_SHARED(T, shared);
   const DeviceDefence<T>& d = task.d;

@@ -62,7 +62,7 @@ template <class T>
 __device__ __forceinline__ unsigned positive(const T (&values)[4]) {
   unsigned bits = 0;
 #pragma unroll
-  for (int r = 0; r < 4; ++r) bits |= static_cast<unsigned>(values[r] > 0) << r;
+  for (int r = 0; r < 4; ++r) bits |= values[r] > 0 ? 1u << r : 0u;
   return bits;
 }
 

@@ -96,10 +96,10 @@ __device__ inline void pack_entry(const Preparation<T>& p, int64_t entry) {
   entry -= task.first;
   const int64_t row = entry / kTile, tile = row / task.inputs, i = row % task.inputs;
   const int64_t o = tile * kTile + entry % kTile;
-  task.to[entry] = o < task.outputs
-                       ? task.from[o * task.of_output + i / task.inner * task.of_outer +
-                                   i % task.inner * task.of_inner]
-                       : T{0};
+  const bool exists = o < task.outputs;
+  task.to[entry] = exists ? task.from[o * task.of_output + i / task.inner * task.of_outer +
+                                      i % task.inner * task.of_inner]
+                          : T{0};
 }
 
 // A block for each step, then one for every kDefenceThreads packed entries.

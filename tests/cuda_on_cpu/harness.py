@@ -34,6 +34,10 @@ class KernelError(RuntimeError):
     """The kernels broke a rule: what the harness or a sanitizer says about it."""
 
 
+class BuildError(Exception):
+    """There are no kernels to run: a mutant that cannot be built was not caught by any test."""
+
+
 @dataclass(frozen=True)
 class Mutation:
     """A change of one source text that a test of the tests makes.
@@ -53,9 +57,10 @@ class Mutation:
     def apply(self, text: str) -> str:
         """Return `text` with the occurrence replaced."""
         parts = text.split(self.old)
-        assert len(parts) > self.occurrence + 1, (
-            f"{self.file} has {len(parts) - 1} times {self.old!r}, not {self.occurrence + 1}"
-        )
+        if len(parts) <= self.occurrence + 1:
+            raise BuildError(
+                f"{self.file} has {len(parts) - 1} times {self.old!r}, not {self.occurrence + 1}"
+            )
         at = self.occurrence + 1
         return self.old.join(parts[:at]) + self.new + self.old.join(parts[at:])
 
@@ -126,6 +131,8 @@ class Builder:
         if mutation is None:
             return HERE, CSRC
         here, csrc = target.with_suffix(".tests"), target.with_suffix(".csrc")
+        for folder in (here, csrc):
+            shutil.rmtree(folder, ignore_errors=True)  # of a mutant that could not be built
         shutil.copytree(HERE, here, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
         shutil.copytree(CSRC, csrc)
         file = here / mutation.file
@@ -148,7 +155,8 @@ class Builder:
     def _compile(self, *arguments: str | Path) -> None:
         command = [COMPILER, *FLAGS, *sanitizer_flags(), *arguments]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
+        if result.returncode != 0:
+            raise BuildError(result.stderr)
 
 
 def run_kernels(

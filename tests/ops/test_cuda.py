@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops, reference, show_config
+from nnmf_cuda.diffusion import NoiseSchedule
 from tests.helpers import (
     DEVICES,
     assert_as_accurate_as_torch,
@@ -23,15 +24,6 @@ from tests.helpers import (
     wide,
 )
 
-KERNELS = (
-    "nnmf_mu",
-    "nnmf_hals",
-    "nnmf_divergence",
-    "nnls",
-    "nnls_backward",
-    "project",
-    "philox_normal",
-)
 DELAY = 300_000_000  # cycles of the device: 0.15 s and more
 
 
@@ -125,6 +117,45 @@ def divergence(X: Tensor, W: Tensor, H: Tensor, beta_loss: float) -> tuple[Tenso
     return (ops.nnmf_divergence(X, W, H, beta_loss=beta_loss),)
 
 
+def defence_arguments(seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """x, noise, timesteps, alphas_cumprod, six tensors of a denoiser, eight of a classifier.
+
+    In float64: in float32 a unit near zero may have the other sign, and its row another gradient.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def layer(*shape: int) -> list[Tensor]:
+        return [draw(*shape) / torch.Size(shape[1:]).numel() ** 0.5, draw(shape[0]) / 4]
+
+    denoiser = [*layer(128, 15 + 32), *layer(128, 128), *layer(15, 128)]
+    classifier = [*layer(16, 1, 3), *layer(32, 16, 3), *layer(64, 32 * 7), *layer(2, 64)]
+    timesteps = torch.tensor([40 + seed, 20])  # on the device: a graph must read them there
+    alphas_cumprod = NoiseSchedule.linear().alphas_cumprod
+    return draw(215, 15), draw(2, 215, 8, 15), timesteps, alphas_cumprod, *denoiser, *classifier
+
+
+def defended(
+    *arguments: Tensor, seeded: bool = False, gradients: bool = False
+) -> tuple[Tensor, ...]:
+    """Logits, or their gradients to features, noise and all weights."""
+    wanted = [i for i in range(len(arguments)) if i not in (2, 3) and not (seeded and i == 1)]
+    inputs = [t.detach().requires_grad_(gradients and i in wanted) for i, t in enumerate(arguments)]
+    x, noise, *chain = inputs[:4]
+    logits = ops.defended_logits(
+        x, 11 if seeded else noise, *chain, inputs[4:10], inputs[10:], eta=0.7, n_draws=8
+    )
+    if not gradients:
+        return (logits,)
+    return torch.autograd.grad(logits.square().sum(), [inputs[i] for i in wanted])
+
+
+def purified(x: Tensor, noise: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    return (ops.purify(x, noise, *rest[:2], rest[2:8], eta=0.7),)
+
+
 Arguments = Callable[[int, torch.dtype], tuple[Tensor, ...]]
 Op = Callable[..., tuple[Tensor, ...]]
 CALLS: dict[str, tuple[str, Op, Arguments]] = {
@@ -146,6 +177,28 @@ CALLS: dict[str, tuple[str, Op, Arguments]] = {
         backward_arguments,
     ),
     "project": ("project", lambda X, H: (ops.project(X, H),), project_arguments),
+    "purify": ("purify", purified, defence_arguments),
+    "feature_cnn": (
+        "feature_cnn",
+        lambda x, *rest: (ops.feature_cnn(x, rest[9:]),),
+        defence_arguments,
+    ),
+    "defended_logits": ("defended_logits", defended, defence_arguments),
+    "defended_logits from a seed": (
+        "defended_logits",
+        functools.partial(defended, seeded=True),
+        defence_arguments,
+    ),
+    "gradients of defended_logits": (
+        "defended_logits_backward",
+        functools.partial(defended, gradients=True),
+        defence_arguments,
+    ),
+    "gradients of defended_logits from a seed": (
+        "defended_logits_backward",
+        functools.partial(defended, seeded=True, gradients=True),
+        defence_arguments,
+    ),
 }
 every_call = pytest.mark.parametrize("name", CALLS)
 every_type = pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
@@ -169,10 +222,9 @@ def assert_same(got: Iterator[Tensor] | list[Tensor], want: list[Tensor]) -> Non
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.parametrize("op", KERNELS)
-def test_ops_on_cuda_have_kernels(op: str) -> None:
+def test_ops_on_cuda_have_kernels() -> None:
     served = show_config()["ops"]
-    assert served[op]["cuda"] == "kernel"
+    assert {op for op, by in served.items() if by["cuda"] != "kernel"} == set()
 
 
 # Streams ----------------------------------------------------------------------------------------

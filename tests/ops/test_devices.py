@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops, reference
+from nnmf_cuda.diffusion import NoiseSchedule
+from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
 from tests.helpers import (
     AWKWARD_SHAPES,
     BETA_LOSSES,
@@ -373,7 +375,29 @@ def runs(device: str) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
         )
     calls["nnls"] = lambda: (ops.nnls(gram, cross),)
     calls["project"] = lambda: (ops.project(pixels, H),)
+    calls["defended_logits"] = defence_gradients(device)
     return calls
+
+
+def defence_gradients(device: str) -> Callable[[], tuple[Tensor, ...]]:
+    """Return a call of `defended_logits` that also goes back to features and weights."""
+    torch.manual_seed(2)
+    networks = FeatureDenoiser(15), FeatureCNN(15, 2)
+    x = torch.rand(517, 15).to(device).requires_grad_()
+    denoiser, classifier = (
+        [w.detach().to(device).requires_grad_() for w in network.weights()] for network in networks
+    )
+    timesteps = torch.tensor([41, 20], device=device)
+    alphas_cumprod = NoiseSchedule.linear().alphas_cumprod.to(device)
+
+    def call() -> tuple[Tensor, ...]:
+        logits = ops.defended_logits(
+            x, 5, timesteps, alphas_cumprod, denoiser, classifier, eta=0.5, n_draws=8
+        )
+        gradients = torch.autograd.grad(logits.square().sum(), [x, *denoiser, *classifier])
+        return logits.detach(), *gradients
+
+    return call
 
 
 def test_every_op_gives_the_same_bits_again(device: str) -> None:

@@ -124,9 +124,10 @@ def test_purify_few_samples(device: str, n: int) -> None:
     assert ops.purify(x, noise, timesteps, alphas_cumprod, weights).shape == (n, 2, 3)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("steps", "eta"), [(1, 0.0), (3, 0.0), (3, 0.7)])
-def test_purify_gradcheck(steps: int, eta: float) -> None:
-    x, noise, timesteps, alphas_cumprod, weights = sample(n=2, steps=steps, eta=eta)
+def test_purify_gradcheck(device: str, steps: int, eta: float) -> None:
+    x, noise, timesteps, alphas_cumprod, weights = sample(n=2, steps=steps, eta=eta, device=device)
     inputs = [t.requires_grad_() for t in (x, noise, *weights)]
 
     def purified(x: Tensor, noise: Tensor, *weights: Tensor) -> Tensor:
@@ -135,8 +136,9 @@ def test_purify_gradcheck(steps: int, eta: float) -> None:
     assert torch.autograd.gradcheck(purified, inputs)
 
 
-def test_purify_leaves_frozen_weights_without_gradient() -> None:
-    x, noise, timesteps, alphas_cumprod, weights = sample()
+@pytest.mark.parametrize("device", DEVICES)
+def test_purify_leaves_frozen_weights_without_gradient(device: str) -> None:
+    x, noise, timesteps, alphas_cumprod, weights = sample(device=device)
     x.requires_grad_()
     ops.purify(x, noise, timesteps, alphas_cumprod, weights).sum().backward()
     alone = x.grad.clone()
@@ -148,8 +150,9 @@ def test_purify_leaves_frozen_weights_without_gradient() -> None:
     assert weights[0].grad is not None
 
 
-def test_purify_gradcheck_with_a_seed() -> None:
-    x, _, timesteps, alphas_cumprod, weights = sample()
+@pytest.mark.parametrize("device", DEVICES)
+def test_purify_gradcheck_with_a_seed(device: str) -> None:
+    x, _, timesteps, alphas_cumprod, weights = sample(device=device)
 
     def purified(x: Tensor) -> Tensor:
         return ops.purify(x, 3, timesteps, alphas_cumprod, weights, n_draws=4)
