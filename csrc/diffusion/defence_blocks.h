@@ -4,6 +4,7 @@
 #include "../networks/tiles.h"
 #include "../networks/layers.h"
 #include "../networks/mlp.h"
+#include "../networks/filters.h"
 #include "../networks/feature_cnn.h"
 #include "philox_normals.h"
 #include "chain.h"

@@ -2,7 +2,8 @@
 //
 // Activations of the convolutions lie position by position, [position][channel][kBlockRows], with a
 // position of zeros before the first and after the last: the window of a position is then in one
-// piece, and a convolution a dense layer for each position.
+// piece. The first convolution is a dense layer for each position, the second filters for each
+// pair.
 
 namespace nnmf_cuda {
 namespace NNMF_CUDA_ISA {
@@ -11,18 +12,18 @@ namespace {
 // What a block keeps between the layers.
 template <class T>
 struct CnnActivations {
-  T *in, *first, *pair, *pooled, *hidden, *logits;
+  T *in, *first, *windows, *pooled, *hidden, *logits;
 
   static int64_t size(const CnnShape& s) {
     const int64_t padded_positions = s.n_features + 2;
-    return kBlockRows * (padded_positions * (1 + s.first) + 2 * s.second + s.second * s.n_pooled() +
-                         s.hidden + s.n_classes);
+    return kBlockRows * (padded_positions * (1 + s.first) + kFilters * s.first +
+                         s.second * s.n_pooled() + s.hidden + s.n_classes);
   }
 
   CnnActivations(const CnnShape& s, T* memory) : in(memory) {
     first = in + kBlockRows * (s.n_features + 2);
-    pair = first + kBlockRows * (s.n_features + 2) * s.first;
-    pooled = pair + kBlockRows * 2 * s.second;
+    windows = first + kBlockRows * (s.n_features + 2) * s.first;
+    pooled = windows + kBlockRows * kFilters * s.first;
     hidden = pooled + kBlockRows * s.second * s.n_pooled();
     logits = hidden + kBlockRows * s.hidden;
   }
@@ -31,17 +32,18 @@ struct CnnActivations {
 // Gradients to the same.
 template <class T>
 struct CnnGradients {
-  T *hidden, *pooled, *second, *first;
+  T *hidden, *pooled, *second, *windows, *first;
 
   static int64_t size(const CnnShape& s) {
-    return kBlockRows *
-           (s.hidden + s.second * s.n_pooled() + (s.n_features + 2) * (s.second + s.first));
+    return kBlockRows * (s.hidden + s.second * (s.n_pooled() + kFilters) +
+                         (s.n_features + 2) * (s.second + s.first));
   }
 
   CnnGradients(const CnnShape& s, T* memory) : hidden(memory) {
     pooled = hidden + kBlockRows * s.hidden;
     second = pooled + kBlockRows * s.second * s.n_pooled();
-    first = second + kBlockRows * (s.n_features + 2) * s.second;
+    windows = second + kBlockRows * (s.n_features + 2) * s.second;
+    first = windows + kBlockRows * kFilters * s.second;
   }
 };
 
@@ -50,22 +52,29 @@ NNMF_CUDA_INLINE void fill_zeros(T* to, int64_t n_units) {
   __builtin_memset(to, 0, sizeof(T) * static_cast<std::size_t>(n_units * kBlockRows));
 }
 
-// The larger of two positions, channel by channel; unit c * n_pooled + p of the pooled ones.
+// The second convolution of pair p, ReLU, and the larger of its two positions: unit
+// c * n_pooled + p of the pooled ones.
 template <class T>
-void pool_pair(const T* pair, int64_t p, const CnnShape& s, T* pooled, uint32_t* signs) {
+void convolve_pair(const FeatureCnn<T>& cnn, int64_t p, const CnnActivations<T>& a,
+                   uint32_t* signs) {
   using V = Vector<T>;
-  for (int64_t c = 0; c < s.second; ++c) {
-    const int64_t unit = c * s.n_pooled() + p;
-    for (int64_t row = 0; row < kBlockRows; row += V::kLanes) {
-      const typename V::Lanes left = V::load(pair + c * kBlockRows + row),
-                              right = V::load(pair + (s.second + c) * kBlockRows + row),
-                              larger = V::max(left, right);
-      V::store(pooled + unit * kBlockRows + row, larger);
-      if (signs == nullptr) continue;
-      put_bits<T>(signs + s.pooled_at(), unit, row, V::positive(larger));
-      put_bits<T>(signs + s.pairs_at(), unit, row, V::positive(right - left));
-    }
-  }
+  using Lanes = typename V::Lanes;
+  const CnnShape& s = cnn.shape;
+  const int64_t stride = s.first * kBlockRows;
+  transform_windows(a.first + 2 * p * stride, stride, s.first, a.windows);
+  filter_pair(cnn.second, a.windows,
+              [&](int64_t c, int64_t row, const Lanes& left, const Lanes& right)
+                  __attribute__((always_inline)) {
+                    const Lanes bias = V::broadcast(cnn.second.bias[c]),
+                                first = V::max(Lanes{}, left + bias),
+                                second = V::max(Lanes{}, right + bias),
+                                larger = V::max(first, second);
+                    const int64_t unit = c * s.n_pooled() + p;
+                    V::store(a.pooled + unit * kBlockRows + row, larger);
+                    if (signs == nullptr) return;
+                    put_bits<T>(signs + s.pooled_at(), unit, row, V::positive(larger));
+                    put_bits<T>(signs + s.pairs_at(), unit, row, V::positive(second - first));
+                  });
 }
 
 // The features stand in a.in, from its second position on; a.logits are the result.
@@ -82,18 +91,14 @@ void feature_cnn_forward(const FeatureCnn<T>& cnn, const CnnActivations<T>& a, u
     dense_forward<kRelu>(cnn.first, cnn.first.bias, a.in + p * kBlockRows,
                          a.first + (p + 1) * first_size,
                          signs == nullptr ? nullptr : signs + p * s.first);
-  for (int64_t p = 0; p < s.n_pooled(); ++p) {
-    for (int64_t half = 0; half < 2; ++half)
-      dense_forward<kRelu, T>(cnn.second, cnn.second.bias, a.first + (2 * p + half) * first_size,
-                              a.pair + half * s.second * kBlockRows, nullptr);
-    pool_pair(a.pair, p, s, a.pooled, signs);
-  }
+  for (int64_t p = 0; p < s.n_pooled(); ++p) convolve_pair(cnn, p, a, signs);
   dense_forward<kRelu>(cnn.hidden, cnn.hidden.bias, a.pooled, a.hidden,
                        signs == nullptr ? nullptr : signs + s.hidden_at());
   dense_forward<Activation::kNone, T>(cnn.last, cnn.last.bias, a.hidden, a.logits, nullptr);
 }
 
-// Hands the gradient of each pooled unit to the one of its pair that it is.
+// Hands the gradient of each pooled unit to the one of its pair that it is, for the sums of
+// weights.
 template <class T>
 void unpool(const T* pooled, const uint32_t* pairs, const CnnShape& s, T* second) {
   using V = Vector<T>;
@@ -111,6 +116,48 @@ void unpool(const T* pooled, const uint32_t* pairs, const CnnShape& s, T* second
         V::store(to + size + row, V::keep(pairs[unit] >> row, v));
       }
     }
+}
+
+// What the windows of positions 2 p and 2 p + 1 see of the gradient to the second convolution,
+// transformed: of each pooled unit, one position of its pair has the gradient, the other zero.
+template <class T>
+void transform_pooled(const T* pooled, const uint32_t* pairs, int64_t p, const CnnShape& s,
+                      T* windows) {
+  using V = Vector<T>;
+  using Lanes = typename V::Lanes;
+  for (int64_t c = 0; c < s.second; ++c)
+    for (int64_t row = 0; row < kBlockRows; row += V::kLanes) {
+      const auto load = [&](int64_t pair, bool second) __attribute__((always_inline)) {
+        if (pair < 0 || pair >= s.n_pooled()) return Lanes{};
+        const int64_t unit = c * s.n_pooled() + pair;
+        return V::keep((second ? pairs[unit] : ~pairs[unit]) >> row,
+                       V::load(pooled + unit * kBlockRows + row));
+      };
+      const Lanes before = load(p - 1, true), left = load(p, false), right = load(p, true),
+                  after = load(p + 1, false);
+      store_windows<T>(before, left, right, after, windows + c * kFilters * kBlockRows + row);
+    }
+}
+
+// The gradient to the first convolution's outputs, from that to the pooled ones.
+template <class T>
+void second_backward(const FeatureCnn<T>& cnn, const uint32_t* signs, const CnnGradients<T>& g) {
+  using V = Vector<T>;
+  using Lanes = typename V::Lanes;
+  const CnnShape& s = cnn.shape;
+  for (int64_t p = 0; 2 * p < s.n_features; ++p) {
+    transform_pooled(g.pooled, signs + s.pairs_at(), p, s, g.windows);
+    const bool has_right = 2 * p + 1 < s.n_features;  // else zeros, where they belong
+    filter_pair(cnn.second_backward, g.windows,
+                [&](int64_t c, int64_t row, const Lanes& left, const Lanes& right)
+                    __attribute__((always_inline)) {
+                      const int64_t unit = 2 * p * s.first + c;
+                      T* to = g.first + (s.first + unit) * kBlockRows + row;
+                      V::store(to, V::keep(signs[unit] >> row, left));
+                      V::store(to + s.first * kBlockRows,
+                               V::keep(has_right ? signs[unit + s.first] >> row : 0, right));
+                    });
+  }
 }
 
 // Gradients of the weights are summed here: four layers, in the layout of FeatureCnn, from what a
@@ -143,13 +190,10 @@ template <class T>
 void feature_cnn_backward(const FeatureCnn<T>& cnn, const T* grad, const uint32_t* signs,
                           const CnnGradients<T>& g, T* grad_in, const CnnSums<T>* sums) {
   const CnnShape& s = cnn.shape;
-  const int64_t first_size = s.first * kBlockRows, second_size = s.second * kBlockRows;
+  const int64_t first_size = s.first * kBlockRows;
   dense_backward(cnn.last, s.hidden, grad, signs + s.hidden_at(), g.hidden);
   dense_backward(cnn.hidden, cnn.hidden.inputs, g.hidden, signs + s.pooled_at(), g.pooled);
-  unpool(g.pooled, signs + s.pairs_at(), s, g.second);
-  for (int64_t p = 0; p < s.n_features; ++p)
-    dense_backward(cnn.second_backward, s.first, g.second + p * second_size, signs + p * s.first,
-                   g.first + (p + 1) * first_size);
+  second_backward(cnn, signs, g);
   fill_zeros(g.first, s.first);
   fill_zeros(g.first + (s.n_features + 1) * first_size, s.first);
   if (grad_in != nullptr)
@@ -159,6 +203,7 @@ void feature_cnn_backward(const FeatureCnn<T>& cnn, const T* grad, const uint32_
   if (sums == nullptr) return;
   add_dense_sums(cnn.last, grad, sums->a->hidden, sums->last, sums->transposed);
   add_dense_sums(cnn.hidden, g.hidden, sums->a->pooled, sums->hidden, sums->transposed);
+  unpool(g.pooled, signs + s.pairs_at(), s, g.second);
   add_convolution_sums(g.second, s.second, sums->a->first, s.first, 2 * s.n_pooled(),
                        s.n_features + 2, sums->second, sums->transposed);
   add_convolution_sums(g.first, s.first, sums->a->in, int64_t{1}, s.n_features, s.n_features + 2,

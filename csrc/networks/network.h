@@ -45,13 +45,24 @@ struct CnnShape {
   }
 };
 
-// A convolution is a dense layer at each position, over three positions of all channels, [3][in].
-// Backwards it is another one, over three positions of the gradient, with the kernel turned round:
-// [3][out] by in.
+constexpr int64_t kFilters = 4;
+
+// A convolution for two positions at once: filters.h says how. weight: [outputs][inputs][kFilters].
+template <class T>
+struct Filters {
+  const T *weight, *bias;
+  int64_t inputs, outputs;
+};
+
+// The first convolution is a dense layer at each position, over three positions of one channel.
+// Backwards a convolution is another one, over three positions of the gradient, with the kernel
+// turned round.
 template <class T>
 struct FeatureCnn {
   CnnShape shape;
-  Dense<T> first, first_backward, second, second_backward, hidden, last;
+  Dense<T> first, first_backward;
+  Filters<T> second, second_backward;
+  Dense<T> hidden, last;
 };
 
 // Columns of a matrix that whole tiles read or write: of every instruction set.

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <numeric>
 #include <tuple>
 #include <type_traits>
@@ -24,6 +23,7 @@
 #include "../common/parallel.h"
 #include "../common/scratch.h"
 #include "../networks/network.h"
+#include "../networks/pack.h"
 #include "../networks/weight_sums.h"
 #include "training.h"
 
@@ -61,7 +61,7 @@ class TrainedCnn {
   TrainedCnn(const CnnShape& shape, const int64_t* labels)
       : shape_(shape),
         labels_(labels),
-        turned_(static_cast<std::size_t>(3 * shape.first * shape.second)),
+        filters_(static_cast<std::size_t>(filters_size(shape))),
         signs_(static_cast<std::size_t>(shape.n_words())) {
     add_cnn(shape_, layout_);
   }
@@ -74,25 +74,24 @@ class TrainedCnn {
     return write_cnn(shape_, sums, to);
   }
 
-  // The second convolution backwards is one with its kernel turned round.
   void read(const LayerSums<T>* weights) {
     const CnnShape& s = shape_;
     const auto dense = [&](int layer, int64_t inputs, int64_t outputs) {
       return Dense<T>{weights[layer].weight, weights[layer].bias, inputs, outputs, padded(inputs)};
     };
-    const Dense<T> second = dense(1, 3 * s.first, s.second);
-    for (int64_t d = 0; d < 3; ++d)
-      for (int64_t o = 0; o < s.second; ++o)
-        std::memcpy(turned_.data() + ((2 - d) * s.second + o) * s.first,
-                    second.weight + o * second.stride + d * s.first,
-                    sizeof(T) * static_cast<std::size_t>(s.first));
     cnn_ = {s,
             dense(0, 3, s.first),
             {},  // nobody asks for the gradient to the features
-            second,
-            {turned_.data(), nullptr, s.first, 3 * s.second, s.first},
+            {},
+            {},
             dense(2, s.second * s.n_pooled(), s.hidden),
             dense(3, s.hidden, s.n_classes)};
+    const T* second = weights[1].weight;
+    const int64_t stride = padded(3 * s.first);
+    const auto weight = [=, n = s.first](int64_t o, int64_t c, int64_t d) {
+      return second[o * stride + d * n + c];
+    };
+    pack_filters(s, weight, weights[1].bias, filters_.data(), cnn_);
   }
 
   double block(const TrainingRows<T>& rows, int64_t first_row, const LayerSums<T>* sums,
@@ -106,7 +105,7 @@ class TrainedCnn {
   const int64_t* labels_;
   SumsLayout layout_;
   FeatureCnn<T> cnn_{};
-  std::vector<T> turned_;
+  std::vector<T> filters_;
   std::vector<uint32_t> signs_;
 };
 
