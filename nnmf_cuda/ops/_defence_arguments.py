@@ -142,11 +142,6 @@ def _check_seed(seed: object, n_draws: int | None) -> int:
     return seed
 
 
-def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a gradient to any of these will be asked for."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 def signs_of_denoiser(weights: list[Tensor], n_steps: int) -> int:
     """Return how many words of signs 32 rows of `purify` have."""
     return n_steps * sum(weight.shape[0] for weight in weights[:-2:2])

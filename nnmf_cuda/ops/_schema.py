@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from nnmf_cuda import _extension, reference
 
@@ -141,13 +143,29 @@ def serving(name: str, *arguments: torch.Tensor) -> Callable[..., Any]:
     """
     if not _on_reference_path:
         op: Callable[..., Any] = getattr(torch.ops.nnmf_cuda, name).default
-        return op
+        # Inside torch.autograd.forward_ad.dual_level, where torch.func.jvp is too.
+        return partial(_without_tangents, name, op) if forward_ad._current_level >= 0 else op
     if torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments):
         raise RuntimeError(
             f"{name} has no gradient on the reference path: leave reference_path() for it, or "
             "detach its arguments"
         )
     return OPS[name][1]
+
+
+def _without_tangents(name: str, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call an op in forward mode, which would take a missing tangent for zero."""
+    for argument in args:
+        for value in argument if isinstance(argument, list) else (argument,):
+            if (
+                isinstance(value, torch.Tensor)
+                and forward_ad.unpack_dual(value).tangent is not None
+            ):
+                raise RuntimeError(
+                    f"nnmf_cuda.ops.{name} has no forward-mode gradient: use reverse mode, or "
+                    "reference_path()"
+                )
+    return op(*args, **kwargs)
 
 
 def raise_in_backward(name: str, remedy: str) -> None:

@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnmf_cuda.ops._call_defence import call_defence
 from nnmf_cuda.ops._defence_arguments import (
     check_chain,
     check_classifier,
     check_denoiser,
     empty_signs,
-    needs_gradient,
     noise_or_seed,
     require_signs,
     signs_of_classifier,
     signs_of_denoiser,
     split_like,
 )
-from nnmf_cuda.ops._input_gradient import differentiable_in_x, only_x_needs_gradient
-from nnmf_cuda.ops._schema import LIBRARY, is_reference_path, raise_in_backward, serving
+from nnmf_cuda.ops._schema import LIBRARY, raise_in_backward
 
 __all__ = ["defended_logits"]
 
@@ -87,24 +86,15 @@ def defended_logits(
     check_denoiser(x, denoiser, "denoiser")
     check_classifier(x, classifier, "classifier")
     tensor, seed, draws = noise_or_seed(x, noise, len(timesteps) if eta > 0 else 1, n_draws)
-    chain = (tensor, timesteps, alphas_cumprod, denoiser, classifier)
-    options = {"eta": float(eta), "seed": seed, "n_draws": draws}
-    serve = serving("defended_logits")
-    others = (tensor, *denoiser, *classifier)
-    if not is_reference_path() and only_x_needs_gradient(x, others):
-
-        def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-            return serve(x, *chain, keep_signs=True, **options)  # type: ignore[no-any-return]
-
-        def backward(grad: Tensor, x: Tensor, signs: Tensor) -> Tensor:
-            return torch.ops.nnmf_cuda.defended_logits_backward.default(  # type: ignore[no-any-return]
-                grad, x, *chain, signs, noise_needs_grad=False, weights_need_grad=False, **options
-            )[0]
-
-        return differentiable_in_x(x, others, forward, backward)
-    keep_signs = needs_gradient(x, *others) and not is_reference_path()
-    logits: Tensor = serve(x, *chain, keep_signs=keep_signs, **options)[0]
-    return logits
+    return call_defence(
+        "defended_logits",
+        x,
+        (tensor, timesteps, alphas_cumprod, denoiser, classifier),
+        unasked=("noise_needs_grad", "weights_need_grad"),
+        eta=float(eta),
+        seed=seed,
+        n_draws=draws,
+    )
 
 
 @torch.library.register_fake("nnmf_cuda::defended_logits", lib=LIBRARY)

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnmf_cuda.ops._call_defence import call_defence
 from nnmf_cuda.ops._defence_arguments import (
     check_chain,
     check_denoiser,
     empty_signs,
-    needs_gradient,
     noise_or_seed,
     require_signs,
     signs_of_denoiser,
     split_like,
 )
-from nnmf_cuda.ops._schema import LIBRARY, is_reference_path, raise_in_backward, serving
+from nnmf_cuda.ops._schema import LIBRARY, raise_in_backward
 
 __all__ = ["purify"]
 
@@ -91,18 +91,15 @@ def purify(
     check_chain(x, timesteps, alphas_cumprod, eta)
     check_denoiser(x, weights, "weights")
     tensor, seed, draws = noise_or_seed(x, noise, len(timesteps) if eta > 0 else 1, n_draws)
-    purified: Tensor = serving("purify")(
+    return call_defence(
+        "purify",
         x,
-        tensor,
-        timesteps,
-        alphas_cumprod,
-        weights,
+        (tensor, timesteps, alphas_cumprod, weights),
+        unasked=("noise_needs_grad", "weights_need_grad"),
         eta=float(eta),
         seed=seed,
         n_draws=draws,
-        keep_signs=needs_gradient(x, tensor, *weights) and not is_reference_path(),
-    )[0]
-    return purified
+    )
 
 
 @torch.library.register_fake("nnmf_cuda::purify", lib=LIBRARY)

@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnmf_cuda.ops._call_defence import call_defence
 from nnmf_cuda.ops._defence_arguments import (
     check_classifier,
     check_features,
     empty_signs,
-    needs_gradient,
     require_signs,
     signs_of_classifier,
     split_like,
 )
-from nnmf_cuda.ops._input_gradient import differentiable_in_x, only_x_needs_gradient
-from nnmf_cuda.ops._schema import LIBRARY, is_reference_path, raise_in_backward, serving
+from nnmf_cuda.ops._schema import LIBRARY, raise_in_backward
 
 __all__ = ["feature_cnn"]
 
@@ -62,21 +61,7 @@ def feature_cnn(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     weights = list(weights)
     check_features(x)
     check_classifier(x, weights, "weights")
-    serve = serving("feature_cnn")
-    if not is_reference_path() and only_x_needs_gradient(x, weights):
-
-        def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-            return serve(x, weights, keep_signs=True)  # type: ignore[no-any-return]
-
-        def backward(grad: Tensor, x: Tensor, signs: Tensor) -> Tensor:
-            return torch.ops.nnmf_cuda.feature_cnn_backward.default(  # type: ignore[no-any-return]
-                grad, x, weights, signs, weights_need_grad=False
-            )[0]
-
-        return differentiable_in_x(x, weights, forward, backward)
-    keep_signs = needs_gradient(x, *weights) and not is_reference_path()
-    logits: Tensor = serve(x, weights, keep_signs=keep_signs)[0]
-    return logits
+    return call_defence("feature_cnn", x, (weights,), unasked=("weights_need_grad",))
 
 
 @torch.library.register_fake("nnmf_cuda::feature_cnn", lib=LIBRARY)
