@@ -54,6 +54,14 @@ class Mutation:
     def __str__(self) -> str:
         return f"{self.file}: {self.old} -> {self.new or 'nothing'} ({self.occurrence})"
 
+    @property
+    def sanitized(self) -> bool:
+        """Whether its kernels are built with sanitizers, which takes three times as long.
+
+        Where a barrier is missing, no index is wrong: values are.
+        """
+        return BARRIER.fullmatch(self.old) is None
+
     def apply(self, text: str) -> str:
         """Return `text` with the occurrence replaced."""
         parts = text.split(self.old)
@@ -108,7 +116,7 @@ class Builder:
         if shutil.which(COMPILER) is None or not CSRC.is_dir():
             pytest.skip("needs a C++ compiler and the source tree")
         self._folder = folder
-        self._machine: dict[tuple[str, ...], list[Path]] = {}
+        self._machine: dict[tuple[tuple[str, ...], bool], list[Path]] = {}
         self._built: dict[tuple[object, ...], Path] = {}
 
     def __call__(self, source: str, *defines: str, mutation: Mutation | None = None) -> Path:
@@ -122,8 +130,11 @@ class Builder:
             here, csrc = self._sources(target, mutation)
             includes = (f"-I{here}", f"-I{csrc}")
             kernels = target.with_suffix(".o")
-            self._compile("-c", here / source, "-o", kernels, *defines, *includes)
-            self._compile(kernels, *self._objects_of_machine(*defines), "-o", target)
+            sanitized = mutation is None or mutation.sanitized
+            machine = self._objects_of_machine(*defines, sanitized=sanitized)
+            compile_ = functools.partial(self._compile, sanitized=sanitized)
+            compile_("-c", here / source, "-o", kernels, *defines, *includes)
+            compile_(kernels, *machine, "-o", target)
             self._built[key] = target
         return self._built[key]
 
@@ -141,19 +152,21 @@ class Builder:
         file.write_text(mutation.apply(file.read_text()))
         return here, csrc
 
-    def _objects_of_machine(self, *defines: str) -> list[Path]:
+    def _objects_of_machine(self, *defines: str, sanitized: bool) -> list[Path]:
         """Return what runs the kernels, compiled."""
         defines = tuple(define for define in defines if define.startswith("-DCUDA_ON_CPU"))
-        if defines not in self._machine:
+        key = (defines, sanitized)
+        if key not in self._machine:
             folder = self._folder / f"machine{len(self._machine)}"
             folder.mkdir()
-            self._machine[defines] = [folder / f"{name}.o" for name in MACHINE]
-            for path in self._machine[defines]:
-                self._compile("-c", HERE / f"{path.stem}.cpp", "-o", path, *defines)
-        return self._machine[defines]
+            self._machine[key] = [folder / f"{name}.o" for name in MACHINE]
+            for path in self._machine[key]:
+                source = HERE / f"{path.stem}.cpp"
+                self._compile("-c", source, "-o", path, *defines, sanitized=sanitized)
+        return self._machine[key]
 
-    def _compile(self, *arguments: str | Path) -> None:
-        command = [COMPILER, *FLAGS, *sanitizer_flags(), *arguments]
+    def _compile(self, *arguments: str | Path, sanitized: bool) -> None:
+        command = [COMPILER, *FLAGS, *(sanitizer_flags() if sanitized else ()), *arguments]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise BuildError(result.stderr)
