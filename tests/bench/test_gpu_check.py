@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCH = Path(__file__).parents[2] / "bench"
 if not BENCH.is_dir():
@@ -174,7 +175,12 @@ def test_stages_are_shown_by_path(helper):
 def test_targets_are_about_problems_that_are_measured(helper):
     from nnmf_cuda.benchmarks.registry import get_cases
 
-    measured = {f"{c.op} {s.name} {s.dtype}" for c in get_cases() for s in c.cuda_sizes}
+    device = torch.device("cuda")
+    measured = {
+        f"{case.op} {size.name} {size.dtype}"
+        for case in get_cases()
+        for size in case.sizes_on(device, smoke=False)
+    }
     assert {name for name, *_ in helper("gpu_record").TARGETS} <= measured
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
-from nnmf_cuda.benchmarks import peers
+from nnmf_cuda.benchmarks import cuda_peers, peers
 from nnmf_cuda.benchmarks.cases.purification import (
     TIMESTEP,
     denoiser_products,
@@ -136,6 +136,8 @@ DEFENDED_LOGITS = Case(
         "reference": lambda inputs: _eagerly(forward(_modules, inputs)),
         "torch.compile": lambda inputs: _eagerly(forward(_compiled_modules, inputs)),
         "ours": lambda inputs: forward(_fused, inputs),
+        # The last: a capture that fails can leave the device's queue unusable.
+        "ours, CUDA graph": cuda_peers.captured(lambda inputs: forward(_fused, inputs)),
     },
     tolerance=_TOLERANCE,
     work=_work,
@@ -151,6 +153,9 @@ DEFENDED_LOGITS_GRADIENT = Case(
         "reference": lambda inputs: _eagerly(forward_and_backward(_modules, inputs)),
         "torch.compile": lambda inputs: _eagerly(forward_and_backward(_compiled_modules, inputs)),
         "ours": lambda inputs: forward_and_backward(_fused, inputs),
+        "ours, CUDA graph": cuda_peers.captured(
+            lambda inputs: forward_and_backward(_fused, inputs)
+        ),
     },
     tolerance=_TOLERANCE,
     work=_gradient_work,
