@@ -110,6 +110,8 @@ TARGETS = (
     ("nnmf_mu paper float32", 0.120, 5.0),
     ("nnmf_mu problems float32", 1.4, None),
     ("nnls many rows float32", None, 20.0),
+    ("defended_logits_gradient paper float32", None, 5.0),
+    ("defended_logits_gradient draws float32", None, 5.0),
 )
 
 

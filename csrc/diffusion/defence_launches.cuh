@@ -256,9 +256,10 @@ void launch_defence_backward(const DefenceInputs<T>& in, const T* grad, const ui
 }
 
 // Groups of blocks that have sums of their own: many, but with at most so many sums in all.
+constexpr int64_t kMostGroups = 256, kMostSums = int64_t{1} << 23;
+
 inline int64_t weight_groups(int64_t n_blocks, int64_t n_weights) {
-  constexpr int64_t kMostSums = int64_t{1} << 23;
-  return std::min(n_blocks, std::clamp(kMostSums / n_weights, int64_t{8}, int64_t{256}));
+  return std::min({n_blocks, kMostGroups, std::max(kMostSums / n_weights, int64_t{8})});
 }
 
 template <class T>
@@ -269,16 +270,18 @@ void launch_sum_groups(const double* sums, T* to, int64_t groups, int64_t stride
                    kDefenceThreads, 0, stream, sums, to, groups, stride, size);
 }
 
-// One tensor after another: the denoiser's, and the classifier's.
+// One tensor after another: the denoiser's, and the classifier's. How sums are rounded depends on
+// `most_groups`, which is another one in tests alone.
 template <class T, class Memory>
 void launch_defence_weights(const DefenceInputs<T>& in, const T* grad, const uint32_t* signs,
                             T* of_denoiser, T* of_classifier, const DeviceSize& size,
-                            Memory& memory, cudaStream_t stream) {
+                            Memory& memory, cudaStream_t stream,
+                            int64_t most_groups = kMostGroups) {
   const int64_t n_denoiser = in.count(in.denoiser), n_classifier = in.count(in.classifier);
   WeightsTask<T> task{};
   task.n_weights = n_denoiser + n_classifier;
   task.n_blocks = n_blocks(in.n_rows());
-  const int64_t groups = weight_groups(task.n_blocks, task.n_weights);
+  const int64_t groups = std::min(most_groups, weight_groups(task.n_blocks, task.n_weights));
   if (groups > 0) {
     task.d = DefencePreparation<T, Memory>(in, Direction::kForward, memory).launch(stream);
     task.back = DefencePreparation<T, Memory>(in, Direction::kBackward, memory).launch(stream);

@@ -185,7 +185,7 @@ def run_problems(
     for problem in bar:
         case, size = problem.case, problem.size
         bar.set_postfix_str(f"{case.op} {size.name}")
-        with _threads(problem.threads):
+        with _threads(problem.threads), _float32_convolutions():
             found = _measure(problem, device=where, min_run_seconds=seconds, smoke=smoke)
             for name, measured in found.items():
                 recorder.add(
@@ -209,6 +209,17 @@ def _threads(n: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _float32_convolutions() -> Iterator[None]:
+    """Keep cuDNN from TF32: with its 10 bits torch's modules would miss the tolerances."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _measure(

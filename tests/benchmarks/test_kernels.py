@@ -346,6 +346,25 @@ def test_a_peer_with_another_result_is_held_to_a_truth_of_its_own(toy):
     assert records["other, wrong"] == records["same"] == "failed"
 
 
+def test_convolutions_are_measured_in_full_float32(toy):
+    seen = []
+
+    def look(inputs):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return lambda: 2 * inputs["x"]
+
+    benchmarks.register_implementation("nnls", "look", look)
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        benchmarks.run_kernel_benchmarks(smoke=True)
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert seen
+    assert not any(seen)
+
+
 def test_register(toy):
     (case,) = registry.get_cases()
     with pytest.raises(ValueError, match="op='nnls' has a benchmark case"):

@@ -55,9 +55,8 @@ void run(cuda_on_cpu::Call& call) {
   Memory memory{call};
   const DeviceSize size{call.integer("multiprocessors"), call.integer("shared_bytes")};
   const int64_t n_noised = in.eta > 0 ? in.n_steps : 1;
-  T* out = in.classifier.empty()
-               ? call.result<T>("out", {in.n_samples, in.n_draws, in.n_features})
-               : call.result<T>("out", {in.n_samples, in.n_outputs()});
+  T* out = in.classifier.empty() ? call.result<T>("out", {in.n_samples, in.n_draws, in.n_features})
+                                 : call.result<T>("out", {in.n_samples, in.n_outputs()});
   auto* signs = reinterpret_cast<uint32_t*>(
       call.result<int32_t>("signs", {n_blocks(in.n_rows()), in.n_words()}));
   if (call.integer("without_signs") != 0) {
@@ -75,7 +74,7 @@ void run(cuda_on_cpu::Call& call) {
   launch_defence_weights(in, grad, signs,
                          call.result<T>("of_denoiser", {DefenceInputs<T>::count(in.denoiser)}),
                          call.result<T>("of_classifier", {DefenceInputs<T>::count(in.classifier)}),
-                         size, memory, nullptr);
+                         size, memory, nullptr, call.integer("most_groups"));
 }
 
 }  // namespace

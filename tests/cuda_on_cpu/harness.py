@@ -22,7 +22,7 @@ CSRC = HERE.parents[1] / "csrc"
 COMPILER = os.environ.get("CXX", "c++")
 # Of undefined behaviour what kernels can do; the rest would double the time to compile them.
 UNDEFINED = "alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero,bool,enum"
-SANITIZERS = (f"-fsanitize=address,{UNDEFINED}", "-fno-sanitize-recover=all")
+CHECKS = f"address,{UNDEFINED}"
 FLAGS = ("-std=c++20", "-O1", "-g1")
 MACHINE = ("block", "shared_memory", "call")  # what runs the kernels
 SEEDS = (0, 1, 2)  # of the order in which threads run
@@ -54,6 +54,14 @@ class Mutation:
     def __str__(self) -> str:
         return f"{self.file}: {self.old} -> {self.new or 'nothing'} ({self.occurrence})"
 
+    @property
+    def checks(self) -> str:
+        """What sanitizers look for in its kernels: all of it would double the time to build them.
+
+        Where a barrier is missing, no index is wrong: values are.
+        """
+        return "" if BARRIER.fullmatch(self.old) else "address,bounds"
+
     def apply(self, text: str) -> str:
         """Return `text` with the occurrence replaced."""
         parts = text.split(self.old)
@@ -81,15 +89,18 @@ def without_each_barrier(*files: str) -> list[Mutation]:
 
 
 @functools.cache
-def sanitizer_flags() -> tuple[str, ...]:
-    """Return the flags of AddressSanitizer, none where its library is missing."""
+def sanitizer_flags(checks: str = CHECKS) -> tuple[str, ...]:
+    """Return the flags for some of CHECKS, none where AddressSanitizer's library is missing."""
+    if not checks:
+        return ()
+    flags = (f"-fsanitize={checks}", "-fno-sanitize-recover=all")
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder, "program")
         Path(folder, "main.cpp").write_text("int main() { return 0; }")
-        command = [COMPILER, *SANITIZERS, "-o", program, Path(folder, "main.cpp")]
+        command = [COMPILER, *flags, "-o", program, Path(folder, "main.cpp")]
         built = subprocess.run(command, capture_output=True, check=False).returncode == 0
         if built and subprocess.run([program], capture_output=True, check=False).returncode == 0:
-            return SANITIZERS
+            return flags
     if os.environ.get("NNMF_CUDA_REQUIRE_SANITIZERS") == "1":
         pytest.fail(f"{COMPILER} has no AddressSanitizer")
     return ()
@@ -108,7 +119,7 @@ class Builder:
         if shutil.which(COMPILER) is None or not CSRC.is_dir():
             pytest.skip("needs a C++ compiler and the source tree")
         self._folder = folder
-        self._machine: dict[tuple[str, ...], list[Path]] = {}
+        self._machine: dict[tuple[tuple[str, ...], str], list[Path]] = {}
         self._built: dict[tuple[object, ...], Path] = {}
 
     def __call__(self, source: str, *defines: str, mutation: Mutation | None = None) -> Path:
@@ -122,8 +133,11 @@ class Builder:
             here, csrc = self._sources(target, mutation)
             includes = (f"-I{here}", f"-I{csrc}")
             kernels = target.with_suffix(".o")
-            self._compile("-c", here / source, "-o", kernels, *defines, *includes)
-            self._compile(kernels, *self._objects_of_machine(*defines), "-o", target)
+            checks = CHECKS if mutation is None else mutation.checks
+            self._compile("-c", here / source, "-o", kernels, *defines, *includes, checks=checks)
+            checks = checks and CHECKS
+            machine = self._objects_of_machine(*defines, checks=checks)
+            self._compile(kernels, *machine, "-o", target, checks=checks)
             self._built[key] = target
         return self._built[key]
 
@@ -141,19 +155,21 @@ class Builder:
         file.write_text(mutation.apply(file.read_text()))
         return here, csrc
 
-    def _objects_of_machine(self, *defines: str) -> list[Path]:
+    def _objects_of_machine(self, *defines: str, checks: str) -> list[Path]:
         """Return what runs the kernels, compiled."""
         defines = tuple(define for define in defines if define.startswith("-DCUDA_ON_CPU"))
-        if defines not in self._machine:
+        key = (defines, checks)
+        if key not in self._machine:
             folder = self._folder / f"machine{len(self._machine)}"
             folder.mkdir()
-            self._machine[defines] = [folder / f"{name}.o" for name in MACHINE]
-            for path in self._machine[defines]:
-                self._compile("-c", HERE / f"{path.stem}.cpp", "-o", path, *defines)
-        return self._machine[defines]
+            self._machine[key] = [folder / f"{name}.o" for name in MACHINE]
+            for path in self._machine[key]:
+                source = HERE / f"{path.stem}.cpp"
+                self._compile("-c", source, "-o", path, *defines, checks=checks)
+        return self._machine[key]
 
-    def _compile(self, *arguments: str | Path) -> None:
-        command = [COMPILER, *FLAGS, *sanitizer_flags(), *arguments]
+    def _compile(self, *arguments: str | Path, checks: str) -> None:
+        command = [COMPILER, *FLAGS, *sanitizer_flags(checks), *arguments]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise BuildError(result.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,7 @@ class Problem:
         shared_bytes: int = SHARED_BYTES,
         multiprocessors: int = 2,
         without_signs: bool = False,
+        most_groups: int = 256,
         seeds: tuple[int, ...] = (0, 1),
     ) -> dict[str, Tensor]:
         """Run the kernels, forwards and backwards."""
@@ -113,6 +115,7 @@ class Problem:
             "multiprocessors": multiprocessors,
             "shared_bytes": shared_bytes,
             "without_signs": without_signs,
+            "most_groups": most_groups,
         }
         return run_kernels(kernels, "defence", tensors, numbers, seeds=seeds)
 
@@ -147,12 +150,10 @@ class Problem:
 def check(
     kernels: Path,
     problem: Problem,
-    *,
-    shared_bytes: int = SHARED_BYTES,
-    seeds: tuple[int, ...] = (0, 1),
+    **options: Any,
 ) -> None:
     """Assert that the kernels give the reference's results, and its signs bit for bit."""
-    got, want = problem.run(kernels, shared_bytes=shared_bytes, seeds=seeds), problem.want()
+    got, want = problem.run(kernels, **options), problem.want()
     assert want["of_x"].any() or not want["of_x"].numel()  # dead units would show nothing
     single = problem.x.dtype == torch.float32
     for name, value in got.items():
@@ -274,13 +275,11 @@ def test_a_timestep_that_does_not_exist_makes_nan(kernels: Path, t: int) -> None
     assert problem.run(kernels)["out"].isnan().all()
 
 
-def many_blocks() -> Problem:
-    """Return a problem of more blocks of rows than groups of them, which are 256 at most."""
-    return Problem(CLASSIFY, 32 * 257 + 1, 2, cnn=(2, 2, 3, 1))
-
-
-def test_many_blocks_share_the_sums_of_weights(kernels: Path) -> None:
-    check(kernels, many_blocks(), seeds=(0,))
+@pytest.mark.parametrize("op", [PURIFY, CLASSIFY, DEFEND])
+def test_many_blocks_share_the_sums_of_weights(kernels: Path, op: str) -> None:
+    """More blocks of rows than groups of them."""
+    for most_groups in (1, 2):
+        check(kernels, Problem(op, 101, 5, steps=2), most_groups=most_groups)
 
 
 SOURCES = tuple(
@@ -303,11 +302,11 @@ def check_mutant(build: Builder, mutation: Mutation) -> None:
         check(kernels, Problem(DEFEND, 23, 5, **options), shared_bytes=shared_bytes)
         check(kernels, Problem(PURIFY, 33, 4, hidden=(20, 7), seed=3), shared_bytes=shared_bytes)
         check(kernels, Problem(CLASSIFY, 37, 6, cnn=(4, 17, 20, 17)), shared_bytes=shared_bytes)
-    check(kernels, many_blocks())
+    check(kernels, Problem(CLASSIFY, 101, 4), most_groups=2)
 
 
 def test_the_small_kernels_without_a_mutation(build: Builder) -> None:
-    unchanged = Mutation("diffusion/defence_launches.cuh", "int64_t{256}", "int64_t{255}")
+    unchanged = Mutation("diffusion/defence_launches.cuh", "kMostGroups = 256", "kMostGroups = 255")
     check_mutant(build, unchanged)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
-from nnmf_cuda.benchmarks import peers
+from nnmf_cuda.benchmarks import cuda_peers, peers
 from nnmf_cuda.benchmarks.cases.purification import (
     TIMESTEP,
     denoiser_products,
@@ -163,6 +163,8 @@ DEFENDED_LOGITS = Case(
         "torch modules": lambda inputs: _eagerly(forward(_torch_modules, inputs)),
         "torch.compile": lambda inputs: _eagerly(forward(_compiled_reference, inputs)),
         "ours": lambda inputs: forward(_fused, inputs),
+        # The last: a capture that fails can leave the device's queue unusable.
+        "ours, CUDA graph": cuda_peers.captured(lambda inputs: forward(_fused, inputs)),
     },
     tolerance=_TOLERANCE,
     work=_work,
@@ -179,6 +181,9 @@ DEFENDED_LOGITS_GRADIENT = Case(
         "torch modules": lambda inputs: _eagerly(forward_and_backward(_torch_modules, inputs)),
         "torch.compile": lambda inputs: _eagerly(forward_and_backward(_compiled_reference, inputs)),
         "ours": lambda inputs: forward_and_backward(_fused, inputs),
+        "ours, CUDA graph": cuda_peers.captured(
+            lambda inputs: forward_and_backward(_fused, inputs)
+        ),
     },
     tolerance=_TOLERANCE,
     work=_gradient_work,
