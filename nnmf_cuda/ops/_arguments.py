@@ -40,9 +40,8 @@ def require_shape(name: str, value: Tensor, shape: tuple[int, ...], meaning: str
 
 def require_same_device(**tensors: Tensor) -> None:
     """Raise ValueError unless all tensors live on one device."""
-    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
-    if len(set(devices.values())) > 1:
-        where = ", ".join(f"{name} on {device}" for name, device in devices.items())
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        where = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
         raise ValueError(f"all tensors must be on one device, got {where}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -61,11 +61,12 @@ def check_denoiser(x: Tensor, weights: list[Tensor], name: str) -> None:
     width = weights[0].shape[1]
     if width < x.shape[1]:
         raise ValueError(f"{name}[0] takes {width} inputs, fewer than x's {x.shape[1]} features")
+    shapes = []
     for i in range(0, len(weights), 2):
         out = x.shape[1] if i + 2 == len(weights) else weights[i].shape[0]
-        require_shape(f"{name}[{i}]", weights[i], (out, width), "(outputs, inputs)")
-        require_shape(f"{name}[{i + 1}]", weights[i + 1], (out,), "(outputs,)")
+        shapes.append((out, width))
         width = out
+    _check_layers(weights, name, shapes, ["(outputs, inputs)"] * len(shapes))
 
 
 def check_classifier(x: Tensor, weights: list[Tensor], name: str) -> None:
@@ -80,35 +81,51 @@ def check_classifier(x: Tensor, weights: list[Tensor], name: str) -> None:
     if n_features < 2:
         raise ValueError(f"x must have at least 2 features for the max-pool of 2, got {n_features}")
     first, second, hidden, classes = (len(weight) for weight in weights[::2])
-    shapes = (
-        ((first, 1, 3), "(channels, 1, kernel)"),
-        ((second, first, 3), "(channels, channels before, kernel)"),
-        ((hidden, second * (n_features // 2)), "(outputs, channels * n_features // 2)"),
-        ((classes, hidden), "(n_classes, inputs)"),
-    )
-    for i, (shape, meaning) in enumerate(shapes):
+    shapes = [
+        (first, 1, 3),
+        (second, first, 3),
+        (hidden, second * (n_features // 2)),
+        (classes, hidden),
+    ]
+    meanings = [
+        "(channels, 1, kernel)",
+        "(channels, channels before, kernel)",
+        "(outputs, channels * n_features // 2)",
+        "(n_classes, inputs)",
+    ]
+    _check_layers(weights, name, shapes, meanings)
+
+
+def _check_layers(
+    weights: list[Tensor], name: str, shapes: Sequence[tuple[int, ...]], meanings: Sequence[str]
+) -> None:
+    """Raise unless these are weight and bias of layers whose weights have these shapes."""
+    if all(
+        weight.shape == shape and bias.shape == shape[:1]
+        for weight, bias, shape in zip(weights[::2], weights[1::2], shapes, strict=True)
+    ):
+        return  # nearly always
+    for i, (shape, meaning) in enumerate(zip(shapes, meanings, strict=True)):
         require_shape(f"{name}[{2 * i}]", weights[2 * i], shape, meaning)
         require_shape(f"{name}[{2 * i + 1}]", weights[2 * i + 1], shape[:1], "(outputs,)")
 
 
 def _check_parameters(x: Tensor, weights: list[Tensor], name: str, dims: list[int]) -> None:
-    if all(_fits(x, value, dim) for value, dim in zip(weights, dims, strict=True)):
+    dtype, device = x.dtype, x.device
+    if all(
+        isinstance(value, Tensor)
+        and value.dtype is dtype
+        and value.dim() == dim
+        and value.device == device
+        and value.layout is torch.strided
+        for value, dim in zip(weights, dims, strict=True)
+    ):
         return  # nearly always; what follows finds the words, at ten times the cost
     for i, (value, dim) in enumerate(zip(weights, dims, strict=True)):
         require_tensor(f"{name}[{i}]", value)
-        require_dtype(f"{name}[{i}]", value, (x.dtype,))
+        require_dtype(f"{name}[{i}]", value, (dtype,))
         require_dims(f"{name}[{i}]", value, (dim,))
     require_same_device(x=x, **{f"{name}[{i}]": value for i, value in enumerate(weights)})
-
-
-def _fits(x: Tensor, value: object, dim: int) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.dtype == x.dtype
-        and value.dim() == dim
-        and value.device == x.device
-        and value.layout == torch.strided
-    )
 
 
 def noise_or_seed(
