@@ -142,12 +142,12 @@ std::tuple<Tensor, Tensor> forward_pass(const Given& given, bool keep_signs) {
   std::tuple<Tensor, Tensor> result;
   dispatch_floating(p.x.scalar_type(), [&]<class T>(Type<T>) {
     const DefenceInputs<T> in = p.inputs<T>();
-    Tensor out = in.classifier.empty()
-                     ? torch::stable::new_empty(p.x, {in.n_samples, in.n_draws, in.n_features})
-                     : torch::stable::new_empty(p.x, {in.n_samples, in.n_outputs()});
-    Tensor signs = keep_signs ? torch::stable::new_empty(p.x, {n_blocks(in.n_rows()), in.n_words()},
-                                                         ScalarType::Int)
-                              : torch::stable::new_empty(p.x, {0}, ScalarType::Int);
+    // Shapes by name: nvcc loses a list in braces that is one side of a choice.
+    std::vector<int64_t> shape{in.n_samples, in.n_outputs()}, shape_of_signs{0};
+    if (in.classifier.empty()) shape.insert(shape.begin() + 1, in.n_draws);
+    if (keep_signs) shape_of_signs = {n_blocks(in.n_rows()), in.n_words()};
+    Tensor out = torch::stable::new_empty(p.x, shape);
+    Tensor signs = torch::stable::new_empty(p.x, shape_of_signs, ScalarType::Int);
     auto* words =
         keep_signs ? reinterpret_cast<uint32_t*>(signs.mutable_data_ptr<int32_t>()) : nullptr;
     launch_defence_forward(in, out.mutable_data_ptr<T>(), words, p.size, p.memory, p.stream());

@@ -24,7 +24,7 @@ struct ForwardTask {
 };
 
 template <class T, bool kShared>
-__global__ void __launch_bounds__(kDefenceThreads)
+__global__ void __launch_bounds__(kDefenceThreads, kDefenceBlocks<T>)
     defence_forward_kernel(const __grid_constant__ ForwardTask<T> task) {
   NNMF_CUDA_DYNAMIC_SHARED(T, shared);
   const DeviceDefence<T>& d = task.d;
@@ -78,7 +78,7 @@ __device__ __forceinline__ void load_gradient(const DeviceDefence<T>& d, const L
 }
 
 template <class T, bool kShared>
-__global__ void __launch_bounds__(kDefenceThreads)
+__global__ void __launch_bounds__(kDefenceThreads, kDefenceBlocks<T>)
     defence_backward_kernel(const __grid_constant__ BackwardTask<T> task) {
   NNMF_CUDA_DYNAMIC_SHARED(T, shared);
   const DeviceDefence<T>& d = task.d;

@@ -14,6 +14,10 @@ constexpr int kRows = 32;  // of a block, a bit each in a word of signs
 constexpr int kTile = 16;  // units that a warp computes at a time
 constexpr int kDefenceThreads = 256, kDefenceWarps = kDefenceThreads / kWarp;
 
+// Blocks that a multiprocessor has registers for: more would cost spills.
+template <class T>
+constexpr int kDefenceBlocks = sizeof(T) == 4 ? 2 : 1;
+
 // Neighbouring rows of a unit, or units of an input: loaded and stored at once.
 template <class T>
 struct alignas(16) Four {
