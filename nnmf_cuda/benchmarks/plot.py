@@ -91,8 +91,10 @@ def plot_records(
     }
     if page is None:
         return list(saved.values())
-    parts = {suite: markdown_table(rows) for suite, rows in suites.items()}
-    parts["stages"] = stages_markdown(suites["stages"])
+    parts = {
+        suite: stages_markdown(rows) if suite == "stages" else markdown_table(rows)
+        for suite, rows in suites.items()
+    }
     for suite, path in saved.items():
         link = Path(os.path.relpath(path, Path(page).parent)).as_posix()
         parts[suite] = f"![{suite}]({link})\n\n{parts[suite]}"

@@ -134,7 +134,7 @@ def run_stage_benchmarks(
         options={"preset": preset},
         synthetic=dataset.synthetic,
         data_sha256=dataset.sha256(),
-        config=asdict(config),
+        config=_without_folders(config),
         repeats=repeats,
         reference_repeats=reference_repeats,
         order=[path.name for path in order],
@@ -143,6 +143,14 @@ def run_stage_benchmarks(
         attacks=attacks,
         environments=environments,
     )
+
+
+def _without_folders(config: ExperimentConfig) -> Record:
+    """Return the settings; a record is made to be shown, and a path tells about its author."""
+    settings = asdict(config)
+    if settings["data"]["path"] is not None:
+        settings["data"]["path"] = Path(settings["data"]["path"]).name
+    return settings
 
 
 def _paths(device: str) -> list[_Path]:

@@ -351,6 +351,16 @@ def test_figure_has_a_bar_for_each_stage_and_path(measured, tmp_path):
         assert text in texts
 
 
+def test_page_of_the_benchmarks_shows_stages(measured, tmp_path):
+    page, path = tmp_path / "page.md", tmp_path / "records.jsonl"
+    names = ("kernels", "scaling", "convergence", "memory", "stages")
+    page.write_text("".join(f"<!-- {n} -->\n<!-- /{n} -->\n" for n in names))
+    path.write_text(json.dumps(measured) + "\n")
+    plot_records([path], out=tmp_path / "figures", page=page)
+    assert "| Total of these five | 3.00 (2.00-4.00) |" in page.read_text()
+    assert "![stages](figures/stages.svg)" in page.read_text()
+
+
 def test_pages_show_stages(measured, smoke, tmp_path):
     page, path = tmp_path / "page.md", tmp_path / "records.jsonl"
     names = ("equality", "break_even", "stages")
@@ -438,5 +448,6 @@ def test_settings_and_data_of_ones_own(tmp_path):
     assert record["options"] == {"preset": "custom"}
     assert record["size"] == "mine"
     assert record["config"]["nnmf"]["max_iter"] == 5
+    assert record["config"]["data"]["path"] == path.name
     assert record["shape"]["n_test"] == 20
     assert not record["synthetic"]
