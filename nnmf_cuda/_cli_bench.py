@@ -43,7 +43,7 @@ def _bench_kernels_parser() -> ArgumentParser:
         description="Time every op against its plain-torch reference, torch.compile of that, and"
         " other libraries (skipped where not installed), beside the machine's matrix-product rate"
         " and memory bandwidth of the same run. Each result is verified in float64 before it is"
-        " timed. A few minutes."
+        " timed. About ten minutes."
     )
     add_device(parser)
     parser.add_argument(

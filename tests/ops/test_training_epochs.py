@@ -145,8 +145,9 @@ def test_float32_follows_float64(op, device):
     assert losses == pytest.approx(want_losses, rel=1e-4)
 
 
+@pytest.mark.needs_ext
 @pytest.mark.parametrize("op", ["train_feature_cnn_epoch", "train_mlp_epoch"])
-def test_epochs_take_any_strides_and_leave_the_bits_to_nobody(op):
+def test_bits_depend_on_neither_strides_nor_threads(op):
     widths = (4, 6, 8, 3)
     model, x, wanted = sample(op, 50, 6, widths, torch.float32)
     settings = {"widths": widths, "batch_size": 16}
