@@ -27,6 +27,8 @@ PAPER_STAGES = (
 )
 """The stages whose seconds are summed into the row ``total``."""
 
+_RESET_SLACK_KB = 16 * 1024  # what the process may give back between the reset and the reading
+
 
 def reset_peak_rss() -> bool:
     """Set the process's peak resident set back to its present size.
@@ -34,14 +36,18 @@ def reset_peak_rss() -> bool:
     Returns
     -------
     bool
-        False where the system does not allow it (only Linux does, and some containers do not);
-        `peak_rss_bytes` is then the peak since the process started.
+        False where the system does not allow it (only Linux does, and some containers do not, or
+        take the request and ignore it); `peak_rss_bytes` is then the peak since the process
+        started.
     """
     try:
         Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
     except OSError:
         return False
-    return True
+    sizes = [re.search(rf"{name}:\s+(\d+) kB", status) for name in ("VmHWM", "VmRSS")]
+    peak_kb, size_kb = (int(found[1]) if found else 0 for found in sizes)
+    return peak_kb - size_kb < _RESET_SLACK_KB
 
 
 def peak_rss_bytes() -> int:
