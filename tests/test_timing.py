@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 
@@ -81,7 +80,6 @@ def test_misuse_is_named():
 
 PEAKS_OF_TWO_STAGES = """
 import sys
-import numpy as np
 from nnmf_cuda import timing
 timer = timing.StageTimer()
 with timer.stage("large"):
