@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnmf_cuda import ops
-from nnmf_cuda.attacks.apgd import LOSSES, apgd_attack
+from nnmf_cuda.attacks.apgd import apgd_attack
 from nnmf_cuda.attacks.square import square_attack
 
 __all__ = ["AttackSettings", "AutoAttackBackend", "Meter", "WarningLog"]
@@ -208,7 +208,7 @@ class AutoAttackBackend:
         package_apgd = auto.apgd.perturb
 
         def apgd(images: Tensor, y: Tensor) -> Tensor:
-            if auto.apgd.loss not in LOSSES:
+            if auto.apgd.loss != "ce":
                 points: Tensor = package_apgd(images, y)
                 return points
             points = apgd_attack(

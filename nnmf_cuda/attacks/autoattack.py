@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +18,7 @@ from nnmf_cuda.attacks.checks import (
     check_settings,
     frozen,
     gradient_report,
+    isolated,
 )
 from nnmf_cuda.models import deterministic_convolutions
 
@@ -168,7 +167,7 @@ def run_autoattack(
 
     meter = Meter(device, expected_calls(**budget), progress=progress)
     target = _FeaturesAsImages(model, meter)
-    with _isolated(seed), frozen(model), deterministic_convolutions():
+    with isolated(seed), frozen(model), deterministic_convolutions():
         with torch.no_grad():
             logits = model(features[:batch_size].to(target.dtype))
         n_classes = check_logits(logits, len(features[:batch_size]), attacks, labels)
@@ -228,23 +227,6 @@ class _FeaturesAsImages(nn.Module):
 def _device_of(model: nn.Module, x: Tensor) -> torch.device:
     parameter = next(model.parameters(), None)
     return x.device if parameter is None else parameter.device
-
-
-@contextmanager
-def _isolated(seed: int) -> Iterator[None]:
-    """Seed torch's global generators, which AutoAttack uses; restore them and the trace hook.
-
-    AutoAttack's check for dynamic defences ends in sys.settrace(None), which would switch off a
-    debugger or a coverage measurement.
-    """
-    trace = sys.gettrace()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices, device_type="cuda"):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        sys.settrace(trace)
 
 
 def _accuracy_after(attacks: Sequence[str], meter: Meter, robust_flags: Tensor) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+
+from nnmf_cuda.attacks._balls import BALLS, Box
 
 __all__ = ["BOX_TOLERANCE", "MIN_CLASSES", "frozen", "gradient_report"]
 
@@ -200,3 +203,41 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Seed torch's global generators, which AutoAttack uses; restore them and the trace hook.
+
+    AutoAttack's check for dynamic defences ends in sys.settrace(None), which would switch off a
+    debugger or a coverage measurement.
+    """
+    trace = sys.gettrace()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices, device_type="cuda"):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        sys.settrace(trace)
+
+
+def check_ball(x: Tensor, *, attack_eps: float, norm: str, box: Box) -> None:
+    """Raise unless samples lie in the box and the ball is one."""
+    if norm not in BALLS:
+        raise ValueError(f"norm must be one of {', '.join(BALLS)}; got {norm!r}")
+    if not (math.isfinite(attack_eps) and attack_eps > 0):
+        raise ValueError(f"attack_eps must be a finite number > 0, got {attack_eps}")
+    if x.dim() != 2 or x.numel() == 0 or not x.is_floating_point():
+        raise ValueError(
+            "x must be floating point of shape (n_samples, n_features) and not empty, got"
+            f" {tuple(x.shape)} {x.dtype}"
+        )
+    low, high = (torch.as_tensor(edge).to(x) for edge in box)
+    outside = ~((x >= low - BOX_TOLERANCE) & (x <= high + BOX_TOLERANCE))
+    if bool(outside.any()):
+        raise ValueError(
+            f"x must be inside the box, {int(outside.sum())} of {x.numel()} entries are not (they"
+            f" span {float(x.min()):.6g} to {float(x.max()):.6g}): an attack would move them by"
+            " more than attack_eps; widen the box or rescale x"
+        )

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+from nnmf_cuda.training.adversarial import train_robust_classifier
 from nnmf_cuda.training.classifier import train_classifier
 from nnmf_cuda.training.denoiser import train_denoiser
 from nnmf_cuda.training.loop import TrainingResult
 
-__all__ = ["TrainingResult", "train_classifier", "train_denoiser"]
+__all__ = ["TrainingResult", "train_classifier", "train_denoiser", "train_robust_classifier"]

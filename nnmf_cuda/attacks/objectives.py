@@ -1,0 +1,133 @@
+"""What an adaptive attack climbs: a loss of each sample, differentiable in its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = [
+    "LOSSES",
+    "ExpectedLoss",
+    "LossOf",
+    "Objective",
+    "cross_entropy",
+    "dlr_loss",
+    "loss_named",
+    "margin_loss",
+    "sampled_logits",
+]
+
+LossOf = Callable[[Tensor, Tensor], Tensor]
+"""Logits (n, n_classes) and labels (n,) to losses (n,), larger where the answer is worse."""
+
+Objective = Callable[[Tensor], Tensor]
+"""Points (n, n_features) to losses (n,); sample i is always in row i."""
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the cross-entropy; its gradient dies out where a right answer is confident."""
+    return functional.cross_entropy(logits, y, reduction="none")
+
+
+def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the largest other logit minus the label's: positive where the answer is wrong.
+
+    Carlini & Wagner (2017), Towards evaluating the robustness of neural networks, f_6. Unlike the
+    cross-entropy it does not saturate.
+    """
+    labels = y.unsqueeze(1)
+    others = logits.scatter(1, labels, float("-inf")).amax(1)
+    return others - logits.gather(1, labels).squeeze(1)
+
+
+def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the margin over the gap between largest and third largest logit.
+
+    Croce & Hein (2020), equation 6: the difference of logits ratio, which no scaling of the logits
+    changes. For three classes and more.
+    """
+    top = logits.topk(3, dim=1).values
+    return margin_loss(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+LOSSES: Mapping[str, LossOf] = {"ce": cross_entropy, "margin": margin_loss, "dlr": dlr_loss}
+
+
+def loss_named(name: str, n_classes: int | None = None) -> LossOf:
+    """Return a loss by its name; raise ValueError where there is none for so many classes."""
+    if name not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {name!r}")
+    if name == "dlr" and n_classes is not None and n_classes < 3:
+        raise ValueError(
+            f"loss 'dlr' divides by the gap to the third largest logit, the model has {n_classes}"
+            " classes: use 'margin'"
+        )
+    return LOSSES[name]
+
+
+def sampled_logits(model: nn.Module, x: Tensor, n_samples: int) -> Tensor:
+    """Ask a random model several times at once.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps features (n, n_features) to logits (n, n_classes), with noise of its own for each row.
+    x : Tensor of shape (n, n_features)
+    n_samples : int
+        Independent answers for each row.
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n, n_classes)
+    """
+    logits: Tensor = model(x.repeat(n_samples, 1))
+    return logits.reshape(n_samples, len(x), -1)
+
+
+@dataclass(frozen=True)
+class ExpectedLoss:
+    """Mean loss of a model over `eot_iter` of its answers: expectation over transformation.
+
+    Athalye, Carlini & Wagner (2018), Obfuscated gradients give a false sense of security. The
+    answers are one axis of one pass, so an average costs one call.
+
+    Attributes
+    ----------
+    model : nn.Module
+        Maps features to logits, differentiably.
+    y : Tensor of shape (n,)
+        int64 labels.
+    loss : str
+        Of `LOSSES`.
+    eot_iter : int
+        Answers that are averaged; 1 for a model without noise.
+    """
+
+    model: nn.Module
+    y: Tensor
+    loss: str = "margin"
+    eot_iter: int = 1
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Return the losses (n,) of points (n, n_features)."""
+        logits = sampled_logits(self.model, points, self.eot_iter)
+        loss_of = loss_named(self.loss, logits.shape[2])
+        losses = loss_of(logits.flatten(0, 1), self.y.repeat(self.eot_iter))
+        return losses.reshape(self.eot_iter, -1).mean(0)
+
+
+@torch.no_grad()
+def standing(model: nn.Module, points: Tensor, y: Tensor, n_answers: int) -> Tensor:
+    """Return how far (n,) points are from being right: more is better for an attacker.
+
+    The share of wrong answers, and among equals the mean margin, squeezed into a share of one.
+    """
+    logits = sampled_logits(model, points, n_answers)
+    margins = margin_loss(logits.flatten(0, 1), y.repeat(n_answers)).reshape(n_answers, -1)
+    wrong = (logits.argmax(2) != y).double().mean(0)
+    mean = margins.double().mean(0)
+    return wrong + 0.5 / n_answers * mean / (1 + mean.abs())

@@ -1,0 +1,131 @@
+"""What an attacker of a purifying defence puts in the defended model's place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nnmf_cuda.diffusion import DiffusionPurifier
+from nnmf_cuda.models import DefendedClassifier
+
+__all__ = ["BPDAIdentity", "FixedNoise", "NoiseOnly", "PurifierShift", "surrogate"]
+
+
+def surrogate(defended: DefendedClassifier, n_draws: int) -> DefendedClassifier:
+    """Return the same defence with more draws: less noise in its gradient. Shares the weights.
+
+    The adversary may average as many draws as it can afford; the defence keeps its own number.
+    """
+    purifier = defended.purifier
+    more = DiffusionPurifier(
+        purifier.denoiser,
+        purifier.schedule,
+        timesteps=purifier.timesteps.tolist(),
+        n_draws=n_draws,
+        eta=purifier.eta,
+    )
+    return DefendedClassifier(more.to(purifier.timesteps.device), defended.classifier)
+
+
+class BPDAIdentity(nn.Module):
+    """The defence, whose purifier's gradient is taken for the identity's.
+
+    Athalye, Carlini & Wagner (2018), Obfuscated gradients give a false sense of security, section
+    4.1. Weaker than the true gradient where that is exact; stronger only where it is not, which
+    would be a finding.
+
+    Parameters
+    ----------
+    defended : DefendedClassifier
+        Its answers are unchanged.
+    """
+
+    def __init__(self, defended: DefendedClassifier) -> None:
+        super().__init__()
+        self.defended = defended
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (n, n_classes) of features (n, n_features)."""
+        with torch.no_grad():
+            purified = self.defended.purifier(x)
+        straight = purified + (x - x.detach()).unsqueeze(1)
+        logits: Tensor = self.defended.classifier(straight.flatten(0, 1))
+        return logits.reshape(*straight.shape[:2], -1).mean(1)
+
+
+class FixedNoise(nn.Module):
+    """The defence with noise that the attacker knows: the same at every call.
+
+    Row i of a batch always meets the noise of row i, so batches must keep their order.
+
+    Parameters
+    ----------
+    defended : DefendedClassifier
+    seed : int
+        Of the noise.
+    """
+
+    def __init__(self, defended: DefendedClassifier, seed: int) -> None:
+        super().__init__()
+        self.defended = defended
+        self.seed = seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (n, n_classes) of features (n, n_features)."""
+        logits: Tensor = self.defended(x, noise=self.seed)
+        return logits
+
+
+class NoiseOnly(nn.Module):
+    """Plain noise before the classifier, at the purifier's level, without a denoiser.
+
+    x + sqrt((1 - abar) / abar) noise: x_t of the schedule, brought back to the scale of x. What
+    this gains is not the denoiser's merit.
+
+    Parameters
+    ----------
+    defended : DefendedClassifier
+        Gives level, number of draws and classifier.
+    """
+
+    def __init__(self, defended: DefendedClassifier) -> None:
+        super().__init__()
+        kept = float(defended.purifier.alphas_cumprod[defended.purifier.timesteps[0]])
+        self.scale = ((1 - kept) / kept) ** 0.5
+        self.n_draws = defended.purifier.n_draws
+        self.classifier = defended.classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (n, n_classes) of features (n, n_features), averaged over the draws."""
+        noisy = x.repeat(self.n_draws, 1)
+        noisy = noisy + self.scale * torch.randn_like(noisy)
+        logits: Tensor = self.classifier(noisy)
+        return logits.reshape(self.n_draws, len(x), -1).mean(0)
+
+
+@dataclass(frozen=True)
+class PurifierShift:
+    """How far the purifier's output moves, for the same noise: an objective without the classifier.
+
+    Attributes
+    ----------
+    purifier : DiffusionPurifier
+    x : Tensor of shape (n, n_features)
+        Clean features.
+    seed : int
+        Of the noise under which both are purified.
+    """
+
+    purifier: DiffusionPurifier
+    x: Tensor
+    seed: int = 0
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Return the mean squared distances (n,) over the draws."""
+        with torch.no_grad():
+            clean = self.purifier(self.x, noise=self.seed)
+        moved = self.purifier(points, noise=self.seed)
+        distances: Tensor = (moved - clean).square().sum(2).mean(1)
+        return distances

@@ -1,0 +1,181 @@
+"""The suite: which attacks run on which model, and what its figures mean."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nnmf_cuda.attacks import Budget, run_suite
+from nnmf_cuda.attacks.purification import (
+    BPDAIdentity,
+    FixedNoise,
+    NoiseOnly,
+    PurifierShift,
+    surrogate,
+)
+from nnmf_cuda.attacks.suite import N_DECISIONS, AttackOutcome, SuiteResult, fresh_decisions
+from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
+
+SMALL = Budget(n_iter=10, n_restarts=1, eot_iter=2, surrogate_draws=4, pgd_iter=5, n_queries=10)
+
+
+@pytest.fixture
+def defended():
+    torch.manual_seed(0)
+    purifier = DiffusionPurifier(FeatureDenoiser(6), NoiseSchedule.linear(100), n_draws=2)
+    return DefendedClassifier(purifier, FeatureCNN(6, 2)).eval()
+
+
+@pytest.fixture
+def samples(defended):
+    x = torch.rand(10, 6, generator=torch.Generator().manual_seed(1))
+    return x, defended.classifier(x).argmax(1)
+
+
+def test_suite_of_a_purifying_defence(defended, samples):
+    x, y = samples
+    result = run_suite(
+        defended,
+        x,
+        y,
+        attack_eps=0.2,
+        budget=SMALL,
+        transfer_from={"the undefended": defended.classifier},
+        known_points={"given": (x + 0.1).clamp(0, 1)},
+    )
+    names = [outcome.name for outcome in result.outcomes]
+    assert names == [
+        "clean",
+        "given",
+        "transfer from the undefended",
+        "APGD-margin, 4-draw surrogate",
+        "APGD-CE, 4-draw surrogate",
+        "APGD-margin, BPDA identity",
+        "APGD on the purifier's output",
+        "APGD-margin, EOT 2",
+        "APGD-CE, EOT 2",
+        "PGD-5, EOT 2",
+        "Square, 10 queries",
+    ]
+    assert all(outcome.right.shape == (N_DECISIONS, 10) for outcome in result.outcomes)
+    lowest = min(outcome.accuracies["majority"] for outcome in result.outcomes)
+    assert result.all_right_accuracy <= result.worst_case_accuracy <= lowest
+
+
+def test_suite_of_a_model_without_noise(defended, samples):
+    x, y = samples
+    torch.manual_seed(0)
+    model = FeatureCNN(6, 3)
+    labels = model(x).argmax(1)
+    result = run_suite(model, x, labels, attack_eps=0.2, budget=SMALL)
+    names = [outcome.name for outcome in result.outcomes]
+    assert names == [
+        "clean",
+        "APGD-margin",
+        "APGD-CE",
+        "APGD-DLR",
+        "PGD-5",
+        "Square, 10 queries",
+    ]
+    assert result.outcomes[0].accuracies == {"fresh": 1.0, "majority": 1.0, "all": 1.0}
+    assert all(outcome.right.shape == (1, 10) for outcome in result.outcomes)
+
+
+def test_worst_case_is_counted_sample_by_sample():
+    points = torch.zeros(3, 2)
+    right = {
+        "a": torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]], dtype=torch.bool),
+        "b": torch.tensor([[1, 0, 1], [1, 0, 1], [1, 1, 1]], dtype=torch.bool),
+    }
+    outcomes = [
+        AttackOutcome(name, points + i, r, 0.0) for i, (name, r) in enumerate(right.items())
+    ]
+    result = SuiteResult(outcomes)
+    assert outcomes[0].robust.tolist() == [True, True, False]
+    assert outcomes[1].robust.tolist() == [True, False, True]
+    assert result.robust.tolist() == [True, False, False]
+    assert result.worst_case_accuracy == pytest.approx(1 / 3)
+    assert result.all_right_accuracy == pytest.approx(1 / 3)
+    assert result.worst_points[:, 0].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_half_of_the_decisions_is_no_majority():
+    right = torch.tensor([[True], [False]])
+    assert not bool(AttackOutcome("a", torch.zeros(1, 2), right, 0.0).robust)
+
+
+def test_points_beyond_the_bound_are_refused(defended, samples):
+    x, y = samples
+    with pytest.raises(RuntimeError, match="given: the points broke the bound"):
+        run_suite(defended, x, y, attack_eps=0.1, budget=SMALL, known_points={"given": x + 0.2})
+
+
+def test_decisions_repeat_with_their_seed(defended, samples):
+    x, y = samples
+    first, again, other = (fresh_decisions(defended, x, 1 - y, seed=s) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert first.shape == other.shape == (N_DECISIONS, 10)
+
+
+def test_surrogate_has_the_same_mean(defended, samples):
+    x, _ = samples
+    torch.manual_seed(0)
+    wide = surrogate(defended, 4000)
+    narrow = torch.stack([defended(x) for _ in range(2000)]).mean(0)
+    torch.testing.assert_close(wide(x), narrow, rtol=0, atol=2e-2)
+    assert wide.purifier.denoiser is defended.purifier.denoiser
+
+
+def test_fixed_noise_has_no_noise_and_the_defences_gradient(defended, samples):
+    x, _ = samples
+    model = FixedNoise(defended, 5).double()
+    x = x[:3].double().requires_grad_()
+    assert torch.equal(model(x), model(x))
+    assert not torch.equal(model(x), FixedNoise(defended, 6)(x))
+    assert torch.autograd.gradcheck(model, x, eps=1e-7, atol=1e-5)
+
+
+def test_bpda_passes_the_classifiers_gradient(samples):
+    """With a purifier that answers the identity, BPDA's gradient is the classifier's own."""
+    x, _ = samples
+
+    class Identity(nn.Module):
+        def forward(self, points):
+            return points.unsqueeze(1).repeat(1, 3, 1)
+
+    classifier = FeatureCNN(6, 2)
+    model = BPDAIdentity(DefendedClassifier(Identity(), classifier))
+    gradients = []
+    for target in (model, classifier):
+        leaf = x.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(target(leaf)[:, 0].sum(), leaf)[0])
+    torch.testing.assert_close(*gradients)
+
+
+def test_noise_only_has_the_purifiers_level(defended, samples):
+    x, _ = samples
+
+    class Echo(nn.Module):
+        def forward(self, points):
+            return points
+
+    model = NoiseOnly(DefendedClassifier(defended.purifier, Echo()))
+    torch.manual_seed(0)
+    answers = torch.stack([model(x) for _ in range(4000)])
+    kept = float(defended.purifier.alphas_cumprod[41])
+    level = ((1 - kept) / kept) ** 0.5 / defended.purifier.n_draws**0.5
+    torch.testing.assert_close(answers.mean(0), x, rtol=0, atol=0.05)
+    assert float(answers.std(0).mean()) == pytest.approx(level, rel=0.02)
+
+
+def test_purifier_shift_is_zero_at_home_and_differentiable(defended, samples):
+    x, _ = samples
+    purifier = defended.purifier.double()
+    x = x.double()
+    shift = PurifierShift(purifier, x)
+    assert float(shift(x).abs().max()) == 0
+    assert float(shift(x + 0.1).min()) > 0
+    leaf = (x[:3] + 0.05).requires_grad_()
+    assert torch.autograd.gradcheck(PurifierShift(purifier, x[:3]), leaf, eps=1e-7, atol=1e-5)

@@ -1,0 +1,80 @@
+"""Adversarial training: it holds where plain training breaks, and repeats."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnmf_cuda.attacks import vector_apgd
+from nnmf_cuda.training import train_classifier, train_robust_classifier
+
+M = 6
+
+
+def two_clouds(n, seed):
+    """One feature tells the classes apart by far; the others do too, within the ball."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 2
+    x = 0.5 + 0.03 * torch.randn(n, M, generator=generator)
+    x[:, 1:] += 0.05 * (2 * y - 1).unsqueeze(1)
+    x[:, 0] = 0.5 + (2 * y - 1) * 0.25 + 0.1 * torch.randn(n, generator=generator)
+    return x.clamp(0, 1), y
+
+
+@pytest.fixture(scope="module")
+def data():
+    return (*two_clouds(200, 0), *two_clouds(100, 1))
+
+
+def robust_accuracy(model, x, y):
+    points = vector_apgd(model, x, y, attack_eps=0.15, n_iter=40, n_restarts=2)
+    return float((model(points).argmax(1) == y).float().mean())
+
+
+@pytest.mark.parametrize("method", ["pgd", "trades"])
+def test_holds_where_plain_training_breaks(data, method):
+    plain = train_classifier(*data, n_classes=2, epochs=30, seed=0).model
+    result = train_robust_classifier(
+        *data, n_classes=2, method=method, attack_eps=0.15, epochs=30, n_steps=5, seed=0
+    )
+    x, y = two_clouds(300, 2)
+    assert robust_accuracy(result.model, x, y) > robust_accuracy(plain, x, y) + 0.1
+    history = result.history
+    assert set(history) == {
+        "train_loss",
+        "valid_loss",
+        "valid_accuracy",
+        "valid_robust_accuracy",
+    }
+    pairs = list(zip(history["valid_accuracy"], history["valid_robust_accuracy"], strict=True))
+    assert sum(pairs[result.best_epoch]) == max(map(sum, pairs))
+    assert all(robust <= clean for clean, robust in pairs)
+
+
+@pytest.mark.parametrize("method", ["pgd", "trades"])
+def test_same_seed_same_weights(data, method):
+    state = torch.get_rng_state()
+    first, again, other = (
+        train_robust_classifier(*data, n_classes=2, method=method, epochs=2, n_steps=2, seed=s)
+        for s in (0, 0, 1)
+    )
+    weights = [torch.cat([w.flatten() for w in r.model.weights()]) for r in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.requires_grad for p in first.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"method": "free"}, "method must be one of"),
+        ({"attack_eps": 0.0}, "attack_eps must be"),
+        ({"trades_beta": float("nan")}, "trades_beta must be"),
+        ({"norm": "L1"}, "norm must be one of"),
+        ({"n_steps": 0}, "n_steps must be"),
+    ],
+)
+def test_misuse_is_named(data, option, message):
+    with pytest.raises(ValueError, match=message):
+        train_robust_classifier(*data, n_classes=2, **option)
