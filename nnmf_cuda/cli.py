@@ -14,12 +14,14 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from nnmf_cuda import __version__
 from nnmf_cuda._cli_bench import add_bench_commands, run_bench
+from nnmf_cuda._cli_evaluate import evaluate_parser, run_evaluate
 from nnmf_cuda._cli_options import add_device
 from nnmf_cuda.pipeline.config import (
     PRESETS,
     AttackConfig,
     ClassifierConfig,
     DataConfig,
+    DefenceConfig,
     DiffusionConfig,
     ExperimentConfig,
     NNMFConfig,
@@ -73,6 +75,7 @@ def _parsers(preset: ExperimentConfig) -> tuple[ArgumentParser, ArgumentParser]:
     commands.add_subcommand("run", runs, help="the whole experiment, with tables and a report")
     commands.add_subcommand("extract", _extract_parser(), help="images to NNMF features")
     commands.add_subcommand("predict", _predict_parser(), help="images to class probabilities")
+    commands.add_subcommand("evaluate", evaluate_parser(), help="how robust a saved model is")
     bench = ArgumentParser(description="Measure speed and memory, or draw what was measured.")
     commands.add_subcommand("bench", bench, help="speed against reference and peers")
     add_bench_commands(bench)
@@ -113,9 +116,10 @@ def _run_parser(preset: ExperimentConfig) -> ArgumentParser:
     )
     parser.add_argument(
         "--evaluation",
-        type=Literal["paper"],
+        type=Literal["paper", "honest", "thorough"],
         default="paper",
-        help="what the attack does: paper is APGD-CE and Square, once on each model",
+        help="paper: APGD-CE and Square, once on each model; honest: also what evaluate --preset"
+        " standard does, pixels included, in minutes; thorough: hours",
     )
     add_device(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
@@ -141,6 +145,12 @@ def _run_parser(preset: ExperimentConfig) -> ArgumentParser:
         help="where the split comes from; default: the data's own, else by patient, fold or image",
     )
     parser.add_argument(
+        "--test_fold",
+        type=int | None,
+        default=None,
+        help="with --split_by patient_fold: the fold that tests; the next one validates",
+    )
+    parser.add_argument(
         "--n_predictions",
         type=int,
         default=20,
@@ -163,6 +173,7 @@ _GROUPS: dict[str, type] = {
     "selection": SelectionConfig,
     "classifier": ClassifierConfig,
     "diffusion": DiffusionConfig,
+    "defence": DefenceConfig,
     "attack": AttackConfig,
 }
 
@@ -256,6 +267,7 @@ def _run(arguments: Namespace, parser: ArgumentParser) -> None:
         progress=True,
         say=_say,
         bench_records=_bench_records(arguments.bench_records),
+        evaluation=arguments.evaluation,
     )
     print(experiment.tables())
     print(f"\nresults: {out}\nreport:  {out / 'report.html'}")
@@ -304,6 +316,7 @@ def _experiment_config(arguments: Namespace) -> ExperimentConfig:
             classes=arguments.classes,
             label_key=arguments.label_key,
             split_by=arguments.split_by,
+            test_fold=arguments.test_fold,
         ),
         seed=arguments.seed,
         n_predictions=arguments.n_predictions,
@@ -401,6 +414,7 @@ _COMMANDS: dict[str, Any] = {
     "extract": _extract,
     "predict": _predict,
     "bench": run_bench,
+    "evaluate": run_evaluate,
     "info": _info,
 }
 

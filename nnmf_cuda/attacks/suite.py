@@ -160,7 +160,7 @@ def run_suite(
     attack_eps: float,
     norm: str = "Linf",
     box: Box = (0.0, 1.0),
-    budget: Budget = BUDGETS["standard"],
+    budget: Budget | None = BUDGETS["standard"],
     transfer_from: Mapping[str, nn.Module] | None = None,
     known_points: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -184,8 +184,8 @@ def run_suite(
         int64 labels.
     attack_eps, norm, box
         The threat model; see `vector_apgd`.
-    budget : Budget
-        How much to spend.
+    budget : Budget or None
+        How much to spend; None only counts `known_points`.
     transfer_from : mapping of str to nn.Module, optional
         Other models, whose worst points are tried, by name.
     known_points : mapping of str to Tensor, optional
@@ -199,7 +199,7 @@ def run_suite(
     -------
     SuiteResult
     """
-    run = _Suite(model, x, y, attack_eps, norm, box, budget, seed)
+    run = _Suite(model, x, y, attack_eps, norm, box, seed)
     result = SuiteResult()
 
     def note(name: str, points: Tensor, seconds: float) -> None:
@@ -211,7 +211,7 @@ def run_suite(
     note("clean", x, 0.0)
     for name, points in (known_points or {}).items():
         note(name, run.checked(name, points), 0.0)
-    for name, attack in run.attacks(transfer_from or {}):
+    for name, attack in () if budget is None else run.attacks(budget, transfer_from or {}):
         started = time.perf_counter()
         points = attack()
         note(name, run.checked(name, points), time.perf_counter() - started)
@@ -226,37 +226,36 @@ class _Suite:
     attack_eps: float
     norm: str
     box: Box
-    budget: Budget
     seed: int
 
     def attacks(
-        self, transfer_from: Mapping[str, nn.Module]
+        self, budget: Budget, transfer_from: Mapping[str, nn.Module]
     ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         """Yield the name of each attack with what runs it."""
         random = is_random(self.model, self.x)
-        eot = self.budget.eot_iter if random else 1
+        eot = budget.eot_iter if random else 1
         averaged = f", EOT {eot}" if random else ""
         for name, other in transfer_from.items():
-            yield f"transfer from {name}", partial(self._apgd, other, "margin", 1)
+            yield f"transfer from {name}", partial(self._apgd, budget, other, "margin", 1)
         if isinstance(self.model, DefendedClassifier):
             defended = self.model
-            draws = self.budget.surrogate_draws
-            wide = surrogate(defended, draws)
-            yield f"APGD-margin, {draws}-draw surrogate", partial(self._apgd, wide, "margin", 1)
-            yield f"APGD-CE, {draws}-draw surrogate", partial(self._apgd, wide, "ce", 1)
+            wide = surrogate(defended, budget.surrogate_draws)
+            through = f", {budget.surrogate_draws}-draw surrogate"
+            yield "APGD-margin" + through, partial(self._apgd, budget, wide, "margin", 1)
+            yield "APGD-CE" + through, partial(self._apgd, budget, wide, "ce", 1)
             past = BPDAIdentity(defended)
-            yield "APGD-margin, BPDA identity", partial(self._apgd, past, "margin", 4)
-            yield "APGD on the purifier's output", partial(self._at_purifier, defended)
+            yield "APGD-margin, BPDA identity", partial(self._apgd, budget, past, "margin", 4)
+            yield "APGD on the purifier's output", partial(self._at_purifier, budget, defended)
         with torch.no_grad():
             n_classes = self.model(self.x[:1]).shape[1]
         for loss in ("margin", "ce", *(("dlr",) if n_classes > 2 else ())):
             title = {"margin": "APGD-margin", "ce": "APGD-CE", "dlr": "APGD-DLR"}[loss]
-            yield title + averaged, partial(self._apgd, self.model, loss, eot)
+            yield title + averaged, partial(self._apgd, budget, self.model, loss, eot)
         yield (
-            f"PGD-{self.budget.pgd_iter}" + (f", EOT {eot}" if random else ""),
-            partial(self._pgd, eot),
+            f"PGD-{budget.pgd_iter}" + (f", EOT {eot}" if random else ""),
+            partial(self._pgd, budget, eot),
         )
-        yield f"Square, {self.budget.n_queries} queries", partial(self._square, eot)
+        yield f"Square, {budget.n_queries} queries", partial(self._square, budget, eot)
 
     def checked(self, name: str, points: Tensor) -> Tensor:
         """Return points, or raise RuntimeError if they have left ball or box."""
@@ -271,7 +270,7 @@ class _Suite:
             )
         return points
 
-    def _apgd(self, target: nn.Module, loss: str, eot_iter: int) -> Tensor:
+    def _apgd(self, budget: Budget, target: nn.Module, loss: str, eot_iter: int) -> Tensor:
         return vector_apgd(
             target,
             self.x,
@@ -280,14 +279,14 @@ class _Suite:
             norm=self.norm,
             box=self.box,
             loss=loss,
-            n_iter=self.budget.n_iter,
-            n_restarts=self.budget.n_restarts,
+            n_iter=budget.n_iter,
+            n_restarts=budget.n_restarts,
             eot_iter=eot_iter,
             judge=self.model,
             seed=self.seed,
         )
 
-    def _at_purifier(self, defended: DefendedClassifier) -> Tensor:
+    def _at_purifier(self, budget: Budget, defended: DefendedClassifier) -> Tensor:
         shift = PurifierShift(defended.purifier, self.x, self.seed)
         with frozen(defended), isolated(self.seed):
             return ascend_objective(
@@ -298,17 +297,17 @@ class _Suite:
                 attack_eps=self.attack_eps,
                 norm=self.norm,
                 box=self.box,
-                n_iter=self.budget.n_iter,
-                n_restarts=self.budget.n_restarts,
+                n_iter=budget.n_iter,
+                n_restarts=budget.n_restarts,
             )
 
-    def _pgd(self, eot_iter: int) -> Tensor:
+    def _pgd(self, budget: Budget, eot_iter: int) -> Tensor:
         objective = ExpectedLoss(self.model, self.y, "margin", eot_iter)
         ball = BALLS[self.norm](self.x, self.attack_eps, self.box)
         with frozen(self.model), isolated(self.seed):
-            return pgd(objective, ball, ball.random_start(), n_iter=self.budget.pgd_iter)
+            return pgd(objective, ball, ball.random_start(), n_iter=budget.pgd_iter)
 
-    def _square(self, eot_iter: int) -> Tensor:
+    def _square(self, budget: Budget, eot_iter: int) -> Tensor:
         return vector_square(
             self.model,
             self.x,
@@ -316,7 +315,7 @@ class _Suite:
             attack_eps=self.attack_eps,
             norm=self.norm,
             box=self.box,
-            n_queries=self.budget.n_queries,
+            n_queries=budget.n_queries,
             eot_iter=eot_iter,
             seed=self.seed,
         )

@@ -24,6 +24,7 @@ def load_dataset(
     classes: str | None = None,
     label_key: str = "labels",
     split_by: str | None = None,
+    test_fold: int | None = None,
     seed: int = 0,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
     progress: bool = False,
@@ -42,6 +43,8 @@ def load_dataset(
         The array of labels in an ``.npz``; other sources have none to choose.
     split_by : {"split", "patient_fold", "patient", "random"}, optional
         See `make_split`.
+    test_fold : int, optional
+        See `make_split`.
     seed : int, default=0
         For the splits made here, and for the phantom.
     image_shape : tuple of int, default=(128, 128)
@@ -59,6 +62,8 @@ def load_dataset(
         If the source cannot be read, or the arguments do not fit it.
     """
     if path is None:
+        if test_fold is not None:
+            raise ValueError(f"test_fold={test_fold}: the built-in images have no patient_fold")
         return _load_phantom(classes, label_key, split_by, seed, image_shape)
     source = str(path)
     if classes is not None:
@@ -72,6 +77,7 @@ def load_dataset(
         split=records.split,
         groups=records.groups,
         split_by=split_by,
+        test_fold=test_fold,
         seed=seed,
         source=source,
     )

@@ -21,6 +21,7 @@ def make_split(
     split: NDArray[np.str_] | None,
     groups: Mapping[str, NDArray[Any]],
     split_by: str | None,
+    test_fold: int | None = None,
     seed: int,
     source: str,
 ) -> tuple[NDArray[np.str_], list[str]]:
@@ -36,10 +37,13 @@ def make_split(
     split_by : {"split", "patient_fold", "patient", "random"} or None
         - "split": the source's own. Without validation images, 15/85 of its training images are
           taken for them, by patient where given.
-        - "patient_fold": the lowest fold tests, the next validates, the others train.
+        - "patient_fold": `test_fold` tests, the next fold validates (after the last the first),
+          the others train.
         - "patient": 70/15/15, near the same share of each class, no patient in two splits.
         - "random": 70/15/15 of each class, whoever the images belong to.
         - None: the first of "split", "patient", "patient_fold" that the source has, or "random".
+    test_fold : int, optional
+        For "patient_fold"; by default the lowest.
     seed : int
         For "patient" and "random".
     source : str
@@ -72,11 +76,15 @@ def make_split(
             f"split_by={split_by!r} needs {split_by!r} for every image, which {source} does not "
             f"have; choose {there}"
         )
+    if test_fold is not None and split_by != "patient_fold":
+        raise ValueError(
+            f"test_fold={test_fold} is for split_by='patient_fold', got split_by={split_by!r}"
+        )
     if split_by == "split":
         assert split is not None
         return _complete(split, labels, groups.get("patient"), seed=seed, source=source)
     if split_by == "patient_fold":
-        return _by_fold(groups["patient_fold"], source=source)
+        return _by_fold(groups["patient_fold"], test_fold, source=source)
     patients = groups["patient"] if split_by == "patient" else None
     made = _divide(labels, patients, FRACTIONS, seed=seed, source=source)
     return _named(made), [_made_note(patients, seed, has_patients=has["patient"])]
@@ -124,7 +132,9 @@ def _complete(
     ]
 
 
-def _by_fold(folds: NDArray[Any], *, source: str) -> tuple[NDArray[np.str_], list[str]]:
+def _by_fold(
+    folds: NDArray[Any], test_fold: int | None, *, source: str
+) -> tuple[NDArray[np.str_], list[str]]:
     if folds.dtype.kind not in "iuU":
         raise ValueError(f"{source}: patient_fold is {folds.dtype}; give integers or text")
     found = np.unique(folds).tolist()
@@ -133,7 +143,11 @@ def _by_fold(folds: NDArray[Any], *, source: str) -> tuple[NDArray[np.str_], lis
             f"split_by='patient_fold' needs at least 3 folds (test, valid, train), but {source} "
             f"has {len(found)}; choose split_by='random'"
         )
-    test, valid, *train = found
+    names = [str(fold) for fold in found]
+    if test_fold is not None and str(test_fold) not in names:
+        raise ValueError(f"test_fold={test_fold}: {source} has the folds {', '.join(names)}")
+    first = 0 if test_fold is None else names.index(str(test_fold))
+    test, valid, *train = found[first:] + found[:first]
     split = np.select([folds == test, folds == valid], ["test", "valid"], "train").astype(np.str_)
     return split, [
         f"Split by patient_fold: {', '.join(map(str, train))} train, {valid} validates, "

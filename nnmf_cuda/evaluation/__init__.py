@@ -7,6 +7,7 @@ from nnmf_cuda.evaluation.calibration import (
     expected_calibration_error,
     reliability_curve,
 )
+from nnmf_cuda.evaluation.certificates import Certificate, certify
 from nnmf_cuda.evaluation.denoising import denoising_error
 from nnmf_cuda.evaluation.inference import predict_probabilities
 from nnmf_cuda.evaluation.metrics import (
@@ -32,8 +33,10 @@ __all__ = [
     "PAPER_TEST_COUNTS",
     "PAPER_TIMINGS",
     "ROW_NAMES",
+    "Certificate",
     "EvaluatedRows",
     "ReliabilityCurve",
+    "certify",
     "check_every_class",
     "classification_metrics",
     "denoising_error",

@@ -89,6 +89,7 @@ def evaluate_rows(
     seed: int,
     n_predictions: int = 20,
     batch_size: int = 1024,
+    random: bool = True,
 ) -> EvaluatedRows:
     """Evaluate both models on clean and on attacked features.
 
@@ -113,6 +114,8 @@ def evaluate_rows(
         Predictions for each defended row.
     batch_size : int, default=1024
         Rows a call.
+    random : bool, default=True
+        False for a defence without noise: called as ``defended(x)``, and once is enough.
 
     Raises
     ------
@@ -122,6 +125,8 @@ def evaluate_rows(
     y = check_labels(labels)
     if n_predictions < 1:
         raise ValueError(f"n_predictions={n_predictions}; need at least 1")
+    if not random:
+        n_predictions = 1
     inputs = {
         "x_clean": x_clean,
         "x_adv_baseline": x_adv_baseline,
@@ -131,7 +136,7 @@ def evaluate_rows(
         shape = tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
         if len(shape) != 2 or shape[0] != len(y):
             raise ValueError(f"{name} has shape {shape}; labels asks for ({len(y)}, n_features)")
-    generator = torch.Generator(device_of(defended)).manual_seed(seed)
+    generator = torch.Generator(device_of(defended)).manual_seed(seed) if random else None
     rows, spread, probabilities = {}, {}, {}
     for name in ROW_NAMES:
         condition, _, model = name.partition("_")

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnmf_cuda import __version__
+from nnmf_cuda.diffusion import DiffusionPurifier
 from nnmf_cuda.features import FeatureExtractor
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
-from nnmf_cuda.pipeline.config import DiffusionConfig
-from nnmf_cuda.pipeline.stages import defend
+from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig
+from nnmf_cuda.pipeline.stages import defend, purifier_of
 
 __all__ = ["FORMAT_VERSION", "TrainedModel", "load_model", "save_model"]
 
@@ -39,8 +40,13 @@ class TrainedModel:
         Images to features.
     classifier : FeatureCNN
         Features to logits.
-    defended : DefendedClassifier
-        Features to logits, through the purifier; random unless given noise.
+    purifier : DiffusionPurifier
+        Noise and denoiser.
+    defended : nn.Module
+        Features to logits, by the defence. Where it is a `DefendedClassifier`, it is random unless
+        given noise.
+    robust_classifier : FeatureCNN or None
+        Adversarially trained, where the defence has one.
     label_names : tuple of str
         Class names in the order of the logits; the last is the positive class.
     diffusion : DiffusionConfig
@@ -51,9 +57,12 @@ class TrainedModel:
 
     extractor: FeatureExtractor
     classifier: FeatureCNN
-    defended: DefendedClassifier
+    purifier: DiffusionPurifier
+    defended: nn.Module
+    robust_classifier: FeatureCNN | None
     label_names: tuple[str, ...]
     diffusion: DiffusionConfig
+    defence: DefenceConfig
     info: Mapping[str, Any]
 
     @property
@@ -94,7 +103,7 @@ class TrainedModel:
         images : array-like or Tensor
             As for `features`.
         defended : bool, default=True
-            Whether to purify before classifying.
+            Whether to answer by the defence.
         seed : int, default=0
             Of the purifier's noise, which is the same for every image, so that an answer depends
             on the image and the seed alone. Whoever knows the seed knows the noise: to keep it
@@ -121,16 +130,17 @@ class TrainedModel:
             Maps a tensor of images to a float64 tensor (n, n_classes) on the model's device,
             differentiably where the images are floating point.
         """
-        if not defended:
-            return lambda images: self.classifier(self.features(images)).double().softmax(1)
+        chosen = self.defended if defended else self.classifier
+        if not isinstance(chosen, DefendedClassifier):
+            return lambda images: chosen(self.features(images)).double().softmax(1)
         # One row of features: as wide and of the type that the classifier sees.
         row = self.extractor.components.new_zeros(1, self.extractor.n_features)
         generator = torch.Generator().manual_seed(seed)
-        noise = self.defended.purifier.draw_noise(row, generator)
+        noise = self.purifier.draw_noise(row, generator)
 
         def answer(images: Tensor) -> Tensor:
             x = self.features(images)
-            logits: Tensor = self.defended(x, noise=noise.expand(-1, len(x), -1, -1))
+            logits: Tensor = chosen(x, noise=noise.expand(-1, len(x), -1, -1))
             return logits.double().softmax(1)
 
         return answer
@@ -148,12 +158,13 @@ def save_model(model: TrainedModel, directory: Path) -> None:
     """
     from safetensors.torch import save
 
-    denoiser: FeatureDenoiser = model.defended.purifier.denoiser
-    parts = {
+    parts: dict[str, nn.Module] = {
         "extractor": model.extractor,
         "classifier": model.classifier,
-        "denoiser": denoiser,
+        "denoiser": model.purifier.denoiser,
     }
+    if model.robust_classifier is not None:
+        parts["robust_classifier"] = model.robust_classifier
     tensors = {
         f"{part}.{name}": tensor.detach().cpu().contiguous()
         for part, module in parts.items()
@@ -167,6 +178,7 @@ def save_model(model: TrainedModel, directory: Path) -> None:
         "label_names": list(model.label_names),
         "n_features": model.extractor.n_features,
         "diffusion": asdict(model.diffusion),
+        "defence": asdict(model.defence),
         "info": dict(model.info),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
@@ -209,7 +221,7 @@ def load_model(directory: str | Path, *, device: torch.device | str = "cpu") -> 
             f"{home}: {_JSON} does not describe the weights beside it ({error}): run the"
             " experiment again"
         ) from error
-    for module in (model.extractor, model.classifier, model.defended):
+    for module in (model.extractor, model.classifier, model.purifier, model.defended):
         module.to(device).eval()
     return model
 
@@ -262,6 +274,8 @@ def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
     settings = dict(description["diffusion"])
     settings["timesteps"] = tuple(settings["timesteps"])
     diffusion = DiffusionConfig(**settings)
+    # Models of before there was a choice have none written down: the purifier was the defence.
+    defence = DefenceConfig(**description.get("defence", {}))
     height, width = description["image_shape"]
     extractor = FeatureExtractor(
         tensors["extractor.components"], tensors["extractor.selected"], image_shape=(height, width)
@@ -271,14 +285,23 @@ def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
     denoiser = FeatureDenoiser(
         n_features, hidden=diffusion.hidden, embedding_dim=diffusion.embedding_dim
     )
-    for name, module in (("classifier", classifier), ("denoiser", denoiser)):
+    robust_classifier = None
+    modules: dict[str, nn.Module] = {"classifier": classifier, "denoiser": denoiser}
+    if defence.trains_robustly:
+        robust_classifier = FeatureCNN(n_features, len(label_names))
+        modules["robust_classifier"] = robust_classifier
+    for name, module in modules.items():
         module.load_state_dict(_part(tensors, name))
+    purifier = purifier_of(denoiser, diffusion)
     return TrainedModel(
         extractor=extractor,
         classifier=classifier,
-        defended=defend(classifier, denoiser, diffusion),
+        purifier=purifier,
+        defended=defend(purifier, classifier, robust_classifier, defence),
+        robust_classifier=robust_classifier,
         label_names=label_names,
         diffusion=diffusion,
+        defence=defence,
         info=description["info"],
     )
 

@@ -26,6 +26,14 @@ from nnmf_cuda.pipeline.five_stages import (
     evaluation_seed,
     run_five_stages,
 )
+from nnmf_cuda.pipeline.robustness import Robustness, Subject, evaluate_robustness
+from nnmf_cuda.pipeline.robustness.points import summary_table
+from nnmf_cuda.pipeline.robustness.results import pixels_of_test, write_results
+from nnmf_cuda.pipeline.robustness.subject import (
+    FEATURES_FILE,
+    groups_of_test,
+    save_features,
+)
 from nnmf_cuda.pipeline.run_directory import results_directory
 from nnmf_cuda.report import ReportContent, bullet_list, metrics_table, timings_table, write_report
 from nnmf_cuda.timing import StageTimer
@@ -49,12 +57,15 @@ class Experiment:
         Content of `timings.json`.
     comparable : bool
         Whether the test images are those of the paper, by their counts.
+    robustness : dict or None
+        Content of `robustness.json`, where it was evaluated.
     """
 
     model: TrainedModel
     metrics: dict[str, Any]
     timings: dict[str, Any]
     comparable: bool
+    robustness: dict[str, Any] | None = None
 
     def tables(self) -> str:
         """Return the two tables and the notes for a terminal."""
@@ -65,9 +76,10 @@ class Experiment:
             spread=self.metrics["spread"],
             n_predictions=self.metrics["n_predictions"],
         )
-        return "\n\n".join(
-            (metrics, timings_table(self.timings), bullet_list(self.metrics["notes"]))
-        )
+        parts = [metrics, timings_table(self.timings), bullet_list(self.metrics["notes"])]
+        if self.robustness is not None:
+            parts.append(summary_table(self.robustness))
+        return "\n\n".join(parts)
 
 
 def run_experiment(
@@ -80,6 +92,7 @@ def run_experiment(
     progress: bool = False,
     say: Callable[[str], None] = logger.info,
     bench_records: Sequence[Mapping[str, Any]] = (),
+    evaluation: str = "paper",
 ) -> Experiment:
     """Run every stage and write the results.
 
@@ -102,6 +115,8 @@ def run_experiment(
     bench_records : sequence of mapping, optional
         Of benchmarks: the newest that `nnmf_cuda.benchmarks.run_stage_benchmarks` has made on
         these images is plotted in the report.
+    evaluation : {"paper", "honest", "thorough"}, default="paper"
+        Whether `nnmf_cuda.pipeline.robustness.evaluate_robustness` follows, with how much effort.
 
     Returns
     -------
@@ -116,7 +131,7 @@ def run_experiment(
         timer = StageTimer(device)
         dataset = _load(config, timer, progress=progress, say=say)
         benchmark = _stage_benchmark(bench_records, dataset)
-        run = _Run(dataset, config, device, timer, progress, say, benchmark)
+        run = _Run(dataset, config, device, timer, progress, say, benchmark, evaluation)
         experiment = run.to_the_end(partial, config_yaml)
         (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
         timer.write(partial / "timings.json")
@@ -132,6 +147,7 @@ def _load(
             classes=config.data.classes,
             label_key=config.data.label_key,
             split_by=config.data.split_by,
+            test_fold=config.data.test_fold,
             seed=config.seed,
             progress=progress,
         )
@@ -176,6 +192,7 @@ class _Run:
         progress: bool,
         say: Callable[[str], None],
         stage_benchmark: Mapping[str, Any] | None,
+        evaluation: str,
     ) -> None:
         self.dataset = dataset
         self.config = config
@@ -184,6 +201,7 @@ class _Run:
         self.progress = progress
         self.say = say
         self.stage_benchmark = stage_benchmark
+        self.evaluation = evaluation
 
     def to_the_end(self, partial: Path, config_yaml: str) -> Experiment:
         environment = describe_environment(self.device, data_sha256=self.dataset.sha256())
@@ -210,21 +228,55 @@ class _Run:
         }
         notes = notes_of(self.dataset, self.config, rows, found)
         metrics = {**rows.as_dict(notes=notes), "attacks": found, "not_run": list(NOT_RUN)}
+        robustness = self._robustness(model, outputs, metrics)
         with self.timer.stage("writing_results"):
             save_model(model, partial / "model")
             _save_adversarial(partial / "adversarial.npz", features, attacks)
+            save_features(partial / FEATURES_FILE, features, self.dataset)
             _save_json(partial / "environment.json", environment)
             _save_json(partial / "metrics.json", metrics)
-            write_report(partial, self._report(outputs, rows, metrics, environment, config_yaml))
-        return Experiment(model, metrics, self.timer.as_dict(), self._is_papers_test_split)
+            if robustness is not None:
+                write_results(partial, robustness)
+            report = self._report(outputs, rows, metrics, environment, config_yaml, robustness)
+            write_report(partial, report)
+        content = None if robustness is None else robustness.content
+        return Experiment(model, metrics, self.timer.as_dict(), self._is_papers_test_split, content)
+
+    def _robustness(
+        self, model: TrainedModel, outputs: StageOutputs, metrics: Mapping[str, Any]
+    ) -> Robustness | None:
+        if self.evaluation == "paper":
+            return None
+        subject = Subject(
+            model=model,
+            x={split: outputs.features.x[split].float() for split in SPLITS},
+            y={s: torch.from_numpy(outputs.features.y[s]).to(self.device) for s in SPLITS},
+            attack_eps=self.config.attack.attack_eps,
+            norm=self.config.attack.norm,
+            paper={
+                name: {"points": result.x_adv, "flags": result.robust_flags}
+                for name, result in outputs.attacks.items()
+            },
+            findings=metrics,
+            seed=self.config.seed,
+            **groups_of_test(self.dataset),
+        )
+        preset = {"honest": "standard"}.get(self.evaluation, self.evaluation)
+        with self.timer.stage("robustness_evaluation", n_items=len(subject.y["test"])):
+            return evaluate_robustness(
+                subject, preset=preset, images=pixels_of_test(self.dataset, model), say=self.say
+            )
 
     def _model(self, outputs: StageOutputs) -> TrainedModel:
         return TrainedModel(
             extractor=outputs.features.extractor,
             classifier=outputs.cnn.model,
+            purifier=outputs.purifier,
             defended=outputs.defended,
+            robust_classifier=None if outputs.robust_cnn is None else outputs.robust_cnn.model,
             label_names=self.dataset.label_names,
             diffusion=self.config.diffusion,
+            defence=self.config.defence,
             info={
                 "source": self.dataset.source,
                 "synthetic": self.dataset.synthetic,
@@ -246,6 +298,7 @@ class _Run:
         metrics: Mapping[str, Any],
         environment: Mapping[str, Any],
         config_yaml: str,
+        robustness: Robustness | None,
     ) -> ReportContent:
         dataset, features = self.dataset, outputs.features
         cnn, denoiser, selector = outputs.cnn, outputs.denoiser, features.selector
@@ -293,7 +346,9 @@ class _Run:
             environment=environment,
             config=config_yaml,
             notes=metrics["notes"],
-            not_run=NOT_RUN,
+            not_run=NOT_RUN if robustness is None else (),
+            robustness=None if robustness is None else robustness.content,
+            pixel_examples=None if robustness is None else robustness.examples,
         )
 
 

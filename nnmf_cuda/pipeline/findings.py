@@ -141,7 +141,7 @@ def _split_note(dataset: ImageDataset) -> str:
 
 def _different_settings(config: ExperimentConfig) -> list[str]:
     paper, found = PRESETS["paper"], []
-    for part in ("nnmf", "selection", "classifier", "diffusion", "attack"):
+    for part in ("nnmf", "selection", "classifier", "diffusion", "defence", "attack"):
         ours, theirs = getattr(config, part), getattr(paper, part)
         for field in fields(ours):
             value = getattr(ours, field.name)

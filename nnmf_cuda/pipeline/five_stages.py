@@ -12,6 +12,7 @@ import torch
 
 from nnmf_cuda.attacks import AttackResult
 from nnmf_cuda.data import ImageDataset
+from nnmf_cuda.diffusion import DiffusionPurifier
 from nnmf_cuda.evaluation import EvaluatedRows, evaluate_rows
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline import stages
@@ -39,8 +40,12 @@ class StageOutputs:
         The classifier.
     denoiser : TrainingResult of FeatureDenoiser
         The denoiser.
-    defended : DefendedClassifier
-        Purifier and classifier.
+    robust_cnn : TrainingResult of FeatureCNN or None
+        The adversarially trained classifier, where the defence has one.
+    purifier : DiffusionPurifier
+        The denoiser at work.
+    defended : nn.Module
+        The defence.
     attacks : mapping of str to AttackResult
         By model: "baseline" and "defended".
     """
@@ -48,7 +53,9 @@ class StageOutputs:
     features: stages.Features
     cnn: TrainingResult[FeatureCNN]
     denoiser: TrainingResult[FeatureDenoiser]
-    defended: DefendedClassifier
+    robust_cnn: TrainingResult[FeatureCNN] | None
+    purifier: DiffusionPurifier
+    defended: torch.nn.Module
     attacks: Mapping[str, AttackResult]
 
     @property
@@ -100,7 +107,20 @@ def run_five_stages(
     say("training the denoiser")
     with timer.stage("denoiser_training", n_items=n_train):
         denoiser = stages.fit_denoiser(features, config.diffusion, **where)
-    defended = stages.defend(cnn.model, denoiser.model, config.diffusion)
+    robust_cnn = None
+    if config.defence.trains_robustly:
+        say("training the robust classifier")
+        with timer.stage("adversarial_training", n_items=n_train):
+            robust_cnn = stages.fit_robust_classifier(
+                features,
+                config.defence,
+                norm=config.attack.norm,
+                n_classes=dataset.n_classes,
+                **where,
+            )
+    purifier = stages.purifier_of(denoiser.model, config.diffusion)
+    robust_model = None if robust_cnn is None else robust_cnn.model
+    defended = stages.defend(purifier, cnn.model, robust_model, config.defence)
     attacks = {}
     for name, target in (("baseline", cnn.model), ("defended", defended)):
         say(f"attacking the {name} model ({' + '.join(config.attack.attacks)})")
@@ -108,7 +128,7 @@ def run_five_stages(
             attacks[name] = stages.attack_model(
                 target, features, config.attack, seed=config.seed, progress=progress
             )
-    return StageOutputs(features, cnn, denoiser, defended, attacks)
+    return StageOutputs(features, cnn, denoiser, robust_cnn, purifier, defended, attacks)
 
 
 def evaluate_stages(outputs: StageOutputs, config: ExperimentConfig) -> EvaluatedRows:
@@ -122,6 +142,7 @@ def evaluate_stages(outputs: StageOutputs, config: ExperimentConfig) -> Evaluate
         outputs.features.y["test"],
         seed=evaluation_seed(config.seed),
         n_predictions=config.n_predictions,
+        random=isinstance(outputs.defended, DefendedClassifier),
     )
 
 

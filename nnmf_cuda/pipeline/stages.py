@@ -24,12 +24,18 @@ from nnmf_cuda.nnmf import NNMF
 from nnmf_cuda.pipeline.config import (
     AttackConfig,
     ClassifierConfig,
+    DefenceConfig,
     DiffusionConfig,
     ExperimentConfig,
     NNMFConfig,
 )
 from nnmf_cuda.selection import ComponentSelector
-from nnmf_cuda.training import TrainingResult, train_classifier, train_denoiser
+from nnmf_cuda.training import (
+    TrainingResult,
+    train_classifier,
+    train_denoiser,
+    train_robust_classifier,
+)
 
 __all__ = [
     "Features",
@@ -38,7 +44,9 @@ __all__ = [
     "extract_features",
     "fit_classifier",
     "fit_denoiser",
+    "fit_robust_classifier",
     "noise_schedule",
+    "purifier_of",
 ]
 
 
@@ -127,6 +135,38 @@ def fit_classifier(
     )
 
 
+def fit_robust_classifier(
+    features: Features,
+    config: DefenceConfig,
+    *,
+    norm: str,
+    n_classes: int,
+    seed: int,
+    device: torch.device,
+    progress: bool = False,
+) -> TrainingResult[FeatureCNN]:
+    """Train a CNN of the same size on attacked training features."""
+    return train_robust_classifier(
+        features.x["train"],
+        features.y["train"],
+        features.x["valid"],
+        features.y["valid"],
+        n_classes=n_classes,
+        method=config.method,
+        attack_eps=config.train_eps,
+        norm=norm,
+        n_steps=config.n_steps,
+        trades_beta=config.trades_beta,
+        ema_decay=config.ema_decay,
+        epochs=config.epochs,
+        lr=config.lr,
+        batch_size=config.batch_size,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+
+
 def noise_schedule(config: DiffusionConfig) -> NoiseSchedule:
     """Build the linear noise schedule."""
     return NoiseSchedule.linear(config.num_timesteps, config.beta_start, config.beta_end)
@@ -157,10 +197,8 @@ def fit_denoiser(
     )
 
 
-def defend(
-    classifier: FeatureCNN, denoiser: FeatureDenoiser, config: DiffusionConfig
-) -> DefendedClassifier:
-    """Put the purifier before the classifier."""
+def purifier_of(denoiser: FeatureDenoiser, config: DiffusionConfig) -> DiffusionPurifier:
+    """Put a denoiser to work, on its device."""
     purifier = DiffusionPurifier(
         denoiser,
         noise_schedule(config),
@@ -168,7 +206,21 @@ def defend(
         n_draws=config.n_draws,
         eta=config.eta,
     )
-    return DefendedClassifier(purifier, classifier).to(next(classifier.parameters()).device)
+    return purifier.to(next(denoiser.parameters()).device)
+
+
+def defend(
+    purifier: DiffusionPurifier,
+    classifier: FeatureCNN,
+    robust_classifier: FeatureCNN | None,
+    config: DefenceConfig,
+) -> torch.nn.Module:
+    """Put the defence together; `robust_classifier` is there where the defence trains one."""
+    if robust_classifier is None:
+        return DefendedClassifier(purifier, classifier)
+    if config.kind == "adversarial":
+        return robust_classifier
+    return DefendedClassifier(purifier, robust_classifier)
 
 
 def attack_model(

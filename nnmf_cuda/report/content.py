@@ -76,6 +76,10 @@ class ReportContent:
         Softmax probabilities behind each row.
     attacks : mapping of str to mapping, optional
         For each attacked model, settings and findings by name.
+    robustness : mapping, optional
+        Content of ``robustness.json``.
+    pixel_examples : mapping, optional
+        "clean" and "attacked" images (m, height, width) of the attack on pixels.
     environment : mapping
         Versions, device, commit and the like.
     config : str
@@ -108,6 +112,8 @@ class ReportContent:
     labels: NDArray[np.integer[Any]] | None = None
     probabilities: Mapping[str, NDArray[np.floating[Any]]] | None = None
     attacks: Mapping[str, Mapping[str, Any]] | None = None
+    robustness: Mapping[str, Any] | None = None
+    pixel_examples: Mapping[str, NDArray[Any]] | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     config: str = ""
     notes: Sequence[str] = ()

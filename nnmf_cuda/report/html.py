@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from nnmf_cuda.report import curves, figures, tables
 from nnmf_cuda.report.content import ReportContent
+from nnmf_cuda.report.robustness import robustness_section
 
 __all__ = ["write_report"]
 
@@ -194,6 +196,9 @@ def _render(content: ReportContent, pictures: Mapping[str, _Picture]) -> str:
             n_predictions=content.n_predictions,
         ),
         stages=stages,
+        robustness=None
+        if content.robustness is None
+        else Markup(robustness_section(content.robustness, examples=content.pixel_examples)),
         against_constant=tables.against_constant(content.rows, majority),
     )
 

@@ -63,9 +63,19 @@ def test_features_have_length_one_and_the_selected_width(small_npz: Path) -> Non
 
 
 def test_defended_model_has_the_papers_noise_level() -> None:
-    from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
-
-    defended = defend(FeatureCNN(4, 2), FeatureDenoiser(4), PRESETS["paper"].diffusion)
-    alphas_cumprod = defended.purifier.alphas_cumprod[defended.purifier.timesteps]
+    purifier = purifier_of(FeatureDenoiser(4), PRESETS["paper"].diffusion)
+    alphas_cumprod = purifier.alphas_cumprod[purifier.timesteps]
     assert alphas_cumprod.item() == pytest.approx(0.97887, abs=1e-5)
     assert (1 - alphas_cumprod).sqrt().item() == pytest.approx(0.1454, abs=1e-4)
+
+
+def test_each_defence_is_put_together_from_its_parts() -> None:
+    purifier = purifier_of(FeatureDenoiser(4), PRESETS["paper"].diffusion)
+    plain, robust = FeatureCNN(4, 2), FeatureCNN(4, 2)
+    paper = defend(purifier, plain, None, DefenceConfig())
+    assert paper.purifier is purifier
+    assert paper.classifier is plain
+    assert defend(purifier, plain, robust, DefenceConfig("adversarial")) is robust
+    both = defend(purifier, plain, robust, DefenceConfig("adversarial-purifier"))
+    assert both.purifier is purifier
+    assert both.classifier is robust
