@@ -95,7 +95,8 @@ class Findings:
     pixels : PixelAttack or None
     seconds : float
     n_calls, n_rows : int
-        Calls of the defended model during all of it, and rows that it was asked about.
+        Calls of models of the defence's kind during all of it, surrogates included, and rows that
+        they were asked about.
     """
 
     suites: Mapping[str, SuiteResult]
@@ -181,32 +182,35 @@ def evaluate_robustness(
         raise ValueError(f"preset must be one of {', '.join(EFFORTS)}; got {preset!r}")
     started = time.perf_counter()
     evaluation = _Evaluation(subject, effort or EFFORTS[preset], say)
-    with _counted(subject.defended) as calls:
+    with _Counted(type(subject.defended)) as calls:
         found = evaluation.run(images)
     seconds = time.perf_counter() - started
     findings = Findings(**found, seconds=seconds, n_calls=calls.n_calls, n_rows=calls.n_rows)
     return Robustness(answer_points(subject, findings, preset=preset), findings)
 
 
-class _counted:
-    """Counts the calls of a model inside the block, without a hook, which would unfuse it."""
+class _Counted:
+    """Counts the calls of every model of a kind inside the block, surrogates and copies included.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.n_calls, self.n_rows = model, 0, 0
+    Without a hook, which would take the models from the fused path.
+    """
 
-    def __enter__(self) -> _counted:
-        forward = self.model.forward
+    def __init__(self, kind: type[nn.Module]) -> None:
+        self.kind, self.n_calls, self.n_rows = kind, 0, 0
 
-        def counting(x: Tensor, *args: Any, **options: Any) -> Any:
+    def __enter__(self) -> _Counted:
+        self._forward = forward = self.kind.forward
+
+        def counting(model: nn.Module, x: Tensor, *args: Any, **options: Any) -> Any:
             self.n_calls += 1
             self.n_rows += len(x)
-            return forward(x, *args, **options)
+            return forward(model, x, *args, **options)
 
-        self.model.forward = counting
+        setattr(self.kind, "forward", counting)  # noqa: B010
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self.model.forward
+        setattr(self.kind, "forward", self._forward)  # noqa: B010
 
 
 class _Evaluation:
