@@ -28,7 +28,7 @@ from nnmf_cuda.evaluation.metrics import (
     wilson_interval,
 )
 from nnmf_cuda.evaluation.paper import PAPER_METRICS, PAPER_TEST_COUNTS, PAPER_TIMINGS
-from nnmf_cuda.evaluation.resampling import ResampledMetrics, resample_metrics
+from nnmf_cuda.evaluation.resampling import NoResampleError, ResampledMetrics, resample_metrics
 from nnmf_cuda.evaluation.rows import (
     ROW_NAMES,
     EvaluatedRows,
@@ -49,6 +49,7 @@ __all__ = [
     "EvaluatedRows",
     "Interval",
     "McNemarResult",
+    "NoResampleError",
     "ReliabilityCurve",
     "ResampledMetrics",
     "bootstrap_interval",

@@ -11,13 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 from nnmf_cuda.evaluation._weighted_metrics import WeightedMetrics
 from nnmf_cuda.evaluation.metrics import METRIC_NAMES, check_labels, check_predictions
 
-__all__ = ["ResampledMetrics", "resample_metrics"]
+__all__ = ["NoResampleError", "ResampledMetrics", "resample_metrics"]
 
 _BLOCK = 2**22
 """Counts held at a time: 32 MiB in float64."""
 
 _MOST_REDRAWN = 100
 """Redraws allowed for each resample wanted, before the data are called unfit."""
+
+
+class NoResampleError(ValueError):
+    """Hardly a resample of the data holds every class, as ROC-AUC needs."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,9 @@ def resample_metrics(
     Raises
     ------
     ValueError
-        If arguments are not as described, there is one group only, or hardly a resample holds
-        every class.
+        If arguments are not as described, or there is one group only.
+    NoResampleError
+        If hardly a resample holds every class. A ValueError too.
     """
     y = check_labels(labels)
     if not len(models):
@@ -151,7 +156,7 @@ class _Resampler:
             missing -= int(complete.sum())
             self.n_redrawn += int((~complete).sum())
             if self.n_redrawn > _MOST_REDRAWN * self._n_resamples:
-                raise ValueError(
+                raise NoResampleError(
                     f"{self.n_redrawn} resamples of {self._n_clusters} groups lacked a class; give "
                     "samples of each class from more groups, or a finer grouping"
                 )
