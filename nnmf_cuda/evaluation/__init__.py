@@ -7,9 +7,17 @@ from nnmf_cuda.evaluation.calibration import (
     expected_calibration_error,
     reliability_curve,
 )
-from nnmf_cuda.evaluation.certificates import Certificate, certify
+from nnmf_cuda.evaluation.certificates import ABSTAINED, Certificate, certify
+from nnmf_cuda.evaluation.comparisons import AUCComparison, McNemarResult, delong, mcnemar
 from nnmf_cuda.evaluation.denoising import denoising_error
 from nnmf_cuda.evaluation.inference import predict_probabilities
+from nnmf_cuda.evaluation.intervals import (
+    BootstrapIntervals,
+    Interval,
+    bootstrap_interval,
+    paired_bootstrap,
+    percentile_intervals,
+)
 from nnmf_cuda.evaluation.metrics import (
     CONFUSION_METRICS,
     METRIC_NAMES,
@@ -20,6 +28,7 @@ from nnmf_cuda.evaluation.metrics import (
     wilson_interval,
 )
 from nnmf_cuda.evaluation.paper import PAPER_METRICS, PAPER_TEST_COUNTS, PAPER_TIMINGS
+from nnmf_cuda.evaluation.resampling import NoResampleError, ResampledMetrics, resample_metrics
 from nnmf_cuda.evaluation.rows import (
     ROW_NAMES,
     EvaluatedRows,
@@ -27,24 +36,37 @@ from nnmf_cuda.evaluation.rows import (
 )
 
 __all__ = [
+    "ABSTAINED",
     "CONFUSION_METRICS",
     "METRIC_NAMES",
     "PAPER_METRICS",
     "PAPER_TEST_COUNTS",
     "PAPER_TIMINGS",
     "ROW_NAMES",
+    "AUCComparison",
+    "BootstrapIntervals",
     "Certificate",
     "EvaluatedRows",
+    "Interval",
+    "McNemarResult",
+    "NoResampleError",
     "ReliabilityCurve",
+    "ResampledMetrics",
+    "bootstrap_interval",
     "certify",
     "check_every_class",
     "classification_metrics",
+    "delong",
     "denoising_error",
     "evaluate_rows",
     "expected_calibration_error",
     "majority_class_accuracy",
+    "mcnemar",
     "metrics_from_confusion",
+    "paired_bootstrap",
+    "percentile_intervals",
     "predict_probabilities",
     "reliability_curve",
+    "resample_metrics",
     "wilson_interval",
 ]

@@ -35,6 +35,7 @@ from nnmf_cuda.pipeline.robustness.subject import (
     save_features,
 )
 from nnmf_cuda.pipeline.run_directory import results_directory
+from nnmf_cuda.pipeline.uncertainty import measure_uncertainty
 from nnmf_cuda.report import ReportContent, bullet_list, metrics_table, timings_table, write_report
 from nnmf_cuda.timing import StageTimer
 
@@ -75,6 +76,7 @@ class Experiment:
             paper=self.comparable,
             spread=self.metrics["spread"],
             n_predictions=self.metrics["n_predictions"],
+            uncertainty=self.metrics,
         )
         parts = [metrics, timings_table(self.timings), bullet_list(self.metrics["notes"])]
         if self.robustness is not None:
@@ -216,6 +218,7 @@ class _Run:
         features, attacks, model = outputs.features, outputs.attacks, self._model(outputs)
         with self.timer.stage("evaluation", n_items=len(features.y["test"])):
             rows = evaluate_stages(outputs, self.config)
+            uncertainty = measure_uncertainty(self.dataset, rows, seed=self.config.seed)
         found = {
             name: attack_findings(
                 result,
@@ -227,7 +230,12 @@ class _Run:
             for name, result in attacks.items()
         }
         notes = notes_of(self.dataset, self.config, rows, found)
-        metrics = {**rows.as_dict(notes=notes), "attacks": found, "not_run": list(NOT_RUN)}
+        metrics = {
+            **rows.as_dict(notes=notes),
+            **uncertainty,
+            "attacks": found,
+            "not_run": list(NOT_RUN),
+        }
         robustness = self._robustness(model, outputs, metrics)
         with self.timer.stage("writing_results"):
             save_model(model, partial / "model")
@@ -316,6 +324,7 @@ class _Run:
             spread=rows.spread,
             n_predictions=rows.n_predictions,
             paper_comparable=self._is_papers_test_split,
+            uncertainty=metrics,
             timings=self.timer.as_dict(),
             stage_benchmark=self.stage_benchmark,
             components=features.nnmf.components_.reshape(-1, *dataset.image_shape),

@@ -28,8 +28,8 @@ NOT_RUN = (
     "Plain noise without the denoiser, a linear denoiser, and an adversarially trained network, to"
     " compare the defence with.",
     "An attack on pixels: the adversary here moves features, not images.",
-    "A certificate; intervals clustered by patient; near-duplicates between splits; an external"
-    " test set.",
+    "A certificate (`nnmf_cuda.evaluation.certify` makes one); near-duplicates between splits; an"
+    " external test set.",
 )
 """What the paper's protocol leaves out; the report lists it."""
 

@@ -21,6 +21,7 @@ OPTIONAL_PARTS = {
     "denoiser_history": "Training curve of the denoiser",
     "denoising_error": "Denoising error against noise level",
     "probabilities": "ROC and reliability curves",
+    "uncertainty": "Intervals and comparisons of the rows",
     "timings": "Stage times",
     "attacks": "Settings and checks of the attack",
 }
@@ -51,6 +52,8 @@ class ReportContent:
         Predictions behind each defended row.
     paper_comparable : bool
         Whether the data are the paper's, so that its figures stand beside ours.
+    uncertainty : mapping, optional
+        ``intervals``, ``comparisons`` and ``calibration`` of ``metrics.json``.
     timings : mapping, optional
         Content of ``timings.json``.
     stage_benchmark : mapping, optional
@@ -99,6 +102,7 @@ class ReportContent:
     spread: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     n_predictions: int = 20
     paper_comparable: bool = False
+    uncertainty: Mapping[str, Any] | None = None
     timings: Mapping[str, Any] | None = None
     stage_benchmark: Mapping[str, Any] | None = None
     components: NDArray[np.floating[Any]] | None = None

@@ -188,12 +188,14 @@ def _render(content: ReportContent, pictures: Mapping[str, _Picture]) -> str:
             majority_class_accuracy=majority,
             paper=paper,
             spread=content.spread,
+            uncertainty=content.uncertainty,
         ),
         metric_notes=tables.metric_notes(
             content.rows,
             majority_class_accuracy=majority,
             paper=paper,
             n_predictions=content.n_predictions,
+            uncertainty=content.uncertainty,
         ),
         stages=stages,
         robustness=None

@@ -14,6 +14,7 @@ from nnmf_cuda.evaluation import (
     ROW_NAMES,
     wilson_interval,
 )
+from nnmf_cuda.report.uncertainty import interval_cells, interval_label, uncertainty_notes
 from nnmf_cuda.timing import PAPER_STAGES
 
 __all__ = [
@@ -75,7 +76,7 @@ class Line:
     Attributes
     ----------
     kind : str
-        "measured", "spread", "paper", "constant", "total" or "other": how to set it.
+        "measured", "interval", "spread", "paper", "constant", "total" or "other": how to set it.
     label : str
         First cell.
     cells : tuple of str
@@ -100,12 +101,16 @@ def metric_lines(
     majority_class_accuracy: float,
     paper: bool,
     spread: Mapping[str, Mapping[str, float]] | None = None,
+    uncertainty: Mapping[str, Any] | None = None,
 ) -> list[Line]:
-    """Return the lines of the metric table: each row, its spread, the paper's, the constant."""
+    """Return the metric table's lines: each row, its interval and spread, the paper's; constant."""
     lines = []
     for name in ROW_NAMES:
         values = rows[name]
         lines.append(Line("measured", name, tuple(f"{values[m]:.4f}" for m in METRIC_NAMES)))
+        intervals = interval_cells(uncertainty, name) if uncertainty else None
+        if uncertainty and intervals:
+            lines.append(Line("interval", interval_label(uncertainty), intervals))
         if spread and name in spread:
             deviations = tuple(f"±{spread[name][m]:.4f}" for m in METRIC_NAMES)
             lines.append(Line("spread", "noise spread", deviations))
@@ -123,6 +128,7 @@ def metric_notes(
     majority_class_accuracy: float,
     paper: bool,
     n_predictions: int | None = None,
+    uncertainty: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Return the sentences that belong under the metric table."""
     n = int(rows["Clean_Baseline"]["n"])
@@ -136,6 +142,8 @@ def metric_notes(
         f"{majority_class_accuracy:.4f}; {against_constant(rows, majority_class_accuracy)}.",
         f"95 % Wilson intervals of accuracy, images taken as independent: {', '.join(intervals)}.",
     ]
+    if uncertainty:
+        notes += uncertainty_notes(uncertainty)
     if n_predictions is not None:
         notes.append(
             f"Defended rows: mean of each metric over {n_predictions} predictions with fresh "
@@ -155,6 +163,7 @@ def metrics_table(
     paper: bool = True,
     spread: Mapping[str, Mapping[str, float]] | None = None,
     n_predictions: int | None = None,
+    uncertainty: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the four rows by nine metrics as plain text.
 
@@ -170,6 +179,8 @@ def metrics_table(
         Standard deviations over predictions of the defended rows.
     n_predictions : int, optional
         How many predictions those rows are the mean of.
+    uncertainty : mapping, optional
+        ``intervals``, ``comparisons`` and ``calibration`` of ``metrics.json``.
 
     Returns
     -------
@@ -177,13 +188,18 @@ def metrics_table(
         No newline at the end.
     """
     lines = metric_lines(
-        rows, majority_class_accuracy=majority_class_accuracy, paper=paper, spread=spread
+        rows,
+        majority_class_accuracy=majority_class_accuracy,
+        paper=paper,
+        spread=spread,
+        uncertainty=uncertainty,
     )
     notes = metric_notes(
         rows,
         majority_class_accuracy=majority_class_accuracy,
         paper=paper,
         n_predictions=n_predictions,
+        uncertainty=uncertainty,
     )
     return _plain_text(("", *METRIC_TITLES.values()), lines, notes)
 
@@ -249,7 +265,7 @@ def timings_table(timings: Mapping[str, Any]) -> str:
 
 def _plain_text(header: Sequence[str], lines: Iterable[Line], notes: Iterable[str]) -> str:
     """Set a table with the first column to the left and the others to the right."""
-    indent = {"spread": "  ", "paper": "  "}
+    indent = dict.fromkeys(("interval", "spread", "paper"), "  ")
     table = [tuple(header)]
     table += [(indent.get(line.kind, "") + line.label, *line.cells) for line in lines]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]

@@ -53,6 +53,31 @@ def test_run_metrics_have_the_documented_keys(small_run: tuple[Path, str]) -> No
     assert isinstance(metrics["notes"], list)
 
 
+def test_run_says_how_uncertain_its_rows_are(small_run: tuple[Path, str]) -> None:
+    metrics, printed = read(small_run[0] / "metrics.json"), " ".join(small_run[1].split())
+    intervals = metrics["intervals"]
+    assert (intervals["clustered_by"], intervals["n_clusters"]) == ("image", 15)
+    for name, row in metrics["rows"].items():
+        for metric in METRIC_NAMES:
+            ends = intervals["rows"][name][metric]
+            assert ends["low"] <= row[metric] <= ends["high"]
+        wilson = metrics["wilson"][name]
+        assert wilson["low"] < row["accuracy"] < wilson["high"] or row["accuracy"] in (0, 1)
+        assert 0 <= metrics["calibration"]["expected_calibration_error"][name] <= 1
+    rows = metrics["rows"]
+    for name in ("clean", "robust"):
+        difference = metrics["comparisons"][name]["difference"]["accuracy"]["estimate"]
+        apart = [rows[f"{name.capitalize()}_{m}"]["accuracy"] for m in ("Defended", "Baseline")]
+        assert difference == pytest.approx(apart[0] - apart[1])
+        assert set(metrics["comparisons"][name]["mcnemar"]) == {"n_only_a", "n_only_b", "p_value"}
+        assert metrics["comparisons"][name]["delong"] is not None
+    assert "95 % interval" in printed
+    assert "2000 resamples of single images (15), taken as independent" in printed
+    report = (small_run[0] / "report.html").read_text(encoding="utf-8")
+    assert "95 % interval" in report
+    assert "Defended against Baseline, robust" in report
+
+
 def test_run_counts_the_attacks_success_in_every_way(small_run: tuple[Path, str]) -> None:
     out, printed = small_run
     metrics = read(out / "metrics.json")
@@ -183,6 +208,7 @@ def test_run_with_three_classes(tmp_path: Path) -> None:
     assert main(["run", f"--data={data}", f"--out={tmp_path / 'out'}", *SMALL]) == 0
     rows = read(tmp_path / "out" / "metrics.json")["rows"]
     assert 0 <= rows["Robust_Defended"]["roc_auc"] <= 1
+    assert read(tmp_path / "out" / "metrics.json")["comparisons"]["clean"]["delong"] is None
 
 
 def test_run_plots_the_newest_stage_benchmark_of_its_images(

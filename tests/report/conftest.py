@@ -7,7 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from nnmf_cuda.evaluation import ROW_NAMES, classification_metrics, majority_class_accuracy
+from nnmf_cuda.evaluation import (
+    METRIC_NAMES,
+    ROW_NAMES,
+    classification_metrics,
+    majority_class_accuracy,
+)
 from nnmf_cuda.report import ReportContent
 from nnmf_cuda.timing import PAPER_STAGES
 
@@ -73,7 +78,39 @@ def stage_benchmark() -> dict:
 
 
 @pytest.fixture
-def make_content(timings) -> Callable[..., ReportContent]:
+def uncertainty() -> dict:
+    """Intervals, comparisons and calibration of `metrics.json`."""
+
+    def compared(difference: float) -> dict:
+        ends = {"estimate": difference, "low": difference - 0.1, "high": difference + 0.1}
+        areas = {"difference": difference, "low": -0.5, "high": 0.5, "p_value": 0.25}
+        return {
+            "mcnemar": {"n_only_a": 7, "n_only_b": 5, "p_value": 0.0001},
+            "difference": dict.fromkeys(METRIC_NAMES, ends),
+            "delong": areas,
+        }
+
+    return {
+        "intervals": {
+            "level": 0.95,
+            "clustered_by": "series",
+            "n_clusters": 152,
+            "n_resamples": 2000,
+            "rows": {
+                row: {m: {"low": 0.1 + i / 10, "high": 0.2 + i / 10} for m in METRIC_NAMES}
+                for i, row in enumerate(ROW_NAMES)
+            },
+        },
+        "comparisons": {"level": 0.95, "clean": compared(-0.02), "robust": compared(0.5)},
+        "calibration": {
+            "n_bins": 10,
+            "expected_calibration_error": {row: i / 8 for i, row in enumerate(ROW_NAMES)},
+        },
+    }
+
+
+@pytest.fixture
+def make_content(timings, uncertainty) -> Callable[..., ReportContent]:
     def make(n_classes: int = 2, n_components: int = 15, **changes) -> ReportContent:
         rng = np.random.default_rng(0)
         labels = np.arange(215) * n_classes // 215
@@ -101,6 +138,7 @@ def make_content(timings) -> Callable[..., ReportContent]:
             "majority_class_accuracy": majority_class_accuracy(labels),
             "spread": spread,
             "n_predictions": 4,
+            "uncertainty": uncertainty,
             "timings": timings,
             "components": _components(n_components),
             "class_means": rng.uniform(0, 0.5, (n_classes, n_components)),

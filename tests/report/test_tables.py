@@ -50,6 +50,59 @@ def test_metrics_table_without_the_papers_figures(rows):
     assert all(name in text for name in ROW_NAMES)
 
 
+def test_metrics_table_with_intervals(rows, uncertainty):
+    spread = {"Robust_Defended": dict.fromkeys(PAPER_METRICS["Robust_Defended"], 0.0123)}
+    text = metrics_table(
+        rows, majority_class_accuracy=0.5, paper=False, spread=spread, uncertainty=uncertainty
+    )
+    body = text.splitlines()[2:12]
+    assert [line.split()[0] for line in body] == [
+        *("Clean_Baseline", "95", "Clean_Defended", "95", "Robust_Baseline", "95"),
+        *("Robust_Defended", "95", "noise", "Constant"),
+    ]
+    assert body[3].split() == ["95", "%", "interval", *["0.20–0.30"] * 9]
+    assert max(map(len, text.splitlines())) <= 120
+    notes = " ".join(text.split())
+    assert "2000 resamples of whole slice series (152), as patients are not known." in notes
+    assert "too narrow" not in notes
+    clean = "Defended against Baseline, clean: accuracy -0.020 (95 % -0.120 to +0.080); right by"
+    assert clean in notes
+    assert "7 images that the other gets wrong, against 5 (McNemar p < 0.001)" in notes
+    assert "mean probability +0.500 (95 % -0.500 to +0.500, DeLong p = 0.250)" in notes
+    assert "Clean_Baseline 0.000, Clean_Defended 0.125, Robust_Baseline 0.250" in notes
+
+
+def test_metrics_table_says_what_there_is_no_interval_of(rows, uncertainty):
+    uncertainty["intervals"] = None
+    for name in ("clean", "robust"):
+        uncertainty["comparisons"][name]["difference"] = None
+    uncertainty["comparisons"]["clean"]["delong"] = None  # more than two classes
+    uncertainty["comparisons"]["robust"]["delong"]["p_value"] = None
+    text = metrics_table(rows, majority_class_accuracy=0.5, uncertainty=uncertainty)
+    notes = " ".join(text.split())
+    assert "95 % interval " not in text
+    assert "No bootstrap intervals: hardly a resample" in notes
+    assert "Baseline, clean: right by majority on 7 images" in notes
+    assert notes.count("DeLong p") == 1
+    assert "DeLong p not defined" in notes
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "said"),
+    [
+        ("patient", 30, "whole patients (30)."),
+        ("patient", 6, "whole patients (6)."),
+        ("image", 215, "single images (215), taken as independent."),
+    ],
+)
+def test_metrics_table_names_the_grouping(rows, uncertainty, kind, n, said):
+    uncertainty["intervals"] |= {"clustered_by": kind, "n_clusters": n}
+    notes = metrics_table(rows, majority_class_accuracy=0.5, uncertainty=uncertainty)
+    notes = " ".join(notes.split())
+    assert said in notes
+    assert ("Of fewer than 20 they are too narrow" in notes) == (n < 20)
+
+
 def test_timings_table_has_both_columns_of_the_paper(timings):
     lines = timings_table(timings).splitlines()
     assert lines[0].split() == ["stage", "seconds", "items", "peak", "memory", "paper", "CPU"] + [
