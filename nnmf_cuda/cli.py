@@ -13,6 +13,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from nnmf_cuda import __version__
+from nnmf_cuda._cli_audit import audit_parser, run_audit
 from nnmf_cuda._cli_bench import add_bench_commands, run_bench
 from nnmf_cuda._cli_evaluate import evaluate_parser, run_evaluate
 from nnmf_cuda._cli_options import add_device
@@ -75,6 +76,7 @@ def _parsers(preset: ExperimentConfig) -> tuple[ArgumentParser, ArgumentParser]:
     commands.add_subcommand("run", runs, help="the whole experiment, with tables and a report")
     commands.add_subcommand("extract", _extract_parser(), help="images to NNMF features")
     commands.add_subcommand("predict", _predict_parser(), help="images to class probabilities")
+    commands.add_subcommand("audit", audit_parser(), help="leakage between splits")
     commands.add_subcommand("evaluate", evaluate_parser(), help="how robust a saved model is")
     bench = ArgumentParser(description="Measure speed and memory, or draw what was measured.")
     commands.add_subcommand("bench", bench, help="speed against reference and peers")
@@ -413,6 +415,7 @@ _COMMANDS: dict[str, Any] = {
     "run": _run,
     "extract": _extract,
     "predict": _predict,
+    "audit": run_audit,
     "bench": run_bench,
     "evaluate": run_evaluate,
     "info": _info,

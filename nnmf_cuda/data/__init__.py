@@ -12,6 +12,7 @@ from nnmf_cuda.data.images import (
     read_image,
     resize_images,
 )
+from nnmf_cuda.data.leakage import LeakageAudit, audit_dataset
 from nnmf_cuda.data.load import load_dataset
 from nnmf_cuda.data.phantom import phantom
 from nnmf_cuda.data.streams import ImageBatch, ReadFailure, iter_image_batches, read_images
@@ -26,6 +27,8 @@ __all__ = [
     "find_images",
     "iter_image_batches",
     "iter_images",
+    "LeakageAudit",
+    "audit_dataset",
     "load_dataset",
     "parse_classes",
     "phantom",

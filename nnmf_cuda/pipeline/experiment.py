@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from nnmf_cuda.attacks import AttackResult
-from nnmf_cuda.data import SPLITS, ImageDataset, load_dataset
+from nnmf_cuda.data import SPLITS, ImageDataset, audit_dataset, load_dataset
 from nnmf_cuda.evaluation import PAPER_TEST_COUNTS, EvaluatedRows, denoising_error
 from nnmf_cuda.pipeline import stages
 from nnmf_cuda.pipeline.artifacts import TrainedModel, save_model
@@ -229,11 +229,14 @@ class _Run:
             )
             for name, result in attacks.items()
         }
-        notes = notes_of(self.dataset, self.config, rows, found)
+        with self.timer.stage("leakage_audit", n_items=len(self.dataset.images)):
+            audit = audit_dataset(self.dataset, resolution=min(32, *self.dataset.image_shape))
+        notes = [*notes_of(self.dataset, self.config, rows, found), *audit.warnings()]
         metrics = {
             **rows.as_dict(notes=notes),
             **uncertainty,
             "attacks": found,
+            "audit": audit.as_dict(),
             "not_run": list(NOT_RUN),
         }
         robustness = self._robustness(model, outputs, metrics)

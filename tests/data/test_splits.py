@@ -131,3 +131,19 @@ def test_a_key_that_the_source_lacks_is_named(split_by: str) -> None:
 def test_an_unknown_way_is_refused() -> None:
     with pytest.raises(ValueError, match="split_by='fold': choose one of split, patient_fold"):
         split_of(np.arange(8) % 2, split_by="fold")
+
+
+def test_any_fold_can_test() -> None:
+    folds = np.arange(300) % 5 + 1
+    labels = np.arange(300) % 2
+    for test, valid in ((1, 2), (3, 4), (5, 1)):
+        split, notes = split_of(
+            labels, groups={"patient_fold": folds}, split_by="patient_fold", test_fold=test
+        )
+        assert set(folds[split == "test"]) == {test}
+        assert set(folds[split == "valid"]) == {valid}
+        assert f"{test} tests" in notes[0]
+    with pytest.raises(ValueError, match="test_fold=6: here has the folds 1, 2, 3, 4, 5"):
+        split_of(labels, groups={"patient_fold": folds}, split_by="patient_fold", test_fold=6)
+    with pytest.raises(ValueError, match="is for split_by='patient_fold'"):
+        split_of(labels, split_by="random", test_fold=1)

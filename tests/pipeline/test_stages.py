@@ -8,9 +8,16 @@ import torch
 
 from nnmf_cuda.data import load_dataset
 from nnmf_cuda.features import l2_normalize
+from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.nnmf import NNMF
-from nnmf_cuda.pipeline.config import PRESETS, ExperimentConfig, NNMFConfig, SelectionConfig
-from nnmf_cuda.pipeline.stages import defend, extract_features
+from nnmf_cuda.pipeline.config import (
+    PRESETS,
+    DefenceConfig,
+    ExperimentConfig,
+    NNMFConfig,
+    SelectionConfig,
+)
+from nnmf_cuda.pipeline.stages import defend, extract_features, purifier_of
 
 CPU = torch.device("cpu")
 

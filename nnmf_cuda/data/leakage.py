@@ -1,0 +1,314 @@
+"""Leakage audit: images that stand, or nearly stand, on both sides of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnmf_cuda.data.dataset import SPLITS, ImageDataset
+
+__all__ = ["LeakageAudit", "Neighbours", "audit_dataset", "block_means", "perceptual_hashes"]
+
+_ROWS = 1024
+"""Images compared at a time, so that memory does not grow with the square of their number."""
+
+_ALARM_SHARE = 0.01
+_ALARM_EXCESS = 0.5
+_HASH_BITS = 4
+"""Two of a perceptual hash's 63 bits that differ at most this often mean the same picture."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """How near a part of the images comes to the images that it is compared with.
+
+    Attributes
+    ----------
+    n : int
+        Images of the part.
+    near_share : float
+        Share whose most similar image on the other side correlates above the threshold.
+    nearest_accuracy : float
+        Accuracy of giving each image the label of its most similar one on the other side: what
+        memory alone scores.
+    majority_accuracy : float
+        Accuracy of always naming the most frequent label of the other side.
+    identical : int
+        Images with an equal one, byte for byte, on the other side.
+    same_hash : int
+        Images with one of nearly the same perceptual hash on the other side.
+    """
+
+    n: int
+    near_share: float
+    nearest_accuracy: float
+    majority_accuracy: float
+    identical: int
+    same_hash: int
+
+    @property
+    def alarming(self) -> bool:
+        """Whether more than 1 % are near, or memory closes half of what a constant answer lacks."""
+        lacking = 1 - self.majority_accuracy
+        memorised = self.nearest_accuracy - self.majority_accuracy > _ALARM_EXCESS * lacking
+        return self.near_share > _ALARM_SHARE or self.identical > 0 or memorised
+
+
+@dataclass(frozen=True)
+class LeakageAudit:
+    """What `audit_dataset` found.
+
+    Attributes
+    ----------
+    splits : mapping of str to Neighbours
+        "valid" and "test" against the training images.
+    folds : mapping of str to Neighbours
+        Each patient fold against all others, where the source has folds.
+    counts : mapping of str to mapping of str to int
+        Images of each class in each split.
+    duplicates : int
+        Images that have an equal one anywhere in the data set.
+    pairs : list of tuple
+        Up to ten of the most similar pairs across the split: correlation, evaluated file, its
+        split, training file.
+    resolution : int
+        Side of the grid of block means that are compared.
+    threshold : float
+        Correlation above which two images count as near.
+    """
+
+    splits: Mapping[str, Neighbours]
+    folds: Mapping[str, Neighbours]
+    counts: Mapping[str, Mapping[str, int]]
+    duplicates: int
+    pairs: list[tuple[float, str, str, str]]
+    resolution: int
+    threshold: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, for JSON."""
+        return {
+            "resolution": self.resolution,
+            "threshold": self.threshold,
+            "splits": {name: vars(found) for name, found in self.splits.items()},
+            "patient_folds": {name: vars(found) for name, found in self.folds.items()},
+            "counts": {split: dict(counts) for split, counts in self.counts.items()},
+            "duplicates": self.duplicates,
+            "most_similar_pairs": [list(pair) for pair in self.pairs],
+            "warnings": self.warnings(),
+        }
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each evaluated split that has seen its images before."""
+        return [
+            f"Leakage: {found.near_share:.1%} of {name} correlate above {self.threshold:g} with a"
+            f" training image ({self.resolution}x{self.resolution} block means), and the nearest"
+            f" training image alone names {found.nearest_accuracy:.1%} of {name} rightly (constant"
+            f" answer {found.majority_accuracy:.1%}): figures on {name} say little about new"
+            " patients."
+            for name, found in self.splits.items()
+            if found.alarming
+        ]
+
+    def text(self) -> str:
+        """Return a table for a terminal."""
+        side = f"{self.resolution}x{self.resolution}"
+        lines = [
+            f"Correlation of {side} block means; near: above {self.threshold:g}.",
+            f"{'':<14}{'images':>8}{'near':>8}{'1-NN':>8}{'constant':>10}{'equal':>7}{'hash':>6}",
+        ]
+        for title, part in (("against train", self.splits), ("fold against others", self.folds)):
+            lines += [title] if part else []
+            for name, found in part.items():
+                lines.append(
+                    f"  {name:<12}{found.n:>8}{found.near_share:>8.1%}"
+                    f"{found.nearest_accuracy:>8.1%}{found.majority_accuracy:>10.1%}"
+                    f"{found.identical:>7}{found.same_hash:>6}"
+                )
+        for split, counts in self.counts.items():
+            shown = ", ".join(f"{name} {n}" for name, n in counts.items())
+            lines.append(f"{split}: {shown}")
+        lines.append(f"images with an equal one anywhere: {self.duplicates}")
+        if self.pairs:
+            lines.append("most similar pairs across the split:")
+            lines += [f"  {r:.4f}  {a} ({split})  {b}" for r, a, split, b in self.pairs]
+        return "\n".join([*lines, *self.warnings()])
+
+
+def audit_dataset(
+    dataset: ImageDataset, *, resolution: int = 32, threshold: float = 0.95
+) -> LeakageAudit:
+    """Compare every evaluated image with every training image, and fold with fold.
+
+    Parameters
+    ----------
+    dataset : ImageDataset
+        Images with their split.
+    resolution : int, default=32
+        Side of the grid of block means.
+    threshold : float, default=0.95
+        Correlation above which two images count as near.
+
+    Returns
+    -------
+    LeakageAudit
+
+    Raises
+    ------
+    ValueError
+        If the resolution is above the images', or the threshold outside (0, 1].
+
+    Notes
+    -----
+    A high nearest-neighbour accuracy is an alarm, not a proof: a task may be that easy.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+    means = block_means(dataset.images, resolution)
+    images = _Compared(
+        _standardised(means), dataset.labels, _digests(dataset), perceptual_hashes(dataset.images)
+    )
+    train = dataset.split == "train"
+    splits, pairs = {}, []
+    for name in SPLITS[1:]:
+        rows = dataset.split == name
+        if not rows.any():
+            continue
+        splits[name], best, nearest = images.compare(rows, train, threshold)
+        order = np.argsort(-best)[:10]
+        files, known = dataset.files[rows], dataset.files[train]
+        pairs += [(float(best[i]), str(files[i]), name, str(known[nearest[i]])) for i in order]
+    folds = {}
+    if "patient_fold" in dataset.groups:
+        fold_of = dataset.groups["patient_fold"]
+        for fold in np.unique(fold_of).tolist():
+            inside = fold_of == fold
+            if not inside.all():
+                folds[str(fold)], _, _ = images.compare(inside, ~inside, threshold)
+    _, counted = np.unique(images.digests, return_counts=True)
+    return LeakageAudit(
+        splits=splits,
+        folds=folds,
+        counts=_class_counts(dataset),
+        duplicates=int(counted[counted > 1].sum()),
+        pairs=sorted(pairs, reverse=True)[:10],
+        resolution=resolution,
+        threshold=threshold,
+    )
+
+
+def block_means(images: NDArray[Any], resolution: int) -> NDArray[np.float64]:
+    """Return the means (n, resolution, resolution) of a grid of blocks as equal as can be.
+
+    Parameters
+    ----------
+    images : array of shape (n, height, width)
+    resolution : int
+        Blocks to a side, at most the smaller side of the images.
+    """
+    height, width = images.shape[1:]
+    if not 1 <= resolution <= min(height, width):
+        raise ValueError(
+            f"resolution must be from 1 to the images' smaller side, {min(height, width)}; got"
+            f" {resolution}"
+        )
+    rows, columns = (np.arange(resolution) * side // resolution for side in (height, width))
+    heights = np.diff(np.append(rows, height))
+    widths = np.diff(np.append(columns, width))
+    sums = np.empty((len(images), resolution, resolution))
+    for start in range(0, len(images), _ROWS):
+        block = images[start : start + _ROWS].astype(np.float64)
+        block = np.add.reduceat(np.add.reduceat(block, rows, axis=1), columns, axis=2)
+        sums[start : start + _ROWS] = block
+    means: NDArray[np.float64] = sums / np.outer(heights, widths)
+    return means
+
+
+def perceptual_hashes(images: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return 63 bits for each image: whether low frequencies of its cosine transform are high.
+
+    The DCT hash of an image's 32x32 block means (its own pixels, where it has fewer): the 8x8
+    lowest coefficients but the first, against their median.
+    """
+    from scipy.fft import dctn
+
+    side = min(32, *images.shape[1:])
+    low = dctn(block_means(images, side), axes=(1, 2))[:, :8, :8].reshape(len(images), -1)[:, 1:]
+    bits: NDArray[np.bool_] = low > np.median(low, axis=1, keepdims=True)
+    return bits
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """All images as they are compared: unit vectors, labels, digests, hashes."""
+
+    vectors: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    digests: NDArray[np.str_]
+    hashes: NDArray[np.bool_]
+
+    def compare(
+        self, rows: NDArray[np.bool_], others: NDArray[np.bool_], threshold: float
+    ) -> tuple[Neighbours, NDArray[np.float64], NDArray[np.int64]]:
+        """Return what was found, each row's highest correlation, and with which of the others."""
+        best, nearest, close = self._nearest(rows, others)
+        known = self.labels[others]
+        labels = self.labels[rows]
+        constant = int(np.bincount(known).argmax())
+        found = Neighbours(
+            n=int(rows.sum()),
+            near_share=float((best > threshold).mean()),
+            nearest_accuracy=float((known[nearest] == labels).mean()),
+            majority_accuracy=float((labels == constant).mean()),
+            identical=int(np.isin(self.digests[rows], self.digests[others]).sum()),
+            same_hash=int(close.sum()),
+        )
+        return found, best, nearest
+
+    def _nearest(
+        self, rows: NDArray[np.bool_], others: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+        theirs = self.vectors[others].T
+        signs = np.where(self.hashes, 1.0, -1.0)
+        n_bits = signs.shape[1]
+        best, nearest, close = [], [], []
+        chosen = np.flatnonzero(rows)
+        for start in range(0, len(chosen), _ROWS):
+            part = chosen[start : start + _ROWS]
+            correlations = self.vectors[part] @ theirs
+            nearest.append(correlations.argmax(1))
+            best.append(correlations.max(1))
+            differing = (n_bits - (signs[part] @ signs[others].T).max(1)) / 2
+            close.append(differing <= _HASH_BITS)
+        return np.concatenate(best), np.concatenate(nearest), np.concatenate(close)
+
+
+def _standardised(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Center each image and scale it to length 1; an image of one gray correlates with nothing."""
+    flat = means.reshape(len(means), -1)
+    flat = flat - flat.mean(1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    unit: NDArray[np.float64] = np.divide(
+        flat, length, out=np.zeros_like(flat), where=length > 1e-9
+    )
+    return unit
+
+
+def _digests(dataset: ImageDataset) -> NDArray[np.str_]:
+    import hashlib
+
+    return np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in dataset.images])
+
+
+def _class_counts(dataset: ImageDataset) -> dict[str, dict[str, int]]:
+    counts = {}
+    for split in SPLITS:
+        labels = dataset.labels[dataset.split == split]
+        counts[split] = {
+            name: int((labels == c).sum()) for c, name in enumerate(dataset.label_names)
+        }
+    return counts

@@ -1,0 +1,160 @@
+"""The evaluation of a saved run: twenty points, the worst case, what is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnmf_cuda import load_model
+from nnmf_cuda.attacks import Budget
+from nnmf_cuda.attacks.planted import PlantedDirection
+from nnmf_cuda.cli import main
+from nnmf_cuda.models import FeatureCNN
+from nnmf_cuda.pipeline.robustness import EFFORTS, Effort, Subject, evaluate_robustness
+from nnmf_cuda.pipeline.robustness.pixels import ImageChain
+from nnmf_cuda.pipeline.robustness.points import NOT_RUN, POINT_NAMES, summary_table, verdict
+from nnmf_cuda.pipeline.robustness.results import test_images as images_of_test
+from tests.pipeline.conftest import SMALL
+
+LIGHT = Effort(
+    suite=Budget(n_iter=5, n_restarts=1, eot_iter=2, surrogate_draws=16, pgd_iter=5, n_queries=10),
+    curve_iter=5,
+    eps=(0.0, 0.1, 1.0),
+    n_iter=(5, 10),
+    n_restarts=(1, 2),
+    eot_iter=(1, 2),
+    pixel_eps_255=(8.0,),
+    pixel_iter=5,
+    n_estimation=200,
+)
+KEYS = {"worst_case_accuracy", "threat_model", "points", "attacks"}
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EFFORTS, "standard", LIGHT)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run_copy(small_run: tuple[Path, str], tmp_path: Path) -> Path:
+    shutil.copytree(small_run[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_evaluate_answers_every_point(
+    light: None, run_copy: Path, small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", f"--model={run_copy}", f"--data={small_npz}", "--device=cpu"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    content = json.loads((run_copy / "robustness.json").read_text())
+    assert set(content) > KEYS
+    assert [point["id"] for point in content["points"]] == list(range(1, 21))
+    assert [point["name"] for point in content["points"]] == list(POINT_NAMES)
+    assert NOT_RUN not in [point["value"] for point in content["points"]]
+    assert "worst case over all" in printed
+    lowest = min(line["majority"] for line in content["attacks"])
+    assert content["all_right_accuracy"] <= content["worst_case_accuracy"] <= lowest
+    assert "constant answer" in content["verdict"]
+    assert set(content["others"]) == {"undefended", "noise only", "adversarially trained"}
+    page = (run_copy / "robustness.html").read_text()
+    assert "Twenty points" in page
+    assert page.count("data:image/png") == 2
+    with np.load(run_copy / "robustness.npz") as saved:
+        x = np.load(run_copy / "adversarial.npz")["x_clean"]
+        assert saved["points"].shape == (len(content["attacks"]), *x.shape)
+        assert np.abs(saved["points"] - x).max() <= 0.1 + 1e-6
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_the_papers_preset_only_counts_again(run_copy: Path) -> None:
+    assert main(["evaluate", f"--model={run_copy}", "--preset=paper", "--device=cpu"]) == 0
+    content = json.loads((run_copy / "robustness.json").read_text())
+    assert [line["name"] for line in content["attacks"]] == ["clean", "the paper's protocol"]
+    values = {point["id"]: point["value"] for point in content["points"]}
+    for i in (6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 19):
+        assert values[i] == NOT_RUN
+    assert values[1]["pixel_space"] == NOT_RUN
+    assert "Not run: 6 Gradient" in summary_table(content)
+
+
+def test_run_with_an_honest_evaluation_of_a_robust_preset(
+    light: None, tmp_path: Path, small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = [*SMALL, "--preset=trades", "--evaluation=honest", "--defence.epochs=3", "--seeds=2"]
+    assert main(["run", f"--data={small_npz}", f"--out={out}", *options]) == 0
+    home = out / "seed_1"
+    model = load_model(home)
+    assert type(model.defended) is FeatureCNN
+    assert model.defended is model.robust_classifier
+    content = json.loads((home / "robustness.json").read_text())
+    names = [line["name"] for line in content["attacks"]]
+    assert "APGD-margin" in names
+    assert not any("EOT" in name or "purifier" in name for name in names)
+    assert content["threat_model"]["noise"] == "none"
+    assert 'id="robustness"' in (home / "report.html").read_text()
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["robustness"]["worst_case_accuracy"]) == {"mean", "std"}
+    assert "worst_case_accuracy" in capsys.readouterr().out
+    metrics = json.loads((home / "metrics.json").read_text())
+    assert metrics["n_predictions"] == 1
+    assert "adversarial_training" in (home / "timings.json").read_text()
+    images = np.random.default_rng(0).integers(0, 256, (3, 128, 128), dtype=np.uint8)
+    assert np.array_equal(model.predict_proba(images), model.predict_proba(images, seed=5))
+
+
+def test_other_images_are_refused(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subject = Subject.of_run(run_copy)
+    with pytest.raises(ValueError, match="does not hold the images"):
+        images_of_test(run_copy, str(_shifted(run_copy)), subject)
+    with pytest.raises(ValueError, match="images must have shape"):
+        evaluate_robustness(subject, effort=LIGHT, images=torch.rand(3, 16384))
+    (run_copy / "features.npz").unlink()
+    assert main(["evaluate", f"--model={run_copy}"]) == 2
+    assert "features.npz missing" in capsys.readouterr().err
+
+
+def _shifted(home: Path) -> Path:
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (60, 128, 128), dtype=np.uint8)
+    split = np.repeat(["train", "valid", "test"], [30, 15, 15])
+    np.savez(home / "other.npz", images=images, labels=np.arange(60) % 2, split=split)
+    return home / "other.npz"
+
+
+def test_the_chain_from_pixels_has_the_right_gradient(small_run: tuple[Path, str]) -> None:
+    model = load_model(small_run[0])
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.random((2, 16384)) * 0.5 + 0.25).requires_grad_()
+    chain = ImageChain(model.extractor.double(), model.classifier.double())
+    directions = torch.from_numpy(rng.standard_normal((3, 2, 16384)))
+    (gradient,) = torch.autograd.grad(chain(images)[:, 0].sum(), images)
+    assert bool((gradient.abs().amax(1) > 0).all())
+    for direction in directions:
+        with torch.no_grad():
+            ahead, behind = (chain(images + s * 1e-5 * direction)[:, 0].sum() for s in (1, -1))
+        difference = float(ahead - behind) / 2e-5
+        assert difference == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
+
+
+def test_a_planted_direction_breaks_every_sample_at_its_end() -> None:
+    torch.manual_seed(0)
+    model, x = FeatureCNN(5, 3), torch.rand(8, 5)
+    y = model(x).argmax(1)
+    direction = 0.1 * torch.randn(8, 5).sign()
+    planted = PlantedDirection(model, x, y, direction)
+    torch.testing.assert_close(planted(x), model(x))
+    assert bool((planted((x + direction).repeat(2, 1)).argmax(1) != y.repeat(2)).all())
+
+
+def test_verdicts() -> None:
+    assert "beats the constant answer" in verdict(0.8, 0.7, 0.9, 0.55)
+    assert "does not beat" in verdict(0.5, 0.43, 0.57, 0.55)
+    assert "is below" in verdict(0.2, 0.1, 0.3, 0.55)
