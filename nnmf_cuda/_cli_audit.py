@@ -13,8 +13,8 @@ __all__ = ["audit_parser", "run_audit"]
 def audit_parser() -> ArgumentParser:
     """Return the parser of `audit`."""
     parser = ArgumentParser(
-        description="Look for images that stand on both sides of a split: equal ones, near ones, and"
-        " what the nearest training image alone would answer."
+        description="Look for images that stand on both sides of a split: equal ones, near ones,"
+        " and what the nearest training image alone would answer."
     )
     parser.add_argument(
         "--data", type=str | None, default=None, help="as for run; default: the synthetic phantom"

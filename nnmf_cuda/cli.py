@@ -290,7 +290,7 @@ def _bench_records(path: str | None) -> list[dict[str, Any]]:
 def _run_seeds(arguments: Namespace, parser: ArgumentParser) -> None:
     import json
 
-    from nnmf_cuda.pipeline.repeats import summarize, summary_table
+    from nnmf_cuda.pipeline.repeats import summarize, summarize_robustness, summary_table
     from nnmf_cuda.pipeline.run_directory import check_free
 
     out = Path(arguments.out)
@@ -306,6 +306,13 @@ def _run_seeds(arguments: Namespace, parser: ArgumentParser) -> None:
         _run(one, parser)
         metrics[seed] = json.loads((home / "metrics.json").read_text(encoding="utf-8"))
     summary = summarize(metrics)
+    if arguments.evaluation != "paper":
+        summary["robustness"] = summarize_robustness(
+            {
+                seed: json.loads((home / "robustness.json").read_text(encoding="utf-8"))
+                for seed, home in homes.items()
+            }
+        )
     (out / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     print(f"\n{summary_table(summary)}")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 
-__all__ = ["summarize", "summary_table"]
+__all__ = ["summarize", "summarize_robustness", "summary_table"]
 
 
 def summarize(metrics: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -36,6 +36,22 @@ def summarize(metrics: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     return {"seeds": list(metrics), "rows": rows}
 
 
+def summarize_robustness(contents: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return mean and standard deviation over seeds of what `robustness.json` says first.
+
+    Parameters
+    ----------
+    contents : mapping of int to mapping
+        Content of `robustness.json` for each seed.
+    """
+    found = {}
+    for name in ("clean_accuracy", "worst_case_accuracy", "all_right_accuracy"):
+        values = np.array([content[name] for content in contents.values()])
+        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        found[name] = {"mean": float(values.mean()), "std": spread}
+    return found
+
+
 def summary_table(summary: Mapping[str, Any], *, names: Sequence[str] = METRIC_NAMES) -> str:
     """Return the summary as plain text: mean and standard deviation of each metric."""
     width = max(len(name) for name in (*names, "balanced_accuracy"))
@@ -46,5 +62,7 @@ def summary_table(summary: Mapping[str, Any], *, names: Sequence[str] = METRIC_N
         cells = (summary["rows"][row][name] for row in ROW_NAMES)
         texts = (f"{cell['mean']:.4f} ± {cell['std']:.4f}" for cell in cells)
         lines.append(f"{name:<{width}}" + "".join(f"{text:>20}" for text in texts))
+    for name, cell in summary.get("robustness", {}).items():
+        lines.append(f"{name:<{width}}    {cell['mean']:.4f} ± {cell['std']:.4f}")
     lines.append("All seeds share one test split: this is not the uncertainty of a new one.")
     return "\n".join(lines)

@@ -36,8 +36,8 @@ def test_run_writes_every_file(small_run: tuple[Path, str]) -> None:
     out, _ = small_run
     found = {path.name for path in out.iterdir()}
     assert found == {
-        "adversarial.npz", "config.yaml", "environment.json", "figures", "metrics.json", "model",
-        "report.html", "timings.json",
+        "adversarial.npz", "config.yaml", "environment.json", "features.npz", "figures",
+        "metrics.json", "model", "report.html", "timings.json",
     }  # fmt: skip
     assert {p.name for p in (out / "model").iterdir()} == {"model.json", "model.safetensors"}
     assert any((out / "figures").glob("*.png"))
