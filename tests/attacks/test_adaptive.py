@@ -54,8 +54,9 @@ def samples():
 
 def worst_margins(model, x, y, eps, norm):
     """Margin losses of the worst points of a linear model, without a box."""
-    reach = eps * model.weight.detach().abs().sum() if norm == "Linf" else eps * model.weight.norm()
-    return margin_loss(model(x), y) + model.scale * float(reach)
+    weight = model.weight.detach()
+    reach = eps * (weight.abs().sum() if norm == "Linf" else weight.norm())
+    return (margin_loss(model(x), y) + model.scale * reach).detach()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -67,7 +68,7 @@ def test_the_planted_direction_is_found(weight, samples, attack, norm):
     points = attack(model, x, y, attack_eps=0.3, norm=norm, box=WIDE, **options)
     with torch.no_grad():
         clean, found = margin_loss(model(x), y), margin_loss(model(points), y)
-    best = worst_margins(model, x, y, 0.3, norm).detach()
+    best = worst_margins(model, x, y, 0.3, norm)
     share = (found - clean) / (best - clean)
     assert float(share.min()) > (0.999 if attack is vector_apgd else 0.9)
     assert float(share.max()) < 1 + 1e-4

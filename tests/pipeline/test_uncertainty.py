@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -134,20 +133,3 @@ def test_groups_that_cannot_be_resampled_give_way_to_finer_ones() -> None:
         make_dataset(labels, patient=labels, series=np.arange(200)), make_rows(labels, 10), seed=0
     )
     assert found["intervals"]["clustered_by"] == "series"
-
-
-def test_2000_resamples_take_less_than_ten_one_by_one() -> None:
-    """As in the paper's run: 215 images, 20 predictions of the two defended rows."""
-    labels = np.arange(215) % 2
-    rows = make_rows(labels, n_predictions=20)
-    series, rng = np.arange(215) // 2, np.random.default_rng(0)
-    start = time.perf_counter()
-    measure_uncertainty(make_dataset(labels, series=series), rows, seed=0)
-    taken = time.perf_counter() - start
-    start = time.perf_counter()
-    for _ in range(10):
-        index = rng.integers(0, 215, 215)
-        for p in rows.probabilities.values():
-            for q in p:
-                classification_metrics(labels[index], q[index])
-    assert taken < time.perf_counter() - start
