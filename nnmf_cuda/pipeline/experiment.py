@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +293,7 @@ class _Run:
                 "synthetic": self.dataset.synthetic,
                 "seed": self.config.seed,
                 "data_sha256": self.dataset.sha256(),
+                "data": asdict(self.config.data),
             },
         )
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from nnmf_cuda.data import ImageDataset, load_dataset
@@ -28,7 +27,7 @@ def test_images(home: Path, data: str, subject: Subject) -> Tensor:
     ValueError
         If the images are not those of the run.
     """
-    settings: dict[str, Any] = yaml.safe_load((home / "config.yaml").read_text(encoding="utf-8"))
+    settings: dict[str, Any] = subject.model.info.get("data", {})
     names = ("classes", "label_key", "split_by", "test_fold")
     dataset = load_dataset(
         data,
