@@ -2,8 +2,8 @@
 
     python bench/robustness_record.py RUN... > bench/results/robustness-DATA.json
 
-Each RUN is a directory of `nnmf-cuda run`, with its robustness.json. Curves and attacked points stay
-there; the record holds what docs/reading_the_numbers.md prints.
+Each RUN is a directory of `nnmf-cuda run`, with its robustness.json. Curves and attacked points
+stay there; the record holds what docs/reading_the_numbers.md prints.
 """
 
 from __future__ import annotations
