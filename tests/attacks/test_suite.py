@@ -179,3 +179,14 @@ def test_purifier_shift_is_zero_at_home_and_differentiable(defended, samples):
     assert float(shift(x + 0.1).min()) > 0
     leaf = (x[:3] + 0.05).requires_grad_()
     assert torch.autograd.gradcheck(PurifierShift(purifier, x[:3]), leaf, eps=1e-7, atol=1e-5)
+
+
+def test_no_apgd_finds_less_than_the_given_points(defended, samples):
+    x, y = samples
+    model = defended.classifier
+    strong = run_suite(model, x, y, attack_eps=0.2, budget=Budget(n_queries=10, pgd_iter=5))
+    given = strong.worst_points
+    weak = Budget(n_iter=1, n_restarts=1, n_cheap_restarts=1, pgd_iter=1, n_queries=1)
+    result = run_suite(model, x, y, attack_eps=0.2, budget=weak, known_points={"given": given})
+    by_name = {outcome.name: outcome for outcome in result.outcomes}
+    assert not bool((by_name["APGD-margin"].robust & ~by_name["given"].robust).any())
