@@ -260,11 +260,11 @@ class _Suite:
             yield "APGD on the purifier's output", partial(self._at_purifier, budget, defended)
         with torch.no_grad():
             n_classes = self.model(self.x[:1]).shape[1]
+        titles = {"margin": "APGD-margin", "ce": "APGD-CE", "dlr": "APGD-DLR"}
         for loss in ("margin", "ce", *(("dlr",) if n_classes > 2 else ())):
-            title = {"margin": "APGD-margin", "ce": "APGD-CE", "dlr": "APGD-DLR"}[loss]
-            yield title + averaged, partial(self._apgd, budget, self.model, loss, eot)
+            yield titles[loss] + averaged, partial(self._apgd, budget, self.model, loss, eot)
         yield (
-            f"PGD-{budget.pgd_iter}" + (f", EOT {eot}" if random else ""),
+            f"PGD-{budget.pgd_iter}{averaged}",
             partial(self._pgd, budget, eot),
         )
         yield f"Square, {budget.n_queries} queries", partial(self._square, budget, eot)
