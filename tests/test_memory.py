@@ -17,6 +17,9 @@ import pytest
 from nnmf_cuda import NNMF
 
 SHAPE = (8192, 8192)  # 67 MB of pixels
+LIMIT = 0.5
+"""Of X's bytes: a copy takes 1, in floating point 4; what libraries keep between tests varies."""
+
 FITS = {
     "kullback-leibler": {},
     "svd and test for zeros": {"init": "nndsvda", "beta_loss": 0},
@@ -91,10 +94,10 @@ def test_the_watch_sees_a_copy():
 def test_nnmf_fits_a_memory_map_without_a_copy(pixels, fit):
     options = {"n_components": 2, "max_iter": 1, "tol": 0, "random_state": 0} | FITS[fit]
     NNMF(**options).fit(pixels[:256])  # libraries allocate their buffers once
-    assert added_by(lambda: NNMF(**options).fit(pixels)) < 0.3 * pixels.nbytes
+    assert added_by(lambda: NNMF(**options).fit(pixels)) < LIMIT * pixels.nbytes
 
 
 @pytest.mark.needs_ext
 def test_partial_fit_reads_a_memory_map_without_a_copy(pixels):
     model = NNMF(2, fresh_restarts_max_iter=2, random_state=0).partial_fit(pixels[:256])
-    assert added_by(lambda: model.partial_fit(pixels)) < 0.3 * pixels.nbytes
+    assert added_by(lambda: model.partial_fit(pixels)) < LIMIT * pixels.nbytes
