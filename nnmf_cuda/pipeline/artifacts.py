@@ -19,7 +19,7 @@ from nnmf_cuda.diffusion import DiffusionPurifier
 from nnmf_cuda.features import FeatureExtractor
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig
-from nnmf_cuda.pipeline.stages import defend, purifier_of
+from nnmf_cuda.pipeline.defences import assemble, purifier_of
 
 __all__ = ["FORMAT_VERSION", "TrainedModel", "load_model", "save_model"]
 
@@ -46,7 +46,7 @@ class TrainedModel:
         Features to logits, by the defence. Where it is a `DefendedClassifier`, it is random unless
         given noise.
     robust_classifier : FeatureCNN or None
-        Adversarially trained, where the defence has one.
+        The defence's own classifier, where it has trained one.
     label_names : tuple of str
         Class names in the order of the logits; the last is the positive class.
     diffusion : DiffusionConfig
@@ -275,7 +275,9 @@ def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
     settings["timesteps"] = tuple(settings["timesteps"])
     diffusion = DiffusionConfig(**settings)
     # Models of before there was a choice have none written down: the purifier was the defence.
-    defence = DefenceConfig(**description.get("defence", {}))
+    settings = dict(description.get("defence", {}))
+    settings["candidate_timesteps"] = tuple(settings.get("candidate_timesteps", ()))
+    defence = DefenceConfig(**settings)
     height, width = description["image_shape"]
     extractor = FeatureExtractor(
         tensors["extractor.components"], tensors["extractor.selected"], image_shape=(height, width)
@@ -287,7 +289,7 @@ def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
     )
     robust_classifier = None
     modules: dict[str, nn.Module] = {"classifier": classifier, "denoiser": denoiser}
-    if defence.trains_robustly:
+    if defence.has_own_classifier:
         robust_classifier = FeatureCNN(n_features, len(label_names))
         modules["robust_classifier"] = robust_classifier
     for name, module in modules.items():
@@ -297,7 +299,7 @@ def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
         extractor=extractor,
         classifier=classifier,
         purifier=purifier,
-        defended=defend(purifier, classifier, robust_classifier, defence),
+        defended=assemble(purifier, classifier, robust_classifier, defence),
         robust_classifier=robust_classifier,
         label_names=label_names,
         diffusion=diffusion,

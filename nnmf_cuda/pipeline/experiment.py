@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from nnmf_cuda.evaluation import PAPER_TEST_COUNTS, EvaluatedRows, denoising_err
 from nnmf_cuda.pipeline import stages
 from nnmf_cuda.pipeline.artifacts import TrainedModel, save_model
 from nnmf_cuda.pipeline.config import ExperimentConfig
+from nnmf_cuda.pipeline.defences import noise_schedule
 from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.pipeline.findings import NOT_RUN, attack_findings, notes_of
 from nnmf_cuda.pipeline.five_stages import (
@@ -237,6 +238,7 @@ class _Run:
             **uncertainty,
             "attacks": found,
             "audit": audit.as_dict(),
+            "noise_levels": outputs.defence.noise_levels,
             "not_run": list(NOT_RUN),
         }
         robustness = self._robustness(model, outputs, metrics)
@@ -282,11 +284,13 @@ class _Run:
         return TrainedModel(
             extractor=outputs.features.extractor,
             classifier=outputs.cnn.model,
-            purifier=outputs.purifier,
-            defended=outputs.defended,
-            robust_classifier=None if outputs.robust_cnn is None else outputs.robust_cnn.model,
+            purifier=outputs.defence.purifier,
+            defended=outputs.defence.model,
+            robust_classifier=outputs.defence.classifier,
             label_names=self.dataset.label_names,
-            diffusion=self.config.diffusion,
+            diffusion=replace(
+                self.config.diffusion, timesteps=tuple(outputs.defence.purifier.timesteps.tolist())
+            ),
             defence=self.config.defence,
             info={
                 "source": self.dataset.source,
@@ -345,11 +349,11 @@ class _Run:
             best_epoch=cnn.best_epoch,
             denoising_error=denoising_error(
                 denoiser.model,
-                stages.noise_schedule(self.config.diffusion).alphas_cumprod,
+                noise_schedule(self.config.diffusion).alphas_cumprod,
                 features.x["test"],
                 seed=evaluation_seed(self.config.seed),
             ),
-            purify_t=self.config.diffusion.timesteps[0],
+            purify_t=int(outputs.defence.purifier.timesteps[0]),
             labels=rows.labels,
             probabilities=rows.probabilities,
             attacks={

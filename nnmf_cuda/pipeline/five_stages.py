@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ import torch
 
 from nnmf_cuda.attacks import AttackResult
 from nnmf_cuda.data import ImageDataset
-from nnmf_cuda.diffusion import DiffusionPurifier
 from nnmf_cuda.evaluation import EvaluatedRows, evaluate_rows
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline import stages
 from nnmf_cuda.pipeline.config import ExperimentConfig
+from nnmf_cuda.pipeline.defences import Defence, fit_defence
 from nnmf_cuda.timing import StageTimer
 from nnmf_cuda.training import TrainingResult
 
@@ -40,12 +41,8 @@ class StageOutputs:
         The classifier.
     denoiser : TrainingResult of FeatureDenoiser
         The denoiser.
-    robust_cnn : TrainingResult of FeatureCNN or None
-        The adversarially trained classifier, where the defence has one.
-    purifier : DiffusionPurifier
-        The denoiser at work.
-    defended : nn.Module
-        The defence.
+    defence : Defence
+        The defence, with its purifier, and its own classifier where it has one.
     attacks : mapping of str to AttackResult
         By model: "baseline" and "defended".
     """
@@ -53,15 +50,13 @@ class StageOutputs:
     features: stages.Features
     cnn: TrainingResult[FeatureCNN]
     denoiser: TrainingResult[FeatureDenoiser]
-    robust_cnn: TrainingResult[FeatureCNN] | None
-    purifier: DiffusionPurifier
-    defended: torch.nn.Module
+    defence: Defence
     attacks: Mapping[str, AttackResult]
 
     @property
     def targets(self) -> dict[str, torch.nn.Module]:
         """The attacked models, by the names of their attacks."""
-        return {"baseline": self.cnn.model, "defended": self.defended}
+        return {"baseline": self.cnn.model, "defended": self.defence.model}
 
 
 def run_five_stages(
@@ -107,42 +102,66 @@ def run_five_stages(
     say("training the denoiser")
     with timer.stage("denoiser_training", n_items=n_train):
         denoiser = stages.fit_denoiser(features, config.diffusion, **where)
-    robust_cnn = None
-    if config.defence.trains_robustly:
-        say("training the robust classifier")
-        with timer.stage("adversarial_training", n_items=n_train):
-            robust_cnn = stages.fit_robust_classifier(
-                features,
-                config.defence,
-                norm=config.attack.norm,
-                n_classes=dataset.n_classes,
-                **where,
-            )
-    purifier = stages.purifier_of(denoiser.model, config.diffusion)
-    robust_model = None if robust_cnn is None else robust_cnn.model
-    defended = stages.defend(purifier, cnn.model, robust_model, config.defence)
+    defence = _defence(features, cnn.model, denoiser.model, config, timer, say=say, **where)
     attacks = {}
-    for name, target in (("baseline", cnn.model), ("defended", defended)):
+    for name, target in (("baseline", cnn.model), ("defended", defence.model)):
         say(f"attacking the {name} model ({' + '.join(config.attack.attacks)})")
         with timer.stage(f"autoattack_{name}", n_items=len(features.y["test"])):
             attacks[name] = stages.attack_model(
                 target, features, config.attack, seed=config.seed, progress=progress
             )
-    return StageOutputs(features, cnn, denoiser, robust_cnn, purifier, defended, attacks)
+    return StageOutputs(features, cnn, denoiser, defence, attacks)
+
+
+def _defence(
+    features: stages.Features,
+    plain: FeatureCNN,
+    denoiser: FeatureDenoiser,
+    config: ExperimentConfig,
+    timer: StageTimer,
+    *,
+    say: Callable[[str], object],
+    **where: Any,
+) -> Defence:
+    """Train the defence; the paper's only puts together what is there, which is no stage."""
+    settings = config.defence
+    fit = partial(
+        fit_defence,
+        features.x,
+        features.y,
+        plain,
+        denoiser,
+        settings,
+        config.diffusion,
+        norm=config.attack.norm,
+        n_classes=plain.n_classes,
+        **where,
+    )
+    if not settings.has_own_classifier:
+        return fit()
+    say(f"training the defence ({settings.kind})")
+    with timer.stage("defence_training", n_items=len(features.y["train"])):
+        defence = fit()
+    for level in defence.noise_levels:
+        say(
+            f"  timestep {level['timestep']}: validation {level['clean']:.4f} clean,"
+            f" {level['attacked']:.4f} attacked"
+        )
+    return defence
 
 
 def evaluate_stages(outputs: StageOutputs, config: ExperimentConfig) -> EvaluatedRows:
     """Return the paper's four rows of what the stages have left, with noise of their own."""
     return evaluate_rows(
         outputs.cnn.model,
-        outputs.defended,
+        outputs.defence.model,
         outputs.features.x["test"],
         outputs.attacks["baseline"].x_adv,
         outputs.attacks["defended"].x_adv,
         outputs.features.y["test"],
         seed=evaluation_seed(config.seed),
         n_predictions=config.n_predictions,
-        random=isinstance(outputs.defended, DefendedClassifier),
+        random=isinstance(outputs.defence.model, DefendedClassifier),
     )
 
 

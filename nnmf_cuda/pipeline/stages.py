@@ -17,36 +17,30 @@ from torch import Tensor
 
 from nnmf_cuda.attacks import AttackResult, run_autoattack
 from nnmf_cuda.data import SPLITS, ImageDataset
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.features import FeatureExtractor
-from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.nnmf import NNMF
 from nnmf_cuda.pipeline.config import (
     AttackConfig,
     ClassifierConfig,
-    DefenceConfig,
     DiffusionConfig,
     ExperimentConfig,
     NNMFConfig,
 )
+from nnmf_cuda.pipeline.defences import noise_schedule
 from nnmf_cuda.selection import ComponentSelector
 from nnmf_cuda.training import (
     TrainingResult,
     train_classifier,
     train_denoiser,
-    train_robust_classifier,
 )
 
 __all__ = [
     "Features",
     "attack_model",
-    "defend",
     "extract_features",
     "fit_classifier",
     "fit_denoiser",
-    "fit_robust_classifier",
-    "noise_schedule",
-    "purifier_of",
 ]
 
 
@@ -135,43 +129,6 @@ def fit_classifier(
     )
 
 
-def fit_robust_classifier(
-    features: Features,
-    config: DefenceConfig,
-    *,
-    norm: str,
-    n_classes: int,
-    seed: int,
-    device: torch.device,
-    progress: bool = False,
-) -> TrainingResult[FeatureCNN]:
-    """Train a CNN of the same size on attacked training features."""
-    return train_robust_classifier(
-        features.x["train"],
-        features.y["train"],
-        features.x["valid"],
-        features.y["valid"],
-        n_classes=n_classes,
-        method=config.method,
-        attack_eps=config.train_eps,
-        norm=norm,
-        n_steps=config.n_steps,
-        trades_beta=config.trades_beta,
-        ema_decay=config.ema_decay,
-        epochs=config.epochs,
-        lr=config.lr,
-        batch_size=config.batch_size,
-        seed=seed,
-        device=device,
-        progress=progress,
-    )
-
-
-def noise_schedule(config: DiffusionConfig) -> NoiseSchedule:
-    """Build the linear noise schedule."""
-    return NoiseSchedule.linear(config.num_timesteps, config.beta_start, config.beta_end)
-
-
 def fit_denoiser(
     features: Features,
     config: DiffusionConfig,
@@ -195,32 +152,6 @@ def fit_denoiser(
         device=device,
         progress=progress,
     )
-
-
-def purifier_of(denoiser: FeatureDenoiser, config: DiffusionConfig) -> DiffusionPurifier:
-    """Put a denoiser to work, on its device."""
-    purifier = DiffusionPurifier(
-        denoiser,
-        noise_schedule(config),
-        timesteps=config.timesteps,
-        n_draws=config.n_draws,
-        eta=config.eta,
-    )
-    return purifier.to(next(denoiser.parameters()).device)
-
-
-def defend(
-    purifier: DiffusionPurifier,
-    classifier: FeatureCNN,
-    robust_classifier: FeatureCNN | None,
-    config: DefenceConfig,
-) -> torch.nn.Module:
-    """Put the defence together; `robust_classifier` is there where the defence trains one."""
-    if robust_classifier is None:
-        return DefendedClassifier(purifier, classifier)
-    if config.kind == "adversarial":
-        return robust_classifier
-    return DefendedClassifier(purifier, robust_classifier)
 
 
 def attack_model(

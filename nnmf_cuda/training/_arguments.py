@@ -1,12 +1,15 @@
-"""Checks of the data that networks are trained on."""
+"""Checks of what networks are trained on and against."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from nnmf_cuda.attacks._balls import BALLS
 
 Array = Tensor | NDArray[Any]
 
@@ -42,3 +45,11 @@ def as_labels(
             f"from {int(y.min())} to {int(y.max())}"
         )
     return y.to(device=device, dtype=torch.int64)
+
+
+def check_ball(attack_eps: float, norm: str) -> None:
+    """Raise ValueError unless this is a ball that training can attack in."""
+    if norm not in BALLS:
+        raise ValueError(f"norm must be one of {', '.join(BALLS)}; got {norm!r}")
+    if not (math.isfinite(attack_eps) and attack_eps > 0):
+        raise ValueError(f"attack_eps must be a finite number > 0, got {attack_eps}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -13,17 +15,17 @@ from torch.nn import functional
 
 from nnmf_cuda.attacks._balls import BALLS
 from nnmf_cuda.attacks.checks import frozen
-from nnmf_cuda.attacks.objectives import margin_loss
 from nnmf_cuda.attacks.pgd import pgd
-from nnmf_cuda.models import FeatureCNN
-from nnmf_cuda.training._arguments import Array, as_features, as_labels
+from nnmf_cuda.diffusion import DiffusionPurifier
+from nnmf_cuda.models import DefendedClassifier, FeatureCNN
+from nnmf_cuda.training._arguments import Array, as_features, as_labels, check_ball
+from nnmf_cuda.training._robust_scores import Answer, RobustScores, rank
 from nnmf_cuda.training.epochs import Settings, Task
 from nnmf_cuda.training.loop import TrainingResult, fit, initialised
 
 __all__ = ["Method", "train_robust_classifier"]
 
 Method = Literal["pgd", "trades"]
-_N_VALID_STEPS = 20
 
 
 def train_robust_classifier(
@@ -34,6 +36,7 @@ def train_robust_classifier(
     *,
     n_classes: int,
     method: Method = "pgd",
+    purifier: DiffusionPurifier | None = None,
     attack_eps: float = 0.10,
     norm: str = "Linf",
     n_steps: int = 10,
@@ -50,8 +53,10 @@ def train_robust_classifier(
 
     "pgd" minimises the cross-entropy of attacked samples (Madry et al.), "trades" the cross-entropy
     of the samples as they are plus `trades_beta` times the divergence of the answers on attacked
-    samples from those (Zhang et al.). The epoch kept is that whose averaged weights have the
-    highest mean of clean and attacked validation accuracy.
+    samples from those (Zhang et al.). With a purifier, what answers, in training as in attacks on
+    it, is the classifier behind the purifier: the attack sees the noise of its batch, as in
+    SmoothAdv (Salman et al.). The epoch kept is that whose averaged weights have the highest mean
+    of clean and attacked validation accuracy.
 
     Parameters
     ----------
@@ -63,6 +68,8 @@ def train_robust_classifier(
         Number of classes.
     method : {"pgd", "trades"}, default="pgd"
         What is minimised.
+    purifier : DiffusionPurifier, optional
+        Stands before the classifier, and is not changed.
     attack_eps : float, default=0.10
         Radius of the ball, in units of the features.
     norm : {"Linf", "L2"}, default="Linf"
@@ -90,14 +97,14 @@ def train_robust_classifier(
        to adversarial attacks, ICLR.
     .. [2] Zhang, Yu, Jiao, Xing, El Ghaoui & Jordan (2019), Theoretically principled trade-off
        between robustness and accuracy, ICML, equation 5.
+    .. [3] Salman, Li, Razenshteyn, Zhang, Zhang, Bubeck & Yang (2019), Provably robust deep
+       learning via adversarially trained smoothed classifiers, NeurIPS.
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
-    if norm not in BALLS:
-        raise ValueError(f"norm must be one of {', '.join(BALLS)}; got {norm!r}")
-    for name, value in (("attack_eps", attack_eps), ("trades_beta", trades_beta)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a finite number > 0, got {value}")
+    check_ball(attack_eps, norm)
+    if not (math.isfinite(trades_beta) and trades_beta > 0):
+        raise ValueError(f"trades_beta must be a finite number > 0, got {trades_beta}")
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1, got {n_steps}")
     x = as_features("features", features, device)
@@ -105,75 +112,104 @@ def train_robust_classifier(
     valid_x = as_features("valid_features", valid_features, device, n_features=x.shape[1])
     valid_y = as_labels("valid_labels", valid_labels, len(valid_x), n_classes, device)
     model = initialised(lambda: FeatureCNN(x.shape[1], n_classes), seed).to(x)
-    ball = _BallSettings(attack_eps, norm, n_steps)
-    losses: dict[str, Callable[..., Tensor]] = {
-        "pgd": lambda *batch: _pgd_loss(ball, *batch),
-        "trades": lambda *batch: _trades_loss(ball, trades_beta, *batch),
-    }
+    ball = _Ball(attack_eps, norm, n_steps)
+    noise_of = _HeldNoise(purifier)
+    scores = RobustScores(valid_x, valid_y, attack_eps, norm)
+    seen, fresh = (
+        noise_of.draw(valid_x, torch.Generator().manual_seed(seed + 1 + i)) for i in range(2)
+    )
+    loss_of = _pgd_loss if method == "pgd" else partial(_trades_loss, beta=trades_beta)
 
     def draw_epoch(generator: torch.Generator) -> tuple[Tensor, ...]:
         order = torch.randperm(len(x), generator=generator)
         jitter = torch.rand(x.shape, generator=generator) * 2 - 1
-        return x[order.to(x.device)], y[order.to(x.device)], jitter.to(x)
+        noise = noise_of.draw(x, generator)
+        return x[order.to(x.device)], y[order.to(x.device)], jitter.to(x), noise
+
+    def batch_loss(network: nn.Module, rows: Tensor, of: Tensor, *draws: Tensor) -> Tensor:
+        jitter, noise = draws
+        return loss_of(ball, partial(noise_of.answer, network, noise), network, rows, of, jitter)
 
     def evaluate(network: nn.Module) -> dict[str, Tensor]:
-        logits = network(valid_x)
-        attacked = _attacked(
-            _BallSettings(attack_eps, norm, _N_VALID_STEPS),
-            network,
-            valid_x,
-            valid_x,
-            lambda answers: margin_loss(answers, valid_y),
-        )
-        right = network(attacked).argmax(1) == valid_y
-        return {
-            "valid_loss": functional.cross_entropy(logits, valid_y),
-            "valid_accuracy": (logits.argmax(1) == valid_y).float().mean(),
-            "valid_robust_accuracy": (right & (logits.argmax(1) == valid_y)).float().mean(),
-        }
+        return scores.of(*(partial(noise_of.answer, network, noise) for noise in (seen, fresh)))
 
     return fit(
-        Task(model, losses[method]),
+        Task(model, batch_loss),
         Settings("robust classifier", epochs, lr, batch_size, ema_decay, seed, progress),
         draw_epoch=draw_epoch,
         evaluate=evaluate,
-        rank=lambda scores: (
-            scores["valid_accuracy"] + scores["valid_robust_accuracy"],
-            -scores["valid_loss"],
-        ),
+        rank=rank,
     )
 
 
+class _HeldNoise:
+    """Answers of a classifier, behind the purifier where there is one, with its noise given."""
+
+    def __init__(self, purifier: DiffusionPurifier | None) -> None:
+        # A copy, so that no gradient reaches the denoiser's own weights.
+        self._purifier = None if purifier is None else copy.deepcopy(purifier).requires_grad_(False)
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return noise with the samples first: (n, S', K, n_features), or nothing."""
+        if self._purifier is None:
+            return x.new_empty(len(x), 0)
+        return self._purifier.draw_noise(x, generator).transpose(0, 1)
+
+    def answer(self, network: nn.Module, noise: Tensor, x: Tensor) -> Tensor:
+        """Return logits; x may hold the samples several times over."""
+        if self._purifier is None:
+            logits: Tensor = network(x)
+        else:
+            repeated = noise.repeat(len(x) // len(noise), 1, 1, 1).transpose(0, 1)
+            logits = DefendedClassifier(self._purifier, network)(x, noise=repeated)
+        return logits
+
+
 @dataclass(frozen=True)
-class _BallSettings:
+class _Ball:
     radius: float
     norm: str
     n_steps: int
 
+    def worst(
+        self, network: nn.Module, x: Tensor, start: Tensor, loss_of: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return the points that a few steps of PGD reach in the ball around x."""
+        with frozen(network):
+            return pgd(loss_of, BALLS[self.norm](x, self.radius), start, n_iter=self.n_steps)
+
 
 def _pgd_loss(
-    ball: _BallSettings, model: nn.Module, x: Tensor, y: Tensor, jitter: Tensor
+    ball: _Ball, answer: Answer, network: nn.Module, x: Tensor, y: Tensor, jitter: Tensor
 ) -> Tensor:
-    attacked = _attacked(
-        ball,
-        model,
+    attacked = ball.worst(
+        network,
         x,
         x + ball.radius * jitter,
-        lambda logits: functional.cross_entropy(logits, y, reduction="none"),
+        lambda points: functional.cross_entropy(answer(points), y, reduction="none"),
     )
-    return functional.cross_entropy(model(attacked), y)
+    return functional.cross_entropy(answer(attacked), y)
 
 
 def _trades_loss(
-    ball: _BallSettings, beta: float, model: nn.Module, x: Tensor, y: Tensor, jitter: Tensor
+    ball: _Ball,
+    answer: Answer,
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    jitter: Tensor,
+    *,
+    beta: float,
 ) -> Tensor:
     with torch.no_grad():
-        clean = model(x).softmax(1)
-    attacked = _attacked(
-        ball, model, x, x + ball.radius * jitter, lambda logits: _divergence(logits, clean)
+        clean = answer(x).softmax(1)
+    attacked = ball.worst(
+        network,
+        x,
+        x + ball.radius * jitter,
+        lambda points: _divergence(answer(points), clean),
     )
-    logits = model(torch.cat((x, attacked)))
-    of_clean, of_attacked = logits.chunk(2)
+    of_clean, of_attacked = answer(torch.cat((x, attacked))).chunk(2)
     divergence = _divergence(of_attacked, of_clean.softmax(1)).mean()
     return functional.cross_entropy(of_clean, y) + beta * divergence
 
@@ -181,16 +217,3 @@ def _trades_loss(
 def _divergence(logits: Tensor, target: Tensor) -> Tensor:
     """Return the Kullback-Leibler divergence (n,) of answers from target probabilities."""
     return functional.kl_div(logits.log_softmax(1), target, reduction="none").sum(1)
-
-
-def _attacked(
-    settings: _BallSettings,
-    model: nn.Module,
-    x: Tensor,
-    start: Tensor,
-    loss_of: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Return the points that a few steps of PGD reach in the ball around x."""
-    ball = BALLS[settings.norm](x, settings.radius)
-    with frozen(model):
-        return pgd(lambda points: loss_of(model(points)), ball, start, n_iter=settings.n_steps)

@@ -106,9 +106,40 @@ def test_run_with_an_honest_evaluation_of_a_robust_preset(
     assert "worst_case_accuracy" in capsys.readouterr().out
     metrics = json.loads((home / "metrics.json").read_text())
     assert metrics["n_predictions"] == 1
-    assert "adversarial_training" in (home / "timings.json").read_text()
+    assert "defence_training" in (home / "timings.json").read_text()
     images = np.random.default_rng(0).integers(0, 256, (3, 128, 128), dtype=np.uint8)
     assert np.array_equal(model.predict_proba(images), model.predict_proba(images, seed=5))
+
+
+@pytest.mark.parametrize("preset", ["smoothing", "purified"])
+def test_validation_chooses_the_noise_level(preset: str, tmp_path: Path, small_npz: Path) -> None:
+    out = tmp_path / "run"
+    options = [*SMALL, f"--preset={preset}", "--defence.epochs=2"]
+    options += ["--defence.candidate_timesteps=[3,900]", "--defence.n_steps=2"]
+    assert main(["run", f"--data={small_npz}", f"--out={out}", *options]) == 0
+    levels = json.loads((out / "metrics.json").read_text())["noise_levels"]
+    assert [level["timestep"] for level in levels] == [3, 900]
+    best = max(levels, key=lambda level: level["clean"] + level["attacked"])
+    model = load_model(out)
+    assert model.purifier.timesteps.tolist() == [best["timestep"]]
+    assert model.defended.purifier is model.purifier
+    assert model.defended.classifier is model.robust_classifier
+    assert model.diffusion.timesteps == (best["timestep"],)
+
+
+def test_the_joint_classifier_stands_alone(
+    light: None, tmp_path: Path, small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = [*SMALL, "--preset=joint", "--defence.epochs=2", "--evaluation=honest"]
+    assert main(["run", f"--data={small_npz}", f"--out={out}", *options]) == 0
+    model = load_model(out)
+    assert model.defended is model.robust_classifier
+    content = json.loads((out / "robustness.json").read_text())
+    assert set(content["others"]) == {"undefended", "adversarially trained"}
+    options = [f"--data={small_npz}", f"--out={tmp_path / 'other'}", "--defence.kind=joint"]
+    assert main(["run", *options, "--defence.candidate_timesteps=[5]"]) == 2
+    assert "defence.candidate_timesteps=(5,)" in capsys.readouterr().err
 
 
 def test_other_images_are_refused(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

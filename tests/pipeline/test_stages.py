@@ -17,7 +17,8 @@ from nnmf_cuda.pipeline.config import (
     NNMFConfig,
     SelectionConfig,
 )
-from nnmf_cuda.pipeline.stages import defend, extract_features, purifier_of
+from nnmf_cuda.pipeline.defences import assemble, purifier_of
+from nnmf_cuda.pipeline.stages import extract_features
 
 CPU = torch.device("cpu")
 
@@ -79,10 +80,10 @@ def test_defended_model_has_the_papers_noise_level() -> None:
 def test_each_defence_is_put_together_from_its_parts() -> None:
     purifier = purifier_of(FeatureDenoiser(4), PRESETS["paper"].diffusion)
     plain, robust = FeatureCNN(4, 2), FeatureCNN(4, 2)
-    paper = defend(purifier, plain, None, DefenceConfig())
+    paper = assemble(purifier, plain, None, DefenceConfig())
     assert paper.purifier is purifier
     assert paper.classifier is plain
-    assert defend(purifier, plain, robust, DefenceConfig("adversarial")) is robust
-    both = defend(purifier, plain, robust, DefenceConfig("adversarial-purifier"))
+    assert assemble(purifier, plain, robust, DefenceConfig("adversarial")) is robust
+    both = assemble(purifier, plain, robust, DefenceConfig("adversarial-purifier"))
     assert both.purifier is purifier
     assert both.classifier is robust

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from nnmf_cuda.attacks import vector_apgd
-from nnmf_cuda.training import train_classifier, train_robust_classifier
+from nnmf_cuda.attacks.suite import fresh_decisions
+from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models import DefendedClassifier
+from nnmf_cuda.training import train_classifier, train_denoiser, train_robust_classifier
 
 M = 6
 
@@ -63,6 +66,46 @@ def test_same_seed_same_weights(data, method):
     assert not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.requires_grad for p in first.model.parameters())
+
+
+@pytest.fixture(scope="module")
+def purifier(data):
+    schedule = NoiseSchedule.linear(100)
+    denoiser = train_denoiser(data[0], schedule, epochs=20, seed=0).model
+    return DiffusionPurifier(denoiser, schedule, timesteps=(10,), n_draws=4)
+
+
+@pytest.mark.parametrize("method", ["pgd", "trades"])
+def test_training_behind_a_purifier(data, purifier, method):
+    before = [weight.clone() for weight in purifier.denoiser.weights()]
+    first, again = (
+        train_robust_classifier(
+            *data, n_classes=2, method=method, purifier=purifier, attack_eps=0.15, epochs=15,
+            n_steps=3, seed=0,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    for own, other in zip(first.model.weights(), again.model.weights(), strict=True):
+        assert torch.equal(own, other)
+    for weight, old in zip(purifier.denoiser.weights(), before, strict=True):
+        assert torch.equal(weight, old)
+        assert weight.grad is None
+    plain = train_classifier(*data, n_classes=2, epochs=30, seed=0).model
+    x, y = two_clouds(300, 2)
+    accuracies = []
+    for classifier in (plain, first.model):
+        model = DefendedClassifier(purifier, classifier)
+        points = vector_apgd(model, x, y, attack_eps=0.15, n_iter=30, n_restarts=1, eot_iter=8)
+        accuracies.append(float(fresh_decisions(model, points, y, seed=9).float().mean()))
+    assert accuracies[1] > accuracies[0] + 0.05
+
+
+def test_a_purifier_with_a_noisy_chain_trains(data, purifier):
+    chain = DiffusionPurifier(
+        purifier.denoiser, purifier.schedule, timesteps=(10, 5), n_draws=2, eta=1.0
+    )
+    result = train_robust_classifier(*data, n_classes=2, purifier=chain, epochs=1, n_steps=2)
+    assert len(result.history["train_loss"]) == 1
 
 
 @pytest.mark.parametrize(

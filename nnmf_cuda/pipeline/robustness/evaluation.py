@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,11 @@ from nnmf_cuda.attacks.vector_apgd import vector_apgd
 from nnmf_cuda.evaluation import Certificate, certify
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN
 from nnmf_cuda.pipeline.config import PRESETS
+from nnmf_cuda.pipeline.defences import train_adversarially
 from nnmf_cuda.pipeline.robustness import checks, curves
 from nnmf_cuda.pipeline.robustness.pixels import PixelAttack, attack_pixels
 from nnmf_cuda.pipeline.robustness.points import answer_points
 from nnmf_cuda.pipeline.robustness.subject import Subject
-from nnmf_cuda.training import train_robust_classifier
 
 __all__ = ["EFFORTS", "Effort", "Findings", "Robustness", "evaluate_robustness"]
 
@@ -300,34 +300,26 @@ class _Evaluation:
             suites["noise only"] = run_suite(
                 noisy, self.x, self.y, **{**common, "budget": light}, say=self.say
             )
-        if subject.model.robust_classifier is None:
-            self.say("training and attacking an adversarially trained classifier of the same size")
+        trained = self._adversarially_trained()
+        if trained is not subject.defended:
+            self.say("attacking an adversarially trained classifier of the same size")
             suites["adversarially trained"] = run_suite(
-                self._robust_classifier(), self.x, self.y, **common, say=self.say
-            )
-        elif subject.defended is not subject.model.robust_classifier:
-            suites["adversarially trained"] = run_suite(
-                subject.model.robust_classifier, self.x, self.y, **common, say=self.say
+                trained, self.x, self.y, **common, say=self.say
             )
         return suites
 
-    def _robust_classifier(self) -> FeatureCNN:
-        x, y, settings = self.subject.x, self.subject.y, PRESETS["robust"].defence
-        return train_robust_classifier(
-            x["train"],
-            y["train"],
-            x["valid"],
-            y["valid"],
-            n_classes=len(self.subject.model.label_names),
-            method=settings.method,
-            attack_eps=self.subject.attack_eps,
+    def _adversarially_trained(self) -> FeatureCNN:
+        """Return the defence's classifier if it is such a one, else one that is trained here."""
+        model, settings = self.subject.model, self.subject.model.defence
+        own = model.robust_classifier
+        if own is not None and settings.kind.startswith("adversarial"):
+            return own
+        return train_adversarially(
+            self.subject.x,
+            self.subject.y,
+            replace(PRESETS["robust"].defence, train_eps=self.subject.attack_eps),
             norm=self.subject.norm,
-            n_steps=settings.n_steps,
-            trades_beta=settings.trades_beta,
-            epochs=settings.epochs,
-            lr=settings.lr,
-            batch_size=settings.batch_size,
-            ema_decay=settings.ema_decay,
+            n_classes=len(model.label_names),
             seed=self.seed,
             device=self.x.device,
         ).model
