@@ -23,7 +23,7 @@ def audit_parser() -> ArgumentParser:
     parser.add_argument("--label_key", type=str, default="labels", help="as for run")
     parser.add_argument(
         "--split_by",
-        type=Literal["split", "patient_fold", "patient", "random"] | None,
+        type=Literal["split", "patient_fold", "patient", "series", "random"] | None,
         default=None,
         help="as for run",
     )

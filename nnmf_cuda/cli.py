@@ -142,7 +142,7 @@ def _run_parser(preset: ExperimentConfig) -> ArgumentParser:
     )
     parser.add_argument(
         "--split_by",
-        type=Literal["split", "patient_fold", "patient", "random"] | None,
+        type=Literal["split", "patient_fold", "patient", "series", "random"] | None,
         default=None,
         help="where the split comes from; default: the data's own, else by patient, fold or image",
     )

@@ -13,7 +13,7 @@ from nnmf_cuda.data.images import (
     resize_images,
 )
 from nnmf_cuda.data.leakage import LeakageAudit, audit_dataset
-from nnmf_cuda.data.load import load_dataset
+from nnmf_cuda.data.load import folds_by, load_dataset
 from nnmf_cuda.data.phantom import phantom
 from nnmf_cuda.data.streams import ImageBatch, ReadFailure, iter_image_batches, read_images
 
@@ -29,6 +29,7 @@ __all__ = [
     "find_images",
     "iter_image_batches",
     "iter_images",
+    "folds_by",
     "load_dataset",
     "parse_classes",
     "phantom",

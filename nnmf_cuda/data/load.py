@@ -10,10 +10,11 @@ from nnmf_cuda.data.classes import choose_classes, parse_classes
 from nnmf_cuda.data.coco import find_coco_splits, read_coco
 from nnmf_cuda.data.dataset import ImageDataset
 from nnmf_cuda.data.folders import read_folders
+from nnmf_cuda.data.folds import N_FOLDS, fold_names
 from nnmf_cuda.data.images import IMAGE_SHAPE
 from nnmf_cuda.data.npz import read_npz
 from nnmf_cuda.data.phantom import phantom
-from nnmf_cuda.data.splits import make_split
+from nnmf_cuda.data.splits import make_split, ways_to_split
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def load_dataset(
         By default every class that has images, in the source's order.
     label_key : str, default="labels"
         The array of labels in an ``.npz``; other sources have none to choose.
-    split_by : {"split", "patient_fold", "patient", "random"}, optional
+    split_by : {"split", "patient_fold", "patient", "series", "random"}, optional
         See `make_split`.
     test_fold : int, optional
         See `make_split`.
@@ -94,6 +95,28 @@ def load_dataset(
         source=source,
         notes=notes,
     )
+
+
+def folds_by(path: str | Path, *, label_key: str = "labels") -> dict[str, list[str]]:
+    """Return by what a source's images can be split, with the folds of each.
+
+    Parameters
+    ----------
+    path, label_key
+        As for `load_dataset`.
+
+    Returns
+    -------
+    dict of str to list of str
+        For each `split_by`, the first being the default, the values that `test_fold` can take;
+        none for "split".
+    """
+    found = _read(Path(path), label_key=label_key, image_shape=IMAGE_SHAPE, progress=False)
+    dealt = [str(fold) for fold in range(1, N_FOLDS + 1)]
+    folds = {name: dealt for name in ways_to_split(found.split, found.groups)}
+    if "patient_fold" in folds:
+        folds["patient_fold"] = fold_names(found.groups["patient_fold"], source=str(path))
+    return folds | ({"split": []} if "split" in folds else {})
 
 
 def _read(path: Path, *, label_key: str, image_shape: tuple[int, int], progress: bool) -> Records:

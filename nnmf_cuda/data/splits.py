@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import SPLITS
+from nnmf_cuda.data.folds import N_FOLDS, deal_folds, split_by_fold
 
-SplitBy = Literal["split", "patient_fold", "patient", "random"]
+SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
 FRACTIONS = (0.70, 0.15, 0.15)
 N_TRIALS = 32
 
@@ -33,19 +34,22 @@ def make_split(
     split : ndarray of shape (n_images,), str, or None
         The source's own split.
     groups : mapping of str to ndarray
-        May hold "patient" and "patient_fold".
-    split_by : {"split", "patient_fold", "patient", "random"} or None
+        May hold "patient", "series" and "patient_fold".
+    split_by : {"split", "patient_fold", "patient", "series", "random"} or None
         - "split": the source's own. Without validation images, 15/85 of its training images are
           taken for them, by patient where given.
         - "patient_fold": `test_fold` tests, the next fold validates (after the last the first),
           the others train.
-        - "patient": 70/15/15, near the same share of each class, no patient in two splits.
+        - "patient", "series": 70/15/15, near the same share of each class, no patient or series in
+          two splits.
         - "random": 70/15/15 of each class, whoever the images belong to.
-        - None: the first of "split", "patient", "patient_fold" that the source has, or "random".
+        - None: the first of "split", "patient", "patient_fold", "series" that the source has, or
+          "random".
     test_fold : int, optional
-        For "patient_fold"; by default the lowest.
+        Of "patient_fold"; by default the lowest. With "patient", "series" or "random": one of five
+        folds, 1 to 5, that are dealt by it, in the place of 70/15/15.
     seed : int
-        For "patient" and "random".
+        For shares of 70/15/15.
     source : str
         The path, for messages.
 
@@ -60,44 +64,52 @@ def make_split(
         If `split_by` is unknown or the source lacks what it needs, or the images or patients are
         too few to be divided.
     """
-    has: dict[str, bool] = {
-        "split": split is not None,
-        "patient": "patient" in groups,
-        "patient_fold": "patient_fold" in groups,
-        "random": True,
-    }
+    has = ways_to_split(split, groups)
     if split_by is None:
-        split_by = next(name for name, present in has.items() if present)
+        split_by = has[0]
     if split_by not in get_args(SplitBy):
         raise ValueError(f"split_by={split_by!r}: choose one of {', '.join(get_args(SplitBy))}")
-    if not has[split_by]:
-        there = ", ".join(repr(name) for name, present in has.items() if present)
+    if split_by not in has:
         raise ValueError(
             f"split_by={split_by!r} needs {split_by!r} for every image, which {source} does not "
-            f"have; choose {there}"
-        )
-    if test_fold is not None and split_by != "patient_fold":
-        raise ValueError(
-            f"test_fold={test_fold} is for split_by='patient_fold', got split_by={split_by!r}"
+            f"have; choose {', '.join(map(repr, has))}"
         )
     if split_by == "split":
+        if test_fold is not None:
+            raise ValueError(
+                f"test_fold={test_fold}: split_by='split' takes the split of {source} as it is; "
+                f"choose split_by={' or '.join(map(repr, has[1:]))}"
+            )
         assert split is not None
         return _complete(split, labels, groups.get("patient"), seed=seed, source=source)
     if split_by == "patient_fold":
-        return _by_fold(groups["patient_fold"], test_fold, source=source)
-    patients = groups["patient"] if split_by == "patient" else None
-    made = _divide(labels, patients, FRACTIONS, seed=seed, source=source)
-    return _named(made), [_made_note(patients, seed, has_patients=has["patient"])]
+        return split_by_fold(groups[split_by], test_fold, name=split_by, source=source)
+    members = groups.get(split_by)
+    if test_fold is not None:
+        folds = deal_folds(labels, members, name=split_by, source=source)
+        name = f"{N_FOLDS} folds by {split_by}"
+        return split_by_fold(folds, test_fold, name=name, source=source)
+    made = _divide(labels, members, FRACTIONS, seed=seed, source=source)
+    return _named(made), [_made_note(split_by, members, seed, has_patients="patient" in has)]
+
+
+def ways_to_split(split: NDArray[np.str_] | None, groups: Mapping[str, Any]) -> list[str]:
+    """Return what `split_by` can be, the one that is taken by default first."""
+    of_groups = [name for name in ("patient", "patient_fold", "series") if name in groups]
+    return [*(["split"] if split is not None else []), *of_groups, "random"]
 
 
 def _named(parts: NDArray[np.int64]) -> NDArray[np.str_]:
     return np.array(SPLITS)[parts]
 
 
-def _made_note(patients: NDArray[Any] | None, seed: int, *, has_patients: bool) -> str:
+def _made_note(
+    split_by: str, members: NDArray[Any] | None, seed: int, *, has_patients: bool
+) -> str:
     note = f"Split made here: 70/15/15, stratified by class, seed {seed}"
-    if patients is not None:
-        return f"{note}, by patient: none is in two splits ({len(np.unique(patients))} patients)"
+    if members is not None:
+        n_members = len(np.unique(members))
+        return f"{note}, by {split_by}: none is in two splits ({n_members} of them)"
     if has_patients:
         return f"{note}, image by image: images of one patient may be in several splits"
     return f"{note}; the source names no patients, so images of one may be in several splits"
@@ -129,29 +141,6 @@ def _complete(
     return completed, [
         f"The source has no validation images: {n_valid} of its {len(training)} training images "
         f"are taken, stratified by class, seed {seed}"
-    ]
-
-
-def _by_fold(
-    folds: NDArray[Any], test_fold: int | None, *, source: str
-) -> tuple[NDArray[np.str_], list[str]]:
-    if folds.dtype.kind not in "iuU":
-        raise ValueError(f"{source}: patient_fold is {folds.dtype}; give integers or text")
-    found = np.unique(folds).tolist()
-    if len(found) < 3:
-        raise ValueError(
-            f"split_by='patient_fold' needs at least 3 folds (test, valid, train), but {source} "
-            f"has {len(found)}; choose split_by='random'"
-        )
-    names = [str(fold) for fold in found]
-    if test_fold is not None and str(test_fold) not in names:
-        raise ValueError(f"test_fold={test_fold}: {source} has the folds {', '.join(names)}")
-    first = 0 if test_fold is None else names.index(str(test_fold))
-    test, valid, *train = found[first:] + found[:first]
-    split = np.select([folds == test, folds == valid], ["test", "valid"], "train").astype(np.str_)
-    return split, [
-        f"Split by patient_fold: {', '.join(map(str, train))} train, {valid} validates, "
-        f"{test} tests"
     ]
 
 

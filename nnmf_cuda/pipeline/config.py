@@ -28,12 +28,13 @@ class DataConfig:
     """COCO categories as "2=Normal,1=Tumor", in label order; the last class is the positive one."""
     label_key: str = "labels"
     """Which array of an .npz holds the labels."""
-    split_by: Literal["split", "patient_fold", "patient", "random"] | None = None
+    split_by: Literal["split", "patient_fold", "patient", "series", "random"] | None = None
     """Where the split comes from; None takes the source's own, else makes one by patient or
     image."""
     test_fold: int | None = None
-    """With split_by="patient_fold": the fold that tests, the next one validates; None is the
-    lowest."""
+    """The fold that tests, the next one validates: one of the source's with
+    split_by="patient_fold", else one of five that are dealt; None is the lowest, or shares of
+    70/15/15."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_no_patient_is_in_two_splits(rng: np.random.Generator) -> None:
     for label in (0, 1):
         shares = [(split[labels == label] == name).mean() for name in ("train", "valid", "test")]
         np.testing.assert_allclose(shares, [0.70, 0.15, 0.15], atol=0.05)
-    assert "by patient: none is in two splits (60 patients)" in notes[0]
+    assert "by patient: none is in two splits (60 of them)" in notes[0]
 
 
 def test_patients_may_be_ignored_on_demand(rng: np.random.Generator) -> None:
@@ -145,5 +145,36 @@ def test_any_fold_can_test() -> None:
         assert f"{test} tests" in notes[0]
     with pytest.raises(ValueError, match="test_fold=6: here has the folds 1, 2, 3, 4, 5"):
         split_of(labels, groups={"patient_fold": folds}, split_by="patient_fold", test_fold=6)
-    with pytest.raises(ValueError, match="is for split_by='patient_fold'"):
-        split_of(labels, split_by="random", test_fold=1)
+    own = np.array(["train", "valid", "test"] * 100)
+    with pytest.raises(ValueError, match="test_fold=1: split_by='split' takes the split of here"):
+        split_of(labels, split=own, split_by="split", test_fold=1)
+
+
+@pytest.mark.parametrize("split_by", ["patient", "series"])
+def test_dealt_folds_keep_groups_together(split_by: str, rng: np.random.Generator) -> None:
+    patients, labels = patients_and_labels(rng)
+    groups = {split_by: patients}
+    tested = np.zeros(len(labels), dtype=int)
+    for fold in range(1, 6):
+        split, notes = split_of(labels, groups=groups, split_by=split_by, test_fold=fold)
+        again, _ = split_of(labels, groups=groups, split_by=split_by, test_fold=fold, seed=9)
+        assert (split == again).all()
+        assert f"5 folds by {split_by}" in notes[0]
+        for name in ("train", "valid", "test"):
+            assert set(labels[split == name]) == {0, 1}
+        for patient in np.unique(patients):
+            assert len(set(split[patients == patient].tolist())) == 1
+        tested += split == "test"
+    assert (tested == 1).all()
+
+
+def test_folds_are_dealt_image_by_image_without_groups() -> None:
+    shares = []
+    for fold in range(1, 6):
+        split, _ = split_of(LABELS, split_by="random", test_fold=fold)
+        shares.append([(split[label == LABELS] == "test").mean() for label in range(3)])
+    np.testing.assert_allclose(shares, 0.2)
+    with pytest.raises(ValueError, match="cannot be dealt into 5 folds by random"):
+        split_of(np.array([0, 1] * 4), split_by="random", test_fold=1)
+    with pytest.raises(ValueError, match="cannot be dealt into 5 folds by patient"):
+        split_of(np.arange(20) % 2, groups={"patient": np.repeat([1, 2], 10)}, test_fold=1)
