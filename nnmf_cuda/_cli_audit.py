@@ -27,7 +27,7 @@ def audit_parser() -> ArgumentParser:
         default=None,
         help="as for run",
     )
-    parser.add_argument("--test_fold", type=int | None, default=None, help="as for run")
+    parser.add_argument("--test_fold", type=int | str | None, default=None, help="as for run")
     parser.add_argument("--seed", type=int, default=0, help="of a split that is made here")
     parser.add_argument(
         "--resolution", type=int, default=32, help="side of the grid of block means"

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,18 +15,9 @@ from nnmf_cuda import __version__
 from nnmf_cuda._cli_audit import audit_parser, run_audit
 from nnmf_cuda._cli_bench import add_bench_commands, run_bench
 from nnmf_cuda._cli_evaluate import evaluate_parser, run_evaluate
-from nnmf_cuda._cli_options import add_device
-from nnmf_cuda.pipeline.config import (
-    PRESETS,
-    AttackConfig,
-    ClassifierConfig,
-    DataConfig,
-    DefenceConfig,
-    DiffusionConfig,
-    ExperimentConfig,
-    NNMFConfig,
-    SelectionConfig,
-)
+from nnmf_cuda._cli_options import add_device, say
+from nnmf_cuda._cli_run import preset_of, run_command, run_parser
+from nnmf_cuda.pipeline.config import ExperimentConfig
 
 __all__ = ["main"]
 
@@ -36,10 +26,6 @@ NNMF features of images, a light classifier, a diffusion defence in feature spac
 it an attack leaves standing. Compiled kernels serve the heavy steps. Not a medical device.
 """
 
-_NOT_CONFIG = ("config", "out", "overwrite", "seeds", "bench_records", "print_config")
-"""Arguments of `run` that say where results go and what stands beside them: not part of the
-experiment."""
-
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
@@ -47,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 with one line on stderr."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     argv = sys.argv[1:] if argv is None else argv
-    parser, runs = _parsers(_preset_of(argv))
+    parser, runs = _parsers(preset_of(argv))
     arguments = parser.parse_args(argv)
     chosen = arguments.subcommand
     # As an exception, so that a run that is told to stop leaves no half of itself behind.
@@ -72,7 +58,7 @@ def _parsers(preset: ExperimentConfig) -> tuple[ArgumentParser, ArgumentParser]:
     """Return the parser of the command, and that of `run`, which writes `config.yaml`."""
     parser = ArgumentParser(prog="nnmf-cuda", description=_ABOUT, version=__version__)
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
-    runs = _run_parser(preset)
+    runs = run_parser(preset)
     commands.add_subcommand("run", runs, help="the whole experiment, with tables and a report")
     commands.add_subcommand("extract", _extract_parser(), help="images to NNMF features")
     commands.add_subcommand("predict", _predict_parser(), help="images to class probabilities")
@@ -83,101 +69,6 @@ def _parsers(preset: ExperimentConfig) -> tuple[ArgumentParser, ArgumentParser]:
     add_bench_commands(bench)
     commands.add_subcommand("info", _info_parser(), help="versions, devices, what serves each op")
     return parser, runs
-
-
-def _preset_of(argv: Sequence[str]) -> ExperimentConfig:
-    """Return the preset that is asked for: the other options start from its values."""
-    for given, following in zip(argv, [*argv[1:], ""], strict=True):
-        name = following if given == "--preset" else given.removeprefix("--preset=")
-        if given.startswith("--preset") and name in PRESETS:
-            return PRESETS[name]
-    return PRESETS["paper"]
-
-
-def _run_parser(preset: ExperimentConfig) -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Run the whole experiment: features, selection, classifier, denoiser, attack,"
-        " evaluation. Prints the metric table and the stage table, and writes the results. Without"
-        " --data it runs on a built-in synthetic phantom."
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    parser.add_argument(
-        "--data",
-        type=str | None,
-        default=None,
-        help="an .npz, a COCO export or class folders; default: the synthetic phantom",
-    )
-    parser.add_argument("--out", type=str, default="nnmf-cuda-run", help="directory of the results")
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace results in --out",
-    )
-    parser.add_argument(
-        "--preset", type=Literal[tuple(PRESETS)], default="paper", help="named settings"
-    )
-    parser.add_argument(
-        "--evaluation",
-        type=Literal["paper", "honest", "thorough"],
-        default="paper",
-        help="paper: APGD-CE and Square, once on each model; honest: also what evaluate --preset"
-        " standard does, pixels included, in minutes; thorough: hours",
-    )
-    add_device(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        default=1,
-        help="number of runs, from --seed upwards, each in its own seed_K, with a summary",
-    )
-    parser.add_argument(
-        "--classes",
-        type=str | None,
-        default=None,
-        help='classes in label order, as "2=Normal,1=Tumor"; the last is the positive one',
-    )
-    parser.add_argument(
-        "--label_key", type=str, default="labels", help="array of an .npz with the labels"
-    )
-    parser.add_argument(
-        "--split_by",
-        type=Literal["split", "patient_fold", "patient", "series", "random"] | None,
-        default=None,
-        help="where the split comes from; default: the data's own, else by patient, fold or image",
-    )
-    parser.add_argument(
-        "--test_fold",
-        type=int | None,
-        default=None,
-        help="with --split_by patient_fold: the fold that tests; the next one validates",
-    )
-    parser.add_argument(
-        "--n_predictions",
-        type=int,
-        default=20,
-        help="fresh predictions over which the defended rows are averaged",
-    )
-    parser.add_argument(
-        "--bench_records",
-        type=str | None,
-        default=None,
-        help="file that bench stages --json has written: its seconds of these images, here and in"
-        " plain torch, are plotted in the report",
-    )
-    for name, kind in _GROUPS.items():
-        parser.add_argument(f"--{name}", type=kind, default=getattr(preset, name))
-    return parser
-
-
-_GROUPS: dict[str, type] = {
-    "nnmf": NNMFConfig,
-    "selection": SelectionConfig,
-    "classifier": ClassifierConfig,
-    "diffusion": DiffusionConfig,
-    "defence": DefenceConfig,
-    "attack": AttackConfig,
-}
 
 
 def _extract_parser() -> ArgumentParser:
@@ -239,108 +130,6 @@ def _add_images_and_model(parser: ArgumentParser) -> None:
     add_device(parser)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _run(arguments: Namespace, parser: ArgumentParser) -> None:
-    from nnmf_cuda.pipeline.environment import resolve_device
-    from nnmf_cuda.pipeline.experiment import run_experiment
-
-    device = resolve_device(arguments.device)
-    out = Path(arguments.out)
-    if arguments.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {arguments.seeds}")
-    last = arguments.seed + arguments.seeds - 1
-    if not 0 <= arguments.seed <= last < 2**32:
-        # torch's generator on the CPU reads no more: larger seeds would repeat smaller ones.
-        raise ValueError(f"--seed must lie in [0, 2**32), got {arguments.seed} to {last}")
-    if arguments.seeds > 1 and arguments.bench_records is not None:
-        raise ValueError("--bench_records is for the report of one run: leave out --seeds")
-    if arguments.seeds > 1:
-        _run_seeds(arguments, parser)
-        return
-    experiment = run_experiment(
-        _experiment_config(arguments),
-        out=out,
-        config_yaml=_config_yaml(arguments, parser),
-        device=device,
-        overwrite=arguments.overwrite,
-        progress=True,
-        say=_say,
-        bench_records=_bench_records(arguments.bench_records),
-        evaluation=arguments.evaluation,
-    )
-    print(experiment.tables())
-    print(f"\nresults: {out}\nreport:  {out / 'report.html'}")
-
-
-def _bench_records(path: str | None) -> list[dict[str, Any]]:
-    """Return the stages among the records of a file."""
-    if path is None:
-        return []
-    from nnmf_cuda.benchmarks import read_records
-
-    records = [record for record in read_records([path]) if record["suite"] == "stages"]
-    if not records:
-        raise ValueError(f"--bench_records {path} has no records of bench stages")
-    return records
-
-
-def _run_seeds(arguments: Namespace, parser: ArgumentParser) -> None:
-    import json
-
-    from nnmf_cuda.pipeline.repeats import summarize, summarize_robustness, summary_table
-    from nnmf_cuda.pipeline.run_directory import check_free
-
-    out = Path(arguments.out)
-    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-    homes = {seed: out / f"seed_{seed}" for seed in seeds}
-    for home in (out, *homes.values()):
-        check_free(home, overwrite=arguments.overwrite)
-    metrics = {}
-    for seed, home in homes.items():
-        _say(f"seed {seed}")
-        one = arguments.clone()
-        one["seed"], one["seeds"], one["out"] = seed, 1, str(home)
-        _run(one, parser)
-        metrics[seed] = json.loads((home / "metrics.json").read_text(encoding="utf-8"))
-    summary = summarize(metrics)
-    if arguments.evaluation != "paper":
-        summary["robustness"] = summarize_robustness(
-            {
-                seed: json.loads((home / "robustness.json").read_text(encoding="utf-8"))
-                for seed, home in homes.items()
-            }
-        )
-    (out / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    print(f"\n{summary_table(summary)}")
-
-
-def _experiment_config(arguments: Namespace) -> ExperimentConfig:
-    return replace(
-        PRESETS[arguments.preset],
-        data=DataConfig(
-            path=arguments.data,
-            classes=arguments.classes,
-            label_key=arguments.label_key,
-            split_by=arguments.split_by,
-            test_fold=arguments.test_fold,
-        ),
-        seed=arguments.seed,
-        n_predictions=arguments.n_predictions,
-        **{name: kind(**vars(arguments[name])) for name, kind in _GROUPS.items()},
-    )
-
-
-def _config_yaml(arguments: Namespace, parser: ArgumentParser) -> str:
-    kept = arguments.clone()
-    for name in _NOT_CONFIG:
-        kept.pop(name, None)
-    text: str = parser.dump(kept, skip_unset=False, skip_validation=True)
-    return text
-
-
 def _extract(arguments: Namespace, _: ArgumentParser) -> None:
     from nnmf_cuda.data import iter_images
     from nnmf_cuda.pipeline.artifacts import load_model
@@ -360,7 +149,7 @@ def _extract(arguments: Namespace, _: ArgumentParser) -> None:
     )
     print(f"{n_written} images: {arguments.out}")
     if n_failed:
-        _say(f"{n_failed} images could not be read: {arguments.out}.failed.txt")
+        say(f"{n_failed} images could not be read: {arguments.out}.failed.txt")
 
 
 def _predict(arguments: Namespace, _: ArgumentParser) -> None:
@@ -393,7 +182,7 @@ def _predict(arguments: Namespace, _: ArgumentParser) -> None:
             label = model.label_names[int(row.argmax())]
             table.writerow([file, label, *(f"{p:.6f}" for p in row)])
     if model.info.get("synthetic"):
-        _say("this model was trained on synthetic images: its answers mean nothing on real ones")
+        say("this model was trained on synthetic images: its answers mean nothing on real ones")
 
 
 def _info(arguments: Namespace, _: ArgumentParser) -> None:
@@ -419,7 +208,7 @@ def _info(arguments: Namespace, _: ArgumentParser) -> None:
 
 
 _COMMANDS: dict[str, Any] = {
-    "run": _run,
+    "run": run_command,
     "extract": _extract,
     "predict": _predict,
     "audit": run_audit,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nnmf_cuda import ops
 from nnmf_cuda.diffusion import DiffusionPurifier
 from nnmf_cuda.models import DefendedClassifier
 
@@ -116,16 +117,34 @@ class PurifierShift:
         Clean features.
     seed : int
         Of the noise under which both are purified.
+    every_step : bool
+        Whether the predictions of x_0 at every step of a chain are summed, as in DiffAttack (Kang,
+        Song & Li, 2023), which deviates each step of the reverse process; else the last alone.
     """
 
     purifier: DiffusionPurifier
     x: Tensor
     seed: int = 0
+    every_step: bool = False
 
     def __call__(self, points: Tensor) -> Tensor:
         """Return the mean squared distances (n,) over the draws."""
-        with torch.no_grad():
-            clean = self.purifier(self.x, noise=self.seed)
-        moved = self.purifier(points, noise=self.seed)
-        distances: Tensor = (moved - clean).square().sum(2).mean(1)
-        return distances
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = self.purifier.draw_noise(self.x, generator)
+        total = torch.zeros(len(points), dtype=points.dtype, device=points.device)
+        for steps in self._chains():
+            used = noise[: len(steps)]
+            with torch.no_grad():
+                clean = self._purified(steps, self.x, used)
+            total = total + (self._purified(steps, points, used) - clean).square().sum(2).mean(1)
+        return total
+
+    def _chains(self) -> list[Tensor]:
+        """Return the timesteps of the chains whose ends are looked at."""
+        whole = self.purifier.timesteps
+        first = 1 if self.every_step else len(whole)
+        return [whole[:n] for n in range(first, len(whole) + 1)]
+
+    def _purified(self, timesteps: Tensor, x: Tensor, noise: Tensor) -> Tensor:
+        chain = {**self.purifier.chain(x, noise), "timesteps": timesteps}
+        return ops.purify(x, weights=self.purifier.denoiser.weights(), **chain)

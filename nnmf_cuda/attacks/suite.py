@@ -32,6 +32,9 @@ __all__ = [
 N_DECISIONS = 20
 """R: fresh decisions of a random model on a point."""
 
+_SELECTED = 0.6
+"""Share of a random model's answers that a selective attack pushes: a majority, and some more."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -257,12 +260,18 @@ class _Suite:
             yield "APGD-CE" + through, partial(self._apgd, budget, wide, "ce", 1)
             past = BPDAIdentity(defended)
             yield "APGD-margin, BPDA identity", partial(self._apgd, budget, past, "margin", 4)
-            yield "APGD on the purifier's output", partial(self._at_purifier, budget, defended)
+            at_purifier = partial(self._at_purifier, budget, defended)
+            yield "APGD on the purifier's output", partial(at_purifier, every_step=False)
+            if len(defended.purifier.timesteps) > 1:
+                yield "APGD on the purifier's every step", partial(at_purifier, every_step=True)
         with torch.no_grad():
             n_classes = self.model(self.x[:1]).shape[1]
         titles = {"margin": "APGD-margin", "ce": "APGD-CE", "dlr": "APGD-DLR"}
         for loss in ("margin", "ce", *(("dlr",) if n_classes > 2 else ())):
             yield titles[loss] + averaged, partial(self._apgd, budget, self.model, loss, eot)
+        if eot > 1:
+            selective = partial(self._apgd, budget, self.model, "margin", eot, share=_SELECTED)
+            yield f"APGD-margin, selective EOT {eot}", selective
         yield (
             f"PGD-{budget.pgd_iter}{averaged}",
             partial(self._pgd, budget, eot),
@@ -282,7 +291,9 @@ class _Suite:
             )
         return points
 
-    def _apgd(self, budget: Budget, target: nn.Module, loss: str, eot_iter: int) -> Tensor:
+    def _apgd(
+        self, budget: Budget, target: nn.Module, loss: str, eot_iter: int, share: float = 1.0
+    ) -> Tensor:
         return vector_apgd(
             target,
             self.x,
@@ -294,13 +305,16 @@ class _Suite:
             n_iter=budget.n_iter,
             n_restarts=budget.n_restarts if self.is_random else budget.n_cheap_restarts,
             eot_iter=eot_iter,
+            eot_share=share,
             starts=self.starts,
             judge=self.model,
             seed=self.seed,
         )
 
-    def _at_purifier(self, budget: Budget, defended: DefendedClassifier) -> Tensor:
-        shift = PurifierShift(defended.purifier, self.x, self.seed)
+    def _at_purifier(
+        self, budget: Budget, defended: DefendedClassifier, *, every_step: bool
+    ) -> Tensor:
+        shift = PurifierShift(defended.purifier, self.x, self.seed, every_step)
         with frozen(defended), isolated(self.seed):
             return ascend_objective(
                 shift,

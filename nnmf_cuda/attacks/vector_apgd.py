@@ -30,6 +30,7 @@ def vector_apgd(
     n_iter: int = 100,
     n_restarts: int = 5,
     eot_iter: int = 1,
+    eot_share: float = 1.0,
     starts: Sequence[Tensor] = (),
     judge: nn.Module | None = None,
     seed: int = 0,
@@ -57,6 +58,8 @@ def vector_apgd(
         Steps from a start, and random starts.
     eot_iter : int, default=1
         Answers of a random model that each step averages, as one pass.
+    eot_share : float, default=1
+        Share of these answers that counts, those nearest to being wrong; see `ExpectedLoss`.
     starts : sequence of Tensor of shape (n_samples, n_features), optional
         Points to climb from beside the random starts, such as those of another attack.
     judge : nn.Module, optional
@@ -80,7 +83,9 @@ def vector_apgd(
     --------
     nnmf_cuda.attacks.apgd.apgd_attack : as the authors run it, for samples that still hold.
     """
-    objective = ExpectedLoss(model, y, loss, eot_iter)
+    if not 0 < eot_share <= 1:
+        raise ValueError(f"eot_share must be in (0, 1], got {eot_share}")
+    objective = ExpectedLoss(model, y, loss, eot_iter, eot_share)
     with frozen(model), isolated(seed):
         return ascend_objective(
             objective,

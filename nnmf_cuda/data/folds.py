@@ -33,7 +33,7 @@ def fold_names(folds: NDArray[Any], *, source: str) -> list[str]:
 
 
 def split_by_fold(
-    folds: NDArray[Any], test_fold: int | None, *, name: str, source: str
+    folds: NDArray[Any], test_fold: int | str | None, *, name: str, source: str
 ) -> tuple[NDArray[np.str_], list[str]]:
     """Let one fold test (by default the lowest), the next validate, and the others train."""
     names = fold_names(folds, source=source)

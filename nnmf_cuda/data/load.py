@@ -25,7 +25,7 @@ def load_dataset(
     classes: str | None = None,
     label_key: str = "labels",
     split_by: str | None = None,
-    test_fold: int | None = None,
+    test_fold: int | str | None = None,
     seed: int = 0,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
     progress: bool = False,
@@ -44,7 +44,7 @@ def load_dataset(
         The array of labels in an ``.npz``; other sources have none to choose.
     split_by : {"split", "patient_fold", "patient", "series", "random"}, optional
         See `make_split`.
-    test_fold : int, optional
+    test_fold : int or str, optional
         See `make_split`.
     seed : int, default=0
         For the splits made here, and for the phantom.

@@ -22,7 +22,7 @@ def make_split(
     split: NDArray[np.str_] | None,
     groups: Mapping[str, NDArray[Any]],
     split_by: str | None,
-    test_fold: int | None = None,
+    test_fold: int | str | None = None,
     seed: int,
     source: str,
 ) -> tuple[NDArray[np.str_], list[str]]:
@@ -45,7 +45,7 @@ def make_split(
         - "random": 70/15/15 of each class, whoever the images belong to.
         - None: the first of "split", "patient", "patient_fold", "series" that the source has, or
           "random".
-    test_fold : int, optional
+    test_fold : int or str, optional
         Of "patient_fold"; by default the lowest. With "patient", "series" or "random": one of five
         folds, 1 to 5, that are dealt by it, in the place of 70/15/15.
     seed : int
@@ -210,9 +210,9 @@ def _divide_groups(
             best, best_cost = parts, cost
     if best is None:
         raise ValueError(
-            f"{source}: its {len(members)} patients cannot be divided so that each of "
+            f"{source}: its {len(members)} patients or series cannot be divided so that each of "
             f"{len(fractions)} splits has every class; choose split_by='random', which may put "
-            "one patient into several splits"
+            "one of them into several splits"
         )
     return best[group_of.ravel()]
 

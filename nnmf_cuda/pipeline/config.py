@@ -31,7 +31,7 @@ class DataConfig:
     split_by: Literal["split", "patient_fold", "patient", "series", "random"] | None = None
     """Where the split comes from; None takes the source's own, else makes one by patient or
     image."""
-    test_fold: int | None = None
+    test_fold: int | str | None = None
     """The fold that tests, the next one validates: one of the source's with
     split_by="patient_fold", else one of five that are dealt; None is the lowest, or shares of
     70/15/15."""

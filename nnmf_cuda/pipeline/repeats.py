@@ -1,68 +1,175 @@
-"""The same experiment from several seeds, and how far its figures move."""
+"""The same experiment from several seeds and on several splits, and how far its figures move."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnmf_cuda.data import folds_by
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 
-__all__ = ["summarize", "summarize_robustness", "summary_table"]
+__all__ = ["OWN_SPLIT", "Repeat", "plan_folds", "plan_seeds", "summarize_folds", "summarize_seeds"]
+
+OWN_SPLIT = "own split"
+_ROBUSTNESS = ("clean_accuracy", "worst_case_accuracy", "all_right_accuracy")
+_FOLDABLE = ("patient_fold", "patient", "series")
 
 
-def summarize(metrics: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Repeat:
+    """One run of several.
+
+    Attributes
+    ----------
+    home : str
+        Its directory, below that of all.
+    seed : int
+    split : str
+        `OWN_SPLIT`, "fold K", or "" where all runs have the same split.
+    split_by, test_fold
+        As in `DataConfig`.
+    """
+
+    home: str
+    seed: int
+    split: str = ""
+    split_by: str | None = None
+    test_fold: int | str | None = None
+
+
+def plan_seeds(
+    seeds: Sequence[int], split_by: str | None, test_fold: int | str | None
+) -> list[Repeat]:
+    """Return a run for each seed, all on one split."""
+    return [Repeat(f"seed_{seed}", seed, "", split_by, test_fold) for seed in seeds]
+
+
+def plan_folds(
+    path: str, seeds: Sequence[int], *, split_by: str | None, label_key: str = "labels"
+) -> list[Repeat]:
+    """Return a run for each fold and seed, after one on the source's own split where it has one.
+
+    Parameters
+    ----------
+    path, label_key
+        As for `load_dataset`.
+    seeds : sequence of int
+    split_by : str or None
+        By what to fold: None is the first of "patient_fold", "patient" and "series" that the
+        source has.
+
+    Raises
+    ------
+    ValueError
+        If the source cannot be folded so.
+    """
+    folds = folds_by(path, label_key=label_key)
+    if split_by is None:
+        split_by = next((name for name in _FOLDABLE if name in folds), None)
+        if split_by is None:
+            raise ValueError(
+                f"--cross_validate needs to know whose the images are, and {path} names no patient"
+                " and no series: give --split_by random for folds image by image"
+            )
+    if not folds.get(split_by):
+        there = " or ".join(name for name in folds if folds[name])
+        raise ValueError(
+            f"--cross_validate: {path} cannot be folded by {split_by}; give --split_by {there}"
+        )
+    splits: list[tuple[str, str, str | None]] = [
+        (f"fold {fold}", split_by, fold) for fold in folds[split_by]
+    ]
+    if "split" in folds:
+        splits.insert(0, (OWN_SPLIT, "split", None))
+    return [
+        Repeat(
+            name.replace(" ", "_") + (f"/seed_{seed}" if len(seeds) > 1 else ""),
+            seed,
+            name,
+            by,
+            fold,
+        )
+        for name, by, fold in splits
+        for seed in seeds
+    ]
+
+
+def summarize_seeds(homes: Mapping[int, Path]) -> dict[str, Any]:
     """Return mean and standard deviation (ddof 1) over seeds of every metric of every row.
 
     Parameters
     ----------
-    metrics : mapping of int to mapping
-        Content of `metrics.json` for each seed.
+    homes : mapping of int to path
+        The directory of each seed's run.
+
+    Returns
+    -------
+    dict
+        "seeds", "majority_class_accuracy", "rows", and "robustness" where it was evaluated.
     """
-    rows: dict[str, dict[str, dict[str, float]]] = {}
-    for row in ROW_NAMES:
-        table = {
-            name: np.array([m["rows"][row][name] for m in metrics.values()])
-            for name in METRIC_NAMES
+    metrics = [_read(home / "metrics.json") for home in homes.values()]
+    summary: dict[str, Any] = {
+        "seeds": list(homes),
+        "majority_class_accuracy": metrics[0]["majority_class_accuracy"],
+        "rows": {
+            row: {name: _spread([m["rows"][row][name] for m in metrics]) for name in METRIC_NAMES}
+            for row in ROW_NAMES
+        },
+    }
+    evaluated = [home / "robustness.json" for home in homes.values()]
+    if all(path.exists() for path in evaluated):
+        contents = [_read(path) for path in evaluated]
+        summary["robustness"] = {
+            name: _spread([content[name] for content in contents]) for name in _ROBUSTNESS
         }
-        rows[row] = {
-            name: {
-                "mean": float(values.mean()),
-                "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-            }
-            for name, values in table.items()
-        }
-    return {"seeds": list(metrics), "rows": rows}
+    return summary
 
 
-def summarize_robustness(contents: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return mean and standard deviation over seeds of what `robustness.json` says first.
+def summarize_folds(splits: Mapping[str, Mapping[str, Any]], *, split_by: str) -> dict[str, Any]:
+    """Return the summaries of all splits, and mean, spread and range over the folds.
 
     Parameters
     ----------
-    contents : mapping of int to mapping
-        Content of `robustness.json` for each seed.
+    splits : mapping of str to mapping
+        What `summarize_seeds` returned for each fold, and for `OWN_SPLIT` where there is one.
+    split_by : str
+        By what the folds were made.
     """
-    found = {}
-    for name in ("clean_accuracy", "worst_case_accuracy", "all_right_accuracy"):
-        values = np.array([content[name] for content in contents.values()])
-        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        found[name] = {"mean": float(values.mean()), "std": spread}
-    return found
+    folds = [summary for name, summary in splits.items() if name != OWN_SPLIT]
+
+    def over_folds(part: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {name: _spread([fold[name]["mean"] for fold in part]) for name in part[0]}
+
+    together: dict[str, Any] = {
+        "n_folds": len(folds),
+        "majority_class_accuracy": _spread([fold["majority_class_accuracy"] for fold in folds]),
+        "rows": {row: over_folds([fold["rows"][row] for fold in folds]) for row in ROW_NAMES},
+    }
+    if all("robustness" in fold for fold in folds):
+        together["robustness"] = over_folds([fold["robustness"] for fold in folds])
+    return {
+        "seeds": folds[0]["seeds"],
+        "split_by": split_by,
+        "folds": together,
+        "splits": dict(splits),
+    }
 
 
-def summary_table(summary: Mapping[str, Any], *, names: Sequence[str] = METRIC_NAMES) -> str:
-    """Return the summary as plain text: mean and standard deviation of each metric."""
-    width = max(len(name) for name in (*names, "balanced_accuracy"))
-    seeds = ", ".join(map(str, summary["seeds"]))
-    lines = [f"Mean and standard deviation over seeds {seeds}"]
-    lines.append(" " * width + "".join(f"{row:>20}" for row in ROW_NAMES))
-    for name in names:
-        cells = (summary["rows"][row][name] for row in ROW_NAMES)
-        texts = (f"{cell['mean']:.4f} ± {cell['std']:.4f}" for cell in cells)
-        lines.append(f"{name:<{width}}" + "".join(f"{text:>20}" for text in texts))
-    for name, cell in summary.get("robustness", {}).items():
-        lines.append(f"{name:<{width}}    {cell['mean']:.4f} ± {cell['std']:.4f}")
-    lines.append("All seeds share one test split: this is not the uncertainty of a new one.")
-    return "\n".join(lines)
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    found = np.array(values)
+    return {
+        "mean": float(found.mean()),
+        "std": float(found.std(ddof=1)) if len(found) > 1 else 0.0,
+        "low": float(found.min()),
+        "high": float(found.max()),
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

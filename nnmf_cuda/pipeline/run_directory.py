@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["RESULTS", "check_free", "results_directory"]
+__all__ = ["RESULTS", "SUMMARIES", "check_free", "results_directory", "write_text"]
 
 RESULTS = (
     "model",
@@ -18,6 +18,7 @@ RESULTS = (
     "features.npz",
     "robustness.json",
     "robustness.npz",
+    "robustness.html",
     "config.yaml",
     "environment.json",
     "report.html",
@@ -26,12 +27,22 @@ RESULTS = (
 )
 """What a run writes; `metrics.json` comes last, so that where it is, all is."""
 
+SUMMARIES = ("summary.json", "summary.html")
+"""What stands above several runs."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
 
 def check_free(out: Path, *, overwrite: bool) -> None:
     """Raise ValueError if `out` cannot become a run's directory."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a directory")
-    present = [name for name in (*RESULTS, "summary.json") if (out / name).exists()]
+    present = [name for name in (*RESULTS, *SUMMARIES) if (out / name).exists()]
     if present and not overwrite:
         raise ValueError(
             f"--out {out} already holds a run ({', '.join(present)}): give another directory, or"
@@ -62,7 +73,7 @@ def results_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         yield partial
         # Where metrics.json is, all of one run is: the old ones go first, the new one comes last.
-        for name in ("metrics.json", "summary.json"):
+        for name in ("metrics.json", *SUMMARIES):
             (out / name).unlink(missing_ok=True)
         for name in RESULTS:
             if (partial / name).exists():

@@ -32,7 +32,15 @@ def robustness_page(
         "clean" and "attacked" images (m, height, width).
     """
     section = robustness_section(content, examples=examples)
-    page: str = _environment().get_template("robustness_page.html").render(section=Markup(section))
+    page: str = (
+        environment()
+        .get_template("page.html")
+        .render(
+            title="How robust the classifier is",
+            lead="Features or pixels are attacked as each part says.",
+            section=Markup(section),
+        )
+    )
     return page
 
 
@@ -48,7 +56,7 @@ def robustness_section(
         caption = "Images, what was added to them (gray is nothing), and what came out"
         pictures.append((_uri(perturbations_figure(examples)), caption))
     section: str = (
-        _environment()
+        environment()
         .get_template("robustness.html")
         .render(content=content, pictures=pictures, shown=_shown)
     )
@@ -124,7 +132,8 @@ def _uri(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates' environment."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

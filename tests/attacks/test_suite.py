@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nnmf_cuda.attacks import Budget, run_suite
+from nnmf_cuda.attacks.objectives import ExpectedLoss
 from nnmf_cuda.attacks.purification import (
     BPDAIdentity,
     FixedNoise,
@@ -56,6 +57,7 @@ def test_suite_of_a_purifying_defence(defended, samples):
         "APGD on the purifier's output",
         "APGD-margin, EOT 2",
         "APGD-CE, EOT 2",
+        "APGD-margin, selective EOT 2",
         "PGD-5, EOT 2",
         "Square, 10 queries",
     ]
@@ -175,7 +177,7 @@ def test_purifier_shift_is_zero_at_home_and_differentiable(defended, samples):
     purifier = defended.purifier.double()
     x = x.double()
     shift = PurifierShift(purifier, x)
-    assert float(shift(x).abs().max()) == 0
+    assert float(shift(x).detach().abs().max()) == 0
     assert float(shift(x + 0.1).min()) > 0
     leaf = (x[:3] + 0.05).requires_grad_()
     assert torch.autograd.gradcheck(PurifierShift(purifier, x[:3]), leaf, eps=1e-7, atol=1e-5)
@@ -190,3 +192,36 @@ def test_no_apgd_finds_less_than_the_given_points(defended, samples):
     result = run_suite(model, x, y, attack_eps=0.2, budget=weak, known_points={"given": given})
     by_name = {outcome.name: outcome for outcome in result.outcomes}
     assert not bool((by_name["APGD-margin"].robust & ~by_name["given"].robust).any())
+
+
+def test_a_chain_is_attacked_at_every_step(defended, samples):
+    x, y = samples
+    purifier = defended.purifier
+    chain = DiffusionPurifier(
+        purifier.denoiser, purifier.schedule, timesteps=(60, 30, 5), n_draws=2, eta=1.0
+    )
+    result = run_suite(
+        DefendedClassifier(chain, defended.classifier).eval(), x, y, attack_eps=0.2, budget=SMALL
+    )
+    assert "APGD on the purifier's every step" in [outcome.name for outcome in result.outcomes]
+    last, every = (PurifierShift(chain, x, every_step=every) for every in (False, True))
+    moved = (x + 0.1).clamp(0, 1)
+    assert bool((every(moved) > last(moved)).all())
+    assert float(every(x).detach().abs().max()) == 0
+    shift = PurifierShift(chain.double(), x[:3].double(), every_step=True)
+    leaf = (x[:3].double() + 0.05).requires_grad_()
+    assert torch.autograd.gradcheck(shift, leaf, eps=1e-7, atol=1e-5)
+
+
+def test_selective_loss_counts_the_answers_nearest_to_wrong():
+    class Coin(nn.Module):
+        """Answers of row i of the k-th copy: margin k."""
+
+        def forward(self, x):
+            copies = torch.arange(5.0).repeat_interleave(len(x) // 5)
+            return torch.stack((torch.zeros_like(copies), copies), 1) + 0 * x.sum(1, keepdim=True)
+
+    y = torch.zeros(2, dtype=torch.int64)
+    objectives = [ExpectedLoss(Coin(), y, "margin", 5, share) for share in (1.0, 0.6, 0.2)]
+    values = [float(objective(torch.zeros(2, 3))[0]) for objective in objectives]
+    assert values == [2.0, 3.0, 4.0]

@@ -73,13 +73,13 @@ def test_patients_may_be_ignored_on_demand(rng: np.random.Generator) -> None:
 
 def test_too_few_patients_are_refused() -> None:
     groups = {"patient": np.array(["a", "b"] * 10)}
-    with pytest.raises(ValueError, match="its 2 patients cannot be divided .*split_by='random'"):
+    with pytest.raises(ValueError, match="its 2 patients .* cannot be divided .*split_by='random'"):
         split_of(np.arange(20) % 2, groups=groups)
 
 
 def test_a_class_of_one_patient_is_refused() -> None:
     labels = np.array([0] * 30 + [1] * 10)
-    with pytest.raises(ValueError, match="its 4 patients cannot be divided"):
+    with pytest.raises(ValueError, match="its 4 patients or series cannot be divided"):
         split_of(labels, groups={"patient": np.repeat([1, 2, 3, 4], 10)})
 
 

@@ -13,11 +13,21 @@ import torch
 from nnmf_cuda import load_model
 from nnmf_cuda.attacks import Budget
 from nnmf_cuda.attacks.planted import PlantedDirection
+from nnmf_cuda.attacks.purification import FixedNoise
 from nnmf_cuda.cli import main
-from nnmf_cuda.models import FeatureCNN
+from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.features import FeatureExtractor
+from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.robustness import EFFORTS, Effort, Subject, evaluate_robustness
+from nnmf_cuda.pipeline.robustness.baselines import LinearDenoiser
 from nnmf_cuda.pipeline.robustness.pixels import ImageChain
-from nnmf_cuda.pipeline.robustness.points import NOT_RUN, POINT_NAMES, summary_table, verdict
+from nnmf_cuda.pipeline.robustness.points import (
+    NOT_RUN,
+    POINT_NAMES,
+    _cluster_interval,
+    summary_table,
+    verdict,
+)
 from nnmf_cuda.pipeline.robustness.results import test_images as images_of_test
 from nnmf_cuda.report.robustness import robustness_page
 from tests.pipeline.conftest import SMALL
@@ -62,7 +72,12 @@ def test_evaluate_answers_every_point(
     lowest = min(line["majority"] for line in content["attacks"])
     assert content["all_right_accuracy"] <= content["worst_case_accuracy"] <= lowest
     assert "constant answer" in content["verdict"]
-    assert set(content["others"]) == {"undefended", "noise only", "adversarially trained"}
+    assert set(content["others"]) == {
+        "undefended",
+        "noise only",
+        "linear denoiser",
+        "adversarially trained",
+    }
     page = (run_copy / "robustness.html").read_text()
     assert "Twenty points" in page
     assert page.count("data:image/png") >= 1  # images too, where one was broken
@@ -102,7 +117,8 @@ def test_run_with_an_honest_evaluation_of_a_robust_preset(
     assert content["threat_model"]["noise"] == "none"
     assert 'id="robustness"' in (home / "report.html").read_text()
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary["robustness"]["worst_case_accuracy"]) == {"mean", "std"}
+    worst = summary["robustness"]["worst_case_accuracy"]
+    assert worst["low"] <= worst["mean"] <= worst["high"]
     assert "worst_case_accuracy" in capsys.readouterr().out
     metrics = json.loads((home / "metrics.json").read_text())
     assert metrics["n_predictions"] == 1
@@ -159,6 +175,44 @@ def _shifted(home: Path) -> Path:
     split = np.repeat(["train", "valid", "test"], [30, 15, 15])
     np.savez(home / "other.npz", images=images, labels=np.arange(60) % 2, split=split)
     return home / "other.npz"
+
+
+def test_gradcheck_from_pixels_through_the_whole_chain() -> None:
+    """Image, NNLS, selection, normalisation, purifier and CNN, in float64; the noise is held."""
+    generator = torch.Generator().manual_seed(0)
+    components = torch.rand(5, 20, generator=generator, dtype=torch.float64)
+    extractor = FeatureExtractor(components, torch.tensor([3, 0, 1, 4]), image_shape=(4, 5))
+    torch.manual_seed(1)
+    purifier = DiffusionPurifier(
+        FeatureDenoiser(4, hidden=8, embedding_dim=4),
+        NoiseSchedule.linear(50),
+        timesteps=(20, 5),
+        n_draws=2,
+        eta=0.5,
+    )
+    defended = DefendedClassifier(purifier, FeatureCNN(4, 3)).double()
+    chain = ImageChain(extractor, FixedNoise(defended, 7))
+    images = torch.rand(3, 20, generator=generator, dtype=torch.float64).requires_grad_()
+    assert bool((extractor(images) == 0).any())  # some coefficients lie on the boundary
+    assert torch.autograd.gradcheck(chain, images, eps=1e-7, atol=1e-5)
+
+
+def test_cluster_interval_is_wider_where_groups_agree() -> None:
+    rng = np.random.default_rng(0)
+    labels, groups = np.arange(300) % 2, np.arange(300) // 10
+    right = (rng.random(30) < 0.7)[groups]
+    alone = _cluster_interval(right, labels, np.arange(300), 0)
+    together = _cluster_interval(right, labels, groups, 0)
+    assert together[0] < alone[0] < right.mean() < alone[1] < together[1]
+
+
+def test_linear_denoiser_keeps_what_varies() -> None:
+    generator = torch.Generator().manual_seed(0)
+    line = torch.linspace(0.2, 0.8, 50).unsqueeze(1) * torch.ones(1, 4)
+    x = line + 0.001 * torch.randn(50, 4, generator=generator)
+    model = LinearDenoiser(x, torch.nn.Identity())
+    pushed = x + torch.tensor([0.1, -0.1, 0.1, -0.1])
+    torch.testing.assert_close(model(pushed), line, rtol=0, atol=0.01)
 
 
 def test_the_chain_from_pixels_has_the_right_gradient(small_run: tuple[Path, str]) -> None:

@@ -296,3 +296,50 @@ def test_a_run_that_fails_leaves_nothing(
     out = tmp_path / "out"
     assert main(["run", f"--data={small_npz}", f"--out={out}", *SMALL]) == 2
     assert not out.exists()
+
+
+def test_cross_validation_tests_every_image_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_npz(tmp_path / "small.npz", n=90)
+    with np.load(source) as arrays:
+        patients = np.arange(90) // 3
+        np.savez(tmp_path / "data.npz", **dict(arrays), patient=patients)
+    out = tmp_path / "out"
+    command = ["run", f"--data={tmp_path / 'data.npz'}", f"--out={out}", "--cross_validate"]
+    assert main([*command, *SMALL]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["splits"]) == ["own split", *(f"fold {k}" for k in range(1, 6))]
+    assert (summary["split_by"], summary["seeds"]) == ("patient", [0])
+    accuracies, n = [], 0
+    for fold in range(1, 6):
+        metrics = json.loads((out / f"fold_{fold}" / "metrics.json").read_text())
+        accuracies.append(metrics["rows"]["Clean_Baseline"]["accuracy"])
+        n += metrics["rows"]["Clean_Baseline"]["n"]
+        assert "0.0% by patient" in str(metrics["notes"])
+        assert f"test_fold: {fold}" in (out / f"fold_{fold}" / "config.yaml").read_text()
+    assert n == 90
+    found = summary["folds"]["rows"]["Clean_Baseline"]["accuracy"]
+    assert found["mean"] == pytest.approx(np.mean(accuracies))
+    assert (found["low"], found["high"]) == (min(accuracies), max(accuracies))
+    printed = capsys.readouterr().out
+    assert "own split beside 5 folds by patient" in printed
+    assert f"{found['mean']:.4f}" in (out / "summary.html").read_text()
+    assert main([*command, *SMALL]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_cross_validation_that_cannot_be(
+    small_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["run", "--cross_validate", f"--out={tmp_path / 'o'}"]
+    data = f"--data={small_npz}"
+    for command, message in (
+        (run, "--cross_validate needs --data"),
+        ([*run, data], "names no patient and no series: give --split_by random"),
+        ([*run, data, "--split_by=split"], "cannot be folded by split; give --split_by random"),
+        ([*run, data, "--split_by=random", "--test_fold=1"], "leave out one"),
+    ):
+        assert main(command) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

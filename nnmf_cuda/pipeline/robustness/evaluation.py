@@ -21,6 +21,7 @@ from nnmf_cuda.models import DefendedClassifier, FeatureCNN
 from nnmf_cuda.pipeline.config import PRESETS
 from nnmf_cuda.pipeline.defences import train_adversarially
 from nnmf_cuda.pipeline.robustness import checks, curves
+from nnmf_cuda.pipeline.robustness.baselines import LinearDenoiser
 from nnmf_cuda.pipeline.robustness.pixels import PixelAttack, attack_pixels
 from nnmf_cuda.pipeline.robustness.points import answer_points
 from nnmf_cuda.pipeline.robustness.subject import Subject
@@ -299,6 +300,11 @@ class _Evaluation:
             light = Budget(n_restarts=1, pgd_iter=50, n_queries=100, n_iter=50)
             suites["noise only"] = run_suite(
                 noisy, self.x, self.y, **{**common, "budget": light}, say=self.say
+            )
+            self.say("attacking a linear denoiser")
+            linear = LinearDenoiser(subject.x["train"], subject.defended.classifier).eval()
+            suites["linear denoiser"] = run_suite(
+                linear, self.x, self.y, **{**common, "budget": light}, say=self.say
             )
         trained = self._adversarially_trained()
         if trained is not subject.defended:

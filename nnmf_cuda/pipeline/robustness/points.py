@@ -10,7 +10,7 @@ import torch
 
 from nnmf_cuda import __version__
 from nnmf_cuda.attacks import SuiteResult
-from nnmf_cuda.evaluation import majority_class_accuracy, wilson_interval
+from nnmf_cuda.evaluation import bootstrap_interval, majority_class_accuracy, wilson_interval
 from nnmf_cuda.models import DefendedClassifier
 from nnmf_cuda.pipeline.robustness.subject import Subject
 
@@ -266,13 +266,12 @@ class _Points:
             return None
         if not self.is_purifying:
             return {"note": "there is no purifier"}
-        names = ("APGD on the purifier's output", "APGD-margin, BPDA identity")
-        per_step = NOT_RUN if len(self.subject.model.purifier.timesteps) > 1 else "one step only"
+        starts = ("APGD on the purifier's", "APGD-margin, BPDA", "APGD-margin, selective")
+        is_chain = len(self.subject.model.purifier.timesteps) > 1
         return {
-            **{name: self.attacked[name] for name in names},
+            **{name: v for name, v in self.attacked.items() if name.startswith(starts)},
             "margin of the label": min(v for n, v in self.attacked.items() if "margin" in n),
-            "loss at every step of a chain": per_step,
-            "selective draws": NOT_RUN,
+            **({} if is_chain else {"loss at every step of a chain": "one step only"}),
         }
 
     def point_14(self) -> dict[str, Any] | None:
@@ -285,7 +284,7 @@ class _Points:
             }
             for name, suite in self.found.suites.items()
         }
-        return {**value, "constant answer": self.constant, "linear denoiser": NOT_RUN}
+        return {**value, "constant answer": self.constant}
 
     def point_15(self) -> dict[str, Any] | None:
         return None if self.found.planted is None else dict(self.found.planted)
@@ -295,7 +294,9 @@ class _Points:
         low, high = wilson_interval(float(robust.sum()), self.n)
         value: dict[str, Any] = {"n": self.n, "wilson_95": [low, high], "seeds": 1}
         if self.subject.groups is not None:
-            found = _cluster_interval(robust, self.subject.groups, self.subject.seed)
+            found = _cluster_interval(
+                robust, self.y.cpu().numpy(), self.subject.groups, self.subject.seed
+            )
             value[f"bootstrap_95_by_{self.subject.groups_name}"] = found
         return value
 
@@ -337,15 +338,12 @@ class _Points:
         return next(outcome for outcome in self.suite.outcomes if outcome.name == name)
 
 
-def _cluster_interval(right: Any, groups: Any, seed: int, n_resamples: int = 2000) -> list[float]:
-    """Percentile bootstrap of an accuracy over whole groups."""
-    _, group_of = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(group_of, weights=right), np.bincount(group_of)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(counts), size=(n_resamples, len(counts)))
-    accuracies = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(accuracies, [2.5, 97.5])
-    return [float(low), float(high)]
+def _cluster_interval(right: Any, labels: Any, groups: Any, seed: int) -> list[float]:
+    """Return the bootstrap interval of a share of right answers, over whole groups."""
+    answers = np.where(right, labels, (labels + 1) % (labels.max() + 1))
+    probabilities = np.eye(labels.max() + 1)[answers]
+    found = bootstrap_interval(labels, probabilities, "accuracy", groups=groups, seed=seed)
+    return [found.metrics["accuracy"].low, found.metrics["accuracy"].high]
 
 
 def summary_table(content: Mapping[str, Any]) -> str:

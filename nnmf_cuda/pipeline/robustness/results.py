@@ -15,6 +15,7 @@ from nnmf_cuda.data import ImageDataset, load_dataset
 from nnmf_cuda.pipeline.artifacts import TrainedModel
 from nnmf_cuda.pipeline.robustness.evaluation import Robustness
 from nnmf_cuda.pipeline.robustness.subject import Subject
+from nnmf_cuda.pipeline.run_directory import write_text
 
 __all__ = ["pixels_of_test", "test_images", "write_results"]
 
@@ -62,9 +63,7 @@ def write_results(home: Path, result: Robustness) -> dict[str, Path]:
     np.savez(partial, **result.arrays())  # type: ignore[arg-type]
     os.replace(partial, arrays)
     for name, text in texts.items():
-        partial = home / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, home / name)
+        write_text(home / name, text)
     return {
         "numbers": home / "robustness.json",
         "points": arrays,
