@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 KEPT = (
+    "preset",
     "clean_accuracy",
     "worst_case_accuracy",
     "worst_case_interval",

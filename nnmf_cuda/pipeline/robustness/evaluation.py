@@ -31,6 +31,10 @@ __all__ = ["EFFORTS", "Effort", "Findings", "Robustness", "evaluate_robustness"]
 _TINY_EPS = 1e-9
 """A ball without room: what an attack still "finds" in it is noise."""
 
+_PAPER = "the paper's protocol"
+_LIGHT = Budget(n_restarts=1, pgd_iter=50, n_queries=100, n_iter=50)
+"""For simple defences that stand beside the one that is asked about."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -231,10 +235,7 @@ class _Evaluation:
         if images is not None:
             pixels = self._pixels(images)
         if self.effort.suite is None:
-            suites = {
-                "defended": self._known_points(self.subject.defended, "defended"),
-                "undefended": self._known_points(self.subject.model.classifier, "baseline"),
-            }
+            suites = self._counted_again()
             return {**nothing, "suites": suites, "certificates": {}, "pixels": pixels}
         suites = self._suites(self.effort.suite)
         self.say("curves against eps, steps, restarts and draws")
@@ -267,52 +268,56 @@ class _Evaluation:
             "evaluation_seed": self.evaluation_seed,
         }
 
-    def _known_points(self, model: nn.Module, name: str) -> SuiteResult:
-        """Count again, by fresh decisions, what the paper's protocol found."""
-        points = {"the paper's protocol": self.subject.paper[name]["points"]}
-        return run_suite(
-            model, self.x, self.y, **self._threat, budget=None, known_points=points, say=self.say
-        )
-
-    def _suites(self, budget: Budget) -> dict[str, SuiteResult]:
-        subject, common = self.subject, {**self._threat, "budget": budget}
-        plain = subject.model.classifier
-        self.say("attacking the defended model")
-        suites = {
-            "defended": run_suite(
-                subject.defended,
+    def _counted_again(self) -> dict[str, SuiteResult]:
+        """Count by fresh decisions what the paper's protocol found."""
+        models = {"defended": self.subject.defended, "baseline": self.subject.model.classifier}
+        names = {"defended": "defended", "baseline": "undefended"}
+        return {
+            names[name]: run_suite(
+                model,
                 self.x,
                 self.y,
-                **common,
-                transfer_from={"the undefended": plain},
-                known_points={"the paper's protocol": subject.paper["defended"]["points"]},
+                **self._threat,
+                budget=None,
+                known_points={_PAPER: self.subject.paper[name]["points"]},
                 say=self.say,
             )
+            for name, model in models.items()
         }
-        self.say("attacking the undefended model")
-        known = {"the paper's protocol": subject.paper["baseline"]["points"]}
-        suites["undefended"] = run_suite(
-            plain, self.x, self.y, **common, known_points=known, say=self.say
-        )
-        if isinstance(subject.defended, DefendedClassifier):
-            self.say("attacking plain noise without the denoiser")
-            noisy = NoiseOnly(subject.defended).eval()
-            light = Budget(n_restarts=1, pgd_iter=50, n_queries=100, n_iter=50)
-            suites["noise only"] = run_suite(
-                noisy, self.x, self.y, **{**common, "budget": light}, say=self.say
-            )
-            self.say("attacking a linear denoiser")
-            linear = LinearDenoiser(subject.x["train"], subject.defended.classifier).eval()
-            suites["linear denoiser"] = run_suite(
-                linear, self.x, self.y, **{**common, "budget": light}, say=self.say
-            )
+
+    def _suites(self, budget: Budget) -> dict[str, SuiteResult]:
+        defended, plain = self.subject.defended, self.subject.model.classifier
+        points = {name: found["points"] for name, found in self.subject.paper.items()}
+        suites = {
+            "defended": self._attack(
+                "the defended model",
+                defended,
+                budget,
+                transfer_from={"the undefended": plain},
+                known_points={_PAPER: points["defended"]},
+            ),
+            "undefended": self._attack(
+                "the undefended model", plain, budget, known_points={_PAPER: points["baseline"]}
+            ),
+        }
+        if isinstance(defended, DefendedClassifier):
+            noisy = NoiseOnly(defended)
+            suites["noise only"] = self._attack("plain noise without the denoiser", noisy, _LIGHT)
+            linear = LinearDenoiser(self.subject.x["train"], defended.classifier)
+            suites["linear denoiser"] = self._attack("a linear denoiser", linear, _LIGHT)
         trained = self._adversarially_trained()
-        if trained is not subject.defended:
-            self.say("attacking an adversarially trained classifier of the same size")
-            suites["adversarially trained"] = run_suite(
-                trained, self.x, self.y, **common, say=self.say
+        if trained is not defended:
+            suites["adversarially trained"] = self._attack(
+                "an adversarially trained classifier of the same size", trained, budget
             )
         return suites
+
+    def _attack(self, what: str, model: nn.Module, budget: Budget, **known: Any) -> SuiteResult:
+        self.say(f"attacking {what}")
+        model.eval()
+        return run_suite(
+            model, self.x, self.y, **self._threat, budget=budget, say=self.say, **known
+        )
 
     def _adversarially_trained(self) -> FeatureCNN:
         """Return the defence's classifier if it is such a one, else one that is trained here."""
