@@ -110,11 +110,16 @@ def summarize_seeds(homes: Mapping[int, Path]) -> dict[str, Any]:
     Returns
     -------
     dict
-        "seeds", "majority_class_accuracy", "rows", and "robustness" where it was evaluated.
+        "seeds", "one_split" (whether all have the same images and split),
+        "majority_class_accuracy" (of the first), "rows", and "robustness" where it was evaluated.
     """
     metrics = [_read(home / "metrics.json") for home in homes.values()]
     summary: dict[str, Any] = {
         "seeds": list(homes),
+        "one_split": len(
+            {_read(home / "environment.json")["data_sha256"] for home in homes.values()}
+        )
+        == 1,
         "majority_class_accuracy": metrics[0]["majority_class_accuracy"],
         "rows": {
             row: {name: _spread([m["rows"][row][name] for m in metrics]) for name in METRIC_NAMES}

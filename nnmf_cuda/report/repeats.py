@@ -26,7 +26,8 @@ def seeds_table(summary: Mapping[str, Any], *, names: Sequence[str] = METRIC_NAM
         lines.append(f"{name:<{width}}" + "".join(f"{_mean(cell):>20}" for cell in cells))
     for name, cell in summary.get("robustness", {}).items():
         lines.append(f"{name:<{width}}    {_mean(cell)}")
-    lines.append(_NOTE)
+    if summary["one_split"]:
+        lines.append(_NOTE)
     return "\n".join(lines)
 
 

@@ -270,7 +270,12 @@ def test_run_with_several_seeds_writes_a_summary(
     cell = summary["rows"]["Clean_Baseline"]["accuracy"]
     assert cell["mean"] == pytest.approx(np.mean(both))
     assert cell["std"] == pytest.approx(np.std(both, ddof=1))
-    assert "Mean and standard deviation over seeds 3, 4" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Mean and standard deviation over seeds 3, 4" in printed
+    assert "All seeds share one test split" in printed
+    again = ["run", f"--data={small_npz}", f"--out={tmp_path / 'random'}", "--seeds=2", *SMALL]
+    assert main([*again, "--split_by=random"]) == 0
+    assert "All seeds share one test split" not in capsys.readouterr().out
 
 
 def test_run_on_the_phantom_says_synthetic(tmp_path: Path) -> None:
