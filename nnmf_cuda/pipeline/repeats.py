@@ -114,6 +114,7 @@ def summarize_seeds(homes: Mapping[int, Path]) -> dict[str, Any]:
         "majority_class_accuracy" (of the first), "rows", and "robustness" where it was evaluated.
     """
     metrics = [_read(home / "metrics.json") for home in homes.values()]
+    images = {_read(home / "environment.json")["data_sha256"] for home in homes.values()}
     summary: dict[str, Any] = {
         "seeds": list(homes),
         "one_split": len(
