@@ -117,10 +117,7 @@ def summarize_seeds(homes: Mapping[int, Path]) -> dict[str, Any]:
     images = {_read(home / "environment.json")["data_sha256"] for home in homes.values()}
     summary: dict[str, Any] = {
         "seeds": list(homes),
-        "one_split": len(
-            {_read(home / "environment.json")["data_sha256"] for home in homes.values()}
-        )
-        == 1,
+        "one_split": len(images) == 1,
         "majority_class_accuracy": metrics[0]["majority_class_accuracy"],
         "rows": {
             row: {name: _spread([m["rows"][row][name] for m in metrics]) for name in METRIC_NAMES}
