@@ -2,9 +2,10 @@
 
     python bench/saturation.py RUN > bench/results/saturation-DATA.json
 
-RUN is a directory of `nnmf-cuda run`. The logits of its undefended classifier are multiplied by
-growing factors, which changes no decision, so no robust accuracy either, but lets the gradient of
-the cross-entropy die out. The suite is not told what the protocol has found.
+RUN is a directory of `nnmf-cuda run`, whose features are used. The cross-entropy saturates in two
+ways: in classifiers that were trained until the training split is fitted, watched by nothing else,
+and in the run's undefended classifier with its logits multiplied by growing factors, which changes
+no decision and so no robust accuracy. The suite is not told what the protocol has found.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 
 from nnmf_cuda.attacks import run_autoattack, run_suite
 from nnmf_cuda.pipeline.robustness import Subject
+from nnmf_cuda.training import train_classifier
 
 FACTORS = (1.0, 30.0, 1000.0)
+SEEDS = range(5)
+OVERFIT: dict[str, Any] = {"epochs": 1000, "lr": 1e-2, "ema_decay": 0.0}
 
 
 class Scaled(nn.Module):
@@ -35,16 +39,22 @@ class Scaled(nn.Module):
         return logits
 
 
-def line_of(subject: Subject, factor: float) -> dict[str, Any]:
-    """Attack the scaled classifier in both ways."""
+def overfitted(subject: Subject, seed: int) -> nn.Module:
+    """Train a classifier of the run's size on its training split; the best epoch is chosen there."""
+    x, y = subject.x["train"], subject.y["train"]
+    n_classes = len(subject.model.label_names)
+    return train_classifier(x, y, x, y, n_classes=n_classes, seed=seed, **OVERFIT).model.eval()
+
+
+def line_of(subject: Subject, model: nn.Module, **what: float) -> dict[str, Any]:
+    """Attack a model in both ways; `what` says which one it is."""
     x, y = subject.test
-    model = Scaled(subject.model.classifier, factor).eval()
     bounds: dict[str, Any] = {"attack_eps": subject.attack_eps, "norm": subject.norm}
     paper = run_autoattack(model, x, y, attacks=("apgd-ce", "square"), seed=0, **bounds)
     suite = run_suite(model, x, y, seed=0, **bounds)
     broken, broken_by_suite = ~paper.robust_flags, ~suite.robust
     return {
-        "factor": factor,
+        **what,
         "zero_gradient_share": paper.zero_gradient_share,
         "paper_protocol": paper.accuracy_after,
         "suite": {o.name: o.accuracies["majority"] for o in suite.outcomes},
@@ -54,14 +64,21 @@ def line_of(subject: Subject, factor: float) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    home = Path(sys.argv[1])
-    found = Subject.of_run(home)
+def record_of(home: Path) -> dict[str, Any]:
+    """Return the record of one run."""
+    subject = Subject.of_run(home)
     environment = json.loads((home / "environment.json").read_text(encoding="utf-8"))
-    record = {
-        "split_by": found.model.info["data"]["split_by"],
-        "test_fold": found.model.info["data"]["test_fold"],
+    plain = subject.model.classifier.eval()
+    return {
+        "split_by": subject.model.info["data"]["split_by"],
+        "test_fold": subject.model.info["data"]["test_fold"],
         "data_sha256": environment["data_sha256"],
-        "lines": [line_of(found, factor) for factor in FACTORS],
+        "overfitted": [
+            line_of(subject, overfitted(subject, seed), seed=seed, **OVERFIT) for seed in SEEDS
+        ],
+        "scaled": [line_of(subject, Scaled(plain, f).eval(), factor=f) for f in FACTORS],
     }
-    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    print(json.dumps(record_of(Path(sys.argv[1])), indent=1))
