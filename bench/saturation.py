@@ -40,7 +40,7 @@ class Scaled(nn.Module):
 
 
 def overfitted(subject: Subject, seed: int) -> nn.Module:
-    """Train a classifier of the run's size on its training split; the best epoch is chosen there."""
+    """Train a classifier of the run's size, whose best epoch is chosen on the training split."""
     x, y = subject.x["train"], subject.y["train"]
     n_classes = len(subject.model.label_names)
     return train_classifier(x, y, x, y, n_classes=n_classes, seed=seed, **OVERFIT).model.eval()
@@ -52,7 +52,7 @@ def line_of(subject: Subject, model: nn.Module, **what: float) -> dict[str, Any]
     bounds: dict[str, Any] = {"attack_eps": subject.attack_eps, "norm": subject.norm}
     paper = run_autoattack(model, x, y, attacks=("apgd-ce", "square"), seed=0, **bounds)
     suite = run_suite(model, x, y, seed=0, **bounds)
-    broken, broken_by_suite = ~paper.robust_flags, ~suite.robust
+    broken, broken_by_suite = ~paper.robust_flags, ~suite.robust[0]
     return {
         **what,
         "zero_gradient_share": paper.zero_gradient_share,

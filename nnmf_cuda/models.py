@@ -59,9 +59,14 @@ class FeatureCNN(nn.Module):
         """Return logits (n_samples, n_classes) of features (n_samples, n_features)."""
         _require_features(x, self.n_features)
         if _is_observed(self):
-            logits: Tensor = self.head(self.convolutions(x.unsqueeze(1)).flatten(1))
+            logits: Tensor = self.head[-1](self.hidden(x))
             return logits
         return ops.feature_cnn(x, self.weights())
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return the units (n_samples, 64) that the last layer reads, in plain torch."""
+        units: Tensor = self.head[:-1](self.convolutions(x.unsqueeze(1)).flatten(1))
+        return units
 
 
 class FeatureDenoiser(nn.Module):
@@ -162,9 +167,16 @@ class DefendedClassifier(nn.Module):
                 classifier=self.classifier.weights(),
                 **self.purifier.chain(x, noise, generator),
             )
-        purified = self.purifier(x, noise=noise, generator=generator)
+        return self.classify(self.purifier(x, noise=noise, generator=generator))
+
+    def classify(self, purified: Tensor) -> Tensor:
+        """Return the mean logits (n_samples, n_classes) of draws (n_samples, K, n_features)."""
         logits: Tensor = self.classifier(purified.flatten(0, 1))
         return logits.reshape(*purified.shape[:2], logits.shape[1]).mean(1)
+
+    def behind(self, purifier: DiffusionPurifier) -> DefendedClassifier:
+        """Return the same classifier, not a copy, behind another purifier."""
+        return DefendedClassifier(purifier, self.classifier)
 
 
 def _is_observed(module: nn.Module) -> bool:

@@ -83,7 +83,11 @@ class _LinfBall(Ball):
 
     def _changed(self, points: Tensor, mask: Tensor) -> Tensor:
         up = (torch.rand(points.shape) < 0.5).to(points.device)
-        return torch.where(mask, torch.where(up, self._upper, self._lower), points)
+        changed = torch.where(mask, torch.where(up, self._upper, self._lower), points)
+        # Few features are often drawn as they are; to ask about the same point again is wasted.
+        same = (changed == points).all(1, keepdim=True)
+        flipped = torch.where(points == self._upper, self._lower, self._upper)
+        return torch.where(mask & same, flipped, changed)
 
     def project_(self, points: Tensor) -> None:
         torch.clamp(points, self._lower, self._upper, out=points)

@@ -17,6 +17,7 @@ __all__ = [
     "Objective",
     "cross_entropy",
     "dlr_loss",
+    "is_random",
     "loss_named",
     "margin_loss",
     "sampled_logits",
@@ -127,6 +128,12 @@ class ExpectedLoss:
         if self.share < 1:
             losses = losses.topk(math.ceil(self.share * self.eot_iter), dim=0).values
         return losses.mean(0)
+
+
+@torch.no_grad()
+def is_random(model: nn.Module, x: Tensor) -> bool:
+    """Whether two answers to the same features differ; draws from the generators as they are."""
+    return not torch.equal(model(x), model(x))
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ def surrogate(defended: DefendedClassifier, n_draws: int) -> DefendedClassifier:
         n_draws=n_draws,
         eta=purifier.eta,
     )
-    return DefendedClassifier(more.to(purifier.timesteps.device), defended.classifier)
+    return defended.behind(more.to(purifier.timesteps.device))
 
 
 class BPDAIdentity(nn.Module):
@@ -51,9 +51,7 @@ class BPDAIdentity(nn.Module):
         """Return logits (n, n_classes) of features (n, n_features)."""
         with torch.no_grad():
             purified = self.defended.purifier(x)
-        straight = purified + (x - x.detach()).unsqueeze(1)
-        logits: Tensor = self.defended.classifier(straight.flatten(0, 1))
-        return logits.reshape(*straight.shape[:2], -1).mean(1)
+        return self.defended.classify(purified + (x - x.detach()).unsqueeze(1))
 
 
 class FixedNoise(nn.Module):
@@ -102,8 +100,12 @@ class NoiseOnly(nn.Module):
         """Return logits (n, n_classes) of features (n, n_features), averaged over the draws."""
         noisy = x.repeat(self.n_draws, 1)
         noisy = noisy + self.scale * torch.randn_like(noisy)
-        logits: Tensor = self.classifier(noisy)
+        logits: Tensor = self.classifier(self.denoised(noisy))
         return logits.reshape(self.n_draws, len(x), -1).mean(0)
+
+    def denoised(self, noisy: Tensor) -> Tensor:
+        """Return noisy features (rows, n_features) as they are."""
+        return noisy
 
 
 @dataclass(frozen=True)

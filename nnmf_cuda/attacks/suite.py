@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks._balls import BALLS, Box
 from nnmf_cuda.attacks.checks import frozen, isolated
-from nnmf_cuda.attacks.objectives import ExpectedLoss, sampled_logits
+from nnmf_cuda.attacks.objectives import ExpectedLoss, is_random, margin_loss, sampled_logits
 from nnmf_cuda.attacks.pgd import pgd
 from nnmf_cuda.attacks.purification import BPDAIdentity, PurifierShift, surrogate
 from nnmf_cuda.attacks.vector_apgd import ascend_objective, vector_apgd
@@ -21,16 +22,24 @@ from nnmf_cuda.models import DefendedClassifier
 
 __all__ = [
     "BUDGETS",
+    "FROM_WORST",
+    "N_DECISIONS",
+    "N_ROUNDS",
     "AttackOutcome",
     "Budget",
     "SuiteResult",
     "fresh_decisions",
-    "is_random",
+    "majority_right",
     "run_suite",
 ]
 
 N_DECISIONS = 20
-"""R: fresh decisions of a random model on a point."""
+"""R: fresh decisions of a random model on a point, of which a majority decides."""
+
+N_ROUNDS = 10
+"""How often these are taken anew: what is reported is the mean over rounds."""
+
+FROM_WORST = "APGD-margin from the worst points"
 
 _SELECTED = 0.6
 """Share of a random model's answers that a selective attack pushes: a majority, and some more."""
@@ -68,13 +77,13 @@ class Budget:
 BUDGETS: Mapping[str, Budget] = {
     "standard": Budget(),
     "thorough": Budget(
-        n_iter=500,
-        n_restarts=20,
+        n_iter=300,
+        n_restarts=5,
         n_cheap_restarts=100,
         eot_iter=40,
-        surrogate_draws=256,
-        pgd_iter=1000,
-        n_queries=5000,
+        surrogate_draws=128,
+        pgd_iter=500,
+        n_queries=2000,
     ),
 }
 
@@ -89,8 +98,10 @@ class AttackOutcome:
         Short name; "clean" is no attack.
     points : Tensor of shape (n, n_features)
         A point for every sample.
-    right : Tensor of shape (N_DECISIONS or 1, n)
-        bool: fresh decisions on the points; one decision where the model is not random.
+    right : Tensor of shape (n_rounds, N_DECISIONS, n)
+        bool: rounds of fresh decisions on the points; (1, 1, n) where the model is not random.
+    margins : Tensor of shape (n,)
+        Mean margin loss of these decisions: the larger, the worse for the defence.
     seconds : float
         Time of the attack.
     """
@@ -98,20 +109,21 @@ class AttackOutcome:
     name: str
     points: Tensor
     right: Tensor
+    margins: Tensor
     seconds: float
 
     @property
     def robust(self) -> Tensor:
-        """Who (n,) is right by the majority of decisions."""
-        return self.right.float().mean(0) > 0.5
+        """Who (n_rounds, n) is right by the majority of decisions of a round."""
+        return self.right.float().mean(1) > 0.5
 
     @property
     def accuracies(self) -> dict[str, float]:
         """Success counted in three ways: "fresh" (mean), "majority" and "all" decisions right."""
         return {
-            "fresh": float(self.right.float().mean()),
-            "majority": float(self.robust.float().mean()),
-            "all": float(self.right.all(0).float().mean()),
+            "fresh": float(self.right.double().mean()),
+            "majority": float(self.robust.double().mean()),
+            "all": float(self.right.all(1).double().mean()),
         }
 
 
@@ -129,39 +141,72 @@ class SuiteResult:
 
     @property
     def robust(self) -> Tensor:
-        """Who (n,) holds against every attack, by majority decisions."""
+        """Who (n_rounds, n) holds against every attack, by majority decisions."""
         return torch.stack([outcome.robust for outcome in self.outcomes]).all(0)
 
     @property
+    def robust_share(self) -> Tensor:
+        """In which share (n,) of the rounds a sample holds against every attack."""
+        return self.robust.double().mean(0)
+
+    @property
+    def worst_case_accuracies(self) -> Tensor:
+        """Share of samples that hold against every attack, in each round (n_rounds,)."""
+        return self.robust.double().mean(1)
+
+    @property
     def worst_case_accuracy(self) -> float:
-        """Share of samples that hold against every attack."""
-        return float(self.robust.float().mean())
+        """Their mean: a single round of a random model is a matter of luck."""
+        return float(self.worst_case_accuracies.mean())
 
     @property
     def all_right_accuracy(self) -> float:
         """The same, where every decision on every point must be right."""
-        held = torch.stack([outcome.right.all(0) for outcome in self.outcomes]).all(0)
-        return float(held.float().mean())
+        held = torch.stack([outcome.right.all(1) for outcome in self.outcomes]).all(0)
+        return float(held.double().mean())
 
     @property
     def worst_points(self) -> Tensor:
-        """Of each sample the point (n, n_features) with the fewest right decisions."""
-        shares = torch.stack([outcome.right.float().mean(0) for outcome in self.outcomes])
-        points = torch.stack([outcome.points for outcome in self.outcomes])
-        return points[shares.argmin(0), torch.arange(points.shape[1], device=points.device)]
+        """Of each sample the point (n, n_features) with the fewest right decisions.
+
+        Among equals the one of largest mean margin loss, so that of a sample which holds it is the
+        point that came nearest to breaking it. The clean point is none, if there is another.
+        """
+        attacked = self.outcomes[1:] or self.outcomes
+        shares = torch.stack([o.right.double().mean((0, 1)) for o in attacked])
+        margins = torch.stack([o.margins for o in attacked]).double()
+        margins = margins.where(shares == shares.amin(0), float("-inf"))
+        points = torch.stack([o.points for o in attacked])
+        return points[margins.argmax(0), torch.arange(points.shape[1], device=points.device)]
 
 
-def is_random(model: nn.Module, x: Tensor) -> bool:
-    """Whether two answers to the same features differ."""
-    with frozen(model), torch.no_grad():
-        return not torch.equal(model(x), model(x))
+def fresh_decisions(
+    model: nn.Module, points: Tensor, y: Tensor, *, seed: int, n_rounds: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Ask a random model `N_DECISIONS` times a round, a model without noise once.
 
-
-def fresh_decisions(model: nn.Module, points: Tensor, y: Tensor, *, seed: int) -> Tensor:
-    """Return who is right, bool (n_decisions, n), by fresh decisions of a random model."""
+    Returns
+    -------
+    right : Tensor of shape (n_rounds, N_DECISIONS, n)
+        bool; (1, 1, n) of a model without noise.
+    margins : Tensor of shape (n,)
+        Mean margin loss.
+    """
     with frozen(model), isolated(seed), torch.no_grad():
-        n_decisions = N_DECISIONS if is_random(model, points) else 1
-        return sampled_logits(model, points, n_decisions).argmax(2) == y
+        n_rounds, n_decisions = (n_rounds, N_DECISIONS) if is_random(model, points) else (1, 1)
+        right, margins = [], []
+        for _ in range(n_rounds):
+            logits = sampled_logits(model, points, n_decisions)
+            right.append(logits.argmax(2) == y)
+            flat = margin_loss(logits.flatten(0, 1), y.repeat(n_decisions))
+            margins.append(flat.reshape(n_decisions, -1).mean(0))
+        return torch.stack(right), torch.stack(margins).mean(0)
+
+
+def majority_right(model: nn.Module, points: Tensor, y: Tensor, *, seed: int) -> Tensor:
+    """Return who, bool (n,), is right by the majority of one round of fresh decisions."""
+    right, _ = fresh_decisions(model, points, y, seed=seed)
+    return right[0].float().mean(0) > 0.5
 
 
 def run_suite(
@@ -175,6 +220,7 @@ def run_suite(
     budget: Budget | None = BUDGETS["standard"],
     transfer_from: Mapping[str, nn.Module] | None = None,
     known_points: Mapping[str, Tensor] | None = None,
+    n_rounds: int = N_ROUNDS,
     seed: int = 0,
     evaluation_seed: int = 1,
     say: Callable[[str], object] = lambda _: None,
@@ -184,7 +230,7 @@ def run_suite(
     A `DefendedClassifier` is attacked through the gradient averaged over its answers, through a
     surrogate with more draws, past its purifier (BPDA) and at its purifier; every model by APGD on
     cross-entropy, margin and, with three classes, DLR, by PGD with a fixed step, by Square, and by
-    the points that break other models.
+    the points that break other models. At last APGD climbs on from the worst point of all these.
 
     Parameters
     ----------
@@ -199,9 +245,12 @@ def run_suite(
     budget : Budget or None
         How much to spend; None only counts `known_points`.
     transfer_from : mapping of str to nn.Module, optional
-        Other models, whose worst points are tried, by name.
+        Other models, whose worst points are tried, by name; they are found without a question to
+        `model`.
     known_points : mapping of str to Tensor, optional
         Points of other attacks under the same threat model, by name; checked to be in the ball.
+    n_rounds : int, default=10
+        Rounds of `N_DECISIONS` fresh decisions of a random model on each point.
     seed, evaluation_seed : int
         Of the attacks, and of the decisions by which they are measured: no attack sees those.
     say : callable, optional
@@ -211,24 +260,28 @@ def run_suite(
     -------
     SuiteResult
     """
-    run = _Suite(model, x, y, attack_eps, norm, box, seed, is_random(model, x))
+    run = _Suite(model, x, y, attack_eps, norm, box, is_random(model, x))
     result = SuiteResult()
 
     def note(name: str, points: Tensor, seconds: float) -> None:
-        right = fresh_decisions(model, points, y, seed=evaluation_seed)
-        outcome = AttackOutcome(name, points, right, seconds)
+        right, margins = fresh_decisions(model, points, y, seed=evaluation_seed, n_rounds=n_rounds)
+        outcome = AttackOutcome(name, run.checked(name, points), right, margins, seconds)
         result.outcomes.append(outcome)
         say(f"{name}: robust {outcome.accuracies['majority']:.4f} ({seconds:.1f} s)")
 
+    def attack(name: str, find: Callable[[int], Tensor]) -> None:
+        started = time.perf_counter()
+        # Each attack has random starts of its own.
+        points = find(seed + len(result.outcomes))
+        note(name, points, time.perf_counter() - started)
+
     note("clean", x, 0.0)
     for name, points in (known_points or {}).items():
-        note(name, run.checked(name, points), 0.0)
-        # What others have found is climbed from, so that no attack of ours finds less.
-        run.starts.append(points)
-    for name, attack in () if budget is None else run.attacks(budget, transfer_from or {}):
-        started = time.perf_counter()
-        points = attack()
-        note(name, run.checked(name, points), time.perf_counter() - started)
+        note(name, points, 0.0)
+    if budget is not None:
+        for name, find in run.attacks(budget, transfer_from or {}):
+            attack(name, find)
+        attack(FROM_WORST, partial(run.from_worst, budget, result.worst_points))
     return result
 
 
@@ -240,18 +293,16 @@ class _Suite:
     attack_eps: float
     norm: str
     box: Box
-    seed: int
     is_random: bool
-    starts: list[Tensor] = field(default_factory=list)
 
     def attacks(
         self, budget: Budget, transfer_from: Mapping[str, nn.Module]
-    ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-        """Yield the name of each attack with what runs it."""
+    ) -> Iterator[tuple[str, Callable[[int], Tensor]]]:
+        """Yield the name of each attack with what runs it from a seed."""
         eot = budget.eot_iter if self.is_random else 1
         averaged = f", EOT {eot}" if self.is_random else ""
         for name, other in transfer_from.items():
-            yield f"transfer from {name}", partial(self._apgd, budget, other, "margin", 1)
+            yield f"transfer from {name}", partial(self._transfer, budget, other)
         if isinstance(self.model, DefendedClassifier):
             defended = self.model
             wide = surrogate(defended, budget.surrogate_draws)
@@ -270,12 +321,9 @@ class _Suite:
         for loss in ("margin", "ce", *(("dlr",) if n_classes > 2 else ())):
             yield titles[loss] + averaged, partial(self._apgd, budget, self.model, loss, eot)
         if eot > 1:
-            selective = partial(self._apgd, budget, self.model, "margin", eot, share=_SELECTED)
+            selective = partial(self._apgd, budget, self.model, "margin", eot, eot_share=_SELECTED)
             yield f"APGD-margin, selective EOT {eot}", selective
-        yield (
-            f"PGD-{budget.pgd_iter}{averaged}",
-            partial(self._pgd, budget, eot),
-        )
+        yield f"PGD-{budget.pgd_iter}{averaged}", partial(self._pgd, budget, eot)
         yield f"Square, {budget.n_queries} queries", partial(self._square, budget, eot)
 
     def checked(self, name: str, points: Tensor) -> Tensor:
@@ -291,58 +339,69 @@ class _Suite:
             )
         return points
 
+    def from_worst(self, budget: Budget, worst: Tensor, seed: int) -> Tensor:
+        """Climb on from the worst points of other attacks."""
+        target, eot_iter = self.model, budget.eot_iter if self.is_random else 1
+        if isinstance(target, DefendedClassifier):
+            target, eot_iter = surrogate(target, budget.surrogate_draws), 1
+        return self._apgd(budget, target, "margin", eot_iter, seed, starts=[worst], n_restarts=0)
+
     def _apgd(
-        self, budget: Budget, target: nn.Module, loss: str, eot_iter: int, share: float = 1.0
+        self,
+        budget: Budget,
+        target: nn.Module,
+        loss: str,
+        eot_iter: int,
+        seed: int,
+        **changes: Any,
     ) -> Tensor:
-        return vector_apgd(
-            target,
-            self.x,
-            self.y,
-            attack_eps=self.attack_eps,
-            norm=self.norm,
-            box=self.box,
-            loss=loss,
-            n_iter=budget.n_iter,
-            n_restarts=budget.n_restarts if self.is_random else budget.n_cheap_restarts,
-            eot_iter=eot_iter,
-            eot_share=share,
-            starts=self.starts,
-            judge=self.model,
-            seed=self.seed,
-        )
+        settings: dict[str, Any] = {
+            "loss": loss,
+            "n_iter": budget.n_iter,
+            "n_restarts": budget.n_restarts if self.is_random else budget.n_cheap_restarts,
+            "eot_iter": eot_iter,
+            "judge": self.model,
+            "seed": seed,
+            **self._threat,
+            **changes,
+        }
+        return vector_apgd(target, self.x, self.y, **settings)
+
+    @property
+    def _threat(self) -> dict[str, Any]:
+        return {"attack_eps": self.attack_eps, "norm": self.norm, "box": self.box}
+
+    def _transfer(self, budget: Budget, other: nn.Module, seed: int) -> Tensor:
+        return self._apgd(budget, other, "margin", 1, seed, judge=other)
 
     def _at_purifier(
-        self, budget: Budget, defended: DefendedClassifier, *, every_step: bool
+        self, budget: Budget, defended: DefendedClassifier, seed: int, *, every_step: bool
     ) -> Tensor:
-        shift = PurifierShift(defended.purifier, self.x, self.seed, every_step)
-        with frozen(defended), isolated(self.seed):
+        shift = PurifierShift(defended.purifier, self.x, seed, every_step)
+        with frozen(defended), isolated(seed):
             return ascend_objective(
                 shift,
                 self.model,
                 self.x,
                 self.y,
-                attack_eps=self.attack_eps,
-                norm=self.norm,
-                box=self.box,
+                **self._threat,
                 n_iter=budget.n_iter,
                 n_restarts=budget.n_restarts,
             )
 
-    def _pgd(self, budget: Budget, eot_iter: int) -> Tensor:
+    def _pgd(self, budget: Budget, eot_iter: int, seed: int) -> Tensor:
         objective = ExpectedLoss(self.model, self.y, "margin", eot_iter)
         ball = BALLS[self.norm](self.x, self.attack_eps, self.box)
-        with frozen(self.model), isolated(self.seed):
+        with frozen(self.model), isolated(seed):
             return pgd(objective, ball, ball.random_start(), n_iter=budget.pgd_iter)
 
-    def _square(self, budget: Budget, eot_iter: int) -> Tensor:
+    def _square(self, budget: Budget, eot_iter: int, seed: int) -> Tensor:
         return vector_square(
             self.model,
             self.x,
             self.y,
-            attack_eps=self.attack_eps,
-            norm=self.norm,
-            box=self.box,
+            **self._threat,
             n_queries=budget.n_queries,
             eot_iter=eot_iter,
-            seed=self.seed,
+            seed=seed,
         )

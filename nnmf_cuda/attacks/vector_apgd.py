@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nnmf_cuda.attacks._ascent import climb
 from nnmf_cuda.attacks._balls import BALLS, Ball, Box
 from nnmf_cuda.attacks.checks import check_ball, frozen, isolated
-from nnmf_cuda.attacks.objectives import ExpectedLoss, Objective, standing
+from nnmf_cuda.attacks.objectives import ExpectedLoss, Objective, is_random, standing
 
 __all__ = ["ascend", "ascend_objective", "vector_apgd"]
 
@@ -122,11 +122,12 @@ def ascend_objective(
     if n_iter < 1 or n_restarts + len(starts) < 1:
         raise ValueError(f"n_iter={n_iter}, n_restarts={n_restarts}: need at least one of each")
     ball = BALLS[norm](x, attack_eps, box)
-    best, reached = x.clone(), standing(judge, x, y, N_JUDGED)
+    n_judged = N_JUDGED if is_random(judge, x) else 1
+    best, reached = x.clone(), standing(judge, x, y, n_judged)
     for start in [*starts, *[None] * n_restarts]:
         begin = ball.random_start() if start is None else start.clone()
         points = ascend(objective, ball, begin, n_iter=n_iter)
-        worse = standing(judge, points, y, N_JUDGED)
+        worse = standing(judge, points, y, n_judged)
         better = worse > reached
         best = torch.where(better.unsqueeze(1), points, best)
         reached = torch.where(better, worse, reached)

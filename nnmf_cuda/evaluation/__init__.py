@@ -15,6 +15,7 @@ from nnmf_cuda.evaluation.intervals import (
     BootstrapIntervals,
     Interval,
     bootstrap_interval,
+    bootstrap_mean,
     paired_bootstrap,
     percentile_intervals,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "ReliabilityCurve",
     "ResampledMetrics",
     "bootstrap_interval",
+    "bootstrap_mean",
     "certify",
     "check_every_class",
     "classification_metrics",

@@ -16,6 +16,7 @@ __all__ = [
     "BootstrapIntervals",
     "Interval",
     "bootstrap_interval",
+    "bootstrap_mean",
     "paired_bootstrap",
     "percentile_intervals",
 ]
@@ -183,6 +184,56 @@ def paired_bootstrap(
         found.estimates[0] - found.estimates[1], found.values[0] - found.values[1], level, names
     )
     return BootstrapIntervals(intervals, level, n_resamples, found.n_redrawn, found.n_clusters)
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int,
+) -> Interval:
+    """Return the percentile bootstrap interval of a mean, such as a share of robust samples.
+
+    Parameters
+    ----------
+    values : array-like of shape (n_samples,)
+        A number for each sample.
+    groups : array-like of shape (n_samples,), optional
+        What to draw as a whole, such as patients, whose samples are not independent.
+    n_resamples, level, seed
+        As in `bootstrap_interval`.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, there are fewer than two groups, or level is not between 0 and 1.
+    """
+    from scipy.stats import bootstrap
+
+    _check_level(level)
+    numbers = np.asarray(values, dtype=np.float64)
+    names = np.arange(len(numbers)) if groups is None else np.asarray(groups)
+    if numbers.ndim != 1 or names.shape != numbers.shape:
+        raise ValueError(
+            f"values has shape {numbers.shape}, groups {names.shape}; give one of each a sample"
+        )
+    _, cluster = np.unique(names, return_inverse=True)
+    sums, sizes = np.bincount(cluster, weights=numbers), np.bincount(cluster)
+    if len(sizes) < 2:
+        raise ValueError("groups holds a single group; leave groups out, or give a finer grouping")
+    found = bootstrap(
+        (sums, sizes),
+        lambda total, size, axis: total.sum(axis) / size.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=n_resamples,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(numbers.mean()), float(found.low), float(found.high))
 
 
 def percentile_intervals(

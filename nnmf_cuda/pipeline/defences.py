@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks.purification import surrogate
-from nnmf_cuda.attacks.suite import fresh_decisions
+from nnmf_cuda.attacks.suite import majority_right
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
 from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
@@ -200,9 +200,7 @@ def _accuracies(
         target, x, y, attack_eps=attack_eps, norm=norm, n_iter=_N_ITER, n_restarts=1, judge=model,
         seed=seed,
     )  # fmt: skip
-    clean, attacked = (
-        fresh_decisions(model, rows, y, seed=seed + 1).float().mean(0) > 0.5 for rows in (x, points)
-    )
+    clean, attacked = (majority_right(model, rows, y, seed=seed + 1) for rows in (x, points))
     return {
         "clean": float(clean.float().mean()),
         "attacked": float((clean & attacked).float().mean()),

@@ -30,13 +30,9 @@ from nnmf_cuda.pipeline.five_stages import (
 from nnmf_cuda.pipeline.robustness import Robustness, Subject, evaluate_robustness
 from nnmf_cuda.pipeline.robustness.points import summary_table
 from nnmf_cuda.pipeline.robustness.results import pixels_of_test, write_results
-from nnmf_cuda.pipeline.robustness.subject import (
-    FEATURES_FILE,
-    groups_of_test,
-    save_features,
-)
+from nnmf_cuda.pipeline.robustness.subject import FEATURES_FILE, save_features
 from nnmf_cuda.pipeline.run_directory import results_directory
-from nnmf_cuda.pipeline.uncertainty import measure_uncertainty
+from nnmf_cuda.pipeline.uncertainty import groupings_of_test, measure_uncertainty
 from nnmf_cuda.report import ReportContent, bullet_list, metrics_table, timings_table, write_report
 from nnmf_cuda.timing import StageTimer
 
@@ -219,7 +215,9 @@ class _Run:
         features, attacks, model = outputs.features, outputs.attacks, self._model(outputs)
         with self.timer.stage("evaluation", n_items=len(features.y["test"])):
             rows = evaluate_stages(outputs, self.config)
-            uncertainty = measure_uncertainty(self.dataset, rows, seed=self.config.seed)
+            uncertainty = measure_uncertainty(
+                rows, groupings=groupings_of_test(self.dataset), seed=self.config.seed
+            )
         found = {
             name: attack_findings(
                 result,
@@ -272,7 +270,7 @@ class _Run:
             },
             findings=metrics,
             seed=self.config.seed,
-            **groups_of_test(self.dataset),
+            groupings=groupings_of_test(self.dataset),
         )
         preset = {"honest": "standard"}.get(self.evaluation, self.evaluation)
         with self.timer.stage("robustness_evaluation", n_items=len(subject.y["test"])):

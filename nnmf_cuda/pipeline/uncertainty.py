@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +25,7 @@ from nnmf_cuda.evaluation import (
     wilson_interval,
 )
 
-__all__ = ["measure_uncertainty"]
+__all__ = ["groupings_of_test", "measure_uncertainty"]
 
 _CLUSTERS = ("patient", "series")
 """Groups whose images are alike, the widest first. A fold holds many patients: it is none."""
@@ -36,10 +36,20 @@ _RESAMPLING = 2
 _N_BINS = 10
 
 
+def groupings_of_test(dataset: ImageDataset) -> dict[str, NDArray[Any]]:
+    """Return to which patient and series each test image belongs, the widest grouping first.
+
+    Those that are known and do not hold the whole test split in one group.
+    """
+    test = dataset.split == "test"
+    of_test = {name: dataset.groups[name][test] for name in _CLUSTERS if name in dataset.groups}
+    return {name: groups for name, groups in of_test.items() if len(np.unique(groups)) > 1}
+
+
 def measure_uncertainty(
-    dataset: ImageDataset,
     rows: EvaluatedRows,
     *,
+    groupings: Mapping[str, NDArray[Any]],
     seed: int,
     n_resamples: int = 2000,
     level: float = 0.95,
@@ -48,10 +58,11 @@ def measure_uncertainty(
 
     Parameters
     ----------
-    dataset : ImageDataset
-        Its test images are those of `rows`, in order; its groups say what to draw as a whole.
     rows : EvaluatedRows
         The four rows and the probabilities behind them.
+    groupings : mapping of str to array of shape (n_samples,)
+        What to draw as a whole, by name; the first that leaves every class in a resample is taken,
+        else single images.
     seed : int
         Of the run.
     n_resamples : int, default=2000
@@ -74,7 +85,7 @@ def measure_uncertainty(
     word = int(np.random.SeedSequence([seed, _RESAMPLING]).generate_state(1)[0])
     models = [rows.probabilities[name] for name in ROW_NAMES]
     found, intervals = None, None
-    for clustered_by, groups in _groupings(dataset):
+    for clustered_by, groups in (*groupings.items(), ("image", None)):
         try:
             found = resample_metrics(
                 rows.labels, models, groups=groups, n_resamples=n_resamples, seed=word
@@ -100,14 +111,6 @@ def measure_uncertainty(
             },
         },
     }
-
-
-def _groupings(dataset: ImageDataset) -> Iterator[tuple[str, NDArray[Any] | None]]:
-    test = dataset.split == "test"
-    for name in _CLUSTERS:
-        if name in dataset.groups and len(np.unique(dataset.groups[name][test])) > 1:
-            yield name, dataset.groups[name][test]
-    yield "image", None
 
 
 def _ends(interval: Interval) -> dict[str, float]:

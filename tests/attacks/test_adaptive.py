@@ -107,7 +107,7 @@ def test_an_average_over_answers_finds_what_one_answer_hides(samples):
     x, y = samples
     weight = torch.zeros(M)
     weight[-1] = 1.0  # the last feature too is attacked
-    model = Noisy(weight, level=5.0)
+    model = Noisy(weight, level=2.0)
     linear = model.linear
     for attack in (vector_apgd, vector_square):
         points = attack(model, x, y, attack_eps=0.3, box=WIDE, eot_iter=64)
@@ -123,6 +123,16 @@ def test_square_touches_every_feature(samples):
         points = vector_square(Linear(weight), x, y, attack_eps=0.1, box=WIDE, n_queries=200)
         moved = (points - x)[:, last] * (1 - 2 * y)
         torch.testing.assert_close(moved, torch.full((N,), 0.1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_no_proposal_of_square_is_the_point_that_is_held(samples, norm):
+    x, _ = samples
+    ball = BALLS[norm](x, 0.1, WIDE)
+    held = ball.random_corner()
+    for share in (1 / M, 3 / M):
+        proposed = ball.random_neighbour(held, share)
+        assert bool((proposed != held).any(1).all())
 
 
 def test_square_takes_no_point_without_an_answer(samples):

@@ -12,19 +12,18 @@ import torch
 
 from nnmf_cuda import load_model
 from nnmf_cuda.attacks import Budget
-from nnmf_cuda.attacks.planted import PlantedDirection
 from nnmf_cuda.attacks.purification import FixedNoise
 from nnmf_cuda.cli import main
 from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.features import FeatureExtractor
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.robustness import EFFORTS, Effort, Subject, evaluate_robustness
-from nnmf_cuda.pipeline.robustness.baselines import LinearDenoiser
-from nnmf_cuda.pipeline.robustness.pixels import ImageChain
+from nnmf_cuda.pipeline.robustness.baselines import LinearDenoiser, WithoutNoise
+from nnmf_cuda.pipeline.robustness.cautions import cautions
+from nnmf_cuda.pipeline.robustness.pixels import ImageChain, PixelBudget
 from nnmf_cuda.pipeline.robustness.points import (
     NOT_RUN,
     POINT_NAMES,
-    _cluster_interval,
     summary_table,
     verdict,
 )
@@ -39,8 +38,7 @@ LIGHT = Effort(
     n_iter=(5, 10),
     n_restarts=(1, 2),
     eot_iter=(1, 2),
-    pixel_eps_255=(8.0,),
-    pixel_iter=5,
+    pixels=PixelBudget(eps_255=(4.0, 8.0), n_iter=5),
     n_estimation=200,
 )
 KEYS = {"worst_case_accuracy", "threat_model", "points", "attacks"}
@@ -76,8 +74,20 @@ def test_evaluate_answers_every_point(
         "undefended",
         "noise only",
         "linear denoiser",
+        "denoiser without noise",
         "adversarially trained",
     }
+    assert 0 <= content["worst_case_interval"][0] <= content["worst_case_interval"][1] <= 1
+    rounds = content["worst_case_rounds"]
+    assert rounds["low"] <= content["worst_case_accuracy"] <= rounds["high"]
+    rows = content["worst_points"]["rows"]
+    assert rows["Robust_Baseline"]["accuracy"] == pytest.approx(
+        content["others"]["undefended"]["worst_case_accuracy"], abs=1e-6
+    )
+    pixels = content["points"][0]["value"]["pixel_space"]
+    for name in ("undefended", "defended"):
+        curve = [*pixels[name]["robust_accuracy"], pixels[name]["after_twice_the_steps"]]
+        assert curve == sorted(curve, reverse=True)
     page = (run_copy / "robustness.html").read_text()
     assert "Twenty points" in page
     assert page.count("data:image/png") >= 1  # images too, where one was broken
@@ -152,7 +162,7 @@ def test_the_joint_classifier_stands_alone(
     model = load_model(out)
     assert model.defended is model.robust_classifier
     content = json.loads((out / "robustness.json").read_text())
-    assert set(content["others"]) == {"undefended", "adversarially trained"}
+    assert {"undefended", "adversarially trained", "noise only"} < set(content["others"])
     options = [f"--data={small_npz}", f"--out={tmp_path / 'other'}", "--defence.kind=joint"]
     assert main(["run", *options, "--defence.candidate_timesteps=[5]"]) == 2
     assert "defence.candidate_timesteps=(5,)" in capsys.readouterr().err
@@ -197,22 +207,34 @@ def test_gradcheck_from_pixels_through_the_whole_chain() -> None:
     assert torch.autograd.gradcheck(chain, images, eps=1e-7, atol=1e-5)
 
 
-def test_cluster_interval_is_wider_where_groups_agree() -> None:
-    rng = np.random.default_rng(0)
-    labels, groups = np.arange(300) % 2, np.arange(300) // 10
-    right = (rng.random(30) < 0.7)[groups]
-    alone = _cluster_interval(right, labels, np.arange(300), 0)
-    together = _cluster_interval(right, labels, groups, 0)
-    assert together[0] < alone[0] < right.mean() < alone[1] < together[1]
+def defended_of(n_features: int, **settings: object) -> DefendedClassifier:
+    torch.manual_seed(0)
+    purifier = DiffusionPurifier(
+        FeatureDenoiser(n_features), NoiseSchedule.linear(100), **{"n_draws": 2, **settings}
+    )
+    return DefendedClassifier(purifier, FeatureCNN(n_features, 2)).eval()
 
 
-def test_linear_denoiser_keeps_what_varies() -> None:
+def test_linear_denoiser_is_the_best_linear_guess() -> None:
+    """Least squares from noisy to clean features, on a sample, finds the same map."""
     generator = torch.Generator().manual_seed(0)
-    line = torch.linspace(0.2, 0.8, 50).unsqueeze(1) * torch.ones(1, 4)
-    x = line + 0.001 * torch.randn(50, 4, generator=generator)
-    model = LinearDenoiser(x, torch.nn.Identity())
-    pushed = x + torch.tensor([0.1, -0.1, 0.1, -0.1])
-    torch.testing.assert_close(model(pushed), line, rtol=0, atol=0.01)
+    mix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    x = 0.1 * torch.randn(20000, 4, generator=generator, dtype=torch.float64) @ mix + 0.5
+    model = LinearDenoiser(defended_of(4), x)
+    noisy = x + model.scale * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    ones = torch.ones(len(x), 1, dtype=torch.float64)
+    fitted = torch.linalg.lstsq(torch.cat((noisy, ones), 1), x).solution
+    torch.testing.assert_close(model.filter, fitted[:4], rtol=0, atol=0.02)
+    torch.testing.assert_close(model.denoised(x.mean(0)), x.mean(0))
+
+
+@pytest.mark.parametrize("settings", [{}, {"timesteps": (60, 20), "eta": 1.0}])
+def test_the_denoiser_without_noise_is_not_random(settings: dict[str, object]) -> None:
+    defended = defended_of(5, **settings)
+    model, x = WithoutNoise(defended), torch.rand(6, 5)
+    assert torch.equal(model(x), model(x))
+    noise = torch.zeros_like(defended.purifier.draw_noise(x))
+    torch.testing.assert_close(model(x), defended(x, noise=noise))
 
 
 def test_the_chain_from_pixels_has_the_right_gradient(small_run: tuple[Path, str]) -> None:
@@ -230,16 +252,6 @@ def test_the_chain_from_pixels_has_the_right_gradient(small_run: tuple[Path, str
         assert difference == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
 
 
-def test_a_planted_direction_breaks_every_sample_at_its_end() -> None:
-    torch.manual_seed(0)
-    model, x = FeatureCNN(5, 3), torch.rand(8, 5)
-    y = model(x).argmax(1)
-    direction = 0.1 * torch.randn(8, 5).sign()
-    planted = PlantedDirection(model, x, y, direction)
-    torch.testing.assert_close(planted(x), model(x))
-    assert bool((planted((x + direction).repeat(2, 1)).argmax(1) != y.repeat(2)).all())
-
-
 def test_page_shows_perturbed_images(run_copy: Path) -> None:
     assert main(["evaluate", f"--model={run_copy}", "--preset=paper", "--device=cpu"]) == 0
     content = json.loads((run_copy / "robustness.json").read_text())
@@ -249,7 +261,45 @@ def test_page_shows_perturbed_images(run_copy: Path) -> None:
     assert "data:image/png" not in robustness_page(content)
 
 
+def test_cautions_name_what_speaks_against_the_figures() -> None:
+    flat = {"robust_accuracy": [0.5, 0.5], "converged": True}
+    falling = {"robust_accuracy": [0.5, 0.4], "converged": False}
+    points: dict[int, object] = {
+        1: {"pixel_space": "not run"},
+        6: {"zero_gradient_share": 0.0, "median_error": 1e-6},
+        7: flat,
+        8: {"steps": flat, "restarts": flat, "converged": True},
+        9: {"robust_accuracy": [0.9, 0.0], "reaches_zero": True},
+        10: {"black_box": 0.5, "white_box": 0.5, "black_box_is_stronger": False},
+        15: {"broken": {"all attacks together": 1.0}},
+        18: {"splits": {"test": {"near_share": 0.0}}},
+    }
+    assert cautions(points) == []
+    changes: list[tuple[int, object, str]] = [
+        (7, falling, "not converged in draws averaged: robust accuracy goes from 0.5000 to 0.4000"),
+        (8, {"steps": falling, "restarts": flat}, "not converged in steps"),
+        (9, {"robust_accuracy": [0.9, 0.1], "reaches_zero": False}, "leaves 0.1000"),
+        (10, points[10] | {"black_box_is_stronger": True}, "gradients are masked"),  # type: ignore[operator]
+        (15, {"broken": {"all attacks together": 0.5}}, "found 50.0%"),
+        (15, {"broken": {"all attacks together": None}}, "could be planted"),
+        (6, {"zero_gradient_share": 0.2, "median_error": 0.0}, "20.0% of the samples"),
+        (6, {"zero_gradient_share": 0.0, "median_error": 0.5}, "differ from finite differences"),
+        (18, {"splits": {"test": {"near_share": 0.237}}}, "23.7% of the test images"),
+    ]
+    for point, value, sentence in changes:
+        (found,) = cautions(points | {point: value})
+        assert sentence in found
+    pixels = {"eps_255": [0.0, 8.0]} | dict.fromkeys(
+        ("undefended", "defended"), {"robust_accuracy": [0.9, 0.5], "after_twice_the_steps": 0.4}
+    )
+    assert len(cautions(points | {1: {"pixel_space": pixels}})) == 2
+    nothing = dict.fromkeys(points) | {1: points[1]}
+    assert cautions(nothing) == []
+
+
 def test_verdicts() -> None:
     assert "beats the constant answer" in verdict(0.8, 0.7, 0.9, 0.55)
     assert "does not beat" in verdict(0.5, 0.43, 0.57, 0.55)
     assert "is below" in verdict(0.2, 0.1, 0.3, 0.55)
+    assert "interval by series 0.100" in verdict(0.2, 0.1, 0.3, 0.55, by="series")
+    assert "no worst case" in verdict(0.8, 0.7, 0.9, 0.55, is_worst_case=False)

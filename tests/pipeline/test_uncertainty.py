@@ -17,7 +17,7 @@ from nnmf_cuda.evaluation import (
     expected_calibration_error,
     paired_bootstrap,
 )
-from nnmf_cuda.pipeline.uncertainty import measure_uncertainty
+from nnmf_cuda.pipeline.uncertainty import groupings_of_test, measure_uncertainty
 
 
 def make_rows(labels: np.ndarray, n_classes: int = 2, n_predictions: int = 5) -> EvaluatedRows:
@@ -63,7 +63,9 @@ def test_intervals_are_those_of_the_bootstrap_by_the_widest_group() -> None:
         ({"patient_fold": fold}, "image", None),
         ({"patient": np.zeros(60, dtype=int), "series": SERIES}, "series", SERIES),
     ):
-        found = measure_uncertainty(make_dataset(LABELS, **groups), rows, seed=4)
+        found = measure_uncertainty(
+            rows, groupings=groupings_of_test(make_dataset(LABELS, **groups)), seed=4
+        )
         assert found["intervals"]["clustered_by"] == by
         assert found["intervals"]["n_clusters"] == (60 if used is None else len(np.unique(used)))
         word = int(np.random.SeedSequence([4, 2]).generate_state(1)[0])
@@ -84,7 +86,9 @@ def test_intervals_are_those_of_the_bootstrap_by_the_widest_group() -> None:
 
 def test_comparisons_count_majority_decisions() -> None:
     rows = make_rows(LABELS)
-    found = measure_uncertainty(make_dataset(LABELS), rows, seed=0)["comparisons"]["robust"]
+    found = measure_uncertainty(rows, groupings=groupings_of_test(make_dataset(LABELS)), seed=0)[
+        "comparisons"
+    ]["robust"]
     defended, baseline = (rows.probabilities[f"Robust_{m}"] for m in ("Defended", "Baseline"))
     votes = (defended.argmax(2) == LABELS).sum(0)
     right = baseline[0].argmax(1) == LABELS
@@ -97,7 +101,9 @@ def test_comparisons_count_majority_decisions() -> None:
 
 def test_calibration_is_the_mean_over_predictions() -> None:
     rows = make_rows(LABELS)
-    found = measure_uncertainty(make_dataset(LABELS), rows, seed=0)["calibration"]
+    found = measure_uncertainty(rows, groupings=groupings_of_test(make_dataset(LABELS)), seed=0)[
+        "calibration"
+    ]
     for name, error in found["expected_calibration_error"].items():
         each = [expected_calibration_error(LABELS, p) for p in rows.probabilities[name]]
         assert error == pytest.approx(np.mean(each))
@@ -105,7 +111,9 @@ def test_calibration_is_the_mean_over_predictions() -> None:
 
 def test_three_classes_have_no_delong() -> None:
     labels = np.arange(60) % 3
-    found = measure_uncertainty(make_dataset(labels), make_rows(labels, 3), seed=0)
+    found = measure_uncertainty(
+        make_rows(labels, 3), groupings=groupings_of_test(make_dataset(labels)), seed=0
+    )
     assert found["comparisons"]["clean"]["delong"] is None
     assert found["comparisons"]["clean"]["difference"]["roc_auc"]["low"] < 1
     json.dumps(found, allow_nan=False)
@@ -113,14 +121,18 @@ def test_three_classes_have_no_delong() -> None:
 
 def test_one_sample_of_a_class_has_no_delong() -> None:
     labels = np.array([1] + [0] * 11)
-    found = measure_uncertainty(make_dataset(labels), make_rows(labels), seed=0)
+    found = measure_uncertainty(
+        make_rows(labels), groupings=groupings_of_test(make_dataset(labels)), seed=0
+    )
     assert found["comparisons"]["clean"]["delong"] is None
     assert found["intervals"]["n_redrawn"] > 0
 
 
 def test_data_that_cannot_be_resampled_do_not_end_a_run() -> None:
     labels = np.arange(10)  # a resample that holds all ten is one in 2756
-    found = measure_uncertainty(make_dataset(labels), make_rows(labels, 10), seed=0)
+    found = measure_uncertainty(
+        make_rows(labels, 10), groupings=groupings_of_test(make_dataset(labels)), seed=0
+    )
     assert found["intervals"] is None
     assert found["comparisons"]["robust"]["difference"] is None
     assert set(found["wilson"]) == set(ROW_NAMES)
@@ -129,7 +141,6 @@ def test_data_that_cannot_be_resampled_do_not_end_a_run() -> None:
 
 def test_groups_that_cannot_be_resampled_give_way_to_finer_ones() -> None:
     labels = np.arange(200) % 10
-    found = measure_uncertainty(
-        make_dataset(labels, patient=labels, series=np.arange(200)), make_rows(labels, 10), seed=0
-    )
+    dataset = make_dataset(labels, patient=labels, series=np.arange(200))
+    found = measure_uncertainty(make_rows(labels, 10), groupings=groupings_of_test(dataset), seed=0)
     assert found["intervals"]["clustered_by"] == "series"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnmf_cuda.attacks import vector_apgd
-from nnmf_cuda.attacks.suite import fresh_decisions
+from nnmf_cuda.attacks.suite import majority_right
 from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models import DefendedClassifier
 from nnmf_cuda.training import train_classifier, train_denoiser, train_robust_classifier
@@ -96,7 +96,7 @@ def test_training_behind_a_purifier(data, purifier, method):
     for classifier in (plain, first.model):
         model = DefendedClassifier(purifier, classifier)
         points = vector_apgd(model, x, y, attack_eps=0.15, n_iter=30, n_restarts=1, eot_iter=8)
-        accuracies.append(float(fresh_decisions(model, points, y, seed=9).float().mean()))
+        accuracies.append(float(majority_right(model, points, y, seed=9).float().mean()))
     assert accuracies[1] > accuracies[0] + 0.05
 
 

@@ -1,17 +1,15 @@
 """How robust a saved model is: twenty points that an honest evaluation answers.
 
-`subject` is what is evaluated, `curves` and `checks` measure single things, `pixels` attacks images
-end to end, `points` turns what was found into the twenty answers, `evaluation` does all of it.
+`subject` is what is evaluated and `efforts` what may be spent on it; `curves` and `checks` measure
+single things, `baselines` are compared with, `pixels` attacks images end to end; `evaluation` does
+all of it, `points` turns what was found into the twenty answers, and `cautions` says what speaks
+against believing them.
 """
 
 from __future__ import annotations
 
-from nnmf_cuda.pipeline.robustness.evaluation import (
-    EFFORTS,
-    Effort,
-    Robustness,
-    evaluate_robustness,
-)
+from nnmf_cuda.pipeline.robustness.efforts import EFFORTS, Effort
+from nnmf_cuda.pipeline.robustness.evaluation import Robustness, evaluate_robustness
 from nnmf_cuda.pipeline.robustness.subject import Subject, save_features
 
 __all__ = [

@@ -1,42 +1,61 @@
-"""Simpler defences to compare with: what a denoiser without diffusion and without noise gives."""
+"""Simpler defences at the same noise level: what of a defence is the diffusion denoiser's merit."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LinearDenoiser"]
+from nnmf_cuda.attacks.purification import NoiseOnly, surrogate
+from nnmf_cuda.models import DefendedClassifier
+
+__all__ = ["LinearDenoiser", "WithoutNoise"]
 
 
-class LinearDenoiser(nn.Module):
-    """Principal components of the training features before a classifier: no noise, no network.
+class LinearDenoiser(NoiseOnly):
+    """Noise as before the diffusion denoiser, and the best linear denoiser behind it.
 
-    Features are projected on the components that hold `share` of the training variance, and back.
+    The Wiener filter mean + C (C + sigma^2 I)^-1 (x + sigma noise - mean): of all linear maps it
+    has the least squared error on features of the training set's mean and covariance C. Of each of
+    their principal components it keeps the share variance / (variance + sigma^2).
 
     Parameters
     ----------
+    defended : DefendedClassifier
+        Gives noise level, number of draws and classifier.
     x : Tensor of shape (n_train, n_features)
         Training features.
-    classifier : nn.Module
-        Maps features to logits.
-    share : float, default=0.95
-        Of the variance.
     """
 
     mean: Tensor
-    directions: Tensor
+    filter: Tensor
 
-    def __init__(self, x: Tensor, classifier: nn.Module, share: float = 0.95) -> None:
+    def __init__(self, defended: DefendedClassifier, x: Tensor) -> None:
+        super().__init__(defended)
+        features = x.double()
+        covariance = torch.cov(features.T)
+        noisy = covariance + self.scale**2 * torch.eye(len(covariance)).to(covariance)
+        self.register_buffer("mean", features.mean(0).to(x))
+        self.register_buffer("filter", torch.linalg.solve(noisy, covariance).to(x))
+
+    def denoised(self, noisy: Tensor) -> Tensor:
+        """Return the guesses of x from x + sigma noise, both (rows, n_features)."""
+        return self.mean + (noisy - self.mean) @ self.filter
+
+
+class WithoutNoise(nn.Module):
+    """The defence with zeros in its noise's place: the denoiser alone, which is not random.
+
+    Parameters
+    ----------
+    defended : DefendedClassifier
+    """
+
+    def __init__(self, defended: DefendedClassifier) -> None:
         super().__init__()
-        from sklearn.decomposition import PCA
-
-        found = PCA(share, svd_solver="full").fit(x.double().cpu().numpy())
-        self.classifier = classifier
-        self.register_buffer("mean", torch.from_numpy(found.mean_).to(x))
-        self.register_buffer("directions", torch.from_numpy(found.components_).to(x))
+        self.defended = surrogate(defended, 1)  # all draws would be equal
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (n, n_classes) of features (n, n_features)."""
-        kept = (x - self.mean) @ self.directions.T
-        logits: Tensor = self.classifier(self.mean + kept @ self.directions)
+        noise = torch.zeros_like(self.defended.purifier.draw_noise(x))
+        logits: Tensor = self.defended(x, noise=noise)
         return logits

@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks import gradient_report
-from nnmf_cuda.attacks.planted import PlantedDirection
+from nnmf_cuda.attacks import Budget, gradient_report, run_suite
+from nnmf_cuda.attacks.planted import RIGHT, plant
 from nnmf_cuda.attacks.purification import FixedNoise
-from nnmf_cuda.attacks.suite import fresh_decisions
-from nnmf_cuda.attacks.vector_apgd import vector_apgd
-from nnmf_cuda.attacks.vector_square import vector_square
+from nnmf_cuda.attacks.suite import majority_right
 from nnmf_cuda.models import DefendedClassifier
 
-__all__ = ["gradient_check", "planted_direction"]
+__all__ = ["gradient_check", "planted_points"]
 
 _STEP = 1e-6
 
@@ -47,29 +45,42 @@ def gradient_check(model: nn.Module, x: Tensor, y: Tensor, *, n_rows: int = 16) 
     return found | {"median_error": float(error.median()), "largest_error": float(error.max())}
 
 
-def planted_direction(
-    model: nn.Module, x: Tensor, y: Tensor, *, attack_eps: float, eot_iter: int, seed: int
+def planted_points(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    attack_eps: float,
+    norm: str,
+    budget: Budget,
+    seed: int,
+    evaluation_seed: int,
+    n_rows: int = 64,
 ) -> dict[str, Any]:
-    """Attack a copy of the model with a known weakness; every sample must be broken.
+    """Run the suite on a copy of the defence of which a point that breaks it is known.
 
     Returns
     -------
     dict
-        For each attack the share of samples that it broke.
+        "n": samples whose known point breaks the copy; "broken": for each attack the share of these
+        that it broke too, and "all attacks together"; None where no point breaks it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.where(torch.rand(x.shape, generator=generator) < 0.5, -1.0, 1.0).to(x)
-    direction = ((x + attack_eps * signs).clamp(0, 1) - x) * 0.9
-    planted = PlantedDirection(model, x, y, direction).eval()
-    options: dict[str, Any] = {"attack_eps": attack_eps, "eot_iter": eot_iter, "seed": seed}
-    found = {
-        "APGD-margin": vector_apgd(planted, x, y, n_iter=30, n_restarts=1, **options),
-        "APGD-CE": vector_apgd(planted, x, y, loss="ce", n_iter=30, n_restarts=1, **options),
-        "Square": vector_square(planted, x, y, n_queries=300, **options),
-    }
-    return {
-        name: float(
-            (fresh_decisions(planted, p, y, seed=seed + 1).float().mean(0) <= 0.5).float().mean()
-        )
-        for name, p in found.items()
-    }
+    rows = x[:n_rows]
+    planted, points = plant(model, rows, attack_eps=attack_eps, norm=norm, seed=seed)
+    y = torch.full((len(rows),), RIGHT, device=x.device)
+    known = ~majority_right(planted, points, y, seed=evaluation_seed)
+    found = run_suite(
+        planted,
+        rows,
+        y,
+        attack_eps=attack_eps,
+        norm=norm,
+        budget=budget,
+        n_rounds=1,
+        seed=seed + 1,
+        evaluation_seed=evaluation_seed,
+    )
+    count = int(known.sum())
+    broken = {o.name: ~o.robust[0] for o in found.outcomes if o.name != "clean"}
+    broken["all attacks together"] = ~found.robust[0]
+    shares = {name: float(b[known].float().mean()) if count else None for name, b in broken.items()}
+    return {"n": count, "broken": shares}

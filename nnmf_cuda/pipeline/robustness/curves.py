@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks.objectives import ExpectedLoss
-from nnmf_cuda.attacks.suite import fresh_decisions, is_random
+from nnmf_cuda.attacks.objectives import ExpectedLoss, is_random
+from nnmf_cuda.attacks.suite import majority_right
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 FLAT = 0.01
-"""A curve has converged where its last value is at most this far below the one before."""
+"""A curve has converged where its last value is at most this far from the one before."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Attacker:
 
     def accuracy(self, points: Tensor) -> float:
         """Return the share that is right by the majority of fresh decisions."""
-        right = fresh_decisions(self.model, points, self.y, seed=self.evaluation_seed)
-        return float((right.float().mean(0) > 0.5).float().mean())
+        right = majority_right(self.model, points, self.y, seed=self.evaluation_seed)
+        return float(right.float().mean())
 
     def robust_accuracy(self, **changes: Any) -> float:
         """Return the accuracy under APGD on the margin, with settings changed."""
@@ -83,7 +83,7 @@ def _curve(
     found = [accuracy(value) for value in values]
     curve: dict[str, Any] = {name: list(values), "robust_accuracy": found}
     if must_settle:
-        curve["converged"] = len(found) > 1 and found[-2] - found[-1] <= FLAT
+        curve["converged"] = len(found) > 1 and abs(found[-2] - found[-1]) <= FLAT
     return curve
 
 

@@ -12,74 +12,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks import BUDGETS, Budget, SuiteResult, run_autoattack, run_suite
+from nnmf_cuda.attacks import Budget, SuiteResult, run_autoattack, run_suite
+from nnmf_cuda.attacks.objectives import is_random
 from nnmf_cuda.attacks.purification import FixedNoise, NoiseOnly, surrogate
-from nnmf_cuda.attacks.suite import is_random
+from nnmf_cuda.attacks.suite import majority_right
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
-from nnmf_cuda.evaluation import Certificate, certify
+from nnmf_cuda.evaluation import Certificate, certify, evaluate_rows
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN
 from nnmf_cuda.pipeline.config import PRESETS
 from nnmf_cuda.pipeline.defences import train_adversarially
 from nnmf_cuda.pipeline.robustness import checks, curves
-from nnmf_cuda.pipeline.robustness.baselines import LinearDenoiser
+from nnmf_cuda.pipeline.robustness.baselines import LinearDenoiser, WithoutNoise
+from nnmf_cuda.pipeline.robustness.efforts import EFFORTS, LIGHT, Effort
 from nnmf_cuda.pipeline.robustness.pixels import PixelAttack, attack_pixels
-from nnmf_cuda.pipeline.robustness.points import answer_points
+from nnmf_cuda.pipeline.robustness.points import PAPER, answer_points
 from nnmf_cuda.pipeline.robustness.subject import Subject
+from nnmf_cuda.pipeline.uncertainty import measure_uncertainty
 
-__all__ = ["EFFORTS", "Effort", "Findings", "Robustness", "evaluate_robustness"]
+__all__ = ["Findings", "Robustness", "evaluate_robustness"]
 
 _TINY_EPS = 1e-9
 """A ball without room: what an attack still "finds" in it is noise."""
-
-_PAPER = "the paper's protocol"
-_LIGHT = Budget(n_restarts=1, pgd_iter=50, n_queries=100, n_iter=50)
-"""For simple defences that stand beside the one that is asked about."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much an evaluation spends; a field of None leaves that part out.
-
-    Attributes
-    ----------
-    suite : Budget or None
-        Of the adaptive suite.
-    curve_iter : int
-        Steps of the attacks behind curves.
-    eps, n_iter, n_restarts, eot_iter : tuple
-        Points of the curves.
-    pixel_eps_255, pixel_iter, pixel_restarts
-        Of the attack on pixels.
-    n_estimation : int
-        Draws a sample of a certificate.
-    """
-
-    suite: Budget | None = None
-    curve_iter: int = 50
-    eps: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-    n_iter: tuple[int, ...] = (25, 50, 100, 200)
-    n_restarts: tuple[int, ...] = (1, 2, 5)
-    eot_iter: tuple[int, ...] = (1, 8, 20, 64)
-    pixel_eps_255: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
-    pixel_iter: int = 40
-    pixel_restarts: int = 1
-    n_estimation: int = 10_000
-
-
-EFFORTS: Mapping[str, Effort] = {
-    "paper": Effort(),
-    "standard": Effort(suite=BUDGETS["standard"]),
-    "thorough": Effort(
-        suite=BUDGETS["thorough"],
-        curve_iter=100,
-        n_iter=(100, 200, 500, 1000),
-        n_restarts=(1, 5, 20),
-        pixel_iter=200,
-        pixel_restarts=5,
-        n_estimation=100_000,
-    ),
-}
-"""Presets of `nnmf-cuda evaluate`. `paper` counts again what the run's own attack has found."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +41,18 @@ class Findings:
 
     Attributes
     ----------
+    effort : Effort
+        What was spent.
+    evaluation_seed : int
+        Of the decisions.
     suites : mapping of str to SuiteResult
-        By model: "defended", "undefended", and where attacked "noise only" and "adversarially
-        trained".
+        By model: "defended", "undefended", and where attacked the simpler defences and
+        "adversarially trained".
     curves, gradients, planted, counts_at_zero : mapping or None
         See `nnmf_cuda.pipeline.robustness.curves` and `checks`.
+    worst_points : mapping or None
+        Rows of nine metrics, with their intervals, comparisons and calibration, on the worst point
+        of every sample, as `metrics.json` holds them of the paper's protocol.
     fixed_noise, transfer_back : float or None
         Robust accuracy where the attacker knows the noise; of the undefended model under the
         defence's worst points.
@@ -104,11 +64,14 @@ class Findings:
         they were asked about.
     """
 
+    effort: Effort
+    evaluation_seed: int
     suites: Mapping[str, SuiteResult]
     curves: Mapping[str, Any] | None
     gradients: Mapping[str, Any] | None
     planted: Mapping[str, float] | None
     counts_at_zero: Mapping[str, float] | None
+    worst_points: Mapping[str, Any] | None
     fixed_noise: float | None
     transfer_back: float | None
     certificates: Mapping[str, Certificate]
@@ -134,8 +97,8 @@ class Robustness:
     findings: Findings
 
     @property
-    def examples(self) -> Mapping[str, NDArray[Any]] | None:
-        """Images of the attack on pixels, where it was run."""
+    def examples(self) -> Mapping[str, Any] | None:
+        """Images of the attack on pixels, and their titles, where it was run."""
         pixels = self.findings.pixels
         return None if pixels is None else pixels.examples
 
@@ -146,7 +109,7 @@ class Robustness:
             "names": np.array([outcome.name for outcome in outcomes]),
             "points": np.stack([outcome.points.float().cpu().numpy() for outcome in outcomes]),
             "right": np.stack(
-                [outcome.right.float().mean(0).cpu().numpy() for outcome in outcomes]
+                [outcome.right.float().mean((0, 1)).cpu().numpy() for outcome in outcomes]
             ),
         }
 
@@ -225,37 +188,34 @@ class _Evaluation:
         self.seed = subject.seed
         # Of the decisions: no attack may have seen them.
         self.evaluation_seed = int(np.random.SeedSequence([subject.seed, 2]).generate_state(1)[0])
+        subject.defended.eval()
         self.is_random = is_random(subject.defended, self.x)
 
     def run(self, images: Tensor | None) -> dict[str, Any]:
-        nothing: dict[str, Any] = dict.fromkeys(
-            ("curves", "gradients", "planted", "counts_at_zero", "fixed_noise", "transfer_back")
-        )
-        pixels = None
-        if images is not None:
-            pixels = self._pixels(images)
+        found: dict[str, Any] = {
+            "effort": self.effort,
+            "evaluation_seed": self.evaluation_seed,
+            "pixels": None if images is None else self._pixels(images),
+        }
         if self.effort.suite is None:
-            suites = self._counted_again()
-            return {**nothing, "suites": suites, "certificates": {}, "pixels": pixels}
+            parts = ("curves", "gradients", "planted", "counts_at_zero", "worst_points")
+            nothing = dict.fromkeys((*parts, "fixed_noise", "transfer_back"))
+            return {**found, **nothing, "suites": self._counted_again(), "certificates": {}}
         suites = self._suites(self.effort.suite)
         self.say("curves against eps, steps, restarts and draws")
+        found |= {"suites": suites, "curves": self._curves(), "gradients": self._gradients()}
+        self.say("a copy of the defence with a known weakness")
+        found["planted"] = checks.planted_points(
+            self.subject.defended, self.x, **self._threat, budget=LIGHT
+        )
+        self.say("counting at eps 0, on the worst points, with known noise")
         return {
-            "suites": suites,
-            "curves": self._curves(),
-            "gradients": self._gradients(),
-            "planted": checks.planted_direction(
-                self.subject.defended,
-                self.x,
-                self.y,
-                attack_eps=self.subject.attack_eps,
-                eot_iter=self.effort.suite.eot_iter if self.is_random else 1,
-                seed=self.seed,
-            ),
-            "counts_at_zero": self._counts_at_zero(),
+            **found,
+            "counts_at_zero": self._counts_at_zero(len(suites["defended"].outcomes)),
+            "worst_points": self._rows_on_worst_points(suites),
             "fixed_noise": self._fixed_noise(),
             "transfer_back": self._transfer_back(suites["defended"]),
             "certificates": self._certificates(),
-            "pixels": pixels,
         }
 
     @property
@@ -273,14 +233,11 @@ class _Evaluation:
         models = {"defended": self.subject.defended, "baseline": self.subject.model.classifier}
         names = {"defended": "defended", "baseline": "undefended"}
         return {
-            names[name]: run_suite(
+            names[name]: self._attack(
+                f"nothing, but counting what was found on the {names[name]} model",
                 model,
-                self.x,
-                self.y,
-                **self._threat,
-                budget=None,
-                known_points={_PAPER: self.subject.paper[name]["points"]},
-                say=self.say,
+                None,
+                known_points={PAPER: self.subject.paper[name]["points"]},
             )
             for name, model in models.items()
         }
@@ -294,17 +251,14 @@ class _Evaluation:
                 defended,
                 budget,
                 transfer_from={"the undefended": plain},
-                known_points={_PAPER: points["defended"]},
+                known_points={PAPER: points["defended"]},
             ),
             "undefended": self._attack(
-                "the undefended model", plain, budget, known_points={_PAPER: points["baseline"]}
+                "the undefended model", plain, budget, known_points={PAPER: points["baseline"]}
             ),
         }
-        if isinstance(defended, DefendedClassifier):
-            noisy = NoiseOnly(defended)
-            suites["noise only"] = self._attack("plain noise without the denoiser", noisy, _LIGHT)
-            linear = LinearDenoiser(self.subject.x["train"], defended.classifier)
-            suites["linear denoiser"] = self._attack("a linear denoiser", linear, _LIGHT)
+        for name, simpler in self._simpler_defences().items():
+            suites[name] = self._attack(f"a simpler defence: {name}", simpler, LIGHT)
         trained = self._adversarially_trained()
         if trained is not defended:
             suites["adversarially trained"] = self._attack(
@@ -312,12 +266,28 @@ class _Evaluation:
             )
         return suites
 
-    def _attack(self, what: str, model: nn.Module, budget: Budget, **known: Any) -> SuiteResult:
+    def _attack(
+        self, what: str, model: nn.Module, budget: Budget | None, **known: Any
+    ) -> SuiteResult:
         self.say(f"attacking {what}")
         model.eval()
         return run_suite(
             model, self.x, self.y, **self._threat, budget=budget, say=self.say, **known
         )
+
+    def _simpler_defences(self) -> dict[str, nn.Module]:
+        """Return what is put before the defence's classifier, at the noise level of the run."""
+        behind = self._purified_classifier()
+        return {
+            "noise only": NoiseOnly(behind),
+            "linear denoiser": LinearDenoiser(behind, self.subject.x["train"]),
+            "denoiser without noise": WithoutNoise(behind),
+        }
+
+    def _purified_classifier(self) -> DefendedClassifier:
+        """Return the defence's classifier behind the run's purifier, whether it defends or not."""
+        model = self.subject.model
+        return DefendedClassifier(model.purifier, model.robust_classifier or model.classifier)
 
     def _adversarially_trained(self) -> FeatureCNN:
         """Return the defence's classifier if it is such a one, else one that is trained here."""
@@ -325,6 +295,7 @@ class _Evaluation:
         own = model.robust_classifier
         if own is not None and settings.kind.startswith("adversarial"):
             return own
+        self.say("training an adversarially trained classifier of the same size")
         return train_adversarially(
             self.subject.x,
             self.subject.y,
@@ -367,15 +338,43 @@ class _Evaluation:
             )
         return found
 
-    def _counts_at_zero(self) -> dict[str, float]:
-        """AutoAttack's own count where the ball has no room: what its single looks cost."""
-        model = self.subject.defended
+    def _counts_at_zero(self, n_attacks: int) -> dict[str, float]:
+        """Count where the ball has no room: what is still "found" there is the counting's doing.
+
+        AutoAttack's own count, with the run's settings; and the worst case over as many rounds of
+        decisions on the clean features as there are attacks.
+        """
+        model, run = self.subject.defended, self.subject.findings["attacks"]["defended"]
+        names = ("attacks", "norm", "n_iter", "n_restarts", "n_queries", "eot_iter", "batch_size")
+        settings = {name: run[name] for name in names}
         result = run_autoattack(
-            model, self.x, self.y, attack_eps=_TINY_EPS, norm=self.subject.norm, seed=self.seed,
-            attacks=("apgd-ce",) if self.subject.norm == "L2" else ("apgd-ce", "square"),
-            n_iter=20, n_restarts=5, n_queries=100,
-        )  # fmt: skip
-        return {"flags": float(result.robust_flags.float().mean())}
+            model, self.x, self.y, attack_eps=_TINY_EPS, seed=self.seed, **settings
+        )
+        again = [
+            majority_right(model, self.x, self.y, seed=self.evaluation_seed + i)
+            for i in range(n_attacks)
+        ]
+        return {
+            "flags": float(result.robust_flags.float().mean()),
+            "worst case": float(torch.stack(again).all(0).float().mean()),
+        }
+
+    def _rows_on_worst_points(self, suites: Mapping[str, SuiteResult]) -> dict[str, Any]:
+        """Return the nine metrics where every sample is at its worst point."""
+        rows = evaluate_rows(
+            self.subject.model.classifier,
+            self.subject.defended,
+            self.x,
+            suites["undefended"].worst_points,
+            suites["defended"].worst_points,
+            self.y.cpu().numpy(),
+            seed=self.evaluation_seed,
+            random=self.is_random,
+        )
+        uncertainty = measure_uncertainty(
+            rows, groupings=self.subject.groupings, seed=self.evaluation_seed
+        )
+        return {"rows": rows.rows, "spread": rows.spread, **uncertainty}
 
     def _fixed_noise(self) -> float | None:
         defended = self.subject.defended
@@ -402,14 +401,14 @@ class _Evaluation:
         return float((answers == self.y).float().mean())
 
     def _certificates(self) -> dict[str, Certificate]:
-        model, purifier = self.subject.model, self.subject.model.purifier
-        if len(purifier.timesteps) != 1:
+        """Certify the defence's classifier behind one draw of noise, denoised and as it is."""
+        behind = self._purified_classifier()
+        if len(behind.purifier.timesteps) != 1:
             return {}
         self.say("certifying by randomised smoothing")
         options: dict[str, Any] = {"n_estimation": self.effort.n_estimation, "seed": self.seed}
-        base = model.robust_classifier or model.classifier
-        smoothed = certify(DefendedClassifier(purifier, base), self.x, self.y.cpu(), **options)
-        plain = certify(base, self.x, self.y.cpu(), sigma=smoothed.sigma, **options)
+        smoothed = certify(behind, self.x, self.y.cpu(), **options)
+        plain = certify(behind.classifier, self.x, self.y.cpu(), sigma=smoothed.sigma, **options)
         return {"denoised": smoothed, "plain noise": plain}
 
     def _pixels(self, images: Tensor) -> PixelAttack:
@@ -424,10 +423,7 @@ class _Evaluation:
             self.subject.model,
             images,
             self.y,
-            eps_255=self.effort.pixel_eps_255,
-            n_iter=self.effort.pixel_iter,
-            n_restarts=self.effort.pixel_restarts,
-            surrogate_draws=64,
+            budget=self.effort.pixels,
             seed=self.seed,
             evaluation_seed=self.evaluation_seed,
         )

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks.purification import surrogate
-from nnmf_cuda.attacks.suite import fresh_decisions
+from nnmf_cuda.attacks.suite import majority_right
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
 from nnmf_cuda.features import FeatureExtractor
 from nnmf_cuda.models import DefendedClassifier
 from nnmf_cuda.pipeline.artifacts import TrainedModel
 
-__all__ = ["ImageChain", "PixelAttack", "attack_pixels"]
+__all__ = ["ImageChain", "PixelAttack", "PixelBudget", "attack_pixels"]
 
 
 class ImageChain(nn.Module):
@@ -50,13 +47,37 @@ class PixelAttack:
     Attributes
     ----------
     curves : dict
-        "eps_255" with the robust accuracy of each model, and how far its features moved.
+        "eps_255"; for "undefended" and "defended" the "robust_accuracy" at each, the
+        "mean_largest_feature_move" that came of it, and "after_twice_the_steps": the robust
+        accuracy at the largest eps when the attack goes on for as many steps again.
     examples : dict
-        For some broken samples: "clean" and "attacked" images (m, height, width), "labels".
+        For the first samples that the attack broke at the largest eps: "clean" and "attacked"
+        images (m, height, width), and "titles", what they are and what they are taken for.
     """
 
     curves: dict[str, Any]
-    examples: dict[str, NDArray[Any]]
+    examples: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PixelBudget:
+    """How much the attack on pixels spends.
+
+    Attributes
+    ----------
+    eps_255 : tuple of float
+        Radii of the Linf ball, in 1/255 of the range, ascending.
+    n_iter, n_restarts : int
+        Of APGD on the margin, at each radius; it also climbs on from the points of the radius
+        before.
+    surrogate_draws : int
+        Draws through which a purifying defence is climbed.
+    """
+
+    eps_255: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    n_iter: int = 40
+    n_restarts: int = 1
+    surrogate_draws: int = 64
 
 
 def attack_pixels(
@@ -64,10 +85,7 @@ def attack_pixels(
     images: Tensor,
     y: Tensor,
     *,
-    eps_255: Sequence[float],
-    n_iter: int,
-    n_restarts: int,
-    surrogate_draws: int,
+    budget: PixelBudget,
     seed: int,
     evaluation_seed: int,
 ) -> PixelAttack:
@@ -80,12 +98,7 @@ def attack_pixels(
         In [0, 1], on the model's device.
     y : Tensor of shape (n,)
         int64 labels.
-    eps_255 : sequence of float
-        Radii of the Linf ball, in 1/255 of the range.
-    n_iter, n_restarts : int
-        Of APGD on the margin.
-    surrogate_draws : int
-        Draws through which a purifying defence is climbed.
+    budget : PixelBudget
     seed, evaluation_seed : int
         Of the attack and of the decisions.
 
@@ -93,53 +106,95 @@ def attack_pixels(
     -------
     PixelAttack
     """
-    chains = {
-        "undefended": ImageChain(model.extractor, model.classifier),
-        "defended": ImageChain(model.extractor, model.defended),
-    }
-    curves: dict[str, Any] = {"eps_255": [0.0, *eps_255]}
-    examples: dict[str, NDArray[Any]] = {}
-    with torch.no_grad():
-        clean_features = model.extractor(images)
-    for name, chain in chains.items():
-        chain.eval()
-        climbed = chain
-        if isinstance(chain.classifier, DefendedClassifier):
-            climbed = ImageChain(model.extractor, surrogate(chain.classifier, surrogate_draws))
-        right = _right(chain, images, y, evaluation_seed)
-        accuracies, moves = [float(right.float().mean())], [0.0]
-        for eps in eps_255:
-            points = vector_apgd(
-                climbed,
-                images,
-                y,
-                attack_eps=eps / 255,
-                n_iter=n_iter,
-                n_restarts=n_restarts,
-                judge=chain,
-                seed=seed,
-            )
-            held = right & _right(chain, points, y, evaluation_seed)
-            accuracies.append(float(held.float().mean()))
-            with torch.no_grad():
-                moved = (model.extractor(points) - clean_features).abs().amax(1)
-            moves.append(float(moved.mean()))
-            if name == "defended":
-                examples = _examples(images, points, right & ~held, model.image_shape)
-        curves[name] = {"robust_accuracy": accuracies, "mean_largest_feature_move": moves}
+    curves: dict[str, Any] = {"eps_255": [0.0, *budget.eps_255]}
+    examples: dict[str, Any] = {}
+    for name, classifier in (("undefended", model.classifier), ("defended", model.defended)):
+        attack = _ChainAttack(model, classifier, images, y, budget, seed, evaluation_seed)
+        curves[name] = attack.climb_through()
+        examples = attack.examples()
     return PixelAttack(curves, examples)
 
 
-def _right(chain: nn.Module, images: Tensor, y: Tensor, seed: int) -> Tensor:
-    return fresh_decisions(chain, images, y, seed=seed).float().mean(0) > 0.5
+class _ChainAttack:
+    """One chain under growing perturbations: what a smaller one has broken stays broken."""
 
+    def __init__(
+        self,
+        model: TrainedModel,
+        classifier: nn.Module,
+        images: Tensor,
+        y: Tensor,
+        budget: PixelBudget,
+        seed: int,
+        evaluation_seed: int,
+    ) -> None:
+        self.model, self.images, self.y = model, images, y
+        self.budget, self.seed, self.evaluation_seed = budget, seed, evaluation_seed
+        self.chain = ImageChain(model.extractor, classifier).eval()
+        self.climbed = self.chain
+        if isinstance(classifier, DefendedClassifier):
+            wide = surrogate(classifier, budget.surrogate_draws)
+            self.climbed = ImageChain(model.extractor, wide).eval()
+        self.points = images.clone()
+        self.held = self.right_at_first = self._right()
 
-def _examples(
-    images: Tensor, points: Tensor, broken: Tensor, image_shape: tuple[int, int], n: int = 4
-) -> dict[str, NDArray[Any]]:
-    rows = broken.nonzero().squeeze(1)[:n]
-    shown = {"clean": images[rows], "attacked": points[rows]}
-    return {
-        name: tensor.reshape(-1, *image_shape).float().cpu().numpy().astype(np.float32)
-        for name, tensor in shown.items()
-    }
+    def climb_through(self) -> dict[str, Any]:
+        """Attack at every radius; returns the curve."""
+        largest, n_restarts = self.budget.eps_255[-1], self.budget.n_restarts
+        accuracies, moves = [self._accuracy()], [0.0]
+        for eps in self.budget.eps_255:
+            self._attack(eps, n_restarts)
+            accuracies.append(self._accuracy())
+            moves.append(self._feature_move())
+        self._attack(largest, 0)
+        return {
+            "robust_accuracy": accuracies,
+            "mean_largest_feature_move": moves,
+            "after_twice_the_steps": self._accuracy(),
+        }
+
+    def _attack(self, eps_255: float, n_restarts: int) -> None:
+        rows = self.held.nonzero().squeeze(1)
+        if not len(rows):
+            return
+        self.points[rows] = vector_apgd(
+            self.climbed,
+            self.images[rows],
+            self.y[rows],
+            attack_eps=eps_255 / 255,
+            n_iter=self.budget.n_iter,
+            n_restarts=n_restarts,
+            starts=[self.points[rows]],
+            judge=self.chain,
+            seed=self.seed,
+        )
+        self.held = self.held & self._right()
+
+    def _right(self) -> Tensor:
+        return majority_right(self.chain, self.points, self.y, seed=self.evaluation_seed)
+
+    def _accuracy(self) -> float:
+        return float(self.held.float().mean())
+
+    @torch.no_grad()
+    def _feature_move(self) -> float:
+        """Mean over the samples that were right, the only ones that are attacked."""
+        before, after = map(self.model.extractor, (self.images, self.points))
+        moved = (after - before).abs().amax(1)[self.right_at_first]
+        return float(moved.mean()) if len(moved) else 0.0
+
+    @torch.no_grad()
+    def examples(self, n: int = 4) -> dict[str, Any]:
+        """Return the first broken samples."""
+        rows = (self.right_at_first & ~self.held).nonzero().squeeze(1)[:n]
+        shape = (-1, *self.model.image_shape)
+        answers = self.chain(self.points[rows]).argmax(1) if len(rows) else self.y[rows]
+        names = self.model.label_names
+        return {
+            "clean": self.images[rows].reshape(shape).float().cpu().numpy(),
+            "attacked": self.points[rows].reshape(shape).float().cpu().numpy(),
+            "titles": [
+                f"{names[int(was)]} \N{RIGHTWARDS ARROW} {names[int(now)]}"
+                for was, now in zip(self.y[rows], answers, strict=True)
+            ],
+        }

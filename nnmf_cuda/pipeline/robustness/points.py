@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from nnmf_cuda import __version__
 from nnmf_cuda.attacks import SuiteResult
-from nnmf_cuda.evaluation import bootstrap_interval, majority_class_accuracy, wilson_interval
+from nnmf_cuda.attacks.suite import N_DECISIONS
+from nnmf_cuda.evaluation import (
+    Certificate,
+    bootstrap_mean,
+    majority_class_accuracy,
+    wilson_interval,
+)
 from nnmf_cuda.models import DefendedClassifier
+from nnmf_cuda.pipeline.environment import describe_environment
+from nnmf_cuda.pipeline.robustness.cautions import cautions
 from nnmf_cuda.pipeline.robustness.subject import Subject
 
 if TYPE_CHECKING:
     from nnmf_cuda.pipeline.robustness.evaluation import Findings
 
-__all__ = ["NOT_RUN", "POINT_NAMES", "answer_points", "summary_table"]
+__all__ = ["NOT_RUN", "PAPER", "POINT_NAMES", "answer_points", "summary_table"]
 
 NOT_RUN = "not run"
+
+PAPER = "the paper's protocol"
+"""Name of what the run's own attack has found."""
 
 POINT_NAMES = (
     "Threat model",
@@ -49,42 +60,71 @@ POINT_NAMES = (
 def answer_points(subject: Subject, findings: Findings, *, preset: str) -> dict[str, Any]:
     """Return the content of `robustness.json`."""
     writer = _Points(subject, findings)
-    values = [getattr(writer, f"point_{i}")() for i in range(1, len(POINT_NAMES) + 1)]
-    points = [
-        {"id": i, "name": name, "value": NOT_RUN if value is None else value}
-        for i, (name, value) in enumerate(zip(POINT_NAMES, values, strict=True), start=1)
-    ]
-    suite = findings.suites["defended"]
-    worst, constant = suite.worst_case_accuracy, writer.constant
-    low, high = wilson_interval(worst * writer.n, writer.n)
+    values = {i: getattr(writer, f"point_{i}")() for i in range(1, len(POINT_NAMES) + 1)}
+    suite, others = findings.suites["defended"], dict(findings.suites)
+    del others["defended"]
+    low, high = writer.interval
     return {
-        "worst_case_accuracy": worst,
+        "worst_case_accuracy": suite.worst_case_accuracy,
         "worst_case_interval": [low, high],
+        "worst_case_interval_by": writer.drawn_as_a_whole,
+        "worst_case_rounds": writer.rounds(),
         "all_right_accuracy": suite.all_right_accuracy,
         "clean_accuracy": suite.outcomes[0].accuracies["majority"],
-        "constant_answer_accuracy": constant,
-        "verdict": verdict(worst, low, high, constant),
+        "constant_answer_accuracy": writer.constant,
+        "verdict": verdict(
+            suite.worst_case_accuracy,
+            low,
+            high,
+            writer.constant,
+            by=writer.drawn_as_a_whole,
+            is_worst_case=writer.ran_suite,
+        ),
+        "warnings": cautions(values),
         "paper_protocol": writer.paper_protocol(),
         "preset": preset,
+        "about": writer.about(preset),
         "threat_model": writer.threat_model(),
-        "points": points,
+        "points": [
+            {"id": i, "name": name, "value": NOT_RUN if values[i] is None else values[i]}
+            for i, name in enumerate(POINT_NAMES, start=1)
+        ],
         "attacks": attack_lines(suite),
-        "others": {
-            name: {
-                "clean_accuracy": other.outcomes[0].accuracies["majority"],
-                "worst_case_accuracy": other.worst_case_accuracy,
-                "attacks": attack_lines(other),
-            }
-            for name, other in findings.suites.items()
-            if name != "defended"
-        },
+        "others": {name: other_line(other) for name, other in others.items()},
+        "others_notes": writer.notes_on_others(),
+        "worst_points": findings.worst_points,
         "seconds": findings.seconds,
     }
 
 
-def verdict(worst: float, low: float, high: float, constant: float) -> str:
-    """Say how the worst case stands to the constant answer."""
-    figures = f"{worst:.4f} (95 % interval {low:.3f}-{high:.3f})"
+def verdict(
+    worst: float,
+    low: float,
+    high: float,
+    constant: float,
+    *,
+    by: str = "image",
+    is_worst_case: bool = True,
+) -> str:
+    """Say how the worst case stands to the constant answer.
+
+    Parameters
+    ----------
+    worst, low, high : float
+        The worst case and its interval.
+    constant : float
+        Accuracy of the constant answer.
+    by : str, default="image"
+        What the bootstrap of the interval draws as a whole.
+    is_worst_case : bool, default=True
+        Whether the adaptive attacks were run; else nothing is said but what was counted.
+    """
+    figures = f"{worst:.4f} (95 % bootstrap interval by {by} {low:.3f}-{high:.3f})"
+    if not is_worst_case:
+        return (
+            f"Only the paper's protocol was counted: {figures} is no worst case, and no comparison"
+            f" with the constant answer, {constant:.4f}."
+        )
     if low > constant:
         return f"The worst case, {figures}, beats the constant answer, {constant:.4f}."
     if high < constant:
@@ -103,6 +143,15 @@ def attack_lines(suite: SuiteResult) -> list[dict[str, Any]]:
     ]
 
 
+def other_line(suite: SuiteResult) -> dict[str, Any]:
+    """Return what is said of a model that stands beside the defence."""
+    return {
+        "clean_accuracy": suite.outcomes[0].accuracies["majority"],
+        "worst_case_accuracy": suite.worst_case_accuracy,
+        "attacks": attack_lines(suite),
+    }
+
+
 class _Points:
     """Answers the points; a method returns None where it was not run."""
 
@@ -113,6 +162,11 @@ class _Points:
         self.n = len(self.y)
         self.constant = majority_class_accuracy(self.y.cpu().numpy())
         self.attacked = {o.name: o.accuracies["majority"] for o in self.suite.outcomes}
+        self.drawn_as_a_whole, groups = next(iter(subject.groupings.items()), ("image", None))
+        found = bootstrap_mean(
+            self.suite.robust_share.cpu().numpy(), groups=groups, seed=subject.seed
+        )
+        self.interval = (found.low, found.high)
 
     @property
     def is_purifying(self) -> bool:
@@ -123,18 +177,58 @@ class _Points:
         return self.found.curves is not None
 
     def threat_model(self) -> dict[str, Any]:
-        noise = "fresh at every decision, unknown to the attacker" if self.is_purifying else "none"
+        purifies = self.is_purifying
         return {
             "space": "selected, L2-normalised NNMF features",
             "norm": self.subject.norm,
             "attack_eps": self.subject.attack_eps,
             "box": [0.0, 1.0],
-            "noise": noise,
-            "knowledge": "white box: weights, purifier and schedule",
-            "robust_if": "on the point of every attack the majority of 20 fresh decisions is right"
-            if self.is_purifying
+            "noise": "fresh at every decision, unknown to the attacker" if purifies else "none",
+            "knowledge": "white box: weights, purifier and schedule"
+            if purifies
+            else "white box: weights",
+            "robust_if": f"on the point of every attack the majority of {N_DECISIONS} fresh"
+            " decisions is right"
+            if purifies
             else "on the point of every attack the answer is right",
         }
+
+    def about(self, preset: str) -> dict[str, Any]:
+        """Return whose figures these are."""
+        info = self.subject.model.info
+        return {
+            "source": info.get("source"),
+            "synthetic": bool(info.get("synthetic")),
+            "defence": self.subject.model.defence.kind,
+            "preset": preset,
+            "run_seed": self.subject.seed,
+            "device": str(self.x.device),
+            "threads": torch.get_num_threads(),
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        }
+
+    def rounds(self) -> dict[str, Any]:
+        """Return how far the worst case moves with the noise of the decisions alone."""
+        found = self.suite.worst_case_accuracies
+        return {
+            "n": len(found),
+            "std": float(found.std()) if len(found) > 1 else 0.0,
+            "low": float(found.min()),
+            "high": float(found.max()),
+        }
+
+    def notes_on_others(self) -> list[str]:
+        """Return what must be known of the models that stand beside the defence."""
+        if not self.ran_suite:
+            return []
+        notes = [
+            "Noise only, the linear denoiser and the denoiser without noise stand before the"
+            " defence's classifier, at the run's noise level; they are attacked with less effort"
+            " than the defence, so their figures are rather too high."
+        ]
+        if "adversarially trained" not in self.found.suites:
+            notes.append("The adversarially trained classifier is the defence itself.")
+        return notes
 
     def paper_protocol(self) -> dict[str, Any]:
         """Return the reproduction's row, for reading beside the worst case."""
@@ -143,6 +237,7 @@ class _Points:
             "name": "APGD-CE + Square, AutoAttack's custom version",
             "robust_baseline": rows["Robust_Baseline"]["accuracy"],
             "robust_defended": rows["Robust_Defended"]["accuracy"],
+            "robust_defended_by_majority": self.attacked[PAPER],
         }
 
     def point_1(self) -> dict[str, Any]:
@@ -177,17 +272,21 @@ class _Points:
 
     def point_4(self) -> dict[str, Any]:
         n_classes = len(self.subject.model.label_names)
+        dlr = "run" if self.ran_suite else NOT_RUN
         return {
             "n_classes": n_classes,
-            "dlr": "run" if n_classes > 2 else "does not exist for two classes: margin instead",
+            "dlr": dlr if n_classes > 2 else "does not exist for two classes: margin instead",
             "autoattack_standard": "does not exist for two classes" if n_classes < 3 else NOT_RUN,
             "attacks": [name for name in self.attacked if name != "clean"],
         }
 
     def point_5(self) -> dict[str, Any]:
-        clean, last = self.suite.outcomes[0], self._named("the paper's protocol")
+        clean, last = self.suite.outcomes[0], self._named(PAPER)
         flags = self.subject.paper["defended"]["flags"]
-        zero = self.found.counts_at_zero
+        zero: Mapping[str, Any] = self.found.counts_at_zero or {
+            "flags": NOT_RUN,
+            "worst case": NOT_RUN,
+        }
         low, high = wilson_interval(last.accuracies["fresh"] * self.n, self.n)
         return {
             "the paper's protocol": {
@@ -195,13 +294,11 @@ class _Points:
                 **last.accuracies,
                 "fresh_interval": [low, high],
             },
-            "at eps 0": {
-                "flags": NOT_RUN if zero is None else zero["flags"],
-                **clean.accuracies,
-            },
+            "at eps 0": {**zero, **clean.accuracies},
             "worst case": {
                 "majority": self.suite.worst_case_accuracy,
                 "all": self.suite.all_right_accuracy,
+                "over rounds of decisions": self.rounds(),
             },
         }
 
@@ -290,15 +387,14 @@ class _Points:
         return None if self.found.planted is None else dict(self.found.planted)
 
     def point_16(self) -> dict[str, Any]:
-        robust = self.suite.robust.cpu().numpy()
-        low, high = wilson_interval(float(robust.sum()), self.n)
-        value: dict[str, Any] = {"n": self.n, "wilson_95": [low, high], "seeds": 1}
-        if self.subject.groups is not None:
-            found = _cluster_interval(
-                robust, self.y.cpu().numpy(), self.subject.groups, self.subject.seed
-            )
-            value[f"bootstrap_95_by_{self.subject.groups_name}"] = found
-        return value
+        worst = self.suite.worst_case_accuracy
+        return {
+            "n": self.n,
+            "bootstrap_95": list(self.interval),
+            "drawn_as_a_whole": self.drawn_as_a_whole,
+            "wilson_95": list(wilson_interval(worst * self.n, self.n)),
+            "seeds_of_training": "one; run --seeds trains several",
+        }
 
     def point_17(self) -> dict[str, Any]:
         attacks = self.subject.findings["attacks"]
@@ -310,40 +406,44 @@ class _Points:
     def point_19(self) -> dict[str, Any] | None:
         if not self.found.certificates:
             return None
-        left_out = ("predictions", "radii")
+        t = int(self.subject.model.purifier.timesteps[0])
+        before = {
+            "denoised": f"one draw of noise at t = {t} and the denoiser",
+            "plain noise": "plain noise of the same level",
+        }
         return {
             name: {
-                **{k: v for k, v in found.as_dict().items() if k not in left_out},
-                "certified_at_attack_eps": float(
-                    found.certified_accuracy_linf(self.subject.attack_eps)
-                ),
+                "certifies": f"hard votes of the defence's classifier behind {before[name]}, which"
+                " is not the evaluated defence",
+                **{k: v for k, v in found.as_dict().items() if k not in ("predictions", "radii")},
+                "certified_at_attack_eps": float(self._certified(found)),
             }
             for name, found in self.found.certificates.items()
         }
 
+    def _certified(self, found: Certificate) -> float:
+        eps, is_linf = self.subject.attack_eps, self.subject.norm == "Linf"
+        share = found.certified_accuracy_linf(eps) if is_linf else found.certified_accuracy(eps)
+        return float(share)
+
     def point_20(self) -> dict[str, Any]:
+        environment = describe_environment(
+            self.x.device, data_sha256=str(self.subject.model.info.get("data_sha256"))
+        )
+        effort = asdict(self.found.effort)
         return {
             "seed": self.subject.seed,
-            "nnmf_cuda": __version__,
-            "torch": torch.__version__,
-            "device": str(self.x.device),
-            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "evaluation_seed": self.found.evaluation_seed,
+            "effort": effort,
             "model_calls": self.found.n_calls,
             "rows_asked": self.found.n_rows,
             "seconds": self.found.seconds,
             "points": "robustness.npz",
+            "environment": {k: v for k, v in environment.items() if k not in ("ops", "extension")},
         }
 
     def _named(self, name: str) -> Any:
         return next(outcome for outcome in self.suite.outcomes if outcome.name == name)
-
-
-def _cluster_interval(right: Any, labels: Any, groups: Any, seed: int) -> list[float]:
-    """Return the bootstrap interval of a share of right answers, over whole groups."""
-    answers = np.where(right, labels, (labels + 1) % (labels.max() + 1))
-    probabilities = np.eye(labels.max() + 1)[answers]
-    found = bootstrap_interval(labels, probabilities, "accuracy", groups=groups, seed=seed)
-    return [found.metrics["accuracy"].low, found.metrics["accuracy"].high]
 
 
 def summary_table(content: Mapping[str, Any]) -> str:

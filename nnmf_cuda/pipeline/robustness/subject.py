@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from nnmf_cuda.data import SPLITS, ImageDataset
 from nnmf_cuda.pipeline.artifacts import TrainedModel, load_model
 from nnmf_cuda.pipeline.stages import Features
+from nnmf_cuda.pipeline.uncertainty import groupings_of_test
 
-__all__ = ["FEATURES_FILE", "Subject", "groups_of_test", "save_features"]
+__all__ = ["FEATURES_FILE", "Subject", "save_features"]
 
 FEATURES_FILE = "features.npz"
-_GROUPS = ("patient", "series")
+_GROUPING = "test_by_"
+"""Begins the name of an array that says to which group each test image belongs."""
 
 
 def save_features(path: Path, features: Features, dataset: ImageDataset) -> None:
@@ -29,19 +31,9 @@ def save_features(path: Path, features: Features, dataset: ImageDataset) -> None
     for split in SPLITS:
         arrays[f"x_{split}"] = features.x[split].float().cpu().numpy()
         arrays[f"y_{split}"] = features.y[split]
-    groups = groups_of_test(dataset)
-    if groups:
-        arrays["test_groups"] = groups["groups"]
-        arrays["test_groups_name"] = np.array(groups["groups_name"])
+    for name, groups in groupings_of_test(dataset).items():
+        arrays[_GROUPING + name] = groups
     np.savez(path, **arrays)
-
-
-def groups_of_test(dataset: ImageDataset) -> dict[str, Any]:
-    """Return to which patient, else series, each test image belongs, where that is known."""
-    name = next((name for name in _GROUPS if name in dataset.groups), None)
-    if name is None:
-        return {}
-    return {"groups": dataset.groups[name][dataset.split == "test"], "groups_name": name}
 
 
 @dataclass(frozen=True)
@@ -63,8 +55,8 @@ class Subject:
         Content of the run's `metrics.json`.
     seed : int
         Of the run.
-    groups : array of shape (n_test,), optional
-        Patient or series of each test image; `groups_name` says which.
+    groupings : mapping of str to array of shape (n_test,)
+        Patient and series of each test image, where they are known.
     """
 
     model: TrainedModel
@@ -75,8 +67,7 @@ class Subject:
     paper: Mapping[str, Mapping[str, Tensor]]
     findings: Mapping[str, Any]
     seed: int
-    groups: NDArray[Any] | None = None
-    groups_name: str | None = None
+    groupings: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def defended(self) -> nn.Module:
@@ -125,6 +116,9 @@ class Subject:
             paper=paper,
             findings=metrics,
             seed=int(model.info["seed"]),
-            groups=features.get("test_groups"),
-            groups_name=str(features["test_groups_name"]) if "test_groups" in features else None,
+            groupings={
+                name.removeprefix(_GROUPING): features[name]
+                for name in features.files
+                if name.startswith(_GROUPING)
+            },
         )

@@ -1,0 +1,102 @@
+"""What speaks against believing an evaluation: each caution is a sentence beside the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nnmf_cuda.pipeline.robustness.curves import FLAT
+
+__all__ = ["cautions"]
+
+_ENOUGH = 0.95
+"""Share of the planted weaknesses that all attacks together must find."""
+
+_TRUE_GRADIENT = 1e-3
+"""Largest median error of a directional derivative, relative to the gradient's length."""
+
+_NEAR_SHARE = 0.05
+"""Share of test images with a near copy in training above which a figure asks for memory."""
+
+
+def cautions(points: Mapping[int, Any]) -> list[str]:
+    """Return the sentences, none where nothing was found to caution against.
+
+    Parameters
+    ----------
+    points : mapping of int to Any
+        The values of the twenty points; None is "not run".
+    """
+    return [*_of_curves(points), *_of_attacks(points), *_of_gradients(points), *_of_data(points)]
+
+
+def _of_curves(points: Mapping[int, Any]) -> Iterator[str]:
+    curves = {"draws": points[7] or {}, **(points[8] or {})}
+    for name, what in (("steps", "steps"), ("restarts", "restarts"), ("draws", "draws averaged")):
+        curve = curves.get(name, {})
+        if curve.get("converged", True):
+            continue
+        before, last = curve["robust_accuracy"][-2:]
+        yield (
+            f"The attack has not converged in {what}: robust accuracy goes from {before:.4f} to"
+            f" {last:.4f} at the last increase, and more may find more."
+        )
+    eps = points[9]
+    if eps is not None and not eps["reaches_zero"]:
+        lowest = min(eps["robust_accuracy"])
+        yield (
+            f"An attack without a bound leaves {lowest:.4f} of the samples, where it must leave"
+            " none: gradients are masked or the attack is too weak."
+        )
+    pixels = points[1]["pixel_space"]
+    for name in ("undefended", "defended") if isinstance(pixels, Mapping) else ():
+        last, after = pixels[name]["robust_accuracy"][-1], pixels[name]["after_twice_the_steps"]
+        if last - after > FLAT:
+            yield (
+                f"The attack on pixels of the {name} chain has not converged: {last:.4f} at"
+                f" {pixels['eps_255'][-1]:g}/255, {after:.4f} after as many steps again."
+            )
+
+
+def _of_attacks(points: Mapping[int, Any]) -> Iterator[str]:
+    boxes, planted = points[10], points[15]
+    if boxes is not None and boxes["black_box_is_stronger"]:
+        yield (
+            f"Black-box attacks leave less ({boxes['black_box']:.4f}) than white-box attacks"
+            f" ({boxes['white_box']:.4f}): gradients are masked."
+        )
+    if planted is None:
+        return
+    found = planted["broken"]["all attacks together"]
+    if found is None:
+        yield "No weakness could be planted in a copy of the defence: the attacks were not tested."
+    elif found < _ENOUGH:
+        yield (
+            f"The attacks found {found:.1%} of the weaknesses planted in a copy of the defence: the"
+            " worst case may be too high."
+        )
+
+
+def _of_gradients(points: Mapping[int, Any]) -> Iterator[str]:
+    gradients = points[6]
+    if gradients is None:
+        return
+    if gradients["zero_gradient_share"] > 0:
+        yield (
+            f"{gradients['zero_gradient_share']:.1%} of the samples have a gradient of zero, which"
+            " no white-box attack can follow."
+        )
+    if gradients["median_error"] > _TRUE_GRADIENT:
+        yield (
+            f"Gradients differ from finite differences by {gradients['median_error']:.2g} of their"
+            " length: they are not those of the defence."
+        )
+
+
+def _of_data(points: Mapping[int, Any]) -> Iterator[str]:
+    test = ((points[18] or {}).get("splits") or {}).get("test")
+    if test is not None and test["near_share"] > _NEAR_SHARE:
+        yield (
+            f"{test['near_share']:.1%} of the test images have a near copy among the training"
+            " images: the figures ask for memory too (run --cross_validate keeps patients apart)."
+        )
