@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,11 @@ class NoiseSchedule:
         variance = beta_t * (1 - alpha_cumprod_prev_t) / (1 - alpha_cumprod_t)
         mean = of_x_start.to(x_start.dtype) * x_start + of_x_t.to(x_start.dtype) * x_t
         return mean, variance.to(x_start.dtype)
+
+    def noise_level(self, t: int) -> float:
+        """Return sigma of x_start + sigma * noise = x_t / sqrt(alphas_cumprod[t])."""
+        of_signal = float(self.alphas_cumprod[t])
+        return math.sqrt((1 - of_signal) / of_signal)
 
     def _at(self, values: Tensor, t: Tensor) -> Tensor:
         if t.dtype != torch.int64:
@@ -255,11 +261,15 @@ class DiffusionPurifier(nn.Module):
 
     def draw_noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw the noise that one forward pass over x needs: (S', n_samples, n_draws, M)."""
-        num_draws_in_time = len(self.timesteps) if self.eta > 0 else 1
-        shape = (num_draws_in_time, x.shape[0], self.n_draws, x.shape[1])
         device = x.device if generator is None else generator.device
+        shape = self.noise_shape(x)
         noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=device)
         return noise.to(x.device)
+
+    def noise_shape(self, x: Tensor) -> tuple[int, int, int, int]:
+        """Return the shape of the noise that one forward pass over x needs."""
+        num_draws_in_time = len(self.timesteps) if self.eta > 0 else 1
+        return num_draws_in_time, x.shape[0], self.n_draws, x.shape[1]
 
     def extra_repr(self) -> str:
         """Return the settings, for `repr`."""

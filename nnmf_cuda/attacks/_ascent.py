@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnmf_cuda.attacks._balls import Ball
+from nnmf_cuda.attacks.balls import Ball
 
 __all__ = ["Evaluate", "climb"]
 

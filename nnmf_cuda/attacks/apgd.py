@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda.attacks._ascent import climb
-from nnmf_cuda.attacks._balls import BALLS
+from nnmf_cuda.attacks.balls import BALLS
 from nnmf_cuda.attacks.objectives import LossOf, loss_named
 
 __all__ = ["apgd_attack"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnmf_cuda.attacks._balls import BALLS, Box
+from nnmf_cuda.attacks.balls import BALLS, Box
 
 __all__ = ["BOX_TOLERANCE", "MIN_CLASSES", "frozen", "gradient_report"]
 

@@ -17,6 +17,7 @@ __all__ = [
     "Objective",
     "cross_entropy",
     "dlr_loss",
+    "finite",
     "is_random",
     "loss_named",
     "margin_loss",
@@ -133,7 +134,16 @@ class ExpectedLoss:
 @torch.no_grad()
 def is_random(model: nn.Module, x: Tensor) -> bool:
     """Whether two answers to the same features differ; draws from the generators as they are."""
-    return not torch.equal(model(x), model(x))
+    return not torch.equal(finite(model(x)), finite(model(x)))
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Return logits, or raise ValueError: of NaN the largest is the first, which may be right."""
+    if not bool(logits.isfinite().all()):
+        raise ValueError(
+            "the model returned NaN or infinite logits; check its weights and features"
+        )
+    return logits
 
 
 @torch.no_grad()
@@ -142,7 +152,7 @@ def standing(model: nn.Module, points: Tensor, y: Tensor, n_answers: int) -> Ten
 
     The share of wrong answers, and among equals the mean margin, squeezed into a share of one.
     """
-    logits = sampled_logits(model, points, n_answers)
+    logits = finite(sampled_logits(model, points, n_answers))
     margins = margin_loss(logits.flatten(0, 1), y.repeat(n_answers)).reshape(n_answers, -1)
     wrong = (logits.argmax(2) != y).double().mean(0)
     mean = margins.double().mean(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnmf_cuda.attacks._balls import Ball
+from nnmf_cuda.attacks.balls import Ball
 from nnmf_cuda.attacks.objectives import Objective
 
 __all__ = ["pgd"]

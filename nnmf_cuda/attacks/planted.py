@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks._balls import BALLS, Ball
+from nnmf_cuda.attacks.balls import BALLS, Ball
 from nnmf_cuda.attacks.checks import frozen, isolated
 from nnmf_cuda.diffusion import DiffusionPurifier
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN

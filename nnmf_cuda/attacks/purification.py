@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from nnmf_cuda import ops
 from nnmf_cuda.diffusion import DiffusionPurifier
 from nnmf_cuda.models import DefendedClassifier
 
-__all__ = ["BPDAIdentity", "FixedNoise", "NoiseOnly", "PurifierShift", "surrogate"]
+__all__ = ["BPDAIdentity", "FixedNoise", "PurifierShift", "surrogate"]
 
 
 def surrogate(defended: DefendedClassifier, n_draws: int) -> DefendedClassifier:
@@ -77,37 +78,6 @@ class FixedNoise(nn.Module):
         return logits
 
 
-class NoiseOnly(nn.Module):
-    """Plain noise before the classifier, at the purifier's level, without a denoiser.
-
-    x + sqrt((1 - abar) / abar) noise: x_t of the schedule, brought back to the scale of x. What
-    this gains is not the denoiser's merit.
-
-    Parameters
-    ----------
-    defended : DefendedClassifier
-        Gives level, number of draws and classifier.
-    """
-
-    def __init__(self, defended: DefendedClassifier) -> None:
-        super().__init__()
-        kept = float(defended.purifier.alphas_cumprod[defended.purifier.timesteps[0]])
-        self.scale = ((1 - kept) / kept) ** 0.5
-        self.n_draws = defended.purifier.n_draws
-        self.classifier = defended.classifier
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (n, n_classes) of features (n, n_features), averaged over the draws."""
-        noisy = x.repeat(self.n_draws, 1)
-        noisy = noisy + self.scale * torch.randn_like(noisy)
-        logits: Tensor = self.classifier(self.denoised(noisy))
-        return logits.reshape(self.n_draws, len(x), -1).mean(0)
-
-    def denoised(self, noisy: Tensor) -> Tensor:
-        """Return noisy features (rows, n_features) as they are."""
-        return noisy
-
-
 @dataclass(frozen=True)
 class PurifierShift:
     """How far the purifier's output moves, for the same noise: an objective without the classifier.
@@ -131,15 +101,21 @@ class PurifierShift:
 
     def __call__(self, points: Tensor) -> Tensor:
         """Return the mean squared distances (n,) over the draws."""
+        total = torch.zeros(len(points), dtype=points.dtype, device=points.device)
+        for steps, noise, clean in self._clean:
+            total = total + (self._purified(steps, points, noise) - clean).square().sum(2).mean(1)
+        return total
+
+    @cached_property
+    def _clean(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each chain its timesteps, its noise, and where the clean features come out."""
         generator = torch.Generator().manual_seed(self.seed)
         noise = self.purifier.draw_noise(self.x, generator)
-        total = torch.zeros(len(points), dtype=points.dtype, device=points.device)
-        for steps in self._chains():
-            used = noise[: len(steps)]
-            with torch.no_grad():
-                clean = self._purified(steps, self.x, used)
-            total = total + (self._purified(steps, points, used) - clean).square().sum(2).mean(1)
-        return total
+        with torch.no_grad():
+            return [
+                (steps, noise[: len(steps)], self._purified(steps, self.x, noise[: len(steps)]))
+                for steps in self._chains()
+            ]
 
     def _chains(self) -> list[Tensor]:
         """Return the timesteps of the chains whose ends are looked at."""

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks._balls import BALLS, Box
-from nnmf_cuda.attacks.checks import frozen, isolated
-from nnmf_cuda.attacks.objectives import ExpectedLoss, is_random, margin_loss, sampled_logits
+from nnmf_cuda.attacks.balls import BALLS, Box
+from nnmf_cuda.attacks.checks import check_ball, frozen, isolated
+from nnmf_cuda.attacks.objectives import (
+    ExpectedLoss,
+    finite,
+    is_random,
+    margin_loss,
+    sampled_logits,
+    standing,
+)
 from nnmf_cuda.attacks.pgd import pgd
 from nnmf_cuda.attacks.purification import BPDAIdentity, PurifierShift, surrogate
-from nnmf_cuda.attacks.vector_apgd import ascend_objective, vector_apgd
+from nnmf_cuda.attacks.vector_apgd import N_JUDGED, ascend_objective, vector_apgd
 from nnmf_cuda.attacks.vector_square import vector_square
 from nnmf_cuda.models import DefendedClassifier
 
@@ -196,7 +204,7 @@ def fresh_decisions(
         n_rounds, n_decisions = (n_rounds, N_DECISIONS) if is_random(model, points) else (1, 1)
         right, margins = [], []
         for _ in range(n_rounds):
-            logits = sampled_logits(model, points, n_decisions)
+            logits = finite(sampled_logits(model, points, n_decisions))
             right.append(logits.argmax(2) == y)
             flat = margin_loss(logits.flatten(0, 1), y.repeat(n_decisions))
             margins.append(flat.reshape(n_decisions, -1).mean(0))
@@ -259,30 +267,48 @@ def run_suite(
     Returns
     -------
     SuiteResult
+
+    Raises
+    ------
+    ValueError
+        If x leaves the box, settings do not fit, or logits are not finite.
+    RuntimeError
+        If points have left ball or box.
     """
-    run = _Suite(model, x, y, attack_eps, norm, box, is_random(model, x))
+    check_ball(x, attack_eps=attack_eps, norm=norm, box=box)
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y must have shape ({len(x)},), a label a sample; got {tuple(y.shape)}")
     result = SuiteResult()
+    with frozen(model), isolated(seed):
+        run = _Suite(model, x, y, attack_eps, norm, box, is_random(model, x))
 
-    def note(name: str, points: Tensor, seconds: float) -> None:
-        right, margins = fresh_decisions(model, points, y, seed=evaluation_seed, n_rounds=n_rounds)
-        outcome = AttackOutcome(name, run.checked(name, points), right, margins, seconds)
-        result.outcomes.append(outcome)
-        say(f"{name}: robust {outcome.accuracies['majority']:.4f} ({seconds:.1f} s)")
+        def note(name: str, points: Tensor, seconds: float) -> None:
+            right, margins = fresh_decisions(
+                model, points, y, seed=evaluation_seed, n_rounds=n_rounds
+            )
+            outcome = AttackOutcome(name, run.checked(name, points), right, margins, seconds)
+            result.outcomes.append(outcome)
+            say(f"{name}: robust {outcome.accuracies['majority']:.4f} ({seconds:.1f} s)")
 
-    def attack(name: str, find: Callable[[int], Tensor]) -> None:
-        started = time.perf_counter()
-        # Each attack has random starts of its own.
-        points = find(seed + len(result.outcomes))
-        note(name, points, time.perf_counter() - started)
+        def attack(name: str, find: Callable[[int], Tensor]) -> None:
+            started = time.perf_counter()
+            points = find(_seed_of_attack(seed, len(result.outcomes)))
+            note(name, points, time.perf_counter() - started)
 
-    note("clean", x, 0.0)
-    for name, points in (known_points or {}).items():
-        note(name, points, 0.0)
-    if budget is not None:
-        for name, find in run.attacks(budget, transfer_from or {}):
-            attack(name, find)
-        attack(FROM_WORST, partial(run.from_worst, budget, result.worst_points))
+        note("clean", x, 0.0)
+        for name, points in (known_points or {}).items():
+            note(name, points, 0.0)
+        if budget is not None:
+            for name, find in run.attacks(budget, transfer_from or {}):
+                attack(name, find)
+            found = [outcome.points for outcome in result.outcomes]
+            attack(FROM_WORST, partial(run.from_worst, budget, found))
     return result
+
+
+def _seed_of_attack(seed: int, index: int) -> int:
+    """Return a seed for each attack, so that each has random starts of its own."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 @dataclass(frozen=True)
@@ -339,8 +365,12 @@ class _Suite:
             )
         return points
 
-    def from_worst(self, budget: Budget, worst: Tensor, seed: int) -> Tensor:
-        """Climb on from the worst points of other attacks."""
+    def from_worst(self, budget: Budget, found: Sequence[Tensor], seed: int) -> Tensor:
+        """Climb on from the worst points of other attacks, by answers that are asked for anew."""
+        with isolated(seed):
+            standings = [standing(self.model, points, self.y, N_JUDGED) for points in found]
+        chosen = torch.stack(standings).argmax(0)
+        worst = torch.stack(list(found))[chosen, torch.arange(len(self.x), device=self.x.device)]
         target, eot_iter = self.model, budget.eot_iter if self.is_random else 1
         if isinstance(target, DefendedClassifier):
             target, eot_iter = surrogate(target, budget.surrogate_draws), 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks._ascent import climb
-from nnmf_cuda.attacks._balls import BALLS, Ball, Box
+from nnmf_cuda.attacks.balls import BALLS, Ball, Box
 from nnmf_cuda.attacks.checks import check_ball, frozen, isolated
 from nnmf_cuda.attacks.objectives import ExpectedLoss, Objective, is_random, standing
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks._balls import BALLS, Box
+from nnmf_cuda.attacks.balls import BALLS, Box
 from nnmf_cuda.attacks.checks import check_ball, frozen, isolated
 from nnmf_cuda.attacks.objectives import ExpectedLoss
 

@@ -121,10 +121,4 @@ def _one_shot(defended: DefendedClassifier) -> BaseClassifier:
     model = DefendedClassifier(
         one_draw.to(purifier.alphas_cumprod.device), defended.classifier
     ).train(defended.training)
-    return BaseClassifier(model, noise_in_feature_units(purifier.schedule.alphas_cumprod, steps[0]))
-
-
-def noise_in_feature_units(alphas_cumprod: Tensor, t: int) -> float:
-    """Return sigma of x + sigma * noise = x_t / sqrt(alphas_cumprod[t])."""
-    of_signal = float(alphas_cumprod[t])
-    return math.sqrt((1 - of_signal) / of_signal)
+    return BaseClassifier(model, purifier.schedule.noise_level(steps[0]))

@@ -73,7 +73,9 @@ class Certificate:
     @property
     def max_radius(self) -> float:
         """The radius of a sample all of whose draws agree: no sample can have a larger one."""
-        return self.sigma * _normal_quantile(self.alpha ** (1 / self.n_estimation))
+        return self.sigma * _normal_quantile(
+            _lower_bound(self.n_estimation, self.n_estimation, self.alpha)
+        )
 
     def certified_accuracy(self, radii: ArrayLike) -> NDArray[np.float64]:
         """Return the share of samples that are right, with at least each L2 radius.

@@ -219,5 +219,7 @@ def _compared(auc_a: float, auc_b: float, error: float, level: float) -> AUCComp
         z = 0.0 if difference == 0 else math.nan
     half = float(norm.ppf(0.5 + level / 2)) * error
     low, high = max(-1.0, difference - half), min(1.0, difference + half)
+    if math.isnan(z):  # the estimated error is 0, which is no knowledge of the true one
+        low = high = math.nan
     p_value = float(2 * norm.sf(abs(z)))
     return AUCComparison(auc_a, auc_b, difference, error, z, p_value, low, high, level)

@@ -208,7 +208,8 @@ def bootstrap_mean(
     Raises
     ------
     ValueError
-        If shapes disagree, there are fewer than two groups, or level is not between 0 and 1.
+        If shapes disagree, values are not finite, there are fewer than two groups, or level is not
+        between 0 and 1.
     """
     from scipy.stats import bootstrap
 
@@ -219,8 +220,12 @@ def bootstrap_mean(
         raise ValueError(
             f"values has shape {numbers.shape}, groups {names.shape}; give one of each a sample"
         )
+    if not np.isfinite(numbers).all():
+        raise ValueError("values holds NaN or infinity; give a finite number for each sample")
     _, cluster = np.unique(names, return_inverse=True)
     sums, sizes = np.bincount(cluster, weights=numbers), np.bincount(cluster)
+    if len(sizes) < 2 and groups is None:
+        raise ValueError("values holds a single sample or none; give at least two")
     if len(sizes) < 2:
         raise ValueError("groups holds a single group; leave groups out, or give a finer grouping")
     found = bootstrap(

@@ -24,7 +24,6 @@ from nnmf_cuda.pipeline.findings import NOT_RUN, attack_findings, notes_of
 from nnmf_cuda.pipeline.five_stages import (
     StageOutputs,
     evaluate_stages,
-    evaluation_seed,
     run_five_stages,
 )
 from nnmf_cuda.pipeline.robustness import Robustness, Subject, evaluate_robustness
@@ -32,6 +31,7 @@ from nnmf_cuda.pipeline.robustness.points import summary_table
 from nnmf_cuda.pipeline.robustness.results import pixels_of_test, write_results
 from nnmf_cuda.pipeline.robustness.subject import FEATURES_FILE, save_features
 from nnmf_cuda.pipeline.run_directory import results_directory
+from nnmf_cuda.pipeline.seeds import Purpose, seed_word
 from nnmf_cuda.pipeline.uncertainty import groupings_of_test, measure_uncertainty
 from nnmf_cuda.report import ReportContent, bullet_list, metrics_table, timings_table, write_report
 from nnmf_cuda.timing import StageTimer
@@ -39,6 +39,10 @@ from nnmf_cuda.timing import StageTimer
 __all__ = ["Experiment", "run_experiment"]
 
 logger = logging.getLogger(__name__)
+
+EVALUATIONS = {"paper": "paper", "honest": "standard", "thorough": "thorough"}
+"""The preset of `evaluate_robustness` for each evaluation; that of "paper" is not run, as it would
+only count again."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ def run_experiment(
     ValueError
         If data, configuration or `out` do not allow a run, or none of `bench_records` fits.
     """
+    if evaluation not in EVALUATIONS:
+        raise ValueError(f"evaluation must be one of {', '.join(EVALUATIONS)}; got {evaluation!r}")
     with results_directory(out, overwrite=overwrite) as partial:
         timer = StageTimer(device)
         dataset = _load(config, timer, progress=progress, say=say)
@@ -237,7 +243,7 @@ class _Run:
             "attacks": found,
             "audit": audit.as_dict(),
             "noise_levels": outputs.defence.noise_levels,
-            "not_run": list(NOT_RUN),
+            "not_run": list(NOT_RUN) if self.evaluation == "paper" else [],
         }
         robustness = self._robustness(model, outputs, metrics)
         with self.timer.stage("writing_results"):
@@ -272,7 +278,7 @@ class _Run:
             seed=self.config.seed,
             groupings=groupings_of_test(self.dataset),
         )
-        preset = {"honest": "standard"}.get(self.evaluation, self.evaluation)
+        preset = EVALUATIONS[self.evaluation]
         with self.timer.stage("robustness_evaluation", n_items=len(subject.y["test"])):
             return evaluate_robustness(
                 subject, preset=preset, images=pixels_of_test(self.dataset, model), say=self.say
@@ -349,7 +355,7 @@ class _Run:
                 denoiser.model,
                 noise_schedule(self.config.diffusion).alphas_cumprod,
                 features.x["test"],
-                seed=evaluation_seed(self.config.seed),
+                seed=seed_word(self.config.seed, Purpose.EVALUATION),
             ),
             purify_t=int(outputs.defence.purifier.timesteps[0]),
             labels=rows.labels,

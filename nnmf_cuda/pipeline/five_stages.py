@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from nnmf_cuda.attacks import AttackResult
@@ -18,15 +17,13 @@ from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline import stages
 from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.defences import Defence, fit_defence
+from nnmf_cuda.pipeline.seeds import Purpose, seed_word
 from nnmf_cuda.timing import StageTimer
 from nnmf_cuda.training import TrainingResult
 
-__all__ = ["StageOutputs", "evaluate_stages", "evaluation_seed", "run_five_stages"]
+__all__ = ["StageOutputs", "evaluate_stages", "run_five_stages"]
 
 logger = logging.getLogger(__name__)
-
-_EVALUATION = 1
-"""Sets the evaluation's noise apart from that of every other stage; see `evaluation_seed`."""
 
 
 @dataclass(frozen=True)
@@ -159,16 +156,7 @@ def evaluate_stages(outputs: StageOutputs, config: ExperimentConfig) -> Evaluate
         outputs.attacks["baseline"].x_adv,
         outputs.attacks["defended"].x_adv,
         outputs.features.y["test"],
-        seed=evaluation_seed(config.seed),
+        seed=seed_word(config.seed, Purpose.EVALUATION),
         n_predictions=config.n_predictions,
         random=isinstance(outputs.defence.model, DefendedClassifier),
     )
-
-
-def evaluation_seed(seed: int) -> int:
-    """Return the seed of the evaluation's noise, which no attack may have seen.
-
-    A word of its own: torch's generator on the CPU reads the low 32 bits of a seed only, so no sum
-    of the seed and a constant above them would do.
-    """
-    return int(np.random.SeedSequence([seed, _EVALUATION]).generate_state(1)[0])

@@ -24,14 +24,12 @@ from nnmf_cuda.evaluation import (
     resample_metrics,
     wilson_interval,
 )
+from nnmf_cuda.pipeline.seeds import Purpose, seed_word
 
 __all__ = ["groupings_of_test", "measure_uncertainty"]
 
 _CLUSTERS = ("patient", "series")
 """Groups whose images are alike, the widest first. A fold holds many patients: it is none."""
-
-_RESAMPLING = 2
-"""Sets the resamples apart from the noise of every other stage; see `evaluation_seed`."""
 
 _N_BINS = 10
 
@@ -82,7 +80,7 @@ def measure_uncertainty(
         more than two classes).
         ``calibration``: expected calibration error of each row, the mean over predictions.
     """
-    word = int(np.random.SeedSequence([seed, _RESAMPLING]).generate_state(1)[0])
+    word = seed_word(seed, Purpose.RESAMPLING)
     models = [rows.probabilities[name] for name in ROW_NAMES]
     found, intervals = None, None
     for clustered_by, groups in (*groupings.items(), ("image", None)):

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnmf_cuda.attacks._balls import BALLS
+from nnmf_cuda.attacks.balls import BALLS
 
 Array = Tensor | NDArray[Any]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnmf_cuda.attacks._balls import BALLS
+from nnmf_cuda.attacks.balls import BALLS
 from nnmf_cuda.attacks.objectives import margin_loss
 from nnmf_cuda.attacks.pgd import pgd
 

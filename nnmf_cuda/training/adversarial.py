@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnmf_cuda.attacks._balls import BALLS
+from nnmf_cuda.attacks.balls import BALLS
 from nnmf_cuda.attacks.checks import frozen
 from nnmf_cuda.attacks.pgd import pgd
 from nnmf_cuda.diffusion import DiffusionPurifier
@@ -35,12 +35,12 @@ def train_robust_classifier(
     valid_labels: Array,
     *,
     n_classes: int,
-    method: Method = "pgd",
+    method: Method = "trades",
     purifier: DiffusionPurifier | None = None,
     attack_eps: float = 0.10,
     norm: str = "Linf",
     n_steps: int = 10,
-    trades_beta: float = 6.0,
+    trades_beta: float = 3.0,
     ema_decay: float = 0.998,
     epochs: int = 100,
     lr: float = 1e-3,
@@ -66,7 +66,7 @@ def train_robust_classifier(
         Integers in 0..n_classes-1.
     n_classes : int
         Number of classes.
-    method : {"pgd", "trades"}, default="pgd"
+    method : {"pgd", "trades"}, default="trades"
         What is minimised.
     purifier : DiffusionPurifier, optional
         Stands before the classifier, and is not changed.
@@ -76,7 +76,7 @@ def train_robust_classifier(
         Norm of the ball.
     n_steps : int, default=10
         Steps of the attack on each batch.
-    trades_beta : float, default=6
+    trades_beta : float, default=3
         Weight of the divergence.
     ema_decay, epochs, lr, batch_size, seed, device, progress
         As for `train_classifier`.
@@ -118,7 +118,7 @@ def train_robust_classifier(
     seen, fresh = (
         noise_of.draw(valid_x, torch.Generator().manual_seed(seed + 1 + i)) for i in range(2)
     )
-    loss_of = _pgd_loss if method == "pgd" else partial(_trades_loss, beta=trades_beta)
+    loss_of = _pgd_loss if method == "pgd" else partial(_trades_loss, trades_beta=trades_beta)
 
     def draw_epoch(generator: torch.Generator) -> tuple[Tensor, ...]:
         order = torch.randperm(len(x), generator=generator)
@@ -199,7 +199,7 @@ def _trades_loss(
     y: Tensor,
     jitter: Tensor,
     *,
-    beta: float,
+    trades_beta: float,
 ) -> Tensor:
     with torch.no_grad():
         clean = answer(x).softmax(1)
@@ -211,7 +211,7 @@ def _trades_loss(
     )
     of_clean, of_attacked = answer(torch.cat((x, attacked))).chunk(2)
     divergence = _divergence(of_attacked, of_clean.softmax(1)).mean()
-    return functional.cross_entropy(of_clean, y) + beta * divergence
+    return functional.cross_entropy(of_clean, y) + trades_beta * divergence
 
 
 def _divergence(logits: Tensor, target: Tensor) -> Tensor:

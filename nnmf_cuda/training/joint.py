@@ -26,7 +26,7 @@ def train_joint_classifier(
     *,
     n_classes: int,
     sigma_max: float = 0.2,
-    denoising_weight: float = 1.0,
+    denoising_weight: float = 10.0,
     attack_eps: float = 0.10,
     norm: str = "Linf",
     ema_decay: float = 0.998,
@@ -57,7 +57,7 @@ def train_joint_classifier(
         Number of classes.
     sigma_max : float, default=0.2
         Largest standard deviation of the noise, in units of the features.
-    denoising_weight : float, default=1
+    denoising_weight : float, default=10
         Weight of the denoising error.
     attack_eps, norm : float, str
         The ball in which validation attacks.
@@ -114,7 +114,7 @@ def train_joint_classifier(
 
 def _logits_and_score(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits, and the gradient of their log-sum-exp in x, both differentiable."""
-    leaf = x.requires_grad_()
+    leaf = x.detach().requires_grad_()
     with ops.reference_path():  # the fused ops have no second derivative
         logits = network(leaf)
         (score,) = torch.autograd.grad(logits.logsumexp(1).sum(), leaf, create_graph=True)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nnmf_cuda.attacks import vector_apgd, vector_square
-from nnmf_cuda.attacks._balls import BALLS
+from nnmf_cuda.attacks.balls import BALLS
 from nnmf_cuda.attacks.objectives import ExpectedLoss, dlr_loss, loss_named, margin_loss
 from nnmf_cuda.attacks.pgd import pgd
 from nnmf_cuda.models import FeatureCNN

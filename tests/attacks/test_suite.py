@@ -11,7 +11,6 @@ from nnmf_cuda.attacks.objectives import ExpectedLoss
 from nnmf_cuda.attacks.purification import (
     BPDAIdentity,
     FixedNoise,
-    NoiseOnly,
     PurifierShift,
     surrogate,
 )
@@ -26,6 +25,7 @@ from nnmf_cuda.attacks.suite import (
 )
 from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
+from nnmf_cuda.pipeline.robustness.baselines import NoiseOnly
 
 SMALL = Budget(n_iter=10, n_restarts=1, eot_iter=2, surrogate_draws=4, pgd_iter=5, n_queries=10)
 
@@ -153,7 +153,8 @@ def test_decisions_repeat_with_their_seed(defended, samples):
         fresh_decisions(defended, x, 1 - y, seed=s, n_rounds=2)[0] for s in (1, 1, 2)
     )
     assert torch.equal(first, again)
-    assert first.shape == other.shape == (2, N_DECISIONS, 10)
+    assert first.shape == (2, N_DECISIONS, 10)
+    assert not torch.equal(first, other)
     one = majority_right(defended, x, 1 - y, seed=1)
     assert torch.equal(one, first[0].float().mean(0) > 0.5)
 
@@ -244,6 +245,51 @@ def test_the_last_attack_climbs_on_from_the_worst_points(defended, samples):
     by_name = {outcome.name: outcome for outcome in result.outcomes}
     last, before = by_name[FROM_WORST].margins, by_name["given"].margins
     assert bool((last >= before - 1e-6).all())
+
+
+def test_answers_that_are_no_numbers_are_refused(samples):
+    """The first class is the largest of NaN: such a model would look right on its samples."""
+    x, _ = samples
+
+    class Broken(nn.Module):
+        def forward(self, points):
+            return points[:, :2] + torch.where(points[:, :1] > 0.5, torch.nan, 0.0)
+
+    with pytest.raises(ValueError, match="NaN or infinite logits"):
+        run_suite(Broken(), x, torch.zeros(len(x), dtype=torch.int64), attack_eps=0.1)
+
+
+def test_labels_of_another_length_are_refused(defended, samples):
+    x, y = samples
+    with pytest.raises(ValueError, match=r"y must have shape \(10,\)"):
+        run_suite(defended, x, y[:4], attack_eps=0.1, budget=SMALL)
+
+
+def test_generators_and_modes_come_back(defended, samples):
+    x, y = samples
+    defended.train()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    run_suite(defended, x, y, attack_eps=0.1, budget=SMALL)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert defended.training
+
+
+def test_the_worst_case_of_a_linear_model_is_known():
+    """A sample holds just where its margin is larger than what the ball allows."""
+    weight = torch.tensor([1.0, -2.0, 0.5, 0.0])
+    x = torch.rand(60, 4, generator=torch.Generator().manual_seed(5)) * 0.4 + 0.3
+
+    class Line(nn.Module):
+        def forward(self, points):
+            score = (points - 0.5) @ weight
+            return torch.stack((torch.zeros_like(score), score), 1)
+
+    y = Line()(x).argmax(1)
+    holds = ((x - 0.5) @ weight).abs() > 0.1 * weight.abs().sum()
+    result = run_suite(Line(), x, y, attack_eps=0.1, budget=SMALL)
+    assert torch.equal(result.robust[0], holds)
+    assert 0 < result.worst_case_accuracy < 1
 
 
 def test_a_chain_is_attacked_at_every_step(defended, samples):

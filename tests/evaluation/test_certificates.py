@@ -99,8 +99,7 @@ def test_a_denoiser_that_only_rescales_certifies_what_plain_noise_does():
 
 def test_the_papers_noise_in_feature_units():
     for num_timesteps, sigma in ((1000, 0.147), (100, 0.44)):
-        abar = NoiseSchedule.linear(num_timesteps).alphas_cumprod
-        assert bases.noise_in_feature_units(abar, 41) == pytest.approx(sigma, abs=0.01)
+        assert NoiseSchedule.linear(num_timesteps).noise_level(41) == pytest.approx(sigma, abs=0.01)
 
 
 class Thresholds(nn.Module):
@@ -268,7 +267,9 @@ def test_figures_of_a_certificate():
 
 def test_agreeing_draws_reach_the_largest_radius():
     found = certify(linear((1.0,)), [[50.0]], [1], sigma=SIGMA, n_estimation=1000, seed=0)
-    assert found.radii[0] == pytest.approx(found.max_radius)
+    assert found.radii[0] == found.max_radius
+    assert found.certified_accuracy(found.max_radius) == 1
+    assert found.as_dict()["curve"]["certified_accuracy"][-1] == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from scipy import stats
 from nnmf_cuda.evaluation import (
     METRIC_NAMES,
     bootstrap_interval,
+    bootstrap_mean,
     classification_metrics,
     paired_bootstrap,
     resample_metrics,
@@ -216,3 +217,33 @@ def test_errors_of_probabilities():
         resample_metrics(labels, [p, p[:, 0]], seed=0)
     with pytest.raises(ValueError, match="probabilities has 39 rows"):
         bootstrap_interval(labels, p[:39], seed=0)
+
+
+def test_the_interval_of_a_mean_is_that_of_accuracy():
+    labels, p = predictions(200, 2)
+    right = (p.argmax(1) == labels).astype(float)
+    groups = np.arange(200) // 4
+    for options in ({}, {"groups": groups}):
+        mean = bootstrap_mean(right, n_resamples=5000, seed=1, **options)
+        same = bootstrap_interval(labels, p, "accuracy", n_resamples=5000, seed=2, **options)
+        want = same.metrics["accuracy"]
+        assert mean.estimate == pytest.approx(want.estimate)
+        # Both ends are quantiles of 5000 resamples.
+        np.testing.assert_allclose([mean.low, mean.high], [want.low, want.high], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"values": [1.0]}, "values holds a single sample"),
+        ({"values": [1.0, np.nan]}, "values holds NaN"),
+        ({"values": np.ones((2, 2))}, "values has shape"),
+        ({"groups": [0, 0, 0]}, "groups holds a single group"),
+        ({"groups": [0, 0]}, "groups has shape|groups \\(2,\\)"),
+        ({"level": 2}, "level=2"),
+    ],
+)
+def test_errors_of_a_mean(changes, said):
+    options = {"values": [0.0, 1.0, 1.0], "seed": 0, **changes}
+    with pytest.raises(ValueError, match=said):
+        bootstrap_mean(options.pop("values"), **options)

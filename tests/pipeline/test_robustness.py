@@ -23,18 +23,18 @@ from nnmf_cuda.pipeline.robustness.cautions import cautions
 from nnmf_cuda.pipeline.robustness.pixels import ImageChain, PixelBudget
 from nnmf_cuda.pipeline.robustness.points import (
     NOT_RUN,
-    POINT_NAMES,
+    POINTS,
     summary_table,
-    verdict,
 )
 from nnmf_cuda.pipeline.robustness.results import test_images as images_of_test
+from nnmf_cuda.pipeline.robustness.standing import Standing, standing_of, verdict
 from nnmf_cuda.report.robustness import robustness_page
 from tests.pipeline.conftest import SMALL
 
 LIGHT = Effort(
     suite=Budget(n_iter=5, n_restarts=1, eot_iter=2, surrogate_draws=16, pgd_iter=5, n_queries=10),
     curve_iter=5,
-    eps=(0.0, 0.1, 1.0),
+    attack_eps=(0.0, 0.1, 1.0),
     n_iter=(5, 10),
     n_restarts=(1, 2),
     eot_iter=(1, 2),
@@ -64,7 +64,7 @@ def test_evaluate_answers_every_point(
     content = json.loads((run_copy / "robustness.json").read_text())
     assert set(content) > KEYS
     assert [point["id"] for point in content["points"]] == list(range(1, 21))
-    assert [point["name"] for point in content["points"]] == list(POINT_NAMES)
+    assert [point["name"] for point in content["points"]] == [name for name, _ in POINTS]
     assert NOT_RUN not in [point["value"] for point in content["points"]]
     assert "worst case over all" in printed
     lowest = min(line["majority"] for line in content["attacks"])
@@ -261,6 +261,11 @@ def test_page_shows_perturbed_images(run_copy: Path) -> None:
     assert "data:image/png" not in robustness_page(content)
 
 
+def planted(every: float, by_gradient: float) -> dict[str, object]:
+    shares = {"all attacks together": every, "gradient attacks together": by_gradient}
+    return {"n": 64, "broken": shares}
+
+
 def test_cautions_name_what_speaks_against_the_figures() -> None:
     flat = {"robust_accuracy": [0.5, 0.5], "converged": True}
     falling = {"robust_accuracy": [0.5, 0.4], "converged": False}
@@ -271,7 +276,7 @@ def test_cautions_name_what_speaks_against_the_figures() -> None:
         8: {"steps": flat, "restarts": flat, "converged": True},
         9: {"robust_accuracy": [0.9, 0.0], "reaches_zero": True},
         10: {"black_box": 0.5, "white_box": 0.5, "black_box_is_stronger": False},
-        15: {"broken": {"all attacks together": 1.0}},
+        15: planted(1.0, 1.0),
         18: {"splits": {"test": {"near_share": 0.0}}},
     }
     assert cautions(points) == []
@@ -280,8 +285,9 @@ def test_cautions_name_what_speaks_against_the_figures() -> None:
         (8, {"steps": falling, "restarts": flat}, "not converged in steps"),
         (9, {"robust_accuracy": [0.9, 0.1], "reaches_zero": False}, "leaves 0.1000"),
         (10, points[10] | {"black_box_is_stronger": True}, "gradients are masked"),  # type: ignore[operator]
-        (15, {"broken": {"all attacks together": 0.5}}, "found 50.0%"),
-        (15, {"broken": {"all attacks together": None}}, "could be planted"),
+        (15, planted(0.5, 1.0), "50.0% were found by all attacks together"),
+        (15, planted(1.0, 0.4), "40.0% were found by gradient attacks together"),
+        (15, {"n": 0}, "could be planted"),
         (6, {"zero_gradient_share": 0.2, "median_error": 0.0}, "20.0% of the samples"),
         (6, {"zero_gradient_share": 0.0, "median_error": 0.5}, "differ from finite differences"),
         (18, {"splits": {"test": {"near_share": 0.237}}}, "23.7% of the test images"),
@@ -297,9 +303,29 @@ def test_cautions_name_what_speaks_against_the_figures() -> None:
     assert cautions(nothing) == []
 
 
+def standing_at(robust: np.ndarray, **groupings: np.ndarray) -> Standing:
+    labels = (np.arange(len(robust)) % 5 < 2).astype(np.int64)  # the constant answer has 0.6
+    return standing_of(robust, labels, groupings=groupings, seed=0)
+
+
 def test_verdicts() -> None:
-    assert "beats the constant answer" in verdict(0.8, 0.7, 0.9, 0.55)
-    assert "does not beat" in verdict(0.5, 0.43, 0.57, 0.55)
-    assert "is below" in verdict(0.2, 0.1, 0.3, 0.55)
-    assert "interval by series 0.100" in verdict(0.2, 0.1, 0.3, 0.55, by="series")
-    assert "no worst case" in verdict(0.8, 0.7, 0.9, 0.55, is_worst_case=False)
+    rng = np.random.default_rng(0)
+    shares = {0.95: "beats", 0.6: "does not beat", 0.2: "is below"}
+    for share, says in shares.items():
+        stands = standing_at((rng.random(400) < share).astype(float))
+        assert stands.constant == 0.6
+        assert f"{says} the constant answer, 0.6000" in verdict(stands)
+        assert "95 % Wilson interval by image" in verdict(stands)
+        assert "no worst case" in verdict(stands, is_worst_case=False)
+
+
+def test_intervals_are_wider_where_groups_agree() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.arange(300) // 10
+    robust = (rng.random(30) < 0.7)[groups].astype(float)
+    alone, together = standing_at(robust), standing_at(robust, series=groups)
+    assert together.low < alone.low < robust.mean() < alone.high < together.high
+    assert "by series" in verdict(together)
+    none, every = (standing_at(np.full(300, v), series=groups) for v in (0.0, 1.0))
+    assert none.low == 0 < none.high
+    assert every.low < 1 == every.high

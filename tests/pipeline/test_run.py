@@ -15,7 +15,7 @@ import yaml
 from nnmf_cuda import load_model
 from nnmf_cuda.cli import main
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, classification_metrics
-from nnmf_cuda.pipeline.five_stages import evaluation_seed
+from nnmf_cuda.pipeline.seeds import Purpose, seed_word
 from tests.pipeline.conftest import SMALL, make_npz
 
 STAGES = [
@@ -99,9 +99,9 @@ def test_evaluation_noise_is_not_the_attacks() -> None:
     for seed in (0, 1, 7):
         streams = [
             torch.randn(8, generator=torch.Generator().manual_seed(s))
-            for s in (seed, evaluation_seed(seed), evaluation_seed(seed + 1))
+            for s in (seed, seed_word(seed, Purpose.EVALUATION), seed_word(seed + 1, Purpose.EVALUATION))
         ]
-        assert evaluation_seed(seed) < 2**32
+        assert seed_word(seed, Purpose.EVALUATION) < 2**32
         for i in (1, 2):
             assert not torch.equal(streams[0], streams[i])
         assert not torch.equal(streams[1], streams[2])

@@ -2,8 +2,8 @@
 
 `subject` is what is evaluated and `efforts` what may be spent on it; `curves` and `checks` measure
 single things, `baselines` are compared with, `pixels` attacks images end to end; `evaluation` does
-all of it, `points` turns what was found into the twenty answers, and `cautions` says what speaks
-against believing them.
+all of it and returns `findings`; `points` turns these into the twenty answers, `standing` into the
+verdict, and `cautions` says what speaks against believing them.
 """
 
 from __future__ import annotations

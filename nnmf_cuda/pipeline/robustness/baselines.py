@@ -5,10 +5,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks.purification import NoiseOnly, surrogate
+from nnmf_cuda.attacks.purification import surrogate
 from nnmf_cuda.models import DefendedClassifier
 
-__all__ = ["LinearDenoiser", "WithoutNoise"]
+__all__ = ["LinearDenoiser", "NoiseOnly", "WithoutNoise"]
+
+
+class NoiseOnly(nn.Module):
+    """Plain noise before the classifier, at the purifier's level, without a denoiser.
+
+    x + sqrt((1 - abar) / abar) noise: x_t of the schedule, brought back to the scale of x. What
+    this gains is not the denoiser's merit.
+
+    Parameters
+    ----------
+    defended : DefendedClassifier
+        Gives level, number of draws and classifier.
+    """
+
+    def __init__(self, defended: DefendedClassifier) -> None:
+        super().__init__()
+        self.scale = defended.purifier.schedule.noise_level(int(defended.purifier.timesteps[0]))
+        self.n_draws = defended.purifier.n_draws
+        self.classifier = defended.classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (n, n_classes) of features (n, n_features), averaged over the draws."""
+        noisy = x.repeat(self.n_draws, 1)
+        noisy = noisy + self.scale * torch.randn_like(noisy)
+        logits: Tensor = self.classifier(self.denoised(noisy))
+        return logits.reshape(self.n_draws, len(x), -1).mean(0)
+
+    def denoised(self, noisy: Tensor) -> Tensor:
+        """Return noisy features (rows, n_features) as they are."""
+        return noisy
 
 
 class LinearDenoiser(NoiseOnly):
@@ -56,6 +86,6 @@ class WithoutNoise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (n, n_classes) of features (n, n_features)."""
-        noise = torch.zeros_like(self.defended.purifier.draw_noise(x))
+        noise = x.new_zeros(self.defended.purifier.noise_shape(x))
         logits: Tensor = self.defended(x, noise=noise)
         return logits

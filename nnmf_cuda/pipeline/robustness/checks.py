@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nnmf_cuda.attacks import Budget, gradient_report, run_suite
 from nnmf_cuda.attacks.planted import RIGHT, plant
 from nnmf_cuda.attacks.purification import FixedNoise
-from nnmf_cuda.attacks.suite import majority_right
+from nnmf_cuda.attacks.suite import FROM_WORST, majority_right
 from nnmf_cuda.models import DefendedClassifier
 
 __all__ = ["gradient_check", "planted_points"]
@@ -25,8 +25,8 @@ def gradient_check(model: nn.Module, x: Tensor, y: Tensor, *, n_rows: int = 16) 
     Returns
     -------
     dict
-        "grad_norm_mean" and "zero_gradient_share" on all rows, and "largest_error": over `n_rows`
-        rows, of the directional derivative, relative to the gradient's length.
+        "grad_norm_mean" and "zero_gradient_share" on all rows; "median_error" and "largest_error"
+        over `n_rows` rows, of the directional derivative, relative to the gradient's length.
     """
     found: dict[str, Any] = dict(gradient_report(model, x, y))
     held = copy.deepcopy(model).double().eval()
@@ -62,7 +62,8 @@ def planted_points(
     -------
     dict
         "n": samples whose known point breaks the copy; "broken": for each attack the share of these
-        that it broke too, and "all attacks together"; None where no point breaks it.
+        that it broke too, and of "all attacks together" and "gradient attacks together", the last
+        attack left out, which starts from what others have found; None where no point breaks it.
     """
     rows = x[:n_rows]
     planted, points = plant(model, rows, attack_eps=attack_eps, norm=norm, seed=seed)
@@ -81,6 +82,8 @@ def planted_points(
     )
     count = int(known.sum())
     broken = {o.name: ~o.robust[0] for o in found.outcomes if o.name != "clean"}
+    by_gradient = [b for name, b in broken.items() if "PGD" in name and name != FROM_WORST]
+    broken["gradient attacks together"] = torch.stack(by_gradient).any(0)
     broken["all attacks together"] = ~found.robust[0]
     shares = {name: float(b[known].float().mean()) if count else None for name, b in broken.items()}
     return {"n": count, "broken": shares}

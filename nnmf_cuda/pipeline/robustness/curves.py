@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnmf_cuda.attacks.checks import frozen, isolated
 from nnmf_cuda.attacks.objectives import ExpectedLoss, is_random
 from nnmf_cuda.attacks.suite import majority_right
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
@@ -118,7 +119,9 @@ def restart_curve(attacker: Attacker, values: Sequence[int], *, n_iter: int) -> 
 
 def eot_curve(attacker: Attacker, values: Sequence[int], *, n_iter: int) -> dict[str, Any]:
     """Robust accuracy against the answers averaged at each step, without a surrogate."""
-    if not is_random(attacker.model, attacker.x):
+    with isolated(attacker.seed):
+        has_noise = is_random(attacker.model, attacker.x)
+    if not has_noise:
         return {"eot_iter": [1], "note": "the model has no noise to average over"}
     return _curve(
         "eot_iter",
@@ -132,8 +135,7 @@ def gradient_agreement(
 ) -> dict[str, Any]:
     """Mean cosine between two independent gradients, each averaged over so many answers."""
     cosines = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with frozen(model), isolated(seed):
         for n in values:
             objective = ExpectedLoss(model, y, "margin", n)
             first, second = _gradient(objective, x), _gradient(objective, x)

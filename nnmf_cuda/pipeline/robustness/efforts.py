@@ -27,7 +27,7 @@ class Effort:
         Of the adaptive suite; None leaves out all but the paper's protocol and pixels.
     curve_iter : int
         Steps of the attacks behind curves.
-    eps, n_iter, n_restarts, eot_iter : tuple
+    attack_eps, n_iter, n_restarts, eot_iter : tuple
         Points of the curves.
     pixels : PixelBudget
         Of the attack on pixels.
@@ -37,7 +37,7 @@ class Effort:
 
     suite: Budget | None = None
     curve_iter: int = 50
-    eps: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    attack_eps: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     n_iter: tuple[int, ...] = (25, 50, 100, 200)
     n_restarts: tuple[int, ...] = (1, 2, 5)
     eot_iter: tuple[int, ...] = (1, 8, 20, 64)

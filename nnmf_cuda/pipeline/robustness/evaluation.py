@@ -13,72 +13,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks import Budget, SuiteResult, run_autoattack, run_suite
+from nnmf_cuda.attacks.checks import isolated
 from nnmf_cuda.attacks.objectives import is_random
-from nnmf_cuda.attacks.purification import FixedNoise, NoiseOnly, surrogate
-from nnmf_cuda.attacks.suite import majority_right
+from nnmf_cuda.attacks.purification import FixedNoise, surrogate
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
 from nnmf_cuda.evaluation import Certificate, certify, evaluate_rows
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN
 from nnmf_cuda.pipeline.config import PRESETS
 from nnmf_cuda.pipeline.defences import train_adversarially
 from nnmf_cuda.pipeline.robustness import checks, curves
-from nnmf_cuda.pipeline.robustness.baselines import LinearDenoiser, WithoutNoise
+from nnmf_cuda.pipeline.robustness.baselines import LinearDenoiser, NoiseOnly, WithoutNoise
 from nnmf_cuda.pipeline.robustness.efforts import EFFORTS, LIGHT, Effort
+from nnmf_cuda.pipeline.robustness.findings import Findings
 from nnmf_cuda.pipeline.robustness.pixels import PixelAttack, attack_pixels
 from nnmf_cuda.pipeline.robustness.points import PAPER, answer_points
 from nnmf_cuda.pipeline.robustness.subject import Subject
+from nnmf_cuda.pipeline.seeds import Purpose, seed_word
 from nnmf_cuda.pipeline.uncertainty import measure_uncertainty
 
-__all__ = ["Findings", "Robustness", "evaluate_robustness"]
+__all__ = ["Robustness", "evaluate_robustness"]
 
 _TINY_EPS = 1e-9
 """A ball without room: what an attack still "finds" in it is noise."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What was measured; None where it was not run.
-
-    Attributes
-    ----------
-    effort : Effort
-        What was spent.
-    evaluation_seed : int
-        Of the decisions.
-    suites : mapping of str to SuiteResult
-        By model: "defended", "undefended", and where attacked the simpler defences and
-        "adversarially trained".
-    curves, gradients, planted, counts_at_zero : mapping or None
-        See `nnmf_cuda.pipeline.robustness.curves` and `checks`.
-    worst_points : mapping or None
-        Rows of nine metrics, with their intervals, comparisons and calibration, on the worst point
-        of every sample, as `metrics.json` holds them of the paper's protocol.
-    fixed_noise, transfer_back : float or None
-        Robust accuracy where the attacker knows the noise; of the undefended model under the
-        defence's worst points.
-    certificates : mapping of str to Certificate
-    pixels : PixelAttack or None
-    seconds : float
-    n_calls, n_rows : int
-        Calls of models of the defence's kind during all of it, surrogates included, and rows that
-        they were asked about.
-    """
-
-    effort: Effort
-    evaluation_seed: int
-    suites: Mapping[str, SuiteResult]
-    curves: Mapping[str, Any] | None
-    gradients: Mapping[str, Any] | None
-    planted: Mapping[str, float] | None
-    counts_at_zero: Mapping[str, float] | None
-    worst_points: Mapping[str, Any] | None
-    fixed_noise: float | None
-    transfer_back: float | None
-    certificates: Mapping[str, Certificate]
-    pixels: PixelAttack | None
-    seconds: float
-    n_calls: int
-    n_rows: int
 
 
 @dataclass(frozen=True)
@@ -149,18 +105,16 @@ def evaluate_robustness(
     if preset not in EFFORTS:
         raise ValueError(f"preset must be one of {', '.join(EFFORTS)}; got {preset!r}")
     started = time.perf_counter()
-    evaluation = _Evaluation(subject, effort or EFFORTS[preset], say)
-    with _Counted(type(subject.defended)) as calls:
-        found = evaluation.run(images)
-    seconds = time.perf_counter() - started
-    findings = Findings(**found, seconds=seconds, n_calls=calls.n_calls, n_rows=calls.n_rows)
+    found = _Evaluation(subject, effort or EFFORTS[preset], say).run(images)
+    findings = Findings(**found, seconds=time.perf_counter() - started)
     return Robustness(answer_points(subject, findings, preset=preset), findings)
 
 
 class _Counted:
-    """Counts the calls of every model of a kind inside the block, surrogates and copies included.
+    """Counts the calls of every model of a kind inside the block, surrogates included.
 
-    Without a hook, which would take the models from the fused path.
+    The class is patched for so long: a hook would take the models from the fused path, and a
+    wrapper would not be attacked as a `DefendedClassifier`.
     """
 
     def __init__(self, kind: type[nn.Module]) -> None:
@@ -186,10 +140,11 @@ class _Evaluation:
         self.subject, self.effort, self.say = subject, effort, say
         self.x, self.y = subject.test
         self.seed = subject.seed
-        # Of the decisions: no attack may have seen them.
-        self.evaluation_seed = int(np.random.SeedSequence([subject.seed, 2]).generate_state(1)[0])
+        self.evaluation_seed = seed_word(subject.seed, Purpose.DECISIONS)
+        self.calls = _Counted(type(subject.defended))
         subject.defended.eval()
-        self.is_random = is_random(subject.defended, self.x)
+        with isolated(self.seed):
+            self.is_random = is_random(subject.defended, self.x)
 
     def run(self, images: Tensor | None) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -200,10 +155,12 @@ class _Evaluation:
         if self.effort.suite is None:
             parts = ("curves", "gradients", "planted", "counts_at_zero", "worst_points")
             nothing = dict.fromkeys((*parts, "fixed_noise", "transfer_back"))
-            return {**found, **nothing, "suites": self._counted_again(), "certificates": {}}
+            found |= {**nothing, "suites": self._counted_again(), "certificates": {}}
+            return {**found, "n_calls": self.calls.n_calls, "n_rows": self.calls.n_rows}
         suites = self._suites(self.effort.suite)
+        found |= {"suites": suites, "n_calls": self.calls.n_calls, "n_rows": self.calls.n_rows}
         self.say("curves against eps, steps, restarts and draws")
-        found |= {"suites": suites, "curves": self._curves(), "gradients": self._gradients()}
+        found |= {"curves": self._curves(), "gradients": self._gradients()}
         self.say("a copy of the defence with a known weakness")
         found["planted"] = checks.planted_points(
             self.subject.defended, self.x, **self._threat, budget=LIGHT
@@ -211,7 +168,7 @@ class _Evaluation:
         self.say("counting at eps 0, on the worst points, with known noise")
         return {
             **found,
-            "counts_at_zero": self._counts_at_zero(len(suites["defended"].outcomes)),
+            "counts_at_zero": self._counts_at_zero(),
             "worst_points": self._rows_on_worst_points(suites),
             "fixed_noise": self._fixed_noise(),
             "transfer_back": self._transfer_back(suites["defended"]),
@@ -245,18 +202,18 @@ class _Evaluation:
     def _suites(self, budget: Budget) -> dict[str, SuiteResult]:
         defended, plain = self.subject.defended, self.subject.model.classifier
         points = {name: found["points"] for name, found in self.subject.paper.items()}
-        suites = {
-            "defended": self._attack(
+        with self.calls:
+            of_defended = self._attack(
                 "the defended model",
                 defended,
                 budget,
                 transfer_from={"the undefended": plain},
                 known_points={PAPER: points["defended"]},
-            ),
-            "undefended": self._attack(
-                "the undefended model", plain, budget, known_points={PAPER: points["baseline"]}
-            ),
-        }
+            )
+        of_plain = self._attack(
+            "the undefended model", plain, budget, known_points={PAPER: points["baseline"]}
+        )
+        suites = {"defended": of_defended, "undefended": of_plain}
         for name, simpler in self._simpler_defences().items():
             suites[name] = self._attack(f"a simpler defence: {name}", simpler, LIGHT)
         trained = self._adversarially_trained()
@@ -323,7 +280,7 @@ class _Evaluation:
         )
         effort, n_iter = self.effort, self.effort.curve_iter
         return {
-            "eps": curves.eps_curve(attacker, effort.eps, n_iter=n_iter),
+            "eps": curves.eps_curve(attacker, effort.attack_eps, n_iter=n_iter),
             "steps": curves.step_curve(attacker, effort.n_iter),
             "restarts": curves.restart_curve(attacker, effort.n_restarts, n_iter=n_iter),
             "eot": curves.eot_curve(attacker, effort.eot_iter, n_iter=n_iter),
@@ -338,26 +295,15 @@ class _Evaluation:
             )
         return found
 
-    def _counts_at_zero(self, n_attacks: int) -> dict[str, float]:
-        """Count where the ball has no room: what is still "found" there is the counting's doing.
-
-        AutoAttack's own count, with the run's settings; and the worst case over as many rounds of
-        decisions on the clean features as there are attacks.
-        """
-        model, run = self.subject.defended, self.subject.findings["attacks"]["defended"]
+    def _counts_at_zero(self) -> dict[str, float]:
+        """Count by AutoAttack's flags where the ball has no room: what its single looks cost."""
+        run = self.subject.findings["attacks"]["defended"]
         names = ("attacks", "norm", "n_iter", "n_restarts", "n_queries", "eot_iter", "batch_size")
         settings = {name: run[name] for name in names}
         result = run_autoattack(
-            model, self.x, self.y, attack_eps=_TINY_EPS, seed=self.seed, **settings
+            self.subject.defended, self.x, self.y, attack_eps=_TINY_EPS, seed=self.seed, **settings
         )
-        again = [
-            majority_right(model, self.x, self.y, seed=self.evaluation_seed + i)
-            for i in range(n_attacks)
-        ]
-        return {
-            "flags": float(result.robust_flags.float().mean()),
-            "worst case": float(torch.stack(again).all(0).float().mean()),
-        }
+        return {"flags": float(result.robust_flags.float().mean())}
 
     def _rows_on_worst_points(self, suites: Mapping[str, SuiteResult]) -> dict[str, Any]:
         """Return the nine metrics where every sample is at its worst point."""
@@ -368,12 +314,10 @@ class _Evaluation:
             suites["undefended"].worst_points,
             suites["defended"].worst_points,
             self.y.cpu().numpy(),
-            seed=self.evaluation_seed,
-            random=self.is_random,
+            seed=seed_word(self.seed, Purpose.WORST_POINTS),
+            random=isinstance(self.subject.defended, DefendedClassifier),
         )
-        uncertainty = measure_uncertainty(
-            rows, groupings=self.subject.groupings, seed=self.evaluation_seed
-        )
+        uncertainty = measure_uncertainty(rows, groupings=self.subject.groupings, seed=self.seed)
         return {"rows": rows.rows, "spread": rows.spread, **uncertainty}
 
     def _fixed_noise(self) -> float | None:

@@ -2,84 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from nnmf_cuda.attacks import SuiteResult
-from nnmf_cuda.attacks.suite import N_DECISIONS
+from nnmf_cuda.attacks.suite import FROM_WORST, N_DECISIONS
 from nnmf_cuda.evaluation import (
     Certificate,
-    bootstrap_mean,
-    majority_class_accuracy,
     wilson_interval,
 )
 from nnmf_cuda.models import DefendedClassifier
 from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.pipeline.robustness.cautions import cautions
+from nnmf_cuda.pipeline.robustness.findings import Findings
+from nnmf_cuda.pipeline.robustness.standing import Standing, standing_of, verdict
 from nnmf_cuda.pipeline.robustness.subject import Subject
 
-if TYPE_CHECKING:
-    from nnmf_cuda.pipeline.robustness.evaluation import Findings
-
-__all__ = ["NOT_RUN", "PAPER", "POINT_NAMES", "answer_points", "summary_table"]
+__all__ = ["NOT_RUN", "PAPER", "POINTS", "answer_points", "summary_table"]
 
 NOT_RUN = "not run"
 
 PAPER = "the paper's protocol"
 """Name of what the run's own attack has found."""
 
-POINT_NAMES = (
-    "Threat model",
-    "Box",
-    "Layout",
-    "Classes and losses",
-    "Success counted four ways",
-    "Gradient",
-    "Expectation over transformation",
-    "Steps and restarts",
-    "Sweep of eps",
-    "Black box against white box",
-    "Transfer",
-    "Fixed noise",
-    "Attacks on the purifier",
-    "Baselines",
-    "Planted direction",
-    "Sample size",
-    "AutoAttack's own checks",
-    "Leakage",
-    "Certificate",
-    "Record",
-)
-"""What each point is about, from 1 on."""
-
 
 def answer_points(subject: Subject, findings: Findings, *, preset: str) -> dict[str, Any]:
     """Return the content of `robustness.json`."""
     writer = _Points(subject, findings)
-    values = {i: getattr(writer, f"point_{i}")() for i in range(1, len(POINT_NAMES) + 1)}
+    values = {i: answer(writer) for i, (_, answer) in enumerate(POINTS, start=1)}
     suite, others = findings.suites["defended"], dict(findings.suites)
     del others["defended"]
-    low, high = writer.interval
+    stands = writer.standing
     return {
         "worst_case_accuracy": suite.worst_case_accuracy,
-        "worst_case_interval": [low, high],
-        "worst_case_interval_by": writer.drawn_as_a_whole,
+        "worst_case_interval": [stands.low, stands.high],
+        "worst_case_interval_by": stands.drawn,
         "worst_case_rounds": writer.rounds(),
         "all_right_accuracy": suite.all_right_accuracy,
         "clean_accuracy": suite.outcomes[0].accuracies["majority"],
-        "constant_answer_accuracy": writer.constant,
-        "verdict": verdict(
-            suite.worst_case_accuracy,
-            low,
-            high,
-            writer.constant,
-            by=writer.drawn_as_a_whole,
-            is_worst_case=writer.ran_suite,
-        ),
+        "constant_answer_accuracy": stands.constant,
+        "verdict": verdict(stands, is_worst_case=writer.ran_suite),
         "warnings": cautions(values),
         "paper_protocol": writer.paper_protocol(),
         "preset": preset,
@@ -87,7 +53,7 @@ def answer_points(subject: Subject, findings: Findings, *, preset: str) -> dict[
         "threat_model": writer.threat_model(),
         "points": [
             {"id": i, "name": name, "value": NOT_RUN if values[i] is None else values[i]}
-            for i, name in enumerate(POINT_NAMES, start=1)
+            for i, (name, _) in enumerate(POINTS, start=1)
         ],
         "attacks": attack_lines(suite),
         "others": {name: other_line(other) for name, other in others.items()},
@@ -95,44 +61,6 @@ def answer_points(subject: Subject, findings: Findings, *, preset: str) -> dict[
         "worst_points": findings.worst_points,
         "seconds": findings.seconds,
     }
-
-
-def verdict(
-    worst: float,
-    low: float,
-    high: float,
-    constant: float,
-    *,
-    by: str = "image",
-    is_worst_case: bool = True,
-) -> str:
-    """Say how the worst case stands to the constant answer.
-
-    Parameters
-    ----------
-    worst, low, high : float
-        The worst case and its interval.
-    constant : float
-        Accuracy of the constant answer.
-    by : str, default="image"
-        What the bootstrap of the interval draws as a whole.
-    is_worst_case : bool, default=True
-        Whether the adaptive attacks were run; else nothing is said but what was counted.
-    """
-    figures = f"{worst:.4f} (95 % bootstrap interval by {by} {low:.3f}-{high:.3f})"
-    if not is_worst_case:
-        return (
-            f"Only the paper's protocol was counted: {figures} is no worst case, and no comparison"
-            f" with the constant answer, {constant:.4f}."
-        )
-    if low > constant:
-        return f"The worst case, {figures}, beats the constant answer, {constant:.4f}."
-    if high < constant:
-        return f"The worst case, {figures}, is below the constant answer, {constant:.4f}."
-    return (
-        f"The worst case, {figures}, does not beat the constant answer, {constant:.4f}: the"
-        " interval holds it."
-    )
 
 
 def attack_lines(suite: SuiteResult) -> list[dict[str, Any]]:
@@ -160,13 +88,13 @@ class _Points:
         self.suite = findings.suites["defended"]
         self.x, self.y = subject.test
         self.n = len(self.y)
-        self.constant = majority_class_accuracy(self.y.cpu().numpy())
         self.attacked = {o.name: o.accuracies["majority"] for o in self.suite.outcomes}
-        self.drawn_as_a_whole, groups = next(iter(subject.groupings.items()), ("image", None))
-        found = bootstrap_mean(
-            self.suite.robust_share.cpu().numpy(), groups=groups, seed=subject.seed
+        self.standing: Standing = standing_of(
+            self.suite.robust_share.cpu().numpy(),
+            self.y.cpu().numpy(),
+            groupings=subject.groupings,
+            seed=subject.seed,
         )
-        self.interval = (found.low, found.high)
 
     @property
     def is_purifying(self) -> bool:
@@ -240,7 +168,7 @@ class _Points:
             "robust_defended_by_majority": self.attacked[PAPER],
         }
 
-    def point_1(self) -> dict[str, Any]:
+    def threat(self) -> dict[str, Any]:
         x, eps = self.subject.x["train"].float(), self.subject.attack_eps
         spans, stds = x.amax(0) - x.amin(0), x.std(0)
         pixels: Any = NOT_RUN
@@ -253,7 +181,7 @@ class _Points:
             "pixel_space": pixels,
         }
 
-    def point_2(self) -> dict[str, Any]:
+    def box(self) -> dict[str, Any]:
         order = float("inf") if self.subject.norm == "Linf" else 2.0
         moves = [float((o.points - self.x).norm(p=order, dim=1).max()) for o in self.suite.outcomes]
         clean = self.subject.x["test"]
@@ -264,13 +192,13 @@ class _Points:
             "attack_eps": self.subject.attack_eps,
         }
 
-    def point_3(self) -> dict[str, Any]:
+    def layout(self) -> dict[str, Any]:
         value = {"the paper's protocol": self.subject.findings["attacks"]["defended"]["layout"]}
         if self.ran_suite:
             value["adaptive suite"] = "none: vectors; Square chooses among all features"
         return value
 
-    def point_4(self) -> dict[str, Any]:
+    def classes(self) -> dict[str, Any]:
         n_classes = len(self.subject.model.label_names)
         dlr = "run" if self.ran_suite else NOT_RUN
         return {
@@ -280,13 +208,10 @@ class _Points:
             "attacks": [name for name in self.attacked if name != "clean"],
         }
 
-    def point_5(self) -> dict[str, Any]:
+    def counts(self) -> dict[str, Any]:
         clean, last = self.suite.outcomes[0], self._named(PAPER)
         flags = self.subject.paper["defended"]["flags"]
-        zero: Mapping[str, Any] = self.found.counts_at_zero or {
-            "flags": NOT_RUN,
-            "worst case": NOT_RUN,
-        }
+        zero: Mapping[str, Any] = self.found.counts_at_zero or {"flags": NOT_RUN}
         low, high = wilson_interval(last.accuracies["fresh"] * self.n, self.n)
         return {
             "the paper's protocol": {
@@ -302,7 +227,7 @@ class _Points:
             },
         }
 
-    def point_6(self) -> dict[str, Any] | None:
+    def gradient(self) -> dict[str, Any] | None:
         if self.found.gradients is None:
             return None
         bpda = self.attacked.get("APGD-margin, BPDA identity", NOT_RUN)
@@ -311,7 +236,7 @@ class _Points:
             "bpda_identity": bpda,
         }
 
-    def point_7(self) -> dict[str, Any] | None:
+    def draws(self) -> dict[str, Any] | None:
         if self.found.curves is None or self.found.gradients is None:
             return None
         value = dict(self.found.curves["eot"])
@@ -321,7 +246,7 @@ class _Points:
             value["draws_of_the_defence"] = self.subject.model.purifier.n_draws
         return value
 
-    def point_8(self) -> dict[str, Any] | None:
+    def steps(self) -> dict[str, Any] | None:
         if self.found.curves is None:
             return None
         steps, restarts = self.found.curves["steps"], self.found.curves["restarts"]
@@ -331,12 +256,17 @@ class _Points:
             "converged": steps["converged"] and restarts["converged"],
         }
 
-    def point_9(self) -> dict[str, Any] | None:
+    def sweep(self) -> dict[str, Any] | None:
         return None if self.found.curves is None else dict(self.found.curves["eps"])
 
-    def point_10(self) -> dict[str, Any] | None:
+    def black_box(self) -> dict[str, Any] | None:
         square = [v for name, v in self.attacked.items() if name.startswith("Square")]
-        white = [v for name, v in self.attacked.items() if name.startswith(("APGD", "PGD"))]
+        # The last attack starts from all others' points, those of black boxes among them.
+        white = [
+            v
+            for name, v in self.attacked.items()
+            if name.startswith(("APGD", "PGD")) and name != FROM_WORST
+        ]
         if not square or not white:
             return None
         transfer = [v for name, v in self.attacked.items() if name.startswith("transfer")]
@@ -347,18 +277,18 @@ class _Points:
             "black_box_is_stronger": black < min(white) - 0.002,
         }
 
-    def point_11(self) -> dict[str, Any] | None:
+    def transfer(self) -> dict[str, Any] | None:
         to = {n: v for n, v in self.attacked.items() if n.startswith("transfer")}
         if self.found.transfer_back is None:
             return None
         return {**to, "back to the undefended": self.found.transfer_back}
 
-    def point_12(self) -> dict[str, Any] | None:
+    def fixed_noise(self) -> dict[str, Any] | None:
         if self.found.fixed_noise is None:
             return {"note": "the defence has no noise"} if self.ran_suite else None
         return {"robust_accuracy": self.found.fixed_noise}
 
-    def point_13(self) -> dict[str, Any] | None:
+    def purifier(self) -> dict[str, Any] | None:
         if not self.ran_suite:
             return None
         if not self.is_purifying:
@@ -371,7 +301,7 @@ class _Points:
             **({} if is_chain else {"loss at every step of a chain": "one step only"}),
         }
 
-    def point_14(self) -> dict[str, Any] | None:
+    def baselines(self) -> dict[str, Any] | None:
         if not self.ran_suite:
             return None
         value = {
@@ -381,29 +311,29 @@ class _Points:
             }
             for name, suite in self.found.suites.items()
         }
-        return {**value, "constant answer": self.constant}
+        return {**value, "constant answer": self.standing.constant}
 
-    def point_15(self) -> dict[str, Any] | None:
+    def planted(self) -> dict[str, Any] | None:
         return None if self.found.planted is None else dict(self.found.planted)
 
-    def point_16(self) -> dict[str, Any]:
-        worst = self.suite.worst_case_accuracy
+    def sample_size(self) -> dict[str, Any]:
         return {
             "n": self.n,
-            "bootstrap_95": list(self.interval),
-            "drawn_as_a_whole": self.drawn_as_a_whole,
-            "wilson_95": list(wilson_interval(worst * self.n, self.n)),
+            "worst_case_less_constant_answer": asdict(self.standing.less_constant),
+            "interval_95": [self.standing.low, self.standing.high],
+            "method": self.standing.method,
+            "drawn_as_a_whole": self.standing.drawn,
             "seeds_of_training": "one; run --seeds trains several",
         }
 
-    def point_17(self) -> dict[str, Any]:
+    def autoattack_checks(self) -> dict[str, Any]:
         attacks = self.subject.findings["attacks"]
         return {name: found["warnings"] or "no warning" for name, found in attacks.items()}
 
-    def point_18(self) -> Any:
+    def leakage(self) -> Any:
         return self.subject.findings.get("audit")
 
-    def point_19(self) -> dict[str, Any] | None:
+    def certificate(self) -> dict[str, Any] | None:
         if not self.found.certificates:
             return None
         t = int(self.subject.model.purifier.timesteps[0])
@@ -426,7 +356,7 @@ class _Points:
         share = found.certified_accuracy_linf(eps) if is_linf else found.certified_accuracy(eps)
         return float(share)
 
-    def point_20(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         environment = describe_environment(
             self.x.device, data_sha256=str(self.subject.model.info.get("data_sha256"))
         )
@@ -444,6 +374,31 @@ class _Points:
 
     def _named(self, name: str) -> Any:
         return next(outcome for outcome in self.suite.outcomes if outcome.name == name)
+
+
+POINTS: tuple[tuple[str, Callable[[_Points], Any]], ...] = (
+    ("Threat model", _Points.threat),
+    ("Box", _Points.box),
+    ("Layout", _Points.layout),
+    ("Classes and losses", _Points.classes),
+    ("Success counted four ways", _Points.counts),
+    ("Gradient", _Points.gradient),
+    ("Expectation over transformation", _Points.draws),
+    ("Steps and restarts", _Points.steps),
+    ("Sweep of eps", _Points.sweep),
+    ("Black box against white box", _Points.black_box),
+    ("Transfer", _Points.transfer),
+    ("Fixed noise", _Points.fixed_noise),
+    ("Attacks on the purifier", _Points.purifier),
+    ("Baselines", _Points.baselines),
+    ("Planted direction", _Points.planted),
+    ("Sample size", _Points.sample_size),
+    ("AutoAttack's own checks", _Points.autoattack_checks),
+    ("Leakage", _Points.leakage),
+    ("Certificate", _Points.certificate),
+    ("Record", _Points.record),
+)
+"""What each point is about, from 1 on, and what answers it."""
 
 
 def summary_table(content: Mapping[str, Any]) -> str:
