@@ -22,6 +22,7 @@ __all__ = [
 
 _BETA_LOSSES = ("frobenius", "kullback-leibler", "itakura-saito")
 _INITS = ("random", "nndsvd", "nndsvda", "nndsvdar")
+_RANDOM_INITS = ("random", "nndsvdar")
 _ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 _Solver = Literal["mu", "accelerated-mu", "hals"]
 _Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint"]
@@ -76,9 +77,10 @@ class NNMFConfig:
         checks.one_of(get_args(_Solver), "solver")
         checks.one_of(_INITS, "init")
         checks.require(
-            self.n_init == 1 or self.init == "random",
+            self.n_init == 1 or self.init in _RANDOM_INITS,
             "n_init",
-            f"be 1 with nnmf.init={self.init!r}, which has one start",
+            f"be 1 with nnmf.init={self.init!r}, which has one start; others need"
+            f" {' or '.join(_RANDOM_INITS)}",
         )
         checks.require(0 <= self.tol < float("inf"), "tol", "be a finite number >= 0")
         fits = {"hals": ("frobenius",), "accelerated-mu": ("frobenius", "kullback-leibler")}
