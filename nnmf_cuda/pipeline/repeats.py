@@ -28,6 +28,7 @@ __all__ = [
 
 OWN_SPLIT = "own split"
 _ROBUSTNESS = ("clean_accuracy", "worst_case_accuracy", "all_right_accuracy")
+_MISSING = object()
 _FOLDABLE = ("patient_fold", "patient", "series")
 
 
@@ -151,12 +152,11 @@ def is_finished(home: Path, config_yaml: str, *, evaluated: bool) -> bool:
     # metrics.json is written last.
     if not ((home / "metrics.json").is_file() and config.is_file()):
         return False
-    found = config.read_text(encoding="utf-8")
-    if found != config_yaml:
+    different = _difference(config.read_text(encoding="utf-8"), config_yaml)
+    if different:
         raise ValueError(
-            f"--resume: {home} is a finished run with other settings"
-            f" ({_difference(found, config_yaml)}): give the settings of the first time, or another"
-            " --out"
+            f"--resume: {home} is a finished run with other settings ({different}): give the"
+            " settings of the first time, or another --out"
         )
     return not evaluated or (home / "robustness.json").is_file()
 
@@ -165,10 +165,11 @@ def _difference(found: str, wanted: str) -> str:
     """Say which settings of two `config.yaml` differ, with both values."""
     import yaml  # type: ignore[import-untyped]
 
-    there, here = (_flat(yaml.safe_load(text) or {}) for text in (found, wanted))
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    there, here = (_flat(yaml.safe_load(text)) for text in (found, wanted))
     return ", ".join(
-        f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names
+        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+        for name in {**there, **here}
+        if there.get(name, _MISSING) != here.get(name, _MISSING)
     )
 
 
@@ -188,7 +189,11 @@ def result_line(home: Path) -> str:
         f" {rows[f'{name}_Defended']['accuracy']:.4f} defended"
         for name in ("Clean", "Robust")
     )
-    return f"accuracy clean {clean}; attacked {robust}; {home / 'report.html'}"
+    evaluated = home / "robustness.json"
+    worst = ""
+    if evaluated.exists():
+        worst = f" worst case {_read(evaluated)['worst_case_accuracy']:.4f};"
+    return f"accuracy clean {clean}; attacked {robust};{worst} {home / 'report.html'}"
 
 
 def summarize_seeds(homes: Mapping[int, Path]) -> dict[str, Any]:

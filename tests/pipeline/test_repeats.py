@@ -10,7 +10,7 @@ import pytest
 from nnmf_cuda import load_model
 from nnmf_cuda.cli import main
 from nnmf_cuda.pipeline import experiment
-from nnmf_cuda.pipeline.repeats import is_finished
+from nnmf_cuda.pipeline.repeats import is_finished, result_line
 from tests.pipeline.conftest import SMALL
 
 Printed = pytest.CaptureFixture[str]
@@ -86,6 +86,7 @@ def test_a_run_without_the_evaluation_asked_for_is_not_finished(tmp_path: Path) 
         (tmp_path / name).write_text("seed: 1\n")
     assert is_finished(tmp_path, "seed: 1\n", evaluated=False)
     assert not is_finished(tmp_path, "seed: 1\n", evaluated=True)
+    (tmp_path / "config.yaml").write_text("{seed: 1}\n")  # the same, written in another way
     (tmp_path / "robustness.json").write_text("{}")
     assert is_finished(tmp_path, "seed: 1\n", evaluated=True)
     assert not is_finished(tmp_path / "none", "seed: 1\n", evaluated=False)
@@ -140,5 +141,14 @@ def test_loading_several_runs_names_one(several: tuple[Path, list[str]], capsys:
     with pytest.raises(ValueError, match=message):
         load_model(out)
     shutil.move(out / "seed_0", out / "fold_1" / "seed_0")
-    assert main(["predict", "x.png", f"--model={out}"]) == 2
-    assert f"such as {out / 'fold_1' / 'seed_0'}" in capsys.readouterr().err
+    for command in (["predict", "x.png"], ["evaluate"]):
+        assert main([*command, f"--model={out}"]) == 2
+        assert f"such as {out / 'fold_1' / 'seed_0'}" in capsys.readouterr().err
+    assert load_model(out / "seed_1").image_shape == (128, 128)
+
+
+def test_line_of_an_evaluated_run_has_its_worst_case(several: tuple[Path, list[str]]) -> None:
+    home = several[0] / "seed_0"
+    assert "worst case" not in result_line(home)
+    (home / "robustness.json").write_text('{"worst_case_accuracy": 0.25}')
+    assert "; worst case 0.2500; " in result_line(home)
