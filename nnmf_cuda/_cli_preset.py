@@ -59,6 +59,6 @@ def _preset_in(path: str) -> str | None:
 def _checked(name: str, where: str) -> str:
     if name in PRESETS:
         return name
-    near = difflib.get_close_matches(name, PRESETS, n=1)
+    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ValueError(f"{where} {name}: no such preset; {hint}choose one of {', '.join(PRESETS)}")

@@ -42,6 +42,9 @@ _SPLITS = ("own_split", "fold_*")
 _BELOW = ("seed_*", *_SPLITS, *(f"{split}/seed_*" for split in _SPLITS))
 """Where several runs stand below the directory of all."""
 
+_SHOWN = 4
+"""Of so many runs the names are listed."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
@@ -91,11 +94,14 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a directory")
     present = [name for name in (*RESULTS, *SUMMARIES) if (out / name).exists()]
-    present += [str(home.relative_to(out)) for home in runs_below(out)]
+    below = [str(home.relative_to(out)) for home in runs_below(out)]
+    more = f"and {len(below) - _SHOWN} more runs"
+    present += below if len(below) <= _SHOWN else [*below[:_SHOWN], more]
     if present and not overwrite:
+        resume = ", or --resume to keep its finished runs" if below else ""
         raise ValueError(
             f"--out {out} already holds a run ({', '.join(present)}): give another directory, or"
-            " --overwrite to replace it"
+            f" --overwrite to replace it{resume}"
         )
 
 

@@ -75,6 +75,8 @@ def test_runs_below_are_found_and_removed_with_what_is_stale(tmp_path: Path) -> 
         ValueError, match=r"\(robustness.json, fold_1/seed_0, .*, own_split, seed_7"
     ):
         check_free(tmp_path, overwrite=False)
+    with pytest.raises(ValueError, match="or --resume to keep its finished runs"):
+        check_free(tmp_path, overwrite=False)
     remove_runs(tmp_path, keep=[homes[3]])
     assert runs_below(tmp_path) == [homes[3]]
     with results_directory(tmp_path, overwrite=True) as partial:
@@ -84,3 +86,11 @@ def test_runs_below_are_found_and_removed_with_what_is_stale(tmp_path: Path) -> 
         "model/model.json": "2",
         "fold_1/seed_1/mine.txt": "mine",
     }
+
+
+def test_many_runs_are_counted(tmp_path: Path) -> None:
+    for seed in range(6):
+        with results_directory(tmp_path / f"seed_{seed}", overwrite=False) as partial:
+            write(partial, "1")
+    with pytest.raises(ValueError, match=r"\(seed_0, .*, seed_3, and 2 more runs\)"):
+        check_free(tmp_path, overwrite=False)
