@@ -30,7 +30,7 @@ def audit_parser() -> ArgumentParser:
     parser.add_argument("--test_fold", type=int | str | None, default=None, help="as for run")
     parser.add_argument("--seed", type=int, default=0, help="of a split that is made here")
     parser.add_argument(
-        "--resolution", type=int, default=32, help="side of the grid of block means"
+        "--resolution", type=int, default=32, help="side of the grid of block means, 2 or more"
     )
     parser.add_argument(
         "--threshold", type=float, default=0.95, help="correlation above which images are near"
@@ -46,7 +46,12 @@ def run_audit(arguments: Namespace, _: ArgumentParser) -> None:
     import json
 
     from nnmf_cuda.data import audit_dataset, load_dataset
+    from nnmf_cuda.data.leakage import check_audit
 
+    check_audit(resolution=arguments.resolution, threshold=arguments.threshold)
+    target = None if arguments.json is None else Path(arguments.json)
+    if target is not None and (target.is_dir() or not target.parent.is_dir()):
+        raise ValueError(f"--json {target}: give a file in a folder that exists")
     dataset = load_dataset(
         arguments.data,
         classes=arguments.classes,
@@ -57,7 +62,6 @@ def run_audit(arguments: Namespace, _: ArgumentParser) -> None:
         progress=True,
     )
     audit = audit_dataset(dataset, resolution=arguments.resolution, threshold=arguments.threshold)
-    if arguments.json is not None:
-        text = json.dumps(audit.as_dict(), indent=2)
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
-    print(f"{dataset.source}: {len(dataset.images)} images\n{audit.text()}")
+    print(f"{dataset.source}: {len(dataset.images)} images\n{audit.text()}", flush=True)
+    if target is not None:
+        target.write_text(json.dumps(audit.as_dict(), indent=2) + "\n", encoding="utf-8")

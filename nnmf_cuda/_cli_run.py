@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,14 +22,15 @@ from nnmf_cuda.pipeline.config import (
 )
 
 if TYPE_CHECKING:
-    from nnmf_cuda.pipeline.repeats import Repeat
+    from nnmf_cuda.pipeline.experiment import Experiment
 
-__all__ = ["preset_of", "run_command", "run_parser"]
+__all__ = ["run_command", "run_parser"]
 
 _NOT_CONFIG = (
     "config",
     "out",
     "overwrite",
+    "resume",
     "seeds",
     "cross_validate",
     "bench_records",
@@ -39,15 +38,6 @@ _NOT_CONFIG = (
 )
 """Arguments of `run` that say where results go and what stands beside them: not part of the
 experiment."""
-
-
-def preset_of(argv: Sequence[str]) -> ExperimentConfig:
-    """Return the preset that is asked for: the other options start from its values."""
-    for given, following in zip(argv, [*argv[1:], ""], strict=True):
-        name = following if given == "--preset" else given.removeprefix("--preset=")
-        if given.startswith("--preset") and name in PRESETS:
-            return PRESETS[name]
-    return PRESETS["paper"]
 
 
 def run_parser(preset: ExperimentConfig) -> ArgumentParser:
@@ -69,6 +59,12 @@ def run_parser(preset: ExperimentConfig) -> ArgumentParser:
         "--overwrite",
         action="store_true",
         help="replace results in --out",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="with --seeds or --cross_validate: keep the finished runs in --out that have these"
+        " settings, run the others",
     )
     parser.add_argument(
         "--preset", type=Literal[tuple(PRESETS)], default="paper", help="named settings"
@@ -152,28 +148,33 @@ def run_command(arguments: Namespace, parser: ArgumentParser) -> None:
     if not 0 <= arguments.seed <= last < 2**32:
         # torch's generator on the CPU reads no more: larger seeds would repeat smaller ones.
         raise ValueError(f"--seed must lie in [0, 2**32), got {arguments.seed} to {last}")
-    if arguments.seeds == 1 and not arguments.cross_validate:
-        _run_once(arguments, parser)
-        return
-    if arguments.bench_records is not None:
-        raise ValueError(
-            "--bench_records is for the report of one run: leave out --seeds and --cross_validate"
+    if arguments.resume and arguments.overwrite:
+        raise ValueError("--resume keeps what --overwrite replaces: leave out one of them")
+    _experiment_config(arguments)  # refuses what cannot work before anything is read or removed
+    if arguments.seeds > 1 or arguments.cross_validate:
+        from nnmf_cuda._cli_repeats import run_repeats
+
+        run_repeats(
+            arguments,
+            run_one=lambda one: _run_once(one, parser),
+            config_of=lambda one: _config_yaml(one, parser),
         )
-    seeds = range(arguments.seed, last + 1)
-    if arguments.cross_validate:
-        _run_folds(arguments, parser, seeds)
-    else:
-        _run_seeds(arguments, parser, seeds)
+        return
+    if arguments.resume:
+        raise ValueError("--resume is for several runs: give --seeds or --cross_validate with it")
+    experiment = _run_once(arguments, parser)
+    out = Path(arguments.out)
+    print(experiment.tables())
+    print(f"\nresults: {out}\nreport:  {out / 'report.html'}")
 
 
-def _run_once(arguments: Namespace, parser: ArgumentParser) -> None:
+def _run_once(arguments: Namespace, parser: ArgumentParser) -> Experiment:
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.pipeline.experiment import run_experiment
 
-    out = Path(arguments.out)
-    experiment = run_experiment(
+    return run_experiment(
         _experiment_config(arguments),
-        out=out,
+        out=Path(arguments.out),
         config_yaml=_config_yaml(arguments, parser),
         device=resolve_device(arguments.device),
         overwrite=arguments.overwrite,
@@ -182,68 +183,6 @@ def _run_once(arguments: Namespace, parser: ArgumentParser) -> None:
         bench_records=_bench_records(arguments.bench_records),
         evaluation=arguments.evaluation,
     )
-    print(experiment.tables())
-    print(f"\nresults: {out}\nreport:  {out / 'report.html'}")
-
-
-def _run_seeds(arguments: Namespace, parser: ArgumentParser, seeds: Sequence[int]) -> None:
-    from nnmf_cuda.pipeline.repeats import plan_seeds, summarize_seeds
-    from nnmf_cuda.pipeline.run_directory import write_text
-    from nnmf_cuda.report.repeats import seeds_table
-
-    repeats = plan_seeds(seeds, arguments.split_by, arguments.test_fold)
-    homes = _run_all(arguments, parser, repeats)
-    summary = summarize_seeds(dict(zip(seeds, homes, strict=True)))
-    write_text(Path(arguments.out) / "summary.json", json.dumps(summary, indent=2))
-    print(f"\n{seeds_table(summary)}")
-
-
-def _run_folds(arguments: Namespace, parser: ArgumentParser, seeds: Sequence[int]) -> None:
-    from nnmf_cuda.pipeline.repeats import OWN_SPLIT, plan_folds, summarize_folds, summarize_seeds
-    from nnmf_cuda.pipeline.run_directory import write_text
-    from nnmf_cuda.report.repeats import folds_page, folds_table
-
-    if arguments.data is None:
-        raise ValueError("--cross_validate needs --data: the built-in images have no folds")
-    if arguments.test_fold is not None:
-        raise ValueError(
-            f"--test_fold {arguments.test_fold} is one fold, --cross_validate all: leave out one"
-        )
-    repeats = plan_folds(
-        arguments.data, seeds, split_by=arguments.split_by, label_key=arguments.label_key
-    )
-    homes = _run_all(arguments, parser, repeats)
-    of_split: dict[str, dict[int, Path]] = {}
-    for repeat, home in zip(repeats, homes, strict=True):
-        of_split.setdefault(repeat.split, {})[repeat.seed] = home
-    summary = summarize_folds(
-        {name: summarize_seeds(found) for name, found in of_split.items()},
-        split_by=next(repeat.split_by or "" for repeat in repeats if repeat.split != OWN_SPLIT),
-    )
-    out = Path(arguments.out)
-    write_text(out / "summary.html", folds_page(summary))
-    write_text(out / "summary.json", json.dumps(summary, indent=2))
-    print(f"\n{folds_table(summary)}\n\nsummary: {out / 'summary.html'}")
-
-
-def _run_all(arguments: Namespace, parser: ArgumentParser, repeats: Sequence[Repeat]) -> list[Path]:
-    """Run them all, each in its own directory; returns the directories."""
-    from nnmf_cuda.pipeline.run_directory import SUMMARIES, check_free
-
-    out = Path(arguments.out)
-    homes = [out / repeat.home for repeat in repeats]
-    for home in (out, *homes):
-        check_free(home, overwrite=arguments.overwrite)
-    for name in SUMMARIES:
-        (out / name).unlink(missing_ok=True)
-    for repeat, home in zip(repeats, homes, strict=True):
-        say(", ".join(filter(None, (repeat.split, f"seed {repeat.seed}"))))
-        one = arguments.clone()
-        one["seed"], one["seeds"], one["cross_validate"] = repeat.seed, 1, False
-        one["split_by"], one["test_fold"] = repeat.split_by, repeat.test_fold
-        one["out"] = str(home)
-        _run_once(one, parser)
-    return homes
 
 
 def _bench_records(path: str | None) -> list[dict[str, Any]]:

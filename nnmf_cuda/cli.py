@@ -16,8 +16,9 @@ from nnmf_cuda._cli_audit import audit_parser, run_audit
 from nnmf_cuda._cli_bench import add_bench_commands, run_bench
 from nnmf_cuda._cli_evaluate import evaluate_parser, run_evaluate
 from nnmf_cuda._cli_options import add_device, say
-from nnmf_cuda._cli_run import preset_of, run_command, run_parser
-from nnmf_cuda.pipeline.config import ExperimentConfig
+from nnmf_cuda._cli_preset import asked_preset
+from nnmf_cuda._cli_run import run_command, run_parser
+from nnmf_cuda.pipeline.config import PRESETS
 
 __all__ = ["main"]
 
@@ -32,8 +33,16 @@ _USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 with one line on stderr."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    argv = sys.argv[1:] if argv is None else argv
-    parser, runs = _parsers(preset_of(argv))
+    argv = list(sys.argv[1:] if argv is None else argv)
+    preset = "paper"
+    if argv[:1] == ["run"]:
+        try:
+            preset = asked_preset(argv[1:])
+        except ValueError as error:
+            print(f"nnmf-cuda: error: {error}", file=sys.stderr)
+            return 2
+        argv.append(f"--preset={preset}")  # wherever it was given, the parser reads it last
+    parser, runs = _parsers(preset)
     arguments = parser.parse_args(argv)
     chosen = arguments.subcommand
     # As an exception, so that a run that is told to stop leaves no half of itself behind.
@@ -54,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parsers(preset: ExperimentConfig) -> tuple[ArgumentParser, ArgumentParser]:
+def _parsers(preset: str) -> tuple[ArgumentParser, ArgumentParser]:
     """Return the parser of the command, and that of `run`, which writes `config.yaml`."""
     parser = ArgumentParser(prog="nnmf-cuda", description=_ABOUT, version=__version__)
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
-    runs = run_parser(preset)
+    runs = run_parser(PRESETS[preset])
     commands.add_subcommand("run", runs, help="the whole experiment, with tables and a report")
     commands.add_subcommand("extract", _extract_parser(), help="images to NNMF features")
     commands.add_subcommand("predict", _predict_parser(), help="images to class probabilities")

@@ -115,4 +115,5 @@ def _mapping_note(mapping: Mapping[str, str], *, chosen: bool) -> str:
         for label, (value, name) in enumerate(mapping.items())
     ]
     how = "As chosen" if chosen else "In the source's order (--classes chooses another)"
-    return f"{how}, {', '.join(parts)}, the positive class"
+    positive = ", the positive class" if len(mapping) == 2 else ""
+    return f"{how}, {', '.join(parts)}{positive}"

@@ -2,141 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnmf_cuda.data._audit_result import LeakageAudit, Neighbours
 from nnmf_cuda.data.dataset import SPLITS, ImageDataset
 
-__all__ = ["LeakageAudit", "Neighbours", "audit_dataset", "block_means", "perceptual_hashes"]
+__all__ = [
+    "LeakageAudit",
+    "Neighbours",
+    "audit_dataset",
+    "block_means",
+    "check_audit",
+    "perceptual_hashes",
+]
 
 _ROWS = 1024
 """Images compared at a time, so that memory does not grow with the square of their number."""
 
-_ALARM_SHARE = 0.01
-_ALARM_EXCESS = 0.5
+_SYNTHETIC = "drawn image"
+_GROUPS = ("patient", "patient_fold", "series")
 _HASH_BITS = 4
 """Two of a perceptual hash's 63 bits that differ at most this often mean the same picture."""
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """How near a part of the images comes to the images that it is compared with.
-
-    Attributes
-    ----------
-    n : int
-        Images of the part.
-    near_share : float
-        Share whose most similar image on the other side correlates above the threshold.
-    nearest_accuracy : float
-        Accuracy of giving each image the label of its most similar one on the other side: what
-        memory alone scores.
-    majority_accuracy : float
-        Accuracy of always naming the most frequent label of the other side.
-    identical : int
-        Images with an equal one, byte for byte, on the other side.
-    same_hash : int
-        Images with one of nearly the same perceptual hash on the other side.
-    """
-
-    n: int
-    near_share: float
-    nearest_accuracy: float
-    majority_accuracy: float
-    identical: int
-    same_hash: int
-
-    @property
-    def alarming(self) -> bool:
-        """Whether more than 1 % are near, or memory closes half of what a constant answer lacks."""
-        lacking = 1 - self.majority_accuracy
-        memorised = self.nearest_accuracy - self.majority_accuracy > _ALARM_EXCESS * lacking
-        return self.near_share > _ALARM_SHARE or self.identical > 0 or memorised
-
-
-@dataclass(frozen=True)
-class LeakageAudit:
-    """What `audit_dataset` found.
-
-    Attributes
-    ----------
-    splits : mapping of str to Neighbours
-        "valid" and "test" against the training images.
-    folds : mapping of str to Neighbours
-        Each patient fold against all others, where the source has folds.
-    counts : mapping of str to mapping of str to int
-        Images of each class in each split.
-    duplicates : int
-        Images that have an equal one anywhere in the data set.
-    pairs : list of tuple
-        Up to ten of the most similar pairs across the split: correlation, evaluated file, its
-        split, training file.
-    resolution : int
-        Side of the grid of block means that are compared.
-    threshold : float
-        Correlation above which two images count as near.
-    """
-
-    splits: Mapping[str, Neighbours]
-    folds: Mapping[str, Neighbours]
-    counts: Mapping[str, Mapping[str, int]]
-    duplicates: int
-    pairs: list[tuple[float, str, str, str]]
-    resolution: int
-    threshold: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything, for JSON."""
-        return {
-            "resolution": self.resolution,
-            "threshold": self.threshold,
-            "splits": {name: vars(found) for name, found in self.splits.items()},
-            "patient_folds": {name: vars(found) for name, found in self.folds.items()},
-            "counts": {split: dict(counts) for split, counts in self.counts.items()},
-            "duplicates": self.duplicates,
-            "most_similar_pairs": [list(pair) for pair in self.pairs],
-            "warnings": self.warnings(),
-        }
-
-    def warnings(self) -> list[str]:
-        """Return a sentence for each evaluated split that has seen its images before."""
-        return [
-            f"Leakage: {found.near_share:.1%} of {name} correlate above {self.threshold:g} with a"
-            f" training image ({self.resolution}x{self.resolution} block means), and the nearest"
-            f" training image alone names {found.nearest_accuracy:.1%} of {name} rightly (constant"
-            f" answer {found.majority_accuracy:.1%}): figures on {name} say little about new"
-            " patients."
-            for name, found in self.splits.items()
-            if found.alarming
-        ]
-
-    def text(self) -> str:
-        """Return a table for a terminal."""
-        side = f"{self.resolution}x{self.resolution}"
-        lines = [
-            f"Correlation of {side} block means; near: above {self.threshold:g}.",
-            f"{'':<14}{'images':>8}{'near':>8}{'1-NN':>8}{'constant':>10}{'equal':>7}{'hash':>6}",
-        ]
-        for title, part in (("against train", self.splits), ("fold against others", self.folds)):
-            lines += [title] if part else []
-            for name, found in part.items():
-                lines.append(
-                    f"  {name:<12}{found.n:>8}{found.near_share:>8.1%}"
-                    f"{found.nearest_accuracy:>8.1%}{found.majority_accuracy:>10.1%}"
-                    f"{found.identical:>7}{found.same_hash:>6}"
-                )
-        for split, counts in self.counts.items():
-            shown = ", ".join(f"{name} {n}" for name, n in counts.items())
-            lines.append(f"{split}: {shown}")
-        lines.append(f"images with an equal one anywhere: {self.duplicates}")
-        if self.pairs:
-            lines.append("most similar pairs across the split:")
-            lines += [f"  {r:.4f}  {a} ({split})  {b}" for r, a, split, b in self.pairs]
-        return "\n".join([*lines, *self.warnings()])
 
 
 def audit_dataset(
@@ -160,14 +50,13 @@ def audit_dataset(
     Raises
     ------
     ValueError
-        If the resolution is above the images', or the threshold outside (0, 1].
+        If the resolution is below 2 or above the images', or the threshold outside (0, 1].
 
     Notes
     -----
-    A high nearest-neighbour accuracy is an alarm, not a proof: a task may be that easy.
+    A high nearest-neighbour accuracy is no proof of leakage: a task may be that easy.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+    check_audit(resolution=resolution, threshold=threshold)
     means = block_means(dataset.images, resolution)
     images = _Compared(
         _standardised(means), dataset.labels, _digests(dataset), perceptual_hashes(dataset.images)
@@ -178,7 +67,8 @@ def audit_dataset(
         rows = dataset.split == name
         if not rows.any():
             continue
-        splits[name], best, nearest = images.compare(rows, train, threshold)
+        found, best, nearest = images.compare(rows, train, threshold)
+        splits[name] = replace(found, parted_by=_parted_by(dataset, rows, train))
         order = np.argsort(-best)[:10]
         files, known = dataset.files[rows], dataset.files[train]
         pairs += [(float(best[i]), str(files[i]), name, str(known[nearest[i]])) for i in order]
@@ -199,6 +89,31 @@ def audit_dataset(
         resolution=resolution,
         threshold=threshold,
     )
+
+
+def check_audit(*, resolution: int, threshold: float) -> None:
+    """Raise ValueError for options of an audit that fit no images."""
+    if resolution < 2:
+        raise ValueError(
+            f"resolution must be at least 2, got {resolution}: one mean an image correlates with"
+            " nothing"
+        )
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+
+
+def _parted_by(
+    dataset: ImageDataset, rows: NDArray[np.bool_], train: NDArray[np.bool_]
+) -> str | None:
+    """Return what is known to stand on one side only; of known patients nothing else counts."""
+    if dataset.synthetic:
+        return _SYNTHETIC
+    known = [name for name in _GROUPS if name in dataset.groups]
+    for name in known[:1] if "patient" in known else known:
+        groups = dataset.groups[name]
+        if not np.isin(groups[rows], groups[train]).any():
+            return name
+    return None
 
 
 def block_means(images: NDArray[Any], resolution: int) -> NDArray[np.float64]:
@@ -258,12 +173,11 @@ class _Compared:
         best, nearest, close = self._nearest(rows, others)
         known = self.labels[others]
         labels = self.labels[rows]
-        constant = int(np.bincount(known).argmax())
         found = Neighbours(
             n=int(rows.sum()),
             near_share=float((best > threshold).mean()),
             nearest_accuracy=float((known[nearest] == labels).mean()),
-            majority_accuracy=float((labels == constant).mean()),
+            majority_accuracy=float(np.bincount(labels).max() / len(labels)),
             identical=int(np.isin(self.digests[rows], self.digests[others]).sum()),
             same_hash=int(close.sum()),
         )

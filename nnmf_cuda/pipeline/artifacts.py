@@ -20,6 +20,7 @@ from nnmf_cuda.features import FeatureExtractor
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig
 from nnmf_cuda.pipeline.defences import assemble, purifier_of
+from nnmf_cuda.pipeline.run_directory import runs_below
 
 __all__ = ["FORMAT_VERSION", "TrainedModel", "load_model", "save_model"]
 
@@ -230,6 +231,12 @@ def _find(directory: Path) -> Path:
     for home in (directory / "model", directory):
         if (home / _JSON).is_file():
             return home
+    runs = [home for home in runs_below(directory) if (home / "model" / _JSON).is_file()]
+    if runs:
+        raise ValueError(
+            f"{directory}: no model here, but {len(runs)} runs: give one of its runs, such as"
+            f" {runs[0]}"
+        )
     raise ValueError(
         f"{directory}: no model here ({_JSON} is missing): give the --out directory of"
         " `nnmf-cuda run`"

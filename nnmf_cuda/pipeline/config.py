@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from nnmf_cuda.pipeline._checks import Checks
 
 __all__ = [
     "AttackConfig",
@@ -16,6 +18,16 @@ __all__ = [
     "PRESETS",
     "SelectionConfig",
 ]
+
+
+_BETA_LOSSES = ("frobenius", "kullback-leibler", "itakura-saito")
+_INITS = ("random", "nndsvd", "nndsvda", "nndsvdar")
+_RANDOM_INITS = ("random", "nndsvdar")
+_ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+_Solver = Literal["mu", "accelerated-mu", "hals"]
+_Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint"]
+_Method = Literal["pgd", "trades"]
+_Norm = Literal["Linf", "L2"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class NNMFConfig:
     """Number of components."""
     beta_loss: str = "kullback-leibler"
     """Divergence: frobenius, kullback-leibler or itakura-saito."""
-    solver: Literal["mu", "accelerated-mu", "hals"] = "mu"
+    solver: _Solver = "mu"
     """Update rule; "hals" for beta_loss frobenius."""
     init: str = "random"
     """Start: random, nndsvd, nndsvda or nndsvdar."""
@@ -56,6 +68,29 @@ class NNMFConfig:
     n_init: int = 1
     """Number of random starts; the best is kept."""
 
+    def __post_init__(self) -> None:
+        checks = Checks(self, "nnmf")
+        # The CNN's pooling halves the number of features.
+        checks.at_least(2, "n_components")
+        checks.at_least(1, "max_iter", "n_init")
+        checks.one_of(_BETA_LOSSES, "beta_loss")
+        checks.one_of(get_args(_Solver), "solver")
+        checks.one_of(_INITS, "init")
+        checks.require(
+            self.n_init == 1 or self.init in _RANDOM_INITS,
+            "n_init",
+            f"be 1 with nnmf.init={self.init!r}, which has one start; others need"
+            f" {' or '.join(_RANDOM_INITS)}",
+        )
+        checks.require(0 <= self.tol < float("inf"), "tol", "be a finite number >= 0")
+        fits = {"hals": ("frobenius",), "accelerated-mu": ("frobenius", "kullback-leibler")}
+        allowed = fits.get(self.solver, _BETA_LOSSES)
+        checks.require(
+            self.beta_loss in allowed,
+            "beta_loss",
+            f"be {' or '.join(allowed)} with nnmf.solver={self.solver!r}",
+        )
+
 
 @dataclass(frozen=True)
 class SelectionConfig:
@@ -63,6 +98,10 @@ class SelectionConfig:
 
     n_selected: int | None = None
     """How many components to keep; None keeps all, so that the ranking is only reported."""
+
+    def __post_init__(self) -> None:
+        if self.n_selected is not None:
+            Checks(self, "selection").at_least(2, "n_selected")
 
 
 @dataclass(frozen=True)
@@ -77,6 +116,9 @@ class ClassifierConfig:
     """Learning rate of Adam."""
     batch_size: int = 32
     """Samples a step."""
+
+    def __post_init__(self) -> None:
+        Checks(self, "classifier").training()
 
 
 @dataclass(frozen=True)
@@ -108,19 +150,32 @@ class DiffusionConfig:
     eta: float = 0.0
     """Noise of the steps of a chain: 0 is DDIM, 1 is DDPM."""
 
+    def __post_init__(self) -> None:
+        checks = Checks(self, "diffusion")
+        checks.training()
+        checks.at_least(1, "num_timesteps", "hidden", "embedding_dim", "n_draws")
+        for name in ("beta_start", "beta_end"):
+            checks.require(0 < getattr(self, name) < 1, name, "lie in (0, 1)")
+        checks.require(0 <= self.eta <= 1, "eta", "lie in [0, 1]")
+        checks.timesteps("timesteps", self.num_timesteps)
+        descending = tuple(sorted(set(self.timesteps), reverse=True)) == tuple(self.timesteps)
+        checks.require(
+            descending and len(self.timesteps) > 0,
+            "timesteps",
+            "name at least one timestep, in descending order, each once",
+        )
+
 
 @dataclass(frozen=True)
 class DefenceConfig:
     """What stands between an attacker and the answer."""
 
-    kind: Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint"] = (
-        "purifier"
-    )
+    kind: _Kind = "purifier"
     """purifier: the plain classifier behind the purifier; adversarial: a classifier of its size,
     trained on attacked features, alone; adversarial-purifier: that one behind the purifier;
     smoothing: one trained on attacked features behind the purifier; joint: one that is also trained
     to denoise, alone."""
-    method: Literal["pgd", "trades"] = "trades"
+    method: _Method = "trades"
     """Adversarial training: pgd (Madry et al.) or trades (Zhang et al.)."""
     candidate_timesteps: tuple[int, ...] = ()
     """Of a purifying defence with a classifier of its own: timesteps of which the one with the best
@@ -145,6 +200,12 @@ class DefenceConfig:
     """Decay of the moving average of the weights; 0 takes the last step's weights."""
 
     def __post_init__(self) -> None:
+        checks = Checks(self, "defence")
+        checks.training()
+        checks.one_of(get_args(_Kind), "kind")
+        checks.one_of(get_args(_Method), "method")
+        checks.at_least(1, "n_steps")
+        checks.positive("sigma_max", "denoising_weight", "train_eps", "trades_beta")
         if self.candidate_timesteps and self.kind not in ("adversarial-purifier", "smoothing"):
             raise ValueError(
                 f"defence.candidate_timesteps={self.candidate_timesteps} is for a purifier before a"
@@ -168,7 +229,7 @@ class AttackConfig:
 
     attack_eps: float = 0.10
     """Largest change of a feature (Linf) or of the vector (L2)."""
-    norm: Literal["Linf", "L2"] = "Linf"
+    norm: _Norm = "Linf"
     """Norm of the perturbation."""
     attacks: tuple[str, ...] = ("apgd-ce", "square")
     """Attacks, in the order in which they are run."""
@@ -182,6 +243,24 @@ class AttackConfig:
     """Gradients averaged per step of APGD."""
     batch_size: int = 250
     """Samples a call; AutoAttack's random numbers, and so its points, depend on it."""
+
+    def __post_init__(self) -> None:
+        checks = Checks(self, "attack")
+        checks.positive("attack_eps")
+        checks.one_of(get_args(_Norm), "norm")
+        checks.at_least(1, "n_iter", "n_restarts", "n_queries", "eot_iter", "batch_size")
+        names = tuple(self.attacks)
+        checks.require(
+            len(names) > 0 and set(names) <= set(_ATTACKS) and len(set(names)) == len(names),
+            "attacks",
+            f"name at least one of {', '.join(_ATTACKS)}, each once",
+        )
+        # Square's patches need images of two dimensions in this norm.
+        checks.require(
+            self.norm == "Linf" or "square" not in names,
+            "attacks",
+            "leave out square with attack.norm='L2', as in --attack.attacks '[apgd-ce]'",
+        )
 
 
 @dataclass(frozen=True)
@@ -199,6 +278,20 @@ class ExperimentConfig:
     """Fresh predictions of a random model over which its metrics are averaged."""
     seed: int = 0
     """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        checks = Checks(self)
+        checks.at_least(1, "n_predictions")
+        checks.require(0 <= self.seed < 2**32, "seed", "lie in [0, 2**32)")
+        n_selected, n_components = self.selection.n_selected, self.nnmf.n_components
+        Checks(self.selection, "selection").require(
+            n_selected is None or n_selected <= n_components,
+            "n_selected",
+            f"be at most nnmf.n_components={n_components}",
+        )
+        Checks(self.defence, "defence").timesteps(
+            "candidate_timesteps", self.diffusion.num_timesteps
+        )
 
 
 _ROBUST_FEATURES: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -35,6 +36,8 @@ it."""
 
 _GROUPS = ("patient", "series", "patient_fold")
 """Groups of a data set, the most telling first."""
+
+_ADVICE = re.compile(r"\s*Please use version=\S+(\s*See \S+ for details\.)?")
 
 
 def attack_findings(
@@ -102,10 +105,26 @@ def notes_of(
             f" points {found['fresh_accuracy']:.4f}, on the changed ones"
             f" {_four_digits(found['fresh_accuracy_on_changed'])}."
         )
-        notes += [f"AutoAttack on the {name} model: {text}" for text in found["warnings"]]
-    if any(found["warnings"] for found in attacks.values()) and dataset.n_classes == 2:
-        notes.append('AutoAttack\'s version "rand" cannot run: its DLR loss needs three classes.')
+        notes += [
+            f"AutoAttack on the {name} model: {_followable(text, dataset.n_classes)}"
+            for text in found["warnings"]
+        ]
+    if dataset.n_classes > 2:
+        notes.append(
+            f"Precision, recall and F1 are macro means: the plain means over the"
+            f" {dataset.n_classes} classes."
+        )
     return notes
+
+
+def _followable(warning: str, n_classes: int) -> str:
+    """Return a warning of AutoAttack without advice that two classes do not allow."""
+    if n_classes > 2 or _ADVICE.search(warning) is None:
+        return warning
+    return (
+        f"{_ADVICE.sub('', warning).strip()} Its version for random models cannot run here: the"
+        " DLR loss in it needs three classes."
+    )
 
 
 def _four_digits(value: float | None) -> str:
@@ -121,22 +140,31 @@ def _constant_note(rows: EvaluatedRows) -> list[str]:
         return []
     verdict = "is worse than" if high < constant else "cannot be told from"
     return [
-        f"Robust_Defended ({robust:.4f}, 95 % interval {low:.3f}-{high:.3f}) {verdict} always"
-        f" naming the most frequent class ({constant:.4f})."
+        f"Robust_Defended ({robust:.4f}, 95 % interval {low:.3f}-{high:.3f} by Wilson, images taken"
+        f" as independent) {verdict} always naming the most frequent class ({constant:.4f})."
     ]
 
 
 def _split_note(dataset: ImageDataset) -> str:
     """Say how many test images have a neighbour in the training split, where that is known."""
+    if dataset.synthetic:
+        return "Split: every synthetic image is drawn for itself; no patient has several."
     train, test = dataset.split == "train", dataset.split == "test"
-    known = [name for name in _GROUPS if name in dataset.groups]
-    if not known:
-        return "Split: no patient or series is known, so leakage between splits was not checked."
-    shares = (
-        f"{np.isin(dataset.groups[name][test], dataset.groups[name][train]).mean():.1%} by {name}"
-        for name in known
-    )
-    return f"Split: test images with a training image of the same group: {', '.join(shares)}."
+    shares = {
+        name: float(np.isin(dataset.groups[name][test], dataset.groups[name][train]).mean())
+        for name in _GROUPS
+        if name in dataset.groups
+    }
+    # A fold holds many patients: to share one says nothing, unless the split is made of folds.
+    if shares.get("patient_fold", 0) > 0:
+        del shares["patient_fold"]
+    if not shares:
+        return (
+            "Split: no patient or series is known, so only near and equal images can tell whether"
+            " one stands on both sides."
+        )
+    listed = ", ".join(f"{share:.1%} by {name}" for name, share in shares.items())
+    return f"Split: test images with a training image of the same group: {listed}."
 
 
 def _different_settings(config: ExperimentConfig) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,23 @@ import numpy as np
 
 from nnmf_cuda.data import folds_by
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
+from nnmf_cuda.pipeline.run_directory import RESULTS, runs_below
 
-__all__ = ["OWN_SPLIT", "Repeat", "plan_folds", "plan_seeds", "summarize_folds", "summarize_seeds"]
+__all__ = [
+    "OWN_SPLIT",
+    "Repeat",
+    "check_other_runs",
+    "is_finished",
+    "plan_folds",
+    "plan_seeds",
+    "result_line",
+    "summarize_folds",
+    "summarize_seeds",
+]
 
 OWN_SPLIT = "own split"
 _ROBUSTNESS = ("clean_accuracy", "worst_case_accuracy", "all_right_accuracy")
+_MISSING = object()
 _FOLDABLE = ("patient_fold", "patient", "series")
 
 
@@ -97,6 +109,91 @@ def plan_folds(
         for name, by, fold in splits
         for seed in seeds
     ]
+
+
+def check_other_runs(out: Path, homes: Collection[Path]) -> None:
+    """Raise ValueError if `out` holds a run that is none of `homes`: a summary would leave it out.
+
+    Parameters
+    ----------
+    out : path
+        Directory of several runs, which need not exist.
+    homes : collection of path
+        Directories of the runs that are asked for.
+    """
+    others = [home for home in runs_below(out) if home not in homes]
+    if any((out / name).exists() for name in RESULTS):
+        others.insert(0, out)
+    if others:
+        raise ValueError(
+            f"--resume: {others[0]} holds a run that is none of those asked for: give the --seed,"
+            " --seeds, --cross_validate and --split_by of the first time, or another --out"
+        )
+
+
+def is_finished(home: Path, config_yaml: str, *, evaluated: bool) -> bool:
+    """Return whether a directory holds a whole run of these settings, to be used again.
+
+    Parameters
+    ----------
+    home : path
+        The run's directory, which need not exist.
+    config_yaml : str
+        What the run's `config.yaml` is to be.
+    evaluated : bool
+        Whether `robustness.json` belongs to it.
+
+    Raises
+    ------
+    ValueError
+        If it holds a whole run of other settings.
+    """
+    config = home / "config.yaml"
+    # metrics.json is written last.
+    if not ((home / "metrics.json").is_file() and config.is_file()):
+        return False
+    different = _difference(config.read_text(encoding="utf-8"), config_yaml)
+    if different:
+        raise ValueError(
+            f"--resume: {home} is a finished run with other settings ({different}): give the"
+            " settings of the first time, or another --out"
+        )
+    return not evaluated or (home / "robustness.json").is_file()
+
+
+def _difference(found: str, wanted: str) -> str:
+    """Say which settings of two `config.yaml` differ, with both values."""
+    import yaml  # type: ignore[import-untyped]
+
+    there, here = (_flat(yaml.safe_load(text)) for text in (found, wanted))
+    return ", ".join(
+        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+        for name in {**there, **here}
+        if there.get(name, _MISSING) != here.get(name, _MISSING)
+    )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        below = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if below else {f"{prefix}{name}": value}
+    return flat
+
+
+def result_line(home: Path) -> str:
+    """Return what a finished run found, in one line, and where its report is."""
+    rows = _read(home / "metrics.json")["rows"]
+    clean, robust = (
+        f"{rows[f'{name}_Baseline']['accuracy']:.4f} baseline,"
+        f" {rows[f'{name}_Defended']['accuracy']:.4f} defended"
+        for name in ("Clean", "Robust")
+    )
+    evaluated = home / "robustness.json"
+    worst = ""
+    if evaluated.exists():
+        worst = f" worst case {_read(evaluated)['worst_case_accuracy']:.4f};"
+    return f"accuracy clean {clean}; attacked {robust};{worst} {home / 'report.html'}"
 
 
 def summarize_seeds(homes: Mapping[int, Path]) -> dict[str, Any]:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["RESULTS", "SUMMARIES", "check_free", "results_directory", "write_text"]
+__all__ = [
+    "RESULTS",
+    "SUMMARIES",
+    "check_free",
+    "remove_runs",
+    "results_directory",
+    "runs_below",
+    "write_text",
+]
 
 RESULTS = (
     "model",
@@ -30,6 +38,13 @@ RESULTS = (
 SUMMARIES = ("summary.json", "summary.html")
 """What stands above several runs."""
 
+_SPLITS = ("own_split", "fold_*")
+_BELOW = ("seed_*", *_SPLITS, *(f"{split}/seed_*" for split in _SPLITS))
+"""Where several runs stand below the directory of all."""
+
+_SHOWN = 4
+"""Of so many runs the names are listed."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
@@ -38,15 +53,55 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def runs_below(out: Path) -> list[Path]:
+    """Return the directories below `out` with results of one of several runs, in order."""
+    found = {home for pattern in _BELOW for home in out.glob(pattern) if _results_in(home)}
+    return sorted(found)
+
+
+def remove_runs(out: Path, *, keep: Collection[Path] = ()) -> None:
+    """Remove the results of earlier runs in `out` and below it, and what summarised them.
+
+    Files that no run writes stay, with the directories that they are in.
+
+    Parameters
+    ----------
+    out : path
+    keep : collection of path
+        Directories whose results stay.
+    """
+    for name in SUMMARIES:
+        (out / name).unlink(missing_ok=True)
+    for home in (*runs_below(out), out):
+        if home in keep:
+            continue
+        for result in reversed(_results_in(home)):  # metrics.json first: it says that all is there
+            if result.is_dir() and not result.is_symlink():
+                shutil.rmtree(result)
+            else:
+                result.unlink()
+        for directory in (home, home.parent):
+            if out in directory.parents and not any(directory.iterdir()):
+                directory.rmdir()
+
+
+def _results_in(home: Path) -> list[Path]:
+    return [home / name for name in RESULTS if (home / name).exists()]
+
+
 def check_free(out: Path, *, overwrite: bool) -> None:
     """Raise ValueError if `out` cannot become a run's directory."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a directory")
     present = [name for name in (*RESULTS, *SUMMARIES) if (out / name).exists()]
+    below = [str(home.relative_to(out)) for home in runs_below(out)]
+    more = f"and {len(below) - _SHOWN} more runs"
+    present += below if len(below) <= _SHOWN else [*below[:_SHOWN], more]
     if present and not overwrite:
+        resume = ", or --resume to keep its finished runs" if below else ""
         raise ValueError(
             f"--out {out} already holds a run ({', '.join(present)}): give another directory, or"
-            " --overwrite to replace it"
+            f" --overwrite to replace it{resume}"
         )
 
 
@@ -73,19 +128,11 @@ def results_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         yield partial
         # Where metrics.json is, all of one run is: the old ones go first, the new one comes last.
-        for name in ("metrics.json", *SUMMARIES):
-            (out / name).unlink(missing_ok=True)
+        remove_runs(out)
         for name in RESULTS:
             if (partial / name).exists():
-                _replace(partial / name, out / name)
+                os.replace(partial / name, out / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if not existed and not any(out.iterdir()):
             out.rmdir()
-
-
-def _replace(source: Path, target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        old = source.with_name(source.name + ".old")
-        os.replace(target, old)
-    os.replace(source, target)

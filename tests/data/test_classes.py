@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nnmf_cuda.data import parse_classes
+from nnmf_cuda.data.classes import _mapping_note
 
 
 def test_the_mapping_keeps_the_order_given() -> None:
@@ -29,3 +30,9 @@ def test_a_name_alone_stands_for_itself() -> None:
 def test_what_is_no_mapping_is_refused(classes: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_classes(classes)
+
+
+def test_only_two_classes_have_a_positive_one() -> None:
+    two = _mapping_note({"2": "Normal", "1": "Tumor"}, chosen=True)
+    assert two.endswith("label 1 is 'Tumor' (1 in the source), the positive class")
+    assert "positive" not in _mapping_note({"a": "a", "b": "b", "c": "c"}, chosen=False)

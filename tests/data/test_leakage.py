@@ -11,7 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from nnmf_cuda.cli import main
 from nnmf_cuda.data import ImageDataset, audit_dataset, load_dataset
-from nnmf_cuda.data.leakage import block_means, perceptual_hashes
+from nnmf_cuda.data.leakage import LeakageAudit, Neighbours, block_means, perceptual_hashes
+from nnmf_cuda.data.phantom import phantom
 
 
 def make(n: int = 60, side: tuple[int, int] = (40, 36), seed: int = 0, **groups) -> ImageDataset:
@@ -47,17 +48,76 @@ def test_planted_copies_are_found() -> None:
     pairs = {(a, b) for _, a, _, b in audit.pairs[:2]}
     assert pairs == {(f"{test[0]}.png", "3.png"), (f"{test[1]}.png", "4.png")}
     assert len(audit.warnings()) == 1
+    assert audit.warnings()[0].startswith("Leakage: ")
     assert "of test correlate above 0.95" in audit.warnings()[0]
 
 
-@pytest.mark.parametrize("resolution", [1, 7, 36])
+def part(**changes) -> Neighbours:
+    figures = {"n": 400, "near_share": 0.0, "nearest_accuracy": 0.9, "majority_accuracy": 0.5}
+    return Neighbours(**figures | {"identical": 0, "same_hash": 0} | changes)
+
+
+def warning(**changes) -> str:
+    found = part(**changes)
+    audit = LeakageAudit(
+        {"test": found}, {}, {}, duplicates=0, pairs=[], resolution=32, threshold=0.95
+    )
+    return "\n".join(audit.warnings())
+
+
+def test_memory_alone_is_no_leakage() -> None:
+    text = warning()
+    assert "eakage" not in text
+    assert "names 90.0% of test rightly (constant answer 50.0%)" in text
+    assert text.endswith("the task is easy, or the split asks for memory.")
+    apart = warning(parted_by="patient")
+    assert "eakage" not in apart
+    assert apart.endswith("but no patient stands on both sides: the task is that easy.")
+
+
+@pytest.mark.parametrize("changes", [{"near_share": 0.2}, {"identical": 80}])
+def test_leakage_is_claimed_unless_groups_part_the_sides(changes) -> None:
+    assert warning(**changes).startswith("Leakage: ")
+    apart = warning(**changes, parted_by="patient_fold")
+    assert "eakage" not in apart
+    assert "but no patient_fold stands on both sides" in apart
+
+
+def test_few_images_raise_no_alarm() -> None:
+    assert warning(near_share=0.015, nearest_accuracy=0.5) == ""  # 6 of 400: Wilson from 0.7 %
+    assert warning(n=8, nearest_accuracy=7 / 8) == ""
+    assert warning(n=80, nearest_accuracy=70 / 80) != ""
+
+
+def test_constant_answer_is_that_of_the_part_itself() -> None:
+    dataset = make()
+    dataset.labels[dataset.split == "test"] = 1
+    dataset.labels[np.flatnonzero(dataset.split == "test")[:5]] = 0
+    dataset.labels[dataset.split == "train"] = 0
+    dataset.labels[0] = 1
+    assert audit_dataset(dataset).splits["test"].majority_accuracy == pytest.approx(10 / 15)
+
+
+def test_groups_that_part_the_sides_are_found() -> None:
+    fold = np.repeat([1, 2, 3, 4], 15)  # train is 1 and 2
+    shared = np.arange(60) % 7
+
+    def parted_by(**groups) -> str | None:
+        return audit_dataset(make(**groups)).splits["test"].parted_by
+
+    assert parted_by() is None
+    assert parted_by(patient_fold=fold, series=shared) == "patient_fold"
+    assert parted_by(patient_fold=fold, patient=shared) is None  # patients are known, and shared
+    assert parted_by(patient_fold=shared, series=np.arange(60)) == "series"
+    drawn = audit_dataset(phantom((20, 10, 10), image_shape=(32, 32))).splits["test"]
+    assert drawn.parted_by == "drawn image"
+
+
+@pytest.mark.parametrize("resolution", [2, 7, 36])
 def test_nearest_neighbour_is_scikit_learns(resolution: int) -> None:
     dataset = make(seed=3)
     means = block_means(dataset.images, resolution).reshape(60, -1)
     audit = audit_dataset(dataset, resolution=resolution)
-    if resolution == 1:  # one number an image: nothing correlates
-        assert audit.splits["test"].near_share == 0
-        return
     train = dataset.split == "train"
     oracle = KNeighborsClassifier(1, metric="correlation", algorithm="brute")
     oracle.fit(means[train], dataset.labels[train])
@@ -107,7 +167,11 @@ def test_folds_are_compared_with_each_other() -> None:
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [({"resolution": 37}, "smaller side, 36"), ({"threshold": 0.0}, "threshold must be")],
+    [
+        ({"resolution": 37}, "smaller side, 36"),
+        ({"resolution": 1}, "resolution must be at least 2, got 1"),
+        ({"threshold": 0.0}, "threshold must be"),
+    ],
 )
 def test_misuse_is_named(option, message) -> None:
     with pytest.raises(ValueError, match=message):
@@ -117,9 +181,25 @@ def test_misuse_is_named(option, message) -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "found.json"
     assert main(["audit", f"--json={path}", "--resolution=16"]) == 0
-    assert "Correlation of 16x16 block means" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Correlation of 16x16 block means" in printed
+    assert "1-NN: rightly named by the nearest image" in printed
+    assert "eakage" not in printed
     found = json.loads(path.read_text())
     assert set(found["splits"]) == {"valid", "test"}
+
+
+def test_command_says_what_is_wrong_before_it_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = f"--data={tmp_path / 'none.npz'}"
+    for option, message in (
+        (f"--json={tmp_path / 'none' / 'a.json'}", "give a file in a folder that exists"),
+        (f"--json={tmp_path}", "give a file in a folder that exists"),
+        ("--resolution=1", "resolution must be at least 2"),
+    ):
+        assert main(["audit", data, option]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_published_split_leaks_and_patient_folds_do_not(real_data: Path) -> None:
@@ -131,4 +211,10 @@ def test_published_split_leaks_and_patient_folds_do_not(real_data: Path) -> None
     for found in audit.folds.values():
         assert found.near_share <= 0.02
         assert 0.835 <= found.nearest_accuracy <= 0.925
-    assert len(audit.warnings()) == 2
+    assert np.mean([found.majority_accuracy for found in audit.folds.values()]) == pytest.approx(
+        0.551, abs=0.0005
+    )
+    assert [text[:8] for text in audit.warnings()] == ["Leakage:"] * 2
+    by_fold = audit_dataset(load_dataset(real_data / "darabi.npz", split_by="patient_fold"))
+    assert by_fold.splits["test"].parted_by == "patient_fold"
+    assert "eakage" not in str(by_fold.warnings())

@@ -29,13 +29,27 @@ def dataset(**groups: np.ndarray) -> ImageDataset:
     )
 
 
-def notes(data: ImageDataset, robust: float = 0.9, config: ExperimentConfig | None = None) -> str:
+def three_classes() -> ImageDataset:
+    return replace(
+        dataset(),
+        labels=np.array([0, 1, 2, 0, 1, 0, 1, 2]),
+        label_names=("a", "b", "c"),
+        split=np.array(["train"] * 3 + ["valid"] * 2 + ["test"] * 3),
+    )
+
+
+def notes(
+    data: ImageDataset,
+    robust: float = 0.9,
+    config: ExperimentConfig | None = None,
+    warning: str = "careful",
+) -> str:
     found = {
         "n_unchanged": 3,
         "accuracy_after": {"square": 0.25},
         "fresh_accuracy": 0.5,
         "fresh_accuracy_on_changed": None,
-        "warnings": ["careful"],
+        "warnings": [warning],
     }
     return "\n".join(notes_of(data, config or PRESETS["paper"], rows(robust), {"defended": found}))
 
@@ -43,7 +57,14 @@ def notes(data: ImageDataset, robust: float = 0.9, config: ExperimentConfig | No
 def test_notes_say_how_the_split_parts_groups() -> None:
     series = np.array([1, 1, 2, 2, 3, 3, 2, 4])
     assert "training image of the same group: 50.0% by series" in notes(dataset(series=series))
-    assert "leakage between splits was not checked" in notes(dataset())
+    assert "no patient or series is known, so only near and equal images" in notes(dataset())
+    folds = np.array([1, 1, 2, 2, 3, 3, 4, 4])
+    assert "0.0% by patient_fold." in notes(dataset(patient_fold=folds))
+    shared = notes(dataset(series=series, patient_fold=np.array([1, 2] * 4)))
+    assert "same group: 50.0% by series." in shared
+    drawn = notes(replace(dataset(), synthetic=True))
+    assert "every synthetic image is drawn for itself" in drawn
+    assert "series" not in drawn
 
 
 def test_notes_compare_with_the_constant_answer_by_interval() -> None:
@@ -51,6 +72,7 @@ def test_notes_compare_with_the_constant_answer_by_interval() -> None:
     assert f"is worse than {constant}" in notes(dataset(), robust=0.1)
     assert f"cannot be told from {constant}" in notes(dataset(), robust=0.6)  # 12 of 20
     assert constant not in notes(dataset(), robust=0.9)
+    assert "0.387-0.781 by Wilson, images taken as independent" in notes(dataset(), robust=0.6)
 
 
 def test_notes_name_settings_other_than_the_papers() -> None:
@@ -65,3 +87,22 @@ def test_notes_keep_the_attacks_own_warnings() -> None:
     assert "AutoAttack on the defended model: careful" in text
     assert "3 of 20 points are returned unchanged" in text
     assert "on the changed ones none" in text
+
+
+RANDOM = (
+    'it seems to be a randomized defense! Please use version="rand". See flags_doc.md for details.'
+)
+
+
+def test_notes_give_no_advice_that_two_classes_cannot_follow() -> None:
+    two = notes(dataset(), warning=RANDOM)
+    assert "it seems to be a randomized defense! Its version for random models cannot run" in two
+    assert "Please use" not in two
+    assert RANDOM in notes(three_classes(), warning=RANDOM)
+    assert "cannot run" not in notes(dataset())
+
+
+def test_notes_say_what_three_classes_average() -> None:
+    macro = "Precision, recall and F1 are macro means: the plain means over the 3 classes."
+    assert macro in notes(three_classes())
+    assert "macro" not in notes(dataset())

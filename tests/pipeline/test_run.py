@@ -208,7 +208,10 @@ def test_run_with_three_classes(tmp_path: Path) -> None:
     assert main(["run", f"--data={data}", f"--out={tmp_path / 'out'}", *SMALL]) == 0
     rows = read(tmp_path / "out" / "metrics.json")["rows"]
     assert 0 <= rows["Robust_Defended"]["roc_auc"] <= 1
-    assert read(tmp_path / "out" / "metrics.json")["comparisons"]["clean"]["delong"] is None
+    metrics = read(tmp_path / "out" / "metrics.json")
+    assert metrics["comparisons"]["clean"]["delong"] is None
+    assert "macro means" in str(metrics["notes"])
+    assert "positive class" not in str(metrics["notes"])
 
 
 def test_run_plots_the_newest_stage_benchmark_of_its_images(
@@ -270,7 +273,10 @@ def test_run_with_several_seeds_writes_a_summary(
     cell = summary["rows"]["Clean_Baseline"]["accuracy"]
     assert cell["mean"] == pytest.approx(np.mean(both))
     assert cell["std"] == pytest.approx(np.std(both, ddof=1))
-    printed = capsys.readouterr().out
+    captured = capsys.readouterr()
+    printed = captured.out
+    assert "run 2 of 2: seed 4\n" in captured.err
+    assert "NNMF feature extraction" not in printed  # the tables of each are in its report
     assert "Mean and standard deviation over seeds 3, 4" in printed
     assert "All seeds share one test split" in printed
     again = ["run", f"--data={small_npz}", f"--out={tmp_path / 'random'}", "--seeds=2", *SMALL]
@@ -280,7 +286,9 @@ def test_run_with_several_seeds_writes_a_summary(
 
 def test_run_on_the_phantom_says_synthetic(tmp_path: Path) -> None:
     assert main(["run", f"--out={tmp_path / 'out'}", *SMALL]) == 0
-    assert any("synthetic" in note for note in read(tmp_path / "out" / "metrics.json")["notes"])
+    notes = read(tmp_path / "out" / "metrics.json")["notes"]
+    assert any("synthetic" in note for note in notes)
+    assert "eakage" not in str(notes)
     assert "synthetic" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8").lower()
     assert read(tmp_path / "out" / "model" / "model.json")["info"]["synthetic"] is True
 
