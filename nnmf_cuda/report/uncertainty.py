@@ -66,7 +66,7 @@ def _comparison_note(comparisons: Mapping[str, Any], condition: str) -> str:
         f" {test['n_only_b']} (McNemar {_p(test['p_value'])})"
     )
     areas = found["delong"]
-    if areas is not None:
+    if areas is not None and areas["low"] is not None:
         parts.append(
             f"ROC-AUC of the mean probability {areas['difference']:+.3f} ({level}"
             f" {areas['low']:+.3f} to {areas['high']:+.3f}, DeLong {_p(areas['p_value'])})"

@@ -125,6 +125,7 @@ def test_delong_says_nothing_of_perfect_against_perfectly_wrong():
     assert math.isnan(found.p_value)
     assert found.as_dict()["p_value"] is None
     assert found.as_dict()["z"] is None
+    assert found.as_dict()["low"] is None
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,11 @@ def test_evaluation_noise_is_not_the_attacks() -> None:
     for seed in (0, 1, 7):
         streams = [
             torch.randn(8, generator=torch.Generator().manual_seed(s))
-            for s in (seed, seed_word(seed, Purpose.EVALUATION), seed_word(seed + 1, Purpose.EVALUATION))
+            for s in (
+                seed,
+                seed_word(seed, Purpose.EVALUATION),
+                seed_word(seed + 1, Purpose.EVALUATION),
+            )
         ]
         assert seed_word(seed, Purpose.EVALUATION) < 2**32
         for i in (1, 2):
