@@ -3,8 +3,8 @@
     python bench/robustness_record.py [--trials FILE] RUN... > bench/results/robustness-DATA.json
 
 Each RUN is a directory of `nnmf-cuda run`, with its robustness.json; FILE is a JSON list of trials
-on the validation split, which is copied. Curves and attacked points stay with the runs; the record
-holds what docs/reading_the_numbers.md prints.
+on the validation split, which is copied. Attacked points stay with the runs; the record holds what
+docs/reading_the_numbers.md prints.
 """
 
 from __future__ import annotations
@@ -20,19 +20,41 @@ KEPT = (
     "clean_accuracy",
     "worst_case_accuracy",
     "worst_case_interval",
+    "worst_case_interval_by",
+    "worst_case_rounds",
     "all_right_accuracy",
     "constant_answer_accuracy",
+    "verdict",
+    "warnings",
     "paper_protocol",
     "seconds",
 )
+_POINTS = {
+    "counts": 5,
+    "gradient": 6,
+    "draws": 7,
+    "steps_and_restarts": 8,
+    "eps": 9,
+    "black_box": 10,
+    "transfer": 11,
+    "fixed_noise": 12,
+    "planted": 15,
+}
+"""Points that are copied whole, by the name they get here."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def line_of(run: Path) -> dict[str, Any]:
-    """Return one run's line."""
-    content = json.loads((run / "robustness.json").read_text(encoding="utf-8"))
-    model = json.loads((run / "model" / "model.json").read_text(encoding="utf-8"))
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    """Return one run's line; raise ValueError for a run that no commit can make again."""
+    content, model = read(run / "robustness.json"), read(run / "model" / "model.json")
+    metrics, environment = read(run / "metrics.json"), read(run / "environment.json")
+    if not environment["commit"] or environment["uncommitted_changes"]:
+        raise ValueError(f"{run} was made by a tree that is no commit: commit, and run it again")
     info, values = model["info"], {point["id"]: point["value"] for point in content["points"]}
     return {
         "defence": model["defence"],
@@ -47,21 +69,29 @@ def line_of(run: Path) -> dict[str, Any]:
             name: {**other, "attacks": majorities(other["attacks"])}
             for name, other in content["others"].items()
         },
-        "fixed_noise": values[12],
+        **{name: values[i] for name, i in _POINTS.items()},
         "pixels": values[1]["pixel_space"],
-        "converged": values[8]["converged"] if isinstance(values[8], dict) else None,
         "certificate": {
             name: {key: found[key] for key in ("clean_accuracy", "certified_at_attack_eps")}
             for name, found in (values[19] if isinstance(values[19], dict) else {}).items()
         },
+        "worst_points": on_worst_points(content["worst_points"]),
         "data_sha256": environment["data_sha256"],
         "commit": environment["commit"],
+        "threads": content["about"]["threads"],
     }
 
 
 def majorities(attacks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the accuracy by majority decisions under each attack."""
     return {attack["name"]: attack["majority"] for attack in attacks}
+
+
+def on_worst_points(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return metrics and calibration on the worst points, without their intervals."""
+    if found is None:
+        return None
+    return {"rows": found["rows"], "calibration": found["calibration"]}
 
 
 def main() -> None:

@@ -1,0 +1,101 @@
+"""The scripts that make the records of robustness, on small runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from nnmf_cuda.pipeline.robustness import Subject
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+
+def script(name: str) -> ModuleType:
+    if not BENCH.exists():
+        pytest.skip("needs the source tree")
+    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Write what the record reads of a run that only counted the paper's protocol."""
+    attacks = [{"name": "clean", "fresh": 0.9, "majority": 0.9, "all": 0.9, "seconds": 0.0}]
+    kept = dict.fromkeys(script("robustness_record").KEPT, 0.5)
+    points = [{"id": i, "value": "not run"} for i in range(1, 21)]
+    points[0]["value"] = {"pixel_space": "not run"}
+    write(
+        tmp_path / "robustness.json",
+        **{**kept, "attacks": attacks, "points": points, "worst_points": None},
+        others={"undefended": {"worst_case_accuracy": 0.1, "attacks": attacks}},
+        about={"threads": 1},
+    )
+    info = {"seed": 3, "data": {"split_by": "patient_fold", "test_fold": "2"}}
+    write(tmp_path / "model" / "model.json", defence={"kind": "joint"}, n_features=15, info=info)
+    write(tmp_path / "metrics.json")
+    write(tmp_path / "environment.json", commit="abc", uncommitted_changes=False, data_sha256="0")
+    return tmp_path
+
+
+def write(path: Path, **content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def test_a_line_holds_what_was_found(run: Path) -> None:
+    line = script("robustness_record").line_of(run)
+    assert line["worst_case_accuracy"] == 0.5
+    assert line["attacks"] == {"clean": 0.9}
+    assert line["others"]["undefended"]["attacks"] == {"clean": 0.9}
+    assert (line["seed"], line["test_fold"], line["threads"]) == (3, "2", 1)
+    assert line["planted"] == "not run"
+    assert line["worst_points"] is None
+
+
+@pytest.mark.parametrize("commit", [("", False), ("abc", True)])
+def test_a_run_of_no_commit_is_refused(run: Path, commit: tuple[str, bool]) -> None:
+    write(
+        run / "environment.json", commit=commit[0], uncommitted_changes=commit[1], data_sha256="0"
+    )
+    with pytest.raises(ValueError, match="is no commit"):
+        script("robustness_record").line_of(run)
+
+
+def test_saturation_deceives_autoattack_and_not_the_suite() -> None:
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(6, 2), torch.rand(40, 6)
+    torch.nn.init.normal_(model.weight)
+    model.bias.data = -model.weight.data.sum(1) / 2  # the boundary goes through the middle
+    with torch.no_grad():
+        logits = model(x)
+    y = logits.argmax(1)
+    # Beyond a margin of 104 the gradient of the cross-entropy is zero in float32.
+    saturating = 104 / float((logits[:, 0] - logits[:, 1]).abs().median())
+    subject = Subject(
+        model=None,  # type: ignore[arg-type]
+        x={"test": x},
+        y={"test": y},
+        attack_eps=0.15,
+        norm="Linf",
+        paper={},
+        findings={},
+        seed=0,
+    )
+    module = script("against_autoattack")
+    plain, scaled = (
+        module.line_of(subject, module.Scaled(model, factor).eval(), factor=factor)
+        for factor in (1.0, saturating)
+    )
+    assert scaled["worst_case_accuracy"] == pytest.approx(plain["worst_case_accuracy"], abs=0.051)
+    assert scaled["autoattack"]["apgd-ce"] > plain["autoattack"]["apgd-ce"]
+    assert plain["broken_by_autoattack_alone"] <= 1
