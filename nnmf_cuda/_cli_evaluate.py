@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nnmf_cuda._cli_options import add_device
+from nnmf_cuda._cli_options import add_device, say
 
 __all__ = ["evaluate_parser", "run_evaluate"]
 
@@ -26,17 +26,17 @@ def evaluate_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--preset",
-        type=Literal["paper", "standard", "thorough"],
+        choices=("paper", "standard", "thorough"),
         default="standard",
         help="paper counts again what the run's attack found; standard takes minutes, thorough"
-        " hours",
+        " about ten times as long",
     )
     parser.add_argument(
         "--data",
         type=str | None,
         default=None,
-        help="the run's images, for the attack on pixels, which is not run without them; the other"
-        " data options are the run's own",
+        help="the run's images, for the attack on pixels, which is not run without them (but for"
+        " the built-in phantom); the other data options are the run's own",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
     add_device(parser)
@@ -52,18 +52,28 @@ def run_evaluate(arguments: Namespace, _: ArgumentParser) -> None:
 
     home, device = Path(arguments.model), resolve_device(arguments.device)
     present = home / "robustness.json"
-    if present.exists() and not arguments.overwrite:
-        raise ValueError(f"{present} exists: give --overwrite to replace it")
+    if present.exists():
+        _replaces(present, arguments.overwrite)
     subject = Subject.of_run(home, device=device)
     images: Any = None
-    if arguments.data is not None:
+    if arguments.data is not None or subject.model.info.get("synthetic"):
         images = test_images(home, arguments.data, subject)
     result = evaluate_robustness(
         subject,
         preset=arguments.preset,
         images=images,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=say,
     )
     written = write_results(home, result)
     print(summary_table(result.content))
     print("\n" + "\n".join(f"{name}: {path}" for name, path in written.items()))
+    if (home / "report.html").exists():
+        print("report.html in the same directory still shows what the run itself has found")
+
+
+def _replaces(present: Path, overwrite: bool) -> None:
+    """Raise where results must not be replaced; else say what goes."""
+    if not overwrite:
+        raise ValueError(f"{present} exists: give --overwrite to replace it")
+    earlier = json.loads(present.read_text(encoding="utf-8")).get("preset", "unknown")
+    say(f"{present}, an evaluation of preset {earlier}, will be replaced")

@@ -288,7 +288,7 @@ def run_suite(
             )
             outcome = AttackOutcome(name, run.checked(name, points), right, margins, seconds)
             result.outcomes.append(outcome)
-            say(f"{name}: robust {outcome.accuracies['majority']:.4f} ({seconds:.1f} s)")
+            say(f"  {name}: robust {outcome.accuracies['majority']:.4f} ({seconds:.1f} s)")
 
         def attack(name: str, find: Callable[[int], Tensor]) -> None:
             started = time.perf_counter()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnmf_cuda.attacks.balls import BALLS
+from nnmf_cuda.attacks.checks import BOX_TOLERANCE
 
 Array = Tensor | NDArray[Any]
 
@@ -47,9 +48,16 @@ def as_labels(
     return y.to(device=device, dtype=torch.int64)
 
 
-def check_ball(attack_eps: float, norm: str) -> None:
-    """Raise ValueError unless this is a ball that training can attack in."""
+def check_ball(attack_eps: float, norm: str, **features: Tensor) -> None:
+    """Raise ValueError unless this is a ball that training can attack in, around such features."""
     if norm not in BALLS:
         raise ValueError(f"norm must be one of {', '.join(BALLS)}; got {norm!r}")
     if not (math.isfinite(attack_eps) and attack_eps > 0):
         raise ValueError(f"attack_eps must be a finite number > 0, got {attack_eps}")
+    for name, x in features.items():
+        low, high = float(x.min()), float(x.max())
+        if low < -BOX_TOLERANCE or high > 1 + BOX_TOLERANCE:
+            raise ValueError(
+                f"{name} must be within the box [0, 1] of the attack, got values from {low:.6g} to"
+                f" {high:.6g}: L2-normalise non-negative features first"
+            )

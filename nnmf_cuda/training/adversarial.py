@@ -102,7 +102,6 @@ def train_robust_classifier(
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
-    check_ball(attack_eps, norm)
     if not (math.isfinite(trades_beta) and trades_beta > 0):
         raise ValueError(f"trades_beta must be a finite number > 0, got {trades_beta}")
     if n_steps < 1:
@@ -110,6 +109,7 @@ def train_robust_classifier(
     x = as_features("features", features, device)
     y = as_labels("labels", labels, len(x), n_classes, device)
     valid_x = as_features("valid_features", valid_features, device, n_features=x.shape[1])
+    check_ball(attack_eps, norm, features=x, valid_features=valid_x)
     valid_y = as_labels("valid_labels", valid_labels, len(valid_x), n_classes, device)
     model = initialised(lambda: FeatureCNN(x.shape[1], n_classes), seed).to(x)
     ball = _Ball(attack_eps, norm, n_steps)

@@ -82,10 +82,10 @@ def train_joint_classifier(
     for name, value in (("sigma_max", sigma_max), ("denoising_weight", denoising_weight)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a finite number > 0, got {value}")
-    check_ball(attack_eps, norm)
     x = as_features("features", features, device)
     y = as_labels("labels", labels, len(x), n_classes, device)
     valid_x = as_features("valid_features", valid_features, device, n_features=x.shape[1])
+    check_ball(attack_eps, norm, features=x, valid_features=valid_x)
     valid_y = as_labels("valid_labels", valid_labels, len(valid_x), n_classes, device)
     model = initialised(lambda: FeatureCNN(x.shape[1], n_classes), seed).to(x)
     scores = RobustScores(valid_x, valid_y, attack_eps, norm)

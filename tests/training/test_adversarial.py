@@ -121,3 +121,11 @@ def test_a_purifier_with_a_noisy_chain_trains(data, purifier):
 def test_misuse_is_named(data, option, message):
     with pytest.raises(ValueError, match=message):
         train_robust_classifier(*data, n_classes=2, **option)
+
+
+def test_features_outside_the_box_are_named(data):
+    x, y, valid_x, valid_y = data
+    with pytest.raises(ValueError, match=r"^features must be within the box \[0, 1\]"):
+        train_robust_classifier(3 * x, y, valid_x, valid_y, n_classes=2, epochs=1)
+    with pytest.raises(ValueError, match=r"^valid_features must be within the box \[0, 1\]"):
+        train_robust_classifier(x, y, -valid_x, valid_y, n_classes=2, epochs=1)

@@ -20,8 +20,10 @@ from nnmf_cuda.pipeline.run_directory import write_text
 __all__ = ["pixels_of_test", "test_images", "write_results"]
 
 
-def test_images(home: Path, data: str, subject: Subject) -> Tensor:
+def test_images(home: Path, data: str | None, subject: Subject) -> Tensor:
     """Return the run's test images (n, height * width) in [0, 1], on the model's device.
+
+    `data` is a path, or None for the built-in phantom.
 
     Raises
     ------
