@@ -47,8 +47,8 @@ def run_evaluate(arguments: Namespace, _: ArgumentParser) -> None:
     """Evaluate a saved run."""
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.pipeline.robustness import Subject, evaluate_robustness
-    from nnmf_cuda.pipeline.robustness.points import summary_table
     from nnmf_cuda.pipeline.robustness.results import test_images, write_results
+    from nnmf_cuda.report.robustness_table import summary_table
 
     home, device = Path(arguments.model), resolve_device(arguments.device)
     present = home / "robustness.json"

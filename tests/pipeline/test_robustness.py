@@ -25,11 +25,11 @@ from nnmf_cuda.pipeline.robustness.points import (
     NOT_RUN,
     POINT_NAMES,
     _cluster_interval,
-    summary_table,
     verdict,
 )
 from nnmf_cuda.pipeline.robustness.results import test_images as images_of_test
 from nnmf_cuda.report.robustness import robustness_page
+from nnmf_cuda.report.robustness_table import summary_table
 from tests.pipeline.conftest import SMALL
 
 LIGHT = Effort(
