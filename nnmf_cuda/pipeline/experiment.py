@@ -81,7 +81,11 @@ class Experiment:
             paper_defence=self.model.defence.kind == "purifier",
             random_defence=self.model.defence.purifies,
         )
-        parts = [metrics, timings_table(self.timings, paper=self.comparable), bullet_list(self.metrics["notes"])]
+        parts = [
+            metrics,
+            timings_table(self.timings, paper=self.comparable),
+            bullet_list(self.metrics["notes"]),
+        ]
         if self.robustness is not None:
             parts.append(summary_table(self.robustness))
         return "\n\n".join(parts)

@@ -90,7 +90,9 @@ def point_values(content: Mapping[str, Any]) -> dict[int, Any]:
 def statistic_text(content: Mapping[str, Any]) -> str:
     """Say how the large figures are counted."""
     if not is_random(content):
-        return "The defence has no noise: one answer a sample, right or wrong, in every figure here."
+        return (
+            "The defence has no noise: one answer a sample, right or wrong, in every figure here."
+        )
     rounds = content.get("worst_case_rounds") or {}
     text = "Large figures: the share of samples that the majority of 20 fresh decisions gets right"
     if rounds.get("n", 1) < 2:
@@ -117,7 +119,8 @@ def verdict_text(content: Mapping[str, Any]) -> str:
     relation = "is above" if low > constant else "is below" if high < constant else "does not beat"
     return (
         f"This is the paper's protocol only, no worst case: {worst:.4f} (95 % interval {low:.3f}–"
-        f"{high:.3f}) {relation} the constant answer, {constant:.4f}. Stronger attacks were not run."
+        f"{high:.3f}) {relation} the constant answer, {constant:.4f}."
+        " Stronger attacks were not run."
     )
 
 

@@ -128,6 +128,4 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _wrapped(text: str, start: str = "") -> str:
-    return textwrap.fill(
-        text, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start)
-    )
+    return textwrap.fill(text, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start))

@@ -7,7 +7,13 @@ from typing import Any
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 
-__all__ = ["interval_cells", "interval_label", "uncertainty_notes"]
+__all__ = [
+    "calibration_note",
+    "comparison_note",
+    "interval_cells",
+    "interval_label",
+    "uncertainty_notes",
+]
 
 _FEW_CLUSTERS = 20
 """Below this, percentile intervals are known to be too narrow."""
@@ -30,8 +36,8 @@ def uncertainty_notes(uncertainty: Mapping[str, Any]) -> list[str]:
     """Return the sentences on intervals, on the two models' differences, and on calibration."""
     return [
         _intervals_note(uncertainty["intervals"]),
-        *(_comparison_note(uncertainty["comparisons"], name) for name in ("clean", "robust")),
-        _calibration_note(uncertainty["calibration"]),
+        *(comparison_note(uncertainty["comparisons"], name) for name in ("clean", "robust")),
+        calibration_note(uncertainty["calibration"]),
     ]
 
 
@@ -51,7 +57,8 @@ def _intervals_note(intervals: Mapping[str, Any] | None) -> str:
     )
 
 
-def _comparison_note(comparisons: Mapping[str, Any], condition: str) -> str:
+def comparison_note(comparisons: Mapping[str, Any], condition: str) -> str:
+    """Return the sentence on the two models' differences on "clean" or "robust" features."""
     found, level = comparisons[condition], f"{100 * comparisons['level']:.0f} %"
     parts = []
     if found["difference"] is not None:
@@ -81,7 +88,8 @@ def _p(value: float | None) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def _calibration_note(calibration: Mapping[str, Any]) -> str:
+def calibration_note(calibration: Mapping[str, Any]) -> str:
+    """Return the sentence on how far probabilities are from frequencies."""
     errors = calibration["expected_calibration_error"]
     values = ", ".join(f"{name} {errors[name]:.3f}" for name in ROW_NAMES)
     return f"Expected calibration error, {calibration['n_bins']} bins: {values}."

@@ -1,0 +1,169 @@
+"""Nested values of an evaluation as small tables with readable names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+
+__all__ = ["details", "readable"]
+
+_FEW = 12
+"""Up to so many numbers are shown one by one."""
+
+_NAMES = {
+    "all": "all 20 decisions right",
+    "alpha": "a certificate is wrong with at most this probability",
+    "attack_eps": "attack's eps",
+    "autoattack_standard": "AutoAttack's standard version",
+    "bpda_identity": "BPDA, the purifier as identity",
+    "certified_at_attack_eps": "certified at the attack's eps",
+    "converged": "flat at its end",
+    "cosine": "cosine of two gradients",
+    "cosine_of_two_gradients": "cosine of two independent gradients",
+    "deterministic_algorithms": "deterministic algorithms",
+    "dlr": "DLR loss",
+    "duplicates": "identical images",
+    "draws_of_the_defence": "draws that the defence averages",
+    "eot_iter": "draws averaged (EOT)",
+    "eps_255": "eps, 1/255",
+    "eps_in_feature_ranges": "eps in ranges of a feature",
+    "eps_in_feature_stds": "eps in standard deviations of a feature",
+    "flags": "AutoAttack's own flags",
+    "fresh": "mean of fresh decisions",
+    "fresh_interval": "95 % Wilson interval of the mean",
+    "grad_norm_mean": "mean length of the gradient",
+    "identical": "identical to a training image",
+    "largest_error": "largest error against finite differences",
+    "majority": "majority of 20 decisions right",
+    "majority_accuracy": "constant answer",
+    "max_linf_equivalent": "largest Linf equivalent of a radius",
+    "max_radius": "largest L2 radius possible",
+    "mean_certified_radius": "mean certified L2 radius",
+    "median_error": "median error against finite differences",
+    "n": "samples",
+    "n_classes": "classes",
+    "n_estimation": "draws to estimate with",
+    "n_features": "features",
+    "n_iter": "steps",
+    "n_restarts": "restarts",
+    "n_selection": "draws to choose the class with",
+    "near_share": "share near a training image",
+    "nearest_accuracy": "accuracy of the nearest training image",
+    "nnmf_cuda": "nnmf-cuda",
+    "reaches_zero": "reaches zero",
+    "robust_if": "robust if",
+    "rows_asked": "samples asked",
+    "same_hash": "same perceptual hash as a training image",
+    "wilson_95": "95 % Wilson interval",
+    "zero_gradient_share": "share of zero gradients",
+}
+
+
+def readable(key: object) -> str:
+    """Return a key of `robustness.json` in words."""
+    text = str(key)
+    return _NAMES.get(text) or text.replace("_", " ")
+
+
+def details(value: Any) -> Markup:
+    """Return a value as HTML: tables for mappings and curves, a list for texts."""
+    if isinstance(value, Mapping):
+        if _is_grid(value):
+            return _grid(value)
+        return _mapping(value)
+    if isinstance(value, list | tuple):
+        return _list(value)
+    return escape(_scalar(value))
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if value >= 10_000 else str(value)
+    if isinstance(value, float):
+        return _number(value)
+    return "not run" if value is None else str(value)
+
+
+def _number(value: float) -> str:
+    if value == 0 or 0.001 <= abs(value) < 10:
+        return f"{value:.4f}".rstrip("0").rstrip(".")
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _list(values: Sequence[Any]) -> Markup:
+    if not values:
+        return Markup("none")
+    if all(_is_number(value) for value in values):
+        if len(values) > _FEW:
+            low, high = _number(min(values)), _number(max(values))
+            return Markup("{} values, {} to {}").format(len(values), low, high)
+        return escape(", ".join(map(_scalar, values)))
+    items = Markup().join(Markup("<li>{}</li>").format(details(value)) for value in values)
+    return Markup("<ul>{}</ul>").format(items)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_grid(value: Mapping[str, Any]) -> bool:
+    """Whether all entries are mappings of the same keys to single values."""
+    entries = list(value.values())
+    if len(entries) < 2 or not all(isinstance(entry, Mapping) for entry in entries):
+        return False
+    keys = list(entries[0])
+    singles = all(not isinstance(v, Mapping | list | tuple) for e in entries for v in e.values())
+    return singles and len(keys) <= 6 and all(list(entry) == keys for entry in entries)
+
+
+def _grid(value: Mapping[str, Mapping[str, Any]]) -> Markup:
+    header = next(iter(value.values()))
+    rows = [(name, entry.values()) for name, entry in value.items()]
+    return _table(["", *map(readable, header)], rows)
+
+
+def _mapping(value: Mapping[str, Any]) -> Markup:
+    """Return lists of one length as a table of columns, the rest as names and values."""
+    curve = _curve(value)
+    facts = [(name, details(item)) for name, item in value.items() if name not in curve]
+    parts = []
+    if curve:
+        names = list(curve)
+        rows = [(name, curve[name]) for name in names[1:]]
+        parts.append(_table([readable(names[0]), *map(_scalar, curve[names[0]])], rows))
+    if facts:
+        body = Markup().join(
+            Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(readable(name), item)
+            for name, item in facts
+        )
+        parts.append(Markup('<table class="facts"><tbody>{}</tbody></table>').format(body))
+    return Markup().join(parts)
+
+
+def _curve(value: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    lists = {
+        name: item
+        for name, item in value.items()
+        if isinstance(item, list | tuple) and len(item) > 2 and all(map(_is_number, item))
+    }
+    lengths = {len(item) for item in lists.values()}
+    return lists if len(lists) > 1 and len(lengths) == 1 and max(lengths) <= _FEW else {}
+
+
+def _table(header: Sequence[str], rows: Sequence[tuple[str, Any]]) -> Markup:
+    titles = Markup().join(Markup('<th scope="col">{}</th>').format(title) for title in header)
+    body = Markup().join(
+        Markup('<tr><th scope="row">{}</th>{}</tr>').format(
+            readable(name),
+            Markup().join(Markup("<td>{}</td>").format(_scalar(value)) for value in values),
+        )
+        for name, values in rows
+    )
+    return Markup(
+        '<div class="scroll"><table class="narrow"><thead><tr>{}</tr></thead>'
+        "<tbody>{}</tbody></table></div>"
+    ).format(titles, body)
