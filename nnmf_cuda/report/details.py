@@ -12,11 +12,15 @@ __all__ = ["details", "readable"]
 _FEW = 12
 """Up to so many numbers are shown one by one."""
 
+_NONE = "–"
+
 _NAMES = {
     "all": "all 20 decisions right",
     "alpha": "a certificate is wrong with at most this probability",
     "attack_eps": "attack's eps",
     "autoattack_standard": "AutoAttack's standard version",
+    "bootstrap_95_by_patient": "95 % bootstrap interval over patients",
+    "bootstrap_95_by_series": "95 % bootstrap interval over slice series",
     "bpda_identity": "BPDA, the purifier as identity",
     "certified_at_attack_eps": "certified at the attack's eps",
     "converged": "flat at its end",
@@ -70,8 +74,6 @@ def readable(key: object) -> str:
 def details(value: Any) -> Markup:
     """Return a value as HTML: tables for mappings and curves, a list for texts."""
     if isinstance(value, Mapping):
-        if _is_grid(value):
-            return _grid(value)
         return _mapping(value)
     if isinstance(value, list | tuple):
         return _list(value)
@@ -85,6 +87,8 @@ def _scalar(value: Any) -> str:
         return f"{value:,}" if value >= 10_000 else str(value)
     if isinstance(value, float):
         return _number(value)
+    if isinstance(value, list | tuple):
+        return "–".join(map(_scalar, value))
     return "not run" if value is None else str(value)
 
 
@@ -97,7 +101,9 @@ def _number(value: float) -> str:
 def _list(values: Sequence[Any]) -> Markup:
     if not values:
         return Markup("none")
-    if all(_is_number(value) for value in values):
+    if _is_interval(values):
+        return escape(_scalar(values))
+    if all(map(_is_number, values)):
         if len(values) > _FEW:
             low, high = _number(min(values)), _number(max(values))
             return Markup("{} values, {} to {}").format(len(values), low, high)
@@ -110,42 +116,63 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_grid(value: Mapping[str, Any]) -> bool:
-    """Whether all entries are mappings of the same keys to single values."""
-    entries = list(value.values())
-    if len(entries) < 2 or not all(isinstance(entry, Mapping) for entry in entries):
-        return False
-    keys = list(entries[0])
-    singles = all(not isinstance(v, Mapping | list | tuple) for e in entries for v in e.values())
-    return singles and len(keys) <= 6 and all(list(entry) == keys for entry in entries)
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
 
 
-def _grid(value: Mapping[str, Mapping[str, Any]]) -> Markup:
-    header = next(iter(value.values()))
-    rows = [(name, entry.values()) for name, entry in value.items()]
-    return _table(["", *map(readable, header)], rows)
+def _is_record(value: Any) -> bool:
+    """Whether a value is a mapping to single values only."""
+    return isinstance(value, Mapping) and all(
+        _is_interval(item) or not isinstance(item, Mapping | list | tuple)
+        for item in value.values()
+    )
 
 
 def _mapping(value: Mapping[str, Any]) -> Markup:
-    """Return lists of one length as a table of columns, the rest as names and values."""
+    """Return curves and records as tables, single values as facts, the rest under headings."""
     curve = _curve(value)
-    facts = [(name, details(item)) for name, item in value.items() if name not in curve]
+    records = {name: item for name, item in value.items() if _is_record(item)}
+    if len(records) < 2:
+        records = {}
+    rest = {name: item for name, item in value.items() if name not in {*curve, *records}}
+    nested = {name: item for name, item in rest.items() if isinstance(item, Mapping)}
     parts = []
     if curve:
-        names = list(curve)
-        rows = [(name, curve[name]) for name in names[1:]]
-        parts.append(_table([readable(names[0]), *map(_scalar, curve[names[0]])], rows))
-    if facts:
-        body = Markup().join(
-            Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(readable(name), item)
-            for name, item in facts
-        )
-        parts.append(Markup('<table class="facts"><tbody>{}</tbody></table>').format(body))
+        first, *others = curve
+        header = [readable(first), *map(_scalar, curve[first])]
+        parts.append(_table(header, [(name, curve[name]) for name in others]))
+    if records:
+        parts.append(_records(records))
+    parts.append(_facts({name: item for name, item in rest.items() if name not in nested}))
+    parts += [
+        Markup("<h4>{}</h4>{}").format(readable(name), _mapping(item))
+        for name, item in nested.items()
+    ]
     return Markup().join(parts)
 
 
+def _records(records: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """Return records as one table, with the more numerous of names and keys down the side."""
+    keys = list(dict.fromkeys(key for record in records.values() for key in record))
+    if len(keys) < len(records):
+        rows = [(name, [r.get(key, _NONE) for key in keys]) for name, r in records.items()]
+        return _table(["", *map(readable, keys)], rows)
+    rows = [(key, [record.get(key, _NONE) for record in records.values()]) for key in keys]
+    return _table(["", *map(readable, records)], rows)
+
+
+def _facts(facts: Mapping[str, Any]) -> Markup:
+    if not facts:
+        return Markup()
+    rows = (
+        Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(readable(name), details(item))
+        for name, item in facts.items()
+    )
+    return Markup('<table class="facts"><tbody>{}</tbody></table>').format(Markup().join(rows))
+
+
 def _curve(value: Mapping[str, Any]) -> dict[str, Sequence[float]]:
-    lists = {
+    lists: dict[str, Sequence[float]] = {
         name: item
         for name, item in value.items()
         if isinstance(item, list | tuple) and len(item) > 2 and all(map(_is_number, item))

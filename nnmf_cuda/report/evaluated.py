@@ -128,9 +128,7 @@ def tiles(content: Mapping[str, Any]) -> list[Tile]:
     """Return the large figures, all counted in one way, the most important first."""
     worst, paper = content["worst_case_accuracy"], paper_majority(content)
     low, high = content["worst_case_interval"]
-    found = [
-        Tile(f"{worst:.3f}", worst_title(content), f"95 % interval {low:.3f}–{high:.3f}", True)
-    ]
+    found = [Tile(f"{worst:.3f}", worst_title(content), f"95 %: {low:.3f}–{high:.3f}", True)]
     if paper is not None and not is_paper_only(content):
         found.append(Tile(f"{paper:.3f}", PAPER_PROTOCOL, "one attack of those in the worst case"))
     trained = content["others"].get(_TRAINED)

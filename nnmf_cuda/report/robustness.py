@@ -149,7 +149,9 @@ def _curves_picture(content: Mapping[str, Any], curves: Mapping[str, Any]) -> Pi
     random = evaluated.is_random(content)
     attack = "APGD on the margin, one setting varied at a time"
     figure = curves_figure(curves, constant=content["constant_answer_accuracy"], attack=attack)
-    counted = "by the majority of 20 fresh decisions" if random else "as the defence has no noise"
+    counted = (
+        "by the majority of 20 fresh decisions" if random else "by its one answer to each sample"
+    )
     caption = (
         "Robust accuracy of the defence under one attack, APGD on the margin, of which each panel"
         f" varies one setting and holds the others; counted {counted}."
@@ -200,7 +202,7 @@ def _curves(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             lines = {"defended": curve["robust_accuracy"]}
             made[title] = {"x": curve[key], "lines": lines, "xlabel": xlabel}
     if "Size of the ball" in made:
-        made["Size of the ball"] |= {"mark": content["threat_model"]["attack_eps"], "is_eps": True}
+        made["Size of the ball"] |= {"mark": content["threat_model"]["attack_eps"]}
     pixels = _pixels(content)
     if pixels is not None:
         lines = {name: pixels[name]["robust_accuracy"] for name in ("undefended", "defended")}

@@ -64,10 +64,13 @@ def curves_figure(
 
 
 def _draw_curve(axes: Axes, title: str, curve: Mapping[str, Any], constant: float) -> None:
+    """Draw one panel; numbers of steps and the like on a log scale, an eps on a cube root's."""
     style(axes, title=title, xlabel=curve["xlabel"])
     x = list(curve["x"])
     for name, values in curve["lines"].items():
-        axes.plot(x, values, color=_COLOURS[name], marker="o", markersize=5, label=name)
+        axes.plot(
+            x, values, color=_COLOURS[name], marker="o", markersize=5, label=name, clip_on=False
+        )
     axes.axhline(constant, color=GREY, linestyle="--", linewidth=1.2, label="constant answer")
     if curve.get("mark") is not None:
         axes.axvline(
@@ -75,8 +78,9 @@ def _draw_curve(axes: Axes, title: str, curve: Mapping[str, Any], constant: floa
         )
     if min(x) > 0:
         axes.set_xscale("log")
-    elif curve.get("is_eps"):
-        axes.set_xscale("symlog", linthresh=min(value for value in x if value > 0))
+    else:
+        axes.set_xscale("function", functions=(np.cbrt, lambda value: value**3))
+        axes.set_xlim(left=0)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks(x, [f"{value:g}" for value in x], fontsize=8)
