@@ -94,7 +94,9 @@ def _scalar(value: Any) -> str:
 
 def _number(value: float) -> str:
     if value == 0 or 0.001 <= abs(value) < 10:
-        return f"{value:.4f}".rstrip("0").rstrip(".")
+        digits = f"{value:.4f}"
+        # A setting such as 0.05 is short, a finding such as 0.5070 keeps its digits.
+        return digits.rstrip("0").rstrip(".") if digits.endswith("00") else digits
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 __all__ = [
     "NOT_RUN",
     "PAPER_PROTOCOL",
     "Tile",
+    "about_text",
     "count_titles",
     "interval_text",
     "is_paper_only",
@@ -43,6 +45,21 @@ class Tile:
     title: str
     note: str = ""
     is_main: bool = False
+
+
+def about_text(about: Mapping[str, Any], home: str | Path | None) -> str:
+    """Say of what, when and how something was made, as far as that is known."""
+    facts = {
+        "Data": about.get("source"),
+        "Run": home,
+        "Preset": about.get("preset"),
+        "Defence": about.get("defence"),
+        "Device": about.get("device"),
+        "Threads": about.get("threads"),
+        "Seed": about.get("run_seed"),
+        "Date": about.get("date"),
+    }
+    return " · ".join(f"{name}: {fact}" for name, fact in facts.items() if fact is not None)
 
 
 def is_random(content: Mapping[str, Any]) -> bool:

@@ -47,7 +47,7 @@ def robustness_page(
         .get_template("page.html")
         .render(
             title="How robust the classifier is",
-            lead=_about(content, home),
+            lead=evaluated.about_text({"preset": content.get("preset"), **about}, home),
             synthetic=about.get("synthetic", False),
             section=Markup().join(parts.values()),
         )
@@ -102,23 +102,6 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _about(content: Mapping[str, Any], home: str | Path | None) -> str:
-    """Say of what, when and how the evaluation was made, as far as that is known."""
-    about = content.get("about") or {}
-    preset = about.get("preset", content.get("preset"))
-    facts = {
-        "Data": about.get("source"),
-        "Run": home,
-        "Evaluation": preset,
-        "Defence": about.get("defence"),
-        "Device": about.get("device"),
-        "Threads": about.get("threads"),
-        "Seed": about.get("run_seed"),
-        "Date": about.get("date"),
-    }
-    return " · ".join(f"{name}: {fact}" for name, fact in facts.items() if fact is not None)
 
 
 def _pixels(content: Mapping[str, Any]) -> Mapping[str, Any] | None:

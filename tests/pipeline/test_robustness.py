@@ -119,7 +119,7 @@ def test_run_with_an_honest_evaluation_of_a_robust_preset(
     summary = json.loads((out / "summary.json").read_text())
     worst = summary["robustness"]["worst_case_accuracy"]
     assert worst["low"] <= worst["mean"] <= worst["high"]
-    assert "worst_case_accuracy" in capsys.readouterr().out
+    assert "worst case over all attacks" in capsys.readouterr().out
     metrics = json.loads((home / "metrics.json").read_text())
     assert metrics["n_predictions"] == 1
     assert "defence_training" in (home / "timings.json").read_text()
