@@ -142,12 +142,12 @@ def _row(
     label: str, found: Mapping[str, Any], has_worst: bool, *, several: bool
 ) -> tuple[str, ...]:
     show = _mean if several else _value
-    cells = [show(found["rows"][row]["accuracy"]) for row in _COLUMNS]
+    cells = [show(found["rows"][row]["accuracy"], 3) for row in _COLUMNS]
     if has_worst:
         worst = found.get("robustness", {}).get("worst_case_accuracy")
-        cells.append("–" if worst is None else show(worst))
+        cells.append("–" if worst is None else show(worst, 3))
     constant = found["majority_class_accuracy"]
-    cells.append(_mean(constant) if isinstance(constant, Mapping) else f"{constant:.4f}")
+    cells.append(_mean(constant, 3) if isinstance(constant, Mapping) else f"{constant:.3f}")
     return (label, *cells)
 
 
@@ -201,9 +201,9 @@ def _details(summary: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:
     return {**({"Evaluation": evaluated} if evaluated else {}), **found}
 
 
-def _mean(cell: Cell) -> str:
-    return f"{cell['mean']:.4f} ± {cell['std']:.4f}"
+def _mean(cell: Cell, digits: int = 4) -> str:
+    return f"{cell['mean']:.{digits}f} ± {cell['std']:.{digits}f}"
 
 
-def _value(cell: Cell) -> str:
-    return f"{cell['mean']:.4f}"
+def _value(cell: Cell, digits: int = 4) -> str:
+    return f"{cell['mean']:.{digits}f}"

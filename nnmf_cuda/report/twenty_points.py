@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from nnmf_cuda.report.details import details
-from nnmf_cuda.report.evaluated import NOT_RUN, PAPER_PROTOCOL
+from nnmf_cuda.report.evaluated import NOT_RUN, PAPER_PROTOCOL, is_paper_only, is_random
 
 __all__ = ["Point", "describe_points"]
 
@@ -66,20 +66,39 @@ def _describe(point: Mapping[str, Any], content: Mapping[str, Any]) -> Point:
     says = _Says("", "")
     if isinstance(value, Mapping):
         says = _note(value) or _HEADLINES[number](value, content)
+    rest = _rest(number, value, content)
     state = "plain" if says.is_good is None else "good" if says.is_good else "bad"
-    return Point(number, point["name"], says.figure, says.sentence, state, _rest(number, value))
+    return Point(number, point["name"], says.figure, says.sentence, state, rest)
 
 
-def _rest(number: int, value: Any) -> Markup:
+def _rest(number: int, value: Any, content: Value) -> Markup:
     """Return the details without what has a figure or a table of its own."""
     if not isinstance(value, Mapping):
         return details(value)
     shown = {name: item for name, item in value.items() if name not in _HIDDEN.get(number, ())}
+    if number == 5:
+        shown = _counts(shown, content)
     if number == 19:
         shown = {
             name: {k: v for k, v in found.items() if k != "curve"} for name, found in shown.items()
         }
     return details(shown)
+
+
+def _counts(value: Value, content: Value) -> dict[str, Any]:
+    """Leave out counts that mean nothing here: of 20 decisions without noise, of no worst case."""
+    dropped = "worst case" if is_paper_only(content) else None
+    found = {name: dict(counts) for name, counts in value.items() if name != dropped}
+    if not is_random(content):
+        found = {
+            name: {k: v for k, v in counts.items() if k not in ("fresh", "all")}
+            for name, counts in found.items()
+        }
+        found = {
+            name: {"right" if k == "majority" else k: v for k, v in counts.items()}
+            for name, counts in found.items()
+        }
+    return found
 
 
 def _note(value: Value) -> _Says | None:
@@ -133,6 +152,12 @@ def _losses(value: Value, content: Value) -> _Says:
 
 def _counted(value: Value, content: Value) -> _Says:
     found = value.get(PAPER_PROTOCOL, {})
+    if not is_random(content):
+        return _Says(
+            _share(found.get("majority")),
+            "right on the points of the paper's protocol, AutoAttack's own flags"
+            f" {_share(found.get('flags'))}. Good is the same figure twice.",
+        )
     return _Says(
         _share(found.get("majority")),
         "by the majority of 20 decisions on the points of the paper's protocol; mean of fresh"
@@ -249,9 +274,10 @@ def _planted(value: Value, content: Value) -> _Says:
 def _sample(value: Value, content: Value) -> _Says:
     low, high = content["worst_case_interval"]
     constant = content["constant_answer_accuracy"]
+    what = PAPER_PROTOCOL if is_paper_only(content) else "the worst case"
     return _Says(
         str(value["n"]),
-        f"test images, which leave the worst case between {low:.3f} and {high:.3f}; good is an"
+        f"test images, which leave {what} between {low:.3f} and {high:.3f}; good is an"
         f" interval above the constant answer, {_share(constant)}.",
         low > constant,
     )
