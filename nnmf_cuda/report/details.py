@@ -41,7 +41,7 @@ _NAMES = {
     "identical": "identical to a training image",
     "largest_error": "largest error against finite differences",
     "majority": "majority of 20 decisions right",
-    "majority_accuracy": "constant answer",
+    "majority_accuracy": "constant answer",  # as the leakage audit calls it
     "max_linf_equivalent": "largest Linf equivalent of a radius",
     "max_radius": "largest L2 radius possible",
     "mean_certified_radius": "mean certified L2 radius",

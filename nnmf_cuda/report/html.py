@@ -182,6 +182,7 @@ def _render(content: ReportContent, pictures: Mapping[str, Picture]) -> str:
         stages=stages,
         robustness=robustness,
         not_run=_not_run(content),
+        attack_rows=_attack_rows(content),
         against_constant=tables.against_constant(content.rows, content.majority_class_accuracy),
         **_metrics(content),
     )
@@ -230,6 +231,31 @@ def _stages(content: ReportContent) -> dict[str, Any] | None:
         "lines": tables.stage_lines(content.timings, paper=paper),
         "notes": tables.stage_notes(content.timings, paper=paper),
     }
+
+
+_ATTACK_NAMES = {
+    "accuracy_after": "AutoAttack's own flags, after each attack",
+    "all_right_accuracy": "all fresh decisions right",
+    "clean_accuracy": "AutoAttack's own flags, before the attack",
+    "fresh_accuracy": "mean of fresh decisions",
+    "fresh_accuracy_on_changed": "mean of fresh decisions on changed points",
+    "majority_accuracy": "majority of fresh decisions right",
+    "max_perturbation": "largest change of a sample",
+    "n_clamped": "features moved into the box beforehand",
+    "n_queries": "queries of Square",
+    "n_unchanged": "points returned unchanged",
+    "warnings": "AutoAttack's own warnings",
+}
+
+
+def _attack_rows(content: ReportContent) -> list[tuple[str, list[Any]]]:
+    """Return settings and findings of the attacks, a column for each attacked model."""
+    attacks = (content.attacks or {}).values()
+    names = dict.fromkeys(name for found in attacks for name in found)
+    return [
+        (_ATTACK_NAMES.get(name) or readable(name), [found.get(name, "–") for found in attacks])
+        for name in names
+    ]
 
 
 def _not_run(content: ReportContent) -> list[str]:

@@ -213,6 +213,15 @@ def _labels(content):
     return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
+def test_counts_of_the_attack_are_named(make_content):
+    found = {"majority_accuracy": 0.57, "fresh_accuracy": 0.61, "n_unchanged": 24}
+    html = _render(make_content(attacks={"baseline": found, "defended": {"norm": "L2"}}), {})
+    text = re.sub(r"<[^>]+>|\s+", " ", html.partition('id="attack"')[2])
+    assert re.search(r"majority of fresh decisions right +0\.57 +–", text)
+    assert "constant answer" not in text.partition("The defence")[0].partition("ROC")[0]
+    assert "points returned unchanged" in text
+
+
 def test_three_classes(tmp_path, make_content):
     parts = {**NO_FIGURES, "class_means": make_content(n_classes=3).class_means}
     _, page = _write(tmp_path, make_content(n_classes=3, **parts))
