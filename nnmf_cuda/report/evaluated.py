@@ -30,6 +30,8 @@ NOT_RUN = "not run"
 PAPER_PROTOCOL = "the paper's protocol"
 
 _TRAINED = "adversarially trained"
+_OF_PURIFIERS = ("bpda identity",)
+"""Parts of points that a defence without noise leaves nothing to run of."""
 _GROUPS = {
     "patient": "resampling whole patients",
     "series": "resampling whole slice series",
@@ -166,7 +168,11 @@ def not_run_parts(content: Mapping[str, Any]) -> list[str]:
         if point["value"] == NOT_RUN:
             whole.append(name)
         else:
-            parts += [f"{name}: {path}" for path in _inside(point["value"])]
+            parts += [
+                f"{name}: {path}"
+                for path in _inside(point["value"])
+                if path not in _OF_PURIFIERS or is_random(content)
+            ]
     return whole + parts
 
 

@@ -276,5 +276,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "; ".join(f"{key}: {_shown(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
-        return "; ".join(map(_shown, value)) or "none"
+        texts = [_shown(item) for item in value]
+        are_sentences = all(text.endswith((".", "!")) for text in texts)
+        return (" " if are_sentences else "; ").join(texts) or "none"
     return "not run" if value is None else str(value)

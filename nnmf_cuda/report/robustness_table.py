@@ -12,7 +12,6 @@ from nnmf_cuda.report.evaluated import (
     one_count,
     point_values,
     verdict_text,
-    worst_title,
 )
 
 __all__ = ["summary_table"]
@@ -20,8 +19,8 @@ __all__ = ["summary_table"]
 _WIDTH = 100
 _COUNTS = {"fresh": "fresh", "majority": "majority", "all": "all 20"}
 _LEGEND = (
-    "fresh: mean of fresh decisions; majority: of 20 of them, as in the worst case; all 20: every"
-    " one right."
+    "fresh: mean of fresh decisions; majority: of 20 of them, as in the verdict; all 20: every one"
+    " right."
 )
 
 
@@ -63,8 +62,8 @@ def _attacks(content: Mapping[str, Any]) -> str:
     for line in content["attacks"]:
         shares = (f"{line[key]:.4f}" for key in keys)
         rows.append([line["name"], *shares, f"{line['seconds']:.1f}"])
-    last = worst_title(content) if is_paper_only(content) else "worst case over all"
-    rows.append([last, *(worst[key] for key in keys), ""])
+    if not is_paper_only(content):
+        rows.append(["worst case over all", *(worst[key] for key in keys), ""])
     table = _columns(rows)
     return table if one_count(content) else f"{table}\n{_wrapped(_LEGEND)}"
 

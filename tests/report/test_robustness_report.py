@@ -133,7 +133,12 @@ def test_parts_that_were_not_run_are_found_at_any_depth():
         {"id": 1, "name": "One", "value": {"a": 1, "b_c": {"d": "not run", "e": "run"}}},
         {"id": 2, "name": "Two", "value": "not run"},
     ]
-    assert not_run_parts({"points": points}) == ["2 Two", "1 One: b c, d"]
+    content = {"points": points, "threat_model": {"noise": "none"}}
+    assert not_run_parts(content) == ["2 Two", "1 One: b c, d"]
+    points.append({"id": 6, "name": "Gradient", "value": {"bpda_identity": "not run"}})
+    assert not_run_parts(content) == ["2 Two", "1 One: b c, d"]  # it has no purifier
+    content["threat_model"]["noise"] = "fresh"
+    assert not_run_parts(content)[-1] == "6 Gradient: bpda identity"
 
 
 def test_every_point_has_a_sentence_and_a_judgement(evaluation):
