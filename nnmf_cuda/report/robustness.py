@@ -151,8 +151,11 @@ def _curves_picture(content: Mapping[str, Any], curves: Mapping[str, Any]) -> Pi
 
 def _certifies(certificates: Mapping[str, Mapping[str, Any]]) -> str:
     says = [f"{name}: {c['certifies']}" for name, c in certificates.items() if c.get("certifies")]
-    what = "Share of samples that are right and proven to stay so within the radius, by randomised"
-    return " ".join([f"{what} smoothing; no attack can go below its line there.", *says])
+    what = (
+        "Share of samples that are right and certified to stay so within the radius, by randomised"
+        " smoothing: no attack on the certified classifier can go below its line."
+    )
+    return " ".join([what, *says])
 
 
 def _examples_picture(examples: Mapping[str, Any]) -> Picture:

@@ -152,7 +152,7 @@ def metric_notes(
         f"95 % Wilson intervals of accuracy, images taken as independent: {', '.join(intervals)}.",
     ]
     if uncertainty:
-        notes += uncertainty_notes(uncertainty)
+        notes += uncertainty_notes(uncertainty, is_random=random_defence)
     if n_predictions is not None:
         notes.append(_prediction_note(n_predictions, random_defence))
     if paper:

@@ -310,8 +310,8 @@ def _certificate(value: Value, content: Value) -> _Says:
     certified = str(found.get("certifies", "")).rstrip(".")
     return _Says(
         _percent(shares[name]),
-        f"certified at the attack's eps ({name}{others}): no attack in that ball can succeed on"
-        f" these. The more the better.{f' {certified}.' if certified else ''}",
+        f"certified at the attack's eps ({name}{others}): on these no attack on the certified"
+        f" classifier can succeed. The more the better.{f' {certified}.' if certified else ''}",
     )
 
 

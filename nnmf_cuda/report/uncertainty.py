@@ -32,11 +32,20 @@ def interval_cells(uncertainty: Mapping[str, Any], row: str) -> tuple[str, ...] 
     return tuple(f"{intervals[m]['low']:.2f}–{intervals[m]['high']:.2f}" for m in METRIC_NAMES)
 
 
-def uncertainty_notes(uncertainty: Mapping[str, Any]) -> list[str]:
-    """Return the sentences on intervals, on the two models' differences, and on calibration."""
+def uncertainty_notes(uncertainty: Mapping[str, Any], *, is_random: bool = True) -> list[str]:
+    """Return the sentences on intervals, on the two models' differences, and on calibration.
+
+    Parameters
+    ----------
+    uncertainty : mapping
+        ``intervals``, ``comparisons`` and ``calibration`` of ``metrics.json``.
+    is_random : bool, default=True
+        Whether the defended model has several answers to a sample.
+    """
+    comparisons = uncertainty["comparisons"]
     return [
         _intervals_note(uncertainty["intervals"]),
-        *(comparison_note(uncertainty["comparisons"], name) for name in ("clean", "robust")),
+        *(comparison_note(comparisons, name, is_random=is_random) for name in ("clean", "robust")),
         calibration_note(uncertainty["calibration"]),
     ]
 
@@ -57,7 +66,9 @@ def _intervals_note(intervals: Mapping[str, Any] | None) -> str:
     )
 
 
-def comparison_note(comparisons: Mapping[str, Any], condition: str) -> str:
+def comparison_note(
+    comparisons: Mapping[str, Any], condition: str, *, is_random: bool = True
+) -> str:
     """Return the sentence on the two models' differences on "clean" or "robust" features."""
     found, level = comparisons[condition], f"{100 * comparisons['level']:.0f} %"
     parts = []
@@ -67,15 +78,18 @@ def comparison_note(comparisons: Mapping[str, Any], condition: str) -> str:
             f"accuracy {accuracy['estimate']:+.3f} ({level} {accuracy['low']:+.3f} to"
             f" {accuracy['high']:+.3f})"
         )
+    right, area = "right", "ROC-AUC"
+    if is_random:
+        right, area = "right by majority", "ROC-AUC of the mean probability"
     test = found["mcnemar"]
     parts.append(
-        f"right by majority on {test['n_only_a']} images that the other gets wrong, against"
+        f"{right} on {test['n_only_a']} images that the other gets wrong, against"
         f" {test['n_only_b']} (McNemar {_p(test['p_value'])})"
     )
     areas = found["delong"]
     if areas is not None:
         parts.append(
-            f"ROC-AUC of the mean probability {areas['difference']:+.3f} ({level}"
+            f"{area} {areas['difference']:+.3f} ({level}"
             f" {areas['low']:+.3f} to {areas['high']:+.3f}, DeLong {_p(areas['p_value'])})"
         )
     independent = "" if condition == "clean" else " Both tests take images as independent."

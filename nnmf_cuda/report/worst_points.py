@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
+from nnmf_cuda.report.evaluated import is_random
 from nnmf_cuda.report.tables import Line
 from nnmf_cuda.report.uncertainty import calibration_note, comparison_note
 
@@ -46,7 +47,11 @@ def worst_point_notes(content: Mapping[str, Any]) -> list[str]:
     comparisons = found.get("comparisons") or {}
     if comparisons:
         level = {"level": 0.95, **comparisons}
-        notes += [comparison_note(level, name) for name in ("clean", "robust") if name in level]
+        notes += [
+            comparison_note(level, name, is_random=is_random(content))
+            for name in ("clean", "robust")
+            if name in level
+        ]
     if found.get("calibration"):
         notes.append(calibration_note(found["calibration"]))
     return notes

@@ -199,7 +199,7 @@ def test_a_defence_without_noise_is_not_said_to_have_any(make_content, quiet_eva
     html = _render(content, {})
     for words in (
         *("averages over draws", "A random defence", "with fresh noise", "noise spread"),
-        *("±0.0", "majority of 20", "over 1 predictions"),
+        *("±0.0", "majority of 20", "by majority", "over 1 predictions"),
     ):
         assert words not in html, words
     assert "One attack is not all attacks." in html
