@@ -19,6 +19,7 @@ _NAMES = {
     "alpha": "a certificate is wrong with at most this probability",
     "attack_eps": "attack's eps",
     "autoattack_standard": "AutoAttack's standard version",
+    "bootstrap_95": "95 % bootstrap interval",
     "bootstrap_95_by_patient": "95 % bootstrap interval over patients",
     "bootstrap_95_by_series": "95 % bootstrap interval over slice series",
     "bpda_identity": "BPDA, the purifier as identity",
@@ -30,6 +31,7 @@ _NAMES = {
     "dlr": "DLR loss",
     "duplicates": "identical images",
     "draws_of_the_defence": "draws that the defence averages",
+    "effort": "what the evaluation may spend",
     "eot_iter": "draws averaged (EOT)",
     "eps_255": "eps, 1/255",
     "eps_in_feature_ranges": "eps in ranges of a feature",
@@ -39,6 +41,7 @@ _NAMES = {
     "fresh_interval": "95 % Wilson interval of the mean",
     "grad_norm_mean": "mean length of the gradient",
     "identical": "identical to a training image",
+    "interval_95": "95 % interval of the worst case",
     "largest_error": "largest error against finite differences",
     "majority": "majority of 20 decisions right",
     "majority_accuracy": "constant answer",  # as the leakage audit calls it
@@ -60,7 +63,9 @@ _NAMES = {
     "robust_if": "robust if",
     "rows_asked": "samples asked",
     "same_hash": "same perceptual hash as a training image",
+    "seeds_of_training": "seeds of the training",
     "wilson_95": "95 % Wilson interval",
+    "worst_case_less_constant_answer": "worst case less the constant answer, 95 % interval",
     "zero_gradient_share": "share of zero gradients",
 }
 
@@ -89,7 +94,7 @@ def _scalar(value: Any) -> str:
         return _number(value)
     if isinstance(value, list | tuple):
         return "–".join(map(_scalar, value))
-    return "not run" if value is None else str(value)
+    return "none" if value is None else str(value)
 
 
 def _number(value: float) -> str:
@@ -180,7 +185,8 @@ def _curve(value: Mapping[str, Any]) -> dict[str, Sequence[float]]:
         if isinstance(item, list | tuple) and len(item) > 2 and all(map(_is_number, item))
     }
     lengths = {len(item) for item in lists.values()}
-    return lists if len(lists) > 1 and len(lengths) == 1 and max(lengths) <= _FEW else {}
+    is_curve = "robust_accuracy" in lists and len(lists) > 1
+    return lists if is_curve and len(lengths) == 1 and max(lengths) <= _FEW else {}
 
 
 def _table(header: Sequence[str], rows: Sequence[tuple[str, Any]]) -> Markup:

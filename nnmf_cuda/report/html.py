@@ -279,4 +279,4 @@ def _shown(value: Any) -> str:
         texts = [_shown(item) for item in value]
         are_sentences = all(text.endswith((".", "!")) for text in texts)
         return (" " if are_sentences else "; ").join(texts) or "none"
-    return "not run" if value is None else str(value)
+    return "none" if value is None else str(value)

@@ -105,8 +105,16 @@ def environment() -> Environment:
 
 
 def _pixels(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what the attack on pixels found, with "after_twice_the_steps" by model."""
     found = (evaluated.point_values(content).get(1) or {}).get("pixel_space")
-    return {"after_twice_the_steps": {}, **found} if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping):
+        return None
+    after = {
+        name: found[name]["after_twice_the_steps"]
+        for name in ("undefended", "defended")
+        if "after_twice_the_steps" in found[name]
+    }
+    return {"after_twice_the_steps": after, **found}
 
 
 def _pictures(content: Mapping[str, Any], examples: Mapping[str, Any] | None) -> list[Picture]:
@@ -114,7 +122,11 @@ def _pictures(content: Mapping[str, Any], examples: Mapping[str, Any] | None) ->
     curves = _curves(content)
     if curves:
         pictures.append(_curves_picture(content, curves))
-    certificates = evaluated.point_values(content).get(19)
+    certificates = {
+        name: found
+        for name, found in (evaluated.point_values(content).get(19) or {}).items()
+        if isinstance(found, Mapping) and "curve" in found
+    }
     if certificates:
         threat = content["threat_model"]
         figure = certificate_figure(
@@ -124,7 +136,7 @@ def _pictures(content: Mapping[str, Any], examples: Mapping[str, Any] | None) ->
             Picture.of(figure, "Certified accuracy against the radius", _certifies(certificates))
         )
     if examples is not None and len(examples.get("clean", ())):
-        pictures.append(_examples_picture(examples))
+        pictures.append(_examples_picture(examples, content))
     return pictures
 
 
@@ -158,8 +170,9 @@ def _certifies(certificates: Mapping[str, Mapping[str, Any]]) -> str:
     return " ".join([what, *says])
 
 
-def _examples_picture(examples: Mapping[str, Any]) -> Picture:
-    eps = examples.get("eps_255")
+def _examples_picture(examples: Mapping[str, Any], content: Mapping[str, Any]) -> Picture:
+    largest = (_pixels(content) or {}).get("eps_255", [None])[-1]
+    eps = examples.get("eps_255", largest)
     ball = "" if eps is None else f" at {float(eps):g}/255"
     caption = (
         f"The first samples that the attack on pixels broke{ball}, of those that the defence had"

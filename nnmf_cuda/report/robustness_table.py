@@ -108,7 +108,11 @@ def _certified(content: Mapping[str, Any], found: Any) -> list[str]:
     title = f"certified at {content['threat_model']['attack_eps']:g}"
     if not isinstance(found, Mapping):
         return [title, "not run"]
-    shares = (f"{name} {c['certified_at_attack_eps']:.4f}" for name, c in found.items())
+    shares = (
+        f"{name} {c['certified_at_attack_eps']:.4f}"
+        for name, c in found.items()
+        if isinstance(c, Mapping)
+    )
     return [title, ", ".join(shares)]
 
 

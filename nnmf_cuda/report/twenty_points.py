@@ -17,6 +17,8 @@ Value = Mapping[str, Any]
 _HIDDEN = {1: ("pixel_space",), 18: ("most_similar_pairs",)}
 """What has a table of its own, or is too long to be read."""
 _SMALL_ERROR = 1e-4
+_FOUND = 0.95
+"""Share of the planted weaknesses that must be found."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,18 @@ def _describe(point: Mapping[str, Any], content: Mapping[str, Any]) -> Point:
         return Point(number, point["name"], "", "Not run.", "none", Markup())
     says = _Says("", "")
     if isinstance(value, Mapping):
-        says = _note(value) or _HEADLINES[number](value, content)
+        says = _note(value) or _headline(number, value, content)
     rest = _rest(number, value, content)
     state = "plain" if says.is_good is None else "good" if says.is_good else "bad"
     return Point(number, point["name"], says.figure, says.sentence, state, rest)
+
+
+def _headline(number: int, value: Value, content: Value) -> _Says:
+    try:
+        return _HEADLINES[number](value, content)
+    except (AttributeError, IndexError, KeyError, TypeError):
+        # A file of another version may lack what the sentence needs; the details show the rest.
+        return _Says("", "The details say what was found.")
 
 
 def _rest(number: int, value: Any, content: Value) -> Markup:
@@ -80,15 +90,24 @@ def _rest(number: int, value: Any, content: Value) -> Markup:
         shown = _counts(shown, content)
     if number == 19:
         shown = {
-            name: {k: v for k, v in found.items() if k != "curve"} for name, found in shown.items()
+            name: {k: v for k, v in found.items() if k != "curve"}
+            for name, found in shown.items()
+            if isinstance(found, Mapping)
         }
     return details(shown)
 
 
 def _counts(value: Value, content: Value) -> dict[str, Any]:
-    """Leave out counts that mean nothing here: of 20 decisions without noise, of no worst case."""
+    """Leave out counts that mean nothing here: of 20 decisions without noise, of no worst case.
+
+    How the worst case moves with the noise stands under the verdict.
+    """
     dropped = "worst case" if is_paper_only(content) else None
-    found = {name: dict(counts) for name, counts in value.items() if name != dropped}
+    found = {
+        name: {k: v for k, v in counts.items() if not isinstance(v, Mapping)}
+        for name, counts in value.items()
+        if name != dropped
+    }
     if not is_random(content):
         found = {
             name: {k: v for k, v in counts.items() if k not in ("fresh", "all")}
@@ -262,12 +281,15 @@ def _baselines(value: Value, content: Value) -> _Says:
 
 
 def _planted(value: Value, content: Value) -> _Says:
-    shares = [v for v in value.values() if isinstance(v, int | float)]
+    broken = value.get("broken", value)
+    shares = {name: v for name, v in broken.items() if isinstance(v, int | float)}
+    together = [v for name, v in shares.items() if name.endswith("together")]
+    share = min(together or shares.values(), default=None)
     return _Says(
-        _share(min(shares, default=None)),
-        "share of samples on which the weakest attack found a weakness planted on purpose; good"
+        _share(share),
+        "share of the weaknesses planted in a copy of the defence that the attacks found; good"
         " is 1.",
-        min(shares, default=0) > 0.99,
+        share is not None and share >= _FOUND,
     )
 
 
@@ -275,11 +297,12 @@ def _sample(value: Value, content: Value) -> _Says:
     low, high = content["worst_case_interval"]
     constant = content["constant_answer_accuracy"]
     what = PAPER_PROTOCOL if is_paper_only(content) else "the worst case"
+    less = value.get("worst_case_less_constant_answer")
     return _Says(
         str(value["n"]),
-        f"test images, which leave {what} between {low:.3f} and {high:.3f}; good is an"
-        f" interval above the constant answer, {_share(constant)}.",
-        low > constant,
+        f"test images, which leave {what} between {low:.3f} and {high:.3f}; good is clearly above"
+        f" the constant answer, {_share(constant)}.",
+        None if is_paper_only(content) else (less["low"] > 0 if less else low > constant),
     )
 
 
@@ -310,15 +333,17 @@ def _certificate(value: Value, content: Value) -> _Says:
     certified = str(found.get("certifies", "")).rstrip(".")
     return _Says(
         _percent(shares[name]),
-        f"certified at the attack's eps ({name}{others}): on these no attack on the certified"
-        f" classifier can succeed. The more the better.{f' {certified}.' if certified else ''}",
+        f"certified at the attack's eps ({name}{others}); the more the better. On these no attack"
+        f" on the certified classifier can succeed.{f' Certified: {certified}.' if certified else ''}",
     )
 
 
 def _record(value: Value, content: Value) -> _Says:
+    made = {**value, **value.get("environment", {})}
+    torch = made.get("torch") or made.get("packages", {}).get("torch")
     return _Says(
         f"seed {value.get('seed')}",
-        f"nnmf-cuda {value.get('nnmf_cuda')}, torch {value.get('torch')}, on {value.get('device')};"
+        f"nnmf-cuda {made.get('nnmf_cuda')}, torch {torch}, on {made.get('device')};"
         f" {value.get('rows_asked', 0):,} samples asked in {value.get('seconds', 0):,.0f} s.",
     )
 

@@ -13,7 +13,6 @@ from nnmf_cuda.evaluation import (
     classification_metrics,
     majority_class_accuracy,
 )
-from nnmf_cuda.pipeline.robustness.points import POINT_NAMES
 from nnmf_cuda.report import ReportContent
 from nnmf_cuda.timing import PAPER_STAGES
 
@@ -194,8 +193,11 @@ def make_content(timings, uncertainty) -> Callable[..., ReportContent]:
     return make
 
 
+NAMES = {1: "Threat model", 6: "Gradient", 12: "Fixed noise", 13: "Attacks on the purifier"}
+
+
 def _points(values):
-    return [{"id": i, "name": name, "value": values[i]} for i, name in enumerate(POINT_NAMES, 1)]
+    return [{"id": i, "name": NAMES.get(i, "Another"), "value": values[i]} for i in range(1, 21)]
 
 
 @pytest.fixture
@@ -242,7 +244,7 @@ def evaluation() -> dict:
         12: {"robust_accuracy": 0.4837},
         13: "not run",
         14: {"defended": {"clean": 0.87, "worst_case": 0.507}, "constant answer": 0.5488},
-        15: {"APGD-margin": 1.0, "Square": 0.98},
+        15: {"n": 62, "broken": {"Square": 0.4, "all attacks together": 0.9}},
         16: {"n": 215, "wilson_95": [0.44, 0.573]},
         17: {"baseline": "no warning", "defended": ["<it seems> randomized!"]},
         18: {
@@ -251,7 +253,12 @@ def evaluation() -> dict:
             "warnings": ["Leakage: much"],
         },
         19: {"denoised": certificate},
-        20: {"seed": 0, "nnmf_cuda": "0.1.0", "rows_asked": 17563329, "seconds": 426.3},
+        20: {
+            "seed": 0,
+            "rows_asked": 17563329,
+            "seconds": 426.3,
+            "environment": {"nnmf_cuda": "0.1.0", "packages": {"torch": "2.13", "other": None}},
+        },
     }
     return {
         "worst_case_accuracy": 0.50698,

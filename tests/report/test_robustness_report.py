@@ -24,8 +24,11 @@ from nnmf_cuda.report.twenty_points import describe_points
 PIXELS = {
     "eps_255": [0.0, 2.0, 8.0],
     "undefended": {"robust_accuracy": [0.9, 0.6, 0.2093], "mean_largest_feature_move": [0, 0, 0.1]},
-    "defended": {"robust_accuracy": [0.87, 0.8, 0.6698], "mean_largest_feature_move": [0, 0, 0.1]},
-    "after_twice_the_steps": {"undefended": 0.2047, "defended": 0.6601},
+    "defended": {
+        "robust_accuracy": [0.87, 0.8, 0.6698],
+        "mean_largest_feature_move": [0, 0, 0.1],
+        "after_twice_the_steps": 0.6601,
+    },
 }
 
 
@@ -66,7 +69,7 @@ def test_page_names_what_it_is_about(complete, evaluation):
     text = _text(robustness_page(complete, home="runs/one"))
     for words in (
         *("Data: scans.npz", "Run: runs/one", "Preset: thorough", "Date: 2026-11-28", "Threads: 2"),
-        *("Synthetic data.", "resampling whole slice series", "mean of 5 such rounds"),
+        *("Synthetic data.", "over whole slice series", "mean of 5 such rounds"),
     ):
         assert words in text, words
     assert "Synthetic data." not in _text(robustness_page(evaluation))
@@ -163,6 +166,8 @@ def test_points_are_no_dump(evaluation):
     assert "15 values, 0.1 to 0.1" in text
     assert "&lt;it seems&gt;" in html
     assert "{" not in text
+    assert "nnmf-cuda 0.1.0, torch 2.13" in text
+    assert "other none" in text
 
 
 def test_points_of_a_defence_without_noise(quiet_evaluation):
