@@ -331,10 +331,11 @@ def _certificate(value: Value, content: Value) -> _Says:
     name, found = next(iter(value.items()))
     others = "".join(f"; {n} {_percent(share)}" for n, share in shares.items() if n != name)
     certified = str(found.get("certifies", "")).rstrip(".")
+    what = f" Certified: {certified}." if certified else ""
     return _Says(
         _percent(shares[name]),
         f"certified at the attack's eps ({name}{others}); the more the better. On these no attack"
-        f" on the certified classifier can succeed.{f' Certified: {certified}.' if certified else ''}",
+        f" on the certified classifier can succeed.{what}",
     )
 
 

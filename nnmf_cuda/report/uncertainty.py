@@ -87,7 +87,7 @@ def comparison_note(
         f" {test['n_only_b']} (McNemar {_p(test['p_value'])})"
     )
     areas = found["delong"]
-    if areas is not None:
+    if areas is not None and areas["low"] is not None:
         parts.append(
             f"{area} {areas['difference']:+.3f} ({level}"
             f" {areas['low']:+.3f} to {areas['high']:+.3f}, DeLong {_p(areas['p_value'])})"
