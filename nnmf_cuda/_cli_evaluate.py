@@ -47,8 +47,8 @@ def run_evaluate(arguments: Namespace, _: ArgumentParser) -> None:
     """Evaluate a saved run."""
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.pipeline.robustness import Subject, evaluate_robustness
-    from nnmf_cuda.pipeline.robustness.points import summary_table
     from nnmf_cuda.pipeline.robustness.results import test_images, write_results
+    from nnmf_cuda.report.robustness_table import summary_table
 
     home, device = Path(arguments.model), resolve_device(arguments.device)
     present = home / "robustness.json"
@@ -64,7 +64,7 @@ def run_evaluate(arguments: Namespace, _: ArgumentParser) -> None:
         images=images,
         say=say,
     )
-    written = write_results(home, result)
+    written = write_results(home, result, named=home)
     print(summary_table(result.content))
     print("\n" + "\n".join(f"{name}: {path}" for name, path in written.items()))
     if (home / "report.html").exists():

@@ -28,13 +28,13 @@ from nnmf_cuda.pipeline.five_stages import (
     run_five_stages,
 )
 from nnmf_cuda.pipeline.robustness import Robustness, Subject, evaluate_robustness
-from nnmf_cuda.pipeline.robustness.points import summary_table
 from nnmf_cuda.pipeline.robustness.results import pixels_of_test, write_results
 from nnmf_cuda.pipeline.robustness.subject import FEATURES_FILE, save_features
 from nnmf_cuda.pipeline.run_directory import results_directory
 from nnmf_cuda.pipeline.seeds import Purpose, seed_word
 from nnmf_cuda.pipeline.uncertainty import groupings_of_test, measure_uncertainty
 from nnmf_cuda.report import ReportContent, bullet_list, metrics_table, timings_table, write_report
+from nnmf_cuda.report.robustness_table import summary_table
 from nnmf_cuda.timing import StageTimer
 
 __all__ = ["Experiment", "run_experiment"]
@@ -79,8 +79,14 @@ class Experiment:
             spread=self.metrics["spread"],
             n_predictions=self.metrics["n_predictions"],
             uncertainty=self.metrics,
+            paper_defence=self.model.defence.kind == "purifier",
+            random_defence=self.model.defence.purifies,
         )
-        parts = [metrics, timings_table(self.timings), bullet_list(self.metrics["notes"])]
+        parts = [
+            metrics,
+            timings_table(self.timings, paper=self.comparable),
+            bullet_list(self.metrics["notes"]),
+        ]
         if self.robustness is not None:
             parts.append(summary_table(self.robustness))
         return "\n\n".join(parts)
@@ -348,6 +354,8 @@ class _Run:
             spread=rows.spread,
             n_predictions=rows.n_predictions,
             paper_comparable=self._is_papers_test_split,
+            paper_defence=self.config.defence.kind == "purifier",
+            random_defence=self.config.defence.purifies,
             uncertainty=metrics,
             timings=self.timer.as_dict(),
             stage_benchmark=self.stage_benchmark,

@@ -52,6 +52,10 @@ class ReportContent:
         Predictions behind each defended row.
     paper_comparable : bool
         Whether the data are the paper's, so that its figures stand beside ours.
+    paper_defence : bool
+        Whether the defence is the paper's purifier.
+    random_defence : bool
+        Whether the defence draws noise before it answers.
     uncertainty : mapping, optional
         ``intervals``, ``comparisons`` and ``calibration`` of ``metrics.json``.
     timings : mapping, optional
@@ -82,7 +86,8 @@ class ReportContent:
     robustness : mapping, optional
         Content of ``robustness.json``.
     pixel_examples : mapping, optional
-        "clean" and "attacked" images (m, height, width) of the attack on pixels.
+        "clean" and "attacked" images (m, height, width) of the attack on pixels, and optionally
+        "titles" and "eps_255".
     environment : mapping
         Versions, device, commit and the like.
     config : str
@@ -102,6 +107,8 @@ class ReportContent:
     spread: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     n_predictions: int = 20
     paper_comparable: bool = False
+    paper_defence: bool = True
+    random_defence: bool = True
     uncertainty: Mapping[str, Any] | None = None
     timings: Mapping[str, Any] | None = None
     stage_benchmark: Mapping[str, Any] | None = None
@@ -117,7 +124,7 @@ class ReportContent:
     probabilities: Mapping[str, NDArray[np.floating[Any]]] | None = None
     attacks: Mapping[str, Mapping[str, Any]] | None = None
     robustness: Mapping[str, Any] | None = None
-    pixel_examples: Mapping[str, NDArray[Any]] | None = None
+    pixel_examples: Mapping[str, Any] | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     config: str = ""
     notes: Sequence[str] = ()

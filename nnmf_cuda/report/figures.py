@@ -237,17 +237,19 @@ def denoising_figure(
     return figure
 
 
-def stage_times_figure(timings: Mapping[str, Any]) -> Figure:
-    """Draw the seconds of the paper's five stages and their total, ours and the paper's.
+def stage_times_figure(timings: Mapping[str, Any], *, paper: bool = True) -> Figure:
+    """Draw the seconds of the paper's five stages and their total.
 
     Parameters
     ----------
     timings : mapping
         Content of ``timings.json``.
+    paper : bool, default=True
+        Whether the paper's seconds stand beside ours.
     """
     measured = {row["stage"]: row["seconds"] for row in timings["rows"]}
     series = [(f"this run ({timings['device']})", BLUE, [measured.get(s) for s in _STAGES])]
-    for device, color in (("cpu", GREY), ("gpu", VERMILION)):
+    for device, color in (("cpu", GREY), ("gpu", LIGHT_GREY)) if paper else ():
         seconds: list[float | None] = [PAPER_TIMINGS[s][device] for s in _STAGES]
         series.append((f"paper, {device.upper()}", color, seconds))
     figure = new_figure(1.0 + 0.19 * len(_STAGES) * (len(series) + 0.6))

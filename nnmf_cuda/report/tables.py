@@ -24,11 +24,11 @@ __all__ = [
     "Line",
     "against_constant",
     "bullet_list",
-    "STAGE_HEADER",
     "metric_lines",
     "metric_notes",
     "metrics_table",
     "stage_benchmark_caption",
+    "stage_header",
     "stage_lines",
     "stage_notes",
     "timings_table",
@@ -101,7 +101,9 @@ def metric_lines(
     majority_class_accuracy: float,
     paper: bool,
     spread: Mapping[str, Mapping[str, float]] | None = None,
+    n_predictions: int | None = None,
     uncertainty: Mapping[str, Any] | None = None,
+    paper_defence: bool = True,
 ) -> list[Line]:
     """Return the metric table's lines: each row, its interval and spread, the paper's; constant."""
     lines = []
@@ -111,15 +113,20 @@ def metric_lines(
         intervals = interval_cells(uncertainty, name) if uncertainty else None
         if uncertainty and intervals:
             lines.append(Line("interval", interval_label(uncertainty), intervals))
-        if spread and name in spread:
+        if spread and name in spread and n_predictions != 1:
             deviations = tuple(f"±{spread[name][m]:.4f}" for m in METRIC_NAMES)
             lines.append(Line("spread", "noise spread", deviations))
         if paper:
             published = tuple(f"{PAPER_METRICS[name][m]:.4f}" for m in METRIC_NAMES)
-            lines.append(Line("paper", "paper", published))
+            lines.append(Line("paper", _paper_label(name, paper_defence), published))
     constant = (f"{majority_class_accuracy:.4f}", *(NONE for _ in METRIC_NAMES[1:]))
     lines.append(Line("constant", "Constant answer", constant))
     return lines
+
+
+def _paper_label(row: str, paper_defence: bool) -> str:
+    """Say whose defence is behind the paper's figures, where it is not the run's."""
+    return "paper" if paper_defence or row.endswith("Baseline") else "paper (its own defence)"
 
 
 def metric_notes(
@@ -129,6 +136,8 @@ def metric_notes(
     paper: bool,
     n_predictions: int | None = None,
     uncertainty: Mapping[str, Any] | None = None,
+    paper_defence: bool = True,
+    random_defence: bool = True,
 ) -> list[str]:
     """Return the sentences that belong under the metric table."""
     n = int(rows["Clean_Baseline"]["n"])
@@ -143,17 +152,27 @@ def metric_notes(
         f"95 % Wilson intervals of accuracy, images taken as independent: {', '.join(intervals)}.",
     ]
     if uncertainty:
-        notes += uncertainty_notes(uncertainty)
+        notes += uncertainty_notes(uncertainty, is_random=random_defence)
     if n_predictions is not None:
-        notes.append(
-            f"Defended rows: mean of each metric over {n_predictions} predictions with fresh "
-            "noise; ± is their standard deviation, not the uncertainty from the number of images."
-        )
+        notes.append(_prediction_note(n_predictions, random_defence))
     if paper:
         notes.append("The paper's defended rows are one prediction each.")
+        if not paper_defence:
+            notes.append("They are of the paper's own defence, its purifier, not of this run's.")
     else:
         notes.append("The data are not the paper's, so its figures are not shown beside these.")
     return notes
+
+
+def _prediction_note(n_predictions: int, random_defence: bool) -> str:
+    if not random_defence:
+        return "The defence has no noise: its rows are of one answer to each image."
+    if n_predictions == 1:
+        return "Defended rows: one prediction with fresh noise for each image."
+    return (
+        f"Defended rows: mean of each metric over {n_predictions} predictions with fresh noise; "
+        "± is their standard deviation, not the uncertainty from the number of images."
+    )
 
 
 def metrics_table(
@@ -164,6 +183,8 @@ def metrics_table(
     spread: Mapping[str, Mapping[str, float]] | None = None,
     n_predictions: int | None = None,
     uncertainty: Mapping[str, Any] | None = None,
+    paper_defence: bool = True,
+    random_defence: bool = True,
 ) -> str:
     """Return the four rows by nine metrics as plain text.
 
@@ -181,6 +202,10 @@ def metrics_table(
         How many predictions those rows are the mean of.
     uncertainty : mapping, optional
         ``intervals``, ``comparisons`` and ``calibration`` of ``metrics.json``.
+    paper_defence : bool, default=True
+        Whether the defence is the paper's purifier.
+    random_defence : bool, default=True
+        Whether it draws noise.
 
     Returns
     -------
@@ -192,7 +217,9 @@ def metrics_table(
         majority_class_accuracy=majority_class_accuracy,
         paper=paper,
         spread=spread,
+        n_predictions=n_predictions,
         uncertainty=uncertainty,
+        paper_defence=paper_defence,
     )
     notes = metric_notes(
         rows,
@@ -200,6 +227,8 @@ def metrics_table(
         paper=paper,
         n_predictions=n_predictions,
         uncertainty=uncertainty,
+        paper_defence=paper_defence,
+        random_defence=random_defence,
     )
     return _plain_text(("", *METRIC_TITLES.values()), lines, notes)
 
@@ -208,11 +237,13 @@ def _bytes(n_bytes: float | None) -> str:
     return NONE if not n_bytes else f"{n_bytes / 2**20:,.0f} MiB"
 
 
-STAGE_HEADER = ("stage", "seconds", "items", "peak memory", "paper CPU", "paper GPU")
-"""Column titles of the stage table."""
+def stage_header(*, paper: bool) -> tuple[str, ...]:
+    """Return the column titles of the stage table."""
+    titles = ("stage", "seconds", "items", "peak memory")
+    return (*titles, "paper CPU", "paper GPU") if paper else titles
 
 
-def stage_lines(timings: Mapping[str, Any]) -> list[Line]:
+def stage_lines(timings: Mapping[str, Any], *, paper: bool) -> list[Line]:
     """Return the lines of the stage table: the paper's five, their total, then the others."""
     measured = {row["stage"]: row for row in timings["rows"]}
     names = [*PAPER_STAGES, "total"]
@@ -224,16 +255,19 @@ def stage_lines(timings: Mapping[str, Any]) -> list[Line]:
         if row is not None:
             items = f"{row['n_items']:,}" if row["n_items"] and name != "total" else NONE
             cells = (f"{row['seconds']:.2f}", items, _bytes(row["peak_bytes"]))
-        published = PAPER_TIMINGS.get(name)
-        cells += (
-            (f"{published['cpu']:.2f}", f"{published['gpu']:.2f}") if published else (NONE, NONE)
-        )
+        if paper:
+            cells += _published_seconds(name)
         kind = "total" if name == "total" else "other" if name in others else "measured"
         lines.append(Line(kind, STAGE_TITLES.get(name, name.replace("_", " ")), cells))
     return lines
 
 
-def stage_notes(timings: Mapping[str, Any]) -> list[str]:
+def _published_seconds(stage: str) -> tuple[str, str]:
+    published = PAPER_TIMINGS.get(stage)
+    return (f"{published['cpu']:.2f}", f"{published['gpu']:.2f}") if published else (NONE, NONE)
+
+
+def stage_notes(timings: Mapping[str, Any], *, paper: bool) -> list[str]:
     """Return the sentences that belong under the stage table."""
     device = str(timings["device"])
     memory = (
@@ -241,26 +275,30 @@ def stage_notes(timings: Mapping[str, Any]) -> list[str]:
         if device.startswith("cuda")
         else "the largest resident set of the whole process"
     )
-    return [
-        f"Measured on {device}. Peak memory: {memory} during the stage.",
-        PAPER_SECONDS_NOTE,
-    ]
+    notes = [f"Measured on {device}. Peak memory: {memory} during the stage."]
+    return [*notes, PAPER_SECONDS_NOTE] if paper else notes
 
 
-def timings_table(timings: Mapping[str, Any]) -> str:
-    """Return seconds and memory of each stage as plain text, beside the paper's seconds.
+def timings_table(timings: Mapping[str, Any], *, paper: bool = True) -> str:
+    """Return seconds and memory of each stage as plain text.
 
     Parameters
     ----------
     timings : mapping
         Content of ``timings.json``.
+    paper : bool, default=True
+        Whether the paper's seconds stand beside ours: true where the data are the paper's.
 
     Returns
     -------
     str
         No newline at the end.
     """
-    return _plain_text(STAGE_HEADER, stage_lines(timings), stage_notes(timings))
+    return _plain_text(
+        stage_header(paper=paper),
+        stage_lines(timings, paper=paper),
+        stage_notes(timings, paper=paper),
+    )
 
 
 def _plain_text(header: Sequence[str], lines: Iterable[Line], notes: Iterable[str]) -> str:

@@ -7,7 +7,13 @@ from typing import Any
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 
-__all__ = ["interval_cells", "interval_label", "uncertainty_notes"]
+__all__ = [
+    "calibration_note",
+    "comparison_note",
+    "interval_cells",
+    "interval_label",
+    "uncertainty_notes",
+]
 
 _FEW_CLUSTERS = 20
 """Below this, percentile intervals are known to be too narrow."""
@@ -26,12 +32,21 @@ def interval_cells(uncertainty: Mapping[str, Any], row: str) -> tuple[str, ...] 
     return tuple(f"{intervals[m]['low']:.2f}–{intervals[m]['high']:.2f}" for m in METRIC_NAMES)
 
 
-def uncertainty_notes(uncertainty: Mapping[str, Any]) -> list[str]:
-    """Return the sentences on intervals, on the two models' differences, and on calibration."""
+def uncertainty_notes(uncertainty: Mapping[str, Any], *, is_random: bool = True) -> list[str]:
+    """Return the sentences on intervals, on the two models' differences, and on calibration.
+
+    Parameters
+    ----------
+    uncertainty : mapping
+        ``intervals``, ``comparisons`` and ``calibration`` of ``metrics.json``.
+    is_random : bool, default=True
+        Whether the defended model has several answers to a sample.
+    """
+    comparisons = uncertainty["comparisons"]
     return [
         _intervals_note(uncertainty["intervals"]),
-        *(_comparison_note(uncertainty["comparisons"], name) for name in ("clean", "robust")),
-        _calibration_note(uncertainty["calibration"]),
+        *(comparison_note(comparisons, name, is_random=is_random) for name in ("clean", "robust")),
+        calibration_note(uncertainty["calibration"]),
     ]
 
 
@@ -51,7 +66,10 @@ def _intervals_note(intervals: Mapping[str, Any] | None) -> str:
     )
 
 
-def _comparison_note(comparisons: Mapping[str, Any], condition: str) -> str:
+def comparison_note(
+    comparisons: Mapping[str, Any], condition: str, *, is_random: bool = True
+) -> str:
+    """Return the sentence on the two models' differences on "clean" or "robust" features."""
     found, level = comparisons[condition], f"{100 * comparisons['level']:.0f} %"
     parts = []
     if found["difference"] is not None:
@@ -60,15 +78,18 @@ def _comparison_note(comparisons: Mapping[str, Any], condition: str) -> str:
             f"accuracy {accuracy['estimate']:+.3f} ({level} {accuracy['low']:+.3f} to"
             f" {accuracy['high']:+.3f})"
         )
+    right, area = "right", "ROC-AUC"
+    if is_random:
+        right, area = "right by majority", "ROC-AUC of the mean probability"
     test = found["mcnemar"]
     parts.append(
-        f"right by majority on {test['n_only_a']} images that the other gets wrong, against"
+        f"{right} on {test['n_only_a']} images that the other gets wrong, against"
         f" {test['n_only_b']} (McNemar {_p(test['p_value'])})"
     )
     areas = found["delong"]
     if areas is not None and areas["low"] is not None:
         parts.append(
-            f"ROC-AUC of the mean probability {areas['difference']:+.3f} ({level}"
+            f"{area} {areas['difference']:+.3f} ({level}"
             f" {areas['low']:+.3f} to {areas['high']:+.3f}, DeLong {_p(areas['p_value'])})"
         )
     independent = "" if condition == "clean" else " Both tests take images as independent."
@@ -81,7 +102,8 @@ def _p(value: float | None) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def _calibration_note(calibration: Mapping[str, Any]) -> str:
+def calibration_note(calibration: Mapping[str, Any]) -> str:
+    """Return the sentence on how far probabilities are from frequencies."""
     errors = calibration["expected_calibration_error"]
     values = ", ".join(f"{name} {errors[name]:.3f}" for name in ROW_NAMES)
     return f"Expected calibration error, {calibration['n_bins']} bins: {values}."

@@ -126,8 +126,9 @@ def test_run_timings_have_the_documented_keys(small_run: tuple[Path, str]) -> No
 
 def test_run_prints_both_tables(small_run: tuple[Path, str]) -> None:
     printed = small_run[1]
-    for text in (*ROW_NAMES, "Constant answer", "NNMF feature extraction", "17.03", "9.11"):
+    for text in (*ROW_NAMES, "Constant answer", "NNMF feature extraction"):
         assert text in printed
+    assert "17.03" not in printed  # the paper's seconds are of its own data
 
 
 def test_run_environment_and_config(small_run: tuple[Path, str], small_npz: Path) -> None:

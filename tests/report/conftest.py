@@ -191,3 +191,117 @@ def make_content(timings, uncertainty) -> Callable[..., ReportContent]:
         return ReportContent(**{**fields, **changes})
 
     return make
+
+
+NAMES = {1: "Threat model", 6: "Gradient", 12: "Fixed noise", 13: "Attacks on the purifier"}
+
+
+def _points(values):
+    return [{"id": i, "name": NAMES.get(i, "Another"), "value": values[i]} for i in range(1, 21)]
+
+
+@pytest.fixture
+def evaluation() -> dict:
+    """Content of `robustness.json` of a defence with noise; pixels and point 13 were not run."""
+    counts = {"fresh": 0.6063, "majority": 0.5721, "all": 0.4977}
+    certificate = {
+        "sigma": 0.147,
+        "n_features": 15,
+        "certified_at_attack_eps": 0.1209,
+        "curve": {
+            "radius": [i / 40 for i in range(21)],
+            "linf_equivalent": [i / 155 for i in range(21)],
+            "certified_accuracy": [0.86 - i / 25 for i in range(21)],
+        },
+        "certifies": "The majority of single draws is certified.",
+    }
+    threat = {
+        "norm": "Linf",
+        "attack_eps": 0.1,
+        "box": [0.0, 1.0],
+        "noise": "fresh at every decision",
+        "knowledge": "white box",
+        "robust_if": "on the point of every attack the majority of 20 fresh decisions is right",
+    }
+    curve = {"robust_accuracy": [0.53, 0.52, 0.51], "converged": True}
+    leak = {"n": 9, "near_share": 0.237, "nearest_accuracy": 0.949, "majority_accuracy": 0.549}
+    values = {
+        1: {**threat, "eps_in_feature_ranges": [0.1] * 15, "pixel_space": "not run"},
+        2: {"lowest": 0.0, "highest": 1.0, "largest_move": 0.1, "attack_eps": 0.1},
+        3: {"the paper's protocol": "(N, M, 1, 1)"},
+        4: {"n_classes": 2, "dlr": "does not exist", "attacks": ["APGD-margin"]},
+        5: {"the paper's protocol": {"flags": 0.507, **counts}, "at eps 0": counts},
+        6: {"zero_gradient_share": 0.0, "median_error": 2e-11, "bpda_identity": 0.5442},
+        7: {"eot_iter": [1, 8, 64], **curve},
+        8: {
+            "steps": {"n_iter": [25, 50, 100], **curve},
+            "restarts": {"n_restarts": [1, 2, 5], **curve},
+            "converged": False,
+        },
+        9: {"attack_eps": [0.0, 0.1, 1.0], "robust_accuracy": [0.9, 0.5, 0], "reaches_zero": True},
+        10: {"black_box": 0.5442, "white_box": 0.5116, "black_box_is_stronger": False},
+        11: {"transfer from the undefended": 0.6186, "back to the undefended": 0.2977},
+        12: {"robust_accuracy": 0.4837},
+        13: "not run",
+        14: {"defended": {"clean": 0.87, "worst_case": 0.507}, "constant answer": 0.5488},
+        15: {"n": 62, "broken": {"Square": 0.4, "all attacks together": 0.9}},
+        16: {"n": 215, "wilson_95": [0.44, 0.573]},
+        17: {"baseline": "no warning", "defended": ["<it seems> randomized!"]},
+        18: {
+            "splits": {"test": leak},
+            "most_similar_pairs": [[0.98, "a.jpg", "test", "b.jpg"]] * 10,
+            "warnings": ["Leakage: much"],
+        },
+        19: {"denoised": certificate},
+        20: {
+            "seed": 0,
+            "rows_asked": 17563329,
+            "seconds": 426.3,
+            "environment": {"nnmf_cuda": "0.1.0", "packages": {"torch": "2.13", "other": None}},
+        },
+    }
+    return {
+        "worst_case_accuracy": 0.50698,
+        "worst_case_interval": [0.441, 0.573],
+        "all_right_accuracy": 0.2465,
+        "clean_accuracy": 0.8698,
+        "constant_answer_accuracy": 0.5488,
+        "verdict": "The worst case, 0.5070, does not beat the constant answer, 0.5488.",
+        "preset": "standard",
+        "threat_model": threat,
+        "points": _points(values),
+        "attacks": [
+            {"name": "clean", "fresh": 0.8686, "majority": 0.8698, "all": 0.7767, "seconds": 0.0},
+            {"name": "the paper's protocol", **counts, "seconds": 0.0},
+            {"name": "APGD-margin", **counts, "majority": 0.5116, "seconds": 8.4},
+        ],
+        "others": {
+            "undefended": {"clean_accuracy": 0.907, "worst_case_accuracy": 0.0186},
+            "adversarially trained": {"clean_accuracy": 0.8512, "worst_case_accuracy": 0.7581},
+        },
+    }
+
+
+@pytest.fixture
+def quiet_evaluation(evaluation) -> dict:
+    """The same of a defence without noise, itself adversarially trained."""
+    threat = {**evaluation["threat_model"], "noise": "none", "robust_if": "the answer is right"}
+    lines = [
+        {**line, "fresh": line["majority"], "all": line["majority"]}
+        for line in evaluation["attacks"]
+    ]
+    values = {point["id"]: point["value"] for point in evaluation["points"]}
+    values |= {
+        1: {**values[1], **threat},
+        7: {"eot_iter": [1], "note": "the model has no noise to average over"},
+        12: {"note": "the defence has no noise"},
+        13: {"note": "there is no purifier"},
+    }
+    return {
+        **evaluation,
+        "threat_model": threat,
+        "attacks": lines,
+        "points": _points(values),
+        "others": {"undefended": evaluation["others"]["undefended"]},
+        "others_notes": ["The adversarially trained classifier is the defence itself."],
+    }

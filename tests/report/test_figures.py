@@ -80,6 +80,12 @@ def test_stage_times_figure(timings):
     assert axes.containers[2][5].get_width() == PAPER_TIMINGS["total"]["gpu"]
 
 
+def test_stage_times_figure_without_the_papers_seconds(timings):
+    axes = figures.stage_times_figure(timings, paper=False).axes[0]
+    (bars,) = axes.containers
+    assert bars.get_label() == "this run (cpu)"
+
+
 def test_stage_benchmark_figure(stage_benchmark):
     axes = figures.stage_benchmark_figure([stage_benchmark]).axes[0]
     ours, reference = (bars for bars in axes.containers if hasattr(bars, "patches"))

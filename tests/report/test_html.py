@@ -11,7 +11,7 @@ import pytest
 from nnmf_cuda.evaluation import ROW_NAMES
 from nnmf_cuda.report import write_report
 from nnmf_cuda.report.content import OPTIONAL_PARTS
-from nnmf_cuda.report.html import _render
+from nnmf_cuda.report.html import _figures, _render
 
 NO_FIGURES = dict.fromkeys(OPTIONAL_PARTS)  # drawing takes most of the time
 FIGURES = {
@@ -86,7 +86,7 @@ def test_full_report_is_self_contained(full, report_dir):
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert not re.search(r"https?://|@import|url\(", html)
-    png = base64.b64decode(pictures[0].partition(",")[2])
+    png = base64.b64decode(pictures[-1].partition(",")[2])
     assert png == (report_dir / "figures" / "stage_times.png").read_bytes()
     assert png.startswith(b"\x89PNG")
 
@@ -129,7 +129,9 @@ def test_synthetic_data_are_announced_and_the_papers_figures_left_out(
     html, page = _write(tmp_path, make_content(synthetic=True, source="phantom", **parts))
     assert "Synthetic data." in page.text
     assert 'class="paper"' not in html
-    assert "paper CPU" in page.text  # the stages are the same, whatever the data
+    assert "paper CPU" not in page.text
+    assert "201.47" not in page.text
+    assert "The paper's seconds" not in page.text
     assert "The data are not the paper's" in page.text
 
 
@@ -147,6 +149,77 @@ def test_a_full_run_says_so(make_content):
     assert content.missing_parts == []
     page = Page(_render(content, {}))  # without pictures, which take long to draw
     assert "Every part of this report was run." in page.text
+
+
+def test_the_list_of_sections_is_in_the_order_of_the_page(make_content, evaluation):
+    for content in (make_content(), make_content(robustness=evaluation, attacks=None)):
+        html = _render(content, {})
+        listed = re.findall(r'<a href="#([\w-]+)">', html.partition("</nav>")[0])
+        assert listed == re.findall(r'<section id="([\w-]+)">', html)
+
+
+def test_the_worst_case_leads(make_content, evaluation):
+    html = _render(make_content(robustness=evaluation), {})
+    page = Page(html)
+    places = [
+        page.text.index(words)
+        for words in (
+            *("worst case over all attacks", "the paper's protocol", "adversarially trained"),
+            *("constant answer", evaluation["verdict"], "Four rows, nine metrics"),
+        )
+    ]
+    assert places == sorted(places)
+    tiles = re.search(r'<div class="cards">.*?</div>\s*</div>', html, re.DOTALL)[0]
+    assert re.findall(r"<b>(.*?)</b>", tiles) == ["0.507", "0.572", "0.758", "0.549", "0.870"]
+    assert "Robust_Defended" not in tiles
+
+
+def test_without_an_evaluation_there_is_no_worst_case(make_content):
+    page = Page(_render(make_content(), {}))
+    assert "This is the paper's protocol only, no worst case" in page.text
+    assert "worst case over all attacks" not in page.text
+    assert "mean of 4 fresh predictions" in page.text
+
+
+def test_what_was_not_run_is_looked_for_inside_the_points(make_content, evaluation):
+    page = Page(_render(make_content(robustness=evaluation, not_run=()), {}))
+    assert "Every part of this report was run." not in page.text
+    assert "Point 1 Threat model: pixel space (give --data)." in page.text
+    assert "Point 13 Attacks on the purifier." in page.text
+
+
+def test_a_defence_without_noise_is_not_said_to_have_any(make_content, quiet_evaluation):
+    content = make_content(
+        random_defence=False,
+        paper_defence=False,
+        n_predictions=1,
+        paper_comparable=True,
+        robustness=quiet_evaluation,
+    )
+    html = _render(content, {})
+    for words in (
+        *("averages over draws", "A random defence", "with fresh noise", "noise spread"),
+        *("±0.0", "majority of 20", "by majority", "over 1 predictions"),
+    ):
+        assert words not in html, words
+    assert "One attack is not all attacks." in html
+    assert "paper (its own defence)" in html
+    assert "the defence: t = 41" not in _labels(content)
+    assert "the defence: t = 41" in _labels(make_content())
+
+
+def _labels(content):
+    figure, *_ = _figures(content)["denoising_error"]
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def test_counts_of_the_attack_are_named(make_content):
+    found = {"majority_accuracy": 0.57, "fresh_accuracy": 0.61, "n_unchanged": 24}
+    html = _render(make_content(attacks={"baseline": found, "defended": {"norm": "L2"}}), {})
+    text = re.sub(r"<[^>]+>|\s+", " ", html.partition('id="attack"')[2])
+    assert re.search(r"majority of fresh decisions right +0\.57 +–", text)
+    assert "constant answer" not in text.partition("The defence")[0].partition("ROC")[0]
+    assert "points returned unchanged" in text
 
 
 def test_three_classes(tmp_path, make_content):

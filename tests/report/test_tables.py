@@ -125,3 +125,26 @@ def test_timings_table_with_a_missing_stage(timings):
     assert "the whole process" in " ".join("\n".join(lines).split())
     timings["device"] = "cuda"
     assert "on the device" in " ".join(timings_table(timings).split())
+
+
+def test_timings_table_without_the_papers_seconds(timings):
+    text = timings_table(timings, paper=False)
+    assert "paper" not in text
+    assert "155.00" not in text
+    assert text.splitlines()[2].split()[-4:] == ["6.50", "1,500", "700", "MiB"]
+
+
+def test_metrics_table_of_a_defence_without_noise(rows):
+    spread = {"Robust_Defended": dict.fromkeys(PAPER_METRICS["Robust_Defended"], 0.0)}
+    text = metrics_table(
+        rows,
+        majority_class_accuracy=0.5,
+        spread=spread,
+        n_predictions=1,
+        paper_defence=False,
+        random_defence=False,
+    )
+    assert "±" not in text
+    assert "The defence has no noise: its rows are of one answer to each image." in text
+    labels = [line.split("  ")[1] for line in text.splitlines() if line.startswith("  paper")]
+    assert labels == ["paper", "paper (its own defence)"] * 2

@@ -22,7 +22,7 @@ from nnmf_cuda.pipeline.robustness.findings import Findings
 from nnmf_cuda.pipeline.robustness.standing import Standing, standing_of, verdict
 from nnmf_cuda.pipeline.robustness.subject import Subject
 
-__all__ = ["NOT_RUN", "PAPER", "POINTS", "answer_points", "summary_table"]
+__all__ = ["NOT_RUN", "PAPER", "POINTS", "answer_points"]
 
 NOT_RUN = "not run"
 
@@ -399,29 +399,3 @@ POINTS: tuple[tuple[str, Callable[[_Points], Any]], ...] = (
     ("Record", _Points.record),
 )
 """What each point is about, from 1 on, and what answers it."""
-
-
-def summary_table(content: Mapping[str, Any]) -> str:
-    """Return the attacks and the worst case as plain text."""
-    lines = [f"{'attack on the defence':<40}{'fresh':>8}{'majority':>10}{'all 20':>8}{'s':>7}"]
-    for line in content["attacks"]:
-        lines.append(
-            f"{line['name']:<40}{line['fresh']:>8.4f}{line['majority']:>10.4f}"
-            f"{line['all']:>8.4f}{line['seconds']:>7.1f}"
-        )
-    lines.append(
-        f"{'worst case over all':<48}{content['worst_case_accuracy']:>10.4f}"
-        f"{content['all_right_accuracy']:>8.4f}"
-    )
-    lines.append("")
-    lines.append(f"{'beside it':<40}{'clean':>8}{'worst case':>12}")
-    for name, other in content["others"].items():
-        lines.append(
-            f"{name:<40}{other['clean_accuracy']:>8.4f}{other['worst_case_accuracy']:>12.4f}"
-        )
-    lines.append(f"{'the constant answer':<40}{content['constant_answer_accuracy']:>8.4f}")
-    not_run = [f"{p['id']} {p['name']}" for p in content["points"] if p["value"] == NOT_RUN]
-    lines += ["", content["verdict"]]
-    if not_run:
-        lines.append(f"Not run: {', '.join(not_run)}.")
-    return "\n".join(lines)

@@ -54,11 +54,14 @@ def pixels_of_test(dataset: ImageDataset, model: TrainedModel) -> Tensor:
     return pixels.to(model.device, torch.float32)
 
 
-def write_results(home: Path, result: Robustness) -> dict[str, Path]:
-    """Write `robustness.json`, `robustness.npz` and `robustness.html`; returns their paths."""
+def write_results(home: Path, result: Robustness, *, named: Path | None = None) -> dict[str, Path]:
+    """Write `robustness.json`, `robustness.npz` and `robustness.html`; returns their paths.
+
+    `named` is what the page calls the directory.
+    """
     from nnmf_cuda.report.robustness import robustness_page
 
-    page = robustness_page(result.content, examples=result.examples)
+    page = robustness_page(result.content, examples=result.examples, home=named)
     texts = {"robustness.html": page, "robustness.json": json.dumps(result.content, indent=2)}
     arrays = home / "robustness.npz"
     partial = arrays.with_name(".robustness.partial.npz")
