@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nnmf_cuda.attacks.checks import frozen, isolated
 from nnmf_cuda.attacks.objectives import ExpectedLoss, is_random
-from nnmf_cuda.attacks.suite import majority_right
+from nnmf_cuda.attacks.suite import N_ROUNDS, fresh_decisions
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
 
 __all__ = [
@@ -55,9 +55,14 @@ class Attacker:
     evaluation_seed: int
 
     def accuracy(self, points: Tensor) -> float:
-        """Return the share that is right by the majority of fresh decisions."""
-        right = majority_right(self.model, points, self.y, seed=self.evaluation_seed)
-        return float(right.float().mean())
+        """Return the share that is right by the majority of fresh decisions, a mean of rounds.
+
+        A single round of a random model moves by more than what is called flat.
+        """
+        right, _ = fresh_decisions(
+            self.model, points, self.y, seed=self.evaluation_seed, n_rounds=N_ROUNDS
+        )
+        return float((right.double().mean(1) > 0.5).double().mean())
 
     def robust_accuracy(self, **changes: Any) -> float:
         """Return the accuracy under APGD on the margin, with settings changed."""
