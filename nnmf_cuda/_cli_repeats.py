@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,8 @@ def run_repeats(
     repeats = _planned(arguments, seeds)
     homes = _run_all(arguments, repeats, run_one, config_of)
     if arguments.cross_validate:
-        _summarize_folds(Path(arguments.out), repeats, homes)
+        about = {"source": arguments.data, "preset": arguments.preset}
+        _summarize_folds(Path(arguments.out), repeats, homes, about)
     else:
         _summarize_seeds(Path(arguments.out), seeds, homes)
 
@@ -123,7 +124,9 @@ def _summarize_seeds(out: Path, seeds: Sequence[int], homes: Sequence[Path]) -> 
     print(f"\n{seeds_table(summary)}")
 
 
-def _summarize_folds(out: Path, repeats: Sequence[Repeat], homes: Sequence[Path]) -> None:
+def _summarize_folds(
+    out: Path, repeats: Sequence[Repeat], homes: Sequence[Path], about: Mapping[str, str]
+) -> None:
     from nnmf_cuda.pipeline.repeats import OWN_SPLIT, summarize_folds, summarize_seeds
     from nnmf_cuda.pipeline.run_directory import write_text
     from nnmf_cuda.report.repeats import folds_page, folds_table
@@ -135,6 +138,7 @@ def _summarize_folds(out: Path, repeats: Sequence[Repeat], homes: Sequence[Path]
         {name: summarize_seeds(found) for name, found in of_split.items()},
         split_by=next(repeat.split_by or "" for repeat in repeats if repeat.split != OWN_SPLIT),
     )
-    write_text(out / "summary.html", folds_page(summary))
+    summary["about"] = dict(about)
+    write_text(out / "summary.html", folds_page(summary, home=out))
     write_text(out / "summary.json", json.dumps(summary, indent=2))
     print(f"\n{folds_table(summary)}\n\nsummary: {out / 'summary.html'}")
