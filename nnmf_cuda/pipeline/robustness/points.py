@@ -391,7 +391,7 @@ POINTS: tuple[tuple[str, Callable[[_Points], Any]], ...] = (
     ("Fixed noise", _Points.fixed_noise),
     ("Attacks on the purifier", _Points.purifier),
     ("Baselines", _Points.baselines),
-    ("Planted direction", _Points.planted),
+    ("Planted weakness", _Points.planted),
     ("Sample size", _Points.sample_size),
     ("AutoAttack's own checks", _Points.autoattack_checks),
     ("Leakage", _Points.leakage),
