@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnmf_cuda.attacks.decisions import majority_right
 from nnmf_cuda.attacks.purification import surrogate
-from nnmf_cuda.attacks.suite import majority_right
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
 from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from nnmf_cuda.attacks import Budget, run_suite
+from nnmf_cuda.attacks.decisions import majority_right
 from nnmf_cuda.attacks.planted import RIGHT, plant
 from nnmf_cuda.attacks.purification import surrogate
-from nnmf_cuda.attacks.suite import FROM_WORST, majority_right
+from nnmf_cuda.attacks.suite import FROM_WORST
 
 LIGHT = Budget(
     n_iter=40, n_restarts=1, n_cheap_restarts=5, eot_iter=8, surrogate_draws=32, pgd_iter=40,

@@ -7,22 +7,16 @@ import torch
 from torch import nn
 
 from nnmf_cuda.attacks import Budget, run_suite
+from nnmf_cuda.attacks.decisions import N_DECISIONS, N_ROUNDS, fresh_decisions, majority_right
 from nnmf_cuda.attacks.objectives import ExpectedLoss
+from nnmf_cuda.attacks.outcomes import AttackOutcome, SuiteResult
 from nnmf_cuda.attacks.purification import (
     BPDAIdentity,
     FixedNoise,
     PurifierShift,
     surrogate,
 )
-from nnmf_cuda.attacks.suite import (
-    FROM_WORST,
-    N_DECISIONS,
-    N_ROUNDS,
-    AttackOutcome,
-    SuiteResult,
-    fresh_decisions,
-    majority_right,
-)
+from nnmf_cuda.attacks.suite import FROM_WORST
 from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.robustness.baselines import NoiseOnly

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks import Budget, gradient_report, run_suite
+from nnmf_cuda.attacks.decisions import majority_right
 from nnmf_cuda.attacks.planted import RIGHT, plant
 from nnmf_cuda.attacks.purification import FixedNoise
-from nnmf_cuda.attacks.suite import FROM_WORST, majority_right
+from nnmf_cuda.attacks.suite import FROM_WORST
 from nnmf_cuda.models import DefendedClassifier
 
 __all__ = ["gradient_check", "planted_points"]

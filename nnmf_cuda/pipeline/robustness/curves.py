@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks.checks import frozen, isolated
+from nnmf_cuda.attacks.decisions import N_ROUNDS, fresh_decisions
 from nnmf_cuda.attacks.objectives import ExpectedLoss, is_random
-from nnmf_cuda.attacks.suite import N_ROUNDS, fresh_decisions
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
 
 __all__ = [

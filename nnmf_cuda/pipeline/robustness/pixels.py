@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnmf_cuda.attacks.decisions import majority_right
 from nnmf_cuda.attacks.purification import surrogate
-from nnmf_cuda.attacks.suite import majority_right
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
 from nnmf_cuda.features import FeatureExtractor
 from nnmf_cuda.models import DefendedClassifier

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from nnmf_cuda.attacks import SuiteResult
-from nnmf_cuda.attacks.suite import FROM_WORST, N_DECISIONS
+from nnmf_cuda.attacks.decisions import N_DECISIONS
+from nnmf_cuda.attacks.suite import FROM_WORST
 from nnmf_cuda.evaluation import (
     Certificate,
     wilson_interval,
