@@ -292,6 +292,8 @@ def test_cautions_name_what_speaks_against_the_figures() -> None:
     for point, value, sentence in changes:
         (found,) = cautions(points | {point: value})
         assert sentence in found
+    parted = {"near_share": 0.237, "parted_by": "patient"}
+    assert cautions(points | {18: {"splits": {"test": parted}}}) == []
     pixels = {"eps_255": [0.0, 8.0]} | dict.fromkeys(
         ("undefended", "defended"), {"robust_accuracy": [0.9, 0.5], "after_twice_the_steps": 0.4}
     )

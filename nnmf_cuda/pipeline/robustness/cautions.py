@@ -96,7 +96,9 @@ def _of_gradients(points: Mapping[int, Any]) -> Iterator[str]:
 
 def _of_data(points: Mapping[int, Any]) -> Iterator[str]:
     test = ((points[18] or {}).get("splits") or {}).get("test")
-    if test is not None and test["near_share"] > _NEAR_SHARE:
+    if test is None or test.get("parted_by") is not None:
+        return
+    if test["near_share"] > _NEAR_SHARE:
         yield (
             f"{test['near_share']:.1%} of the test images have a near copy among the training"
             " images: the figures ask for memory too (run --cross_validate keeps patients apart)."
