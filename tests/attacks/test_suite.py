@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from nnmf_cuda.attacks import Budget, run_suite
 from nnmf_cuda.attacks.decisions import N_DECISIONS, N_ROUNDS, fresh_decisions, majority_right
 from nnmf_cuda.attacks.objectives import ExpectedLoss
 from nnmf_cuda.attacks.outcomes import AttackOutcome, SuiteResult
+from nnmf_cuda.attacks.planted import plant
 from nnmf_cuda.attacks.purification import (
     BPDAIdentity,
     FixedNoise,
@@ -317,3 +320,20 @@ def test_selective_loss_counts_the_answers_nearest_to_wrong():
     objectives = [ExpectedLoss(Coin(), y, "margin", 5, share) for share in (1.0, 0.6, 0.2)]
     values = [float(objective(torch.zeros(2, 3))[0]) for objective in objectives]
     assert values == [2.0, 3.0, 4.0]
+
+
+@pytest.mark.needs_cuda
+def test_suite_and_planted_weaknesses_on_a_gpu(defended, samples):
+    """The same attacks run there; a model without noise has nearly the same worst case."""
+    x, y = (tensor.cuda() for tensor in samples)
+    there = copy.deepcopy(defended).cuda()
+    result = run_suite(there, x, y, attack_eps=0.2, budget=SMALL)
+    assert result.worst_points.is_cuda
+    assert 0 <= result.worst_case_accuracy <= 1
+    planted, points = plant(there, x, attack_eps=0.2, norm="Linf", seed=0)
+    assert planted(points).is_cuda
+    accuracies = [
+        run_suite(model, *at, attack_eps=0.2, budget=SMALL).worst_case_accuracy
+        for model, at in ((defended.classifier, samples), (there.classifier, (x, y)))
+    ]
+    assert abs(accuracies[0] - accuracies[1]) <= 0.1  # one of ten samples
