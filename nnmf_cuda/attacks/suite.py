@@ -59,7 +59,7 @@ class Budget:
 
     n_iter: int = 100
     n_restarts: int = 3
-    n_cheap_restarts: int = 20
+    n_cheap_restarts: int = 50
     eot_iter: int = 20
     surrogate_draws: int = 64
     pgd_iter: int = 200
@@ -71,7 +71,7 @@ BUDGETS: Mapping[str, Budget] = {
     "thorough": Budget(
         n_iter=300,
         n_restarts=5,
-        n_cheap_restarts=100,
+        n_cheap_restarts=200,
         eot_iter=40,
         surrogate_draws=128,
         pgd_iter=500,
