@@ -100,10 +100,19 @@ def main() -> None:
     parser.add_argument("--trials", type=Path, help="JSON list of trials on the validation split")
     parser.add_argument("runs", nargs="+", type=Path, help="directories of nnmf-cuda run")
     arguments = parser.parse_args()
-    record: dict[str, Any] = {"runs": [line_of(run) for run in arguments.runs]}
+    record: dict[str, list[Any]] = {"runs": [line_of(run) for run in arguments.runs]}
     if arguments.trials is not None:
         record["validation_trials"] = json.loads(arguments.trials.read_text(encoding="utf-8"))
-    print(json.dumps(record, indent=1))
+    print(as_text(record))
+
+
+def as_text(record: Mapping[str, Sequence[Any]]) -> str:
+    """Return JSON with a line for each run and trial, so that a change of one shows as one."""
+    parts = [
+        f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, lines)) + "\n]"
+        for name, lines in record.items()
+    ]
+    return "{\n" + ",\n".join(parts) + "\n}"
 
 
 if __name__ == "__main__":

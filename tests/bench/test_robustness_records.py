@@ -62,6 +62,13 @@ def test_a_line_holds_what_was_found(run: Path) -> None:
     assert line["worst_points"] is None
 
 
+def test_the_text_is_json_with_a_line_a_run() -> None:
+    record = {"runs": [{"a": 1}, {"b": [2, 3]}], "validation_trials": [{"c": None}]}
+    text = script("robustness_record").as_text(record)
+    assert json.loads(text) == record
+    assert text.count("\n") == 8
+
+
 @pytest.mark.parametrize("commit", [("", False), ("abc", True)])
 def test_a_run_of_no_commit_is_refused(run: Path, commit: tuple[str, bool]) -> None:
     write(
