@@ -26,7 +26,7 @@ from nnmf_cuda.pipeline.robustness.results import test_images as images_of_test
 from nnmf_cuda.pipeline.robustness.standing import Standing, standing_of, verdict
 from nnmf_cuda.report.robustness import robustness_page
 from nnmf_cuda.report.robustness_table import summary_table
-from tests.pipeline.conftest import SMALL
+from tests.pipeline.conftest import SMALL, make_npz
 
 LIGHT = Effort(
     suite=Budget(n_iter=5, n_restarts=1, eot_iter=2, surrogate_draws=16, pgd_iter=5, n_queries=10),
@@ -148,6 +148,41 @@ def test_validation_chooses_the_noise_level(preset: str, tmp_path: Path, small_n
     assert model.defended.purifier is model.purifier
     assert model.defended.classifier is model.robust_classifier
     assert model.diffusion.timesteps == (best["timestep"],)
+
+
+def test_three_classes_a_noisy_chain_and_an_l2_ball(light: None, tmp_path: Path) -> None:
+    """What few runs have: DLR, every step of a chain, certificates of L2 left out for a chain."""
+    out, data = tmp_path / "run", make_npz(tmp_path / "three.npz", n_classes=3, n=90)
+    options = [
+        "--attack.norm=L2",
+        "--attack.attack_eps=0.2",
+        "--attack.attacks=[apgd-ce,apgd-dlr]",
+        "--diffusion.timesteps=[41,20]",
+        "--diffusion.eta=0.5",
+        "--evaluation=honest",
+    ]
+    assert main(["run", f"--data={data}", f"--out={out}", *SMALL, *options]) == 0
+    content = json.loads((out / "robustness.json").read_text())
+    names = [line["name"] for line in content["attacks"]]
+    assert "APGD-DLR, EOT 2" in names
+    assert "APGD on the purifier's every step" in names
+    values = {point["id"]: point["value"] for point in content["points"]}
+    assert values[2]["largest_move"] == pytest.approx(0.2, abs=1e-4)
+    assert values[4]["dlr"] == "run"
+    assert values[19] == NOT_RUN
+    assert content["worst_points"]["comparisons"]["robust"]["delong"] is None
+
+
+def test_groups_of_the_test_images_come_back_from_a_saved_run(light: None, tmp_path: Path) -> None:
+    out, data = tmp_path / "run", make_npz(tmp_path / "grouped.npz")
+    with np.load(data) as saved:
+        arrays = dict(saved)
+    np.savez(data, **arrays, series=np.arange(60) // 3)
+    assert main(["run", f"--data={data}", f"--out={out}", *SMALL]) == 0
+    subject = Subject.of_run(out)
+    np.testing.assert_array_equal(subject.groupings["series"], np.arange(45, 60) // 3)
+    result = evaluate_robustness(subject, preset="paper")
+    assert result.content["worst_case_interval_by"] == "series"
 
 
 def test_the_joint_classifier_stands_alone(

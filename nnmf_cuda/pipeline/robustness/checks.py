@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks import Budget, gradient_report, run_suite
+from nnmf_cuda.attacks.checks import isolated
 from nnmf_cuda.attacks.decisions import majority_right
 from nnmf_cuda.attacks.planted import RIGHT, plant
 from nnmf_cuda.attacks.purification import FixedNoise
@@ -29,7 +30,8 @@ def gradient_check(model: nn.Module, x: Tensor, y: Tensor, *, n_rows: int = 16) 
         "grad_norm_mean" and "zero_gradient_share" on all rows; "median_error" and "largest_error"
         over `n_rows` rows, of the directional derivative, relative to the gradient's length.
     """
-    found: dict[str, Any] = dict(gradient_report(model, x, y))
+    with isolated(0):
+        found: dict[str, Any] = dict(gradient_report(model, x, y))
     held = copy.deepcopy(model).double().eval()
     still = FixedNoise(held, 0) if isinstance(held, DefendedClassifier) else held
     leaf = x[:n_rows].double().requires_grad_()

@@ -12,10 +12,7 @@ import torch
 from nnmf_cuda.attacks import SuiteResult
 from nnmf_cuda.attacks.decisions import N_DECISIONS
 from nnmf_cuda.attacks.suite import FROM_WORST
-from nnmf_cuda.evaluation import (
-    Certificate,
-    wilson_interval,
-)
+from nnmf_cuda.evaluation import Certificate, wilson_interval
 from nnmf_cuda.models import DefendedClassifier
 from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.pipeline.robustness.cautions import cautions
