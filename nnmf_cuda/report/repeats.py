@@ -112,8 +112,10 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 
 def _counted(summary: Mapping[str, Any]) -> str:
+    n_seeds, n_folds = len(summary["seeds"]), summary["folds"]["n_folds"]
+    over_seeds = f"± is over {n_seeds} seeds, in the last row" if n_seeds > 1 else "± is"
     text = (
-        "Accuracy. Robust: by the paper's protocol, mean of fresh predictions; Defended is the"
+        f"Accuracy; {over_seeds} over {n_folds} folds. Robust: by the paper's protocol, mean of fresh predictions; Defended is the"
         " run's defence."
     )
     if "robustness" not in summary["folds"]:
@@ -125,17 +127,12 @@ def _accuracies(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return a header, a row for the own split and each fold, and their mean."""
     folds, n_seeds = summary["folds"], len(summary["seeds"])
     has_worst = "robustness" in folds
-    over_seeds = f", ± over {n_seeds} seeds" if n_seeds > 1 else ""
     header = ("", *_COLUMNS.values(), *((_WORST,) if has_worst else ()), _CONSTANT)
     splits = {name: found for name, found in summary["splits"].items() if name != _OWN_SPLIT}
     if _OWN_SPLIT in summary["splits"]:
         splits = {_OWN_SPLIT: summary["splits"][_OWN_SPLIT], **splits}
-    rows = [
-        _row(f"{name}{over_seeds}", found, has_worst, several=n_seeds > 1)
-        for name, found in splits.items()
-    ]
-    mean = f"mean of folds, ± over {folds['n_folds']} folds"
-    return [header, *rows, _row(mean, folds, has_worst, several=True)]
+    rows = [_row(name, found, has_worst, several=n_seeds > 1) for name, found in splits.items()]
+    return [header, *rows, _row("mean of folds", folds, has_worst, several=True)]
 
 
 def _row(
