@@ -115,8 +115,8 @@ def _counted(summary: Mapping[str, Any]) -> str:
     n_seeds, n_folds = len(summary["seeds"]), summary["folds"]["n_folds"]
     over_seeds = f"± is over {n_seeds} seeds, in the last row" if n_seeds > 1 else "± is"
     text = (
-        f"Accuracy; {over_seeds} over {n_folds} folds. Robust: by the paper's protocol, mean of fresh predictions; Defended is the"
-        " run's defence."
+        f"Accuracy; {over_seeds} over {n_folds} folds. Robust: by the paper's protocol, mean of"
+        " fresh predictions; Defended is the run's defence."
     )
     if "robustness" not in summary["folds"]:
         return f"{text} Worst case: not run (--evaluation honest)."
