@@ -46,13 +46,16 @@ def test_equals_scipy_at_the_edges_of_tiles(k: int, signed: bool) -> None:
 def test_hard_problems_end_at_an_optimum(name: str, k: int) -> None:
     A = hard_bases(k)[name]
     rng = np.random.default_rng(1)
+    # Where the Gram matrix is singular but for rounding, rows end with Lawson-Hanson, which leaves
+    # out variables that depend on the free ones; which rows, depends on a processor's rounding.
+    rounding = 1e-11 if name == "condition 1e12" else 1e-13
     for targets in (rng.standard_normal((40, len(A))), rng.random((40, k)) @ A.T):
         h, residual = solve(A, targets)
         assert np.isfinite(h).all()
         assert (h >= 0).all()
         # Rounding moves G h by eps |G| |h|, which is what an ill-conditioned problem can ask for.
         scale = np.abs(A.T @ A).max() * h.sum(1) / np.maximum(np.abs(targets @ A).max(1), 1e-300)
-        assert (residual <= 1e-13 * k * np.maximum(scale, 1)).all()
+        assert (residual <= rounding * k * np.maximum(scale, 1)).all()
         if "condition" not in name:
             got = np.linalg.norm(targets - h @ A.T, axis=1)
             want = [scipy.optimize.nnls(A, target)[1] for target in targets]
