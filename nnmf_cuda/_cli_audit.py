@@ -47,6 +47,7 @@ def run_audit(arguments: Namespace, _: ArgumentParser) -> None:
 
     from nnmf_cuda.data import audit_dataset, load_dataset
     from nnmf_cuda.data.leakage import check_audit
+    from nnmf_cuda.pipeline.run_directory import write_text
 
     check_audit(resolution=arguments.resolution, threshold=arguments.threshold)
     target = None if arguments.json is None else Path(arguments.json)
@@ -64,4 +65,4 @@ def run_audit(arguments: Namespace, _: ArgumentParser) -> None:
     audit = audit_dataset(dataset, resolution=arguments.resolution, threshold=arguments.threshold)
     print(f"{dataset.source}: {len(dataset.images)} images\n{audit.text()}", flush=True)
     if target is not None:
-        target.write_text(json.dumps(audit.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(target, json.dumps(audit.as_dict(), indent=2) + "\n")

@@ -29,7 +29,7 @@ def evaluate_parser() -> ArgumentParser:
         choices=("paper", "standard", "thorough"),
         default="standard",
         help="paper counts again what the run's attack found; standard takes minutes, thorough"
-        " about ten times as long",
+        " several times as long",
     )
     parser.add_argument(
         "--data",

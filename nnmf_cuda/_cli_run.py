@@ -74,7 +74,7 @@ def run_parser(preset: ExperimentConfig) -> ArgumentParser:
         type=Literal["paper", "honest", "thorough"],
         default="paper",
         help="paper: APGD-CE and Square, once on each model; honest: also what evaluate --preset"
-        " standard does, pixels included, in minutes; thorough: hours",
+        " standard does, pixels included, in minutes; thorough: several times as long",
     )
     add_device(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")

@@ -162,6 +162,16 @@ def check_settings(
         raise ValueError("attacks: 'square' for norm='L2' needs two-dimensional images; drop it")
 
 
+def check_classes(attacks: Sequence[str], n_classes: int) -> None:
+    """Raise ValueError unless every attack works on so many classes."""
+    for name in attacks:
+        if n_classes < MIN_CLASSES[name]:
+            raise ValueError(
+                f"attacks: {name!r} needs at least {MIN_CLASSES[name]} classes because of its DLR "
+                f"loss, the model has {n_classes}; use 'apgd-ce' and 'square'"
+            )
+
+
 def check_logits(logits: object, n_samples: int, attacks: Sequence[str], y: Tensor) -> int:
     """Return the number of classes; raise unless logits, labels and attacks agree on it."""
     if not isinstance(logits, Tensor):
@@ -174,12 +184,7 @@ def check_logits(logits: object, n_samples: int, attacks: Sequence[str], y: Tens
     if not bool(logits.isfinite().all()):
         raise ValueError("model returned logits that are not finite on the clean features")
     n_classes = logits.shape[1]
-    for name in attacks:
-        if n_classes < MIN_CLASSES[name]:
-            raise ValueError(
-                f"attacks: {name!r} needs at least {MIN_CLASSES[name]} classes because of its DLR "
-                f"loss, the model has {n_classes}; use 'apgd-ce' and 'square'"
-            )
+    check_classes(attacks, n_classes)
     if int(y.max()) >= n_classes:
         raise ValueError(
             f"y must be within 0..{n_classes - 1} for a model of {n_classes} classes, "

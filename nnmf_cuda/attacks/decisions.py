@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nnmf_cuda.attacks.checks import frozen, isolated
 from nnmf_cuda.attacks.objectives import finite, is_random, margin_loss, sampled_logits
 
-__all__ = ["N_DECISIONS", "N_ROUNDS", "fresh_decisions", "majority_right"]
+__all__ = ["N_DECISIONS", "N_ROUNDS", "fresh_decisions", "majority", "majority_right"]
 
 N_DECISIONS = 20
 """R: fresh decisions of a random model on a point, of which a majority decides."""
@@ -40,7 +40,12 @@ def fresh_decisions(
         return torch.stack(right), torch.stack(margins).mean(0)
 
 
+def majority(right: Tensor) -> Tensor:
+    """Return who (n_rounds, n) is right in more than half of the decisions (n_rounds, R, n)."""
+    return right.double().mean(1) > 0.5
+
+
 def majority_right(model: nn.Module, points: Tensor, y: Tensor, *, seed: int) -> Tensor:
     """Return who, bool (n,), is right by the majority of one round of fresh decisions."""
     right, _ = fresh_decisions(model, points, y, seed=seed)
-    return right[0].float().mean(0) > 0.5
+    return majority(right)[0]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nnmf_cuda.attacks.decisions import majority
+
 __all__ = ["AttackOutcome", "SuiteResult"]
 
 
@@ -37,7 +39,7 @@ class AttackOutcome:
     @property
     def robust(self) -> Tensor:
         """Who (n_rounds, n) is right by the majority of decisions of a round."""
-        return self.right.float().mean(1) > 0.5
+        return majority(self.right)
 
     @property
     def accuracies(self) -> dict[str, float]:

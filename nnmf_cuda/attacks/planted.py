@@ -20,8 +20,8 @@ from nnmf_cuda.models import DefendedClassifier, FeatureCNN
 
 __all__ = ["plant"]
 
-RIGHT, WRONG = 0, 1
-"""Classes of a planted model: every sample is of the first."""
+RIGHT = 0
+"""The class of every sample of a planted model, which has two."""
 
 _N_INNER = 128
 """Points inside the ball that each readout must tell from the one on its surface."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from nnmf_cuda.attacks import AttackResult
-from nnmf_cuda.attacks.checks import MIN_CLASSES
+from nnmf_cuda.attacks.checks import check_classes
 from nnmf_cuda.data import SPLITS, ImageDataset, audit_dataset, load_dataset
 from nnmf_cuda.evaluation import PAPER_TEST_COUNTS, EvaluatedRows, denoising_error
 from nnmf_cuda.pipeline import stages
@@ -142,7 +142,7 @@ def run_experiment(
     with results_directory(out, overwrite=overwrite) as partial:
         timer = StageTimer(device)
         dataset = _load(config, timer, progress=progress, say=say)
-        _check_attacks(config.attack.attacks, dataset.n_classes)
+        check_classes(config.attack.attacks, dataset.n_classes)  # before anything is trained
         benchmark = _stage_benchmark(bench_records, dataset)
         run = _Run(dataset, config, device, timer, progress, say, benchmark, evaluation)
         experiment = run.to_the_end(partial, config_yaml)
@@ -170,16 +170,6 @@ def _load(
     for note in dataset.notes:
         say(f"  {note}")
     return dataset
-
-
-def _check_attacks(attacks: Sequence[str], n_classes: int) -> None:
-    """Raise ValueError for an attack that needs more classes, before anything is trained."""
-    for name in attacks:
-        if MIN_CLASSES.get(name, 0) > n_classes:
-            raise ValueError(
-                f"attack.attacks: {name} needs {MIN_CLASSES[name]} classes, the data have"
-                f" {n_classes}: leave it out"
-            )
 
 
 def _stage_benchmark(

@@ -17,7 +17,8 @@ from nnmf_cuda.report.content import ReportContent
 from nnmf_cuda.report.details import readable
 from nnmf_cuda.report.evaluated import Tile, not_run_parts
 from nnmf_cuda.report.pictures import Picture
-from nnmf_cuda.report.robustness import environment, robustness_parts
+from nnmf_cuda.report.robustness import robustness_parts
+from nnmf_cuda.report.templates import environment
 
 __all__ = ["write_report"]
 

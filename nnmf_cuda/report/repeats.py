@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 from nnmf_cuda.report.evaluated import Tile, about_text
-from nnmf_cuda.report.robustness import environment
 from nnmf_cuda.report.tables import METRIC_TITLES
+from nnmf_cuda.report.templates import environment
 
 __all__ = ["folds_page", "folds_table", "seeds_table"]
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nnmf_cuda.report import evaluated
@@ -17,10 +16,11 @@ from nnmf_cuda.report.robustness_figures import (
     perturbations_figure,
 )
 from nnmf_cuda.report.tables import METRIC_TITLES
+from nnmf_cuda.report.templates import environment
 from nnmf_cuda.report.twenty_points import describe_points
 from nnmf_cuda.report.worst_points import worst_point_lines, worst_point_notes
 
-__all__ = ["environment", "robustness_page", "robustness_parts"]
+__all__ = ["robustness_page", "robustness_parts"]
 
 
 def robustness_page(
@@ -91,17 +91,6 @@ def robustness_parts(
         "worst_point_notes": worst_point_notes(content),
     }
     return {name: Markup(env.get_template(file).render(values)) for name, file in parts.items()}
-
-
-def environment() -> Environment:
-    """Return the templates' environment."""
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _pixels(content: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -8,16 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from nnmf_cuda.attacks import Budget, run_suite
+from nnmf_cuda.attacks import run_suite
 from nnmf_cuda.attacks.decisions import majority_right
 from nnmf_cuda.attacks.planted import RIGHT, plant
 from nnmf_cuda.attacks.purification import surrogate
 from nnmf_cuda.attacks.suite import FROM_WORST
+from nnmf_cuda.pipeline.robustness.efforts import LIGHT
 
-LIGHT = Budget(
-    n_iter=40, n_restarts=1, n_cheap_restarts=5, eot_iter=8, surrogate_draws=32, pgd_iter=40,
-    n_queries=100,
-)  # fmt: skip
 EPS = 0.1
 
 

@@ -361,3 +361,14 @@ def test_cross_validation_that_cannot_be(
         assert main(command) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_an_attack_for_more_classes_is_refused_before_training(
+    tmp_path: Path, small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"--out={tmp_path / 'run'}", *SMALL, "--attack.attacks=[apgd-ce,apgd-dlr]"]
+    assert main(["run", f"--data={small_npz}", *options]) == 2
+    said = capsys.readouterr().err
+    assert "'apgd-dlr' needs at least 3 classes" in said
+    assert "NNMF" not in said
+    assert not (tmp_path / "run").exists()

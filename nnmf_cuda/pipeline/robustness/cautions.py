@@ -59,21 +59,21 @@ def _of_curves(points: Mapping[int, Any]) -> Iterator[str]:
 
 
 def _of_attacks(points: Mapping[int, Any]) -> Iterator[str]:
-    boxes, planted = points[10], points[15]
-    if boxes is not None and boxes["black_box_is_stronger"]:
+    found, planted = points[10], points[15]
+    if found is not None and found["black_box_is_stronger"]:
         yield (
-            f"Black-box attacks leave less ({boxes['black_box']:.4f}) than white-box attacks"
-            f" ({boxes['white_box']:.4f}): gradients are masked."
+            f"Black-box attacks leave less ({found['black_box']:.4f}) than white-box attacks"
+            f" ({found['white_box']:.4f}): gradients are masked."
         )
     if planted is None:
         return
     if not planted["n"]:
         yield "No weakness could be planted in a copy of the defence: the attacks were not tested."
     for who in ("all attacks together", "gradient attacks together") if planted["n"] else ():
-        found = planted["broken"][who]
-        if found < _ENOUGH:
+        share = planted["broken"][who]
+        if share < _ENOUGH:
             yield (
-                f"Of the weaknesses planted in a copy of the defence {found:.1%} were found by"
+                f"Of the weaknesses planted in a copy of the defence {share:.1%} were found by"
                 f" {who}: the worst case may be too high."
             )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks.checks import frozen, isolated
-from nnmf_cuda.attacks.decisions import N_ROUNDS, fresh_decisions
+from nnmf_cuda.attacks.decisions import N_ROUNDS, fresh_decisions, majority
 from nnmf_cuda.attacks.objectives import ExpectedLoss, is_random
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
 
@@ -62,7 +62,7 @@ class Attacker:
         right, _ = fresh_decisions(
             self.model, points, self.y, seed=self.evaluation_seed, n_rounds=N_ROUNDS
         )
-        return float((right.double().mean(1) > 0.5).double().mean())
+        return float(majority(right).double().mean())
 
     def robust_accuracy(self, **changes: Any) -> float:
         """Return the accuracy under APGD on the margin, with settings changed."""

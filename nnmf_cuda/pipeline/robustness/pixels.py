@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnmf_cuda.attacks.checks import isolated
 from nnmf_cuda.attacks.decisions import majority_right
 from nnmf_cuda.attacks.purification import surrogate
 from nnmf_cuda.attacks.vector_apgd import vector_apgd
@@ -188,7 +189,8 @@ class _ChainAttack:
         """Return the first broken samples."""
         rows = (self.right_at_first & ~self.held).nonzero().squeeze(1)[:n]
         shape = (-1, *self.model.image_shape)
-        answers = self.chain(self.points[rows]).argmax(1) if len(rows) else self.y[rows]
+        with isolated(self.evaluation_seed):
+            answers = self.chain(self.points[rows]).argmax(1) if len(rows) else self.y[rows]
         names = self.model.label_names
         return {
             "clean": self.images[rows].reshape(shape).float().cpu().numpy(),

@@ -191,7 +191,7 @@ class _Points:
         }
 
     def layout(self) -> dict[str, Any]:
-        value = {"the paper's protocol": self.subject.findings["attacks"]["defended"]["layout"]}
+        value = {PAPER: self.subject.findings["attacks"]["defended"]["layout"]}
         if self.ran_suite:
             value["adaptive suite"] = "none: vectors; Square chooses among all features"
         return value
@@ -212,7 +212,7 @@ class _Points:
         zero: Mapping[str, Any] = self.found.counts_at_zero or {"flags": NOT_RUN}
         low, high = wilson_interval(last.accuracies["fresh"] * self.n, self.n)
         return {
-            "the paper's protocol": {
+            PAPER: {
                 "flags": float(flags.float().mean()),
                 **last.accuracies,
                 "fresh_interval": [low, high],
