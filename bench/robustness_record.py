@@ -76,6 +76,7 @@ def line_of(run: Path) -> dict[str, Any]:
             for name, found in (values[19] if isinstance(values[19], dict) else {}).items()
         },
         "worst_points": on_worst_points(content["worst_points"]),
+        "leakage": leakage_of(values[18]),
         "data_sha256": environment["data_sha256"],
         "commit": environment["commit"],
         "threads": content["about"]["threads"],
@@ -85,6 +86,13 @@ def line_of(run: Path) -> dict[str, Any]:
 def majorities(attacks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the accuracy by majority decisions under each attack."""
     return {attack["name"]: attack["majority"] for attack in attacks}
+
+
+def leakage_of(found: Any) -> dict[str, Any] | None:
+    """Return the figures of the leakage audit, without its pairs of files."""
+    if not isinstance(found, Mapping):
+        return None
+    return {part: found.get(part) for part in ("splits", "patient_folds")}
 
 
 def on_worst_points(found: Mapping[str, Any] | None) -> dict[str, Any] | None:

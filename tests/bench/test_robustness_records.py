@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from nnmf_cuda.features import FeatureExtractor
 from nnmf_cuda.pipeline.robustness import Subject
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -34,6 +35,7 @@ def run(tmp_path: Path) -> Path:
     kept = dict.fromkeys(script("robustness_record").KEPT, 0.5)
     points = [{"id": i, "value": "not run"} for i in range(1, 21)]
     points[0]["value"] = {"pixel_space": "not run"}
+    points[17]["value"] = {"splits": {"test": {"n": 5}}, "most_similar_pairs": ["long"]}
     write(
         tmp_path / "robustness.json",
         **{**kept, "attacks": attacks, "points": points, "worst_points": None},
@@ -60,6 +62,7 @@ def test_a_line_holds_what_was_found(run: Path) -> None:
     assert (line["seed"], line["test_fold"], line["threads"]) == (3, "2", 1)
     assert line["planted"] == "not run"
     assert line["worst_points"] is None
+    assert line["leakage"] == {"splits": {"test": {"n": 5}}, "patient_folds": None}
 
 
 def test_the_text_is_json_with_a_line_a_run() -> None:
@@ -106,3 +109,36 @@ def test_saturation_deceives_autoattack_and_not_the_suite() -> None:
     assert scaled["worst_case_accuracy"] == pytest.approx(plain["worst_case_accuracy"], abs=0.051)
     assert scaled["autoattack"]["apgd-ce"] > plain["autoattack"]["apgd-ce"]
     assert plain["broken_by_autoattack_alone"] <= 1
+
+
+def test_lengths_of_moves() -> None:
+    moves = torch.tensor([[3.0, -4.0], [0.0, 2.0]])
+    assert script("pixel_reach").lengths(moves) == {"mean_linf": 3.0, "mean_l2": 3.5}
+
+
+def test_pixels_reach_a_classifier_of_one_coefficient() -> None:
+    """One component of equal pixels: 8/255 moves the share of two by what can be worked out."""
+    components = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+    extractor = FeatureExtractor(components, torch.tensor([0, 1]), image_shape=(2, 2))
+
+    class Model:
+        classifier = torch.nn.Linear(2, 2)
+
+    Model.extractor = extractor  # type: ignore[attr-defined]
+    Model.classifier.weight.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    Model.classifier.bias.data.zero_()
+    subject = Subject(
+        model=Model(),  # type: ignore[arg-type]
+        x={},
+        y={},
+        attack_eps=0.1,
+        norm="Linf",
+        paper={},
+        findings={},
+        seed=0,
+    )
+    near, far = [0.5, 0.5, 0.48, 0.48], [0.9, 0.9, 0.2, 0.2]
+    images, y = torch.tensor([near, far]), torch.zeros(2, dtype=torch.int64)
+    found = script("pixel_reach").reach_of(subject, images, y, {"n_iter": 20, "n_restarts": 1})
+    assert found["robust_accuracy"] == 0.5
+    assert 0 < found["mean_linf"] < found["mean_l2"]
