@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnmf_cuda.cli import main
+from nnmf_cuda.cli.main import main
 from nnmf_cuda.ops._schema import OPS
 from tests.helpers import DEVICES
 

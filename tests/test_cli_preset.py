@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nnmf_cuda._cli_preset import asked_preset
-from nnmf_cuda.cli import main
+from nnmf_cuda.cli.main import main
+from nnmf_cuda.cli.run import asked_preset
 
 
 def write(path: Path, text: str) -> str:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.spatial.distance import squareform
 
-from nnmf_cuda import _consensus
-from nnmf_cuda._consensus import (
+from nnmf_cuda.nnmf import rank_selection as _consensus
+from nnmf_cuda.nnmf.rank_selection import (
     assignments,
     component_similarity,
     consensus,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from nnmf_cuda import ops
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models import FeatureDenoiser
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models.networks import FeatureDenoiser
 
 
 @pytest.fixture

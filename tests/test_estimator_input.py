@@ -8,8 +8,8 @@ import scipy.sparse
 import torch
 from sklearn.exceptions import NotFittedError
 
-from nnmf_cuda._estimator_input import read_matrix
-from nnmf_cuda.nnmf import NNMF
+from nnmf_cuda.nnmf.estimator import NNMF
+from nnmf_cuda.nnmf.inputs import read_matrix
 
 
 @pytest.fixture

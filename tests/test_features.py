@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnmf_cuda.features import FeatureExtractor, l2_normalize
+from nnmf_cuda.models.features import FeatureExtractor, l2_normalize
 
 
 def test_l2_normalize_scales_rows_and_keeps_zero() -> None:

@@ -12,8 +12,8 @@ from sklearn.decomposition._nmf import _beta_divergence, _initialize_nmf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from nnmf_cuda._init_factors import _dominant_part
-from nnmf_cuda.nnmf import NNMF
+from nnmf_cuda.nnmf.estimator import NNMF
+from nnmf_cuda.nnmf.starts import _dominant_part
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)]
 LOSSES = ["frobenius", "kullback-leibler", "itakura-saito", 1.5, 0.5, 3]

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from nnmf_cuda import _rank_grid, ops
-from nnmf_cuda._init_factors import iter_starts
-from nnmf_cuda._objective import Objective, Penalty
-from nnmf_cuda._rank_grid import grid_runs
-from nnmf_cuda._restarts import all_runs
-from nnmf_cuda._solvers import Problem, sweeps_of
+from nnmf_cuda import ops
+from nnmf_cuda.nnmf import restarts as _rank_grid
+from nnmf_cuda.nnmf.restarts import all_runs, grid_runs
+from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, sweeps_of
+from nnmf_cuda.nnmf.starts import iter_starts
 from tests.helpers import BETA_LOSSES, DEVICES, factorisation
 
 PENALTIES = {

@@ -11,7 +11,9 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from nnmf_cuda import NNMF, RankSelection, _rank_grid, rank_selection
+from nnmf_cuda import NNMF, RankSelection
+from nnmf_cuda.nnmf import rank_selection
+from nnmf_cuda.nnmf import restarts as _rank_grid
 from tests.helpers import DEVICES, plain_consensus, plain_cophenetic
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of the runs stopped:UserWarning")

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nnmf_cuda._objective import Objective, Penalty
-from nnmf_cuda._restarts import all_runs, best_run
-from nnmf_cuda._solvers import Problem
+from nnmf_cuda.nnmf.restarts import all_runs, best_run
+from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem
 
 
 @pytest.mark.parametrize("solver", ["mu", "accelerated-mu"])

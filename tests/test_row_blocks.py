@@ -10,16 +10,9 @@ import pytest
 import torch
 from sklearn.utils.extmath import randomized_svd as svd_of_scikit_learn
 
-from nnmf_cuda import _row_blocks
-from nnmf_cuda._randomized_svd import randomized_svd
-from nnmf_cuda._row_blocks import (
-    extremes,
-    mean,
-    product,
-    row_means,
-    row_slices,
-    transposed_product,
-)
+from nnmf_cuda.nnmf import inputs as _row_blocks
+from nnmf_cuda.nnmf.inputs import extremes, mean, product, row_means, row_slices, transposed_product
+from nnmf_cuda.nnmf.starts import randomized_svd
 from tests.helpers import DEVICES
 
 SHAPES = [(1, 1), (1, 50), (7, 3), (23, 11), (40, 5)]

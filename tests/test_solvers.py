@@ -9,11 +9,17 @@ import pytest
 import torch
 from sklearn.decomposition import non_negative_factorization
 
-from nnmf_cuda import _solvers, ops
-from nnmf_cuda._objective import Objective, Penalty
-from nnmf_cuda._parameters import objective_of
-from nnmf_cuda._solvers import AcceleratedUpdates, MultiplicativeUpdates, Problem, inner_sweeps
-from nnmf_cuda.nnmf import NNMF
+from nnmf_cuda import ops
+from nnmf_cuda.nnmf import solvers as _solvers
+from nnmf_cuda.nnmf.estimator import NNMF, objective_of
+from nnmf_cuda.nnmf.solvers import (
+    AcceleratedUpdates,
+    MultiplicativeUpdates,
+    Objective,
+    Penalty,
+    Problem,
+    inner_sweeps,
+)
 from tests.helpers import DEVICES, factorisation
 
 PENALTY = Penalty(l1_reg_W=0.02, l1_reg_H=0.03, l2_reg_W=0.05, l2_reg_H=0.04)

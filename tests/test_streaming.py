@@ -10,8 +10,8 @@ import torch
 from sklearn.decomposition import MiniBatchNMF
 from sklearn.decomposition._nmf import _beta_divergence
 
-from nnmf_cuda import _row_blocks
-from nnmf_cuda.nnmf import NNMF
+from nnmf_cuda.nnmf import inputs as _row_blocks
+from nnmf_cuda.nnmf.estimator import NNMF
 from tests.helpers import DEVICES
 
 LOSSES = ["frobenius", "kullback-leibler", 1.5, 0.5, 3]

@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from nnmf_cuda.models.defended import DefendedClassifier
 from torch import Tensor, nn
 
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models import DefendedClassifier
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.training import train_classifier, train_denoiser
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from nnmf_cuda.attacks import vector_apgd, vector_square
+from nnmf_cuda.attacks import gradient_ascent as vector_apgd
+from nnmf_cuda.attacks import random_search as vector_square
 from nnmf_cuda.attacks.balls import BALLS
+from nnmf_cuda.attacks.gradient_ascent import pgd
 from nnmf_cuda.attacks.objectives import ExpectedLoss, dlr_loss, loss_named, margin_loss
-from nnmf_cuda.attacks.pgd import pgd
-from nnmf_cuda.models import FeatureCNN
+from nnmf_cuda.models.networks import FeatureCNN
 
 N, M = 12, 9
 WIDE = (-10.0, 10.0)

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from nnmf_cuda.attacks import run_suite
-from nnmf_cuda.attacks.decisions import majority_right
-from nnmf_cuda.attacks.planted import RIGHT, plant
-from nnmf_cuda.attacks.purification import surrogate
+from nnmf_cuda.attacks.known_weakness import RIGHT, plant
+from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.attacks.suite import FROM_WORST
-from nnmf_cuda.pipeline.robustness.efforts import LIGHT
+from nnmf_cuda.attacks.surrogates import surrogate
+from nnmf_cuda.robustness.budgets import LIGHT
 
 EPS = 0.1
 

@@ -13,10 +13,10 @@ from nnmf_cuda.evaluation import (
     classification_metrics,
     paired_bootstrap,
     resample_metrics,
-    resampling,
     wilson_interval,
 )
-from nnmf_cuda.evaluation._weighted_metrics import WeightedMetrics
+from nnmf_cuda.evaluation import bootstrap as resampling
+from nnmf_cuda.evaluation.bootstrap import WeightedMetrics
 from nnmf_cuda.evaluation.metrics import check_predictions
 
 

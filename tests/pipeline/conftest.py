@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnmf_cuda.cli import main
+from nnmf_cuda.cli.main import main
 
 SMALL = [
     "--device=cpu",

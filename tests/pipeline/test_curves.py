@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.pipeline.robustness import curves
+from nnmf_cuda.robustness import diagnostics as curves
 
 
 class Line(nn.Module):

@@ -7,7 +7,7 @@ import numpy as np
 from nnmf_cuda.data import ImageDataset
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, EvaluatedRows
 from nnmf_cuda.pipeline.config import PRESETS, DiffusionConfig, ExperimentConfig
-from nnmf_cuda.pipeline.findings import notes_of
+from nnmf_cuda.run.notes import notes_of
 
 LABELS = np.array([0, 1] * 10)
 

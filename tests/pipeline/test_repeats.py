@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nnmf_cuda import load_model
-from nnmf_cuda.cli import main
-from nnmf_cuda.pipeline import experiment
-from nnmf_cuda.pipeline.repeats import is_finished, result_line
+from nnmf_cuda.cli.main import main
+from nnmf_cuda.run import experiment
+from nnmf_cuda.run.repeats import is_finished, result_line
 from tests.pipeline.conftest import SMALL
 
 Printed = pytest.CaptureFixture[str]

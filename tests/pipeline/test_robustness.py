@@ -9,23 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnmf_cuda.models.defended import DefendedClassifier
 
 from nnmf_cuda import load_model
 from nnmf_cuda.attacks import Budget
-from nnmf_cuda.attacks.purification import FixedNoise
-from nnmf_cuda.cli import main
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.features import FeatureExtractor
-from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
-from nnmf_cuda.pipeline.robustness import EFFORTS, Effort, Subject, evaluate_robustness
-from nnmf_cuda.pipeline.robustness.baselines import LinearDenoiser, WithoutNoise
-from nnmf_cuda.pipeline.robustness.cautions import cautions
-from nnmf_cuda.pipeline.robustness.pixels import ImageChain, PixelBudget
-from nnmf_cuda.pipeline.robustness.points import NOT_RUN, POINTS
-from nnmf_cuda.pipeline.robustness.results import test_images as images_of_test
-from nnmf_cuda.pipeline.robustness.standing import Standing, standing_of, verdict
+from nnmf_cuda.attacks.surrogates import FixedNoise
+from nnmf_cuda.cli.main import main
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.report.robustness import robustness_page
 from nnmf_cuda.report.robustness_table import summary_table
+from nnmf_cuda.robustness import EFFORTS, Effort, Subject, evaluate_robustness
+from nnmf_cuda.robustness.baselines import LinearDenoiser, WithoutNoise
+from nnmf_cuda.robustness.evaluate import test_images as images_of_test
+from nnmf_cuda.robustness.pixels import ImageChain, PixelBudget
+from nnmf_cuda.robustness.points import NOT_RUN, POINTS
+from nnmf_cuda.robustness.verdict import Standing, cautions, standing_of, verdict
 from tests.pipeline.conftest import SMALL, make_npz
 
 LIGHT = Effort(

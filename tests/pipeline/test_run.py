@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from nnmf_cuda import load_model
-from nnmf_cuda.cli import main
+from nnmf_cuda.cli.main import main
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, classification_metrics
-from nnmf_cuda.pipeline.seeds import Purpose, seed_word
+from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from tests.pipeline.conftest import SMALL, make_npz
 
 STAGES = [
@@ -310,7 +310,7 @@ def test_a_run_that_fails_leaves_nothing(
     def fail(*_args: object, **_kwargs: object) -> None:
         raise ValueError("deliberate")
 
-    monkeypatch.setattr("nnmf_cuda.pipeline.experiment.write_report", fail)
+    monkeypatch.setattr("nnmf_cuda.run.experiment.write_report", fail)
     out = tmp_path / "out"
     assert main(["run", f"--data={small_npz}", f"--out={out}", *SMALL]) == 2
     assert not out.exists()

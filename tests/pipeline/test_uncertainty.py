@@ -17,7 +17,7 @@ from nnmf_cuda.evaluation import (
     expected_calibration_error,
     paired_bootstrap,
 )
-from nnmf_cuda.pipeline.uncertainty import groupings_of_test, measure_uncertainty
+from nnmf_cuda.evaluation.uncertainty import groupings_of_test, measure_uncertainty
 
 
 def make_rows(labels: np.ndarray, n_classes: int = 2, n_predictions: int = 5) -> EvaluatedRows:

@@ -10,8 +10,7 @@ import pytest
 
 from nnmf_cuda.evaluation import ROW_NAMES
 from nnmf_cuda.report import write_report
-from nnmf_cuda.report.content import OPTIONAL_PARTS
-from nnmf_cuda.report.html import _figures, _render
+from nnmf_cuda.report.run_report import OPTIONAL_PARTS, _figures, _render
 
 NO_FIGURES = dict.fromkeys(OPTIONAL_PARTS)  # drawing takes most of the time
 FIGURES = {
