@@ -12,6 +12,8 @@ import torch
 
 from nnmf_cuda import _extension
 
+pytest_plugins = ["tests.saved_runs"]
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine cannot run, unless the environment says that it must."""

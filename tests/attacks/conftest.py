@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from nnmf_cuda.models.defended import DefendedClassifier
 from torch import Tensor, nn
 
+from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.training import train_classifier, train_denoiser
 

@@ -6,11 +6,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from nnmf_cuda.models.defended import DefendedClassifier
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks import run_autoattack
 from nnmf_cuda.attacks.autoattack.backend import expected_calls
+from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 

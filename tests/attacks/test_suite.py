@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from nnmf_cuda.models.defended import DefendedClassifier
 from torch import nn
 
 from nnmf_cuda.attacks import Budget, run_suite
@@ -20,6 +19,7 @@ from nnmf_cuda.attacks.objectives import (
 )
 from nnmf_cuda.attacks.suite import FROM_WORST, AttackOutcome, SuiteResult
 from nnmf_cuda.attacks.surrogates import BPDAIdentity, FixedNoise, PurifierShift, surrogate
+from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.robustness.baselines import NoiseOnly

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from nnmf_cuda.models.defended import DefendedClassifier
 from scipy import stats
 from torch import nn
 
 from nnmf_cuda import ops
 from nnmf_cuda.evaluation import ABSTAINED, Certificate, certify
 from nnmf_cuda.evaluation import certificates as bases
+from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from nnmf_cuda.models.defended import DefendedClassifier
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from nnmf_cuda import ops
+from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 

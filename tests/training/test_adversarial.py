@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nnmf_cuda.models.defended import DefendedClassifier
 
 from nnmf_cuda.attacks import gradient_ascent as vector_apgd
 from nnmf_cuda.attacks.objectives import majority_right
+from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.training import train_classifier, train_denoiser, train_robust_classifier
 

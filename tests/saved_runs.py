@@ -1,3 +1,5 @@
+"""A small saved run and its data, for every test that needs one."""
+
 from __future__ import annotations
 
 import contextlib

@@ -11,7 +11,7 @@ from nnmf_cuda import load_model
 from nnmf_cuda.cli.main import main
 from nnmf_cuda.run import experiment
 from nnmf_cuda.run.repeats import is_finished, result_line
-from tests.pipeline.conftest import SMALL
+from tests.saved_runs import SMALL
 
 Printed = pytest.CaptureFixture[str]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnmf_cuda.models.defended import DefendedClassifier
 
 from nnmf_cuda import load_model
 from nnmf_cuda.attacks import Budget
 from nnmf_cuda.attacks.surrogates import FixedNoise
 from nnmf_cuda.cli.main import main
+from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
@@ -26,7 +26,7 @@ from nnmf_cuda.robustness.evaluate import test_images as images_of_test
 from nnmf_cuda.robustness.pixels import ImageChain, PixelBudget
 from nnmf_cuda.robustness.points import NOT_RUN, POINTS
 from nnmf_cuda.robustness.verdict import Standing, cautions, standing_of, verdict
-from tests.pipeline.conftest import SMALL, make_npz
+from tests.saved_runs import SMALL, make_npz
 
 LIGHT = Effort(
     suite=Budget(n_iter=5, n_restarts=1, eot_iter=2, surrogate_draws=16, pgd_iter=5, n_queries=10),

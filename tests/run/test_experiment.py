@@ -16,7 +16,7 @@ from nnmf_cuda import load_model
 from nnmf_cuda.cli.main import main
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, classification_metrics
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
-from tests.pipeline.conftest import SMALL, make_npz
+from tests.saved_runs import SMALL, make_npz
 
 STAGES = [
     "nnmf_feature_extraction",

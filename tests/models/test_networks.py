@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nnmf_cuda.models.defended import DefendedClassifier
 
+from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser, deterministic_convolutions
 from nnmf_cuda.reference import sinusoidal_embedding
