@@ -38,7 +38,7 @@ __all__ = ["Experiment", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
-EVALUATIONS = {"paper": "paper", "honest": "standard", "thorough": "thorough"}
+EVALUATIONS = {"paper": "paper", "quick": "quick", "honest": "standard", "thorough": "thorough"}
 """The preset of `evaluate_robustness` for each evaluation; that of "paper" is not run, as it would
 only count again."""
 
@@ -122,7 +122,7 @@ def run_experiment(
     bench_records : sequence of mapping, optional
         Of benchmarks: the newest that `nnmf_cuda.benchmarks.run_stage_benchmarks` has made on
         these images is plotted in the report.
-    evaluation : {"paper", "honest", "thorough"}, default="paper"
+    evaluation : {"paper", "quick", "honest", "thorough"}, default="paper"
         Whether `nnmf_cuda.robustness.evaluate_robustness` follows, with how much effort.
 
     Returns
