@@ -223,24 +223,24 @@ def grid_runs(
 
     for _, group in groupby(ranks, group_of):
         members = list(group)
-        labels = ((rank, restart) for rank in members for restart in range(n_init))
+        keys = ((rank, restart) for rank in members for restart in range(n_init))
         queue = chain.from_iterable(
             iter_starts(problem.X, rank, init=init, n_init=n_init, random_state=random_state)
             for rank in members
         )
         most = max(1, batch_entries // (sum(shape) * members[-1]))
         for size in _even_sizes(len(members) * n_init, most):
-            of_batch = list(islice(labels, size))
+            batch = list(islice(keys, size))
             runs = all_runs(
                 problem,
                 *_stacked(problem.X, list(islice(queue, size))),
                 solver=solver,
                 max_iter=max_iter,
                 tol=tol,
-                ranks=[rank for rank, _ in of_batch],
+                ranks=[rank for rank, _ in batch],
             )
             for run in runs:
-                yield replace(run, restart=of_batch[run.restart][1])
+                yield replace(run, restart=batch[run.restart][1])
 
 
 def _even_sizes(total: int, most: int) -> Iterator[int]:
