@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnmf_cuda.attacks import gradient_ascent as vector_apgd
+from nnmf_cuda.attacks import vector_apgd
 from nnmf_cuda.robustness import Subject
 from nnmf_cuda.robustness.evaluate import test_images
 from nnmf_cuda.robustness.pixels import ImageChain

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnmf_cuda.attacks import gradient_ascent as vector_apgd
-from nnmf_cuda.attacks import random_search as vector_square
+from nnmf_cuda.attacks import vector_apgd, vector_square
 from nnmf_cuda.attacks.balls import BALLS
 from nnmf_cuda.attacks.gradient_ascent import pgd
 from nnmf_cuda.attacks.objectives import ExpectedLoss, dlr_loss, loss_named, margin_loss

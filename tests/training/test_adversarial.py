@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnmf_cuda.attacks import gradient_ascent as vector_apgd
+from nnmf_cuda.attacks import vector_apgd
 from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
