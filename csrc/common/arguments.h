@@ -82,6 +82,7 @@ auto dispatch_data(ScalarType type, const F& f) {
   return type == ScalarType::Byte ? f(Type<uint8_t>{}) : f(Type<T>{});
 }
 
+// The tensor itself, if its numbers lie side by side, else a copy whose do.
 inline Tensor adjacent(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }

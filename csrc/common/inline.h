@@ -1,4 +1,4 @@
-// What host and device code share.
+// What all code of host and device shares: how functions are declared, and arithmetic.
 #pragma once
 
 #include <cstdint>

@@ -11,10 +11,9 @@
 // and picks at run time: NNMF_CUDA_CHOOSE(function<T>)(arguments). An ISA source has no include
 // guard, and includes nothing but other ISA sources: what a region of gcc's target pragma sees
 // first is compiled for that instruction set, and the linker might keep that copy of a function of
-// the standard library for everyone. It opens `namespace nnmf_cuda { namespace NNMF_CUDA_ISA {
-// namespace
-// {` and writes vectors as Vector<T> of ../vector.h. NNMF_CUDA_VECTOR_BYTES tells the instruction
-// set.
+// the standard library for everyone. It opens the namespaces nnmf_cuda, NNMF_CUDA_ISA and one
+// without a name, and writes vectors as Vector<T> of ../vector.h. NNMF_CUDA_VECTOR_BYTES tells the
+// instruction set.
 #ifndef NNMF_CUDA_COMMON_CPU_ISA_H
 #define NNMF_CUDA_COMMON_CPU_ISA_H
 

@@ -1,5 +1,6 @@
-// Kernel launches. Every one goes through NNMF_CUDA_LAUNCH, so that a test build can compile the
-// same kernels as host code: there the header cuda_on_cpu.h of the tests takes the place of CUDA.
+// Kernel launches, and what of torch's device they need. Every one goes through NNMF_CUDA_LAUNCH,
+// so that a test build can compile the same kernels as host code: there the header cuda_on_cpu.h of
+// the tests takes the place of CUDA.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// ISA source (see isa.h): a defended classifier on one block of rows, forwards and
-// backwards. It serves purification alone and the network alone too.
+// ISA source (see isa.h): a chain of denoising steps, and then a defended classifier, on one block
+// of rows, forwards and backwards. It serves purification alone and the network alone too.
 // clang-format off: each builds on those before it
 #include "../../networks/cpu/layers.h"
 #include "../../networks/cpu/feature_cnn.h"

@@ -48,6 +48,8 @@ void backward_rows(const Defence<T>& d, const RowGradients<T>& gradients) {
   });
 }
 
+// Gradients of all weights.
+
 // Blocks that one task sums in T, and tasks whose sums are kept before they go on in double.
 constexpr int64_t kBlocksPerTask = 16, kTasksAtOnce = 64;
 

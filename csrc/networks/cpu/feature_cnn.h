@@ -9,6 +9,13 @@ namespace nnmf_cuda {
 namespace NNMF_CUDA_ISA {
 namespace {
 
+// A convolution of kernel 3 at two neighbouring positions at once, by Winograd's minimal filtering
+// F(2, 3): four products of matrices instead of six.
+//
+// With d0 to d3 what the two windows see together, and g0 to g2 the kernel (Lavin & Gray 2016):
+//   m0 = (d0 - d2) g0, m1 = (d1 + d2) (g0 + g1 + g2) / 2, m2 = (d2 - d1) (g0 - g1 + g2) / 2,
+//   m3 = (d1 - d3) g2; the outputs are m0 + m1 + m2 and m1 - m2 - m3.
+
 constexpr int64_t kFilterOutputs = NNMF_CUDA_VECTOR_BYTES == 64 ? 3 : 1;
 
 // sums[j][o][v] = the j-th product, for `count` outputs and kPair vectors of rows.

@@ -1,9 +1,10 @@
-// ISA source (see isa.h): the micro-kernel of the networks, and what it is fed with.
+// ISA source (see isa.h): the micro-kernel of the networks, what it is fed with, and dense layers
+// on one block of rows: forwards, backwards, and the gradients of their weights.
 //
 // Activations of kBlockRows rows lie unit by unit, [unit][kBlockRows]: the rows are the lanes of
 // vectors, so that a weight is one number for all of them, and ReLU, pooling and masks need no
-// shuffles. A tile is as large as the registers allow: 12 outputs by 2 vectors fill 24 of the 32
-// registers of AVX-512, 6 by 2 fill 12 of 16 elsewhere.
+// shuffles. Signs are one word a unit, bit r for row r. A tile is as large as the registers allow:
+// 12 outputs by 2 vectors fill 24 of the 32 registers of AVX-512, 6 by 2 fill 12 of 16 elsewhere.
 
 namespace nnmf_cuda {
 namespace NNMF_CUDA_ISA {

@@ -27,7 +27,8 @@ struct Mlp {
 
 constexpr int64_t kFilters = 4;
 
-// A convolution for two positions at once: filters.h says how. weight: [outputs][inputs][kFilters].
+// A convolution for two positions at once: feature_cnn.h says how. weight:
+// [outputs][inputs][kFilters].
 template <class T>
 struct Filters {
   const T *weight, *bias;

@@ -1,5 +1,4 @@
-// ISA source (see isa.h): the products of X and H, and rows solved while theirs are in
-// cache.
+// ISA source (see isa.h): the products of X and H, and rows solved while theirs are in cache.
 // clang-format off: each builds on those before it
 #include "../../nnmf/cpu/tiles.h"
 #include "../../nnmf/cpu/sums.h"

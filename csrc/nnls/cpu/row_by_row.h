@@ -150,6 +150,8 @@ __attribute__((noinline)) inline void solve_row_safely(const Gram& gram, const d
   std::copy(solved.begin(), solved.end(), x);
 }
 
+// The gradient of rows whose free variables depend on each other.
+
 // A factor M [size, rank] of a positive semi-definite matrix A = M M^T, by Cholesky's method with
 // the largest pivot first. A is overwritten.
 class RankFactor {

@@ -69,6 +69,8 @@ __device__ inline double solve_lower_transposed(const LowerFactor& l, int size, 
   return y;
 }
 
+// Lawson & Hanson, a row for each block. Thread j has variable j, or the free variable at position
+// j.
 class BlockLawsonHanson {
  public:
   // factor: scratch [k, k]; shared: see bytes().
@@ -207,6 +209,9 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     if (j < k) rows.h[row * k + j] = static_cast<To>(x * scale);
   });
 }
+
+// Gradients of rows whose free variables depend on each other. Thread a has the free variable at
+// position a.
 
 // Writes M [size, rank], column by column, with A = M M^T, by Cholesky's method with the largest
 // pivot first; A is overwritten, each column of it by one thread. Returns the rank. `told` [size]

@@ -1,5 +1,5 @@
-// ISA source (see isa.h): the beta-divergence, tile by tile. W H is formed in the precision
-// of the factors; no term is a difference of larger numbers, and tiles are added up in float64.
+// ISA source (see isa.h): the beta-divergence, tile by tile. W H is formed in the precision of the
+// factors; no term is a difference of larger numbers, and tiles are added up in float64.
 // clang-format off: each builds on those before it
 #include "tiles.h"
 #include "../divergence_term.h"

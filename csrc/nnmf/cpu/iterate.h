@@ -10,6 +10,9 @@ namespace nnmf_cuda {
 namespace NNMF_CUDA_ISA {
 namespace {
 
+// New values of a block of one factor, [n_components][width]: a panel of W transposed, or a tile of
+// H.
+
 // What a block is updated from, besides its own values.
 struct Sums {
   const double* numerator;    // [n_components][width]

@@ -79,6 +79,9 @@ void launch_update(UpdateTask<T> task, int64_t batch, cudaStream_t stream) {
     NNMF_CUDA_LAUNCH((update_kernel<loss, T>), grid_of(blocks), kThreads, 0, stream, task);
 }
 
+// Coordinate descent on half the squared Frobenius norm, component by component, from sums over X;
+// the twin of update_by_coordinates in cpu/iterate.h.
+
 constexpr int kHalsThreads = 32;  // of a block: one for each row, whose components they all hold
 
 template <class T>

@@ -22,6 +22,9 @@
 
 namespace nnmf_cuda {
 
+// Copies from global to shared memory that a thread starts and waits for later (cp.async, sm_80
+// on). The three calls of cuda_pipeline.h have host versions where kernels are tested on the CPU.
+
 // Starts to copy the first `valid` of kBytes (4, 8 or 16) bytes and to fill up with zeros. Both
 // addresses are multiples of kBytes; with valid == 0 nothing is read. One instruction, which
 // cuda_pipeline.h makes a switch where `valid` is not a constant.

@@ -49,7 +49,7 @@ struct TrainingRows {
 }  // namespace
 }  // namespace nnmf_cuda
 
-#define NNMF_CUDA_ISA_SOURCE "../../training/cpu/blocks.h"
+#define NNMF_CUDA_ISA_SOURCE "../../training/cpu/steps.h"
 #include "../../common/cpu/isa.h"
 
 namespace nnmf_cuda {
@@ -256,8 +256,8 @@ std::tuple<Tensor, Tensor> train(Network& network, const Tensor& x, const Argume
   return {trained, loss};
 }
 
-void check_rows(const Argument& x, const Argument& wanted, const Argument& state,
-                const Settings& settings) {
+void check_training(const Argument& x, const Argument& wanted, const Argument& state,
+                    const Settings& settings) {
   check_floating(x);
   check_dim(x, 2);
   check_same_dtype(state, x);
@@ -275,7 +275,7 @@ std::tuple<Tensor, Tensor> train_feature_cnn_epoch_cpu(const Tensor& x, const Te
   const Tensor rows = torch::stable::contiguous(x), classes = torch::stable::contiguous(labels),
                before = torch::stable::contiguous(state);
   check_dim({"labels", classes}, 1);
-  check_rows({"x", rows}, {"labels", classes}, {"state", before}, settings);
+  check_training({"x", rows}, {"labels", classes}, {"state", before}, settings);
   STD_TORCH_CHECK(classes.scalar_type() == ScalarType::Long, "labels must be int64, got ",
                   dtype_name(classes.scalar_type()));
   STD_TORCH_CHECK(widths.size() == 4, "widths must be those of 4 layers, got ", widths.size());
@@ -297,7 +297,7 @@ std::tuple<Tensor, Tensor> train_mlp_epoch_cpu(const Tensor& x, const Tensor& ta
   const Tensor rows = torch::stable::contiguous(x), wanted = torch::stable::contiguous(targets),
                before = torch::stable::contiguous(state);
   check_dim({"targets", wanted}, 2);
-  check_rows({"x", rows}, {"targets", wanted}, {"state", before}, settings);
+  check_training({"x", rows}, {"targets", wanted}, {"state", before}, settings);
   check_same_dtype({"targets", wanted}, {"x", rows});
   const int64_t n_layers = static_cast<int64_t>(widths.size());
   STD_TORCH_CHECK(n_layers >= 1 && n_layers <= kMostLayers, "widths must be those of 1 to ",

@@ -1,5 +1,5 @@
-// ISA source (see isa.h): what a step of training does to one block of rows, and then to
-// the weights.
+// ISA source (see isa.h): what a step of training does to one block of rows, and then to the
+// weights.
 // clang-format off: each builds on those before it
 #include "../../networks/cpu/layers.h"
 #include "../../networks/cpu/feature_cnn.h"
