@@ -231,7 +231,7 @@ def kernel_sources() -> list[Path]:
 
 @pytest.mark.parametrize("path", kernel_sources(), ids=lambda path: str(path.relative_to(CSRC)))
 def test_shared_memory_is_declared_so_that_it_is_guarded(path: Path) -> None:
-    assert "__shared__" not in path.read_text(), "use NNMF_CUDA_SHARED of common/cuda/launch.cuh"
+    assert "__shared__" not in path.read_text(), "use NNMF_CUDA_SHARED of common/cuda/launch.h"
 
 
 def included(path: Path) -> set[Path]:

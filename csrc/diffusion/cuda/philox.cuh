@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../../common/cuda/launch.cuh"
+#include "../../common/cuda/launch.h"
 #include "../philox.h"
 
 namespace nnmf_cuda {

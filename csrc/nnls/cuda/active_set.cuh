@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "../../common/cuda/launch.cuh"
+#include "../../common/cuda/launch.h"
 #include "../rows.h"
 
 namespace nnmf_cuda {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../../common/cuda/launch.cuh"
+#include "../../common/cuda/launch.h"
 #include "../problem.h"
 
 namespace nnmf_cuda {

@@ -17,7 +17,7 @@
 #include <cuda_pipeline.h>
 #endif
 
-#include "../../common/cuda/launch.cuh"
+#include "../../common/cuda/launch.h"
 #include "../problem.h"
 
 namespace nnmf_cuda {
