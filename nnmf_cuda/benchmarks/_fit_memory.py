@@ -22,7 +22,7 @@ def _status() -> dict[str, int]:
 
 def _fit(impl: str, X: NDArray[Any], n_components: int, n_iter: int) -> None:
     if impl == "ours":
-        from nnmf_cuda.nnmf import NNMF
+        from nnmf_cuda.nnmf.estimator import NNMF
 
         NNMF(n_components, max_iter=n_iter, tol=0, random_state=0).fit(X)
         return

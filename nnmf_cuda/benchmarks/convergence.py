@@ -136,8 +136,8 @@ def _default_data() -> list[str]:
 
 
 def _start(source: str, *, smoke: bool) -> _Start:
-    from nnmf_cuda._init_factors import initial_factors
     from nnmf_cuda.data import load_dataset, phantom
+    from nnmf_cuda.nnmf.starts import initial_factors
 
     if source != "phantom":
         dataset = load_dataset(source)
@@ -208,7 +208,7 @@ def _ours(
 def _time_to(
     goal: float, start: _Start, race: Race, solver: str, n_iter: int, device: torch.device
 ) -> Record:
-    from nnmf_cuda.nnmf import NNMF
+    from nnmf_cuda.nnmf.estimator import NNMF
 
     X = start.X.to(device)
 

@@ -13,7 +13,7 @@ from nnmf_cuda.benchmarks.records import Record
 
 if TYPE_CHECKING:
     from nnmf_cuda.pipeline.config import ExperimentConfig
-    from nnmf_cuda.pipeline.five_stages import StageOutputs
+    from nnmf_cuda.pipeline.stages import StageOutputs
 
 __all__ = [
     "COMPARED",

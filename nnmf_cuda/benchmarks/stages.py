@@ -25,7 +25,7 @@ from nnmf_cuda.benchmarks.stage_quality import (
 if TYPE_CHECKING:
     from nnmf_cuda.data import ImageDataset
     from nnmf_cuda.pipeline.config import ExperimentConfig
-    from nnmf_cuda.pipeline.five_stages import StageOutputs
+    from nnmf_cuda.pipeline.stages import StageOutputs
 
 __all__ = ["run_stage_benchmarks"]
 
@@ -237,7 +237,7 @@ def _run_all(
 def _run(
     path: _Path, dataset: ImageDataset, config: ExperimentConfig, *, bar: Any = None
 ) -> tuple[_Run, StageOutputs]:
-    from nnmf_cuda.pipeline.five_stages import evaluate_stages, run_five_stages
+    from nnmf_cuda.pipeline.stages import evaluate_stages, run_five_stages
     from nnmf_cuda.timing import StageTimer
 
     def say(line: str) -> None:
@@ -253,7 +253,7 @@ def _run(
     found = _Run(
         seconds={row["stage"]: row["seconds"] for row in rows},
         peak_bytes={row["stage"]: row["peak_bytes"] for row in rows},
-        rows=evaluated.rows,
+        rows={name: row.as_dict() for name, row in evaluated.rows.items()},
         spread=evaluated.spread,
     )
     return found, outputs

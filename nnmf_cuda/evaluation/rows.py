@@ -1,8 +1,9 @@
-"""The paper's four rows: clean and attacked, the classifier alone and the defended model."""
+"""What models answer on a test set: probabilities, the paper's four rows, the denoiser's error."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from nnmf_cuda.evaluation.inference import device_of, predict_probabilities
 from nnmf_cuda.evaluation.metrics import (
     METRIC_NAMES,
+    Metrics,
     check_labels,
     classification_metrics,
     majority_class_accuracy,
@@ -21,9 +22,79 @@ from nnmf_cuda.evaluation.metrics import (
 
 __all__ = [
     "ROW_NAMES",
+    "DenoisingError",
     "EvaluatedRows",
+    "denoising_error",
+    "device_of",
     "evaluate_rows",
+    "evaluation_mode",
+    "predict_probabilities",
 ]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Set every module to evaluation, without gradients, and put each back as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's parameters live."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def predict_probabilities(
+    model: nn.Module,
+    x: ArrayLike | Tensor,
+    *,
+    batch_size: int = 1024,
+    generator: torch.Generator | None = None,
+) -> NDArray[np.float64]:
+    """Return the softmax of a model's logits, computed in float64, without gradients.
+
+    Parameters
+    ----------
+    model : nn.Module
+        ``model(x)`` gives logits (n, n_classes); runs in evaluation mode on its own device.
+    x : array-like or Tensor of shape (n_samples, n_features)
+        Features; read as float32.
+    batch_size : int, default=1024
+        Rows a call. The noise of a random model depends on it.
+    generator : torch.Generator, optional
+        Passed on as ``model(x, generator=generator)``: for models that draw noise.
+
+    Returns
+    -------
+    array of shape (n_samples, n_classes)
+
+    Raises
+    ------
+    ValueError
+        If ``x`` is not two-dimensional, is empty, or the logits are not finite.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; need at least 1")
+    features = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach()
+    if features.ndim != 2 or len(features) == 0:
+        raise ValueError(
+            f"x has shape {tuple(features.shape)}; give (n_samples, n_features), not empty"
+        )
+    features = features.to(device_of(model), torch.float32)
+    options = {} if generator is None else {"generator": generator}
+    with evaluation_mode(model):
+        starts = range(0, len(features), batch_size)
+        logits = torch.cat([model(features[i : i + batch_size], **options) for i in starts])
+    if not torch.isfinite(logits).all():
+        raise ValueError("the model returned NaN or infinite logits; check its weights and x")
+    return logits.double().softmax(dim=1).cpu().numpy()
+
 
 ROW_NAMES = ("Clean_Baseline", "Clean_Defended", "Robust_Baseline", "Robust_Defended")
 """Rows of the paper's table, in its order."""
@@ -35,9 +106,9 @@ class EvaluatedRows:
 
     Attributes
     ----------
-    rows : dict of str to dict
-        For each of `ROW_NAMES` the nine metrics and ``n``. A defended row is the mean over
-        ``n_predictions`` predictions of each metric.
+    rows : dict of str to Metrics
+        For each of `ROW_NAMES`. A defended row is the mean over ``n_predictions`` predictions of
+        each metric.
     spread : dict of str to dict
         For each defended row the standard deviation (ddof 1) of each metric over those
         predictions: how much one prediction's figures move with the noise. It says nothing about
@@ -50,7 +121,7 @@ class EvaluatedRows:
         Predictions behind each defended row.
     """
 
-    rows: dict[str, dict[str, float]]
+    rows: dict[str, Metrics]
     spread: dict[str, dict[str, float]]
     probabilities: dict[str, NDArray[np.float64]]
     labels: NDArray[np.int64]
@@ -59,23 +130,12 @@ class EvaluatedRows:
     def as_dict(self, *, notes: Sequence[str] = ()) -> dict[str, Any]:
         """Return the content of ``metrics.json``."""
         return {
-            "rows": self.rows,
+            "rows": {name: row.as_dict() for name, row in self.rows.items()},
             "spread": self.spread,
             "n_predictions": self.n_predictions,
             "majority_class_accuracy": majority_class_accuracy(self.labels),
             "notes": list(notes),
         }
-
-
-def _mean_and_spread(
-    labels: NDArray[np.int64], draws: Sequence[NDArray[np.float64]]
-) -> tuple[dict[str, float], dict[str, float]]:
-    table = [classification_metrics(labels, p) for p in draws]
-    values = {name: np.array([row[name] for row in table]) for name in METRIC_NAMES}
-    mean = {name: float(value.mean()) for name, value in values.items()}
-    ddof = 1 if len(table) > 1 else 0
-    spread = {name: float(value.std(ddof=ddof)) for name, value in values.items()}
-    return {**mean, "n": len(labels)}, spread
 
 
 def evaluate_rows(
@@ -127,30 +187,142 @@ def evaluate_rows(
         raise ValueError(f"n_predictions={n_predictions}; need at least 1")
     if not random:
         n_predictions = 1
-    inputs = {
+    given = {
         "x_clean": x_clean,
         "x_adv_baseline": x_adv_baseline,
         "x_adv_defended": x_adv_defended,
     }
-    for name, value in inputs.items():
+    for name, value in given.items():
         shape = tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
         if len(shape) != 2 or shape[0] != len(y):
             raise ValueError(f"{name} has shape {shape}; labels asks for ({len(y)}, n_features)")
     generator = torch.Generator(device_of(defended)).manual_seed(seed) if random else None
+    models, inputs = (baseline, defended) * 2, (x_clean, x_clean, x_adv_baseline, x_adv_defended)
     rows, spread, probabilities = {}, {}, {}
-    for name in ROW_NAMES:
-        condition, _, model = name.partition("_")
-        if model == "Baseline":
-            x = x_clean if condition == "Clean" else x_adv_baseline
-            draws = [predict_probabilities(baseline, x, batch_size=batch_size)]
-        else:
-            x = x_clean if condition == "Clean" else x_adv_defended
-            draws = [
-                predict_probabilities(defended, x, batch_size=batch_size, generator=generator)
-                for _ in range(n_predictions)
-            ]
+    for name, model, x in zip(ROW_NAMES, models, inputs, strict=True):
+        is_defended = name.endswith("Defended")
+        draws = [
+            predict_probabilities(
+                model, x, batch_size=batch_size, generator=generator if is_defended else None
+            )
+            for _ in range(n_predictions if is_defended else 1)
+        ]
         probabilities[name] = np.stack(draws)
         rows[name], deviation = _mean_and_spread(y, draws)
-        if model == "Defended":
+        if is_defended:
             spread[name] = deviation
     return EvaluatedRows(rows, spread, probabilities, y, n_predictions)
+
+
+def _mean_and_spread(
+    labels: NDArray[np.int64], draws: Sequence[NDArray[np.float64]]
+) -> tuple[Metrics, dict[str, float]]:
+    """Return mean and standard deviation of each metric over predictions (n_samples, n_classes)."""
+    table = [classification_metrics(labels, p) for p in draws]
+    values = {name: np.array([row[name] for row in table]) for name in METRIC_NAMES}
+    mean = {name: float(value.mean()) for name, value in values.items()}
+    ddof = 1 if len(table) > 1 else 0
+    spread = {name: float(value.std(ddof=ddof)) for name, value in values.items()}
+    return Metrics(**mean, n=len(labels)), spread
+
+
+@dataclass(frozen=True)
+class DenoisingError:
+    """Mean squared errors at several noise levels, each an array of shape (n_levels,).
+
+    A denoiser that helps lies below both other errors.
+
+    Attributes
+    ----------
+    t : array of float
+        Timesteps, counted from 0.
+    sigma : array
+        sqrt(1 - alphas_cumprod[t]).
+    mse_noisy : array
+        Of x_t / sqrt(alphas_cumprod[t]), left as it is.
+    mse_denoised : array
+        Of the denoiser's answer.
+    mse_mean : array
+        Of always answering the mean of the clean features.
+    """
+
+    t: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    mse_noisy: NDArray[np.float64]
+    mse_denoised: NDArray[np.float64]
+    mse_mean: NDArray[np.float64]
+
+
+def denoising_error(
+    denoiser: nn.Module,
+    alphas_cumprod: ArrayLike | Tensor,
+    x_start: ArrayLike | Tensor,
+    *,
+    seed: int,
+    timesteps: Sequence[int] | None = None,
+    n_draws: int = 8,
+) -> DenoisingError:
+    """Measure the mean squared error of one-shot denoising against the noise level.
+
+    Parameters
+    ----------
+    denoiser : nn.Module
+        ``denoiser(x_t, t)`` predicts x_start.
+    alphas_cumprod : array-like of shape (num_timesteps,)
+        Of the noise schedule.
+    x_start : array-like or Tensor of shape (n_samples, n_features)
+        Clean features, best not those the denoiser was trained on.
+    seed : int
+        Of the noise.
+    timesteps : sequence of int, optional
+        Indices counted from 0; by default up to 25 whose noise levels are evenly spread.
+    n_draws : int, default=8
+        Noise draws a sample and level.
+
+    Returns
+    -------
+    DenoisingError
+
+    Raises
+    ------
+    ValueError
+        If ``x_start`` is not two-dimensional or empty, or a timestep is outside the schedule.
+    """
+    device = device_of(denoiser)
+    x = torch.as_tensor(x_start if isinstance(x_start, Tensor) else np.asarray(x_start))
+    x = x.detach().to(device, torch.float32)
+    if x.ndim != 2 or len(x) == 0:
+        raise ValueError(
+            f"x_start has shape {tuple(x.shape)}; give (n_samples, n_features), not empty"
+        )
+    schedule = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
+    if timesteps is None:
+        timesteps = _evenly_spread_levels((1 - schedule).sqrt().numpy(), 25)
+    outside = [t for t in timesteps if not 0 <= t < len(schedule)]
+    if outside:
+        raise ValueError(f"timesteps holds {outside}; the schedule has 0..{len(schedule) - 1}")
+    generator = torch.Generator(device).manual_seed(seed)
+    clean = x.repeat(n_draws, 1)
+    noisy_errors, denoised_errors = [], []
+    with evaluation_mode(denoiser):
+        for t in timesteps:
+            kept = float(schedule[t])
+            noise = torch.randn(clean.shape, generator=generator, device=device)
+            x_t = kept**0.5 * clean + (1 - kept) ** 0.5 * noise
+            index = torch.full((len(clean),), t, dtype=torch.int64, device=device)
+            noisy_errors.append(float((x_t / kept**0.5 - clean).square().mean()))
+            denoised_errors.append(float((denoiser(x_t, index) - clean).square().mean()))
+    return DenoisingError(
+        t=np.asarray(timesteps, dtype=np.float64),
+        sigma=(1 - schedule[list(timesteps)]).sqrt().numpy(),
+        mse_noisy=np.array(noisy_errors),
+        mse_denoised=np.array(denoised_errors),
+        mse_mean=np.full(len(timesteps), float((x - x.mean(0)).square().mean())),
+    )
+
+
+def _evenly_spread_levels(sigma: NDArray[np.float64], n: int) -> list[int]:
+    """Return the timesteps whose noise levels come nearest to n levels from first to last."""
+    targets = np.linspace(sigma[0], sigma[-1], n)
+    nearest = np.abs(sigma[None, :] - targets[:, None]).argmin(axis=1)
+    return [int(t) for t in np.unique(nearest)]

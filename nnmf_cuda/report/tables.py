@@ -9,21 +9,25 @@ from typing import Any
 
 from nnmf_cuda.evaluation import (
     METRIC_NAMES,
+    METRICS,
     PAPER_METRICS,
     PAPER_TIMINGS,
     ROW_NAMES,
     wilson_interval,
 )
-from nnmf_cuda.report.uncertainty import interval_cells, interval_label, uncertainty_notes
 from nnmf_cuda.timing import PAPER_STAGES
 
 __all__ = [
+    "Line",
     "METRIC_TITLES",
     "PAPER_SECONDS_NOTE",
     "STAGE_TITLES",
-    "Line",
     "against_constant",
     "bullet_list",
+    "calibration_note",
+    "comparison_note",
+    "interval_cells",
+    "interval_label",
     "metric_lines",
     "metric_notes",
     "metrics_table",
@@ -32,25 +36,11 @@ __all__ = [
     "stage_lines",
     "stage_notes",
     "timings_table",
+    "uncertainty_notes",
 ]
 
-METRIC_TITLES = dict(
-    zip(
-        METRIC_NAMES,
-        (
-            "accuracy",
-            "precision",
-            "recall",
-            "F1",
-            "MCC",
-            "bal. acc",
-            "ROC-AUC",
-            "Brier",
-            "log loss",
-        ),
-        strict=True,
-    )
-)
+
+METRIC_TITLES = {metric.name: metric.title for metric in METRICS}
 
 STAGE_TITLES = {
     "nnmf_feature_extraction": "NNMF feature extraction",
@@ -117,7 +107,8 @@ def metric_lines(
             deviations = tuple(f"±{spread[name][m]:.4f}" for m in METRIC_NAMES)
             lines.append(Line("spread", "noise spread", deviations))
         if paper:
-            published = tuple(f"{PAPER_METRICS[name][m]:.4f}" for m in METRIC_NAMES)
+            printed = PAPER_METRICS[name]
+            published = tuple(f"{printed[m]:.4f}" if m in printed else NONE for m in METRIC_NAMES)
             lines.append(Line("paper", _paper_label(name, paper_defence), published))
     constant = (f"{majority_class_accuracy:.4f}", *(NONE for _ in METRIC_NAMES[1:]))
     lines.append(Line("constant", "Constant answer", constant))
@@ -145,8 +136,9 @@ def metric_notes(
     for name in ROW_NAMES:
         low, high = wilson_interval(rows[name]["accuracy"] * n, n)
         intervals.append(f"{name} {low:.3f}-{high:.3f}")
+    lower = " and ".join(metric.title for metric in METRICS if not metric.higher_is_better)
     notes = [
-        f"{n} test images. Brier and log loss: lower is better; all others: higher.",
+        f"{n} test images. {lower}: lower is better; all others: higher.",
         "Constant answer: always naming the most frequent class scores "
         f"{majority_class_accuracy:.4f}; {against_constant(rows, majority_class_accuracy)}.",
         f"95 % Wilson intervals of accuracy, images taken as independent: {', '.join(intervals)}.",
@@ -335,3 +327,99 @@ def bullet_list(notes: Iterable[str], *, width: int = 100) -> str:
     return "\n".join(
         textwrap.fill(note, width, initial_indent="* ", subsequent_indent="  ") for note in notes
     )
+
+
+# Intervals and comparisons of `metrics.json`, as cells and sentences of the metric table.
+
+_FEW_CLUSTERS = 20
+"""Below this, percentile intervals are known to be too narrow."""
+
+
+def interval_label(uncertainty: Mapping[str, Any]) -> str:
+    """Return what stands before `interval_cells`."""
+    return f"{uncertainty['intervals']['level']:.0%} interval".replace("%", " %")
+
+
+def interval_cells(uncertainty: Mapping[str, Any], row: str) -> tuple[str, ...] | None:
+    """Return the interval of each metric of a row, or None where there are none."""
+    if uncertainty["intervals"] is None:
+        return None
+    intervals = uncertainty["intervals"]["rows"][row]
+    return tuple(f"{intervals[m]['low']:.2f}–{intervals[m]['high']:.2f}" for m in METRIC_NAMES)
+
+
+def uncertainty_notes(uncertainty: Mapping[str, Any], *, is_random: bool = True) -> list[str]:
+    """Return the sentences on intervals, on the two models' differences, and on calibration.
+
+    Parameters
+    ----------
+    uncertainty : mapping
+        ``intervals``, ``comparisons`` and ``calibration`` of ``metrics.json``.
+    is_random : bool, default=True
+        Whether the defended model has several answers to a sample.
+    """
+    comparisons = uncertainty["comparisons"]
+    return [
+        _intervals_note(uncertainty["intervals"]),
+        *(comparison_note(comparisons, name, is_random=is_random) for name in ("clean", "robust")),
+        calibration_note(uncertainty["calibration"]),
+    ]
+
+
+def _intervals_note(intervals: Mapping[str, Any] | None) -> str:
+    if intervals is None:
+        return "No bootstrap intervals: hardly a resample of the test images holds every class."
+    kind, n = intervals["clustered_by"], intervals["n_clusters"]
+    drawn = {
+        "patient": f"whole patients ({n})",
+        "series": f"whole slice series ({n}), as patients are not known",
+        "image": f"single images ({n}), taken as independent",
+    }[kind]
+    few = f" Of fewer than {_FEW_CLUSTERS} they are too narrow." if n < _FEW_CLUSTERS else ""
+    return (
+        f"Intervals under the rows: percentile bootstrap, {intervals['n_resamples']} resamples of"
+        f" {drawn}. They leave out how training would vary.{few}"
+    )
+
+
+def comparison_note(
+    comparisons: Mapping[str, Any], condition: str, *, is_random: bool = True
+) -> str:
+    """Return the sentence on the two models' differences on "clean" or "robust" features."""
+    found, level = comparisons[condition], f"{100 * comparisons['level']:.0f} %"
+    parts = []
+    if found["difference"] is not None:
+        accuracy = found["difference"]["accuracy"]
+        parts.append(
+            f"accuracy {accuracy['estimate']:+.3f} ({level} {accuracy['low']:+.3f} to"
+            f" {accuracy['high']:+.3f})"
+        )
+    right, area = "right", "ROC-AUC"
+    if is_random:
+        right, area = "right by majority", "ROC-AUC of the mean probability"
+    test = found["mcnemar"]
+    parts.append(
+        f"{right} on {test['n_only_a']} images that the other gets wrong, against"
+        f" {test['n_only_b']} (McNemar {_p(test['p_value'])})"
+    )
+    areas = found["delong"]
+    if areas is not None and areas["low"] is not None:
+        parts.append(
+            f"{area} {areas['difference']:+.3f} ({level}"
+            f" {areas['low']:+.3f} to {areas['high']:+.3f}, DeLong {_p(areas['p_value'])})"
+        )
+    independent = "" if condition == "clean" else " Both tests take images as independent."
+    return f"Defended against Baseline, {condition}: {'; '.join(parts)}.{independent}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "p not defined"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def calibration_note(calibration: Mapping[str, Any]) -> str:
+    """Return the sentence on how far probabilities are from frequencies."""
+    errors = calibration["expected_calibration_error"]
+    values = ", ".join(f"{name} {errors[name]:.3f}" for name in ROW_NAMES)
+    return f"Expected calibration error, {calibration['n_bins']} bins: {values}."

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnmf_cuda.benchmarks import kinks, registry, runner
 from nnmf_cuda.benchmarks.cases import training
 from nnmf_cuda.benchmarks.kinks import noise_clear_of_kinks
-from nnmf_cuda.diffusion import NoiseSchedule
-from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models.diffusion import NoiseSchedule
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from nnmf_cuda.benchmarks import latest_records, plot_records, read_records
 from nnmf_cuda.benchmarks.plot import _bound_ms, write_parts
 from nnmf_cuda.benchmarks.records import MEASURED
 from nnmf_cuda.benchmarks.table import markdown_table
-from nnmf_cuda.cli import main
+from nnmf_cuda.cli.main import main
 
 MACHINE = {
     "device": "cpu",

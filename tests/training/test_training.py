@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnmf_cuda.diffusion import NoiseSchedule
 from nnmf_cuda.evaluation import denoising_error
+from nnmf_cuda.models.diffusion import NoiseSchedule
 from nnmf_cuda.training import train_classifier, train_denoiser
 from nnmf_cuda.training.epochs import Settings, Task
 from nnmf_cuda.training.loop import fit
@@ -154,7 +154,7 @@ def test_denoiser_removes_noise(data, device):
     found = denoising_error(
         result.model, schedule.alphas_cumprod, valid, seed=0, timesteps=[41, 99]
     )
-    error = found["mse_denoised"]
+    error = found.mse_denoised
     # Left as it is, x_t / sqrt(abar) has the error (1 - abar) / abar; the training mean, the
     # features' variance, which no useful denoiser exceeds by much even at the highest noise.
     abar = schedule.alphas_cumprod[[41, 99]].numpy()

@@ -23,8 +23,9 @@ from nnmf_cuda.benchmarks.cases.purification import (
 from nnmf_cuda.benchmarks.inputs import doubled, item_bytes
 from nnmf_cuda.benchmarks.kinks import noise_clear_of_kinks
 from nnmf_cuda.benchmarks.registry import Call, Case, Inputs, Size, Work
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models.defended import DefendedClassifier
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 
 _N_CLASSES = 2
 

@@ -91,7 +91,7 @@ def phantom_and_components(
     what the solver has to find out.
     """
     from nnmf_cuda.data import phantom
-    from nnmf_cuda.nnmf import NNMF
+    from nnmf_cuda.nnmf.estimator import NNMF
 
     side = int(n_features**0.5)
     images = phantom((n_images, 2, 2), seed, image_shape=(side, side)).matrix("train")
