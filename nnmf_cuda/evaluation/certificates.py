@@ -1,4 +1,8 @@
-"""Certified radii by randomised smoothing, with the one-shot denoiser or with plain noise."""
+"""Certified radii by randomised smoothing, with the one-shot denoiser or with plain noise.
+
+`certify` lets a `BaseClassifier` vote on noisy copies of each sample, and turns a clear majority
+into a radius.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,10 @@ ABSTAINED = -1
 """The prediction of a smoothed classifier that cannot tell which class is the likeliest."""
 
 _SELECTION, _ESTIMATION = 0, 1
+"""Words of the seeds of a sample's two sets of draws."""
+
+_ENTRIES = 2**21
+"""Numbers of features held at a time."""
 
 
 @dataclass(frozen=True)
@@ -289,12 +297,6 @@ def _check_counts(n_selection: int, n_estimation: int, alpha: float, seed: int) 
             f"n_estimation={n_estimation} at alpha={alpha:g} abstains even where all draws agree; "
             f"give at least {least} draws"
         )
-
-
-# Classifiers of noisy features, one draw and one vote at a time: what smoothing is made of.
-
-_ENTRIES = 2**21
-"""Numbers of features held at a time."""
 
 
 class BaseClassifier:
