@@ -63,9 +63,8 @@ def load_dataset(
         If the source cannot be read, or the arguments do not fit it.
     """
     if path is None:
-        if test_fold is not None:
-            raise ValueError(f"test_fold={test_fold}: the built-in images have no patient_fold")
-        return _load_phantom(classes, label_key, split_by, seed, image_shape)
+        _check_phantom(classes, label_key, split_by, test_fold)
+        return phantom(seed=seed, image_shape=image_shape)
     source = str(path)
     if classes is not None:
         parse_classes(classes)  # before any image is read
@@ -140,13 +139,11 @@ def _decoded(
     ]
 
 
-def _load_phantom(
-    classes: str | None,
-    label_key: str,
-    split_by: str | None,
-    seed: int,
-    image_shape: tuple[int, int],
-) -> ImageDataset:
+def _check_phantom(
+    classes: str | None, label_key: str, split_by: str | None, test_fold: int | str | None
+) -> None:
+    if test_fold is not None:
+        raise ValueError(f"test_fold={test_fold}: the built-in images have no patient_fold")
     given = {
         "classes": classes is not None,
         "label_key": label_key != "labels",
@@ -158,7 +155,6 @@ def _load_phantom(
                 f"{name} is for a data set of yours, but no path was given, which stands for the "
                 f"built-in synthetic images; give a path, or leave {name} out"
             )
-    return phantom(seed=seed, image_shape=image_shape)
 
 
 def parse_classes(classes: str) -> dict[str, str]:
@@ -224,7 +220,8 @@ def choose_classes(
     ValueError
         If a chosen class has no image, or fewer than two classes are left.
     """
-    counts = dict(zip(*_count(records.values), strict=True))
+    found, n_found = np.unique(records.values, return_counts=True)
+    counts = dict(zip(found.tolist(), n_found.tolist(), strict=True))
     if classes is None:
         mapping = {value: name for value, name in records.names.items() if value in counts}
     else:
@@ -247,11 +244,6 @@ def choose_classes(
     if not kept.all():
         notes.append(f"{int((~kept).sum())} images of classes not chosen are left out")
     return records.take(kept), labels[kept], tuple(mapping.values()), notes
-
-
-def _count(values: NDArray[np.str_]) -> tuple[list[str], list[int]]:
-    found, counts = np.unique(values, return_counts=True)
-    return found.tolist(), counts.tolist()
 
 
 def _listed(names: Mapping[str, str], counts: Mapping[str, int]) -> str:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from nnmf_cuda import ops
 from nnmf_cuda.evaluation.metrics import check_labels
-from nnmf_cuda.evaluation.rows import device_of, evaluation_mode
+from nnmf_cuda.evaluation.rows import device_of
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
+from nnmf_cuda.models.modes import frozen
 
 __all__ = ["ABSTAINED", "BaseClassifier", "Certificate", "base_classifier", "certify"]
 
@@ -224,7 +225,7 @@ def certify(
     labels = check_labels(y)
     features = _features(x, len(labels), device_of(defended))
     _check_counts(n_selection, n_estimation, alpha, seed)
-    with evaluation_mode(defended), evaluation_mode(base.model):
+    with frozen(defended), frozen(base.model), torch.no_grad():
         found = [
             _certify_one(base, row, (seed, i), n_selection, n_estimation, alpha)
             for i, row in enumerate(features)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from nnmf_cuda.evaluation.metrics import (
     classification_metrics,
     majority_class_accuracy,
 )
+from nnmf_cuda.models.modes import frozen
 
 __all__ = [
     "ROW_NAMES",
@@ -27,22 +27,8 @@ __all__ = [
     "denoising_error",
     "device_of",
     "evaluate_rows",
-    "evaluation_mode",
     "predict_probabilities",
 ]
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set every module to evaluation, without gradients, and put each back as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -83,7 +69,7 @@ def predict_probabilities(
         raise ValueError(f"batch_size={batch_size}; need at least 1")
     features = _features(x, device_of(model), name="x")
     options = {} if generator is None else {"generator": generator}
-    with evaluation_mode(model):
+    with frozen(model), torch.no_grad():
         starts = range(0, len(features), batch_size)
         logits = torch.cat([model(features[i : i + batch_size], **options) for i in starts])
     if not torch.isfinite(logits).all():
@@ -304,7 +290,7 @@ def denoising_error(
     generator = torch.Generator(device).manual_seed(seed)
     clean = x.repeat(n_draws, 1)
     noisy_errors, denoised_errors = [], []
-    with evaluation_mode(denoiser):
+    with frozen(denoiser), torch.no_grad():
         for t in timesteps:
             kept = float(schedule[t])
             noise = torch.randn(clean.shape, generator=generator, device=device)

@@ -151,7 +151,7 @@ class _Archive:
             else:
                 shape, in_columns, dtype = np.lib.format.read_array_header_2_0(member)
             row_bytes = dtype.itemsize * prod(shape[1:])
-            if row_bytes and shape[:1] > (0,) and not (in_columns or dtype.hasobject):
+            if shape and shape[0] and row_bytes and not (in_columns or dtype.hasobject):
                 step = max(1, _BLOCK_BYTES // row_bytes)
                 for start in range(0, shape[0], step):
                     n_rows = min(step, shape[0] - start)
