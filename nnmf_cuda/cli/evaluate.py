@@ -56,7 +56,7 @@ def run_evaluate(arguments: Namespace, _: ArgumentParser) -> None:
         _replaces(present, arguments.overwrite)
     subject = Subject.of_run(home, device=device)
     images: Any = None
-    if arguments.data is not None or subject.model.info.get("synthetic"):
+    if arguments.data is not None or subject.model.info.synthetic:
         images = test_images(home, arguments.data, subject)
     result = evaluate_robustness(
         subject,
