@@ -91,7 +91,7 @@ def evaluate_robustness(
     ----------
     subject : Subject
         Model, features and threat model.
-    preset : {"paper", "standard", "thorough"}, default="standard"
+    preset : {"paper", "quick", "standard", "thorough"}, default="standard"
         How much to spend; see `EFFORTS`.
     effort : Effort, optional
         In the preset's place.
