@@ -176,7 +176,7 @@ def test_stages_are_shown_by_path(helper):
 
 
 def test_targets_are_about_problems_that_are_measured(helper):
-    from nnmf_cuda.benchmarks.registry import get_cases
+    from bench.case import get_cases
 
     device = torch.device("cuda")
     measured = {
