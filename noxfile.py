@@ -17,10 +17,12 @@ import nox
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
-TEST_TOOLS = ("pytest", "pandas")
+TEST_TOOLS = ("pytest", "pytest-xdist", "pandas")
 QUICK_TESTS = ("tests/test_extension.py", "tests/test_import.py", "tests/ops/test_nnmf_mu.py")
 
 CUDA_ON_CPU = "tests/cuda_on_cpu"  # has a session of its own
+# A worker a core, each with one thread; a file's tests stay together, as they share fixtures.
+PARALLEL = ("--numprocesses=auto", "--dist=loadfile")
 
 nox.options.sessions = ["tests", "lint", "types"]
 nox.options.reuse_existing_virtualenvs = True
@@ -56,6 +58,8 @@ def run_tests(session: nox.Session, *arguments: str, python: str = "python", **e
     for file in ("README.md", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / file, copy)
     options: dict[str, Any] = {"external": True} if python != "python" else {}
+    if any(argument.startswith("--numprocesses") for argument in arguments):
+        env = {"OMP_NUM_THREADS": "1", **env}
     with session.cd(copy):
         session.run(python, "-m", "pytest", *arguments, env=env, **options)
 
@@ -73,7 +77,9 @@ def tests(session: nox.Session) -> None:
     """Run the suite with the extension."""
     install_dependencies(session, *TEST_TOOLS)
     install_package(session)
-    run_tests(session, f"--ignore={CUDA_ON_CPU}", *session.posargs, NNMF_CUDA_REQUIRE_EXT="1")
+    run_tests(
+        session, *PARALLEL, f"--ignore={CUDA_ON_CPU}", *session.posargs, NNMF_CUDA_REQUIRE_EXT="1"
+    )
 
 
 @nox.session
@@ -81,7 +87,7 @@ def tests_noext(session: nox.Session) -> None:
     """Run the suite on the reference alone, as where there is no compiler."""
     install_dependencies(session, *TEST_TOOLS)
     install_package(session, NNMF_CUDA_NO_EXT="1")
-    run_tests(session, f"--ignore={CUDA_ON_CPU}", *session.posargs)
+    run_tests(session, *PARALLEL, f"--ignore={CUDA_ON_CPU}", *session.posargs)
 
 
 @nox.session
@@ -89,15 +95,16 @@ def cuda_on_cpu(session: nox.Session) -> None:
     """Run the CUDA kernels as host code, under AddressSanitizer and in random orders."""
     install_dependencies(session, *TEST_TOOLS)
     install_package(session, NNMF_CUDA_NO_EXT="1")
-    run_tests(session, CUDA_ON_CPU, *session.posargs, NNMF_CUDA_REQUIRE_SANITIZERS="1")
+    run_tests(session, *PARALLEL, CUDA_ON_CPU, *session.posargs, NNMF_CUDA_REQUIRE_SANITIZERS="1")
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format of Python, C++ and CUDA."""
-    session.install("-c", str(CONSTRAINTS), "ruff", "clang-format")
+    """Check style and format of Python, C++ and CUDA, and which layer imports which."""
+    session.install("-c", str(CONSTRAINTS), "ruff", "clang-format", "import-linter")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-logo", "--no-cache")
     sources = [
         str(path.relative_to(ROOT))
         for folder in ("csrc", CUDA_ON_CPU)

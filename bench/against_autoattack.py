@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks import run_autoattack, run_suite
-from nnmf_cuda.pipeline.robustness import Subject
+from nnmf_cuda.robustness import Subject
 from nnmf_cuda.training import train_classifier
 
 FACTORS = (30.0, 1000.0)

@@ -105,7 +105,9 @@ def run_break_even_benchmarks(
     return recorder.records
 
 
-def break_even_size(records: Iterable[Record], op: str, *, copies: bool) -> Record | None:
+def break_even_size(
+    records: Iterable[Mapping[str, Any]], op: str, *, copies: bool
+) -> Mapping[str, Any] | None:
     """Return the record of the smallest problem from which on the GPU is the faster one.
 
     Parameters
@@ -123,7 +125,7 @@ def break_even_size(records: Iterable[Record], op: str, *, copies: bool) -> Reco
         The GPU's record of that problem; None where the GPU loses at the largest one, or did not
         run.
     """
-    problems: dict[str, dict[str, Record]] = {}
+    problems: dict[str, dict[str, Mapping[str, Any]]] = {}
     for record in records:
         if record["op"] == op and record["status"] == "ok":
             problems.setdefault(record["size"], {})[record["impl"]] = record

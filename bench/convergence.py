@@ -136,8 +136,8 @@ def _default_data() -> list[str]:
 
 
 def _start(source: str, *, smoke: bool) -> _Start:
-    from nnmf_cuda._init_factors import initial_factors
     from nnmf_cuda.data import load_dataset, phantom
+    from nnmf_cuda.nnmf.starts import initial_factors
 
     if source != "phantom":
         dataset = load_dataset(source)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda.attacks import vector_apgd
-from nnmf_cuda.pipeline.robustness import Subject
-from nnmf_cuda.pipeline.robustness.pixels import ImageChain
-from nnmf_cuda.pipeline.robustness.results import test_images
+from nnmf_cuda.robustness import Subject
+from nnmf_cuda.robustness.evaluate import test_images
+from nnmf_cuda.robustness.pixels import ImageChain
 
 EPS_255 = 8.0
 EFFORTS = ({"n_iter": 40, "n_restarts": 1}, {"n_iter": 150, "n_restarts": 2})

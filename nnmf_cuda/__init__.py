@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from nnmf_cuda._version import __version__
 
 if TYPE_CHECKING:
     from nnmf_cuda import ops
-    from nnmf_cuda._config import show_config
-    from nnmf_cuda.nnmf import NNMF
+    from nnmf_cuda.nnmf.estimator import NNMF
+    from nnmf_cuda.nnmf.rank_selection import RankSelection
+    from nnmf_cuda.nnmf.selection import ComponentSelector
+    from nnmf_cuda.ops.show_config import show_config
     from nnmf_cuda.pipeline.artifacts import load_model
-    from nnmf_cuda.rank_selection import RankSelection
-    from nnmf_cuda.selection import ComponentSelector
 
 __all__ = [
     "NNMF",
@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "NNMF": "nnmf_cuda.nnmf",
-    "ComponentSelector": "nnmf_cuda.selection",
-    "RankSelection": "nnmf_cuda.rank_selection",
+    "NNMF": "nnmf_cuda.nnmf.estimator",
+    "ComponentSelector": "nnmf_cuda.nnmf.selection",
+    "RankSelection": "nnmf_cuda.nnmf.rank_selection",
     "load_model": "nnmf_cuda.pipeline.artifacts",
-    "show_config": "nnmf_cuda._config",
+    "show_config": "nnmf_cuda.ops.show_config",
 }
 
 

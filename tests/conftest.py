@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,45 @@ import torch
 
 from nnmf_cuda import _extension
 
+pytest_plugins = ["tests.saved_runs"]
+
+
+_NOT_HERE = pytest.StashKey[int]()
+"""How many tests were left out because they need a GPU."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several workers one thread: together they have the machine's cores."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none, unless the environment asks for it."""
+    if torch.cuda.is_available() or os.environ.get("NNMF_CUDA_REQUIRE_CUDA") == "1":
+        return
+    left_out = [item for item in items if item.get_closest_marker("needs_cuda")]
+    items[:] = [item for item in items if not item.get_closest_marker("needs_cuda")]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[_NOT_HERE] = len(left_out)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["needs_cuda"] = len(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the number from a worker of pytest-xdist, each of which has collected all tests."""
+    node.config.stash[_NOT_HERE] = getattr(node, "workeroutput", {}).get("needs_cuda", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say in one line what was left out."""
+    if count := config.stash.get(_NOT_HERE, 0):
+        terminalreporter.write_line(f"{count} tests were left out: they need a CUDA device")
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what this machine cannot run, unless the environment says that it must."""
-    if item.get_closest_marker("needs_cuda") and not torch.cuda.is_available():
-        if os.environ.get("NNMF_CUDA_REQUIRE_CUDA") != "1":
-            pytest.skip("needs a CUDA device")
+    """Skip what the installed package cannot run, unless the environment says that it must."""
     if item.get_closest_marker("needs_ext") and _extension.load() is None:
         if os.environ.get("NNMF_CUDA_REQUIRE_EXT") != "1":
             pytest.skip("needs the compiled extension")

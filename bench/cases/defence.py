@@ -22,8 +22,13 @@ from bench.cases.purification import (
 )
 from bench.inputs import doubled, item_bytes, noise_clear_of_kinks
 from nnmf_cuda import ops
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models import (
+    DefendedClassifier,
+    DiffusionPurifier,
+    FeatureCNN,
+    FeatureDenoiser,
+    NoiseSchedule,
+)
 
 _N_CLASSES = 2
 

@@ -83,7 +83,7 @@ def _scipy(inputs: Inputs) -> Call:
 
 def _ours(inputs: Inputs) -> Call:
     """Do what `nnmf-cuda extract` does, writing an .npy."""
-    from nnmf_cuda.features import FeatureExtractor
+    from nnmf_cuda.models import FeatureExtractor
     from nnmf_cuda.pipeline.extract import extract_to_file
 
     components = inputs["components"]

@@ -19,10 +19,11 @@ def _nnls_inputs(size: Size, seed: int, device: torch.device) -> Inputs:
     n, k = size.shape["n_samples"], size.shape["n_components"]
     dtype = getattr(torch, size.dtype)
     generator = torch.Generator(device).manual_seed(seed)
-    on_device = {"generator": generator, "dtype": torch.float64, "device": device}
-    basis = torch.rand(k, 4 * k, **on_device)
+    float64 = torch.float64
+    basis = torch.rand(k, 4 * k, generator=generator, dtype=float64, device=device)
     # About half of the coefficients end at zero.
-    cross = torch.randn(n, k, **on_device) @ (basis @ basis.mT)
+    cross = torch.randn(n, k, generator=generator, dtype=float64, device=device)
+    cross = cross @ (basis @ basis.mT)
     return {"gram": (basis @ basis.mT).to(dtype), "cross": cross.to(dtype)}
 
 

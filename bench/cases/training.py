@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from bench.case import Call, Case, Inputs, Size, Work
 from nnmf_cuda import ops
-from nnmf_cuda.diffusion import NoiseSchedule
+from nnmf_cuda.models import NoiseSchedule
 from nnmf_cuda.training import train_classifier, train_denoiser
 
 _N_CLASSES = 2

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from nnmf_cuda.attacks.autoattack import AttackResult, run_autoattack
+from nnmf_cuda.attacks.autoattack.run import (
+    AttackComparison,
+    AttackResult,
+    compare_attacks,
+    run_autoattack,
+)
 from nnmf_cuda.attacks.checks import gradient_report
-from nnmf_cuda.attacks.comparison import AttackComparison, compare_attacks
-from nnmf_cuda.attacks.outcomes import AttackOutcome, SuiteResult
-from nnmf_cuda.attacks.suite import BUDGETS, Budget, run_suite
-from nnmf_cuda.attacks.vector_apgd import vector_apgd
-from nnmf_cuda.attacks.vector_square import vector_square
+from nnmf_cuda.attacks.gradient_ascent import vector_apgd
+from nnmf_cuda.attacks.random_search import vector_square
+from nnmf_cuda.attacks.suite import BUDGETS, AttackOutcome, Budget, SuiteResult, run_suite
 
 __all__ = [
     "BUDGETS",

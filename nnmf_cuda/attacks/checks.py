@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch.nn import functional
 
 from nnmf_cuda.attacks.balls import BALLS, Box
 
-__all__ = ["BOX_TOLERANCE", "MIN_CLASSES", "frozen", "gradient_report"]
+__all__ = ["BOX_TOLERANCE", "MIN_CLASSES", "gradient_report"]
 
 Array = Tensor | NDArray[Any]
 
@@ -191,40 +189,6 @@ def check_logits(logits: object, n_samples: int, attacks: Sequence[str], y: Tens
             f"got {int(y.max())}"
         )
     return n_classes
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode without parameter gradients; restore both after."""
-    training = [(module, module.training) for module in model.modules()]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, mode in training:
-            module.training = mode
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def isolated(seed: int) -> Iterator[None]:
-    """Seed torch's global generators, which AutoAttack uses; restore them and the trace hook.
-
-    AutoAttack's check for dynamic defences ends in sys.settrace(None), which would switch off a
-    debugger or a coverage measurement.
-    """
-    trace = sys.gettrace()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices, device_type="cuda"):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        sys.settrace(trace)
 
 
 def check_ball(x: Tensor, *, attack_eps: float, norm: str, box: Box) -> None:

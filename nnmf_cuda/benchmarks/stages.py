@@ -19,7 +19,7 @@ from nnmf_cuda.benchmarks.records import Record, Recorder
 if TYPE_CHECKING:
     from nnmf_cuda.data import ImageDataset
     from nnmf_cuda.pipeline.config import ExperimentConfig
-    from nnmf_cuda.pipeline.five_stages import StageOutputs
+    from nnmf_cuda.pipeline.stages import StageOutputs
 
 __all__ = ["QualityError", "run_stage_benchmarks"]
 
@@ -231,7 +231,7 @@ def _run_all(
 def _run(
     path: _Path, dataset: ImageDataset, config: ExperimentConfig, *, bar: Any = None
 ) -> tuple[_Run, StageOutputs]:
-    from nnmf_cuda.pipeline.five_stages import evaluate_stages, run_five_stages
+    from nnmf_cuda.pipeline.stages import evaluate_stages, run_five_stages
     from nnmf_cuda.timing import StageTimer
 
     def say(line: str) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from nnmf_cuda.data.classes import parse_classes
 from nnmf_cuda.data.dataset import SPLITS, ImageDataset
 from nnmf_cuda.data.images import (
     IMAGE_SHAPE,
     IMAGE_SUFFIXES,
+    ImageBatch,
+    ReadFailure,
     find_images,
+    iter_image_batches,
     iter_images,
     read_image,
+    read_images,
     resize_images,
 )
 from nnmf_cuda.data.leakage import LeakageAudit, audit_dataset
-from nnmf_cuda.data.load import folds_by, load_dataset
+from nnmf_cuda.data.load import folds_by, load_dataset, parse_classes
 from nnmf_cuda.data.phantom import phantom
-from nnmf_cuda.data.streams import ImageBatch, ReadFailure, iter_image_batches, read_images
 
 __all__ = [
     "IMAGE_SHAPE",

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from nnmf_cuda.evaluation.calibration import (
-    ReliabilityCurve,
-    expected_calibration_error,
-    reliability_curve,
-)
-from nnmf_cuda.evaluation.certificates import ABSTAINED, Certificate, certify
-from nnmf_cuda.evaluation.comparisons import AUCComparison, McNemarResult, delong, mcnemar
-from nnmf_cuda.evaluation.denoising import denoising_error
-from nnmf_cuda.evaluation.inference import predict_probabilities
-from nnmf_cuda.evaluation.intervals import (
+from nnmf_cuda.evaluation.bootstrap import (
     BootstrapIntervals,
     Interval,
+    NoResampleError,
+    ResampledMetrics,
     bootstrap_interval,
     bootstrap_mean,
     paired_bootstrap,
     percentile_intervals,
+    resample_metrics,
 )
+from nnmf_cuda.evaluation.certificates import ABSTAINED, Certificate, certify
+from nnmf_cuda.evaluation.comparisons import AUCComparison, McNemarResult, delong, mcnemar
 from nnmf_cuda.evaluation.metrics import (
     CONFUSION_METRICS,
     METRIC_NAMES,
+    ReliabilityCurve,
     check_every_class,
     classification_metrics,
+    expected_calibration_error,
     majority_class_accuracy,
     metrics_from_confusion,
+    reliability_curve,
     wilson_interval,
 )
 from nnmf_cuda.evaluation.paper import PAPER_METRICS, PAPER_TEST_COUNTS, PAPER_TIMINGS
-from nnmf_cuda.evaluation.resampling import NoResampleError, ResampledMetrics, resample_metrics
 from nnmf_cuda.evaluation.rows import (
     ROW_NAMES,
     EvaluatedRows,
+    denoising_error,
     evaluate_rows,
+    predict_probabilities,
 )
 
 __all__ = [

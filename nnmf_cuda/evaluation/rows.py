@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from nnmf_cuda.evaluation.inference import device_of, predict_probabilities
 from nnmf_cuda.evaluation.metrics import (
     METRIC_NAMES,
     check_labels,
@@ -20,10 +20,15 @@ from nnmf_cuda.evaluation.metrics import (
 )
 
 __all__ = [
-    "ROW_NAMES",
     "EvaluatedRows",
+    "ROW_NAMES",
+    "denoising_error",
+    "device_of",
     "evaluate_rows",
+    "evaluation_mode",
+    "predict_probabilities",
 ]
+
 
 ROW_NAMES = ("Clean_Baseline", "Clean_Defended", "Robust_Baseline", "Robust_Defended")
 """Rows of the paper's table, in its order."""
@@ -154,3 +159,151 @@ def evaluate_rows(
         if model == "Defended":
             spread[name] = deviation
     return EvaluatedRows(rows, spread, probabilities, y, n_predictions)
+
+
+# Predictions of a model as an evaluation needs them: evaluation mode, no gradients.
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Set every module to evaluation, without gradients, and put each back as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's parameters live."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def predict_probabilities(
+    model: nn.Module,
+    x: ArrayLike | Tensor,
+    *,
+    batch_size: int = 1024,
+    generator: torch.Generator | None = None,
+) -> NDArray[np.float64]:
+    """Return the softmax of a model's logits, computed in float64, without gradients.
+
+    Parameters
+    ----------
+    model : nn.Module
+        ``model(x)`` gives logits (n, n_classes); runs in evaluation mode on its own device.
+    x : array-like or Tensor of shape (n_samples, n_features)
+        Features; read as float32.
+    batch_size : int, default=1024
+        Rows a call. The noise of a random model depends on it.
+    generator : torch.Generator, optional
+        Passed on as ``model(x, generator=generator)``: for models that draw noise.
+
+    Returns
+    -------
+    array of shape (n_samples, n_classes)
+
+    Raises
+    ------
+    ValueError
+        If ``x`` is not two-dimensional, is empty, or the logits are not finite.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; need at least 1")
+    features = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach()
+    if features.ndim != 2 or len(features) == 0:
+        raise ValueError(
+            f"x has shape {tuple(features.shape)}; give (n_samples, n_features), not empty"
+        )
+    features = features.to(device_of(model), torch.float32)
+    options = {} if generator is None else {"generator": generator}
+    with evaluation_mode(model):
+        starts = range(0, len(features), batch_size)
+        logits = torch.cat([model(features[i : i + batch_size], **options) for i in starts])
+    if not torch.isfinite(logits).all():
+        raise ValueError("the model returned NaN or infinite logits; check its weights and x")
+    return logits.double().softmax(dim=1).cpu().numpy()
+
+
+# How far the denoiser brings noised features back, at each noise level.
+
+
+def denoising_error(
+    denoiser: nn.Module,
+    alphas_cumprod: ArrayLike | Tensor,
+    x_start: ArrayLike | Tensor,
+    *,
+    seed: int,
+    timesteps: Sequence[int] | None = None,
+    n_draws: int = 8,
+) -> dict[str, NDArray[np.float64]]:
+    """Measure the mean squared error of one-shot denoising against the noise level.
+
+    Parameters
+    ----------
+    denoiser : nn.Module
+        ``denoiser(x_t, t)`` predicts x_start.
+    alphas_cumprod : array-like of shape (num_timesteps,)
+        Of the noise schedule.
+    x_start : array-like or Tensor of shape (n_samples, n_features)
+        Clean features, best not those the denoiser was trained on.
+    seed : int
+        Of the noise.
+    timesteps : sequence of int, optional
+        Indices counted from 0; by default up to 25 whose noise levels are evenly spread.
+    n_draws : int, default=8
+        Noise draws a sample and level.
+
+    Returns
+    -------
+    dict of arrays, each of shape (len(timesteps),)
+        ``t``; ``sigma`` = sqrt(1 - alphas_cumprod[t]); ``mse_denoised``; ``mse_noisy``, the error
+        of x_t / sqrt(alphas_cumprod[t]) left as it is; and ``mse_mean``, that of always answering
+        the mean of ``x_start``. A denoiser that helps lies below both.
+
+    Raises
+    ------
+    ValueError
+        If ``x_start`` is not two-dimensional or empty, or a timestep is outside the schedule.
+    """
+    device = device_of(denoiser)
+    x = torch.as_tensor(x_start if isinstance(x_start, Tensor) else np.asarray(x_start))
+    x = x.detach().to(device, torch.float32)
+    if x.ndim != 2 or len(x) == 0:
+        raise ValueError(
+            f"x_start has shape {tuple(x.shape)}; give (n_samples, n_features), not empty"
+        )
+    schedule = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
+    if timesteps is None:
+        timesteps = _evenly_spread_levels((1 - schedule).sqrt().numpy(), 25)
+    outside = [t for t in timesteps if not 0 <= t < len(schedule)]
+    if outside:
+        raise ValueError(f"timesteps holds {outside}; the schedule has 0..{len(schedule) - 1}")
+    generator = torch.Generator(device).manual_seed(seed)
+    clean = x.repeat(n_draws, 1)
+    noisy_errors, denoised_errors = [], []
+    with evaluation_mode(denoiser):
+        for t in timesteps:
+            kept = float(schedule[t])
+            noise = torch.randn(clean.shape, generator=generator, device=device)
+            x_t = kept**0.5 * clean + (1 - kept) ** 0.5 * noise
+            index = torch.full((len(clean),), t, dtype=torch.int64, device=device)
+            noisy_errors.append(float((x_t / kept**0.5 - clean).square().mean()))
+            denoised_errors.append(float((denoiser(x_t, index) - clean).square().mean()))
+    return {
+        "t": np.asarray(timesteps, dtype=np.float64),
+        "sigma": (1 - schedule[list(timesteps)]).sqrt().numpy(),
+        "mse_noisy": np.array(noisy_errors),
+        "mse_denoised": np.array(denoised_errors),
+        "mse_mean": np.full(len(timesteps), float((x - x.mean(0)).square().mean())),
+    }
+
+
+def _evenly_spread_levels(sigma: NDArray[np.float64], n: int) -> list[int]:
+    """Return the timesteps whose noise levels come nearest to n levels from first to last."""
+    targets = np.linspace(sigma[0], sigma[-1], n)
+    nearest = np.abs(sigma[None, :] - targets[:, None]).argmin(axis=1)
+    return [int(t) for t in np.unique(nearest)]

@@ -7,9 +7,7 @@ by the plain-torch reference. All are functional: no argument is modified.
 from __future__ import annotations
 
 from nnmf_cuda.ops._schema import is_reference_path, reference_path
-from nnmf_cuda.ops.defended import defended_logits
-from nnmf_cuda.ops.diffusion import purify
-from nnmf_cuda.ops.networks import feature_cnn
+from nnmf_cuda.ops.defence import defended_logits, feature_cnn, purify
 from nnmf_cuda.ops.nnls import nnls, project
 from nnmf_cuda.ops.nnmf import (
     EPSILON,

@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from nnmf_cuda.ops._arguments import (
+from nnmf_cuda.ops._checks import (
     FLOATS,
     require_dims,
     require_dtype,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnmf_cuda.ops._arguments import (
+from nnmf_cuda.ops._checks import (
     FLOATS,
     require_count,
     require_dims,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnmf_cuda.ops._arguments import (
+from nnmf_cuda.ops._checks import (
     FLOATS,
     require_count,
     require_dims,
@@ -134,7 +134,7 @@ def train_mlp_epoch(
 ) -> tuple[Tensor, Tensor]:
     """Train an MLP with ReLU for one epoch by Adam on the mean squared error.
 
-    `nnmf_cuda.models.FeatureDenoiser` is such a network of noised features followed by the
+    `nnmf_cuda.models.networks.FeatureDenoiser` is such a network of noised features followed by the
     embedding of their timesteps.
 
     Parameters

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from nnmf_cuda import __version__
-from nnmf_cuda.diffusion import DiffusionPurifier
-from nnmf_cuda.features import FeatureExtractor
-from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
+from nnmf_cuda._version import __version__
+from nnmf_cuda.models.defended import DefendedClassifier
+from nnmf_cuda.models.diffusion import DiffusionPurifier
+from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig
 from nnmf_cuda.pipeline.defences import assemble, purifier_of
 from nnmf_cuda.pipeline.run_directory import runs_below

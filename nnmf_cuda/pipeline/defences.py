@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks.decisions import majority_right
-from nnmf_cuda.attacks.purification import surrogate
-from nnmf_cuda.attacks.vector_apgd import vector_apgd
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
+from nnmf_cuda.attacks.gradient_ascent import vector_apgd
+from nnmf_cuda.attacks.objectives import majority_right
+from nnmf_cuda.attacks.surrogates import surrogate
+from nnmf_cuda.models.defended import DefendedClassifier
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig
 from nnmf_cuda.training import TrainingResult, train_joint_classifier, train_robust_classifier
 

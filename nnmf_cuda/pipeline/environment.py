@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from nnmf_cuda import __version__, show_config
+from nnmf_cuda import show_config
+from nnmf_cuda._version import __version__
 
 __all__ = ["describe_environment", "resolve_device"]
 

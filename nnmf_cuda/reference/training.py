@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnmf_cuda.reference.networks import feature_cnn, feature_cnn_backward, mlp, mlp_backward
+from nnmf_cuda.reference.defence import feature_cnn, feature_cnn_backward, mlp, mlp_backward
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from nnmf_cuda.report.content import ReportContent
-from nnmf_cuda.report.html import write_report
+from nnmf_cuda.report.run_report import ReportContent, write_report
 from nnmf_cuda.report.tables import bullet_list, metrics_table, timings_table
 
 __all__ = ["ReportContent", "bullet_list", "metrics_table", "timings_table", "write_report"]

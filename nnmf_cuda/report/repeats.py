@@ -10,9 +10,9 @@ from typing import Any
 from markupsafe import Markup
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
-from nnmf_cuda.report.evaluated import Tile, about_text
+from nnmf_cuda.report.pages import environment
+from nnmf_cuda.report.robustness import Tile, about_text
 from nnmf_cuda.report.tables import METRIC_TITLES
-from nnmf_cuda.report.templates import environment
 
 __all__ = ["folds_page", "folds_table", "seeds_table"]
 
@@ -76,7 +76,7 @@ def folds_page(summary: Mapping[str, Any], *, home: str | Path | None = None) ->
     Parameters
     ----------
     summary : mapping
-        What `nnmf_cuda.pipeline.repeats.summarize_folds` returned.
+        What `nnmf_cuda.run.repeats.summarize_folds` returned.
     home : path, optional
         Directory of the runs, named at the top.
     """

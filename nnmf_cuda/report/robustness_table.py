@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnmf_cuda.report.evaluated import (
+from nnmf_cuda.report.robustness import (
     is_paper_only,
     not_run_parts,
     one_count,

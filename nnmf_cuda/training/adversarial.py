@@ -14,14 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnmf_cuda.attacks.balls import BALLS
-from nnmf_cuda.attacks.checks import frozen
-from nnmf_cuda.attacks.pgd import pgd
-from nnmf_cuda.diffusion import DiffusionPurifier
-from nnmf_cuda.models import DefendedClassifier, FeatureCNN
-from nnmf_cuda.training._arguments import Array, as_features, as_labels, check_ball
-from nnmf_cuda.training._robust_scores import Answer, RobustScores, rank
+from nnmf_cuda.attacks.gradient_ascent import pgd
+from nnmf_cuda.models.defended import DefendedClassifier
+from nnmf_cuda.models.diffusion import DiffusionPurifier
+from nnmf_cuda.models.modes import frozen
+from nnmf_cuda.models.networks import FeatureCNN
 from nnmf_cuda.training.epochs import Settings, Task
 from nnmf_cuda.training.loop import TrainingResult, fit, initialised
+from nnmf_cuda.training.validation import (
+    Answer,
+    Array,
+    RobustScores,
+    as_features,
+    as_labels,
+    check_ball,
+    rank,
+)
 
 __all__ = ["Method", "train_robust_classifier"]
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnmf_cuda.models import FeatureCNN
-from nnmf_cuda.training._arguments import Array, as_features, as_labels
+from nnmf_cuda.models.networks import FeatureCNN
 from nnmf_cuda.training.epochs import EpochOp, Settings, Task
 from nnmf_cuda.training.loop import TrainingResult, fit, initialised
+from nnmf_cuda.training.validation import Array, as_features, as_labels
 
 
 def train_classifier(

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnmf_cuda.diffusion import NoiseSchedule
-from nnmf_cuda.models import FeatureDenoiser
-from nnmf_cuda.training._arguments import Array, as_features
+from nnmf_cuda.models.diffusion import NoiseSchedule
+from nnmf_cuda.models.networks import FeatureDenoiser
 from nnmf_cuda.training.epochs import EpochOp, Settings, Task
 from nnmf_cuda.training.loop import TrainingResult, fit, initialised
+from nnmf_cuda.training.validation import Array, as_features
 
 
 def train_denoiser(

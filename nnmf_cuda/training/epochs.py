@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nnmf_cuda import ops
-from nnmf_cuda._config import served_by
-from nnmf_cuda.models import deterministic_convolutions
+from nnmf_cuda.models.networks import deterministic_convolutions
+from nnmf_cuda.ops.show_config import served_by
 
 Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger(__name__)

@@ -9,11 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnmf_cuda import ops
-from nnmf_cuda.models import FeatureCNN
-from nnmf_cuda.training._arguments import Array, as_features, as_labels, check_ball
-from nnmf_cuda.training._robust_scores import RobustScores, rank
+from nnmf_cuda.models.networks import FeatureCNN
 from nnmf_cuda.training.epochs import Settings, Task
 from nnmf_cuda.training.loop import TrainingResult, fit, initialised
+from nnmf_cuda.training.validation import (
+    Array,
+    RobustScores,
+    as_features,
+    as_labels,
+    check_ball,
+    rank,
+)
 
 __all__ = ["train_joint_classifier"]
 

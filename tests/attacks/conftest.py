@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models import DefendedClassifier
+from nnmf_cuda.models.defended import DefendedClassifier
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.training import train_classifier, train_denoiser
 
 

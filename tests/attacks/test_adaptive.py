@@ -10,9 +10,9 @@ from torch import nn
 
 from nnmf_cuda.attacks import vector_apgd, vector_square
 from nnmf_cuda.attacks.balls import BALLS
+from nnmf_cuda.attacks.gradient_ascent import pgd
 from nnmf_cuda.attacks.objectives import ExpectedLoss, dlr_loss, loss_named, margin_loss
-from nnmf_cuda.attacks.pgd import pgd
-from nnmf_cuda.models import FeatureCNN
+from nnmf_cuda.models.networks import FeatureCNN
 
 N, M = 12, 9
 WIDE = (-10.0, 10.0)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks import run_autoattack
-from nnmf_cuda.attacks._backend import expected_calls
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
+from nnmf_cuda.attacks.autoattack.backend import expected_calls
+from nnmf_cuda.models.defended import DefendedClassifier
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 
 # A few steps are enough to break a plain network, and keep the tests quick.
 QUICK = {"n_iter": 10, "n_restarts": 2, "n_queries": 50}

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks import autoattack, gradient_report, run_autoattack
-from nnmf_cuda.models import FeatureCNN
+from nnmf_cuda.attacks import gradient_report, run_autoattack
+from nnmf_cuda.attacks.autoattack import run as autoattack
+from nnmf_cuda.models.networks import FeatureCNN
 
 QUICK = {"n_iter": 2, "n_restarts": 1, "n_queries": 2}
 

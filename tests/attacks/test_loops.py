@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from nnmf_cuda import ops
 from nnmf_cuda.attacks import AttackResult, compare_attacks, run_autoattack
-from nnmf_cuda.attacks.apgd import apgd_attack
-from nnmf_cuda.attacks.square import square_attack
-from nnmf_cuda.models import FeatureCNN
+from nnmf_cuda.attacks.autoattack.apgd import apgd_attack
+from nnmf_cuda.attacks.autoattack.square import square_attack
+from nnmf_cuda.models.networks import FeatureCNN
 
 QUICK = {"n_iter": 20, "n_restarts": 2, "n_queries": 100}
 
@@ -193,7 +193,7 @@ def both(model: nn.Module, x: Tensor, y: Tensor, **options) -> tuple[AttackResul
     own = run_autoattack(model, x, y, **options)
     with pytest.MonkeyPatch.context() as patch:
         plain = SimpleNamespace(is_reference_path=lambda: True)
-        patch.setattr("nnmf_cuda.attacks._backend.ops", plain)
+        patch.setattr("nnmf_cuda.attacks.autoattack.backend.ops", plain)
         return own, run_autoattack(model, x, y, **options)
 
 
@@ -242,7 +242,7 @@ def test_the_reference_path_runs_the_packages_own(classifier, samples, monkeypat
         raise AssertionError("ours")
 
     for name in ("apgd_attack", "square_attack"):
-        monkeypatch.setattr(f"nnmf_cuda.attacks._backend.{name}", refuse)
+        monkeypatch.setattr(f"nnmf_cuda.attacks.autoattack.backend.{name}", refuse)
     with ops.reference_path():
         run_autoattack(classifier, *samples, **QUICK)
     for attack in ("apgd-ce", "square"):

@@ -9,20 +9,20 @@ import torch
 from torch import nn
 
 from nnmf_cuda.attacks import Budget, run_suite
-from nnmf_cuda.attacks.decisions import N_DECISIONS, N_ROUNDS, fresh_decisions, majority_right
-from nnmf_cuda.attacks.objectives import ExpectedLoss
-from nnmf_cuda.attacks.outcomes import AttackOutcome, SuiteResult
-from nnmf_cuda.attacks.planted import plant
-from nnmf_cuda.attacks.purification import (
-    BPDAIdentity,
-    FixedNoise,
-    PurifierShift,
-    surrogate,
+from nnmf_cuda.attacks.known_weakness import plant
+from nnmf_cuda.attacks.objectives import (
+    N_DECISIONS,
+    N_ROUNDS,
+    ExpectedLoss,
+    fresh_decisions,
+    majority_right,
 )
-from nnmf_cuda.attacks.suite import FROM_WORST
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
-from nnmf_cuda.pipeline.robustness.baselines import NoiseOnly
+from nnmf_cuda.attacks.suite import FROM_WORST, AttackOutcome, SuiteResult
+from nnmf_cuda.attacks.surrogates import BPDAIdentity, FixedNoise, PurifierShift, surrogate
+from nnmf_cuda.models.defended import DefendedClassifier
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.robustness.baselines import NoiseOnly
 
 SMALL = Budget(n_iter=10, n_restarts=1, eot_iter=2, surrogate_draws=4, pgd_iter=5, n_queries=10)
 

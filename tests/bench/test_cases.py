@@ -12,8 +12,7 @@ from bench import inputs as kinks
 from bench.cases import get_cases
 from bench.inputs import noise_clear_of_kinks
 from bench.kernels import Problem, verify
-from nnmf_cuda.diffusion import NoiseSchedule
-from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models import FeatureCNN, FeatureDenoiser, NoiseSchedule
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnmf_cuda.features import FeatureExtractor
-from nnmf_cuda.pipeline.robustness import Subject
+from nnmf_cuda.models import FeatureExtractor
+from nnmf_cuda.robustness import Subject
 
 BENCH = Path(__file__).parents[2] / "bench"
 

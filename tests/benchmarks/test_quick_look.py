@@ -15,7 +15,7 @@ from nnmf_cuda.benchmarks import (
     read_records,
     run_quick_look,
 )
-from nnmf_cuda.cli import main
+from nnmf_cuda.cli.main import main
 from tests.helpers import DEVICES
 
 

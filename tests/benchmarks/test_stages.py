@@ -21,7 +21,7 @@ from nnmf_cuda.benchmarks import (
     stages_markdown,
     stages_table,
 )
-from nnmf_cuda.cli import main
+from nnmf_cuda.cli.main import main
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 from nnmf_cuda.timing import PAPER_STAGES
 
@@ -95,7 +95,7 @@ def test_turns(repeats, reference_repeats, expected):
 
 
 def test_only_the_reference_is_computed_on_the_reference_path(monkeypatch):
-    from nnmf_cuda.pipeline import five_stages
+    from nnmf_cuda.pipeline import stages as five_stages
 
     asked = []
     right = five_stages.run_five_stages
@@ -124,7 +124,7 @@ def test_both_attack_the_same_models(smoke):
 
 
 def test_the_second_attack_is_on_the_same_model_and_by_the_reference(monkeypatch):
-    from nnmf_cuda.pipeline import five_stages
+    from nnmf_cuda.pipeline import stages as five_stages
     from nnmf_cuda.pipeline import stages as pipeline_stages
     from nnmf_cuda.timing import StageTimer
 

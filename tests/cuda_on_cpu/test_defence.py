@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import reference
-from nnmf_cuda.diffusion import NoiseSchedule
+from nnmf_cuda.models.diffusion import NoiseSchedule
 from tests.cuda_on_cpu.harness import (
     Builder,
     KernelError,

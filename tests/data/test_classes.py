@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nnmf_cuda.data import parse_classes
-from nnmf_cuda.data.classes import _mapping_note
+from nnmf_cuda.data.load import _mapping_note
 
 
 def test_the_mapping_keeps_the_order_given() -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from nnmf_cuda.data import load_dataset, read_image
-from nnmf_cuda.data.coco import read_coco
+from nnmf_cuda.data.readers.coco import read_coco
 
 EditCoco = Callable[..., Path]
 ANNOTATIONS = "_annotations.coco.json"

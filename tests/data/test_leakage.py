@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from nnmf_cuda.cli import main
+from nnmf_cuda.cli.main import main
 from nnmf_cuda.data import ImageDataset, audit_dataset, load_dataset
 from nnmf_cuda.data.leakage import LeakageAudit, Neighbours, block_means, perceptual_hashes
 from nnmf_cuda.data.phantom import phantom

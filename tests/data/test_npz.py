@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from nnmf_cuda.data import load_dataset
-from nnmf_cuda.data.npz import read_npz
+from nnmf_cuda.data.readers.npz import read_npz
 
 SaveNpz = Callable[..., Path]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnmf_cuda.data import iter_image_batches, read_image, read_images, streams
+from nnmf_cuda.data import images as streams
+from nnmf_cuda.data import iter_image_batches, read_image, read_images
 
 SHAPE = (8, 8)
 

@@ -11,10 +11,11 @@ from scipy import stats
 from torch import nn
 
 from nnmf_cuda import ops
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.evaluation import ABSTAINED, Certificate, certify
-from nnmf_cuda.evaluation import _base_classifiers as bases
-from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
+from nnmf_cuda.evaluation import certificates as bases
+from nnmf_cuda.models.defended import DefendedClassifier
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 
 SIGMA = 0.25
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops, reference, show_config
-from nnmf_cuda.diffusion import NoiseSchedule
+from nnmf_cuda.models.diffusion import NoiseSchedule
 from tests.helpers import (
     DEVICES,
     assert_as_accurate_as_torch,

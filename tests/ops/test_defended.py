@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nnmf_cuda import ops, reference
-from nnmf_cuda.diffusion import NoiseSchedule
+from nnmf_cuda.models.diffusion import NoiseSchedule
 from tests.helpers import DEVICES
 
 ALPHAS_CUMPROD = NoiseSchedule.linear().alphas_cumprod

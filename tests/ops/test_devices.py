@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops, reference
-from nnmf_cuda.diffusion import NoiseSchedule
-from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models.diffusion import NoiseSchedule
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 from tests.helpers import (
     AWKWARD_SHAPES,
     BETA_LOSSES,

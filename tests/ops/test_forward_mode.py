@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from nnmf_cuda import ops
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models import DefendedClassifier, FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models.defended import DefendedClassifier
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 
 
 def functions() -> dict[str, Callable[[Tensor], Tensor]]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 
 from nnmf_cuda.attacks.checks import MIN_CLASSES
-from nnmf_cuda.cli import main
+from nnmf_cuda.cli.main import main
 from nnmf_cuda.pipeline.config import (
     PRESETS,
     AttackConfig,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda.data import ImageBatch, ReadFailure
-from nnmf_cuda.features import FeatureExtractor
-from nnmf_cuda.pipeline import device_batches
-from nnmf_cuda.pipeline.device_batches import computed_batches, pipelined
+from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.pipeline import extract as device_batches
+from nnmf_cuda.pipeline.extract import computed_batches, pipelined
 
 SHAPE = (3, 4)
 N_COLUMNS = 5

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from nnmf_cuda import load_model
-from nnmf_cuda.cli import main
-from nnmf_cuda.data import streams
-from nnmf_cuda.features import FeatureExtractor
+from nnmf_cuda.cli.main import main
+from nnmf_cuda.data import images as streams
+from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.pipeline.extract import extract_to_file
 
 

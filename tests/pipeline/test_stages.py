@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nnmf_cuda.data import load_dataset
-from nnmf_cuda.features import l2_normalize
-from nnmf_cuda.models import FeatureCNN, FeatureDenoiser
-from nnmf_cuda.nnmf import NNMF
+from nnmf_cuda.models.features import l2_normalize
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.pipeline.config import (
     PRESETS,
     DefenceConfig,

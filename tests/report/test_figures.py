@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nnmf_cuda.evaluation import PAPER_TIMINGS
-from nnmf_cuda.report import curves, figures
+from nnmf_cuda.report import figures
+from nnmf_cuda.report import figures as curves
 from nnmf_cuda.timing import PAPER_STAGES
 
 

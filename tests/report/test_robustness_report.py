@@ -11,15 +11,19 @@ import pytest
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 from nnmf_cuda.report.details import details
-from nnmf_cuda.report.evaluated import not_run_parts, tiles
-from nnmf_cuda.report.robustness import robustness_page, robustness_parts
+from nnmf_cuda.report.robustness import (
+    describe_points,
+    not_run_parts,
+    robustness_page,
+    robustness_parts,
+    tiles,
+)
 from nnmf_cuda.report.robustness_figures import (
     certificate_figure,
     curves_figure,
     perturbations_figure,
 )
 from nnmf_cuda.report.robustness_table import summary_table
-from nnmf_cuda.report.twenty_points import describe_points
 
 PIXELS = {
     "eps_255": [0.0, 2.0, 8.0],

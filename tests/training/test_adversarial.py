@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from nnmf_cuda.attacks import vector_apgd
-from nnmf_cuda.attacks.decisions import majority_right
-from nnmf_cuda.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models import DefendedClassifier
+from nnmf_cuda.attacks.objectives import majority_right
+from nnmf_cuda.models.defended import DefendedClassifier
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.training import train_classifier, train_denoiser, train_robust_classifier
 
 M = 6

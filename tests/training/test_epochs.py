@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnmf_cuda import ops
-from nnmf_cuda.diffusion import NoiseSchedule
+from nnmf_cuda.models.diffusion import NoiseSchedule
 from nnmf_cuda.training import TrainingResult, epochs, train_classifier, train_denoiser
 from nnmf_cuda.training.epochs import CompiledEpochs, GraphedEpochs, PlainEpochs, Settings, Task
 from tests.helpers import DEVICES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnmf_cuda.models import FeatureCNN
+from nnmf_cuda.models.networks import FeatureCNN
 from nnmf_cuda.training import train_classifier, train_joint_classifier
 from nnmf_cuda.training.joint import _logits_and_score
 from tests.training.test_adversarial import robust_accuracy, two_clouds

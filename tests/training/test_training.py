@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnmf_cuda.diffusion import NoiseSchedule
 from nnmf_cuda.evaluation import denoising_error
+from nnmf_cuda.models.diffusion import NoiseSchedule
 from nnmf_cuda.training import train_classifier, train_denoiser
 from nnmf_cuda.training.epochs import Settings, Task
 from nnmf_cuda.training.loop import fit

@@ -1,0 +1,1 @@
+"""What images are read from: one module for each kind of source."""

@@ -1,0 +1,189 @@
+"""Reader for COCO exports: a folder a split, each with ``_annotations.coco.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnmf_cuda.data.dataset import SPLIT_ALIASES, Records, first_few
+from nnmf_cuda.data.images import IMAGE_SHAPE, read_images
+
+ANNOTATIONS = "_annotations.coco.json"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split: its labelled files, and the categories of their largest boxes."""
+
+    split: str
+    files: list[Path]
+    category_ids: list[int]
+    category_names: dict[int, str]
+    n_unlabelled: int
+    n_several: int
+
+
+def find_coco_splits(root: Path) -> dict[str, Path]:
+    """Return the annotation files below `root`, by split; empty if it is no COCO export."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    folders = [folder for folder in folders if folder.name.lower() in SPLIT_ALIASES]
+    bare = [folder.name for folder in folders if not (folder / ANNOTATIONS).is_file()]
+    if len(bare) == len(folders):
+        return {}
+    if bare:
+        raise ValueError(
+            f"{root / bare[0]} has no {ANNOTATIONS}, though other splits of {root} do; fetch it, "
+            "or move the folder away"
+        )
+    found: dict[str, Path] = {}
+    for folder in folders:
+        split = SPLIT_ALIASES[folder.name.lower()]
+        if split in found:
+            raise ValueError(
+                f"{root} has two folders for the {split} split: {found[split].parent.name!r} and "
+                f"{folder.name!r}; keep one"
+            )
+        found[split] = folder / ANNOTATIONS
+    return found
+
+
+def read_coco(
+    root: str | Path,
+    *,
+    image_shape: tuple[int, int] = IMAGE_SHAPE,
+    progress: bool = False,
+) -> Records:
+    """Read ``root/{train,valid,test}/_annotations.coco.json`` and the images beside them.
+
+    An image's class is the category of its largest box. An image without a box is left out, and
+    counted in the notes. The json may begin with a UTF-8 byte order mark.
+
+    Parameters
+    ----------
+    root : path
+    image_shape : tuple of int, default=(128, 128)
+        Height and width to which every image is brought.
+    progress : bool, default=False
+        Show a progress bar, if standard error is a terminal.
+
+    Returns
+    -------
+    Records
+        Its `values` are category ids as text, its `names` the categories that are some image's
+        class, in id order.
+
+    Raises
+    ------
+    ValueError
+        If a json is malformed, names files that are not there or contradicts another, or an image
+        cannot be read.
+    """
+    root = Path(root)
+    parts = [_read_part(split, path) for split, path in find_coco_splits(root).items()]
+    if not parts:
+        raise ValueError(f"{root} has no train, valid or test folder with {ANNOTATIONS}")
+    files = [file for part in parts for file in part.files]
+    if not files:
+        raise ValueError(f"{root}: no image has an annotation; a class comes from an image's box")
+    images, _, _ = read_images(files, image_shape=image_shape, progress=progress)
+    ids = [category for part in parts for category in part.category_ids]
+    return Records(
+        images=images,
+        values=np.array([str(category) for category in ids]),
+        names=_merge_names(root, parts, set(ids)),
+        split=np.array([part.split for part in parts for _ in part.files]),
+        files=np.array([file.name for file in files]),
+        notes=tuple(_notes(parts)),
+    )
+
+
+def _read_part(split: str, path: Path) -> _Part:
+    content = _read_json(path)
+    try:
+        names = {int(item["id"]): str(item["name"]) for item in content["categories"]}
+        largest, n_several = _largest_boxes(content)
+        listed = {
+            int(item["id"]): path.parent / str(item["file_name"]) for item in content["images"]
+        }
+        n_entries = len(content["images"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a COCO file: {type(error).__name__} {error}; expected 'images' (id, "
+            "file_name), 'annotations' (image_id, category_id, bbox) and 'categories' (id, name)"
+        ) from error
+    if len(listed) < n_entries:
+        raise ValueError(f"{path}: two images have the same id; export the data set anew")
+    strangers = sorted(set(largest) - set(listed))
+    if strangers:
+        raise ValueError(
+            f"{path}: an annotation belongs to image id {strangers[0]}, which 'images' does not "
+            "list; export the data set anew"
+        )
+    missing = [file.name for file in listed.values() if not file.is_file()]
+    if missing:
+        raise ValueError(
+            f"{path} names {len(missing)} images that are not in {path.parent}: "
+            f"{first_few(missing)}; fetch them, or export the data set anew"
+        )
+    labelled = [image_id for image_id in listed if image_id in largest]
+    return _Part(
+        split=split,
+        files=[listed[image_id] for image_id in labelled],
+        category_ids=[largest[image_id] for image_id in labelled],
+        category_names=names,
+        n_unlabelled=len(listed) - len(labelled),
+        n_several=n_several,
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except ValueError as error:  # both JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"{path} is not JSON: {error}; fetch or export it anew") from error
+
+
+def _largest_boxes(content: Any) -> tuple[dict[int, int], int]:
+    """Return the category of each image's largest box, and how many images have several boxes."""
+    areas: dict[int, float] = {}
+    categories: dict[int, int] = {}
+    several: set[int] = set()
+    for item in content["annotations"]:
+        image_id = int(item["image_id"])
+        _, _, width, height = (float(side) for side in item["bbox"])
+        if image_id in areas:
+            several.add(image_id)
+        if width * height > areas.get(image_id, -1.0):
+            areas[image_id] = width * height
+            categories[image_id] = int(item["category_id"])
+    return categories, len(several)
+
+
+def _merge_names(root: Path, parts: list[_Part], used: set[int]) -> dict[str, str]:
+    names: dict[int, str] = {}
+    for part in parts:
+        for category, name in part.category_names.items():
+            if names.setdefault(category, name) != name:
+                raise ValueError(
+                    f"{root}: category {category} is {names[category]!r} in one split and "
+                    f"{name!r} in {part.split}; export the splits together"
+                )
+    return {str(category): names.get(category, str(category)) for category in sorted(used)}
+
+
+def _notes(parts: list[_Part]) -> Iterator[str]:
+    for part in parts:
+        if part.n_unlabelled:
+            yield f"{part.split}: {part.n_unlabelled} images without annotation are left out"
+        if part.n_several:
+            yield (
+                f"{part.split}: {part.n_several} images have several boxes; the largest gives "
+                "the class"
+            )

@@ -1,0 +1,9 @@
+"""Non-negative matrix factorisation: the estimator, and what chooses its rank and components."""
+
+from __future__ import annotations
+
+from nnmf_cuda.nnmf.estimator import NNMF
+from nnmf_cuda.nnmf.rank_selection import RankSelection
+from nnmf_cuda.nnmf.selection import ComponentSelector
+
+__all__ = ["NNMF", "ComponentSelector", "RankSelection"]

@@ -1,0 +1,226 @@
+"""What NNMF accepts as input: parameters, matrices of any library, devices."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+
+
+def check_integer(name: str, value: Any, *, low: int) -> None:
+    """Raise unless `value` is an integer of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer >= {low}, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be an integer >= {low}, got {value}")
+
+
+def check_real(name: str, value: Any, *, low: float, high: float = math.inf) -> None:
+    """Raise unless `value` is a finite number in [low, high]."""
+    allowed = f"a finite number >= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {allowed}, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number) or not low <= number <= high:
+        raise ValueError(f"{name} must be {allowed}, got {value}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise unless `value` is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={value!r} does not exist; choose one of {', '.join(choices)}")
+
+
+def resolve_device(device: Any, X: Any) -> torch.device:
+    """Return where to compute: a named device, "auto" (CUDA if there is one), None (X's own)."""
+    home = X.device if isinstance(X, Tensor) else torch.device("cpu")
+    if device is None:
+        return torch.device(home)
+    if device == "auto":
+        return torch.device("cuda") if torch.cuda.is_available() else torch.device(home)
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} is not a torch device; use None, 'auto', 'cpu' or 'cuda'"
+        ) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={device!r}, but torch finds no CUDA device; use device='cpu' or 'auto'"
+        )
+    return chosen
+
+
+def read_matrix(estimator: Any, X: Any, *, device: torch.device, reset: bool) -> Tensor:
+    """Return X as a checked, non-negative (n_samples, n_features) tensor on `device`.
+
+    float32, float64 and uint8 (pixels) keep their type; half precision becomes float32, other
+    integers and bool become float64. Gradients are detached. With `reset` the estimator's
+    `n_features_in_` and `feature_names_in_` are set, else X is compared with them.
+    """
+    if getattr(X, "ndim", 2) > 2:
+        raise ValueError(
+            f"X has shape {tuple(X.shape)}, but {type(estimator).__name__} takes one sample a "
+            "row; flatten images with X.reshape(len(X), -1)"
+        )
+    read = _from_torch if isinstance(X, Tensor) else _from_array
+    matrix = read(estimator, X, reset).to(device)
+    if matrix.stride(1) != 1:  # columns lie apart: once here, not in each call of an op
+        matrix = matrix.contiguous()
+    if matrix.dtype != torch.uint8:
+        _check_values(type(estimator).__name__, matrix)
+    return matrix
+
+
+def like_input(result: Tensor, X: Any) -> Any:
+    """Return `result` as X came: a tensor on X's device, or a NumPy array."""
+    return result.to(X.device) if isinstance(X, Tensor) else result.cpu().numpy()
+
+
+def _from_array(estimator: Any, X: Any, reset: bool) -> Tensor:
+    array = validate_data(estimator, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+    if array.dtype != np.uint8:
+        single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+        array = array.astype(np.float32 if single else np.float64, copy=False)
+    if any(stride < 0 for stride in array.strides):
+        array = np.ascontiguousarray(array)
+    with warnings.catch_warnings():
+        # A read-only array (a memory map) is shared without a copy; nothing here writes to X.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _from_torch(estimator: Any, X: Tensor, reset: bool) -> Tensor:
+    name = type(estimator).__name__
+    if X.layout != torch.strided:
+        raise TypeError(
+            f"X is a sparse tensor ({X.layout}), but {name} needs dense data; use X.to_dense()"
+        )
+    if X.is_complex():
+        raise ValueError(f"Complex data not supported: X has dtype {X.dtype}")
+    if X.ndim != 2:
+        raise ValueError(
+            f"Expected 2D array, got a tensor of shape {tuple(X.shape)} instead. Reshape your "
+            "data: X.reshape(1, -1) for a single sample, X.reshape(-1, 1) for a single feature"
+        )
+    for axis, what in enumerate(("sample(s)", "feature(s)")):
+        if X.shape[axis] == 0:
+            raise ValueError(
+                f"Found array with 0 {what} (shape={tuple(X.shape)}) while a minimum of 1 is "
+                f"required by {name}."
+            )
+    # scikit-learn's own record and comparison of n_features_in_, without a copy of the data.
+    stand_in = np.broadcast_to(np.float32(0), tuple(X.shape))
+    validate_data(estimator, stand_in, reset=reset, skip_check_array=True)
+    X = X.detach()
+    if X.dtype in (torch.uint8, torch.float32, torch.float64):
+        return X
+    return X.to(torch.float32 if X.is_floating_point() else torch.float64)
+
+
+def _check_values(name: str, X: Tensor) -> None:
+    """Raise for NaN, infinite and negative entries of a floating-point X."""
+    low, high = extremes(X)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        what = "NaN" if math.isnan(low) else "inf"
+        count, row, column = _not_finite(X)
+        raise ValueError(
+            f"Input X contains {what}: {count} of {X.numel()} entries are not finite, the first "
+            f"at row {row}, column {column}. Drop those rows or fill the entries in."
+        )
+    if low < 0:
+        raise ValueError(
+            f"Negative values in data passed to {name}: the smallest entry of X is {low:g}. Shift "
+            "or clip X so that every entry is >= 0, for example X - X.min()."
+        )
+
+
+def _not_finite(X: Tensor) -> tuple[int, int, int]:
+    """Return how many entries are not finite, and row and column of the first."""
+    count, where = 0, (-1, -1)
+    for rows in row_slices(*X.shape):
+        bad = (~torch.isfinite(X[rows])).nonzero()
+        if count == 0 and len(bad):
+            row, column = bad[0].tolist()
+            where = rows.start + row, column
+        count += len(bad)
+    return count, *where
+
+
+# What is asked of X beside the kernels, block of rows by block: no temporary has the size of X.
+_BLOCK_ENTRIES = 2**19
+
+
+def factor_dtype(X: Tensor) -> torch.dtype:
+    """Return the type of the factors of X: its own, float32 for uint8 pixels."""
+    return torch.float32 if X.dtype == torch.uint8 else X.dtype
+
+
+def row_slices(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Yield the rows of each block of a matrix of this shape."""
+    step = max(1, _BLOCK_ENTRIES // max(1, n_columns))
+    for first in range(0, n_rows, step):
+        yield slice(first, first + step)
+
+
+def extremes(X: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest entry; NaN reaches both."""
+    low = high = X[:1, :1].reshape(())
+    for rows in row_slices(*X.shape):
+        bounds = torch.aminmax(X[rows])
+        low, high = torch.minimum(low, bounds.min), torch.maximum(high, bounds.max)
+    low, high = torch.stack((low, high)).tolist()
+    return low, high
+
+
+def mean(X: Tensor) -> float:
+    """Return the mean entry, of pixels as fractions."""
+    total = sum(block.sum().item() for _, block in _blocks_as(torch.float64, X))
+    return total / X.numel() / _unit(X)
+
+
+def row_means(X: Tensor) -> Tensor:
+    """Return the mean of each row, (n, 1), of pixels as fractions."""
+    result = torch.empty(len(X), 1, dtype=factor_dtype(X), device=X.device)
+    for rows, block in _blocks_as(result.dtype, X):
+        torch.mean(block, 1, keepdim=True, out=result[rows])
+    return result.div_(_unit(X))
+
+
+def product(X: Tensor, right: Tensor) -> Tensor:
+    """Return X @ right, of pixels as fractions."""
+    result = right.new_empty(len(X), right.shape[1])
+    for rows, block in _blocks_as(right.dtype, X):
+        torch.mm(block, right, out=result[rows])
+    return result.div_(_unit(X))
+
+
+def transposed_product(X: Tensor, right: Tensor) -> Tensor:
+    """Return X^T @ right, of pixels as fractions."""
+    result = right.new_zeros(X.shape[1], right.shape[1])
+    for rows, block in _blocks_as(right.dtype, X):
+        result.addmm_(block.mT, right[rows])
+    return result.div_(_unit(X))
+
+
+def _blocks_as(dtype: torch.dtype, X: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield blocks of rows in `dtype`; they share one buffer, or a heap of them would grow."""
+    buffer: Tensor | None = None
+    for rows in row_slices(*X.shape):
+        block = X[rows]
+        if X.dtype != dtype:
+            if buffer is None:
+                buffer = torch.empty_like(block, dtype=dtype)
+            block = buffer[: len(block)].copy_(block)
+        yield rows, block
+
+
+def _unit(X: Tensor) -> int:
+    return 255 if X.dtype == torch.uint8 else 1

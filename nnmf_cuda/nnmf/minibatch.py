@@ -1,0 +1,95 @@
+"""One mini-batch at a time: online NNMF with statistics that forget (`NNMF.partial_fit`)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nnmf_cuda import ops
+from nnmf_cuda.nnmf.inputs import row_means, row_slices
+from nnmf_cuda.nnmf.solvers import Objective
+from nnmf_cuda.reference.nnmf import CLAMP, EPSILON, mm_exponent
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is remembered of the rows seen: H = (numerator / denominator) ** gamma."""
+
+    numerator: Tensor  # (n_components, n_features)
+    denominator: Tensor  # (n_components, n_features)
+
+
+def solve_W(X: Tensor, H: Tensor, objective: Objective, *, n_iter: int) -> Tensor:
+    """Run `n_iter` updates of W, each row from the constant sqrt(mean / k); H (k, f) is fixed."""
+    start = (row_means(X).to(H.dtype) / len(H)).sqrt().expand(-1, len(H)).contiguous()
+    W, _, _ = ops.nnmf_mu(
+        X,
+        start,
+        H,
+        beta_loss=objective.beta_loss,
+        n_iter=n_iter,
+        update_H=False,
+        **asdict(replace(objective.penalty, l1_reg_H=0.0, l2_reg_H=0.0)),
+    )
+    return W
+
+
+def minibatch_step(
+    X: Tensor,
+    H: Tensor,
+    past: Statistics,
+    objective: Objective,
+    *,
+    n_iter: int,
+    forget_factor: float,
+) -> tuple[Tensor, Statistics]:
+    """Find the W of the rows X by `n_iter` updates, then update H from all that is remembered.
+
+    The steps are those of :meth:`sklearn.decomposition.MiniBatchNMF.partial_fit`. The numerators
+    of the update of H are not computed again: they are what `ops.nnmf_mu` has multiplied H by,
+    times denominators that do not need X.
+    """
+    gamma = mm_exponent(objective.beta_loss)
+    W = solve_W(X, H, objective, n_iter=n_iter - 1)
+    W, updated, _ = ops.nnmf_mu(
+        X, W, H, beta_loss=objective.beta_loss, n_iter=1, **asdict(objective.penalty)
+    )
+    denominator = _denominator(W, H, objective)
+    statistics = Statistics(
+        forget_factor * past.numerator + updated ** (1 / gamma) * denominator,
+        forget_factor * past.denominator + denominator,
+    )
+    H = (statistics.numerator / statistics.denominator) ** gamma
+    return (H.masked_fill(H < CLAMP, 0) if objective.beta_loss <= 1 else H), statistics
+
+
+def statistics_of_fit(W: Tensor, H: Tensor, objective: Objective) -> Statistics:
+    """Return what a fit that ended at W (n, k), H (k, f) would remember of its rows."""
+    denominator = _denominator(W, H, objective)
+    return Statistics(H ** (1 / mm_exponent(objective.beta_loss)) * denominator, denominator)
+
+
+def _denominator(W: Tensor, H: Tensor, objective: Objective) -> Tensor:
+    """Return the denominators (k, f) of the update of H, as `ops.nnmf_mu` has them."""
+    beta_loss, penalty = objective.beta_loss, objective.penalty
+    if beta_loss == 1:
+        sums = W.sum(0)
+        total = sums.masked_fill(sums == 0, 1).unsqueeze(1).expand_as(H)
+    elif beta_loss == 2:
+        total = (W.mT @ W) @ H
+    else:
+        total = _power_denominator(W, H, beta_loss)
+    total = total + penalty.l1_reg_H + penalty.l2_reg_H * H
+    return total.masked_fill(total == 0, EPSILON)
+
+
+def _power_denominator(W: Tensor, H: Tensor, beta_loss: float) -> Tensor:
+    """Return W^T (W H)^(beta - 1), W H being made for a block of rows at a time."""
+    total = torch.zeros_like(H)
+    for rows in row_slices(len(W), H.shape[1]):
+        part = W[rows]
+        WH = part @ H
+        total += part.mT @ (WH.clamp_min(EPSILON) if beta_loss < 1 else WH) ** (beta_loss - 1)
+    return total

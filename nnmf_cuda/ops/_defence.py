@@ -1,0 +1,277 @@
+"""Checks of what `purify`, `feature_cnn` and `defended_logits` are given, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nnmf_cuda.ops._checks import (
+    FLOATS,
+    require_dims,
+    require_dtype,
+    require_same_device,
+    require_shape,
+    require_tensor,
+)
+from nnmf_cuda.ops._schema import is_reference_path, serving
+
+_BLOCK_ROWS = 32
+
+
+def check_chain(x: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, eta: float) -> None:
+    """Raise unless features and the timesteps of a chain fit."""
+    check_features(x)
+    require_tensor("timesteps", timesteps)
+    require_dtype("timesteps", timesteps, (torch.int64,))
+    require_dims("timesteps", timesteps, (1,))
+    require_tensor("alphas_cumprod", alphas_cumprod)
+    require_dtype("alphas_cumprod", alphas_cumprod, (torch.float64,))
+    require_dims("alphas_cumprod", alphas_cumprod, (1,))
+    require_same_device(x=x, timesteps=timesteps, alphas_cumprod=alphas_cumprod)
+    if alphas_cumprod.requires_grad:
+        raise ValueError("alphas_cumprod must not require gradients: detach() it")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")
+    if len(timesteps) == 0:
+        raise ValueError("timesteps must have at least one entry")
+    if timesteps.device.type == "cpu" and not torch.compiler.is_compiling():
+        steps = timesteps.tolist()
+        if not all(0 <= t < len(alphas_cumprod) for t in steps) or any(
+            later >= earlier for earlier, later in zip(steps, steps[1:], strict=False)
+        ):
+            raise ValueError(
+                f"timesteps must descend strictly within [0, {len(alphas_cumprod) - 1}],"
+                f" got {steps}"
+            )
+
+
+def check_features(x: Tensor) -> None:
+    """Raise unless x can be features."""
+    require_tensor("x", x)
+    require_dtype("x", x, FLOATS)
+    require_dims("x", x, (2,))
+
+
+def check_denoiser(x: Tensor, weights: list[Tensor], name: str) -> None:
+    """Raise unless weights are those of an MLP from features and an embedding to features."""
+    if len(weights) < 2 or len(weights) % 2:
+        raise ValueError(f"{name} must be [W1, b1, W2, b2, ...], got {len(weights)} tensors")
+    _check_parameters(x, weights, name, [1 if i % 2 else 2 for i in range(len(weights))])
+    width = weights[0].shape[1]
+    if width < x.shape[1]:
+        raise ValueError(f"{name}[0] takes {width} inputs, fewer than x's {x.shape[1]} features")
+    shapes = []
+    for i in range(0, len(weights), 2):
+        out = x.shape[1] if i + 2 == len(weights) else weights[i].shape[0]
+        shapes.append((out, width))
+        width = out
+    _check_layers(weights, name, shapes, ["(outputs, inputs)"] * len(shapes))
+
+
+def check_classifier(x: Tensor, weights: list[Tensor], name: str) -> None:
+    """Raise unless weights are those of a `FeatureCNN` of x's features."""
+    if len(weights) != 8:
+        raise ValueError(
+            f"{name} must be the weights and biases of two convolutions and two fully connected "
+            f"layers, 8 tensors, got {len(weights)}"
+        )
+    _check_parameters(x, weights, name, [3, 1, 3, 1, 2, 1, 2, 1])
+    n_features = x.shape[1]
+    if n_features < 2:
+        raise ValueError(f"x must have at least 2 features for the max-pool of 2, got {n_features}")
+    first, second, hidden, classes = (len(weight) for weight in weights[::2])
+    shapes = [
+        (first, 1, 3),
+        (second, first, 3),
+        (hidden, second * (n_features // 2)),
+        (classes, hidden),
+    ]
+    meanings = [
+        "(channels, 1, kernel)",
+        "(channels, channels before, kernel)",
+        "(outputs, channels * n_features // 2)",
+        "(n_classes, inputs)",
+    ]
+    _check_layers(weights, name, shapes, meanings)
+
+
+def _check_layers(
+    weights: list[Tensor], name: str, shapes: Sequence[tuple[int, ...]], meanings: Sequence[str]
+) -> None:
+    """Raise unless these are weight and bias of layers whose weights have these shapes."""
+    if all(
+        weight.shape == shape and bias.shape == shape[:1]
+        for weight, bias, shape in zip(weights[::2], weights[1::2], shapes, strict=True)
+    ):
+        return  # nearly always
+    for i, (shape, meaning) in enumerate(zip(shapes, meanings, strict=True)):
+        require_shape(f"{name}[{2 * i}]", weights[2 * i], shape, meaning)
+        require_shape(f"{name}[{2 * i + 1}]", weights[2 * i + 1], shape[:1], "(outputs,)")
+
+
+def _check_parameters(x: Tensor, weights: list[Tensor], name: str, dims: list[int]) -> None:
+    dtype, device = x.dtype, x.device
+    if all(
+        isinstance(value, Tensor)
+        and value.dtype is dtype
+        and value.dim() == dim
+        and value.device == device
+        and value.layout is torch.strided
+        for value, dim in zip(weights, dims, strict=True)
+    ):
+        return  # nearly always; what follows finds the words, at ten times the cost
+    for i, (value, dim) in enumerate(zip(weights, dims, strict=True)):
+        require_tensor(f"{name}[{i}]", value)
+        require_dtype(f"{name}[{i}]", value, (dtype,))
+        require_dims(f"{name}[{i}]", value, (dim,))
+    require_same_device(x=x, **{f"{name}[{i}]": value for i, value in enumerate(weights)})
+
+
+def noise_or_seed(
+    x: Tensor, noise: Tensor | int, n_noised: int, n_draws: int | None
+) -> tuple[Tensor | None, int, int]:
+    """Return noise as (S', n, K, M) or None, the seed, and the number of draws K."""
+    if not isinstance(noise, Tensor):
+        seed = _check_seed(noise, n_draws)
+        return None, seed, n_draws or 1
+    noise = noise.unsqueeze(0) if noise.dim() == 3 else noise
+    require_dtype("noise", noise, (x.dtype,))
+    require_dims("noise", noise, (4,))
+    require_same_device(x=x, noise=noise)
+    draws = noise.shape[2] if n_draws is None else n_draws
+    require_shape(
+        "noise",
+        noise,
+        (n_noised, x.shape[0], draws, x.shape[1]),
+        "(noised steps, n_samples, n_draws, n_features)",
+    )
+    return noise, 0, draws
+
+
+def _check_seed(seed: object, n_draws: int | None) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"noise must be a torch.Tensor or an int seed, got {type(seed).__name__}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"noise as a seed must be in [0, 2**63), got {seed}")
+    if n_draws is None or n_draws < 1:
+        raise ValueError(f"n_draws must be given, and >= 1, with a seed; got {n_draws}")
+    return seed
+
+
+def signs_of_denoiser(weights: list[Tensor], n_steps: int) -> int:
+    """Return how many words of signs 32 rows of `purify` have."""
+    return n_steps * sum(weight.shape[0] for weight in weights[:-2:2])
+
+
+def signs_of_classifier(weights: list[Tensor], n_features: int) -> int:
+    """Return how many words of signs 32 rows of `feature_cnn` have."""
+    first, second, hidden = (weight.shape[0] for weight in weights[:-2:2])
+    return n_features * first + 2 * second * (n_features // 2) + hidden
+
+
+def empty_signs(x: Tensor, n_rows: int, n_words: int, *, keep_signs: bool) -> Tensor:
+    """Return memory for the signs of a forward pass."""
+    n_blocks = (n_rows + _BLOCK_ROWS - 1) // _BLOCK_ROWS
+    shape = (n_blocks, n_words) if keep_signs else (0,)
+    return x.new_empty(shape, dtype=torch.int32)
+
+
+def split_like(flat: Tensor, tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Cut one vector into tensors of the shapes of these."""
+    tensors = list(tensors)
+    parts = flat.split([t.numel() for t in tensors])
+    return [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]
+
+
+def require_signs(name: str, signs: Tensor) -> None:
+    """Raise in a backward pass whose forward pass kept nothing."""
+    if signs.dim() == 1:
+        raise RuntimeError(
+            f"{name} was called without keep_signs=True, which its gradient needs: call it "
+            f"through nnmf_cuda.ops.{name}"
+        )
+
+
+# How the ops of the defence are called: with the gradient to features alone, at little cost.
+Backward = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def call_defence(
+    name: str,
+    x: Tensor,
+    arguments: Sequence[Any],
+    *,
+    unasked: Sequence[str],
+    **options: Any,
+) -> Tensor:
+    """Return the first result of an op on x and the arguments after it.
+
+    `unasked` names the flags of the op's backward for gradients to anything but x; `options` are
+    the keywords of both.
+    """
+    op = serving(name)
+    if is_reference_path():
+        return op(x, *arguments, keep_signs=False, **options)[0]  # type: ignore[no-any-return]
+    others = [value for value in _flat(arguments) if isinstance(value, Tensor)]
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others))
+    if torch.compiler.is_compiling() or (wanted and any(t.requires_grad for t in others)):
+        return op(x, *arguments, keep_signs=wanted, **options)[0]  # type: ignore[no-any-return]
+    if not wanted:
+        with _below_autograd():
+            return op(x, *arguments, keep_signs=False, **options)[0]  # type: ignore[no-any-return]
+    backward_op = getattr(torch.ops.nnmf_cuda, f"{name}_backward").default
+    flags = dict.fromkeys(unasked, False)
+
+    def backward(grad: Tensor, x: Tensor, signs: Tensor) -> Tensor:
+        return backward_op(grad, x, *arguments, signs, **flags, **options)[0]  # type: ignore[no-any-return]
+
+    result: Tensor = _InputGradient.apply(  # type: ignore[no-untyped-call]
+        x, others, lambda x: op(x, *arguments, keep_signs=True, **options), backward
+    )
+    return result
+
+
+def _flat(arguments: Sequence[Any]) -> list[Any]:
+    return [
+        value
+        for argument in arguments
+        for value in (argument if isinstance(argument, list) else (argument,))
+    ]
+
+
+def _below_autograd() -> AbstractContextManager[None]:
+    """Call kernels directly inside the block; nobody may ask for a gradient through them.
+
+    As torch.library's own wrappers do, but without the time that these take in Python.
+    """
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+class _InputGradient(torch.autograd.Function):
+    """A change of one of `others` between the passes raises."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        others: Sequence[Tensor],
+        forward: Callable[[Tensor], tuple[Tensor, Tensor]],
+        backward: Backward,
+    ) -> Tensor:
+        with _below_autograd():
+            result, signs = forward(x)
+        ctx.save_for_backward(x, signs, *others)
+        ctx.through = backward
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        x, signs, *_ = ctx.saved_tensors
+        with _below_autograd():
+            return ctx.through(grad, x, signs), None, None, None

@@ -1,0 +1,50 @@
+"""The templates of the pages, which lie beside this file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+__all__ = ["Picture", "environment"]
+
+
+def environment() -> Environment:
+    """Return the templates' environment."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+# Figures as PNG, alone or inside a page.
+
+_DPI = 130
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a page shows it."""
+
+    png: bytes
+    alt: str
+    caption: str
+
+    @classmethod
+    def of(cls, figure: Figure, alt: str, caption: str) -> Picture:
+        """Draw a figure."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=_DPI)
+        return cls(buffer.getvalue(), alt, caption)
+
+    @property
+    def uri(self) -> str:
+        """The image as an address that needs no file."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")

@@ -1,0 +1,61 @@
+"""How much an evaluation spends: the presets of `nnmf-cuda evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nnmf_cuda.attacks import BUDGETS, Budget
+from nnmf_cuda.robustness.pixels import PixelBudget
+
+__all__ = ["EFFORTS", "Effort", "LIGHT"]
+
+
+LIGHT = Budget(
+    n_iter=40, n_restarts=1, n_cheap_restarts=5, eot_iter=8, surrogate_draws=32, pgd_iter=40,
+    n_queries=100,
+)  # fmt: skip
+"""For what stands beside the defence that is asked about: simpler defences, a planted copy."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much an evaluation spends.
+
+    Attributes
+    ----------
+    suite : Budget or None
+        Of the adaptive suite; None leaves out all but the paper's protocol and pixels.
+    curve_iter : int
+        Steps of the attacks behind curves.
+    attack_eps, n_iter, n_restarts, eot_iter : tuple
+        Points of the curves.
+    pixels : PixelBudget
+        Of the attack on pixels.
+    n_estimation : int
+        Draws a sample of a certificate.
+    """
+
+    suite: Budget | None = None
+    curve_iter: int = 50
+    attack_eps: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    n_iter: tuple[int, ...] = (25, 50, 100, 200)
+    n_restarts: tuple[int, ...] = (1, 2, 5)
+    eot_iter: tuple[int, ...] = (1, 8, 20, 64)
+    pixels: PixelBudget = field(default_factory=PixelBudget)
+    n_estimation: int = 10_000
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "paper": Effort(),
+    "standard": Effort(suite=BUDGETS["standard"]),
+    "thorough": Effort(
+        suite=BUDGETS["thorough"],
+        curve_iter=100,
+        n_iter=(50, 100, 200, 500),
+        n_restarts=(1, 5, 20),
+        pixels=PixelBudget(n_iter=200, n_restarts=3, surrogate_draws=128),
+        n_estimation=100_000,
+    ),
+}
+"""By preset. `paper` counts again what the run's own attack has found."""

@@ -1,0 +1,202 @@
+"""The attack on pixels, end to end: image, NNLS, selection, normalisation, defence, answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnmf_cuda.attacks.gradient_ascent import vector_apgd
+from nnmf_cuda.attacks.objectives import majority_right
+from nnmf_cuda.attacks.surrogates import surrogate
+from nnmf_cuda.models.defended import DefendedClassifier
+from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.models.modes import isolated
+from nnmf_cuda.pipeline.artifacts import TrainedModel
+
+__all__ = ["ImageChain", "PixelAttack", "PixelBudget", "attack_pixels"]
+
+
+class ImageChain(nn.Module):
+    """Images to logits, differentiably: the projection is differentiated implicitly.
+
+    Parameters
+    ----------
+    extractor : FeatureExtractor
+        Images to features.
+    classifier : nn.Module
+        Features to logits.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, classifier: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, n_classes) of images (n, height * width) in [0, 1]."""
+        logits: Tensor = self.classifier(self.extractor(images))
+        return logits
+
+
+@dataclass(frozen=True)
+class PixelAttack:
+    """What moving pixels within eps/255 does.
+
+    Attributes
+    ----------
+    curves : dict
+        "eps_255"; for "undefended" and "defended" the "robust_accuracy" at each, the
+        "mean_largest_feature_move" that came of it, and "after_twice_the_steps": the robust
+        accuracy at the largest eps when the attack goes on for as many steps again.
+    examples : dict
+        For the first samples that the attack broke at the largest eps: "clean" and "attacked"
+        images (m, height, width), and "titles", what they are and what they are taken for.
+    """
+
+    curves: dict[str, Any]
+    examples: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PixelBudget:
+    """How much the attack on pixels spends.
+
+    Attributes
+    ----------
+    eps_255 : tuple of float
+        Radii of the Linf ball, in 1/255 of the range, ascending.
+    n_iter, n_restarts : int
+        Of APGD on the margin, at each radius; it also climbs on from the points of the radius
+        before.
+    surrogate_draws : int
+        Draws through which a purifying defence is climbed.
+    """
+
+    eps_255: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    n_iter: int = 40
+    n_restarts: int = 1
+    surrogate_draws: int = 64
+
+
+def attack_pixels(
+    model: TrainedModel,
+    images: Tensor,
+    y: Tensor,
+    *,
+    budget: PixelBudget,
+    seed: int,
+    evaluation_seed: int,
+) -> PixelAttack:
+    """Attack the undefended and the defended chain on pixels.
+
+    Parameters
+    ----------
+    model : TrainedModel
+    images : Tensor of shape (n, height * width)
+        In [0, 1], on the model's device.
+    y : Tensor of shape (n,)
+        int64 labels.
+    budget : PixelBudget
+    seed, evaluation_seed : int
+        Of the attack and of the decisions.
+
+    Returns
+    -------
+    PixelAttack
+    """
+    curves: dict[str, Any] = {"eps_255": [0.0, *budget.eps_255]}
+    examples: dict[str, Any] = {}
+    for name, classifier in (("undefended", model.classifier), ("defended", model.defended)):
+        attack = _ChainAttack(model, classifier, images, y, budget, seed, evaluation_seed)
+        curves[name] = attack.climb_through()
+        examples = attack.examples()
+    return PixelAttack(curves, examples)
+
+
+class _ChainAttack:
+    """One chain under growing perturbations: what a smaller one has broken stays broken."""
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        classifier: nn.Module,
+        images: Tensor,
+        y: Tensor,
+        budget: PixelBudget,
+        seed: int,
+        evaluation_seed: int,
+    ) -> None:
+        self.model, self.images, self.y = model, images, y
+        self.budget, self.seed, self.evaluation_seed = budget, seed, evaluation_seed
+        self.chain = ImageChain(model.extractor, classifier).eval()
+        self.climbed = self.chain
+        if isinstance(classifier, DefendedClassifier):
+            wide = surrogate(classifier, budget.surrogate_draws)
+            self.climbed = ImageChain(model.extractor, wide).eval()
+        self.points = images.clone()
+        self.held = self.right_at_first = self._right()
+
+    def climb_through(self) -> dict[str, Any]:
+        """Attack at every radius; returns the curve."""
+        largest, n_restarts = self.budget.eps_255[-1], self.budget.n_restarts
+        accuracies, moves = [self._accuracy()], [0.0]
+        for eps in self.budget.eps_255:
+            self._attack(eps, n_restarts)
+            accuracies.append(self._accuracy())
+            moves.append(self._feature_move())
+        self._attack(largest, 0)
+        return {
+            "robust_accuracy": accuracies,
+            "mean_largest_feature_move": moves,
+            "after_twice_the_steps": self._accuracy(),
+        }
+
+    def _attack(self, eps_255: float, n_restarts: int) -> None:
+        rows = self.held.nonzero().squeeze(1)
+        if not len(rows):
+            return
+        self.points[rows] = vector_apgd(
+            self.climbed,
+            self.images[rows],
+            self.y[rows],
+            attack_eps=eps_255 / 255,
+            n_iter=self.budget.n_iter,
+            n_restarts=n_restarts,
+            starts=[self.points[rows]],
+            judge=self.chain,
+            seed=self.seed,
+        )
+        self.held = self.held & self._right()
+
+    def _right(self) -> Tensor:
+        return majority_right(self.chain, self.points, self.y, seed=self.evaluation_seed)
+
+    def _accuracy(self) -> float:
+        return float(self.held.float().mean())
+
+    @torch.no_grad()
+    def _feature_move(self) -> float:
+        """Mean over the samples that were right, the only ones that are attacked."""
+        before, after = map(self.model.extractor, (self.images, self.points))
+        moved = (after - before).abs().amax(1)[self.right_at_first]
+        return float(moved.mean()) if len(moved) else 0.0
+
+    @torch.no_grad()
+    def examples(self, n: int = 4) -> dict[str, Any]:
+        """Return the first broken samples."""
+        rows = (self.right_at_first & ~self.held).nonzero().squeeze(1)[:n]
+        shape = (-1, *self.model.image_shape)
+        with isolated(self.evaluation_seed):
+            answers = self.chain(self.points[rows]).argmax(1) if len(rows) else self.y[rows]
+        names = self.model.label_names
+        return {
+            "clean": self.images[rows].reshape(shape).float().cpu().numpy(),
+            "attacked": self.points[rows].reshape(shape).float().cpu().numpy(),
+            "titles": [
+                f"{names[int(was)]} \N{RIGHTWARDS ARROW} {names[int(now)]}"
+                for was, now in zip(self.y[rows], answers, strict=True)
+            ],
+        }

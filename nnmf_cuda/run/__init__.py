@@ -1,0 +1,1 @@
+"""The whole experiment, once or over seeds and folds."""

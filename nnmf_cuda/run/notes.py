@@ -1,0 +1,181 @@
+"""What a reader must know beside the table: how the attack went, and what was not asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnmf_cuda.attacks import AttackResult
+from nnmf_cuda.data import ImageDataset
+from nnmf_cuda.evaluation import EvaluatedRows, majority_class_accuracy, wilson_interval
+from nnmf_cuda.pipeline.config import PRESETS, AttackConfig, ExperimentConfig
+
+__all__ = ["NOT_RUN", "attack_findings", "notes_of"]
+
+
+NOT_RUN = (
+    "Averaging the attack's gradient over more noise (EOT beyond the K draws of one call), and"
+    " surrogates with more draws.",
+    "Margin losses, FAB, a Square that touches every feature and averages its loss over noise.",
+    "Curves against eps, steps, restarts and draws; an unbounded attack, which must succeed.",
+    "Fixed noise that the attacker knows; transfer between the two models; an attack on the"
+    " purifier's output; gradients compared with finite differences during the attack.",
+    "The points of highest loss for every sample: AutoAttack keeps the clean position of samples on"
+    " which no single call of the model went wrong.",
+    "Plain noise without the denoiser, a linear denoiser, and an adversarially trained network, to"
+    " compare the defence with.",
+    "An attack on pixels: the adversary here moves features, not images.",
+    "A certificate; an external test set.",
+)
+"""What the paper's protocol leaves out, most of which `nnmf-cuda evaluate` runs; the report lists
+it."""
+
+_GROUPS = ("patient", "series", "patient_fold")
+"""Groups of a data set, the most telling first."""
+
+_ADVICE = re.compile(r"\s*Please use version=\S+(\s*See \S+ for details\.)?")
+
+
+def attack_findings(
+    result: AttackResult,
+    x_clean: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    config: AttackConfig,
+) -> dict[str, Any]:
+    """Return settings and outcome of one attack, success counted in every way.
+
+    Parameters
+    ----------
+    result : AttackResult
+        What the attack returned.
+    x_clean : array of shape (n, M)
+        Features before the attack.
+    labels : array of shape (n,)
+    probabilities : array of shape (n_predictions, n, n_classes)
+        Fresh predictions on the attacked features.
+    config : AttackConfig
+        Settings of the attack.
+    """
+    right = probabilities.argmax(2) == labels  # (n_predictions, n)
+    changed = (result.x_adv.cpu().numpy() != x_clean).any(1)
+    return {
+        **asdict(config),
+        "box": [0.0, 1.0],
+        "layout": result.layout,
+        "package": result.package,
+        "clean_accuracy": result.clean_accuracy,
+        "accuracy_after": result.accuracy_after,
+        "fresh_accuracy": float(right.mean()),
+        "majority_accuracy": float((right.mean(0) > 0.5).mean()),
+        "all_right_accuracy": float(right.all(0).mean()),
+        "n_unchanged": int((~changed).sum()),
+        "fresh_accuracy_on_changed": float(right[:, changed].mean()) if changed.any() else None,
+        "max_perturbation": result.max_perturbation,
+        "n_clamped": result.n_clamped,
+        "grad_norm_mean": result.grad_norm_mean,
+        "zero_gradient_share": result.zero_gradient_share,
+        "warnings": result.warnings,
+    }
+
+
+def notes_of(
+    dataset: ImageDataset,
+    config: ExperimentConfig,
+    rows: EvaluatedRows,
+    attacks: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    """Return the sentences that belong beside the table, for `metrics.json` and the report."""
+    notes = [*dataset.notes, _split_note(dataset)]
+    if dataset.synthetic:
+        notes.insert(0, "The images are synthetic: these numbers say nothing about patients.")
+    different = _different_settings(config)
+    if different:
+        notes.append(f"Settings other than the paper's preset: {', '.join(different)}.")
+    notes += _constant_note(rows)
+    for name, found in attacks.items():
+        last = list(found["accuracy_after"].values())[-1]
+        notes.append(
+            f"Attack on the {name} model: {found['n_unchanged']} of {len(rows.labels)} points are"
+            f" returned unchanged; AutoAttack's own count is {last:.4f}, fresh predictions on all"
+            f" points {found['fresh_accuracy']:.4f}, on the changed ones"
+            f" {_four_digits(found['fresh_accuracy_on_changed'])}."
+        )
+        notes += [
+            f"AutoAttack on the {name} model: {_followable(text, dataset.n_classes)}"
+            for text in found["warnings"]
+        ]
+    if dataset.n_classes > 2:
+        notes.append(
+            f"Precision, recall and F1 are macro means: the plain means over the"
+            f" {dataset.n_classes} classes."
+        )
+    return notes
+
+
+def _followable(warning: str, n_classes: int) -> str:
+    """Return a warning of AutoAttack without advice that two classes do not allow."""
+    if n_classes > 2 or _ADVICE.search(warning) is None:
+        return warning
+    return (
+        f"{_ADVICE.sub('', warning).strip()} Its version for random models cannot run here: the"
+        " DLR loss in it needs three classes."
+    )
+
+
+def _four_digits(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _constant_note(rows: EvaluatedRows) -> list[str]:
+    """Warn where Robust_Defended is no better than the constant answer."""
+    constant, n = majority_class_accuracy(rows.labels), len(rows.labels)
+    robust = rows.rows["Robust_Defended"]["accuracy"]
+    low, high = wilson_interval(robust * n, n)
+    if low > constant:
+        return []
+    verdict = "is worse than" if high < constant else "cannot be told from"
+    return [
+        f"Robust_Defended ({robust:.4f}, 95 % interval {low:.3f}-{high:.3f} by Wilson, images taken"
+        f" as independent) {verdict} always naming the most frequent class ({constant:.4f})."
+    ]
+
+
+def _split_note(dataset: ImageDataset) -> str:
+    """Say how many test images have a neighbour in the training split, where that is known."""
+    if dataset.synthetic:
+        return "Split: every synthetic image is drawn for itself; no patient has several."
+    train, test = dataset.split == "train", dataset.split == "test"
+    shares = {
+        name: float(np.isin(dataset.groups[name][test], dataset.groups[name][train]).mean())
+        for name in _GROUPS
+        if name in dataset.groups
+    }
+    # A fold holds many patients: to share one says nothing, unless the split is made of folds.
+    if shares.get("patient_fold", 0) > 0:
+        del shares["patient_fold"]
+    if not shares:
+        return (
+            "Split: no patient or series is known, so only near and equal images can tell whether"
+            " one stands on both sides."
+        )
+    listed = ", ".join(f"{share:.1%} by {name}" for name, share in shares.items())
+    return f"Split: test images with a training image of the same group: {listed}."
+
+
+def _different_settings(config: ExperimentConfig) -> list[str]:
+    paper, found = PRESETS["paper"], []
+    for part in ("nnmf", "selection", "classifier", "diffusion", "defence", "attack"):
+        ours, theirs = getattr(config, part), getattr(paper, part)
+        for field in fields(ours):
+            value = getattr(ours, field.name)
+            if value != getattr(theirs, field.name):
+                found.append(f"{part}.{field.name}={value}")
+    if config.n_predictions != paper.n_predictions:
+        found.append(f"n_predictions={config.n_predictions}")
+    return found

@@ -1,0 +1,276 @@
+"""The same experiment from several seeds and on several splits, and how far its figures move."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnmf_cuda.data import folds_by
+from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
+from nnmf_cuda.pipeline.run_directory import RESULTS, runs_below
+
+__all__ = [
+    "OWN_SPLIT",
+    "Repeat",
+    "check_other_runs",
+    "is_finished",
+    "plan_folds",
+    "plan_seeds",
+    "result_line",
+    "summarize_folds",
+    "summarize_seeds",
+]
+
+
+OWN_SPLIT = "own split"
+_ROBUSTNESS = ("clean_accuracy", "worst_case_accuracy", "all_right_accuracy")
+_MISSING = object()
+_FOLDABLE = ("patient_fold", "patient", "series")
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One run of several.
+
+    Attributes
+    ----------
+    home : str
+        Its directory, below that of all.
+    seed : int
+    split : str
+        `OWN_SPLIT`, "fold K", or "" where all runs have the same split.
+    split_by, test_fold
+        As in `DataConfig`.
+    """
+
+    home: str
+    seed: int
+    split: str = ""
+    split_by: str | None = None
+    test_fold: int | str | None = None
+
+
+def plan_seeds(
+    seeds: Sequence[int], split_by: str | None, test_fold: int | str | None
+) -> list[Repeat]:
+    """Return a run for each seed, all on one split."""
+    return [Repeat(f"seed_{seed}", seed, "", split_by, test_fold) for seed in seeds]
+
+
+def plan_folds(
+    path: str, seeds: Sequence[int], *, split_by: str | None, label_key: str = "labels"
+) -> list[Repeat]:
+    """Return a run for each fold and seed, after one on the source's own split where it has one.
+
+    Parameters
+    ----------
+    path, label_key
+        As for `load_dataset`.
+    seeds : sequence of int
+    split_by : str or None
+        By what to fold: None is the first of "patient_fold", "patient" and "series" that the
+        source has.
+
+    Raises
+    ------
+    ValueError
+        If the source cannot be folded so.
+    """
+    folds = folds_by(path, label_key=label_key)
+    if split_by is None:
+        split_by = next((name for name in _FOLDABLE if name in folds), None)
+        if split_by is None:
+            raise ValueError(
+                f"--cross_validate needs to know whose the images are, and {path} names no patient"
+                " and no series: give --split_by random for folds image by image"
+            )
+    if not folds.get(split_by):
+        there = " or ".join(name for name in folds if folds[name])
+        raise ValueError(
+            f"--cross_validate: {path} cannot be folded by {split_by}; give --split_by {there}"
+        )
+    splits: list[tuple[str, str, str | None]] = [
+        (f"fold {fold}", split_by, fold) for fold in folds[split_by]
+    ]
+    if "split" in folds:
+        splits.insert(0, (OWN_SPLIT, "split", None))
+    return [
+        Repeat(
+            name.replace(" ", "_") + (f"/seed_{seed}" if len(seeds) > 1 else ""),
+            seed,
+            name,
+            by,
+            fold,
+        )
+        for name, by, fold in splits
+        for seed in seeds
+    ]
+
+
+def check_other_runs(out: Path, homes: Collection[Path]) -> None:
+    """Raise ValueError if `out` holds a run that is none of `homes`: a summary would leave it out.
+
+    Parameters
+    ----------
+    out : path
+        Directory of several runs, which need not exist.
+    homes : collection of path
+        Directories of the runs that are asked for.
+    """
+    others = [home for home in runs_below(out) if home not in homes]
+    if any((out / name).exists() for name in RESULTS):
+        others.insert(0, out)
+    if others:
+        raise ValueError(
+            f"--resume: {others[0]} holds a run that is none of those asked for: give the --seed,"
+            " --seeds, --cross_validate and --split_by of the first time, or another --out"
+        )
+
+
+def is_finished(home: Path, config_yaml: str, *, evaluated: bool) -> bool:
+    """Return whether a directory holds a whole run of these settings, to be used again.
+
+    Parameters
+    ----------
+    home : path
+        The run's directory, which need not exist.
+    config_yaml : str
+        What the run's `config.yaml` is to be.
+    evaluated : bool
+        Whether `robustness.json` belongs to it.
+
+    Raises
+    ------
+    ValueError
+        If it holds a whole run of other settings.
+    """
+    config = home / "config.yaml"
+    # metrics.json is written last.
+    if not ((home / "metrics.json").is_file() and config.is_file()):
+        return False
+    different = _difference(config.read_text(encoding="utf-8"), config_yaml)
+    if different:
+        raise ValueError(
+            f"--resume: {home} is a finished run with other settings ({different}): give the"
+            " settings of the first time, or another --out"
+        )
+    return not evaluated or (home / "robustness.json").is_file()
+
+
+def _difference(found: str, wanted: str) -> str:
+    """Say which settings of two `config.yaml` differ, with both values."""
+    import yaml  # type: ignore[import-untyped]
+
+    there, here = (_flat(yaml.safe_load(text)) for text in (found, wanted))
+    return ", ".join(
+        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+        for name in {**there, **here}
+        if there.get(name, _MISSING) != here.get(name, _MISSING)
+    )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        below = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if below else {f"{prefix}{name}": value}
+    return flat
+
+
+def result_line(home: Path) -> str:
+    """Return what a finished run found, in one line, and where its report is."""
+    rows = _read(home / "metrics.json")["rows"]
+    clean, robust = (
+        f"{rows[f'{name}_Baseline']['accuracy']:.4f} baseline,"
+        f" {rows[f'{name}_Defended']['accuracy']:.4f} defended"
+        for name in ("Clean", "Robust")
+    )
+    evaluated = home / "robustness.json"
+    worst = ""
+    if evaluated.exists():
+        worst = f" worst case {_read(evaluated)['worst_case_accuracy']:.4f};"
+    return f"accuracy clean {clean}; attacked {robust};{worst} {home / 'report.html'}"
+
+
+def summarize_seeds(homes: Mapping[int, Path]) -> dict[str, Any]:
+    """Return mean and standard deviation (ddof 1) over seeds of every metric of every row.
+
+    Parameters
+    ----------
+    homes : mapping of int to path
+        The directory of each seed's run.
+
+    Returns
+    -------
+    dict
+        "seeds", "one_split" (whether all have the same images and split),
+        "majority_class_accuracy" (of the first), "rows", and "robustness" where it was evaluated.
+    """
+    metrics = [_read(home / "metrics.json") for home in homes.values()]
+    images = {_read(home / "environment.json")["data_sha256"] for home in homes.values()}
+    summary: dict[str, Any] = {
+        "seeds": list(homes),
+        "one_split": len(images) == 1,
+        "majority_class_accuracy": metrics[0]["majority_class_accuracy"],
+        "rows": {
+            row: {name: _spread([m["rows"][row][name] for m in metrics]) for name in METRIC_NAMES}
+            for row in ROW_NAMES
+        },
+    }
+    evaluated = [home / "robustness.json" for home in homes.values()]
+    if all(path.exists() for path in evaluated):
+        contents = [_read(path) for path in evaluated]
+        summary["robustness"] = {
+            name: _spread([content[name] for content in contents]) for name in _ROBUSTNESS
+        }
+    return summary
+
+
+def summarize_folds(splits: Mapping[str, Mapping[str, Any]], *, split_by: str) -> dict[str, Any]:
+    """Return the summaries of all splits, and mean, spread and range over the folds.
+
+    Parameters
+    ----------
+    splits : mapping of str to mapping
+        What `summarize_seeds` returned for each fold, and for `OWN_SPLIT` where there is one.
+    split_by : str
+        By what the folds were made.
+    """
+    folds = [summary for name, summary in splits.items() if name != OWN_SPLIT]
+
+    def over_folds(part: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {name: _spread([fold[name]["mean"] for fold in part]) for name in part[0]}
+
+    together: dict[str, Any] = {
+        "n_folds": len(folds),
+        "majority_class_accuracy": _spread([fold["majority_class_accuracy"] for fold in folds]),
+        "rows": {row: over_folds([fold["rows"][row] for fold in folds]) for row in ROW_NAMES},
+    }
+    if all("robustness" in fold for fold in folds):
+        together["robustness"] = over_folds([fold["robustness"] for fold in folds])
+    return {
+        "seeds": folds[0]["seeds"],
+        "split_by": split_by,
+        "folds": together,
+        "splits": dict(splits),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    found = np.array(values)
+    return {
+        "mean": float(found.mean()),
+        "std": float(found.std(ddof=1)) if len(found) > 1 else 0.0,
+        "low": float(found.min()),
+        "high": float(found.max()),
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
