@@ -91,15 +91,17 @@ def require_full_float32() -> None:
         )
 
 
-def rates(work: Work, seconds: float, ceilings: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return what a call of `work` in `seconds` achieved, and as shares of the ceilings."""
+def rates(
+    work: Work, seconds: float, ceilings: Mapping[str, Any] | None
+) -> dict[str, float | None]:
+    """Return what a call of `work` in `seconds` achieved, and as shares of known ceilings."""
     gflops = None if work.flops is None else work.flops / seconds / 1e9
     read = None if work.bytes is None else work.bytes / seconds / 1e9
     return {
         "gflops": gflops,
-        "gemm_share": None if gflops is None else gflops / ceilings["gemm_gflops"],
+        "gemm_share": None if gflops is None or not ceilings else gflops / ceilings["gemm_gflops"],
         "gb_per_s": read,
-        "read_share": None if read is None else read / ceilings["read_gb_per_s"],
+        "read_share": None if read is None or not ceilings else read / ceilings["read_gb_per_s"],
         "items_per_s": None if work.items is None else work.items / seconds,
     }
 

@@ -67,12 +67,15 @@ class Problem:
         The implementations to measure; all by default.
     threads : int, optional
         Threads of torch meanwhile; those in use by default.
+    ceilings : bool, default=True
+        Whether to measure the machine's ceilings in the same rounds, which takes seconds.
     """
 
     case: Case
     size: Size
     only: tuple[str, ...] | None = None
     threads: int | None = None
+    ceilings: bool = True
 
 
 def run_kernel_benchmarks(
@@ -181,8 +184,9 @@ def run_problems(
     smoke: bool,
     json_path: str | Path | None,
     progress: bool,
+    run: str | None = None,
 ) -> list[Record]:
-    """Measure problems one after the other; see `run_kernel_benchmarks`."""
+    """Measure problems one after the other; see `run_kernel_benchmarks`, `Recorder` for `run`."""
     from tqdm import tqdm
 
     from nnmf_cuda.pipeline.environment import resolve_device
@@ -191,7 +195,7 @@ def run_problems(
         raise ValueError(f"min_run_seconds={min_run_seconds}; need a positive number of seconds")
     where = resolve_device(str(device))
     seconds = min(min_run_seconds, _SMOKE_SECONDS) if smoke else min_run_seconds
-    recorder = Recorder(suite, device=where, smoke=smoke, json_path=json_path)
+    recorder = Recorder(suite, device=where, smoke=smoke, json_path=json_path, run=run)
     bar = tqdm(list(problems), desc="bench", unit="case", disable=None if progress else True)
     for problem in bar:
         case, size = problem.case, problem.size
@@ -249,12 +253,12 @@ def measure_problem(
         if device.type == "cpu" or memory_is_known(name):
             found[name]["peak_bytes"] = extra_peak_bytes(call, device=device)
     dtype = getattr(torch, computed_in(inputs))
-    ceilings = Ceilings(device, dtype=dtype, smoke=smoke)
-    timed = interleaved_seconds(
-        {**calls, **ceilings.calls}, device=device, min_run_seconds=min_run_seconds
-    )
+    ceilings = Ceilings(device, dtype=dtype, smoke=smoke) if problem.ceilings else None
+    probes = {} if ceilings is None else ceilings.calls
+    timed = interleaved_seconds({**calls, **probes}, device=device, min_run_seconds=min_run_seconds)
     clocks = gpu_clocks(device) if device.type == "cuda" else None
-    reached, work = ceilings.from_seconds(timed.seconds), case.work(size)
+    reached = None if ceilings is None else ceilings.from_seconds(timed.seconds)
+    work = case.work(size)
     n_iter = size.shape.get("n_iter")
     for name in calls:
         samples = timed.seconds[name]

@@ -238,9 +238,9 @@ def _time(ms: float) -> str:
 
 def bound_ms(record: Record) -> float | None:
     """Return the time below which the ceilings of matrix products and of reading do not allow."""
-    if record["flops"] is None and record["bytes"] is None:
-        return None
     ceilings = record["ceilings"]
+    if ceilings is None or (record["flops"] is None and record["bytes"] is None):
+        return None
     arithmetic = (record["flops"] or 0.0) / ceilings["gemm_gflops"]
     traffic = (record["bytes"] or 0.0) / ceilings["read_gb_per_s"]
     return float(max(arithmetic, traffic) / 1e6)

@@ -73,6 +73,8 @@ class Recorder:
         Whether the sizes are too small to say anything about speed.
     json_path : path, optional
         File of JSON lines.
+    run : str, optional
+        When the run began, of which these records are a part; now by default.
 
     Attributes
     ----------
@@ -85,13 +87,19 @@ class Recorder:
     """
 
     def __init__(
-        self, suite: str, *, device: torch.device, smoke: bool, json_path: str | Path | None
+        self,
+        suite: str,
+        *,
+        device: torch.device,
+        smoke: bool,
+        json_path: str | Path | None,
+        run: str | None = None,
     ) -> None:
         if json_path is not None:
             _require_place(Path(json_path))
         self.records: list[Record] = []
         self._suite = suite
-        self._run = _now()
+        self._run = run or _now()
         self._smoke = smoke
         self._json_path = json_path
         self._machine = _machine(device)
