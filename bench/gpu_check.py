@@ -149,7 +149,7 @@ def _sanitizer(settings: Settings, limit: int) -> list[str]:
 def _tests(settings: Settings, limit: int) -> list[str]:
     log = str(settings.beside("-tests.jsonl"))
     if settings.on_cpu:
-        chosen = ("--workers", "1", "--select", "cpu", "--only", "tests/ops/test_cuda.py")
+        chosen = ("--workers", "1", "--select", "cpu and nnls", "--only", "tests/ops/test_cuda.py")
         return _module("bench.gpu_tests", log, "--marker", "not slow", *chosen)
     return _module("bench.gpu_tests", log)
 
@@ -391,6 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["NNMF_CUDA_REQUIRE_CUDA"] = "1"
     visit = VISITS[options.visit]
     seconds = float(os.environ.get("GPU_CHECK_SECONDS", visit.seconds))
+    seconds -= float(os.environ.get("GPU_CHECK_SPENT", 0))  # by the script, before this
     Journal(settings.journal).add(
         "visit", visit=options.visit, run=settings.run, seconds=seconds, on_cpu=options.on_cpu
     )

@@ -13,10 +13,10 @@
 # for example --seed 1.
 #
 # There must be a python3 (3.11 or newer) with torch for CUDA. The extension is taken from
-# bench/gpu_object/, where `nox -s gpu_object` has put it on a machine without a GPU, if it is of
+# bench/prebuilt/, where `nox -s gpu_object` has put it on a machine without a GPU, if it is of
 # these sources and imports; else it is built, which needs a C++20 compiler and nvcc. Other packages
 # are imported where they are installed, or installed from the wheels in $NNMF_CUDA_WHEELS, or else
-# bench/gpu_object/wheels (with no dependencies: give all of them):
+# bench/prebuilt/wheels (with no dependencies: give all of them):
 #   to build             setuptools>=77, ninja, pybind11, numpy
 #   to test and measure  pytest (pytest-xdist, pytest-timeout, pytest-reportlog where they are),
 #                        pandas, scipy, scikit-learn, joblib, threadpoolctl, pillow, tqdm, tabulate
@@ -36,10 +36,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-wheels=${NNMF_CUDA_WHEELS:-bench/gpu_object/wheels}
+wheels=${NNMF_CUDA_WHEELS:-bench/prebuilt/wheels}
 if compgen -G "$wheels/*.whl" > /dev/null; then
   site=$(mktemp -d)
   python3 -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$wheels"/*.whl \
     && export PYTHONPATH="$PYTHONPATH:$site"
 fi
-exec python3 -m bench.gpu_check "$@"
+GPU_CHECK_SPENT=$SECONDS exec python3 -m bench.gpu_check "$@"

@@ -4,7 +4,7 @@ Usage: python -m bench.gpu_object JOURNAL [--device cuda]
        python -m bench.gpu_object --stamp FOLDER           what `nox -s gpu_object` calls
 
 Building takes minutes of a visit. `nox -s gpu_object` does it before, without a GPU, into the
-folder ``bench/gpu_object``: what is there is taken where it is of these sources, and imports.
+folder ``bench/prebuilt``: what is there is taken where it is of these sources, and imports.
 Otherwise the extension is built. The journal gets one line of kind "object".
 """
 
@@ -26,7 +26,7 @@ from bench.journal import Journal
 __all__ = ["PREBUILT", "provide", "source_digest", "write_stamp"]
 
 ROOT = Path(__file__).resolve().parents[1]
-PREBUILT = ROOT / "bench" / "gpu_object"
+PREBUILT = ROOT / "bench" / "prebuilt"
 _PACKAGE = ROOT / "nnmf_cuda"
 _STAMP = "sources.sha256"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.journal import DEVICE_LOST, Journal, device_answers
 from bench.op_calls import OpCall, op_calls
 
-__all__ = ["SLACK", "compare"]
+__all__ = ["SLACK", "compare", "output_errors"]
 
 SLACK = {torch.float32: 2e-6, torch.float64: 1e-12}
 """By type: what an error may be whatever that of the CPU is, as a share of the largest value."""
@@ -31,13 +31,13 @@ def compare(call: OpCall, device: str) -> tuple[float, float]:
     Both are largest differences from the call in float64, as shares of its largest value.
     """
     truth = call.in_float64()()
-    on_cpu, on_device = (_errors(found, truth) for found in (call(), call.on(device)()))
+    on_cpu, on_device = (output_errors(found, truth) for found in (call(), call.on(device)()))
     allowed = [_AS_ACCURATE * error + SLACK[call.dtype] for error in on_cpu]
     worst = max(zip(on_device, allowed, strict=True), key=lambda pair: pair[0] / pair[1])
     return worst
 
 
-def _errors(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> list[float]:
+def output_errors(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> list[float]:
     """Return the error of each output; infinite where its shape differs or a value is NaN."""
     errors = []
     for output, exact in zip(found, truth, strict=True):
