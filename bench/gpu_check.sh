@@ -15,8 +15,8 @@
 # There must be a python3 (3.11 or newer) with torch for CUDA. The extension is taken from
 # bench/prebuilt/, where `nox -s gpu_object` has put it on a machine without a GPU, if it is of
 # these sources and imports; else it is built, which needs a C++20 compiler and nvcc. Other packages
-# are imported where they are installed, or installed from the wheels in $NNMF_CUDA_WHEELS, or else
-# bench/prebuilt/wheels (with no dependencies: give all of them):
+# are imported where they are installed; the second visit installs the wheels in $NNMF_CUDA_WHEELS,
+# or else bench/prebuilt/wheels (with no dependencies: give all of them):
 #   to build             setuptools>=77, ninja, pybind11, numpy
 #   to test and measure  pytest (pytest-xdist, pytest-timeout, pytest-reportlog where they are),
 #                        pandas, scipy, scikit-learn, joblib, threadpoolctl, pillow, tqdm, tabulate
@@ -37,7 +37,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 wheels=${NNMF_CUDA_WHEELS:-bench/prebuilt/wheels}
-if compgen -G "$wheels/*.whl" > /dev/null; then
+if [[ "${1:-}" == second ]] && compgen -G "$wheels/*.whl" > /dev/null; then # first needs none
   site=$(mktemp -d)
   python3 -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$wheels"/*.whl \
     && export PYTHONPATH="$PYTHONPATH:$site"

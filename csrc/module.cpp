@@ -7,7 +7,7 @@
 #include <Python.h>
 #include <exception>
 
-#include "common/isa.h"
+#include "common/cpu/isa.h"
 
 namespace {
 
