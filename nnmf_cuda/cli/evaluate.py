@@ -48,7 +48,7 @@ def evaluate(options: Evaluate) -> None:
     _make_way(home / "robustness.json", overwrite=options.overwrite)
     run = Subject.of_run(home, device=device)
     images = None
-    if options.data is not None or run.model.info.get("synthetic"):
+    if options.data is not None or run.model.info.synthetic:
         images = test_images(home, options.data, run)
     result = evaluate_robustness(run, preset=options.preset, images=images, say=say)
     written = write_results(home, result, named=home)

@@ -137,14 +137,14 @@ def _run_seeds(asked: Run) -> None:
     repeats = plan_seeds(seeds, data.split_by, data.test_fold)
     homes = _run_all(asked.out, [_planned(asked, repeat) for repeat in repeats])
     summary = summarize_seeds(dict(zip(seeds, homes, strict=True)))
-    write_text(asked.out / "summary.json", json.dumps(summary, indent=2))
+    write_text(asked.out / "summary.json", json.dumps(summary.as_dict(), indent=2))
     print(f"\n{seeds_table(summary)}")
 
 
 def _run_folds(asked: Run) -> None:
     from nnmf_cuda.pipeline.run_directory import write_text
-    from nnmf_cuda.report.repeats import folds_page, folds_table
-    from nnmf_cuda.run.repeats import OWN_SPLIT, plan_folds, summarize_folds, summarize_seeds
+    from nnmf_cuda.report.repeats import OWN_SPLIT, FoldsSummary, folds_page, folds_table
+    from nnmf_cuda.run.repeats import plan_folds, summarize_seeds
 
     data, out = asked.config.data, asked.out
     if data.path is None:
@@ -158,13 +158,14 @@ def _run_folds(asked: Run) -> None:
     of_split: dict[str, dict[int, Path]] = {}
     for repeat, home in zip(repeats, homes, strict=True):
         of_split.setdefault(repeat.split, {})[repeat.seed] = home
-    summary = summarize_folds(
+    summary = FoldsSummary(
         {name: summarize_seeds(found) for name, found in of_split.items()},
         split_by=next(repeat.split_by or "" for repeat in repeats if repeat.split != OWN_SPLIT),
+        source=data.path,
+        preset=asked.options.preset,
     )
-    summary["about"] = {"source": data.path, "preset": asked.options.preset}
     write_text(out / "summary.html", folds_page(summary, home=out))
-    write_text(out / "summary.json", json.dumps(summary, indent=2))
+    write_text(out / "summary.json", json.dumps(summary.as_dict(), indent=2))
     print(f"\n{folds_table(summary)}\n\nsummary: {out / 'summary.html'}")
 
 
