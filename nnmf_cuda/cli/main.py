@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from jsonargparse import Namespace, set_parsing_settings
 
 from nnmf_cuda._version import __version__
-from nnmf_cuda.cli.bench import add_bench_commands, run_bench
+from nnmf_cuda.cli.bench import add_bench_commands, bench
 from nnmf_cuda.cli.evaluate import Audit, Evaluate, audit, audit_parser, evaluate
 from nnmf_cuda.cli.images import IMAGES, Extract, Predict, extract, predict
 from nnmf_cuda.cli.options import OptionParser, built, one_line, parser_of
@@ -81,7 +81,7 @@ def _call(argv: list[str]) -> None:
         case "evaluate":
             evaluate(built(Evaluate, values))
         case "bench":
-            run_bench(values, OptionParser())
+            bench(values)
         case "info":
             info(built(Info, values))
 
@@ -102,9 +102,9 @@ def _read(argv: list[str], *, preset: str = "paper") -> tuple[str, Namespace]:
         "info": ("versions, devices, what serves each op", parser_of(Info, "info")),
     }.items():
         commands.add_subcommand(name, of_command, help=about)
-    bench = OptionParser(description="Measure speed and memory, or draw what was measured.")
-    commands.add_subcommand("bench", bench, help="speed against reference and peers")
-    add_bench_commands(bench)
+    benchmarks = OptionParser(description="Measure this package against plain torch.")
+    commands.add_subcommand("bench", benchmarks, help="speed against plain torch")
+    add_bench_commands(benchmarks)
     arguments = parser.parse_args(argv)
     command: str = arguments.subcommand
     return command, parser.instantiate(arguments)[command]

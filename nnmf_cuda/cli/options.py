@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["DeviceOption", "OptionParser", "add_device", "built", "one_line", "parser_of", "say"]
+__all__ = ["DeviceOption", "OptionParser", "built", "one_line", "parser_of", "say"]
 
 Built = TypeVar("Built")
 
@@ -38,11 +38,6 @@ class OptionParser(ArgumentParser):
         return super().add_argument(*names, **settings)
 
 
-def add_device(parser: ArgumentParser) -> None:
-    """Add ``--device``."""
-    parser.add_class_arguments(DeviceOption, as_group=False)
-
-
 def parser_of(
     options: type,
     name: str,
@@ -64,9 +59,9 @@ def parser_of(
     reads_config : bool, default=False
         Whether options can stand in a file, which --config names.
     """
-    usage, skip = f"nnmf-cuda {name} [options]", {"device"}
+    usage, skip = f"nnmf-cuda {name} [options]", set[str | int]()
     if positional is not None:
-        usage, skip = f"{usage} {positional[0].upper()}...", {"device", positional[0]}
+        usage, skip = f"{usage} {positional[0].upper()}...", {positional[0]}
     description = " ".join((inspect.getdoc(options) or "").split())
     parser = OptionParser(description=description, usage=usage)
     if positional is not None:
@@ -76,9 +71,12 @@ def parser_of(
         parser.add_argument(
             "--config", action="config", help="YAML file with any of these options."
         )
-    parser.add_class_arguments(options, as_group=False, skip=set(skip))
-    if issubclass(options, DeviceOption):
-        add_device(parser)
+    with_device = issubclass(options, DeviceOption)
+    if with_device:
+        skip.add("device")
+    parser.add_class_arguments(options, as_group=False, skip=skip)
+    if with_device:  # last, as what is common stands below what is the command's own
+        parser.add_class_arguments(DeviceOption, as_group=False)
     return parser
 
 
