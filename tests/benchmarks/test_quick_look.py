@@ -112,7 +112,7 @@ def test_help(kind, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["bench", kind, "--help"])
     assert stopped.value.code == 0
-    assert f"bench [options] {kind}" in capsys.readouterr().out
+    assert f"usage: nnmf-cuda bench {kind} [options]" in capsys.readouterr().out
 
 
 def test_help_says_what_is_measured_here(capsys):
