@@ -33,8 +33,8 @@ def line_of(home: Path, data: str) -> dict[str, Any]:
     x, y = subject.test
     moves = subject.paper["baseline"]["points"] - x
     return {
-        "split_by": info["data"]["split_by"],
-        "test_fold": info["data"]["test_fold"],
+        "split_by": info.data.split_by,
+        "test_fold": info.data.test_fold,
         "seed": subject.seed,
         "data_sha256": environment["data_sha256"],
         "commit": environment["commit"],
@@ -49,7 +49,15 @@ def reach_of(
 ) -> dict[str, float]:
     """Attack the undefended chain on pixels; say who holds and how far features moved."""
     chain = ImageChain(subject.model.extractor, subject.model.classifier).eval()
-    points = vector_apgd(chain, images, y, attack_eps=EPS_255 / 255, seed=subject.seed, **effort)
+    points = vector_apgd(
+        chain,
+        images,
+        y,
+        attack_eps=EPS_255 / 255,
+        seed=subject.seed,
+        n_iter=effort["n_iter"],
+        n_restarts=effort["n_restarts"],
+    )
     with torch.no_grad():
         right = [chain(rows).argmax(1) == y for rows in (images, points)]
         moves = chain.extractor(points) - chain.extractor(images)

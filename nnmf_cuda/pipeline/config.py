@@ -19,13 +19,14 @@ __all__ = [
     "NNMFConfig",
     "PRESETS",
     "SelectionConfig",
+    "SplitBy",
 ]
-
-# Checks of settings: what is wrong is named as the command line calls it, before any work.
 
 
 class Checks:
-    """Checks of one group of settings; each raises ValueError with option, value and remedy.
+    """Checks of one group of settings, before any work.
+
+    Each raises ValueError with the option as the command line calls it, its value and a remedy.
 
     Parameters
     ----------
@@ -94,6 +95,9 @@ _Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", 
 _Method = Literal["pgd", "trades"]
 _Norm = Literal["Linf", "L2"]
 
+SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
+"""Where a split comes from."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -105,7 +109,7 @@ class DataConfig:
     """COCO categories as "2=Normal,1=Tumor", in label order; the last class is the positive one."""
     label_key: str = "labels"
     """Which array of an .npz holds the labels."""
-    split_by: Literal["split", "patient_fold", "patient", "series", "random"] | None = None
+    split_by: SplitBy | None = None
     """Where the split comes from; None takes the source's own, else makes one by patient or
     image."""
     test_fold: int | str | None = None
@@ -233,7 +237,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class DefenceConfig:
-    """What stands between an attacker and the answer."""
+    """Which defence is trained, and how."""
 
     kind: _Kind = "purifier"
     """purifier: the plain classifier behind the purifier; adversarial: a classifier of its size,
@@ -359,11 +363,6 @@ class ExperimentConfig:
         )
 
 
-_ROBUST_FEATURES: dict[str, Any] = {
-    "nnmf": NNMFConfig(n_components=30, init="nndsvda", solver="accelerated-mu", max_iter=100),
-    "selection": SelectionConfig(n_selected=15),
-}
-
 _NOISE_LEVELS = (5, 20, 41, 80)
 
 PRESETS = {
@@ -377,7 +376,11 @@ PRESETS = {
         defence=DefenceConfig(kind="smoothing", candidate_timesteps=_NOISE_LEVELS)
     ),
     "joint": ExperimentConfig(defence=DefenceConfig(kind="joint")),
-    "robust": ExperimentConfig(**_ROBUST_FEATURES, defence=DefenceConfig(kind="adversarial")),
+    "robust": ExperimentConfig(
+        nnmf=NNMFConfig(n_components=30, init="nndsvda", solver="accelerated-mu", max_iter=100),
+        selection=SelectionConfig(n_selected=15),
+        defence=DefenceConfig(kind="adversarial"),
+    ),
 }
 """Named configurations. `paper` is Al-kharsan & Rajko (2026); docs/method.md lists what the paper
 does not say and was chosen here. The next five put another defence in the place of the paper's, on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
+from nnmf_cuda.evaluation import (
+    METRIC_NAMES,
+    ROW_NAMES,
+    AUCComparison,
+    Comparison,
+    Interval,
+    McNemarResult,
+)
 from nnmf_cuda.report import robustness as evaluated
 from nnmf_cuda.report.details import details
 from nnmf_cuda.report.pages import Picture, environment
@@ -766,13 +774,23 @@ def worst_point_notes(content: Mapping[str, Any]) -> list[str]:
     found = content.get("worst_points") or {}
     notes = []
     comparisons = found.get("comparisons") or {}
-    if comparisons:
-        level = {"level": 0.95, **comparisons}
-        notes += [
-            comparison_note(level, name, is_random=is_random(content))
-            for name in ("clean", "robust")
-            if name in level
-        ]
+    for name in ("clean", "robust"):
+        if name in comparisons:
+            level = comparisons.get("level", 0.95)
+            read = _comparison(comparisons[name])
+            notes.append(comparison_note(read, name, level=level, is_random=is_random(content)))
     if found.get("calibration"):
-        notes.append(calibration_note(found["calibration"]))
+        calibration = found["calibration"]
+        errors = calibration["expected_calibration_error"]
+        notes.append(calibration_note(errors, n_bins=calibration["n_bins"]))
     return notes
+
+
+def _comparison(found: Mapping[str, Any]) -> Comparison:
+    """Read what `Comparison.as_dict` has written."""
+    difference, areas = found["difference"], found["delong"]
+    return Comparison(
+        McNemarResult(**found["mcnemar"]),
+        difference and {name: Interval(**ends) for name, ends in difference.items()},
+        areas and AUCComparison(**{k: math.nan if v is None else v for k, v in areas.items()}),
+    )

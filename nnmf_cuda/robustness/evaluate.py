@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def evaluate_robustness(
     ----------
     subject : Subject
         Model, features and threat model.
-    preset : {"paper", "standard", "thorough"}, default="standard"
+    preset : {"paper", "quick", "standard", "thorough"}, default="standard"
         How much to spend; see `EFFORTS`.
     effort : Effort, optional
         In the preset's place.
@@ -267,7 +267,6 @@ class _Evaluation:
             norm=self.subject.norm,
             n_classes=len(model.label_names),
             seed=self.seed,
-            device=self.x.device,
         ).model
 
     def _target(self) -> nn.Module:
@@ -397,18 +396,16 @@ def test_images(home: Path, data: str | None, subject: Subject) -> Tensor:
     ValueError
         If the images are not those of the run.
     """
-    settings: dict[str, Any] = subject.model.info.get("data", {})
-    names = ("classes", "label_key", "split_by", "test_fold")
+    info = subject.model.info
     dataset = load_dataset(
-        data,
-        seed=subject.seed,
+        **asdict(replace(info.data, path=data)),
+        seed=info.seed,
         image_shape=subject.model.image_shape,
-        **{name: settings[name] for name in names if name in settings},
     )
-    if dataset.sha256() != subject.model.info["data_sha256"]:
+    if dataset.sha256() != info.data_sha256:
         raise ValueError(
             f"--data {data} does not hold the images, labels and split that the model in {home} was"
-            f" trained and tested on ({subject.model.info['source']}): give the same data"
+            f" trained and tested on ({info.source}): give the same data"
         )
     return pixels_of_test(dataset, subject.model)
 

@@ -124,8 +124,8 @@ class _Points:
         """Return whose figures these are."""
         info = self.subject.model.info
         return {
-            "source": info.get("source"),
-            "synthetic": bool(info.get("synthetic")),
+            "source": info.source,
+            "synthetic": info.synthetic,
             "defence": self.subject.model.defence.kind,
             "preset": preset,
             "run_seed": self.subject.seed,
@@ -357,7 +357,7 @@ class _Points:
 
     def record(self) -> dict[str, Any]:
         environment = describe_environment(
-            self.x.device, data_sha256=str(self.subject.model.info.get("data_sha256"))
+            self.x.device, data_sha256=self.subject.model.info.data_sha256
         )
         effort = asdict(self.found.effort)
         return {

@@ -115,7 +115,7 @@ class Subject:
             norm=settings["norm"],
             paper=paper,
             findings=metrics,
-            seed=int(model.info["seed"]),
+            seed=model.info.seed,
             groupings={
                 name.removeprefix(_GROUPING): features[name]
                 for name in features.files
