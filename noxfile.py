@@ -118,7 +118,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of the package."""
-    install_dependencies(session, "mypy", "types-tqdm")
+    install_dependencies(session, "mypy", "types-tqdm", "types-tabulate")
     session.run("mypy")
 
 
