@@ -49,7 +49,15 @@ def reach_of(
 ) -> dict[str, float]:
     """Attack the undefended chain on pixels; say who holds and how far features moved."""
     chain = ImageChain(subject.model.extractor, subject.model.classifier).eval()
-    points = vector_apgd(chain, images, y, attack_eps=EPS_255 / 255, seed=subject.seed, **effort)
+    points = vector_apgd(
+        chain,
+        images,
+        y,
+        attack_eps=EPS_255 / 255,
+        seed=subject.seed,
+        n_iter=effort["n_iter"],
+        n_restarts=effort["n_restarts"],
+    )
     with torch.no_grad():
         right = [chain(rows).argmax(1) == y for rows in (images, points)]
         moves = chain.extractor(points) - chain.extractor(images)
