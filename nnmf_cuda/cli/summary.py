@@ -141,7 +141,7 @@ def run_summary(outcome: Outcome, *, preset: str, evaluation: str, home: Path) -
     """
     constant = f"{outcome.constant:.3f}"
     table = _table(
-        ["clean", "attacked", "worst case"],
+        ["clean", "attacked", "worst\ncase"],
         {
             "undefended": outcome.undefended.cells(),
             f"defended (preset {preset})": outcome.defended.cells(),
@@ -190,8 +190,7 @@ def comparison(
     for preset, outcome in outcomes.items():
         constant, seconds = f"{outcome.constant:.3f}", f"{outcome.all_seconds:.0f}"
         rows[f"preset {preset}"] = [*outcome.defended.cells(), constant, seconds]
-    header = ["clean", "attacked", "worst case", "constant answer", "seconds"]
-    reports = {f"preset {name}": str(home / "report.html") for name, home in homes.items()}
+    header = ["clean", "attacked", "worst\ncase", "constant\nanswer", "seconds"]
     return "\n".join(
         [
             *_head(first),
@@ -199,8 +198,7 @@ def comparison(
             "",
             *_legend(first, evaluation),
             "",
-            "Reports (tables, figures, the points of the evaluation):",
-            tabulate(reports.items(), tablefmt="plain", disable_numparse=True),
+            *(f"report: {home / 'report.html'}" for home in homes.values()),
         ]
     )
 
