@@ -18,7 +18,7 @@ from bench.gpu_object import provide, source_digest, write_stamp
 from bench.gpu_table import VisitLines, measured_targets, read_visit, table
 from bench.gpu_tests import Outcomes
 from bench.journal import Journal, read_lines
-from bench.kernels import run_kernel_benchmarks
+from bench.kernels import run_kernel_benchmarks, verify
 from bench.op_calls import op_calls
 from bench.predictions import TARGETS, Target, predictions, problem_key
 from nnmf_cuda import ops, show_config
@@ -204,6 +204,17 @@ def test_ours_and_the_reference_of_all_come_before_the_graphs():
         ("defended_logits_gradient", 8),
         ("defended_logits_gradient", 64),
     }
+
+
+def test_inputs_of_every_headline_can_be_drawn():
+    for what, problem in headlines.problems(smoke=False):
+        size, most = problem.size, {"n_features": 256}
+        small = {name: min(value, most.get(name, 4)) for name, value in size.shape.items()}
+        tiny = Size(size.name, small, size.dtype, size.options)
+        inputs = problem.case.inputs(tiny, 0, torch.device("cpu"))
+        found, calls = verify(replace(problem, size=tiny), inputs)
+        assert "ours" in calls, what
+        assert all(record["status"] != "failed" for record in found.values()), what
 
 
 def test_headlines_are_records_of_one_run_and_go_on(tmp_path, monkeypatch):
