@@ -121,7 +121,7 @@ def _run_presets(runs: Sequence[Run]) -> None:
         )
         for asked in runs
     }
-    homes = dict(zip(planned, _run_all(out, list(planned.values())), strict=True))
+    homes = dict(zip(planned, _run_all(out, list(planned.values()), line_each=False), strict=True))
     outcomes = {preset: outcome_of(home) for preset, home in homes.items()}
     summary = {preset: asdict(outcome) for preset, outcome in outcomes.items()}
     write_text(out / "summary.json", json.dumps({"presets": summary}, indent=2))
@@ -180,8 +180,8 @@ def _planned(asked: Run, repeat: Repeat) -> Planned:
     return Planned(name, asked.repeated(repeat.home, config=config))
 
 
-def _run_all(out: Path, planned: Sequence[Planned]) -> list[Path]:
-    """Run them all, each in its own directory; returns the directories."""
+def _run_all(out: Path, planned: Sequence[Planned], *, line_each: bool = True) -> list[Path]:
+    """Run them all, each in its own directory, and print a line each; returns the directories."""
     from nnmf_cuda.pipeline.run_directory import check_free, remove_runs
     from nnmf_cuda.run.repeats import check_other_runs, is_finished, result_line
 
@@ -209,5 +209,6 @@ def _run_all(out: Path, planned: Sequence[Planned]) -> list[Path]:
         # The first to end has shown that the settings work: only now do older runs go.
         if number == 0:
             remove_runs(out, keep=homes if resume else homes[:1])
-        print(f"{one.name}: {result_line(one.run.out)}", flush=True)
+        if line_each:
+            print(f"{one.name}: {result_line(one.run.out)}", flush=True)
     return homes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from tabulate import tabulate
 __all__ = ["Outcome", "Shares", "comparison", "outcome_of", "run_summary"]
 
 _WIDTH = 79
-_NOT_RUN = "not run"
-_FIRST_LOOK = " That is a first look: honest, which takes minutes, finds more."
 _STAGES = {
     "nnmf_feature_extraction": "features",
     "cnn_training": "classifier",
@@ -32,10 +30,8 @@ class Shares:
 
     Attributes
     ----------
-    clean : float
-        As they are, mean of fresh predictions.
-    attacked : float
-        Attacked by the paper's protocol, mean of fresh predictions.
+    clean, attacked : float
+        As they are and attacked by the paper's protocol, mean of fresh predictions.
     worst_case : float or None
         On the worst of what all attacks have found, majority of fresh decisions; None where the
         evaluation was not run.
@@ -47,7 +43,7 @@ class Shares:
 
     def cells(self) -> list[str]:
         """Return them as three cells of a table."""
-        worst = _NOT_RUN if self.worst_case is None else f"{self.worst_case:.3f}"
+        worst = "not run" if self.worst_case is None else f"{self.worst_case:.3f}"
         return [f"{self.clean:.3f}", f"{self.attacked:.3f}", worst]
 
 
@@ -63,7 +59,7 @@ class Outcome:
     n_test, n_predictions : int
         Number of test images, and of fresh predictions of a random model on each.
     protocol : str
-        The attack of the paper's protocol and its radius.
+        The attacks of the paper's protocol and their radius.
     verdict : str
         How the worst case stands to the constant answer; "" where it was not run.
     warnings : tuple of str
@@ -95,19 +91,16 @@ def outcome_of(home: Path) -> Outcome:
     """Read what the run in a directory has found."""
     metrics, timings = _read(home / "metrics.json"), _read(home / "timings.json")
     evaluated = home / "robustness.json"
-    found = _read(evaluated) if evaluated.exists() else None
+    found = _read(evaluated) if evaluated.exists() else {}
+    others = found.get("others", {}).get("undefended", {})
     rows, attack = metrics["rows"], metrics["attacks"]["defended"]
-    worst: dict[str, float] = {}
-    if found is not None:
-        worst["Defended"] = found["worst_case_accuracy"]
-        worst["Baseline"] = found["others"]["undefended"]["worst_case_accuracy"]
     undefended, defended = (
         Shares(
             rows[f"Clean_{model}"]["accuracy"],
             rows[f"Robust_{model}"]["accuracy"],
-            worst.get(model),
+            evaluation.get("worst_case_accuracy"),
         )
-        for model in ("Baseline", "Defended")
+        for model, evaluation in (("Baseline", others), ("Defended", found))
     )
     return Outcome(
         undefended=undefended,
@@ -116,8 +109,8 @@ def outcome_of(home: Path) -> Outcome:
         n_test=rows["Clean_Defended"]["n"],
         n_predictions=metrics["n_predictions"],
         protocol=f"{' + '.join(attack['attacks'])}, {attack['norm']} eps {attack['attack_eps']:g}",
-        verdict="" if found is None else found["verdict"],
-        warnings=() if found is None else tuple(found["warnings"]),
+        verdict=found.get("verdict", ""),
+        warnings=tuple(found.get("warnings", ())),
         seconds={row["stage"]: row["seconds"] for row in timings["rows"]},
         synthetic=_read(home / "model" / "model.json")["info"]["synthetic"],
     )
@@ -129,113 +122,69 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def run_summary(outcome: Outcome, *, preset: str, evaluation: str, home: Path) -> str:
-    """Return what one run has found, for a terminal.
-
-    Parameters
-    ----------
-    outcome : Outcome
-    preset, evaluation : str
-        As `run` was given.
-    home : path
-        Directory of the results.
-    """
-    constant = f"{outcome.constant:.3f}"
-    table = _table(
-        ["clean", "attacked", "worst case"],
-        {
-            "undefended": outcome.undefended.cells(),
-            f"defended (preset {preset})": outcome.defended.cells(),
-            "the constant answer": [constant] * 3,
-        },
-    )
-    seconds = [
+    """Return what the run in `home` has found, for a terminal; options are as `run` was given."""
+    rows = {
+        "undefended": outcome.undefended.cells(),
+        f"defended (preset {preset})": outcome.defended.cells(),
+        "the constant answer": [f"{outcome.constant:.3f}"] * 3,
+    }
+    seconds = ", ".join(
         f"{name} {outcome.seconds[stage]:.1f}"
         for stage, name in _STAGES.items()
         if stage in outcome.seconds
-    ]
-    return "\n".join(
-        [
-            *_head(outcome),
-            table,
-            "",
-            *_legend(outcome, evaluation),
-            *([_wrapped(outcome.verdict)] if outcome.verdict else []),
-            *(_wrapped(f"! {warning}") for warning in outcome.warnings),
-            _wrapped(f"Seconds: {', '.join(seconds)}; in all {outcome.all_seconds:.1f}."),
-            "",
-            f"results: {home}",
-            f"report:  {home / 'report.html'} (its tables here: --verbose)",
-        ]
     )
+    notes = [
+        *filter(None, [outcome.verdict]),
+        *(f"! {warning}" for warning in outcome.warnings),
+        f"Seconds: {seconds}; in all {outcome.all_seconds:.1f}.",
+    ]
+    places = [f"results: {home}", f"report:  {home / 'report.html'} (its tables here: --verbose)"]
+    return _screen(outcome, evaluation, ["clean", "attacked", "worst\ncase"], rows, notes, places)
 
 
 def comparison(
     outcomes: Mapping[str, Outcome], *, evaluation: str, homes: Mapping[str, Path]
 ) -> str:
-    """Return what the runs of several presets have found, side by side, for a terminal.
-
-    Parameters
-    ----------
-    outcomes : mapping of str to Outcome
-        By preset.
-    evaluation : str
-        As `run` was given.
-    homes : mapping of str to path
-        Directory of each.
-    """
-    first_preset, first = next(iter(outcomes.items()))
-    rows = {
-        f"undefended ({first_preset})": [*first.undefended.cells(), f"{first.constant:.3f}", ""]
+    """Return what the runs of several presets have found, side by side; both maps are by preset."""
+    preset, first = next(iter(outcomes.items()))
+    constant = f"{first.constant:.3f}"  # of the test images, which are the same
+    rows = {f"undefended ({preset})": [*first.undefended.cells(), constant, ""]}
+    rows |= {
+        f"preset {name}": [*outcome.defended.cells(), constant, f"{outcome.all_seconds:.0f}"]
+        for name, outcome in outcomes.items()
     }
-    for preset, outcome in outcomes.items():
-        constant, seconds = f"{outcome.constant:.3f}", f"{outcome.all_seconds:.0f}"
-        rows[f"preset {preset}"] = [*outcome.defended.cells(), constant, seconds]
-    header = ["clean", "attacked", "worst case", "constant answer", "seconds"]
-    reports = {f"preset {name}": str(home / "report.html") for name, home in homes.items()}
-    return "\n".join(
-        [
-            *_head(first),
-            _table(header, rows),
-            "",
-            *_legend(first, evaluation),
-            "",
-            "Reports (tables, figures, the points of the evaluation):",
-            tabulate(reports.items(), tablefmt="plain", disable_numparse=True),
-        ]
-    )
+    header = ["clean", "attacked", "worst\ncase", "constant\nanswer", "seconds"]
+    places = [f"report: {home / 'report.html'}" for home in homes.values()]
+    return _screen(first, evaluation, header, rows, [], places)
 
 
-def _table(header: list[str], rows: Mapping[str, list[str]]) -> str:
-    return tabulate(
+def _screen(
+    outcome: Outcome,
+    evaluation: str,
+    header: Sequence[str],
+    rows: Mapping[str, Sequence[str]],
+    notes: Iterable[str],
+    places: Iterable[str],
+) -> str:
+    """Set the table, how to read it, and where the rest lies."""
+    synthetic = "Synthetic images: this says that the software works, nothing else."
+    worst = f"over all attacks of --evaluation {evaluation}, majority of 20 decisions."
+    if evaluation == "paper":
+        worst = "not run; --evaluation honest does, in minutes."
+    elif evaluation == "quick":
+        worst += " That is a first look: honest, which takes minutes, finds more."
+    legend = [
+        f"attacked: the paper's protocol ({outcome.protocol}), each attack once; mean of"
+        f" {outcome.n_predictions} fresh predictions, as clean is.",
+        f"worst case: {worst}",
+    ]
+    table = tabulate(
         [[name, *cells] for name, cells in rows.items()],
         headers=["", *header],
         tablefmt="simple",
         disable_numparse=True,
         colalign=["left", *("right" for _ in header)],
     )
-
-
-def _head(outcome: Outcome) -> list[str]:
-    synthetic = "Synthetic images: this says that the software works, nothing else."
-    lines = [synthetic] if outcome.synthetic else []
-    return [*lines, f"Accuracy on {outcome.n_test} test images:", ""]
-
-
-def _legend(outcome: Outcome, evaluation: str) -> list[str]:
-    n = outcome.n_predictions
-    worst = f"over all attacks of --evaluation {evaluation}, majority of 20 decisions."
-    if outcome.defended.worst_case is None:
-        worst = "not run; --evaluation honest does, in minutes."
-    elif evaluation == "quick":
-        worst += _FIRST_LOOK
-    return [
-        _wrapped(
-            f"attacked: the paper's protocol ({outcome.protocol}), each attack once; mean of"
-            f" {n} fresh predictions, as clean is."
-        ),
-        _wrapped(f"worst case: {worst}"),
-    ]
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
+    wrapped = [textwrap.fill(text, _WIDTH, subsequent_indent="  ") for text in (*legend, *notes)]
+    lines = [f"Accuracy on {outcome.n_test} test images:", "", table, "", *wrapped, "", *places]
+    return "\n".join([synthetic, *lines] if outcome.synthetic else lines)
