@@ -73,11 +73,10 @@ def run_tests(session: nox.Session, *arguments: str, python: str = "python", **e
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Build, run the experiment on synthetic images: the paper's defence beside `robust`."""
+    """Build, run the whole experiment on the built-in phantom, print its tables."""
     install_dependencies(session)
     install_package(session)
-    presets = ("--preset", "paper", "--preset", "robust", "--evaluation", "quick")
-    session.run("nnmf-cuda", "run", *presets, "--out", "demo-run", "--overwrite", *session.posargs)
+    session.run("nnmf-cuda", "run", "--out", "demo-run", "--overwrite", *session.posargs)
 
 
 @nox.session
@@ -157,8 +156,8 @@ def cuda_compile(session: nox.Session) -> None:
 def gpu_object(session: nox.Session) -> None:
     """Build the extension for a check on an H100 or H200, without a GPU; see bench/gpu_check.sh.
 
-    The object serves every Python. Of the small module that tells of the build, one is built for
-    each Python that is here, from 3.11 on. Beside them lie wheels of what such machines lack.
+    It serves every Python from 3.11 on, and every torch from 2.10 on. Beside it lie wheels of what
+    such machines lack.
     """
     if shutil.which("nvcc") is None:
         session.skip("nvcc is not on PATH: the CUDA kernels cannot be compiled")

@@ -81,20 +81,18 @@ def provide(
         `describe` returns.
     """
     notes: list[str] = []
-    if os.environ.get("NNMF_CUDA_SKIP_BUILD") != "1":
-        copied = _take(prebuilt, package, notes)
-        if copied:
-            found = describe(device)
-            if "error" not in found:
-                return {"source": "prebuilt", "notes": notes, **found}
-            notes.append(f"the prebuilt object does not serve: {found['error']}")
-            for path in copied:
-                path.unlink()
     if device == "cpu" or os.environ.get("NNMF_CUDA_SKIP_BUILD") == "1":
         found = describe(device)
         if "error" not in found:
             return {"source": "there", "notes": notes, **found}
         notes.append(f"what is there does not serve: {found['error']}")
+    if copied := _take(prebuilt, package, notes):
+        found = describe(device)
+        if "error" not in found:
+            return {"source": "prebuilt", "notes": notes, **found}
+        notes.append(f"the prebuilt object does not serve: {found['error']}")
+        for path in copied:
+            path.unlink()
     build()
     return {"source": "built", "notes": notes, **describe(device)}
 

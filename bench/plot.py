@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +18,13 @@ from bench.tables import (
     stages_on_gpus_table,
 )
 from nnmf_cuda.benchmarks import stages_markdown
-from nnmf_cuda.benchmarks.records import Record, latest_records, read_records
+from nnmf_cuda.benchmarks.records import Record, read_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bound_ms", "plot_records", "write_device_tables", "write_parts"]
+__all__ = ["bound_ms", "latest_records", "plot_records", "write_device_tables", "write_parts"]
 
 _SUITES = ("kernels", "scaling", "convergence", "memory", "stages")
 _AXIS_TITLES = {
@@ -138,6 +139,21 @@ def write_device_tables(paths: Iterable[str | Path], *, page: str | Path) -> Pat
     }
     write_parts(Path(page), parts)
     return Path(page)
+
+
+def latest_records(records: Iterable[Record]) -> list[Record]:
+    """Keep of each machine and problem the records of the last run that measured it."""
+    records = list(records)
+    last: dict[tuple[str, ...], str] = {}
+    for record in records:
+        problem = _problem(record)
+        last[problem] = max(last.get(problem, ""), record["run"])
+    return [record for record in records if record["run"] == last[_problem(record)]]
+
+
+def _problem(record: Mapping[str, Any]) -> tuple[str, ...]:
+    names = ("suite", "device_name", "op", "size", "dtype", "shape", "options", "smoke")
+    return tuple(json.dumps(record[name], sort_keys=True) for name in names)
 
 
 def write_parts(page: Path, parts: Mapping[str, str]) -> None:

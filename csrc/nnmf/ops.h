@@ -130,8 +130,8 @@ Tensor nnmf_divergence(const Tensor& X, const Tensor& W, const Tensor& H, double
 Tensor nnmf_divergence_cpu(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss);
 Tensor nnmf_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss);
 
-// Implementation: iterate<loss>(FactorParams, update of W, update of H, n_iter,
-// updates_H, W, H) writes updated factors to W and H; divergence is nnmf_divergence on its device.
+// Implementation: iterate<loss>(FactorParams, update of W, update of H, n_iter, updates_H, W, H)
+// writes updated factors to W and H; divergence is nnmf_divergence on its device.
 template <class Implementation>
 class FactorUpdates {
  public:

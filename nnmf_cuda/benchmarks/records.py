@@ -19,7 +19,6 @@ __all__ = [
     "append_json_line",
     "ask_driver",
     "describe_gpu",
-    "latest_records",
     "read_records",
     "where",
 ]
@@ -185,21 +184,6 @@ def _parse(line: bytes, where: str) -> Record:
     if missing:
         raise ValueError(f"{where} is a record of {record['suite']} without {', '.join(missing)}")
     return record
-
-
-def latest_records(records: Iterable[Record]) -> list[Record]:
-    """Keep of each machine and problem the records of the last run that measured it."""
-    records = list(records)
-    last: dict[tuple[str, ...], str] = {}
-    for record in records:
-        problem = _problem(record)
-        last[problem] = max(last.get(problem, ""), record["run"])
-    return [record for record in records if record["run"] == last[_problem(record)]]
-
-
-def _problem(record: Mapping[str, Any]) -> tuple[str, ...]:
-    names = ("suite", "device_name", "op", "size", "dtype", "shape", "options", "smoke")
-    return tuple(json.dumps(record[name], sort_keys=True) for name in names)
 
 
 def _now() -> str:

@@ -80,6 +80,9 @@ class Run:
 
         config: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))  # tuples become lists
         data = config.pop("data")
+        fold = data["test_fold"]
+        if isinstance(fold, str) and fold.isdigit():
+            data["test_fold"] = int(fold)  # as the option of the command line is read
         options = {name: getattr(self.options, name) for name in ("preset", "evaluation", "device")}
         groups = {name: config.pop(name) for name in list(config) if isinstance(config[name], dict)}
         settings = {"data": data.pop("path"), **options, "seed": config.pop("seed")}

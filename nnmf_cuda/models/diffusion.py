@@ -27,8 +27,8 @@ class NoiseSchedule:
 
     Attributes
     ----------
-    betas, alphas, alphas_cumprod, alphas_cumprod_prev : Tensor of shape (num_timesteps,)
-        float64. `alphas_cumprod_prev[0]` is 1: before the first step there is no noise.
+    betas, alphas, alphas_cumprod : Tensor of shape (num_timesteps,)
+        float64.
 
     Raises
     ------
@@ -49,9 +49,6 @@ class NoiseSchedule:
         self.betas = betas.detach().double()
         self.alphas = 1 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(0)
-        self.alphas_cumprod_prev = torch.cat(
-            (torch.ones_like(self.alphas_cumprod[:1]), self.alphas_cumprod[:-1])
-        )
 
     @classmethod
     def linear(

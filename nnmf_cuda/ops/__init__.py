@@ -6,33 +6,11 @@ by the plain-torch reference. All are functional: no argument is modified.
 
 from __future__ import annotations
 
-from nnmf_cuda.ops._schema import is_reference_path, reference_path
-from nnmf_cuda.ops.defence import defended_logits, feature_cnn, purify
-from nnmf_cuda.ops.nnls import nnls, project
-from nnmf_cuda.ops.nnmf import (
-    EPSILON,
-    beta_loss_to_float,
-    nnmf_divergence,
-    nnmf_hals,
-    nnmf_mu,
-)
-from nnmf_cuda.ops.philox import philox_normal
-from nnmf_cuda.ops.training import train_feature_cnn_epoch, train_mlp_epoch
-
-__all__ = [
-    "EPSILON",
-    "beta_loss_to_float",
-    "defended_logits",
-    "feature_cnn",
-    "is_reference_path",
-    "nnls",
-    "nnmf_divergence",
-    "nnmf_hals",
-    "nnmf_mu",
-    "philox_normal",
-    "project",
-    "purify",
-    "reference_path",
-    "train_feature_cnn_epoch",
-    "train_mlp_epoch",
-]
+from nnmf_cuda.ops._schema import OPS as OPS
+from nnmf_cuda.ops._schema import is_reference_path as is_reference_path
+from nnmf_cuda.ops._schema import reference_path as reference_path
+from nnmf_cuda.ops.defence import *
+from nnmf_cuda.ops.nnls import *
+from nnmf_cuda.ops.nnmf import *
+from nnmf_cuda.ops.philox import *
+from nnmf_cuda.ops.training import *

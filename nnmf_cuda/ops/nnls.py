@@ -214,7 +214,7 @@ def _nnls_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None
     )
 
 
-def _save_project(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+def _save_all(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs, output)
 
 
@@ -231,10 +231,6 @@ def _project_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | N
         # The gradient to the Gram matrix is symmetric: both factors of H H^T contribute the same.
         grad_H = grad_cross.mT @ as_float(X, H.dtype) + (2 * _to_gram(u, h) @ wide).to(H.dtype)
     return grad_X, grad_H
-
-
-def _save_nnls_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs, output)
 
 
 def _nnls_double_backward(
@@ -254,11 +250,11 @@ torch.library.register_autograd(
     "nnmf_cuda::nnls", _nnls_backward, setup_context=_save_nnls, lib=LIBRARY
 )
 torch.library.register_autograd(
-    "nnmf_cuda::project", _project_backward, setup_context=_save_project, lib=LIBRARY
+    "nnmf_cuda::project", _project_backward, setup_context=_save_all, lib=LIBRARY
 )
 torch.library.register_autograd(
     "nnmf_cuda::nnls_backward",
     _nnls_double_backward,
-    setup_context=_save_nnls_backward,
+    setup_context=_save_all,
     lib=LIBRARY,
 )

@@ -24,6 +24,7 @@ from nnmf_cuda.reference import EPSILON
 __all__ = ["EPSILON", "beta_loss_to_float", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]
 
 _BETA_LOSSES = {"frobenius": 2.0, "kullback-leibler": 1.0, "itakura-saito": 0.0}
+_PENALTIES = ("l1_reg_W", "l1_reg_H", "l2_reg_W", "l2_reg_H")
 
 
 def beta_loss_to_float(beta_loss: float | str) -> float:
@@ -137,12 +138,7 @@ def nnmf_mu(
         W,
         H,
         n_iter,
-        {
-            "l1_reg_W": l1_reg_W,
-            "l1_reg_H": l1_reg_H,
-            "l2_reg_W": l2_reg_W,
-            "l2_reg_H": l2_reg_H,
-        },
+        (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
         beta_loss=beta_loss_to_float(beta_loss),
         update_H=update_H,
         compute_divergence=compute_divergence,
@@ -172,13 +168,8 @@ def nnmf_hals(
 
     Parameters
     ----------
-    X : Tensor of shape (n_samples, n_features) or (B, n_samples, n_features)
-        Non-negative data, of W's dtype, or uint8 read as pixels (x / 255). Two-dimensional X is
-        shared by all problems of the batch. Signs are not checked.
-    W : Tensor of shape (n_samples, n_components) or (B, n_samples, n_components)
-        Non-negative start, float32 or float64. Zeros can become positive again.
-    H : Tensor of shape (n_components, n_features) or (B, n_components, n_features)
-        Non-negative start, same dtype, device and batch as W.
+    X, W, H : Tensor
+        As in `nnmf_mu`. Zeros of a start can become positive again.
     n_iter : int
         Number of iterations.
     n_inner : int, default=1
@@ -193,11 +184,8 @@ def nnmf_hals(
 
     Returns
     -------
-    W, H : Tensor
-        Updated factors, shaped as given.
-    divergence : Tensor of shape () or (B,)
-        float64, `nnmf_divergence` with ``beta_loss=2``, without penalties; NaN unless
-        `compute_divergence`.
+    W, H, divergence : Tensor
+        As from `nnmf_mu`; the divergence with ``beta_loss=2``.
 
     Raises
     ------
@@ -234,12 +222,7 @@ def nnmf_hals(
         W,
         H,
         n_iter,
-        {
-            "l1_reg_W": l1_reg_W,
-            "l1_reg_H": l1_reg_H,
-            "l2_reg_W": l2_reg_W,
-            "l2_reg_H": l2_reg_H,
-        },
+        (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
         n_inner=n_inner,
         update_H=update_H,
         compute_divergence=compute_divergence,
@@ -252,17 +235,18 @@ def _run(
     W: Tensor,
     H: Tensor,
     n_iter: int,
-    penalties: dict[str, float],
+    penalties: tuple[float, float, float, float],
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check the arguments that the solvers share and call `op` with a batch dimension."""
     _check_factors(X, W, H)
     require_count("n_iter", n_iter, low=0)
-    require_non_negative(**penalties)
+    named = dict(zip(_PENALTIES, penalties, strict=True))
+    require_non_negative(**named)
     batched = W.dim() == 3
     if not batched:
         W, H = W.unsqueeze(0), H.unsqueeze(0)
-    new_W, new_H, divergence = op(X, W, H, n_iter=n_iter, **penalties, **options)
+    new_W, new_H, divergence = op(X, W, H, n_iter=n_iter, **named, **options)
     if batched:
         return new_W, new_H, divergence
     return new_W.squeeze(0), new_H.squeeze(0), divergence.squeeze(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,7 +89,8 @@ def train_feature_cnn_epoch(
     >>> state, loss = train_feature_cnn_epoch(x, labels, state, step=0, **settings)
     >>> state, loss = train_feature_cnn_epoch(x, labels, state, step=2, **settings)
     """
-    widths = _check_epoch(x, "labels", labels, state, widths, batch_size, step, lr, ema_decay)
+    settings = _Settings(list(widths), batch_size, step, lr, ema_decay)
+    _check_epoch(x, "labels", labels, state, settings)
     if len(widths) != 4:
         raise ValueError(
             "widths must be (channels, channels, hidden units, n_classes), "
@@ -108,16 +109,8 @@ def train_feature_cnn_epoch(
             f"labels must be within 0..{n_classes - 1}, the classes of widths, got values from "
             f"{int(labels.min())} to {int(labels.max())}"
         )
-    state, loss = serving("train_feature_cnn_epoch", x, state)(
-        x,
-        labels,
-        state,
-        widths=widths,
-        batch_size=batch_size,
-        step=step,
-        lr=lr,
-        ema_decay=ema_decay,
-    )
+    op = serving("train_feature_cnn_epoch", x, state)
+    state, loss = op(x, labels, state, **settings._asdict())
     return state, loss
 
 
@@ -170,35 +163,28 @@ def train_mlp_epoch(
     ...     x, x[:, :2], state, widths=(2,), batch_size=10, step=0, lr=0.01
     ... )
     """
-    widths = _check_epoch(x, "targets", targets, state, widths, batch_size, step, lr, ema_decay)
+    settings = _Settings(list(widths), batch_size, step, lr, ema_decay)
+    _check_epoch(x, "targets", targets, state, settings)
     require_dtype("targets", targets, (x.dtype,))
     require_shape("targets", targets, (len(x), widths[-1]), "(n_samples, last of widths)")
     _check_state(state, (x.shape[1], *widths[:-1]), widths)
-    state, loss = serving("train_mlp_epoch", x, targets, state)(
-        x,
-        targets,
-        state,
-        widths=widths,
-        batch_size=batch_size,
-        step=step,
-        lr=lr,
-        ema_decay=ema_decay,
-    )
+    op = serving("train_mlp_epoch", x, targets, state)
+    state, loss = op(x, targets, state, **settings._asdict())
     return state, loss
 
 
-def _check_epoch(
-    x: Tensor,
-    name: str,
-    wanted: Tensor,
-    state: Tensor,
-    widths: Sequence[int],
-    batch_size: int,
-    step: int,
-    lr: float,
-    ema_decay: float,
-) -> list[int]:
-    """Raise unless what both ops take is well; return widths as a list."""
+class _Settings(NamedTuple):
+    """What both ops take beside tensors."""
+
+    widths: list[int]
+    batch_size: int
+    step: int
+    lr: float
+    ema_decay: float
+
+
+def _check_epoch(x: Tensor, name: str, wanted: Tensor, state: Tensor, settings: _Settings) -> None:
+    """Raise unless what both ops take is well."""
     for argument, value in (("x", x), (name, wanted), ("state", state)):
         require_tensor(argument, value)
     require_dtype("x", x, FLOATS)
@@ -207,18 +193,16 @@ def _check_epoch(
         raise ValueError(f"x must have at least one sample and one feature, got {tuple(x.shape)}")
     require_dtype("state", state, (x.dtype,))
     require_same_device(**{"x": x, name: wanted, "state": state})
-    require_count("batch_size", batch_size, low=1)
-    require_count("step", step, low=0)
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr must be a finite number > 0, got {lr}")
-    if not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
-    widths = list(widths)
-    if not widths:
+    require_count("batch_size", settings.batch_size, low=1)
+    require_count("step", settings.step, low=0)
+    if not (math.isfinite(settings.lr) and settings.lr > 0):
+        raise ValueError(f"lr must be a finite number > 0, got {settings.lr}")
+    if not 0 <= settings.ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), got {settings.ema_decay}")
+    if not settings.widths:
         raise ValueError("widths must have at least one number, one a layer")
-    for i, width in enumerate(widths):
+    for i, width in enumerate(settings.widths):
         require_count(f"widths[{i}]", width, low=1)
-    return widths
 
 
 def _check_state(state: Tensor, inputs: Sequence[int], outputs: Sequence[int]) -> None:

@@ -20,6 +20,17 @@ from torch.nn import functional
 
 from nnmf_cuda.reference.philox import philox_normal
 
+__all__ = [
+    "defended_logits",
+    "defended_logits_backward",
+    "denoise",
+    "feature_cnn",
+    "feature_cnn_backward",
+    "purify",
+    "purify_backward",
+    "sinusoidal_embedding",
+]
+
 BLOCK_ROWS = 32
 """Rows whose signs share a word."""
 

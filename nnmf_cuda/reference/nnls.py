@@ -11,6 +11,8 @@ from torch import Tensor
 
 from nnmf_cuda.reference.nnmf import as_float
 
+__all__ = ["nnls", "nnls_backward", "project"]
+
 _SYSTEM_ENTRIES = 2**22
 """Entries of the (rows, k, k) systems that are in memory together."""
 

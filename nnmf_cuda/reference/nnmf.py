@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["EPSILON", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]
+
 EPSILON = torch.finfo(torch.float32).eps
 """Floor of W H where it is divided by or raised to a negative power (scikit-learn's)."""
 

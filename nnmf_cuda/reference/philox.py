@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+__all__ = ["philox_4x32", "philox_normal"]
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF

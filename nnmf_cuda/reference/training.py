@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from nnmf_cuda.reference.defence import feature_cnn, feature_cnn_backward, mlp, mlp_backward
 
+__all__ = ["train_feature_cnn_epoch", "train_mlp_epoch"]
+
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 # (rows, what they should become, weights) -> (mean loss, its gradient in one vector)

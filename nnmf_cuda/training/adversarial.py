@@ -19,17 +19,10 @@ from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
 from nnmf_cuda.models.modes import frozen
 from nnmf_cuda.models.networks import FeatureCNN
+from nnmf_cuda.training.classifier import new_classifier
 from nnmf_cuda.training.epochs import Settings, Task
-from nnmf_cuda.training.loop import TrainingResult, fit, initialised
-from nnmf_cuda.training.validation import (
-    Answer,
-    Array,
-    RobustScores,
-    as_features,
-    as_labels,
-    check_ball,
-    rank,
-)
+from nnmf_cuda.training.loop import TrainingResult, fit
+from nnmf_cuda.training.validation import Answer, Array, RobustScores, Samples
 
 __all__ = ["Method", "train_robust_classifier"]
 
@@ -114,17 +107,17 @@ def train_robust_classifier(
         raise ValueError(f"trades_beta must be a finite number > 0, got {trades_beta}")
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1, got {n_steps}")
-    x = as_features("features", features, device)
-    y = as_labels("labels", labels, len(x), n_classes, device)
-    valid_x = as_features("valid_features", valid_features, device, n_features=x.shape[1])
-    check_ball(attack_eps, norm, features=x, valid_features=valid_x)
-    valid_y = as_labels("valid_labels", valid_labels, len(valid_x), n_classes, device)
-    model = initialised(lambda: FeatureCNN(x.shape[1], n_classes), seed).to(x)
+    samples = Samples.of(
+        features, labels, valid_features, valid_labels, n_classes=n_classes, device=device
+    )
+    scores = RobustScores(samples, attack_eps, norm)
+    x, y = samples.x, samples.y
+    model = new_classifier(samples, seed)
     ball = _Ball(attack_eps, norm, n_steps)
     noise_of = _HeldNoise(purifier)
-    scores = RobustScores(valid_x, valid_y, attack_eps, norm)
     seen, fresh = (
-        noise_of.draw(valid_x, torch.Generator().manual_seed(seed + 1 + i)) for i in range(2)
+        noise_of.draw(samples.valid_x, torch.Generator().manual_seed(seed + 1 + i))
+        for i in range(2)
     )
     loss_of = _pgd_loss if method == "pgd" else partial(_trades_loss, trades_beta=trades_beta)
 
@@ -146,7 +139,7 @@ def train_robust_classifier(
         Settings("robust classifier", epochs, lr, batch_size, ema_decay, seed, progress),
         draw_epoch=draw_epoch,
         evaluate=evaluate,
-        rank=rank,
+        rank=scores.rank,
     )
 
 

@@ -9,7 +9,9 @@ from torch.nn import functional
 from nnmf_cuda.models.networks import FeatureCNN
 from nnmf_cuda.training.epochs import EpochOp, Settings, Task
 from nnmf_cuda.training.loop import TrainingResult, fit, initialised
-from nnmf_cuda.training.validation import Array, as_features, as_labels
+from nnmf_cuda.training.validation import Array, Samples
+
+__all__ = ["new_classifier", "train_classifier"]
 
 
 def train_classifier(
@@ -64,11 +66,11 @@ def train_classifier(
     TypeError, ValueError
         If data or settings do not fit, or the loss stops being finite.
     """
-    x = as_features("features", features, device)
-    y = as_labels("labels", labels, len(x), n_classes, device)
-    valid_x = as_features("valid_features", valid_features, device, n_features=x.shape[1])
-    valid_y = as_labels("valid_labels", valid_labels, len(valid_x), n_classes, device)
-    model = initialised(lambda: FeatureCNN(x.shape[1], n_classes), seed).to(x)
+    samples = Samples.of(
+        features, labels, valid_features, valid_labels, n_classes=n_classes, device=device
+    )
+    x, y = samples.x, samples.y
+    model = new_classifier(samples, seed)
 
     def draw_epoch(generator: torch.Generator) -> tuple[Tensor, ...]:
         order = torch.randperm(len(x), generator=generator).to(x.device)
@@ -78,7 +80,7 @@ def train_classifier(
         return functional.cross_entropy(network(batch_x), batch_y)
 
     def evaluate(network: nn.Module) -> dict[str, Tensor]:
-        logits = network(valid_x)
+        logits, valid_y = network(samples.valid_x), samples.valid_y
         return {
             "valid_loss": functional.cross_entropy(logits, valid_y),
             "valid_accuracy": (logits.argmax(1) == valid_y).float().mean(),
@@ -93,3 +95,9 @@ def train_classifier(
         evaluate=evaluate,
         rank=lambda scores: (scores["valid_accuracy"], -scores["valid_loss"]),
     )
+
+
+def new_classifier(samples: Samples, seed: int) -> FeatureCNN:
+    """Return an untrained classifier of such samples, on their device."""
+    network = initialised(lambda: FeatureCNN(samples.x.shape[1], samples.n_classes), seed)
+    return network.to(samples.x)

@@ -9,16 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnmf_cuda.models.networks import FeatureCNN
+from nnmf_cuda.training.classifier import new_classifier
 from nnmf_cuda.training.epochs import Settings, Task
-from nnmf_cuda.training.loop import TrainingResult, fit, initialised
-from nnmf_cuda.training.validation import (
-    Array,
-    RobustScores,
-    as_features,
-    as_labels,
-    check_ball,
-    rank,
-)
+from nnmf_cuda.training.loop import TrainingResult, fit
+from nnmf_cuda.training.validation import Array, RobustScores, Samples
 
 __all__ = ["logits_and_score", "train_joint_classifier"]
 
@@ -87,13 +81,12 @@ def train_joint_classifier(
     for name, value in (("sigma_max", sigma_max), ("denoising_weight", denoising_weight)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a finite number > 0, got {value}")
-    x = as_features("features", features, device)
-    y = as_labels("labels", labels, len(x), n_classes, device)
-    valid_x = as_features("valid_features", valid_features, device, n_features=x.shape[1])
-    check_ball(attack_eps, norm, features=x, valid_features=valid_x)
-    valid_y = as_labels("valid_labels", valid_labels, len(valid_x), n_classes, device)
-    model = initialised(lambda: FeatureCNN(x.shape[1], n_classes), seed).to(x)
-    scores = RobustScores(valid_x, valid_y, attack_eps, norm)
+    samples = Samples.of(
+        features, labels, valid_features, valid_labels, n_classes=n_classes, device=device
+    )
+    scores = RobustScores(samples, attack_eps, norm)
+    x, y = samples.x, samples.y
+    model = new_classifier(samples, seed)
 
     def draw_epoch(generator: torch.Generator) -> tuple[Tensor, ...]:
         order = torch.randperm(len(x), generator=generator)
@@ -113,7 +106,7 @@ def train_joint_classifier(
         Settings("joint classifier", epochs, lr, batch_size, ema_decay, seed, progress),
         draw_epoch=draw_epoch,
         evaluate=scores.of,
-        rank=rank,
+        rank=scores.rank,
     )
 
 

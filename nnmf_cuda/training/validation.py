@@ -1,9 +1,10 @@
-"""Checks of what networks are trained on and against."""
+"""What networks are trained on and watched by: checked samples, and scores of the held-out ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +17,67 @@ from nnmf_cuda.attacks.checks import BOX_TOLERANCE
 from nnmf_cuda.attacks.gradient_ascent import pgd
 from nnmf_cuda.attacks.objectives import margin_loss
 
-__all__ = ["Answer", "RobustScores", "rank"]
-
+__all__ = ["Answer", "Array", "RobustScores", "Samples", "as_features"]
 
 Array = Tensor | NDArray[Any]
+
+Answer = Callable[[Tensor], Tensor]
+"""Features (n, n_features) to logits (n, n_classes)."""
+
+_N_STEPS = 20
+"""Steps of the attack on validation samples."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Training and validation samples of a classifier, on one device.
+
+    Attributes
+    ----------
+    x, valid_x : Tensor of shape (n_samples, n_features)
+        Finite, float32.
+    y, valid_y : Tensor of shape (n_samples,)
+        int64, in 0..n_classes-1.
+    n_classes : int
+    """
+
+    x: Tensor
+    y: Tensor
+    valid_x: Tensor
+    valid_y: Tensor
+    n_classes: int
+
+    @classmethod
+    def of(
+        cls,
+        features: Array,
+        labels: Array,
+        valid_features: Array,
+        valid_labels: Array,
+        *,
+        n_classes: int,
+        device: torch.device | str,
+    ) -> Samples:
+        """Check arrays and move them to the device; raise if they do not fit each other."""
+        x = as_features("features", features, device)
+        y = _as_labels("labels", labels, len(x), n_classes, device)
+        valid_x = as_features("valid_features", valid_features, device, n_features=x.shape[1])
+        valid_y = _as_labels("valid_labels", valid_labels, len(valid_x), n_classes, device)
+        return cls(x, y, valid_x, valid_y, n_classes)
+
+    def check_ball(self, attack_eps: float, norm: str) -> None:
+        """Raise ValueError unless this is a ball that an attack can stay in around the samples."""
+        if norm not in BALLS:
+            raise ValueError(f"norm must be one of {', '.join(BALLS)}; got {norm!r}")
+        if not (math.isfinite(attack_eps) and attack_eps > 0):
+            raise ValueError(f"attack_eps must be a finite number > 0, got {attack_eps}")
+        for name, x in (("features", self.x), ("valid_features", self.valid_x)):
+            low, high = float(x.min()), float(x.max())
+            if low < -BOX_TOLERANCE or high > 1 + BOX_TOLERANCE:
+                raise ValueError(
+                    f"{name} must be within the box [0, 1] of the attack, got values from {low:.6g}"
+                    f" to {high:.6g}: L2-normalise non-negative features first"
+                )
 
 
 def as_features(
@@ -38,7 +96,7 @@ def as_features(
     return x
 
 
-def as_labels(
+def _as_labels(
     name: str, values: Array, n_samples: int, n_classes: int, device: torch.device | str
 ) -> Tensor:
     """Return labels as int64 on the device; raise unless they are those of `n_samples` samples."""
@@ -55,43 +113,26 @@ def as_labels(
     return y.to(device=device, dtype=torch.int64)
 
 
-def check_ball(attack_eps: float, norm: str, **features: Tensor) -> None:
-    """Raise ValueError unless this is a ball that training can attack in, around such features."""
-    if norm not in BALLS:
-        raise ValueError(f"norm must be one of {', '.join(BALLS)}; got {norm!r}")
-    if not (math.isfinite(attack_eps) and attack_eps > 0):
-        raise ValueError(f"attack_eps must be a finite number > 0, got {attack_eps}")
-    for name, x in features.items():
-        low, high = float(x.min()), float(x.max())
-        if low < -BOX_TOLERANCE or high > 1 + BOX_TOLERANCE:
-            raise ValueError(
-                f"{name} must be within the box [0, 1] of the attack, got values from {low:.6g} to"
-                f" {high:.6g}: L2-normalise non-negative features first"
-            )
-
-
-# How a classifier does on validation samples, as they are and attacked.
-
-Answer = Callable[[Tensor], Tensor]
-"""Features (n, n_features) to logits (n, n_classes)."""
-
-_N_STEPS = 20
-
-
 class RobustScores:
-    """Scores of the samples that training is watched on, with a short attack.
+    """Scores of the validation samples, as they are and under a short attack.
 
     Parameters
     ----------
-    x, y : Tensor of shape (n, n_features), (n,)
-        Features in [0, 1] and int64 labels.
+    samples : Samples
+        With features in [0, 1].
     attack_eps, norm : float, str
         The ball.
+
+    Raises
+    ------
+    ValueError
+        If there is no such ball around the samples.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, attack_eps: float, norm: str) -> None:
-        self._x, self._y = x, y
-        self._ball = BALLS[norm](x, attack_eps)
+    def __init__(self, samples: Samples, attack_eps: float, norm: str) -> None:
+        samples.check_ball(attack_eps, norm)
+        self._x, self._y = samples.valid_x, samples.valid_y
+        self._ball = BALLS[norm](self._x, attack_eps)
 
     def of(self, attacked: Answer, judged: Answer | None = None) -> dict[str, Tensor]:
         """Return loss, accuracy and attacked accuracy.
@@ -120,7 +161,7 @@ class RobustScores:
             "valid_robust_accuracy": held.float().mean(),
         }
 
-
-def rank(scores: dict[str, float]) -> tuple[float, ...]:
-    """Say how good an epoch is: clean and attacked accuracy count alike."""
-    return scores["valid_accuracy"] + scores["valid_robust_accuracy"], -scores["valid_loss"]
+    @staticmethod
+    def rank(scores: dict[str, float]) -> tuple[float, ...]:
+        """Say how good an epoch is: clean and attacked accuracy count alike."""
+        return scores["valid_accuracy"] + scores["valid_robust_accuracy"], -scores["valid_loss"]

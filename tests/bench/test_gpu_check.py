@@ -220,7 +220,7 @@ def three_parts():
     )
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=300.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -247,7 +247,7 @@ def test_a_kill_leaves_everything_that_was_known(tmp_path):
     assert "has not ended" in next(line for line in shown.splitlines() if line.startswith("two"))
     if sys.platform == "linux":  # what it had started went with it
         child = Path("/proc", str(lines[-1]["pid"]), "stat")
-        wait_for(lambda: not child.exists() or child.read_text().split()[2] == "Z", seconds=10)
+        wait_for(lambda: not child.exists() or child.read_text().split()[2] == "Z", seconds=60)
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path):
@@ -264,7 +264,7 @@ def test_what_is_tried_is_known_to_the_next_process(tmp_path):
         "from bench.journal import Journal\n"
         f"journal = Journal({str(tmp_path / 'visit.jsonl')!r})\n"
         "with journal.trying('parity', 'hangs', seconds=1):\n"
-        "    import time; time.sleep(60)\n"
+        "    import time; time.sleep(600)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=50)
     assert done.returncode == -signal.SIGALRM
@@ -274,12 +274,12 @@ def test_what_is_tried_is_known_to_the_next_process(tmp_path):
 
 
 def test_a_command_is_ended_with_what_it_has_started(tmp_path):
-    code = "import subprocess, time; subprocess.Popen(['sleep', '77']); print('begun', flush=True)"
+    code = "import subprocess, time; subprocess.Popen(['sleep', '777']); print('begun', flush=True)"
     log = tmp_path / "log"
     begin = time.monotonic()
-    slow = [sys.executable, "-c", code + "; time.sleep(60)"]
+    slow = [sys.executable, "-c", code + "; time.sleep(600)"]
     assert run_command(slow, 5, log) is None
-    assert time.monotonic() - begin < 40
+    assert time.monotonic() - begin < 300
     assert "begun" in log.read_text()
     assert run_command([sys.executable, "-c", "raise SystemExit(3)"], 60, log) == 3
     assert "raise SystemExit(3)" in log.read_text()

@@ -27,7 +27,8 @@ def test_left_out(): pass
 @pytest.fixture
 def broken(): raise RuntimeError("no fixture")
 def test_of_a_broken_fixture(broken): pass
-def test_hangs(): time.sleep(100)
+@pytest.mark.timeout(2)
+def test_hangs(): time.sleep(600)
 def test_last(): pass
 """
 LOST = """
@@ -42,11 +43,11 @@ def test_second():
 """
 
 
-def run(log, text, folder, *, each=5.0, stdout=None):
+def run(log, text, folder, *, stdout=None):
     file = folder / "test_made_up.py"
     file.write_text(text)
     command = command_of_tests(
-        log, [str(file)], marker="not slow", workers=1, each=each, select=None
+        log, [str(file)], marker="not slow", workers=1, each=300, select=None
     )
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     subprocess.run(
@@ -54,7 +55,7 @@ def run(log, text, folder, *, each=5.0, stdout=None):
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths},
         stdout=stdout or subprocess.DEVNULL,
-        timeout=300,
+        timeout=900,
     )
     return count_tests(log)
 
@@ -83,7 +84,7 @@ def test_neither_crash_nor_hang_loses_other_tests(plugins, tmp_path):
 
 def test_a_lost_device_ends_the_worker_and_the_rest_goes_on(plugins, tmp_path):
     """torch is made to fail as after an illegal access, in the worker of one failing test."""
-    found = run(tmp_path / "log.jsonl", LOST, tmp_path, each=60)
+    found = run(tmp_path / "log.jsonl", LOST, tmp_path)
     assert found.counts == {"failed": 1, "passed": 1}
     assert found.failures[0]["test"].endswith("test_first")
 
@@ -96,7 +97,8 @@ def test_a_file_that_cannot_begin_is_a_failure(plugins, tmp_path):
 
 def test_without_plugins_pytest_is_plain_and_its_words_are_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_tests, "missing_plugins", lambda: list(PLUGINS.values()))
-    text = MADE_UP.replace("os._exit(11)", "pass").replace("time.sleep(100)", "pass")
+    text = MADE_UP.replace("os._exit(11)", "pass").replace("time.sleep(600)", "pass")
+    text = text.replace("@pytest.mark.timeout(2)\n", "")
     log = tmp_path / "log.txt"
     with log.open("w") as stream:
         found = run(log, text, tmp_path, stdout=stream)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.plot import bound_ms, plot_records, write_parts
+from bench.plot import bound_ms, latest_records, plot_records, write_parts
 from bench.tables import markdown_table
-from nnmf_cuda.benchmarks import latest_records, read_records
+from nnmf_cuda.benchmarks import read_records
 from nnmf_cuda.benchmarks.records import MEASURED
 
 MACHINE = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nnmf_cuda.cli.main import main
-from nnmf_cuda.ops._schema import OPS
+from nnmf_cuda.ops import OPS
 from tests.helpers import DEVICES
 
 

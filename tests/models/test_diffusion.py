@@ -27,8 +27,6 @@ def test_linear_schedule_has_the_published_numbers(schedule):
     assert float(schedule.betas[0]) == 1e-4
     assert float(schedule.betas[-1]) == pytest.approx(0.02, abs=1e-15)
     assert float(schedule.alphas_cumprod[41]) == pytest.approx(0.97887, abs=1e-5)
-    assert float(schedule.alphas_cumprod_prev[0]) == 1
-    torch.testing.assert_close(schedule.alphas_cumprod_prev[1:], schedule.alphas_cumprod[:-1])
 
 
 def test_alphas_cumprod_is_the_running_product():

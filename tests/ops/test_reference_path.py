@@ -12,13 +12,13 @@ def test_ops_are_served_by_the_reference_inside_the_block(monkeypatch: pytest.Mo
     X, W, H = torch.rand(6, 5), torch.rand(6, 2), torch.rand(2, 5)
     calls = []
     for name in ("nnmf_mu", "nnmf_divergence", "nnmf_hals", "nnls", "project"):
-        schema, serves = ops._schema.OPS[name]
+        schema, serves = ops.OPS[name]
 
         def counted(*args, _name=name, _serves=serves, **options):
             calls.append(_name)
             return _serves(*args, **options)
 
-        monkeypatch.setitem(ops._schema.OPS, name, (schema, counted))
+        monkeypatch.setitem(ops.OPS, name, (schema, counted))
     with ops.reference_path():
         assert ops.is_reference_path()
         ops.nnmf_mu(X, W, H, n_iter=1)
