@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks import Budget, gradient_report, run_suite
+from nnmf_cuda.attacks.balls import Threat
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.known_weakness import RIGHT, plant
 from nnmf_cuda.attacks.objectives import (
@@ -21,7 +22,6 @@ from nnmf_cuda.attacks.objectives import (
     majority,
     majority_right,
 )
-from nnmf_cuda.attacks.suite import FROM_WORST
 from nnmf_cuda.attacks.surrogates import FixedNoise
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.modes import frozen, isolated
@@ -51,7 +51,7 @@ def gradient_check(model: nn.Module, x: Tensor, y: Tensor, *, n_rows: int = 16) 
         over `n_rows` rows, of the directional derivative, relative to the gradient's length.
     """
     with isolated(0):
-        found: dict[str, Any] = dict(gradient_report(model, x, y))
+        found: dict[str, Any] = asdict(gradient_report(model, x, y))
     held = copy.deepcopy(model).double().eval()
     still = FixedNoise(held, 0) if isinstance(held, DefendedClassifier) else held
     leaf = x[:n_rows].double().requires_grad_()
@@ -89,7 +89,7 @@ def planted_points(
         attack left out, which starts from what others have found; None where no point breaks it.
     """
     rows = x[:n_rows]
-    planted, points = plant(model, rows, attack_eps=attack_eps, norm=norm, seed=seed)
+    planted, points = plant(model, rows, Threat(attack_eps, norm), seed=seed)
     y = torch.full((len(rows),), RIGHT, device=x.device)
     known = ~majority_right(planted, points, y, seed=evaluation_seed)
     found = run_suite(
@@ -105,7 +105,7 @@ def planted_points(
     )
     count = int(known.sum())
     broken = {o.name: ~o.robust[0] for o in found.outcomes if o.name != "clean"}
-    by_gradient = [b for name, b in broken.items() if "PGD" in name and name != FROM_WORST]
+    by_gradient = [~o.robust[0] for o in found.outcomes if o.attack.kind.is_white_box]
     broken["gradient attacks together"] = torch.stack(by_gradient).any(0)
     broken["all attacks together"] = ~found.robust[0]
     shares = {name: float(b[known].float().mean()) if count else None for name, b in broken.items()}

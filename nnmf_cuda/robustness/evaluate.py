@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,38 +118,12 @@ def evaluate_robustness(
     return Robustness(answer_points(subject, findings, preset=preset), findings)
 
 
-class _Counted:
-    """Counts the calls of every model of a kind inside the block, surrogates included.
-
-    The class is patched for so long: a hook would take the models from the fused path, and a
-    wrapper would not be attacked as a `DefendedClassifier`.
-    """
-
-    def __init__(self, kind: type[nn.Module]) -> None:
-        self.kind, self.n_calls, self.n_rows = kind, 0, 0
-
-    def __enter__(self) -> _Counted:
-        self._forward = forward = self.kind.forward
-
-        def counting(model: nn.Module, x: Tensor, *args: Any, **options: Any) -> Any:
-            self.n_calls += 1
-            self.n_rows += len(x)
-            return forward(model, x, *args, **options)
-
-        setattr(self.kind, "forward", counting)  # noqa: B010
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        setattr(self.kind, "forward", self._forward)  # noqa: B010
-
-
 class _Evaluation:
     def __init__(self, subject: Subject, effort: Effort, say: Callable[[str], object]) -> None:
         self.subject, self.effort, self.say = subject, effort, say
         self.x, self.y = subject.test
         self.seed = subject.seed
         self.evaluation_seed = seed_word(subject.seed, Purpose.DECISIONS)
-        self.calls = _Counted(type(subject.defended))
         subject.defended.eval()
         with isolated(self.seed):
             self.is_random = is_random(subject.defended, self.x)
@@ -164,9 +138,9 @@ class _Evaluation:
             parts = ("curves", "gradients", "planted", "counts_at_zero", "worst_points")
             nothing = dict.fromkeys((*parts, "fixed_noise", "transfer_back"))
             found |= {**nothing, "suites": self._counted_again(), "certificates": {}}
-            return {**found, "n_calls": self.calls.n_calls, "n_rows": self.calls.n_rows}
+            return {**found, "n_calls": 0, "n_rows": 0}  # no attack was run
         suites = self._suites(self.effort.suite)
-        found |= {"suites": suites, "n_calls": self.calls.n_calls, "n_rows": self.calls.n_rows}
+        found |= {"suites": suites, **asdict(suites["defended"].calls)}
         self.say("curves against eps, steps, restarts and draws")
         found |= {"curves": self._curves(), "gradients": self._gradients()}
         self.say("a copy of the defence with a known weakness")
@@ -210,14 +184,13 @@ class _Evaluation:
     def _suites(self, budget: Budget) -> dict[str, SuiteResult]:
         defended, plain = self.subject.defended, self.subject.model.classifier
         points = {name: found["points"] for name, found in self.subject.paper.items()}
-        with self.calls:
-            of_defended = self._attack(
-                "the defended model",
-                defended,
-                budget,
-                transfer_from={"the undefended": plain},
-                known_points={PAPER: points["defended"]},
-            )
+        of_defended = self._attack(
+            "the defended model",
+            defended,
+            budget,
+            transfer_from={"the undefended": plain},
+            known_points={PAPER: points["defended"]},
+        )
         of_plain = self._attack(
             "the undefended model", plain, budget, known_points={PAPER: points["baseline"]}
         )

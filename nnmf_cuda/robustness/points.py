@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from nnmf_cuda.attacks import SuiteResult
+from nnmf_cuda.attacks import AttackKind, SuiteResult
 from nnmf_cuda.attacks.objectives import N_DECISIONS
-from nnmf_cuda.attacks.suite import FROM_WORST
 from nnmf_cuda.evaluation import Certificate, wilson_interval
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.pipeline.environment import describe_environment
@@ -229,7 +228,9 @@ class _Points:
     def gradient(self) -> dict[str, Any] | None:
         if self.found.gradients is None:
             return None
-        bpda = self.attacked.get("APGD-margin, BPDA identity", NOT_RUN)
+        bpda = next(
+            iter(self.suite.where(lambda attack: attack.kind is AttackKind.BPDA).values()), NOT_RUN
+        )
         return {
             **{name: v for name, v in self.found.gradients.items() if name != "agreement"},
             "bpda_identity": bpda,
@@ -259,17 +260,10 @@ class _Points:
         return None if self.found.curves is None else dict(self.found.curves["eps"])
 
     def black_box(self) -> dict[str, Any] | None:
-        square = [v for name, v in self.attacked.items() if name.startswith("Square")]
-        # The last attack starts from all others' points, those of black boxes among them.
-        white = [
-            v
-            for name, v in self.attacked.items()
-            if name.startswith(("APGD", "PGD")) and name != FROM_WORST
-        ]
-        if not square or not white:
+        white = self.suite.where(lambda attack: attack.kind.is_white_box).values()
+        if not white:
             return None
-        transfer = [v for name, v in self.attacked.items() if name.startswith("transfer")]
-        black = min(square + transfer)
+        black = min(self.suite.where(lambda attack: attack.kind.is_black_box).values())
         return {
             "black_box": black,
             "white_box": min(white),
@@ -277,7 +271,7 @@ class _Points:
         }
 
     def transfer(self) -> dict[str, Any] | None:
-        to = {n: v for n, v in self.attacked.items() if n.startswith("transfer")}
+        to = self.suite.where(lambda attack: attack.kind is AttackKind.TRANSFER)
         if self.found.transfer_back is None:
             return None
         return {**to, "back to the undefended": self.found.transfer_back}
@@ -292,11 +286,13 @@ class _Points:
             return None
         if not self.is_purifying:
             return {"note": "there is no purifier"}
-        starts = ("APGD on the purifier's", "APGD-margin, BPDA", "APGD-margin, selective")
+        kinds = (AttackKind.BPDA, AttackKind.PURIFIER)
         is_chain = len(self.subject.model.purifier.timesteps) > 1
         return {
-            **{name: v for name, v in self.attacked.items() if name.startswith(starts)},
-            "margin of the label": min(v for n, v in self.attacked.items() if "margin" in n),
+            **self.suite.where(lambda attack: attack.kind in kinds),
+            "margin of the label": min(
+                self.suite.where(lambda attack: attack.loss == "margin").values()
+            ),
             **({} if is_chain else {"loss at every step of a chain": "one step only"}),
         }
 

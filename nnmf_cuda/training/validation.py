@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nnmf_cuda.attacks.balls import BALLS
-from nnmf_cuda.attacks.checks import BOX_TOLERANCE
+from nnmf_cuda.attacks.balls import BALLS, BOX_TOLERANCE
 from nnmf_cuda.attacks.gradient_ascent import pgd
 from nnmf_cuda.attacks.objectives import margin_loss
 
