@@ -100,10 +100,11 @@ def cuda_on_cpu(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format of Python, C++ and CUDA."""
-    session.install("-c", str(CONSTRAINTS), "ruff", "clang-format")
+    """Check style and format of Python, C++ and CUDA, and which layer imports which."""
+    session.install("-c", str(CONSTRAINTS), "ruff", "clang-format", "import-linter")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-logo", "--no-cache")
     sources = [
         str(path.relative_to(ROOT))
         for folder in ("csrc", CUDA_ON_CPU)

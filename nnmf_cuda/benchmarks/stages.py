@@ -253,7 +253,7 @@ def _run(
     found = _Run(
         seconds={row["stage"]: row["seconds"] for row in rows},
         peak_bytes={row["stage"]: row["peak_bytes"] for row in rows},
-        rows=evaluated.rows,
+        rows={name: row.as_dict() for name, row in evaluated.rows.items()},
         spread=evaluated.spread,
     )
     return found, outputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnmf_cuda.data.dataset import SPLITS, ImageDataset
+from nnmf_cuda.data.dataset import SPLITS, ImageDataset, groupings_of_test
 from nnmf_cuda.data.images import (
     IMAGE_SHAPE,
     IMAGE_SUFFIXES,
@@ -32,6 +32,7 @@ __all__ = [
     "iter_image_batches",
     "iter_images",
     "folds_by",
+    "groupings_of_test",
     "load_dataset",
     "parse_classes",
     "phantom",

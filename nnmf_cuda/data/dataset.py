@@ -150,6 +150,20 @@ class ImageDataset:
         return rows
 
 
+CLUSTERS = ("patient", "series")
+"""Groups whose images are alike, the widest first. A fold holds many patients: it is none."""
+
+
+def groupings_of_test(dataset: ImageDataset) -> dict[str, NDArray[Any]]:
+    """Return to which patient and series each test image belongs, the widest grouping first.
+
+    Those that are known and do not hold the whole test split in one group.
+    """
+    test = dataset.split == "test"
+    of_test = {name: dataset.groups[name][test] for name in CLUSTERS if name in dataset.groups}
+    return {name: groups for name, groups in of_test.items() if len(np.unique(groups)) > 1}
+
+
 def check_length(array: NDArray[Any], n_images: int, *, name: str) -> None:
     """Raise ValueError unless `array` has one entry an image."""
     if array.ndim != 1 or len(array) != n_images:

@@ -3,60 +3,66 @@
 from __future__ import annotations
 
 from nnmf_cuda.evaluation.bootstrap import (
-    BootstrapIntervals,
     Interval,
     NoResampleError,
     ResampledMetrics,
-    bootstrap_interval,
     bootstrap_mean,
-    paired_bootstrap,
-    percentile_intervals,
     resample_metrics,
 )
 from nnmf_cuda.evaluation.certificates import ABSTAINED, Certificate, certify
 from nnmf_cuda.evaluation.comparisons import AUCComparison, McNemarResult, delong, mcnemar
 from nnmf_cuda.evaluation.metrics import (
-    CONFUSION_METRICS,
     METRIC_NAMES,
+    METRICS,
+    Metric,
+    Metrics,
     ReliabilityCurve,
-    check_every_class,
     classification_metrics,
     expected_calibration_error,
     majority_class_accuracy,
-    metrics_from_confusion,
     reliability_curve,
     wilson_interval,
 )
 from nnmf_cuda.evaluation.paper import PAPER_METRICS, PAPER_TEST_COUNTS, PAPER_TIMINGS
 from nnmf_cuda.evaluation.rows import (
     ROW_NAMES,
+    DenoisingError,
     EvaluatedRows,
     denoising_error,
     evaluate_rows,
     predict_probabilities,
 )
+from nnmf_cuda.evaluation.uncertainty import (
+    Comparison,
+    RowIntervals,
+    Uncertainty,
+    measure_uncertainty,
+)
 
 __all__ = [
     "ABSTAINED",
-    "CONFUSION_METRICS",
+    "METRICS",
     "METRIC_NAMES",
     "PAPER_METRICS",
     "PAPER_TEST_COUNTS",
     "PAPER_TIMINGS",
     "ROW_NAMES",
     "AUCComparison",
-    "BootstrapIntervals",
     "Certificate",
+    "Comparison",
+    "DenoisingError",
     "EvaluatedRows",
     "Interval",
     "McNemarResult",
+    "Metric",
+    "Metrics",
     "NoResampleError",
     "ReliabilityCurve",
     "ResampledMetrics",
-    "bootstrap_interval",
+    "RowIntervals",
+    "Uncertainty",
     "bootstrap_mean",
     "certify",
-    "check_every_class",
     "classification_metrics",
     "delong",
     "denoising_error",
@@ -64,9 +70,7 @@ __all__ = [
     "expected_calibration_error",
     "majority_class_accuracy",
     "mcnemar",
-    "metrics_from_confusion",
-    "paired_bootstrap",
-    "percentile_intervals",
+    "measure_uncertainty",
     "predict_probabilities",
     "reliability_curve",
     "resample_metrics",

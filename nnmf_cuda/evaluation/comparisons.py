@@ -56,7 +56,7 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemarResult:
     -----
     Where the models are equally good, a sample on which they differ is as likely to be model a's as
     model b's: a binomial test of the two counts. It takes samples as independent, so several of
-    one patient make p too small; `paired_bootstrap` knows groups.
+    one patient make p too small; `resample_metrics` knows groups.
 
     References
     ----------
@@ -157,7 +157,7 @@ def delong(
     Notes
     -----
     DeLong's covariance of two areas, from midranks in O(n log n) (equations 3-6 and algorithm 2 of
-    Sun & Xu). It takes samples as independent; `paired_bootstrap` knows groups.
+    Sun & Xu). It takes samples as independent; `resample_metrics` knows groups.
 
     References
     ----------

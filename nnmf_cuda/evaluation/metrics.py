@@ -1,9 +1,14 @@
-"""The nine metrics of the paper's table, by scikit-learn, for two or more classes."""
+"""What is measured of predictions: the paper's nine metrics, exactly and on resamples; calibration.
+
+`METRICS` is the one list of metrics. A new one has an entry there, a field of `Metrics`, and is
+computed in `classification_metrics` and, for many resamples at once, in `WeightedMetrics`.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,26 +16,99 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics
 
 __all__ = [
-    "CONFUSION_METRICS",
+    "METRICS",
     "METRIC_NAMES",
+    "Metric",
+    "Metrics",
     "ReliabilityCurve",
-    "check_every_class",
+    "WeightedMetrics",
     "check_labels",
     "check_predictions",
     "classification_metrics",
     "expected_calibration_error",
     "majority_class_accuracy",
-    "metrics_from_confusion",
     "reliability_curve",
     "wilson_interval",
 ]
 
 
-CONFUSION_METRICS = ("accuracy", "precision", "recall", "f1", "mcc", "balanced_accuracy")
-"""The metrics that a confusion matrix determines."""
+@dataclass(frozen=True)
+class Metric:
+    """A metric as tables show it.
 
-METRIC_NAMES = (*CONFUSION_METRICS, "roc_auc", "brier", "log_loss")
+    Attributes
+    ----------
+    name : str
+        Its key in `metrics.json`, and its field of `Metrics`.
+    title : str
+        Its column's title.
+    higher_is_better : bool, default=True
+        The direction in which a model improves.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool = True
+
+
+METRICS = (
+    Metric("accuracy", "accuracy"),
+    Metric("precision", "precision"),
+    Metric("recall", "recall"),
+    Metric("f1", "F1"),
+    Metric("mcc", "MCC"),
+    Metric("balanced_accuracy", "bal. acc"),
+    Metric("roc_auc", "ROC-AUC"),
+    Metric("brier", "Brier", higher_is_better=False),
+    Metric("log_loss", "log loss", higher_is_better=False),
+)
 """The paper's nine columns, in its order."""
+
+METRIC_NAMES = tuple(metric.name for metric in METRICS)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Every metric of `METRICS` on one set of samples.
+
+    Attributes
+    ----------
+    accuracy, balanced_accuracy : float
+        Share of right predictions; the mean of that share over classes.
+    precision, recall, f1 : float
+        Of the positive class, 0 where undefined; with more than two classes the mean over classes.
+    mcc : float
+        Matthews' correlation, 0 where undefined.
+    roc_auc : float
+        Area under the ROC curve; with more than two classes the mean over one-vs-rest.
+    brier : float
+        Mean of (p_1 - y)^2 for two classes; for more, of the sum of (p_c - y_c)^2 over classes.
+    log_loss : float
+        Mean of -log(p of the true class), p clipped to float64's machine epsilon.
+    n : int
+        Number of samples.
+    """
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    mcc: float
+    balanced_accuracy: float
+    roc_auc: float
+    brier: float
+    log_loss: float
+    n: int
+
+    def __getitem__(self, name: str) -> float:
+        """Return a metric by its name, one of `METRIC_NAMES`."""
+        if name not in METRIC_NAMES:
+            raise KeyError(name)
+        return float(getattr(self, name))
+
+    def as_dict(self) -> dict[str, float]:
+        """Return every metric and ``n``, as `metrics.json` holds them."""
+        return asdict(self)
 
 
 def check_labels(labels: ArrayLike) -> NDArray[np.int64]:
@@ -49,22 +127,6 @@ def check_labels(labels: ArrayLike) -> NDArray[np.int64]:
     if y.min() < 0:
         raise ValueError(f"labels holds {y.min()}; class numbers start at 0")
     return y.astype(np.int64)
-
-
-def check_every_class(labels: ArrayLike, n_classes: int) -> None:
-    """Check that each class 0..n_classes-1 has a sample, as the metrics need; cheap, so call early.
-
-    Raises
-    ------
-    ValueError
-        If a class has none: its ROC-AUC would be undefined.
-    """
-    absent = sorted(set(range(n_classes)) - set(check_labels(labels).tolist()))
-    if absent:
-        raise ValueError(
-            f"labels holds no sample of class {absent}; ROC-AUC needs every class: "
-            "evaluate on a split that has them all"
-        )
 
 
 def check_predictions(
@@ -104,31 +166,17 @@ def check_predictions(
         )
     if y.max() >= p.shape[1]:
         raise ValueError(f"labels holds {y.max()} but probabilities has {p.shape[1]} columns")
-    check_every_class(y, p.shape[1])
+    absent = sorted(set(range(p.shape[1])) - set(y.tolist()))
+    if absent:
+        raise ValueError(
+            f"labels holds no sample of class {absent}; ROC-AUC needs every class: "
+            "evaluate on a split that has them all"
+        )
     return y, p / sums[:, None]
 
 
-def _confusion_metrics(
-    y: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int
-) -> dict[str, float]:
-    average: dict[str, Any] = {
-        "average": "binary" if n_classes == 2 else "macro",
-        "labels": None if n_classes == 2 else list(range(n_classes)),
-        "zero_division": 0,
-    }
-    values = (
-        metrics.accuracy_score(y, predicted),
-        metrics.precision_score(y, predicted, **average),
-        metrics.recall_score(y, predicted, **average),
-        metrics.f1_score(y, predicted, **average),
-        metrics.matthews_corrcoef(y, predicted),
-        metrics.balanced_accuracy_score(y, predicted),
-    )
-    return {name: float(value) for name, value in zip(CONFUSION_METRICS, values, strict=True)}
-
-
-def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
-    """Compute the nine metrics of `METRIC_NAMES`, and ``n``.
+def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> Metrics:
+    """Compute every metric of predictions, by scikit-learn.
 
     Parameters
     ----------
@@ -139,12 +187,7 @@ def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[
 
     Returns
     -------
-    dict
-        ``n`` (int) and a float for each metric. Precision, recall and F1 are those of the
-        positive class, and 0 where undefined; with more than two classes, the mean over classes.
-        ROC-AUC is then the mean over one-vs-rest. ``brier`` is the mean of (p_1 - y)^2 for two
-        classes, and scikit-learn's sum over classes for more. ``log_loss`` clips probabilities to
-        float64's machine epsilon, as scikit-learn does.
+    Metrics
 
     Raises
     ------
@@ -152,44 +195,139 @@ def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[
         See `check_predictions`.
     """
     y, p = check_predictions(labels, probabilities)
-    n_classes = p.shape[1]
+    predicted, n_classes = p.argmax(axis=1), p.shape[1]
     classes = list(range(n_classes))
-    result = _confusion_metrics(y, p.argmax(axis=1), n_classes)
+    average: dict[str, Any] = {"average": "macro", "labels": classes, "zero_division": 0}
     if n_classes == 2:
-        result["roc_auc"] = float(metrics.roc_auc_score(y, p[:, 1]))
-        result["brier"] = float(metrics.brier_score_loss(y, p[:, 1], pos_label=1))
+        average |= {"average": "binary", "labels": None}
+        roc_auc = metrics.roc_auc_score(y, p[:, 1])
+        brier = metrics.brier_score_loss(y, p[:, 1], pos_label=1)
     else:
-        result["roc_auc"] = float(
-            metrics.roc_auc_score(y, p, labels=classes, multi_class="ovr", average="macro")
-        )
-        result["brier"] = float(metrics.brier_score_loss(y, p, labels=classes))
-    result["log_loss"] = float(metrics.log_loss(y, p, labels=classes))
-    result["n"] = len(y)
-    return result
+        roc_auc = metrics.roc_auc_score(y, p, labels=classes, multi_class="ovr", average="macro")
+        brier = metrics.brier_score_loss(y, p, labels=classes)
+    return Metrics(
+        accuracy=float(metrics.accuracy_score(y, predicted)),
+        precision=float(metrics.precision_score(y, predicted, **average)),
+        recall=float(metrics.recall_score(y, predicted, **average)),
+        f1=float(metrics.f1_score(y, predicted, **average)),
+        mcc=float(metrics.matthews_corrcoef(y, predicted)),
+        balanced_accuracy=float(metrics.balanced_accuracy_score(y, predicted)),
+        roc_auc=float(roc_auc),
+        brier=float(brier),
+        log_loss=float(metrics.log_loss(y, p, labels=classes)),
+        n=len(y),
+    )
 
 
-def metrics_from_confusion(tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
-    """Compute the metrics of `CONFUSION_METRICS`, and ``n``, from a two-class confusion matrix.
+_Floats = NDArray[np.float64]
+
+
+class WeightedMetrics:
+    """What `classification_metrics` gives, for many resamples of one test set at once.
 
     Parameters
     ----------
-    tp, fp, fn, tn : int
-        Numbers of true positives, false positives, false negatives and true negatives.
-
-    Raises
-    ------
-    ValueError
-        If a count is negative, or one of the two classes has no sample.
+    labels : array of shape (n_samples,)
+        True classes, as `check_predictions` returns them.
+    probabilities : array of shape (n_samples, n_classes)
+        Likewise.
     """
-    counts = {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
-    for name, value in counts.items():
-        if value != int(value) or value < 0:
-            raise ValueError(f"{name}={value}; give a whole number of samples, 0 or more")
-    if tp + fn == 0 or fp + tn == 0:
-        raise ValueError(f"{counts}: both classes need samples (tp + fn > 0 and fp + tn > 0)")
-    y = np.repeat([1, 0, 1, 0], [tp, fp, fn, tn])
-    predicted = np.repeat([1, 1, 0, 0], [tp, fp, fn, tn])
-    return {**_confusion_metrics(y, predicted, 2), "n": len(y)}
+
+    def __init__(self, labels: NDArray[np.int64], probabilities: _Floats) -> None:
+        n, self.n_classes = probabilities.shape
+        cells = labels * self.n_classes + probabilities.argmax(axis=1)
+        self._cells = np.zeros((self.n_classes**2, n))
+        self._cells[cells, np.arange(n)] = 1
+        self._losses = np.stack((_brier(labels, probabilities), _log_loss(labels, probabilities)))
+        scored = (1,) if self.n_classes == 2 else range(self.n_classes)
+        self._curves = [_RankedScores(probabilities[:, c], labels == c) for c in scored]
+
+    def __call__(self, counts: _Floats) -> _Floats:
+        """Return the metrics (len(METRIC_NAMES), n_resamples).
+
+        Parameters
+        ----------
+        counts : array of shape (n_samples, n_resamples)
+            How often each resample holds each sample; every class must occur in each.
+        """
+        confusion = (self._cells @ counts).reshape(self.n_classes, self.n_classes, -1)
+        brier, log_loss = self._losses @ counts / counts.sum(axis=0)
+        values = {
+            **_of_confusion(confusion),
+            "roc_auc": np.mean([curve.area(counts) for curve in self._curves], axis=0),
+            "brier": brier,
+            "log_loss": log_loss,
+        }
+        return np.stack([values[name] for name in METRIC_NAMES])
+
+
+class _RankedScores:
+    """Area under the ROC curve of one score, for any counts of its samples.
+
+    The area is the share of pairs of a positive and a negative sample in which the positive one
+    scores higher; ties count half.
+    """
+
+    def __init__(self, scores: _Floats, positive: NDArray[np.bool_]) -> None:
+        self._positive = np.flatnonzero(positive)
+        negative = np.flatnonzero(~positive)
+        self._negative = negative[np.argsort(scores[negative], kind="stable")]
+        of_negatives, of_positives = scores[self._negative], scores[self._positive]
+        self._n_below = np.searchsorted(of_negatives, of_positives, side="left")
+        self._n_up_to = np.searchsorted(of_negatives, of_positives, side="right")
+
+    def area(self, counts: _Floats) -> _Floats:
+        weights = counts[self._positive]
+        below = np.zeros((len(self._negative) + 1, counts.shape[1]))
+        np.cumsum(counts[self._negative], axis=0, out=below[1:])
+        won = np.einsum("ib,ib->b", weights, below[self._n_below])
+        won += np.einsum("ib,ib->b", weights, below[self._n_up_to])
+        area: _Floats = won / 2 / (weights.sum(axis=0) * below[-1])
+        return area
+
+
+def _brier(labels: NDArray[np.int64], p: _Floats) -> _Floats:
+    if p.shape[1] == 2:
+        return np.asarray((p[:, 1] - labels) ** 2, dtype=np.float64)
+    truth = np.eye(p.shape[1])[labels]
+    return np.asarray(((p - truth) ** 2).sum(axis=1), dtype=np.float64)
+
+
+def _log_loss(labels: NDArray[np.int64], p: _Floats) -> _Floats:
+    eps = np.finfo(np.float64).eps
+    of_truth = p[np.arange(len(labels)), labels]
+    return np.asarray(-np.log(np.clip(of_truth, eps, 1 - eps)), dtype=np.float64)
+
+
+def _of_confusion(confusion: _Floats) -> Mapping[str, _Floats]:
+    """Return the six metrics of confusion matrices (true class, predicted class, resample)."""
+    right = np.einsum("ccb->cb", confusion)
+    of_class, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    total = of_class.sum(axis=0)
+    precision, recall = _share(right, predicted), _share(right, of_class)
+    f1 = _share(2 * right, of_class + predicted)
+    averaged = slice(1, 2) if len(confusion) == 2 else slice(None)
+    return {
+        "accuracy": right.sum(axis=0) / total,
+        "precision": precision[averaged].mean(axis=0),
+        "recall": recall[averaged].mean(axis=0),
+        "f1": f1[averaged].mean(axis=0),
+        "mcc": _correlation(right.sum(axis=0), of_class, predicted, total),
+        "balanced_accuracy": recall.mean(axis=0),
+    }
+
+
+def _correlation(right: _Floats, of_class: _Floats, predicted: _Floats, total: _Floats) -> _Floats:
+    """Return the multi-class Matthews correlation (Gorodkin 2004), 0 where undefined."""
+    covariance = right * total - (of_class * predicted).sum(axis=0)
+    variances = (total**2 - (of_class**2).sum(axis=0)) * (total**2 - (predicted**2).sum(axis=0))
+    return _share(covariance, np.sqrt(variances))
+
+
+def _share(part: _Floats, whole: _Floats) -> _Floats:
+    """Divide, and return 0 where there is nothing to divide by."""
+    found: _Floats = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+    return found
 
 
 def majority_class_accuracy(labels: ArrayLike) -> float:
@@ -227,9 +365,6 @@ def wilson_interval(k: float, n: int, *, confidence: float = 0.95) -> tuple[floa
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-
-
-# How well predicted probabilities match observed frequencies.
 
 
 @dataclass(frozen=True)
@@ -272,7 +407,7 @@ def reliability_curve(
     Raises
     ------
     ValueError
-        If ``n_bins < 1``, or see `nnmf_cuda.evaluation.metrics.check_predictions`.
+        If ``n_bins < 1``, or see `check_predictions`.
     """
     if n_bins < 1:
         raise ValueError(f"n_bins={n_bins}; need at least 1")

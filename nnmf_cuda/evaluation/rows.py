@@ -1,4 +1,4 @@
-"""The paper's four rows: clean and attacked, the classifier alone and the defended model."""
+"""What models answer on a test set: probabilities, the paper's four rows, the denoiser's error."""
 
 from __future__ import annotations
 
@@ -14,154 +14,22 @@ from torch import Tensor, nn
 
 from nnmf_cuda.evaluation.metrics import (
     METRIC_NAMES,
+    Metrics,
     check_labels,
     classification_metrics,
     majority_class_accuracy,
 )
 
 __all__ = [
-    "EvaluatedRows",
     "ROW_NAMES",
+    "DenoisingError",
+    "EvaluatedRows",
     "denoising_error",
     "device_of",
     "evaluate_rows",
     "evaluation_mode",
     "predict_probabilities",
 ]
-
-
-ROW_NAMES = ("Clean_Baseline", "Clean_Defended", "Robust_Baseline", "Robust_Defended")
-"""Rows of the paper's table, in its order."""
-
-
-@dataclass(frozen=True)
-class EvaluatedRows:
-    """What `evaluate_rows` found.
-
-    Attributes
-    ----------
-    rows : dict of str to dict
-        For each of `ROW_NAMES` the nine metrics and ``n``. A defended row is the mean over
-        ``n_predictions`` predictions of each metric.
-    spread : dict of str to dict
-        For each defended row the standard deviation (ddof 1) of each metric over those
-        predictions: how much one prediction's figures move with the noise. It says nothing about
-        the uncertainty that comes from the number of samples.
-    probabilities : dict of str to array of shape (n_predictions, n_samples, n_classes)
-        Softmax probabilities behind each row; one prediction for the baseline.
-    labels : array of shape (n_samples,)
-        True classes.
-    n_predictions : int
-        Predictions behind each defended row.
-    """
-
-    rows: dict[str, dict[str, float]]
-    spread: dict[str, dict[str, float]]
-    probabilities: dict[str, NDArray[np.float64]]
-    labels: NDArray[np.int64]
-    n_predictions: int
-
-    def as_dict(self, *, notes: Sequence[str] = ()) -> dict[str, Any]:
-        """Return the content of ``metrics.json``."""
-        return {
-            "rows": self.rows,
-            "spread": self.spread,
-            "n_predictions": self.n_predictions,
-            "majority_class_accuracy": majority_class_accuracy(self.labels),
-            "notes": list(notes),
-        }
-
-
-def _mean_and_spread(
-    labels: NDArray[np.int64], draws: Sequence[NDArray[np.float64]]
-) -> tuple[dict[str, float], dict[str, float]]:
-    table = [classification_metrics(labels, p) for p in draws]
-    values = {name: np.array([row[name] for row in table]) for name in METRIC_NAMES}
-    mean = {name: float(value.mean()) for name, value in values.items()}
-    ddof = 1 if len(table) > 1 else 0
-    spread = {name: float(value.std(ddof=ddof)) for name, value in values.items()}
-    return {**mean, "n": len(labels)}, spread
-
-
-def evaluate_rows(
-    baseline: nn.Module,
-    defended: nn.Module,
-    x_clean: ArrayLike | Tensor,
-    x_adv_baseline: ArrayLike | Tensor,
-    x_adv_defended: ArrayLike | Tensor,
-    labels: ArrayLike,
-    *,
-    seed: int,
-    n_predictions: int = 20,
-    batch_size: int = 1024,
-    random: bool = True,
-) -> EvaluatedRows:
-    """Evaluate both models on clean and on attacked features.
-
-    The paper prints one prediction for each defended row. Here both defended rows (clean and
-    attacked) are the mean of each metric over ``n_predictions`` predictions with noise of their
-    own, unknown to the attack; the standard deviation stands in ``spread``. The Robust rows are
-    fresh predictions on the attacked features, not the attack's own success flags.
-
-    Parameters
-    ----------
-    baseline : nn.Module
-        ``baseline(x)`` gives logits.
-    defended : nn.Module
-        ``defended(x, generator=generator)`` gives logits; draws its noise from the generator.
-    x_clean, x_adv_baseline, x_adv_defended : array-like or Tensor (n_samples, n_features)
-        Clean features, and those returned by the attack on each model.
-    labels : array-like of int, shape (n_samples,)
-        True classes.
-    seed : int
-        Of the generator from which all defended predictions draw.
-    n_predictions : int, default=20
-        Predictions for each defended row.
-    batch_size : int, default=1024
-        Rows a call.
-    random : bool, default=True
-        False for a defence without noise: called as ``defended(x)``, and once is enough.
-
-    Raises
-    ------
-    ValueError
-        If lengths disagree, ``n_predictions < 1``, or a class has no sample.
-    """
-    y = check_labels(labels)
-    if n_predictions < 1:
-        raise ValueError(f"n_predictions={n_predictions}; need at least 1")
-    if not random:
-        n_predictions = 1
-    inputs = {
-        "x_clean": x_clean,
-        "x_adv_baseline": x_adv_baseline,
-        "x_adv_defended": x_adv_defended,
-    }
-    for name, value in inputs.items():
-        shape = tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
-        if len(shape) != 2 or shape[0] != len(y):
-            raise ValueError(f"{name} has shape {shape}; labels asks for ({len(y)}, n_features)")
-    generator = torch.Generator(device_of(defended)).manual_seed(seed) if random else None
-    rows, spread, probabilities = {}, {}, {}
-    for name in ROW_NAMES:
-        condition, _, model = name.partition("_")
-        if model == "Baseline":
-            x = x_clean if condition == "Clean" else x_adv_baseline
-            draws = [predict_probabilities(baseline, x, batch_size=batch_size)]
-        else:
-            x = x_clean if condition == "Clean" else x_adv_defended
-            draws = [
-                predict_probabilities(defended, x, batch_size=batch_size, generator=generator)
-                for _ in range(n_predictions)
-            ]
-        probabilities[name] = np.stack(draws)
-        rows[name], deviation = _mean_and_spread(y, draws)
-        if model == "Defended":
-            spread[name] = deviation
-    return EvaluatedRows(rows, spread, probabilities, y, n_predictions)
-
-
-# Predictions of a model as an evaluation needs them: evaluation mode, no gradients.
 
 
 @contextmanager
@@ -228,7 +96,161 @@ def predict_probabilities(
     return logits.double().softmax(dim=1).cpu().numpy()
 
 
-# How far the denoiser brings noised features back, at each noise level.
+ROW_NAMES = ("Clean_Baseline", "Clean_Defended", "Robust_Baseline", "Robust_Defended")
+"""Rows of the paper's table, in its order."""
+
+
+@dataclass(frozen=True)
+class EvaluatedRows:
+    """What `evaluate_rows` found.
+
+    Attributes
+    ----------
+    rows : dict of str to Metrics
+        For each of `ROW_NAMES`. A defended row is the mean over ``n_predictions`` predictions of
+        each metric.
+    spread : dict of str to dict
+        For each defended row the standard deviation (ddof 1) of each metric over those
+        predictions: how much one prediction's figures move with the noise. It says nothing about
+        the uncertainty that comes from the number of samples.
+    probabilities : dict of str to array of shape (n_predictions, n_samples, n_classes)
+        Softmax probabilities behind each row; one prediction for the baseline.
+    labels : array of shape (n_samples,)
+        True classes.
+    n_predictions : int
+        Predictions behind each defended row.
+    """
+
+    rows: dict[str, Metrics]
+    spread: dict[str, dict[str, float]]
+    probabilities: dict[str, NDArray[np.float64]]
+    labels: NDArray[np.int64]
+    n_predictions: int
+
+    def as_dict(self, *, notes: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the content of ``metrics.json``."""
+        return {
+            "rows": {name: row.as_dict() for name, row in self.rows.items()},
+            "spread": self.spread,
+            "n_predictions": self.n_predictions,
+            "majority_class_accuracy": majority_class_accuracy(self.labels),
+            "notes": list(notes),
+        }
+
+
+def evaluate_rows(
+    baseline: nn.Module,
+    defended: nn.Module,
+    x_clean: ArrayLike | Tensor,
+    x_adv_baseline: ArrayLike | Tensor,
+    x_adv_defended: ArrayLike | Tensor,
+    labels: ArrayLike,
+    *,
+    seed: int,
+    n_predictions: int = 20,
+    batch_size: int = 1024,
+    random: bool = True,
+) -> EvaluatedRows:
+    """Evaluate both models on clean and on attacked features.
+
+    The paper prints one prediction for each defended row. Here both defended rows (clean and
+    attacked) are the mean of each metric over ``n_predictions`` predictions with noise of their
+    own, unknown to the attack; the standard deviation stands in ``spread``. The Robust rows are
+    fresh predictions on the attacked features, not the attack's own success flags.
+
+    Parameters
+    ----------
+    baseline : nn.Module
+        ``baseline(x)`` gives logits.
+    defended : nn.Module
+        ``defended(x, generator=generator)`` gives logits; draws its noise from the generator.
+    x_clean, x_adv_baseline, x_adv_defended : array-like or Tensor (n_samples, n_features)
+        Clean features, and those returned by the attack on each model.
+    labels : array-like of int, shape (n_samples,)
+        True classes.
+    seed : int
+        Of the generator from which all defended predictions draw.
+    n_predictions : int, default=20
+        Predictions for each defended row.
+    batch_size : int, default=1024
+        Rows a call.
+    random : bool, default=True
+        False for a defence without noise: called as ``defended(x)``, and once is enough.
+
+    Raises
+    ------
+    ValueError
+        If lengths disagree, ``n_predictions < 1``, or a class has no sample.
+    """
+    y = check_labels(labels)
+    if n_predictions < 1:
+        raise ValueError(f"n_predictions={n_predictions}; need at least 1")
+    if not random:
+        n_predictions = 1
+    given = {
+        "x_clean": x_clean,
+        "x_adv_baseline": x_adv_baseline,
+        "x_adv_defended": x_adv_defended,
+    }
+    for name, value in given.items():
+        shape = tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
+        if len(shape) != 2 or shape[0] != len(y):
+            raise ValueError(f"{name} has shape {shape}; labels asks for ({len(y)}, n_features)")
+    generator = torch.Generator(device_of(defended)).manual_seed(seed) if random else None
+    models, inputs = (baseline, defended) * 2, (x_clean, x_clean, x_adv_baseline, x_adv_defended)
+    rows, spread, probabilities = {}, {}, {}
+    for name, model, x in zip(ROW_NAMES, models, inputs, strict=True):
+        is_defended = name.endswith("Defended")
+        draws = [
+            predict_probabilities(
+                model, x, batch_size=batch_size, generator=generator if is_defended else None
+            )
+            for _ in range(n_predictions if is_defended else 1)
+        ]
+        probabilities[name] = np.stack(draws)
+        rows[name], deviation = _mean_and_spread(y, draws)
+        if is_defended:
+            spread[name] = deviation
+    return EvaluatedRows(rows, spread, probabilities, y, n_predictions)
+
+
+def _mean_and_spread(
+    labels: NDArray[np.int64], draws: Sequence[NDArray[np.float64]]
+) -> tuple[Metrics, dict[str, float]]:
+    """Return mean and standard deviation of each metric over predictions (n_samples, n_classes)."""
+    table = [classification_metrics(labels, p) for p in draws]
+    values = {name: np.array([row[name] for row in table]) for name in METRIC_NAMES}
+    mean = {name: float(value.mean()) for name, value in values.items()}
+    ddof = 1 if len(table) > 1 else 0
+    spread = {name: float(value.std(ddof=ddof)) for name, value in values.items()}
+    return Metrics(**mean, n=len(labels)), spread
+
+
+@dataclass(frozen=True)
+class DenoisingError:
+    """Mean squared errors at several noise levels, each an array of shape (n_levels,).
+
+    A denoiser that helps lies below both other errors.
+
+    Attributes
+    ----------
+    t : array of float
+        Timesteps, counted from 0.
+    sigma : array
+        sqrt(1 - alphas_cumprod[t]).
+    mse_noisy : array
+        Of x_t / sqrt(alphas_cumprod[t]), left as it is.
+    mse_denoised : array
+        Of the denoiser's answer.
+    mse_mean : array
+        Of always answering the mean of the clean features.
+    """
+
+    t: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    mse_noisy: NDArray[np.float64]
+    mse_denoised: NDArray[np.float64]
+    mse_mean: NDArray[np.float64]
 
 
 def denoising_error(
@@ -239,7 +261,7 @@ def denoising_error(
     seed: int,
     timesteps: Sequence[int] | None = None,
     n_draws: int = 8,
-) -> dict[str, NDArray[np.float64]]:
+) -> DenoisingError:
     """Measure the mean squared error of one-shot denoising against the noise level.
 
     Parameters
@@ -259,10 +281,7 @@ def denoising_error(
 
     Returns
     -------
-    dict of arrays, each of shape (len(timesteps),)
-        ``t``; ``sigma`` = sqrt(1 - alphas_cumprod[t]); ``mse_denoised``; ``mse_noisy``, the error
-        of x_t / sqrt(alphas_cumprod[t]) left as it is; and ``mse_mean``, that of always answering
-        the mean of ``x_start``. A denoiser that helps lies below both.
+    DenoisingError
 
     Raises
     ------
@@ -293,13 +312,13 @@ def denoising_error(
             index = torch.full((len(clean),), t, dtype=torch.int64, device=device)
             noisy_errors.append(float((x_t / kept**0.5 - clean).square().mean()))
             denoised_errors.append(float((denoiser(x_t, index) - clean).square().mean()))
-    return {
-        "t": np.asarray(timesteps, dtype=np.float64),
-        "sigma": (1 - schedule[list(timesteps)]).sqrt().numpy(),
-        "mse_noisy": np.array(noisy_errors),
-        "mse_denoised": np.array(denoised_errors),
-        "mse_mean": np.full(len(timesteps), float((x - x.mean(0)).square().mean())),
-    }
+    return DenoisingError(
+        t=np.asarray(timesteps, dtype=np.float64),
+        sigma=(1 - schedule[list(timesteps)]).sqrt().numpy(),
+        mse_noisy=np.array(noisy_errors),
+        mse_denoised=np.array(denoised_errors),
+        mse_mean=np.full(len(timesteps), float((x - x.mean(0)).square().mean())),
+    )
 
 
 def _evenly_spread_levels(sigma: NDArray[np.float64], n: int) -> list[int]:

@@ -3,46 +3,145 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data import ImageDataset
-from nnmf_cuda.evaluation import (
-    METRIC_NAMES,
-    ROW_NAMES,
-    EvaluatedRows,
+from nnmf_cuda.evaluation.bootstrap import (
     Interval,
     NoResampleError,
     ResampledMetrics,
-    delong,
-    expected_calibration_error,
-    mcnemar,
-    percentile_intervals,
     resample_metrics,
-    wilson_interval,
 )
+from nnmf_cuda.evaluation.comparisons import AUCComparison, McNemarResult, delong, mcnemar
+from nnmf_cuda.evaluation.metrics import expected_calibration_error, wilson_interval
+from nnmf_cuda.evaluation.rows import ROW_NAMES, EvaluatedRows
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 
-__all__ = ["groupings_of_test", "measure_uncertainty"]
+__all__ = ["Comparison", "RowIntervals", "Uncertainty", "measure_uncertainty"]
 
-
-_CLUSTERS = ("patient", "series")
-"""Groups whose images are alike, the widest first. A fold holds many patients: it is none."""
 
 _N_BINS = 10
 
 
-def groupings_of_test(dataset: ImageDataset) -> dict[str, NDArray[Any]]:
-    """Return to which patient and series each test image belongs, the widest grouping first.
+@dataclass(frozen=True)
+class RowIntervals:
+    """Percentile intervals of every metric of the four rows.
 
-    Those that are known and do not hold the whole test split in one group.
+    Attributes
+    ----------
+    clustered_by : str
+        What was drawn as a whole: "patient", "series", or "image" for single images.
+    n_clusters, n_resamples, n_redrawn : int
+        Groups drawn from, resamples, and those that lacked a class and were drawn anew.
+    rows : mapping of str to mapping of str to Interval
+        By the row and the metric.
     """
-    test = dataset.split == "test"
-    of_test = {name: dataset.groups[name][test] for name in _CLUSTERS if name in dataset.groups}
-    return {name: groups for name, groups in of_test.items() if len(np.unique(groups)) > 1}
+
+    clustered_by: str
+    n_clusters: int
+    n_resamples: int
+    n_redrawn: int
+    rows: Mapping[str, Mapping[str, Interval]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The defended model (a) against the baseline (b), each on its own points.
+
+    Attributes
+    ----------
+    mcnemar : McNemarResult
+        Of the majority decisions.
+    difference : mapping of str to Interval, or None
+        Of each metric, a less b, on shared resamples; None where nothing could be resampled.
+    delong : AUCComparison or None
+        Of the mean probabilities; None for more than two classes, or a class of one sample.
+    """
+
+    mcnemar: McNemarResult
+    difference: Mapping[str, Interval] | None
+    delong: AUCComparison | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as `metrics.json` holds it."""
+        return {
+            "mcnemar": self.mcnemar.as_dict(),
+            "difference": self.difference
+            and {metric: asdict(interval) for metric, interval in self.difference.items()},
+            "delong": self.delong and self.delong.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """What `measure_uncertainty` found.
+
+    Attributes
+    ----------
+    level : float
+        Coverage that all intervals aim at.
+    intervals : RowIntervals or None
+        None where hardly a resample holds every class.
+    wilson : mapping of str to Interval
+        Of each row's accuracy, images taken as independent.
+    clean, robust : Comparison
+        Of the two models on clean and on attacked features.
+    calibration_errors : mapping of str to float
+        Expected calibration error of each row, the mean over predictions.
+    n_bins : int
+        Bins behind it.
+    """
+
+    level: float
+    intervals: RowIntervals | None
+    wilson: Mapping[str, Interval]
+    clean: Comparison
+    robust: Comparison
+    calibration_errors: Mapping[str, float]
+    n_bins: int = _N_BINS
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return intervals, wilson, comparisons and calibration, as `metrics.json` holds them."""
+        return {
+            "intervals": self._intervals(),
+            "wilson": {name: _ends(interval) for name, interval in self.wilson.items()},
+            "comparisons": {
+                "a": "defended",
+                "b": "baseline",
+                "level": self.level,
+                "clean": self.clean.as_dict(),
+                "robust": self.robust.as_dict(),
+            },
+            "calibration": {
+                "n_bins": self.n_bins,
+                "expected_calibration_error": dict(self.calibration_errors),
+            },
+        }
+
+    def _intervals(self) -> dict[str, Any] | None:
+        found = self.intervals
+        if found is None:
+            return None
+        return {
+            "method": "percentile bootstrap",
+            "level": self.level,
+            "clustered_by": found.clustered_by,
+            "n_clusters": found.n_clusters,
+            "n_resamples": found.n_resamples,
+            "n_redrawn": found.n_redrawn,
+            "rows": {
+                name: {metric: _ends(interval) for metric, interval in row.items()}
+                for name, row in found.rows.items()
+            },
+        }
+
+
+def _ends(interval: Interval) -> dict[str, float]:
+    """Leave out the estimate, which stands among the rows."""
+    return {"low": interval.low, "high": interval.high}
 
 
 def measure_uncertainty(
@@ -52,8 +151,8 @@ def measure_uncertainty(
     seed: int,
     n_resamples: int = 2000,
     level: float = 0.95,
-) -> dict[str, Any]:
-    """Return what `metrics.json` holds of intervals, comparisons and calibration.
+) -> Uncertainty:
+    """Measure how far the rows are uncertain, whether the models differ, and their calibration.
 
     Parameters
     ----------
@@ -71,18 +170,10 @@ def measure_uncertainty(
 
     Returns
     -------
-    dict
-        ``intervals``: ``clustered_by`` "patient", "series" or "image", ``n_clusters``, and ``low``
-        and ``high`` of every metric of the ``rows``; None where no resample can hold every class.
-        ``wilson``: of each row's accuracy, images taken as independent.
-        ``comparisons``: the defended model (a) less the baseline (b), ``clean`` and ``robust``,
-        each on its own points: McNemar's test of the majority decisions, the paired bootstrap's
-        ``difference`` of every metric (or None), DeLong's test of the mean probabilities (None for
-        more than two classes).
-        ``calibration``: expected calibration error of each row, the mean over predictions.
+    Uncertainty
     """
-    word = seed_word(seed, Purpose.RESAMPLING)
     models = [rows.probabilities[name] for name in ROW_NAMES]
+    word = seed_word(seed, Purpose.RESAMPLING)
     found, intervals = None, None
     for clustered_by, groups in (*groupings.items(), ("image", None)):
         try:
@@ -91,84 +182,38 @@ def measure_uncertainty(
             )
         except NoResampleError:
             continue
-        intervals = _intervals(found, clustered_by, level)
+        of_rows = {name: found.intervals(i, level=level) for i, name in enumerate(ROW_NAMES)}
+        intervals = RowIntervals(
+            clustered_by, found.n_clusters, n_resamples, found.n_redrawn, of_rows
+        )
         break
-    return {
-        "intervals": intervals,
-        "wilson": {name: _wilson(rows, name, level) for name in ROW_NAMES},
-        "comparisons": {
-            **{"a": "defended", "b": "baseline", "level": level},
-            **{
-                condition.lower(): _comparison(rows, condition, found, level)
-                for condition in ("Clean", "Robust")
-            },
-        },
-        "calibration": {
-            "n_bins": _N_BINS,
-            "expected_calibration_error": {
-                name: _calibration_error(rows, name) for name in ROW_NAMES
-            },
-        },
-    }
+    return Uncertainty(
+        level=level,
+        intervals=intervals,
+        wilson={name: _wilson(rows, name, level) for name in ROW_NAMES},
+        clean=_compare(rows, "Clean", found, level),
+        robust=_compare(rows, "Robust", found, level),
+        calibration_errors={name: _calibration_error(rows, name) for name in ROW_NAMES},
+    )
 
 
-def _ends(interval: Interval) -> dict[str, float]:
-    return {"low": interval.low, "high": interval.high}
+def _wilson(rows: EvaluatedRows, name: str, level: float) -> Interval:
+    accuracy, n = rows.rows[name].accuracy, len(rows.labels)
+    return Interval(accuracy, *wilson_interval(accuracy * n, n, confidence=level))
 
 
-def _intervals(found: ResampledMetrics, clustered_by: str, level: float) -> dict[str, Any]:
-    return {
-        "method": "percentile bootstrap",
-        "level": level,
-        "clustered_by": clustered_by,
-        "n_clusters": found.n_clusters,
-        "n_resamples": found.values.shape[2],
-        "n_redrawn": found.n_redrawn,
-        "rows": {
-            name: {
-                metric: _ends(interval)
-                for metric, interval in percentile_intervals(
-                    found.estimates[i], found.values[i], level
-                ).items()
-            }
-            for i, name in enumerate(ROW_NAMES)
-        },
-    }
-
-
-def _wilson(rows: EvaluatedRows, name: str, level: float) -> dict[str, float]:
-    n = len(rows.labels)
-    low, high = wilson_interval(rows.rows[name]["accuracy"] * n, n, confidence=level)
-    return {"low": low, "high": high}
-
-
-def _comparison(
+def _compare(
     rows: EvaluatedRows, condition: str, found: ResampledMetrics | None, level: float
-) -> dict[str, Any]:
+) -> Comparison:
     names = [f"{condition}_{model}" for model in ("Defended", "Baseline")]
     a, b = (rows.probabilities[name] for name in names)
     right = [(p.argmax(2) == rows.labels).mean(0) > 0.5 for p in (a, b)]
-    counts = np.bincount(rows.labels)
-    areas = None
-    if a.shape[2] == 2 and counts.min() > 1:
-        areas = delong(rows.labels, a[:, :, 1].mean(0), b[:, :, 1].mean(0), level=level).as_dict()
-    return {
-        "mcnemar": mcnemar(*right).as_dict(),
-        "difference": _differences(found, names, level),
-        "delong": areas,
-    }
-
-
-def _differences(
-    found: ResampledMetrics | None, names: list[str], level: float
-) -> dict[str, dict[str, float]] | None:
-    if found is None:
-        return None
-    a, b = map(ROW_NAMES.index, names)
-    intervals = percentile_intervals(
-        found.estimates[a] - found.estimates[b], found.values[a] - found.values[b], level
-    )
-    return {metric: asdict(intervals[metric]) for metric in METRIC_NAMES}
+    areas, difference = None, None
+    if a.shape[2] == 2 and np.bincount(rows.labels).min() > 1:
+        areas = delong(rows.labels, a[:, :, 1].mean(0), b[:, :, 1].mean(0), level=level)
+    if found is not None:
+        difference = found.differences(*map(ROW_NAMES.index, names), level=level)
+    return Comparison(mcnemar(*right), difference, areas)
 
 
 def _calibration_error(rows: EvaluatedRows, name: str) -> float:

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_curve
 from nnmf_cuda.evaluation import (
     PAPER_TIMINGS,
     ROW_NAMES,
+    DenoisingError,
     expected_calibration_error,
     reliability_curve,
 )
@@ -208,14 +209,12 @@ def training_figure(
     return figure
 
 
-def denoising_figure(
-    denoising_error: Mapping[str, NDArray[Any]], *, purify_t: int | None = None
-) -> Figure:
+def denoising_figure(error: DenoisingError, *, purify_t: int | None = None) -> Figure:
     """Draw the mean squared error before and after denoising against the noise level.
 
     Parameters
     ----------
-    denoising_error : mapping
+    error : DenoisingError
         What `nnmf_cuda.evaluation.denoising_error` returns.
     purify_t : int, optional
         Timestep of the defence, marked.
@@ -227,20 +226,19 @@ def denoising_figure(
         xlabel="noise level sigma = sqrt(1 - alphas_cumprod[t])",
         ylabel="mean squared error",
     )
-    sigma = denoising_error["sigma"]
-    for name, label, color, line in (
-        ("mse_noisy", "noisy, only rescaled", VERMILION, "-"),
-        ("mse_denoised", "denoised in one shot", BLUE, "-"),
-        ("mse_mean", "always the mean feature", GREY, "--"),
+    for values, label, color, line in (
+        (error.mse_noisy, "noisy, only rescaled", VERMILION, "-"),
+        (error.mse_denoised, "denoised in one shot", BLUE, "-"),
+        (error.mse_mean, "always the mean feature", GREY, "--"),
     ):
-        axes.plot(sigma, denoising_error[name], color=color, linestyle=line, label=label)
+        axes.plot(error.sigma, values, color=color, linestyle=line, label=label)
     if purify_t is not None:
-        at = float(np.interp(purify_t, denoising_error["t"], sigma))
+        at = float(np.interp(purify_t, error.t, error.sigma))
         label = f"the defence: t = {purify_t}"
         axes.axvline(at, color=INK, linewidth=1, linestyle=":", label=label)
     _log_scale(axes)
     # Rescaled, pure noise has an error in the thousands, which would flatten everything else.
-    of_interest = max(np.max(denoising_error[name]) for name in ("mse_denoised", "mse_mean"))
+    of_interest = max(np.max(error.mse_denoised), np.max(error.mse_mean))
     axes.set_ylim(top=10 * float(of_interest))
     axes.legend(frameon=False, fontsize=9)
     return figure

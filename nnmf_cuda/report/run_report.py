@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nnmf_cuda.evaluation import ROW_NAMES
+from nnmf_cuda.evaluation import ROW_NAMES, DenoisingError
 from nnmf_cuda.report import figures, tables
 from nnmf_cuda.report import figures as curves
 from nnmf_cuda.report.details import readable
@@ -346,7 +346,7 @@ class ReportContent:
         One value an epoch; names that end in "loss" share an axis, the others another.
     best_epoch : int, optional
         Epoch kept of the classifier, counted from 0.
-    denoising_error : mapping, optional
+    denoising_error : DenoisingError, optional
         What `nnmf_cuda.evaluation.denoising_error` returns.
     purify_t : int, optional
         Timestep at which the defence works.
@@ -391,7 +391,7 @@ class ReportContent:
     classifier_history: Mapping[str, Sequence[float]] | None = None
     denoiser_history: Mapping[str, Sequence[float]] | None = None
     best_epoch: int | None = None
-    denoising_error: Mapping[str, NDArray[Any]] | None = None
+    denoising_error: DenoisingError | None = None
     purify_t: int | None = None
     labels: NDArray[np.integer[Any]] | None = None
     probabilities: Mapping[str, NDArray[np.floating[Any]]] | None = None

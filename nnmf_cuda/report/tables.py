@@ -9,6 +9,7 @@ from typing import Any
 
 from nnmf_cuda.evaluation import (
     METRIC_NAMES,
+    METRICS,
     PAPER_METRICS,
     PAPER_TIMINGS,
     ROW_NAMES,
@@ -39,23 +40,7 @@ __all__ = [
 ]
 
 
-METRIC_TITLES = dict(
-    zip(
-        METRIC_NAMES,
-        (
-            "accuracy",
-            "precision",
-            "recall",
-            "F1",
-            "MCC",
-            "bal. acc",
-            "ROC-AUC",
-            "Brier",
-            "log loss",
-        ),
-        strict=True,
-    )
-)
+METRIC_TITLES = {metric.name: metric.title for metric in METRICS}
 
 STAGE_TITLES = {
     "nnmf_feature_extraction": "NNMF feature extraction",
@@ -122,7 +107,8 @@ def metric_lines(
             deviations = tuple(f"±{spread[name][m]:.4f}" for m in METRIC_NAMES)
             lines.append(Line("spread", "noise spread", deviations))
         if paper:
-            published = tuple(f"{PAPER_METRICS[name][m]:.4f}" for m in METRIC_NAMES)
+            printed = PAPER_METRICS[name]
+            published = tuple(f"{printed[m]:.4f}" if m in printed else NONE for m in METRIC_NAMES)
             lines.append(Line("paper", _paper_label(name, paper_defence), published))
     constant = (f"{majority_class_accuracy:.4f}", *(NONE for _ in METRIC_NAMES[1:]))
     lines.append(Line("constant", "Constant answer", constant))
@@ -150,8 +136,9 @@ def metric_notes(
     for name in ROW_NAMES:
         low, high = wilson_interval(rows[name]["accuracy"] * n, n)
         intervals.append(f"{name} {low:.3f}-{high:.3f}")
+    lower = " and ".join(metric.title for metric in METRICS if not metric.higher_is_better)
     notes = [
-        f"{n} test images. Brier and log loss: lower is better; all others: higher.",
+        f"{n} test images. {lower}: lower is better; all others: higher.",
         "Constant answer: always naming the most frequent class scores "
         f"{majority_class_accuracy:.4f}; {against_constant(rows, majority_class_accuracy)}.",
         f"95 % Wilson intervals of accuracy, images taken as independent: {', '.join(intervals)}.",

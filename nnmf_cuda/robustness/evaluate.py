@@ -20,9 +20,8 @@ from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.objectives import is_random
 from nnmf_cuda.attacks.surrogates import FixedNoise, surrogate
 from nnmf_cuda.data import ImageDataset, load_dataset
-from nnmf_cuda.evaluation import Certificate, certify, evaluate_rows
+from nnmf_cuda.evaluation import Certificate, certify, evaluate_rows, measure_uncertainty
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
-from nnmf_cuda.evaluation.uncertainty import measure_uncertainty
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.modes import isolated
 from nnmf_cuda.models.networks import FeatureCNN
@@ -299,7 +298,11 @@ class _Evaluation:
             random=isinstance(self.subject.defended, DefendedClassifier),
         )
         uncertainty = measure_uncertainty(rows, groupings=self.subject.groupings, seed=self.seed)
-        return {"rows": rows.rows, "spread": rows.spread, **uncertainty}
+        return {
+            "rows": {name: row.as_dict() for name, row in rows.rows.items()},
+            "spread": rows.spread,
+            **uncertainty.as_dict(),
+        }
 
     def _fixed_noise(self) -> float | None:
         defended = self.subject.defended

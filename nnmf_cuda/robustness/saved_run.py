@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnmf_cuda.data import SPLITS, ImageDataset
-from nnmf_cuda.evaluation.uncertainty import groupings_of_test
+from nnmf_cuda.data import SPLITS, ImageDataset, groupings_of_test
 from nnmf_cuda.pipeline.artifacts import TrainedModel, load_model
 from nnmf_cuda.pipeline.stages import Features
 

@@ -14,10 +14,14 @@ import torch
 
 from nnmf_cuda.attacks import AttackResult
 from nnmf_cuda.attacks.checks import check_classes
-from nnmf_cuda.data import SPLITS, ImageDataset, audit_dataset, load_dataset
-from nnmf_cuda.evaluation import PAPER_TEST_COUNTS, EvaluatedRows, denoising_error
+from nnmf_cuda.data import SPLITS, ImageDataset, audit_dataset, groupings_of_test, load_dataset
+from nnmf_cuda.evaluation import (
+    PAPER_TEST_COUNTS,
+    EvaluatedRows,
+    denoising_error,
+    measure_uncertainty,
+)
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
-from nnmf_cuda.evaluation.uncertainty import groupings_of_test, measure_uncertainty
 from nnmf_cuda.pipeline import stages
 from nnmf_cuda.pipeline.artifacts import TrainedModel, save_model
 from nnmf_cuda.pipeline.config import ExperimentConfig
@@ -244,7 +248,7 @@ class _Run:
         notes = [*notes_of(self.dataset, self.config, rows, found), *audit.warnings()]
         metrics = {
             **rows.as_dict(notes=notes),
-            **uncertainty,
+            **uncertainty.as_dict(),
             "attacks": found,
             "audit": audit.as_dict(),
             "noise_levels": outputs.defence.noise_levels,
@@ -336,7 +340,7 @@ class _Run:
             split_counts={
                 split: [int((features.y[split] == c).sum()) for c in classes] for split in SPLITS
             },
-            rows=rows.rows,
+            rows=metrics["rows"],
             majority_class_accuracy=metrics["majority_class_accuracy"],
             spread=rows.spread,
             n_predictions=rows.n_predictions,

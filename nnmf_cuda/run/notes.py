@@ -135,7 +135,7 @@ def _four_digits(value: float | None) -> str:
 def _constant_note(rows: EvaluatedRows) -> list[str]:
     """Warn where Robust_Defended is no better than the constant answer."""
     constant, n = majority_class_accuracy(rows.labels), len(rows.labels)
-    robust = rows.rows["Robust_Defended"]["accuracy"]
+    robust = rows.rows["Robust_Defended"].accuracy
     low, high = wilson_interval(robust * n, n)
     if low > constant:
         return []

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from nnmf_cuda.evaluation import (
     METRIC_NAMES,
-    bootstrap_interval,
     bootstrap_mean,
     classification_metrics,
-    paired_bootstrap,
     resample_metrics,
     wilson_interval,
 )
 from nnmf_cuda.evaluation import bootstrap as resampling
-from nnmf_cuda.evaluation.bootstrap import WeightedMetrics
-from nnmf_cuda.evaluation.metrics import check_predictions
+from nnmf_cuda.evaluation.metrics import WeightedMetrics, check_predictions
 
 
 def predictions(n, n_classes, seed=0, strength=1.0, decimals=None):
@@ -62,9 +61,8 @@ def test_accuracys_interval_is_the_binomial_distributions():
     """A resample of n samples, k of them right, is right on a Binomial(n, k / n) number."""
     labels, p = predictions(200, 2)
     k = int((p.argmax(1) == labels).sum())
-    found = bootstrap_interval(labels, p, "accuracy", n_resamples=20_000, seed=3)
-    interval = found.metrics["accuracy"]
-    assert list(found.metrics) == ["accuracy"]
+    found = resample_metrics(labels, [p], n_resamples=20_000, seed=3)
+    interval = found.intervals(0)["accuracy"]
     assert interval.estimate == k / 200
     want = stats.binom.ppf([0.025, 0.975], 200, k / 200) / 200
     assert [interval.low, interval.high] == pytest.approx(want, abs=1.01 / 200)
@@ -73,12 +71,12 @@ def test_accuracys_interval_is_the_binomial_distributions():
 
 def test_level_moves_the_ends():
     labels, p = predictions(80, 2)
-    widths = []
+    found, widths = resample_metrics(labels, [p], seed=0), []
     for level in (0.5, 0.9, 0.99):
-        found = bootstrap_interval(labels, p, level=level, seed=0)
-        widths.append([i.high - i.low for i in found.metrics.values()])
-        assert all(i.low <= i.estimate <= i.high for i in found.metrics.values())
-        assert found.level == level
+        intervals = found.intervals(0, level=level)
+        assert list(intervals) == list(METRIC_NAMES)
+        widths.append([i.high - i.low for i in intervals.values()])
+        assert all(i.low <= i.estimate <= i.high for i in intervals.values())
     assert (np.diff(widths, axis=0) > 0).all()
 
 
@@ -119,13 +117,14 @@ def test_groups_of_several_sizes_make_resamples_of_several_sizes():
 def test_resamples_without_a_class_are_redrawn_and_counted():
     labels = np.array([1, *[0] * 19])
     p = np.stack((np.linspace(0.2, 0.9, 20), 1 - np.linspace(0.2, 0.9, 20)), 1)
-    found = bootstrap_interval(labels, p, n_resamples=2000, seed=0)
+    found = resample_metrics(labels, [p], n_resamples=2000, seed=0)
     share = (1 - 1 / 20) ** 20  # of resamples that lack the only positive sample
     assert found.n_redrawn / (found.n_redrawn + 2000) == pytest.approx(share, abs=0.03)
-    assert found.metrics["roc_auc"].low == found.metrics["roc_auc"].high == 1  # it ranks highest
+    area = found.intervals(0)["roc_auc"]
+    assert area.low == area.high == 1  # it ranks highest
     classes = np.arange(12)
     with pytest.raises(ValueError, match="lacked a class; give samples of each class from more"):
-        bootstrap_interval(classes, np.full((12, 12), 1 / 12), n_resamples=5, seed=0)
+        resample_metrics(classes, [np.full((12, 12), 1 / 12)], n_resamples=5, seed=0)
 
 
 def test_blocks_change_nothing(monkeypatch):
@@ -147,19 +146,20 @@ def test_several_predictions_are_averaged():
     assert both.estimates[0] == pytest.approx(each.estimates.mean(axis=0), abs=1e-12)
 
 
-def test_paired_bootstrap_of_a_model_with_itself_and_with_another():
+def test_differences_of_a_model_from_itself_and_from_another():
     labels, p = predictions(100, 2)
-    same = paired_bootstrap(labels, p, p, seed=0)
-    assert all((i.estimate, i.low, i.high) == (0, 0, 0) for i in same.metrics.values())
+    same = resample_metrics(labels, [p, p], seed=0).differences(0, 1)
+    assert all((i.estimate, i.low, i.high) == (0, 0, 0) for i in same.values())
     other = p.copy()
     other[:10] = other[:10, ::-1]  # wrong where p was right, and the other way round
     gained = (p.argmax(1) == labels).sum() - (other.argmax(1) == labels).sum()
-    found = paired_bootstrap(labels, p, other, ("accuracy", "brier"), seed=0).metrics
+    both = resample_metrics(labels, [p, other], seed=0)
+    found = both.differences(0, 1)
     assert found["accuracy"].estimate == pytest.approx(gained / 100)
-    apart = bootstrap_interval(labels, p, "accuracy", seed=0).metrics["accuracy"]
+    apart = both.intervals(0)["accuracy"]
     width = found["accuracy"].high - found["accuracy"].low
     assert width < 0.8 * (apart.high - apart.low)  # they are right on the same samples, mostly
-    reverse = paired_bootstrap(labels, other, p, ("accuracy", "brier"), seed=0).metrics
+    reverse = both.differences(1, 0)
     for name in found:
         assert reverse[name].low == pytest.approx(-found[name].high)
 
@@ -176,28 +176,23 @@ def test_clustered_intervals_cover_and_plain_ones_do_not():
             np.stack(pair, 1) for pair in ((1 - p_right, p_right), (p_right, 1 - p_right))
         ))  # fmt: skip
         for i, by in enumerate((groups, None)):
-            found = bootstrap_interval(
-                labels, p, "accuracy", groups=by, n_resamples=200, seed=trial
-            ).metrics["accuracy"]
-            covered[i] += found.low <= 0.7 <= found.high
+            found = resample_metrics(labels, [p], groups=by, n_resamples=200, seed=trial)
+            accuracy = found.intervals(0)["accuracy"]
+            covered[i] += accuracy.low <= 0.7 <= accuracy.high
     assert covered[0] / 150 > 0.87
     assert covered[1] / 150 < 0.75
 
 
 def test_seed_decides():
     labels, p = predictions(40, 2)
-    a, b, c = (bootstrap_interval(labels, p, seed=s) for s in (0, 0, 1))
+    a, b, c = (resample_metrics(labels, [p], seed=s).intervals(0) for s in (0, 0, 1))
     assert a == b
     assert a != c
-    assert a.as_dict()["metrics"]["mcc"]["low"] == a.metrics["mcc"].low
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"metric": "auc"}, "metric='auc'; give one or more of accuracy"),
-        ({"metric": ()}, "give one or more of accuracy"),
-        ({"level": 95}, "level=95; need a value between 0 and 1"),
         ({"n_resamples": 0}, "n_resamples=0; need at least 1"),
         ({"groups": np.zeros(40)}, "groups holds a single group"),
         ({"groups": np.zeros(4)}, "groups has shape"),
@@ -206,7 +201,15 @@ def test_seed_decides():
 def test_errors_name_the_argument(changes, said):
     labels, p = predictions(40, 2)
     with pytest.raises(ValueError, match=said):
-        bootstrap_interval(labels, p, seed=0, **changes)
+        resample_metrics(labels, [p], seed=0, **changes)
+
+
+def test_a_level_is_a_share():
+    labels, p = predictions(40, 2)
+    found = resample_metrics(labels, [p, p], n_resamples=10, seed=0)
+    for measure in (found.intervals, partial(found.differences, 1)):
+        with pytest.raises(ValueError, match="level=95; need a value between 0 and 1"):
+            measure(0, level=95)
 
 
 def test_errors_of_probabilities():
@@ -216,7 +219,7 @@ def test_errors_of_probabilities():
     with pytest.raises(ValueError, match=r"models\[1\] has shape \(40,\)"):
         resample_metrics(labels, [p, p[:, 0]], seed=0)
     with pytest.raises(ValueError, match="probabilities has 39 rows"):
-        bootstrap_interval(labels, p[:39], seed=0)
+        resample_metrics(labels, [p[:39]], seed=0)
 
 
 def test_the_interval_of_a_mean_is_that_of_accuracy():
@@ -225,8 +228,8 @@ def test_the_interval_of_a_mean_is_that_of_accuracy():
     groups = np.arange(200) // 4
     for options in ({}, {"groups": groups}):
         mean = bootstrap_mean(right, n_resamples=5000, seed=1, **options)
-        same = bootstrap_interval(labels, p, "accuracy", n_resamples=5000, seed=2, **options)
-        want = same.metrics["accuracy"]
+        same = resample_metrics(labels, [p], n_resamples=5000, seed=2, **options)
+        want = same.intervals(0)["accuracy"]
         assert mean.estimate == pytest.approx(want.estimate)
         # Both ends are quantiles of 5000 resamples.
         np.testing.assert_allclose([mean.low, mean.high], [want.low, want.high], atol=0.01)

@@ -32,16 +32,16 @@ def test_errors_of_known_denoisers(rng):
     x = torch.from_numpy(rng.uniform(size=(200, 6)))
     timesteps = [0, 41, 500]
     found = denoising_error(Rescale(), ALPHAS_CUMPROD, x, seed=0, timesteps=timesteps)
-    np.testing.assert_allclose(found["mse_denoised"], found["mse_noisy"], rtol=1e-4)
+    np.testing.assert_allclose(found.mse_denoised, found.mse_noisy, rtol=1e-4)
     kept = ALPHAS_CUMPROD[timesteps]
-    np.testing.assert_allclose(found["mse_noisy"], (1 - kept) / kept, rtol=0.05)  # 9600 draws
-    assert found["sigma"][1] == pytest.approx(0.1454, abs=1e-4)
+    np.testing.assert_allclose(found.mse_noisy, (1 - kept) / kept, rtol=0.05)  # 9600 draws
+    assert found.sigma[1] == pytest.approx(0.1454, abs=1e-4)
     mean = denoising_error(Constant(x.mean(0).float()), ALPHAS_CUMPROD, x, seed=0)
-    np.testing.assert_allclose(mean["mse_denoised"], mean["mse_mean"], rtol=1e-5)
-    assert mean["t"][0] == 0
-    assert mean["t"][-1] == 999
-    assert len(mean["t"]) == 25
-    np.testing.assert_allclose(np.diff(mean["sigma"]), 0.99 / 24, rtol=0.2)  # evenly spread
+    np.testing.assert_allclose(mean.mse_denoised, mean.mse_mean, rtol=1e-5)
+    assert mean.t[0] == 0
+    assert mean.t[-1] == 999
+    assert len(mean.t) == 25
+    np.testing.assert_allclose(np.diff(mean.sigma), 0.99 / 24, rtol=0.2)  # evenly spread
 
 
 def test_bad_input_is_named():

@@ -62,9 +62,9 @@ def test_rows_of_a_perfect_and_of_a_broken_model(data):
     )
     assert list(found.rows) == list(ROW_NAMES)
     for name in ("Clean_Baseline", "Clean_Defended"):
-        assert found.rows[name]["accuracy"] == found.rows[name]["roc_auc"] == 1.0
+        assert found.rows[name].accuracy == found.rows[name].roc_auc == 1.0
     for name in ("Robust_Baseline", "Robust_Defended"):
-        assert found.rows[name]["accuracy"] == 0.0
+        assert found.rows[name].accuracy == 0.0
     assert set(found.spread) == {"Clean_Defended", "Robust_Defended"}
     assert all(v == pytest.approx(0, abs=1e-12) for v in found.spread["Clean_Defended"].values())
 
@@ -133,7 +133,7 @@ def test_three_classes(rng):
             return 3 * x + torch.randn(x.shape, generator=generator)
 
     found = evaluate_rows(nn.Identity(), Noisy(), x, x, x, labels, seed=0, n_predictions=2)
-    assert found.rows["Clean_Baseline"]["accuracy"] == 1.0
+    assert found.rows["Clean_Baseline"].accuracy == 1.0
     assert found.probabilities["Clean_Defended"].shape == (2, 30, 3)
 
 
@@ -156,7 +156,7 @@ def test_bad_input_is_named(data):
 
 def test_the_papers_tables_are_complete():
     assert tuple(PAPER_METRICS) == ROW_NAMES
-    assert all(tuple(row) == METRIC_NAMES for row in PAPER_METRICS.values())
+    assert all(set(row) <= set(METRIC_NAMES) for row in PAPER_METRICS.values())
     assert sum(PAPER_TEST_COUNTS) == 215
     for device in ("cpu", "gpu"):
         stages = [v[device] for stage, v in PAPER_TIMINGS.items() if stage != "total"]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from nnmf_cuda.data import ImageDataset
+from nnmf_cuda.data import ImageDataset, groupings_of_test
 from nnmf_cuda.evaluation import (
     METRIC_NAMES,
     ROW_NAMES,
     EvaluatedRows,
-    bootstrap_interval,
+    Metrics,
     classification_metrics,
     expected_calibration_error,
-    paired_bootstrap,
+    measure_uncertainty,
+    resample_metrics,
 )
-from nnmf_cuda.evaluation.uncertainty import groupings_of_test, measure_uncertainty
 
 
 def make_rows(labels: np.ndarray, n_classes: int = 2, n_predictions: int = 5) -> EvaluatedRows:
@@ -30,7 +31,8 @@ def make_rows(labels: np.ndarray, n_classes: int = 2, n_predictions: int = 5) ->
         p = np.exp(logits)
         probabilities[name] = p / p.sum(-1, keepdims=True)
         table = [classification_metrics(labels, q) for q in probabilities[name]]
-        rows[name] = {m: float(np.mean([t[m] for t in table])) for m in table[0]}
+        mean = {m: float(np.mean([t[m] for t in table])) for m in METRIC_NAMES}
+        rows[name] = Metrics(**mean, n=len(labels))
     return EvaluatedRows(rows, {}, probabilities, labels, n_predictions)
 
 
@@ -66,81 +68,71 @@ def test_intervals_are_those_of_the_bootstrap_by_the_widest_group() -> None:
         found = measure_uncertainty(
             rows, groupings=groupings_of_test(make_dataset(LABELS, **groups)), seed=4
         )
-        assert found["intervals"]["clustered_by"] == by
-        assert found["intervals"]["n_clusters"] == (60 if used is None else len(np.unique(used)))
+        assert found.intervals.clustered_by == by
+        assert found.intervals.n_clusters == (60 if used is None else len(np.unique(used)))
+        content = found.as_dict()
         word = int(np.random.SeedSequence([4, 2]).generate_state(1)[0])
         for name in ROW_NAMES:
-            want = bootstrap_interval(LABELS, rows.probabilities[name], groups=used, seed=word)
-            for metric in METRIC_NAMES:
-                ends = found["intervals"]["rows"][name][metric]
-                assert ends["low"] == pytest.approx(want.metrics[metric].low)
-                assert ends["high"] == pytest.approx(want.metrics[metric].high)
+            alone = resample_metrics(LABELS, [rows.probabilities[name]], groups=used, seed=word)
+            for metric, want in alone.intervals(0).items():
+                ends = content["intervals"]["rows"][name][metric]
+                assert ends == pytest.approx({"low": want.low, "high": want.high})
         for condition in ("Clean", "Robust"):
             a, b = (rows.probabilities[f"{condition}_{m}"] for m in ("Defended", "Baseline"))
-            paired = paired_bootstrap(LABELS, a, b, groups=used, seed=word).metrics["mcc"]
-            difference = found["comparisons"][condition.lower()]["difference"]["mcc"]
-            assert difference == pytest.approx(
-                {"estimate": paired.estimate, "low": paired.low, "high": paired.high}
-            )
+            paired = resample_metrics(LABELS, [a, b], groups=used, seed=word).differences(0, 1)
+            difference = content["comparisons"][condition.lower()]["difference"]["mcc"]
+            assert difference == pytest.approx(asdict(paired["mcc"]))
 
 
 def test_comparisons_count_majority_decisions() -> None:
     rows = make_rows(LABELS)
-    found = measure_uncertainty(rows, groupings=groupings_of_test(make_dataset(LABELS)), seed=0)[
-        "comparisons"
-    ]["robust"]
+    found = measure_uncertainty(rows, groupings={}, seed=0).robust
     defended, baseline = (rows.probabilities[f"Robust_{m}"] for m in ("Defended", "Baseline"))
     votes = (defended.argmax(2) == LABELS).sum(0)
     right = baseline[0].argmax(1) == LABELS
-    assert found["mcnemar"]["n_only_a"] == ((votes >= 3) & ~right).sum() > 0
-    assert found["mcnemar"]["n_only_b"] == ((votes < 3) & right).sum()
-    of_mean = classification_metrics(LABELS, defended.mean(0))["roc_auc"]
-    assert found["delong"]["auc_a"] == pytest.approx(of_mean)
-    assert found["delong"]["auc_b"] == pytest.approx(rows.rows["Robust_Baseline"]["roc_auc"])
+    assert found.mcnemar.n_only_a == ((votes >= 3) & ~right).sum() > 0
+    assert found.mcnemar.n_only_b == ((votes < 3) & right).sum()
+    of_mean = classification_metrics(LABELS, defended.mean(0)).roc_auc
+    assert found.delong.auc_a == pytest.approx(of_mean)
+    assert found.delong.auc_b == pytest.approx(rows.rows["Robust_Baseline"].roc_auc)
 
 
 def test_calibration_is_the_mean_over_predictions() -> None:
     rows = make_rows(LABELS)
-    found = measure_uncertainty(rows, groupings=groupings_of_test(make_dataset(LABELS)), seed=0)[
-        "calibration"
-    ]
-    for name, error in found["expected_calibration_error"].items():
+    found = measure_uncertainty(rows, groupings={}, seed=0)
+    for name, error in found.calibration_errors.items():
         each = [expected_calibration_error(LABELS, p) for p in rows.probabilities[name]]
         assert error == pytest.approx(np.mean(each))
 
 
 def test_three_classes_have_no_delong() -> None:
     labels = np.arange(60) % 3
-    found = measure_uncertainty(
-        make_rows(labels, 3), groupings=groupings_of_test(make_dataset(labels)), seed=0
-    )
-    assert found["comparisons"]["clean"]["delong"] is None
-    assert found["comparisons"]["clean"]["difference"]["roc_auc"]["low"] < 1
-    json.dumps(found, allow_nan=False)
+    found = measure_uncertainty(make_rows(labels, 3), groupings={}, seed=0)
+    assert found.clean.delong is None
+    assert found.clean.difference["roc_auc"].low < 1
+    json.dumps(found.as_dict(), allow_nan=False)
 
 
 def test_one_sample_of_a_class_has_no_delong() -> None:
     labels = np.array([1] + [0] * 11)
-    found = measure_uncertainty(
-        make_rows(labels), groupings=groupings_of_test(make_dataset(labels)), seed=0
-    )
-    assert found["comparisons"]["clean"]["delong"] is None
-    assert found["intervals"]["n_redrawn"] > 0
+    found = measure_uncertainty(make_rows(labels), groupings={}, seed=0)
+    assert found.clean.delong is None
+    assert found.intervals.n_redrawn > 0
 
 
 def test_data_that_cannot_be_resampled_do_not_end_a_run() -> None:
     labels = np.arange(10)  # a resample that holds all ten is one in 2756
-    found = measure_uncertainty(
-        make_rows(labels, 10), groupings=groupings_of_test(make_dataset(labels)), seed=0
-    )
-    assert found["intervals"] is None
-    assert found["comparisons"]["robust"]["difference"] is None
-    assert set(found["wilson"]) == set(ROW_NAMES)
-    json.dumps(found, allow_nan=False)
+    found = measure_uncertainty(make_rows(labels, 10), groupings={}, seed=0)
+    assert found.intervals is None
+    assert found.robust.difference is None
+    content = found.as_dict()
+    assert content["intervals"] is content["comparisons"]["robust"]["difference"] is None
+    assert set(content["wilson"]) == set(ROW_NAMES)
+    json.dumps(content, allow_nan=False)
 
 
 def test_groups_that_cannot_be_resampled_give_way_to_finer_ones() -> None:
     labels = np.arange(200) % 10
     dataset = make_dataset(labels, patient=labels, series=np.arange(200))
     found = measure_uncertainty(make_rows(labels, 10), groupings=groupings_of_test(dataset), seed=0)
-    assert found["intervals"]["clustered_by"] == "series"
+    assert found.intervals.clustered_by == "series"

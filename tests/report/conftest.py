@@ -10,6 +10,7 @@ import pytest
 from nnmf_cuda.evaluation import (
     METRIC_NAMES,
     ROW_NAMES,
+    DenoisingError,
     classification_metrics,
     majority_class_accuracy,
 )
@@ -119,9 +120,12 @@ def make_content(timings, uncertainty) -> Callable[..., ReportContent]:
         tables = {
             k: [classification_metrics(labels, p) for p in v] for k, v in probabilities.items()
         }
-        rows = {k: {m: float(np.mean([t[m] for t in v])) for m in v[0]} for k, v in tables.items()}
+        rows = {
+            k: {m: float(np.mean([t[m] for t in v])) for m in METRIC_NAMES} | {"n": len(labels)}
+            for k, v in tables.items()
+        }
         spread = {
-            k: {m: float(np.std([t[m] for t in v])) for m in v[0] if m != "n"}
+            k: {m: float(np.std([t[m] for t in v])) for m in METRIC_NAMES}
             for k, v in tables.items()
             if k.endswith("Defended")
         }
@@ -156,13 +160,13 @@ def make_content(timings, uncertainty) -> Callable[..., ReportContent]:
             },
             "denoiser_history": {"train_loss": list(0.05 + 0.3 * np.exp(-np.arange(300) / 30))},
             "best_epoch": 81,
-            "denoising_error": {
-                "t": np.linspace(0, 999, 25),
-                "sigma": sigma,
-                "mse_noisy": sigma**2 / (1 - sigma**2),
-                "mse_denoised": 0.001 + 0.02 * sigma**2,
-                "mse_mean": np.full(25, 0.024),
-            },
+            "denoising_error": DenoisingError(
+                t=np.linspace(0, 999, 25),
+                sigma=sigma,
+                mse_noisy=sigma**2 / (1 - sigma**2),
+                mse_denoised=0.001 + 0.02 * sigma**2,
+                mse_mean=np.full(25, 0.024),
+            ),
             "purify_t": 41,
             "labels": labels,
             "probabilities": probabilities,

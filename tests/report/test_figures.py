@@ -68,7 +68,7 @@ def test_denoising_figure_marks_the_timestep(make_content):
     axes = figures.denoising_figure(error, purify_t=41).axes[0]
     assert len(axes.lines) == 4
     at = axes.lines[3].get_xdata()[0]
-    assert at == pytest.approx(np.interp(41, error["t"], error["sigma"]))
+    assert at == pytest.approx(np.interp(41, error.t, error.sigma))
 
 
 def test_stage_times_figure(timings):

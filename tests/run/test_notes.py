@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from nnmf_cuda.data import ImageDataset
-from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, EvaluatedRows
+from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, EvaluatedRows, Metrics
 from nnmf_cuda.pipeline.config import PRESETS, DiffusionConfig, ExperimentConfig
 from nnmf_cuda.run.notes import notes_of
 
@@ -13,7 +13,8 @@ LABELS = np.array([0, 1] * 10)
 
 
 def rows(robust: float) -> EvaluatedRows:
-    table = {name: dict.fromkeys(METRIC_NAMES, robust) for name in ROW_NAMES}
+    row = Metrics(**dict.fromkeys(METRIC_NAMES, robust), n=len(LABELS))
+    table = dict.fromkeys(ROW_NAMES, row)
     return EvaluatedRows(table, {}, {}, LABELS, 1)
 
 

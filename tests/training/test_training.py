@@ -154,7 +154,7 @@ def test_denoiser_removes_noise(data, device):
     found = denoising_error(
         result.model, schedule.alphas_cumprod, valid, seed=0, timesteps=[41, 99]
     )
-    error = found["mse_denoised"]
+    error = found.mse_denoised
     # Left as it is, x_t / sqrt(abar) has the error (1 - abar) / abar; the training mean, the
     # features' variance, which no useful denoiser exceeds by much even at the highest noise.
     abar = schedule.alphas_cumprod[[41, 99]].numpy()
