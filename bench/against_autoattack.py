@@ -72,8 +72,8 @@ def data_of(home: Path, subject: Subject) -> dict[str, Any]:
     environment = json.loads((home / "environment.json").read_text(encoding="utf-8"))
     info = subject.model.info
     return {
-        "split_by": info["data"]["split_by"],
-        "test_fold": info["data"]["test_fold"],
+        "split_by": info.data.split_by,
+        "test_fold": info.data.test_fold,
         "n_features": subject.model.classifier.n_features,
         "seed": subject.seed,
         "data_sha256": environment["data_sha256"],

@@ -33,8 +33,8 @@ def line_of(home: Path, data: str) -> dict[str, Any]:
     x, y = subject.test
     moves = subject.paper["baseline"]["points"] - x
     return {
-        "split_by": info["data"]["split_by"],
-        "test_fold": info["data"]["test_fold"],
+        "split_by": info.data.split_by,
+        "test_fold": info.data.test_fold,
         "seed": subject.seed,
         "data_sha256": environment["data_sha256"],
         "commit": environment["commit"],

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["PAPER_STAGES", "StageTimer", "peak_rss_bytes", "reset_peak_rss"]
+__all__ = [
+    "PAPER_STAGES",
+    "StageRow",
+    "StageTimer",
+    "Timings",
+    "peak_rss_bytes",
+    "reset_peak_rss",
+]
 
 PAPER_STAGES = (
     "nnmf_feature_extraction",
@@ -62,6 +67,66 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
 
 
+@dataclass(frozen=True)
+class StageRow:
+    """Cost of one stage.
+
+    Attributes
+    ----------
+    stage : str
+        Name.
+    seconds : float
+    n_items : int
+        Samples that it worked on; 0 where it counts none.
+    peak_bytes : int
+        Largest memory during the stage, see `StageTimer`.
+    """
+
+    stage: str
+    seconds: float
+    n_items: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Cost of the stages of a run.
+
+    Attributes
+    ----------
+    device : str
+        Where they ran.
+    stages : tuple of StageRow
+        In the order in which they ended.
+    """
+
+    device: str
+    stages: tuple[StageRow, ...]
+
+    @property
+    def total(self) -> StageRow:
+        """The row ``total``: seconds summed over `PAPER_STAGES`, items and peak their largest.
+
+        Other stages (reading images, writing reports) do not count.
+        """
+        rows = [row for row in self.stages if row.stage in PAPER_STAGES]
+        return StageRow(
+            "total",
+            float(sum(row.seconds for row in rows)),
+            max((row.n_items for row in rows), default=0),
+            max((row.peak_bytes for row in rows), default=0),
+        )
+
+    @property
+    def rows(self) -> tuple[StageRow, ...]:
+        """The stages, then ``total``."""
+        return (*self.stages, self.total)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of ``timings.json``."""
+        return {"device": self.device, "rows": [asdict(row) for row in self.rows]}
+
+
 class _OpenStage:
     """What `StageTimer.stage` yields: set ``n_items`` where it is known only at the end."""
 
@@ -80,9 +145,8 @@ class StageTimer:
 
     Attributes
     ----------
-    rows : list of dict
-        ``{"stage", "seconds", "n_items", "peak_bytes"}`` for each stage that ended, in order. A
-        stage left by an exception has no row.
+    rows : list of StageRow
+        One for each stage that ended, in order. A stage left by an exception has no row.
 
     Notes
     -----
@@ -95,13 +159,13 @@ class StageTimer:
     >>> timer = StageTimer("cpu")
     >>> with timer.stage("cnn_training", n_items=1500):
     ...     pass
-    >>> [row["stage"] for row in timer.as_dict()["rows"]]
+    >>> [row.stage for row in timer.timings().rows]
     ['cnn_training', 'total']
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[StageRow] = []
         self._open: str | None = None
 
     @contextmanager
@@ -123,7 +187,7 @@ class StageTimer:
         RuntimeError
             If another stage is open: their peaks and seconds would overlap.
         """
-        if name == "total" or any(row["stage"] == name for row in self.rows):
+        if name == "total" or any(row.stage == name for row in self.rows):
             raise ValueError(f"stage={name!r} is taken; give each stage a name of its own")
         if self._open is not None:
             raise RuntimeError(f"stage {name!r} started inside stage {self._open!r}; end it first")
@@ -139,42 +203,11 @@ class StageTimer:
             self._open = None
             if self.device.type == "cuda":
                 torch.cuda.nvtx.range_pop()
-        self.rows.append(
-            {
-                "stage": name,
-                "seconds": seconds,
-                "n_items": int(handle.n_items),
-                "peak_bytes": self._peak_bytes(),
-            }
-        )
+        self.rows.append(StageRow(name, seconds, int(handle.n_items), self._peak_bytes()))
 
-    def total(self) -> dict[str, Any]:
-        """Return the row ``total``: seconds summed over `PAPER_STAGES`, peak the largest of them.
-
-        Its ``n_items`` is the largest of theirs. Other stages (reading images, writing
-        reports) do not count.
-        """
-        rows = [row for row in self.rows if row["stage"] in PAPER_STAGES]
-        return {
-            "stage": "total",
-            "seconds": float(sum(row["seconds"] for row in rows)),
-            "n_items": max((row["n_items"] for row in rows), default=0),
-            "peak_bytes": max((row["peak_bytes"] for row in rows), default=0),
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the content of ``timings.json``: the device, the rows so far and ``total``."""
-        return {"device": str(self.device), "rows": [*self.rows, self.total()]}
-
-    def write(self, path: str | Path) -> None:
-        """Write `as_dict` as JSON; a reader never sees half a file."""
-        path = Path(path)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False, encoding="utf-8"
-        ) as file:
-            json.dump(self.as_dict(), file, indent=2)
-        os.chmod(file.name, 0o644)  # temporary files are private to their owner
-        os.replace(file.name, path)
+    def timings(self) -> Timings:
+        """Return the rows so far."""
+        return Timings(str(self.device), tuple(self.rows))
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -129,7 +129,7 @@ def attack_by_both(outputs: StageOutputs, config: ExperimentConfig) -> Record:
     found = {}
     for name, model in outputs.targets.items():
         with ops.reference_path():
-            plain = attack_model(model, outputs.features, config.attack, seed=config.seed)
+            plain = attack_model(model, outputs.features, config)
         both = {"ours": outputs.attacks[name], "reference": plain}
         found[name] = {
             **asdict(compare_attacks(*both.values())),

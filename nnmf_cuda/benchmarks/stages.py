@@ -237,7 +237,7 @@ def _run_all(
 def _run(
     path: _Path, dataset: ImageDataset, config: ExperimentConfig, *, bar: Any = None
 ) -> tuple[_Run, StageOutputs]:
-    from nnmf_cuda.pipeline.stages import evaluate_stages, run_five_stages
+    from nnmf_cuda.pipeline.stages import evaluate_stages, run_stages
     from nnmf_cuda.timing import StageTimer
 
     def say(line: str) -> None:
@@ -247,12 +247,12 @@ def _run(
     timer = StageTimer(path.device)
     _give_back_memory(path.device)
     with _on(path):
-        outputs = run_five_stages(dataset, config, device=path.device, timer=timer, say=say)
+        outputs = run_stages(dataset, config, device=path.device, timer=timer, say=say)
         evaluated = evaluate_stages(outputs, config)
-    rows = [*timer.rows, timer.total()]
+    rows = timer.timings().rows
     found = _Run(
-        seconds={row["stage"]: row["seconds"] for row in rows},
-        peak_bytes={row["stage"]: row["peak_bytes"] for row in rows},
+        seconds={row.stage: row.seconds for row in rows},
+        peak_bytes={row.stage: row.peak_bytes for row in rows},
         rows={name: row.as_dict() for name, row in evaluated.rows.items()},
         spread=evaluated.spread,
     )

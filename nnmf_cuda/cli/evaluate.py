@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -47,25 +47,18 @@ def run_evaluate(arguments: Namespace, _: ArgumentParser) -> None:
     """Evaluate a saved run."""
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.report.robustness_table import summary_table
-    from nnmf_cuda.robustness import Subject, evaluate_robustness
-    from nnmf_cuda.robustness.evaluate import test_images, write_results
+    from nnmf_cuda.robustness import SavedRun, evaluate_robustness
 
     home, device = Path(arguments.model), resolve_device(arguments.device)
     present = home / "robustness.json"
     if present.exists():
         _replaces(present, arguments.overwrite)
-    subject = Subject.of_run(home, device=device)
-    images: Any = None
-    if arguments.data is not None or subject.model.info.get("synthetic"):
-        images = test_images(home, arguments.data, subject)
-    result = evaluate_robustness(
-        subject,
-        preset=arguments.preset,
-        images=images,
-        say=say,
-    )
-    written = write_results(home, result, named=home)
-    print(summary_table(result.content))
+    run, images = SavedRun.load(home, device=device), None
+    if arguments.data is not None or run.model.info.synthetic:
+        images = run.test_images(arguments.data)
+    result = evaluate_robustness(run, preset=arguments.preset, images=images, say=say)
+    written = result.write(home, named=home)
+    print(summary_table(result.report))
     print("\n" + "\n".join(f"{name}: {path}" for name, path in written.items()))
     if (home / "report.html").exists():
         print("report.html in the same directory still shows what the run itself has found")

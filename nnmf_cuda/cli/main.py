@@ -189,7 +189,7 @@ def _predict(arguments: Namespace, _: ArgumentParser) -> None:
         for file, row in zip(batch.files, probabilities, strict=True):
             label = model.label_names[int(row.argmax())]
             table.writerow([file, label, *(f"{p:.6f}" for p in row)])
-    if model.info.get("synthetic"):
+    if model.info.synthetic:
         say("this model was trained on synthetic images: its answers mean nothing on real ones")
 
 

@@ -389,7 +389,7 @@ def _summarize_seeds(out: Path, seeds: Sequence[int], homes: Sequence[Path]) -> 
     from nnmf_cuda.run.repeats import summarize_seeds
 
     summary = summarize_seeds(dict(zip(seeds, homes, strict=True)))
-    write_text(out / "summary.json", json.dumps(summary, indent=2))
+    write_text(out / "summary.json", json.dumps(summary.as_dict(), indent=2))
     print(f"\n{seeds_table(summary)}")
 
 
@@ -397,17 +397,17 @@ def _summarize_folds(
     out: Path, repeats: Sequence[Repeat], homes: Sequence[Path], about: Mapping[str, str]
 ) -> None:
     from nnmf_cuda.pipeline.run_directory import write_text
-    from nnmf_cuda.report.repeats import folds_page, folds_table
-    from nnmf_cuda.run.repeats import OWN_SPLIT, summarize_folds, summarize_seeds
+    from nnmf_cuda.report.repeats import OWN_SPLIT, FoldsSummary, folds_page, folds_table
+    from nnmf_cuda.run.repeats import summarize_seeds
 
     of_split: dict[str, dict[int, Path]] = {}
     for repeat, home in zip(repeats, homes, strict=True):
         of_split.setdefault(repeat.split, {})[repeat.seed] = home
-    summary = summarize_folds(
+    summary = FoldsSummary(
         {name: summarize_seeds(found) for name, found in of_split.items()},
         split_by=next(repeat.split_by or "" for repeat in repeats if repeat.split != OWN_SPLIT),
+        **about,
     )
-    summary["about"] = dict(about)
     write_text(out / "summary.html", folds_page(summary, home=out))
-    write_text(out / "summary.json", json.dumps(summary, indent=2))
+    write_text(out / "summary.json", json.dumps(summary.as_dict(), indent=2))
     print(f"\n{folds_table(summary)}\n\nsummary: {out / 'summary.html'}")

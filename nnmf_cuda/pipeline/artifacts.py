@@ -19,17 +19,42 @@ from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
-from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig
+from nnmf_cuda.pipeline.config import DataConfig, DefenceConfig, DiffusionConfig
 from nnmf_cuda.pipeline.defences import assemble, purifier_of
 from nnmf_cuda.pipeline.run_directory import runs_below
 
-__all__ = ["FORMAT_VERSION", "TrainedModel", "load_model", "save_model"]
+__all__ = ["FORMAT_VERSION", "ModelInfo", "TrainedModel", "load_model", "save_model"]
 
 FORMAT_VERSION = 1
 """Raised when a file of an older version could be misread."""
 
 _JSON = "model.json"
 _WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where a model comes from.
+
+    Attributes
+    ----------
+    source : str
+        What the images are, in words.
+    synthetic : bool
+        Whether they were generated.
+    seed : int
+        Of the run.
+    data_sha256 : str
+        Of images, labels and split.
+    data : DataConfig
+        How they were read.
+    """
+
+    source: str
+    synthetic: bool
+    seed: int
+    data_sha256: str
+    data: DataConfig
 
 
 @dataclass(frozen=True)
@@ -53,8 +78,9 @@ class TrainedModel:
         Class names in the order of the logits; the last is the positive class.
     diffusion : DiffusionConfig
         How the denoiser was trained and is used.
-    info : mapping
-        Where the model comes from: "source", "synthetic", "seed" and the like.
+    defence : DefenceConfig
+        How the defence was trained.
+    info : ModelInfo
     """
 
     extractor: FeatureExtractor
@@ -65,7 +91,7 @@ class TrainedModel:
     label_names: tuple[str, ...]
     diffusion: DiffusionConfig
     defence: DefenceConfig
-    info: Mapping[str, Any]
+    info: ModelInfo
 
     @property
     def device(self) -> torch.device:
@@ -181,7 +207,7 @@ def save_model(model: TrainedModel, directory: Path) -> None:
         "n_features": model.extractor.n_features,
         "diffusion": asdict(model.diffusion),
         "defence": asdict(model.defence),
-        "info": dict(model.info),
+        "info": asdict(model.info),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     directory.mkdir(parents=True, exist_ok=True)
@@ -290,6 +316,7 @@ def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
     extractor = FeatureExtractor(
         tensors["extractor.components"], tensors["extractor.selected"], image_shape=(height, width)
     )
+    info = description["info"]
     n_features, label_names = description["n_features"], tuple(description["label_names"])
     classifier = FeatureCNN(n_features, len(label_names))
     denoiser = FeatureDenoiser(
@@ -312,7 +339,7 @@ def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
         label_names=label_names,
         diffusion=diffusion,
         defence=defence,
-        info=description["info"],
+        info=ModelInfo(**{**info, "data": DataConfig(**info.get("data", {}))}),
     )
 
 

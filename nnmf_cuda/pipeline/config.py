@@ -21,11 +21,11 @@ __all__ = [
     "SelectionConfig",
 ]
 
-# Checks of settings: what is wrong is named as the command line calls it, before any work.
-
 
 class Checks:
-    """Checks of one group of settings; each raises ValueError with option, value and remedy.
+    """Checks of one group of settings, before any work.
+
+    Each raises ValueError with the option as the command line calls it, its value and a remedy.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class DefenceConfig:
-    """What stands between an attacker and the answer."""
+    """Which defence is trained, and how."""
 
     kind: _Kind = "purifier"
     """purifier: the plain classifier behind the purifier; adversarial: a classifier of its size,
@@ -359,11 +359,6 @@ class ExperimentConfig:
         )
 
 
-_ROBUST_FEATURES: dict[str, Any] = {
-    "nnmf": NNMFConfig(n_components=30, init="nndsvda", solver="accelerated-mu", max_iter=100),
-    "selection": SelectionConfig(n_selected=15),
-}
-
 _NOISE_LEVELS = (5, 20, 41, 80)
 
 PRESETS = {
@@ -377,7 +372,11 @@ PRESETS = {
         defence=DefenceConfig(kind="smoothing", candidate_timesteps=_NOISE_LEVELS)
     ),
     "joint": ExperimentConfig(defence=DefenceConfig(kind="joint")),
-    "robust": ExperimentConfig(**_ROBUST_FEATURES, defence=DefenceConfig(kind="adversarial")),
+    "robust": ExperimentConfig(
+        nnmf=NNMFConfig(n_components=30, init="nndsvda", solver="accelerated-mu", max_iter=100),
+        selection=SelectionConfig(n_selected=15),
+        defence=DefenceConfig(kind="adversarial"),
+    ),
 }
 """Named configurations. `paper` is Al-kharsan & Rajko (2026); docs/method.md lists what the paper
 does not say and was chosen here. The next five put another defence in the place of the paper's, on

@@ -1,12 +1,13 @@
-"""The defences: what each trains, what stands before it, and which noise level it takes."""
+"""The defences: what each trains, how it is put together, and which noise level it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
@@ -15,11 +16,12 @@ from nnmf_cuda.attacks.surrogates import surrogate
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
-from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig
+from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig, ExperimentConfig
 from nnmf_cuda.training import TrainingResult, train_joint_classifier, train_robust_classifier
 
 __all__ = [
     "Defence",
+    "NoiseLevel",
     "assemble",
     "fit_defence",
     "noise_schedule",
@@ -29,28 +31,46 @@ __all__ = [
 
 _SURROGATE_DRAWS, _N_ITER = 64, 40
 
+Labels = Tensor | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """Validation accuracy of a defence that works at one timestep.
+
+    Attributes
+    ----------
+    timestep : int
+    clean, attacked : float
+        Share of validation samples that the majority of fresh decisions names rightly: as they
+        are, and also after an attack of 40 steps.
+    """
+
+    timestep: int
+    clean: float
+    attacked: float
+
 
 @dataclass(frozen=True)
 class Defence:
-    """What stands between an attacker and the answer, trained.
+    """A trained defence.
 
     Attributes
     ----------
     model : nn.Module
-        Features to logits.
+        Features (n, n_features) to logits (n, n_classes).
     purifier : DiffusionPurifier
-        The denoiser at work, whether the defence uses it or not.
+        Noise and denoiser, whether the defence uses them or not.
     training : TrainingResult of FeatureCNN or None
         Of the defence's own classifier; None where it takes the plain one.
-    noise_levels : list of dict
-        For each timestep among which validation chose, "timestep", "clean" and "attacked" accuracy
-        there; empty where none was chosen.
+    noise_levels : tuple of NoiseLevel
+        The timesteps among which validation chose; empty where there was no choice.
     """
 
     model: nn.Module
     purifier: DiffusionPurifier
     training: TrainingResult[FeatureCNN] | None
-    noise_levels: list[dict[str, float]]
+    noise_levels: tuple[NoiseLevel, ...] = ()
 
     @property
     def classifier(self) -> FeatureCNN | None:
@@ -60,152 +80,151 @@ class Defence:
 
 def fit_defence(
     x: Mapping[str, Tensor],
-    y: Mapping[str, Any],
+    y: Mapping[str, Labels],
     plain: FeatureCNN,
     denoiser: FeatureDenoiser,
-    defence: DefenceConfig,
-    diffusion: DiffusionConfig,
+    config: ExperimentConfig,
     *,
-    norm: str,
-    n_classes: int,
-    seed: int,
-    device: torch.device,
     progress: bool = False,
 ) -> Defence:
     """Train what the defence trains, on the training split, and choose on the validation split.
 
     Parameters
     ----------
-    x, y : mapping of str to Tensor and array
+    x, y : mapping of str to Tensor (n, n_features) and array (n,)
         Features and labels of "train" and "valid".
     plain : FeatureCNN
         The plainly trained classifier.
     denoiser : FeatureDenoiser
-    defence : DefenceConfig
-        What to do.
-    diffusion : DiffusionConfig
-        Schedule and purification; its timesteps are those of a defence that chooses none.
-    norm : str
-        Of the ball in which training attacks.
-    n_classes : int
-    seed, device, progress
-        As for the other stages.
+        For the purifier. Its timesteps are those of ``config.diffusion`` where ``config.defence``
+        names none to choose from.
+    config : ExperimentConfig
+        Of its parts: defence, diffusion, the norm of the attack and the seed.
+    progress : bool, default=False
+        Show progress bars, where stderr is a terminal.
     """
-    where: dict[str, Any] = {
-        "norm": norm,
-        "n_classes": n_classes,
-        "seed": seed,
-        "device": device,
-        "progress": progress,
-    }
+    settings, norm, n_classes = config.defence, config.attack.norm, plain.n_classes
+
+    def train(purifier: DiffusionPurifier | None = None) -> TrainingResult[FeatureCNN]:
+        return train_adversarially(
+            x,
+            y,
+            settings,
+            norm=norm,
+            n_classes=n_classes,
+            seed=config.seed,
+            purifier=purifier,
+            progress=progress,
+        )
+
     training = None
-    if defence.kind == "joint":
-        training = _train_jointly(x, y, defence, **where)
-    elif defence.kind.startswith("adversarial"):
-        training = train_adversarially(x, y, defence, **where)
+    if settings.kind.startswith("adversarial"):
+        training = train()
+    elif settings.kind == "joint":
+        training = train_joint_classifier(
+            x["train"],
+            y["train"],
+            x["valid"],
+            y["valid"],
+            n_classes=n_classes,
+            sigma_max=settings.sigma_max,
+            denoising_weight=settings.denoising_weight,
+            attack_eps=settings.train_eps,
+            norm=norm,
+            ema_decay=settings.ema_decay,
+            epochs=settings.epochs,
+            lr=settings.lr,
+            batch_size=settings.batch_size,
+            seed=config.seed,
+            device=x["train"].device,
+            progress=progress,
+        )
     tried = []
-    for timesteps in _timesteps(defence, diffusion):
-        purifier = purifier_of(denoiser, replace(diffusion, timesteps=timesteps))
-        if defence.kind == "smoothing":
-            training = train_adversarially(x, y, defence, purifier=purifier, **where)
+    candidates: list[tuple[int, ...]] = [(t,) for t in settings.candidate_timesteps]
+    for timesteps in candidates or [config.diffusion.timesteps]:
+        purifier = purifier_of(denoiser, replace(config.diffusion, timesteps=timesteps))
+        if settings.kind == "smoothing":
+            training = train(purifier)
         own = None if training is None else training.model
-        model = assemble(purifier, plain, own, defence)
-        tried.append(Defence(model, purifier, training, []))
-    return _best_of(tried, x["valid"], y["valid"], defence.train_eps, norm, seed)
-
-
-def _timesteps(defence: DefenceConfig, diffusion: DiffusionConfig) -> list[tuple[int, ...]]:
-    if not (defence.purifies and defence.candidate_timesteps):
-        return [diffusion.timesteps]
-    return [(t,) for t in defence.candidate_timesteps]
+        tried.append(Defence(assemble(purifier, plain, own, settings), purifier, training))
+    return tried[0] if len(tried) == 1 else _best_of(tried, x["valid"], y["valid"], config)
 
 
 def train_adversarially(
     x: Mapping[str, Tensor],
-    y: Mapping[str, Any],
-    config: DefenceConfig,
+    y: Mapping[str, Labels],
+    settings: DefenceConfig,
     *,
     norm: str,
     n_classes: int,
     seed: int,
-    device: torch.device,
     purifier: DiffusionPurifier | None = None,
     progress: bool = False,
 ) -> TrainingResult[FeatureCNN]:
-    """Train a CNN of the plain one's size on attacked features, behind a purifier where given."""
+    """Train a CNN of the plain one's size on attacked features, behind a purifier where given.
+
+    Parameters
+    ----------
+    x, y : mapping of str to Tensor (n, n_features) and array (n,)
+        Features and labels of "train" and "valid".
+    settings : DefenceConfig
+    norm : str
+        Of the ball in which training attacks.
+    n_classes, seed : int
+    purifier : DiffusionPurifier, optional
+    progress : bool, default=False
+        Show progress bars, where stderr is a terminal.
+    """
     return train_robust_classifier(
         x["train"],
         y["train"],
         x["valid"],
         y["valid"],
         n_classes=n_classes,
-        method=config.method,
+        method=settings.method,
         purifier=purifier,
-        attack_eps=config.train_eps,
+        attack_eps=settings.train_eps,
         norm=norm,
-        n_steps=config.n_steps,
-        trades_beta=config.trades_beta,
-        ema_decay=config.ema_decay,
-        epochs=config.epochs,
-        lr=config.lr,
-        batch_size=config.batch_size,
+        n_steps=settings.n_steps,
+        trades_beta=settings.trades_beta,
+        ema_decay=settings.ema_decay,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        batch_size=settings.batch_size,
         seed=seed,
-        device=device,
+        device=x["train"].device,
         progress=progress,
     )
 
 
-def _train_jointly(
-    x: Mapping[str, Tensor], y: Mapping[str, Any], config: DefenceConfig, **options: Any
-) -> TrainingResult[FeatureCNN]:
-    return train_joint_classifier(
-        x["train"],
-        y["train"],
-        x["valid"],
-        y["valid"],
-        sigma_max=config.sigma_max,
-        denoising_weight=config.denoising_weight,
-        attack_eps=config.train_eps,
-        ema_decay=config.ema_decay,
-        epochs=config.epochs,
-        lr=config.lr,
-        batch_size=config.batch_size,
-        **options,
-    )
-
-
-def _best_of(
-    tried: Sequence[Defence], x: Tensor, y: Any, attack_eps: float, norm: str, seed: int
-) -> Defence:
+def _best_of(tried: list[Defence], x: Tensor, y: Labels, config: ExperimentConfig) -> Defence:
     """Return the defence with the highest sum of clean and attacked validation accuracy."""
-    if len(tried) == 1:
-        return tried[0]
     labels = torch.as_tensor(y).to(x.device)
-    levels = [
-        {
-            "timestep": int(found.purifier.timesteps[0]),
-            **_accuracies(found.model, x.clamp(0, 1), labels, attack_eps, norm, seed),
-        }
-        for found in tried
-    ]
-    sums = [level["clean"] + level["attacked"] for level in levels]
+    levels = tuple(_validate(defence, x.clamp(0, 1), labels, config) for defence in tried)
+    sums = [level.clean + level.attacked for level in levels]
     return replace(tried[sums.index(max(sums))], noise_levels=levels)
 
 
-def _accuracies(
-    model: nn.Module, x: Tensor, y: Tensor, attack_eps: float, norm: str, seed: int
-) -> dict[str, float]:
-    """Return clean and attacked accuracy by the majority of fresh decisions."""
+def _validate(defence: Defence, x: Tensor, y: Tensor, config: ExperimentConfig) -> NoiseLevel:
+    model, seed = defence.model, config.seed
     target = surrogate(model, _SURROGATE_DRAWS) if isinstance(model, DefendedClassifier) else model
     points = vector_apgd(
-        target, x, y, attack_eps=attack_eps, norm=norm, n_iter=_N_ITER, n_restarts=1, judge=model,
+        target,
+        x,
+        y,
+        attack_eps=config.defence.train_eps,
+        norm=config.attack.norm,
+        n_iter=_N_ITER,
+        n_restarts=1,
+        judge=model,
         seed=seed,
-    )  # fmt: skip
+    )
     clean, attacked = (majority_right(model, rows, y, seed=seed + 1) for rows in (x, points))
-    return {
-        "clean": float(clean.float().mean()),
-        "attacked": float((clean & attacked).float().mean()),
-    }
+    return NoiseLevel(
+        timestep=int(defence.purifier.timesteps[0]),
+        clean=float(clean.float().mean()),
+        attacked=float((clean & attacked).float().mean()),
+    )
 
 
 def noise_schedule(config: DiffusionConfig) -> NoiseSchedule:

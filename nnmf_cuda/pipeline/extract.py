@@ -1,4 +1,8 @@
-"""Images to a file of features, batch by batch: memory does not grow with their number."""
+"""Images through a model batch by batch, and their features to a file.
+
+Memory does not grow with the number of images: `computed_batches` sends them through a device two
+batches at a time, and `extract_to_file` writes what comes back as it comes.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,202 @@ __all__ = ["FORMATS", "Streams", "computed_batches", "extract_to_file", "pipelin
 
 
 FORMATS = (".npy", ".npz", ".parquet")
+
+Compute = Callable[[Tensor], Tensor]
+Result = tuple[ImageBatch, NDArray[Any]]
+StreamName = Literal["upload", "compute", "download"]
+
+
+def computed_batches(
+    batches: Iterable[ImageBatch],
+    compute: Compute,
+    *,
+    device: torch.device,
+    n_columns: int,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Result]:
+    """Yield each batch with what `compute` makes of its images, in order.
+
+    On a GPU batch i + 1 is staged and uploaded while batch i is computed, and a result is yielded
+    when the batch after it is on its way; there are never more than two batches on the device.
+    Elsewhere a result is computed when it is asked for.
+
+    Parameters
+    ----------
+    batches : iterable of ImageBatch
+        Also without images: nothing is then computed.
+    compute : callable
+        Maps uint8 images (n, height, width) on `device` to a tensor (n, n_columns) there. Called
+        without gradients, on the stream that is current when the first batch is asked for.
+    device : torch.device
+        Where `compute` works.
+    n_columns : int
+        Columns of a result.
+    dtype : torch.dtype, default=torch.float32
+        Of the results.
+
+    Yields
+    ------
+    batch : ImageBatch
+    result : ndarray of shape (n, n_columns)
+        The caller's to keep.
+    """
+    if device.type == "cuda":
+        yield from pipelined(batches, compute, Streams(device), n_columns, dtype)
+        return
+    for batch in batches:
+        result = np.empty((len(batch.images), n_columns), _numpy_dtype(dtype))
+        if len(result):
+            with torch.no_grad():
+                result[:] = compute(torch.from_numpy(batch.images).to(device)).cpu().numpy()
+        yield batch, result
+
+
+def pipelined(
+    batches: Iterable[ImageBatch],
+    compute: Compute,
+    streams: Streams,
+    n_columns: int,
+    dtype: torch.dtype,
+) -> Iterator[Result]:
+    """Yield what `computed_batches` does, through two slots that take turns."""
+    slots = cycle(_Slot(streams, n_columns, dtype) for _ in range(2))
+    under_way: deque[tuple[ImageBatch, _Slot | None]] = deque()
+
+    def oldest() -> Result:
+        batch, slot = under_way.popleft()
+        if slot is None:
+            return batch, np.empty((0, n_columns), _numpy_dtype(dtype))
+        return batch, slot.receive()
+
+    try:
+        for batch in batches:
+            slot = next(slots) if len(batch.images) else None
+            if slot is not None:
+                slot.send(batch.images, compute)
+            under_way.append((batch, slot))
+            if len(under_way) == 2:
+                # The slot that the next batch gets is free after this.
+                yield oldest()
+        while under_way:
+            yield oldest()
+    finally:
+        # The slots' memory may not be let go while a stream still works in it.
+        streams.finish()
+
+
+class _Slot:
+    """A place for one batch on its way through the device.
+
+    Events order the three streams within a batch. Between two batches in the same slot stands
+    `receive`: the host has then waited for the last thing that happens to a batch.
+    """
+
+    def __init__(self, streams: Streams, n_columns: int, dtype: torch.dtype) -> None:
+        self._streams = streams
+        self._n_columns = n_columns
+        self._dtype = dtype
+        self._capacity: tuple[int, ...] = (0,)
+        self._n_rows = 0
+        self._returned: torch.cuda.Event | None = (
+            None  # the event of a batch that has not been received
+        )
+
+    def send(self, images: NDArray[np.uint8], compute: Compute) -> None:
+        """Start a batch; only where the one before has been received."""
+        assert self._returned is None
+        if len(images) > self._capacity[0] or images.shape[1:] != self._capacity[1:]:
+            self._allocate(images.shape)
+        self._n_rows = n = len(images)
+        self._staged[:n].copy_(torch.from_numpy(images))
+        streams = self._streams
+        streams.submit("upload", lambda: _copy(self._images[:n], self._staged[:n]))
+        streams.hold("compute", streams.record("upload"))
+        streams.submit("compute", lambda: _compute(self._results[:n], compute, self._images[:n]))
+        streams.hold("download", streams.record("compute"))
+        streams.submit("download", lambda: _copy(self._landed[:n], self._results[:n]))
+        self._returned = streams.record("download")
+
+    def receive(self) -> NDArray[Any]:
+        """Wait for the batch and return its results; the slot is then free."""
+        assert self._returned is not None
+        self._streams.wait(self._returned)
+        self._returned = None
+        result: NDArray[Any] = self._landed[: self._n_rows].numpy().copy()
+        return result
+
+    def _allocate(self, shape: tuple[int, ...]) -> None:
+        streams, results = self._streams, (shape[0], self._n_columns)
+        self._capacity = shape
+        self._staged = streams.host_memory(shape, torch.uint8)
+        self._landed = streams.host_memory(results, self._dtype)
+        self._images = streams.device_memory(shape, torch.uint8)
+        self._results = streams.device_memory(results, self._dtype)
+        # What "compute" has still to do may work in memory that was handed to us.
+        streams.hold("upload", streams.record("compute"))
+
+
+def _copy(to: Tensor, source: Tensor) -> None:
+    to.copy_(source, non_blocking=True)
+
+
+def _compute(to: Tensor, compute: Compute, images: Tensor) -> None:
+    with torch.no_grad():
+        to.copy_(compute(images))
+
+
+class Streams:
+    """Memory and queues of a CUDA device: two streams for copies beside the one that is current.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._streams = {
+            "upload": torch.cuda.Stream(device),
+            "compute": torch.cuda.current_stream(device),
+            "download": torch.cuda.Stream(device),
+        }
+
+    def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return memory of the host that is copied from and to without the host's help."""
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def device_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return memory of the device, free for what is submitted to "compute" from now on."""
+        with torch.cuda.stream(self._streams["compute"]):
+            return torch.empty(shape, dtype=dtype, device=self._device)
+
+    def submit(self, stream: StreamName, work: Callable[[], None]) -> None:
+        """Have work done after all that is in the stream, and no later than `finish`."""
+        with torch.cuda.stream(self._streams[stream]):
+            work()
+
+    def record(self, stream: StreamName) -> torch.cuda.Event:
+        """Return an event that happens when all that is in the stream is done."""
+        event: torch.cuda.Event = self._streams[stream].record_event()
+        return event
+
+    def hold(self, stream: StreamName, event: torch.cuda.Event) -> None:
+        """Let what is submitted to the stream from now on wait for the event."""
+        self._streams[stream].wait_event(event)
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        """Let the host wait for the event."""
+        event.synchronize()
+
+    def finish(self) -> None:
+        """Let the host wait for all streams."""
+        for stream in self._streams.values():
+            stream.synchronize()
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    found: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
+    return found
 
 
 def extract_to_file(
@@ -205,6 +405,12 @@ def _escape(character: str) -> str:
     return f"\\u{code:04x}" if escaped else character
 
 
+def _write_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
+    """Begin an array of .npy; NumPy pads its header so that the first axis can grow in place."""
+    description = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, description)
+
+
 class _NpyWriter:
     """Rows appended to an .npy file; the header is written again when their number is known."""
 
@@ -216,10 +422,7 @@ class _NpyWriter:
         self._write_header()
 
     def _write_header(self) -> None:
-        # NumPy pads the header so that the first axis can grow in place.
-        shape = (self._n_rows, self._n_columns)
-        description = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, description)
+        _write_header(self._file, "<f4", (self._n_rows, self._n_columns))
 
     def write(self, features: NDArray[np.float32], files: list[str]) -> None:
         features.astype("<f4", copy=False).tofile(self._file)
@@ -257,22 +460,17 @@ class _NpzWriter:
         self._files.seek(0)
         with ZipFile(self._file, "w") as archive:
             with archive.open("features.npy", "w", force_zip64=True) as member:
-                self._write_header(member, "<f4", self._shape)
+                _write_header(member, "<f4", self._shape)
                 shutil.copyfileobj(self._features, member)
             with archive.open("files.npy", "w", force_zip64=True) as member:
                 dtype = f"<U{self._longest_name}"
-                self._write_header(member, dtype, self._shape[:1])
+                _write_header(member, dtype, self._shape[:1])
                 for line in self._files:
                     member.write(np.array(json.loads(line), dtype=dtype).tobytes())
 
     def close(self) -> None:
         for file in (self._file, self._features, self._files):
             file.close()
-
-    @staticmethod
-    def _write_header(member: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
-        description = {"descr": dtype, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(member, description)
 
 
 class _ParquetWriter:
@@ -311,212 +509,3 @@ class _ParquetWriter:
 
     def close(self) -> None:
         self._file.close()
-
-
-# Images to a device and results back, while the host prepares the next batch.
-
-Compute = Callable[[Tensor], Tensor]
-Result = tuple[ImageBatch, NDArray[Any]]
-StreamName = Literal["upload", "compute", "download"]
-
-
-def computed_batches(
-    batches: Iterable[ImageBatch],
-    compute: Compute,
-    *,
-    device: torch.device,
-    n_columns: int,
-    dtype: torch.dtype = torch.float32,
-) -> Iterator[Result]:
-    """Yield each batch with what `compute` makes of its images, in order.
-
-    On a GPU batch i + 1 is staged and uploaded while batch i is computed, and a result is yielded
-    when the batch after it is on its way; there are never more than two batches on the device.
-    Elsewhere a result is computed when it is asked for.
-
-    Parameters
-    ----------
-    batches : iterable of ImageBatch
-        Also without images: nothing is then computed.
-    compute : callable
-        Maps uint8 images (n, height, width) on `device` to a tensor (n, n_columns) there. Called
-        without gradients, on the stream that is current when the first batch is asked for.
-    device : torch.device
-        Where `compute` works.
-    n_columns : int
-        Columns of a result.
-    dtype : torch.dtype, default=torch.float32
-        Of the results.
-
-    Yields
-    ------
-    batch : ImageBatch
-    result : ndarray of shape (n, n_columns)
-        The caller's to keep.
-    """
-    if device.type == "cuda":
-        yield from pipelined(batches, compute, _CudaStreams(device), n_columns, dtype)
-        return
-    for batch in batches:
-        result = np.empty((len(batch.images), n_columns), _numpy_dtype(dtype))
-        if len(result):
-            with torch.no_grad():
-                result[:] = compute(torch.from_numpy(batch.images).to(device)).cpu().numpy()
-        yield batch, result
-
-
-class Streams(Protocol):
-    """Memory and queues of a device: all that a pipeline asks of it."""
-
-    def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return memory of the host that is copied from and to without the host's help."""
-
-    def device_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return memory of the device, free for what is submitted to "compute" from now on."""
-
-    def submit(self, stream: StreamName, work: Callable[[], None]) -> None:
-        """Have work done after all that is in the stream, and no later than `finish`."""
-
-    def record(self, stream: StreamName) -> Any:
-        """Return an event that happens when all that is in the stream is done."""
-
-    def hold(self, stream: StreamName, event: Any) -> None:
-        """Let what is submitted to the stream from now on wait for the event."""
-
-    def wait(self, event: Any) -> None:
-        """Let the host wait for the event."""
-
-    def finish(self) -> None:
-        """Let the host wait for all streams."""
-
-
-def pipelined(
-    batches: Iterable[ImageBatch],
-    compute: Compute,
-    streams: Streams,
-    n_columns: int,
-    dtype: torch.dtype,
-) -> Iterator[Result]:
-    """Yield what `computed_batches` does, through two slots that take turns."""
-    slots = cycle(_Slot(streams, n_columns, dtype) for _ in range(2))
-    under_way: deque[tuple[ImageBatch, _Slot | None]] = deque()
-
-    def oldest() -> Result:
-        batch, slot = under_way.popleft()
-        if slot is None:
-            return batch, np.empty((0, n_columns), _numpy_dtype(dtype))
-        return batch, slot.receive()
-
-    try:
-        for batch in batches:
-            slot = next(slots) if len(batch.images) else None
-            if slot is not None:
-                slot.send(batch.images, compute)
-            under_way.append((batch, slot))
-            if len(under_way) == 2:
-                # The slot that the next batch gets is free after this.
-                yield oldest()
-        while under_way:
-            yield oldest()
-    finally:
-        # The slots' memory may not be let go while a stream still works in it.
-        streams.finish()
-
-
-class _Slot:
-    """A place for one batch on its way through the device.
-
-    Events order the three streams within a batch. Between two batches in the same slot stands
-    `receive`: the host has then waited for the last thing that happens to a batch.
-    """
-
-    def __init__(self, streams: Streams, n_columns: int, dtype: torch.dtype) -> None:
-        self._streams = streams
-        self._n_columns = n_columns
-        self._dtype = dtype
-        self._capacity: tuple[int, ...] = (0,)
-        self._n_rows = 0
-        self._returned: Any = None  # the event of a batch that has not been received
-
-    def send(self, images: NDArray[np.uint8], compute: Compute) -> None:
-        """Start a batch; only where the one before has been received."""
-        assert self._returned is None
-        if len(images) > self._capacity[0] or images.shape[1:] != self._capacity[1:]:
-            self._allocate(images.shape)
-        self._n_rows = n = len(images)
-        self._staged[:n].copy_(torch.from_numpy(images))
-        streams = self._streams
-        streams.submit("upload", lambda: _copy(self._images[:n], self._staged[:n]))
-        streams.hold("compute", streams.record("upload"))
-        streams.submit("compute", lambda: _compute(self._results[:n], compute, self._images[:n]))
-        streams.hold("download", streams.record("compute"))
-        streams.submit("download", lambda: _copy(self._landed[:n], self._results[:n]))
-        self._returned = streams.record("download")
-
-    def receive(self) -> NDArray[Any]:
-        """Wait for the batch and return its results; the slot is then free."""
-        self._streams.wait(self._returned)
-        self._returned = None
-        result: NDArray[Any] = self._landed[: self._n_rows].numpy().copy()
-        return result
-
-    def _allocate(self, shape: tuple[int, ...]) -> None:
-        streams, results = self._streams, (shape[0], self._n_columns)
-        self._capacity = shape
-        self._staged = streams.host_memory(shape, torch.uint8)
-        self._landed = streams.host_memory(results, self._dtype)
-        self._images = streams.device_memory(shape, torch.uint8)
-        self._results = streams.device_memory(results, self._dtype)
-        # What "compute" has still to do may work in memory that was handed to us.
-        streams.hold("upload", streams.record("compute"))
-
-
-def _copy(to: Tensor, source: Tensor) -> None:
-    to.copy_(source, non_blocking=True)
-
-
-def _compute(to: Tensor, compute: Compute, images: Tensor) -> None:
-    with torch.no_grad():
-        to.copy_(compute(images))
-
-
-class _CudaStreams:
-    """Two streams for copies beside the one that is current."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._streams = {
-            "upload": torch.cuda.Stream(device),
-            "compute": torch.cuda.current_stream(device),
-            "download": torch.cuda.Stream(device),
-        }
-
-    def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
-
-    def device_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        with torch.cuda.stream(self._streams["compute"]):
-            return torch.empty(shape, dtype=dtype, device=self._device)
-
-    def submit(self, stream: StreamName, work: Callable[[], None]) -> None:
-        with torch.cuda.stream(self._streams[stream]):
-            work()
-
-    def record(self, stream: StreamName) -> torch.cuda.Event:
-        event: torch.cuda.Event = self._streams[stream].record_event()
-        return event
-
-    def hold(self, stream: StreamName, event: torch.cuda.Event) -> None:
-        self._streams[stream].wait_event(event)
-
-    def wait(self, event: torch.cuda.Event) -> None:
-        event.synchronize()
-
-    def finish(self) -> None:
-        for stream in self._streams.values():
-            stream.synchronize()
-
-
-def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    found: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
-    return found

@@ -1,17 +1,16 @@
-"""The stages of the experiment: functions from inputs and configuration to an artefact.
+"""The stages of the experiment, each a function of inputs and configuration, and all in order.
 
-None of them writes a file, times itself or draws from global random state, so that any stage can
-be run again on what another has returned. All take the experiment's seed as it is: what a stage
-did can be repeated with the library alone, for example by ``NNMF(random_state=seed)``.
+No stage writes a file, times itself or draws from global random state, so that it can be run again
+on what another has returned. All take the experiment's seed as it is: what a stage did can be
+repeated with the library alone, for example by ``NNMF(random_state=seed)``.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,21 +26,10 @@ from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.nnmf.selection import ComponentSelector
-from nnmf_cuda.pipeline import stages
-from nnmf_cuda.pipeline.config import (
-    AttackConfig,
-    ClassifierConfig,
-    DiffusionConfig,
-    ExperimentConfig,
-    NNMFConfig,
-)
+from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.defences import Defence, fit_defence, noise_schedule
 from nnmf_cuda.timing import StageTimer
-from nnmf_cuda.training import (
-    TrainingResult,
-    train_classifier,
-    train_denoiser,
-)
+from nnmf_cuda.training import TrainingResult, train_classifier, train_denoiser
 
 __all__ = [
     "Features",
@@ -51,13 +39,15 @@ __all__ = [
     "extract_features",
     "fit_classifier",
     "fit_denoiser",
-    "run_five_stages",
+    "run_stages",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the first stages found.
+    """Features of every image, and what they are made with.
 
     Attributes
     ----------
@@ -68,9 +58,11 @@ class Features:
     selector : ComponentSelector
         The fitted selection, with its statistics.
     x : mapping of str to Tensor of shape (n_samples, n_selected)
-        Features of "train", "valid" and "test".
+        Features of "train", "valid" and "test", on the device that computes.
     y : mapping of str to array of shape (n_samples,)
         Their labels.
+    n_classes : int
+        Of the data set, whether or not a split has them all.
     """
 
     extractor: FeatureExtractor
@@ -78,13 +70,13 @@ class Features:
     selector: ComponentSelector
     x: Mapping[str, Tensor]
     y: Mapping[str, NDArray[np.int64]]
+    n_classes: int
 
 
 def extract_features(
     dataset: ImageDataset,
     config: ExperimentConfig,
     *,
-    seed: int,
     device: torch.device,
     progress: bool = False,
 ) -> Features:
@@ -95,7 +87,7 @@ def extract_features(
     """
     images = {split: torch.from_numpy(dataset.matrix(split)).to(device) for split in SPLITS}
     labels = {split: dataset.labels_of(split) for split in SPLITS}
-    nnmf = _fit_nnmf(images["train"], config.nnmf, seed=seed, progress=progress)
+    nnmf = _fit_nnmf(images["train"], config, progress=progress)
     components = torch.from_numpy(nnmf.components_).to(device, torch.float32)
     every = torch.arange(len(components), device=device)
     whole = FeatureExtractor(components, every, image_shape=dataset.image_shape)
@@ -105,26 +97,21 @@ def extract_features(
     selected = torch.from_numpy(selector.selected_).to(device)
     extractor = FeatureExtractor(components, selected, image_shape=dataset.image_shape)
     x = {split: extractor.select(rows) for split, rows in normalised.items()}
-    return Features(extractor, nnmf, selector, x, labels)
+    return Features(extractor, nnmf, selector, x, labels, dataset.n_classes)
 
 
-def _fit_nnmf(X: Tensor, config: NNMFConfig, *, seed: int, progress: bool) -> NNMF:
-    if config.n_components > min(X.shape):
+def _fit_nnmf(X: Tensor, config: ExperimentConfig, *, progress: bool) -> NNMF:
+    settings = config.nnmf
+    if settings.n_components > min(X.shape):
         raise ValueError(
-            f"nnmf.n_components={config.n_components} is above min(n_samples, n_features) ="
+            f"nnmf.n_components={settings.n_components} is above min(n_samples, n_features) ="
             f" {min(X.shape)} of the {len(X)} training images: use fewer components or more images"
         )
-    return NNMF(**asdict(config), random_state=seed, verbose=int(progress)).fit(X)
+    return NNMF(**asdict(settings), random_state=config.seed, verbose=int(progress)).fit(X)
 
 
 def fit_classifier(
-    features: Features,
-    config: ClassifierConfig,
-    *,
-    n_classes: int,
-    seed: int,
-    device: torch.device,
-    progress: bool = False,
+    features: Features, config: ExperimentConfig, *, progress: bool = False
 ) -> TrainingResult[FeatureCNN]:
     """Train the light CNN on the training features, watched on the validation features."""
     return train_classifier(
@@ -132,63 +119,49 @@ def fit_classifier(
         features.y["train"],
         features.x["valid"],
         features.y["valid"],
-        n_classes=n_classes,
-        seed=seed,
-        device=device,
+        n_classes=features.n_classes,
+        seed=config.seed,
+        device=features.x["train"].device,
         progress=progress,
-        **asdict(config),
+        **asdict(config.classifier),
     )
 
 
 def fit_denoiser(
-    features: Features,
-    config: DiffusionConfig,
-    *,
-    seed: int,
-    device: torch.device,
-    progress: bool = False,
+    features: Features, config: ExperimentConfig, *, progress: bool = False
 ) -> TrainingResult[FeatureDenoiser]:
     """Train the x0-predicting denoiser on the training features."""
+    settings = config.diffusion
     return train_denoiser(
         features.x["train"],
-        noise_schedule(config),
-        hidden=config.hidden,
-        embedding_dim=config.embedding_dim,
-        ema_decay=config.ema_decay,
-        epochs=config.epochs,
-        lr=config.lr,
-        batch_size=config.batch_size,
+        noise_schedule(settings),
+        hidden=settings.hidden,
+        embedding_dim=settings.embedding_dim,
+        ema_decay=settings.ema_decay,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        batch_size=settings.batch_size,
         valid_features=features.x["valid"],
-        seed=seed,
-        device=device,
+        seed=config.seed,
+        device=features.x["train"].device,
         progress=progress,
     )
 
 
 def attack_model(
-    model: torch.nn.Module,
-    features: Features,
-    config: AttackConfig,
-    *,
-    seed: int,
-    progress: bool = False,
+    model: torch.nn.Module, features: Features, config: ExperimentConfig, *, progress: bool = False
 ) -> AttackResult:
     """Attack a model on the test features."""
-    device = features.x["test"].device
-    labels = torch.from_numpy(features.y["test"]).to(device)
+    x = features.x["test"]
+    labels = torch.from_numpy(features.y["test"]).to(x.device)
     return run_autoattack(
-        model, features.x["test"], labels, seed=seed, progress=progress, **asdict(config)
+        model, x, labels, seed=config.seed, progress=progress, **asdict(config.attack)
     )
-
-
-# The paper's five stages in their order, each timed: what a run and the stage benchmark share.
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StageOutputs:
-    """What the five stages leave.
+    """What `run_stages` returns.
 
     Attributes
     ----------
@@ -204,7 +177,7 @@ class StageOutputs:
         By model: "baseline" and "defended".
     """
 
-    features: stages.Features
+    features: Features
     cnn: TrainingResult[FeatureCNN]
     denoiser: TrainingResult[FeatureDenoiser]
     defence: Defence
@@ -216,7 +189,7 @@ class StageOutputs:
         return {"baseline": self.cnn.model, "defended": self.defence.model}
 
 
-def run_five_stages(
+def run_stages(
     dataset: ImageDataset,
     config: ExperimentConfig,
     *,
@@ -226,6 +199,8 @@ def run_five_stages(
     say: Callable[[str], object] = logger.info,
 ) -> StageOutputs:
     """Run the stages of `PAPER_STAGES`, each on what those before it have returned.
+
+    A defence with a classifier of its own is trained before the attacks, as a stage more.
 
     Parameters
     ----------
@@ -246,65 +221,34 @@ def run_five_stages(
     -------
     StageOutputs
     """
-    where: dict[str, Any] = {"seed": config.seed, "device": device, "progress": progress}
     say("fitting the components and projecting every image")
     with timer.stage("nnmf_feature_extraction", n_items=len(dataset.images)):
-        features = stages.extract_features(dataset, config, **where)
+        features = extract_features(dataset, config, device=device, progress=progress)
     n_train = len(features.y["train"])
     say("training the classifier")
     with timer.stage("cnn_training", n_items=n_train):
-        cnn = stages.fit_classifier(
-            features, config.classifier, n_classes=dataset.n_classes, **where
-        )
+        cnn = fit_classifier(features, config, progress=progress)
     say("training the denoiser")
     with timer.stage("denoiser_training", n_items=n_train):
-        denoiser = stages.fit_denoiser(features, config.diffusion, **where)
-    defence = _defence(features, cnn.model, denoiser.model, config, timer, say=say, **where)
+        denoiser = fit_denoiser(features, config, progress=progress)
+    trains = config.defence.has_own_classifier
+    if trains:
+        say(f"training the defence ({config.defence.kind})")
+    with timer.stage("defence_training", n_items=n_train) if trains else nullcontext():
+        defence = fit_defence(
+            features.x, features.y, cnn.model, denoiser.model, config, progress=progress
+        )
+    for level in defence.noise_levels:
+        say(
+            f"  timestep {level.timestep}: validation {level.clean:.4f} clean,"
+            f" {level.attacked:.4f} attacked"
+        )
     attacks = {}
     for name, target in (("baseline", cnn.model), ("defended", defence.model)):
         say(f"attacking the {name} model ({' + '.join(config.attack.attacks)})")
         with timer.stage(f"autoattack_{name}", n_items=len(features.y["test"])):
-            attacks[name] = stages.attack_model(
-                target, features, config.attack, seed=config.seed, progress=progress
-            )
+            attacks[name] = attack_model(target, features, config, progress=progress)
     return StageOutputs(features, cnn, denoiser, defence, attacks)
-
-
-def _defence(
-    features: stages.Features,
-    plain: FeatureCNN,
-    denoiser: FeatureDenoiser,
-    config: ExperimentConfig,
-    timer: StageTimer,
-    *,
-    say: Callable[[str], object],
-    **where: Any,
-) -> Defence:
-    """Train the defence; the paper's only puts together what is there, which is no stage."""
-    settings = config.defence
-    fit = partial(
-        fit_defence,
-        features.x,
-        features.y,
-        plain,
-        denoiser,
-        settings,
-        config.diffusion,
-        norm=config.attack.norm,
-        n_classes=plain.n_classes,
-        **where,
-    )
-    if not settings.has_own_classifier:
-        return fit()
-    say(f"training the defence ({settings.kind})")
-    with timer.stage("defence_training", n_items=len(features.y["train"])):
-        defence = fit()
-    for level in defence.noise_levels:
-        say(
-            f"  timestep {level['timestep']}: validation {level['clean']:.4f} clean,"
-            f" {level['attacked']:.4f} attacked"
-        )
-    return defence
 
 
 def evaluate_stages(outputs: StageOutputs, config: ExperimentConfig) -> EvaluatedRows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnmf_cuda.report.run_report import ReportContent, write_report
-from nnmf_cuda.report.tables import bullet_list, metrics_table, timings_table
+from nnmf_cuda.report.run_report import RunReport, write_report
+from nnmf_cuda.report.tables import MetricTable, StageTable, bullet_list
 
-__all__ = ["ReportContent", "bullet_list", "metrics_table", "timings_table", "write_report"]
+__all__ = ["MetricTable", "RunReport", "StageTable", "bullet_list", "write_report"]

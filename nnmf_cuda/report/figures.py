@@ -17,11 +17,13 @@ from nnmf_cuda.evaluation import (
     PAPER_TIMINGS,
     ROW_NAMES,
     DenoisingError,
+    EvaluatedRows,
     expected_calibration_error,
     reliability_curve,
 )
+from nnmf_cuda.nnmf.selection import ComponentSelector
 from nnmf_cuda.report.tables import STAGE_TITLES
-from nnmf_cuda.timing import PAPER_STAGES
+from nnmf_cuda.timing import PAPER_STAGES, Timings
 
 __all__ = [
     "class_means_figure",
@@ -40,6 +42,9 @@ WIDTH = 9.0  # inches; at 130 dots an inch wider than the report's column, so th
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8f98"  # Okabe & Ito (2008)
 LIGHT_GREY, INK, FAINT = "#c6cad0", "#22262d", "#d9dce1"
 _STAGES = (*PAPER_STAGES, "total")
+_PANELS = {"Clean": "Clean features", "Robust": "Attacked features"}
+_MODELS = {"Baseline": VERMILION, "Defended": BLUE}
+_CLASS_COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
 _PATH_COLOURS = {
     "cpu": VERMILION,
     "cpu reference": GREY,
@@ -75,43 +80,33 @@ def _log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def components_figure(
-    components: NDArray[Any], *, selection: Mapping[str, NDArray[Any]] | None = None
-) -> Figure:
+def components_figure(components: NDArray[Any], selector: ComponentSelector) -> Figure:
     """Draw each component as an image, on a scale of its own from 0 to its largest value.
 
     Parameters
     ----------
     components : array of shape (n_components, height, width)
         Non-negative.
-    selection : mapping, optional
-        With ``ranking`` and ``selected``: ranks stand in the titles.
+    selector : ComponentSelector
+        Fitted: ranks stand in the titles.
     """
     n = len(components)
     columns = min(n, 5)
     n_rows = math.ceil(n / columns)
     figure = new_figure(1.95 * n_rows * WIDTH / (1.75 * columns) * 0.92)
     grid = figure.subplots(n_rows, columns, squeeze=False).ravel()
-    ranks = {}
-    if selection is not None:
-        ranks = {int(c): i + 1 for i, c in enumerate(selection["ranking"])}
-        kept = {int(c) for c in selection["selected"]}
+    ranks = {int(c): i + 1 for i, c in enumerate(selector.ranking_)}
     for axes in grid:
         axes.axis("off")
     for index, (axes, image) in enumerate(zip(grid, components, strict=False)):
         axes.imshow(image, cmap="gray", vmin=0, interpolation="nearest")
-        title = f"{index}"
-        if index in ranks:
-            title += f"   rank {ranks[index]}" + ("" if index in kept else ", left out")
-        axes.set_title(title, fontsize=9, color=INK)
+        left_out = "" if index in selector.selected_ else ", left out"
+        axes.set_title(f"{index}   rank {ranks[index]}{left_out}", fontsize=9, color=INK)
     return figure
 
 
 def class_means_figure(
-    class_means: NDArray[Any],
-    label_names: Sequence[str],
-    *,
-    selected: Sequence[int] | NDArray[Any] | None = None,
+    class_means: NDArray[Any], label_names: Sequence[str], selected: Sequence[int] | NDArray[Any]
 ) -> Figure:
     """Draw the mean of each selected feature in each class as a heat map.
 
@@ -119,7 +114,7 @@ def class_means_figure(
     ----------
     class_means : array of shape (n_classes, n_features)
     label_names : sequence of str
-    selected : sequence of int, optional
+    selected : sequence of int
         Component behind each feature, for the axis.
     """
     n_classes, n_features = class_means.shape
@@ -130,8 +125,7 @@ def class_means_figure(
     axes.grid(visible=False)
     axes.set_yticks(range(n_classes), list(label_names))
     step = max(1, math.ceil(n_features / 30))
-    names = list(range(n_features)) if selected is None else [int(c) for c in selected]
-    axes.set_xticks(range(0, n_features, step), [str(c) for c in names[::step]])
+    axes.set_xticks(range(0, n_features, step), [str(c) for c in selected[::step]])
     if n_features <= 20:
         middle = float(np.nanmax(class_means)) * 0.6
         for (row, column), value in np.ndenumerate(class_means):
@@ -143,23 +137,23 @@ def class_means_figure(
     return figure
 
 
-def selection_figure(selection: Mapping[str, NDArray[Any]]) -> Figure:
+def selection_figure(selector: ComponentSelector) -> Figure:
     """Draw AUC, Cohen's d and Welch's p of each component, best ranked first.
 
     Parameters
     ----------
-    selection : mapping
-        ``auc``, ``cohens_d``, ``p_value``, ``ranking``, ``selected``.
+    selector : ComponentSelector
+        Fitted.
     """
-    ranking = np.asarray(selection["ranking"])
-    kept = np.isin(ranking, selection["selected"])
+    ranking = selector.ranking_
+    kept = np.isin(ranking, selector.selected_)
     smallest = np.finfo(np.float64).tiny  # Welch's p underflows to 0 on clear differences
-    strength = -np.log10(np.maximum(selection["p_value"], smallest))
+    strength = -np.log10(np.maximum(selector.p_value_, smallest))
     figure = new_figure(1.2 + 0.24 * len(ranking))
     panels = figure.subplots(1, 3, sharey=True)
     columns = (
-        ("ROC-AUC", np.asarray(selection["auc"]), 0.5),
-        ("Cohen's d", np.asarray(selection["cohens_d"]), 0.0),
+        ("ROC-AUC", selector.auc_, 0.5),
+        ("Cohen's d", selector.cohens_d_, 0.0),
         ("Welch's test, -log10 p", strength, 0.0),
     )
     places = np.arange(len(ranking))
@@ -215,7 +209,6 @@ def denoising_figure(error: DenoisingError, *, purify_t: int | None = None) -> F
     Parameters
     ----------
     error : DenoisingError
-        What `nnmf_cuda.evaluation.denoising_error` returns.
     purify_t : int, optional
         Timestep of the defence, marked.
     """
@@ -238,24 +231,22 @@ def denoising_figure(error: DenoisingError, *, purify_t: int | None = None) -> F
         axes.axvline(at, color=INK, linewidth=1, linestyle=":", label=label)
     _log_scale(axes)
     # Rescaled, pure noise has an error in the thousands, which would flatten everything else.
-    of_interest = max(np.max(error.mse_denoised), np.max(error.mse_mean))
-    axes.set_ylim(top=10 * float(of_interest))
+    axes.set_ylim(top=10 * float(max(error.mse_denoised.max(), error.mse_mean.max())))
     axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def stage_times_figure(timings: Mapping[str, Any], *, paper: bool = True) -> Figure:
+def stage_times_figure(timings: Timings, *, paper: bool) -> Figure:
     """Draw the seconds of the paper's five stages and their total.
 
     Parameters
     ----------
-    timings : mapping
-        Content of ``timings.json``.
-    paper : bool, default=True
+    timings : Timings
+    paper : bool
         Whether the paper's seconds stand beside ours.
     """
-    measured = {row["stage"]: row["seconds"] for row in timings["rows"]}
-    series = [(f"this run ({timings['device']})", BLUE, [measured.get(s) for s in _STAGES])]
+    measured = {row.stage: row.seconds for row in timings.rows}
+    series = [(f"this run ({timings.device})", BLUE, [measured.get(s) for s in _STAGES])]
     for device, color in (("cpu", GREY), ("gpu", LIGHT_GREY)) if paper else ():
         seconds: list[float | None] = [PAPER_TIMINGS[s][device] for s in _STAGES]
         series.append((f"paper, {device.upper()}", color, seconds))
@@ -335,24 +326,13 @@ def _seconds_and_speeds(record: Mapping[str, Any], name: str) -> list[str]:
     return [f"{s:.3g} s ({r / s:.1f} x)" for s, r in zip(seconds, reference, strict=True)]
 
 
-# ROC and reliability curves of the four rows.
-
-PANELS = {"Clean": "Clean features", "Robust": "Attacked features"}
-MODELS = {"Baseline": VERMILION, "Defended": BLUE}
-CLASS_COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
-
-
-def pooled(labels: NDArray[Any], probabilities: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Put the predictions of a row (n_predictions, n, n_classes) one after another."""
-    return np.tile(labels, len(probabilities)), np.concatenate(list(probabilities))
+def _pooled(rows: EvaluatedRows, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Put the predictions of a row one after another, with the labels repeated for each."""
+    probabilities = rows.probabilities[name]
+    return np.tile(rows.labels, len(probabilities)), np.concatenate(list(probabilities))
 
 
-def roc_figure(
-    labels: NDArray[Any],
-    probabilities: Mapping[str, NDArray[Any]],
-    rows: Mapping[str, Mapping[str, float]],
-    label_names: Sequence[str],
-) -> Figure:
+def roc_figure(rows: EvaluatedRows, label_names: Sequence[str]) -> Figure:
     """Draw ROC curves: clean and attacked, baseline and defended.
 
     With more than two classes, one panel a row of the table with one-vs-rest curves. The
@@ -360,42 +340,34 @@ def roc_figure(
 
     Parameters
     ----------
-    labels : array of shape (n,)
-    probabilities : mapping of str to array (n_predictions, n, n_classes)
-    rows : mapping
-        The metric table.
+    rows : EvaluatedRows
     label_names : sequence of str
     """
     if len(label_names) > 2:
-        return _roc_one_vs_rest(labels, probabilities, rows, label_names)
+        return _roc_one_vs_rest(rows, label_names)
     figure = new_figure(5.6)
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, (condition, title) in zip(panels, PANELS.items(), strict=True):
+    for axes, (condition, title) in zip(panels, _PANELS.items(), strict=True):
         _roc_axes(axes, title)
-        for model, color in MODELS.items():
+        for model, color in _MODELS.items():
             name = f"{condition}_{model}"
-            y, p = pooled(labels, probabilities[name])
+            y, p = _pooled(rows, name)
             fpr, tpr, _ = roc_curve(y, p[:, 1])
-            label = f"{model.lower()}, area {rows[name]['roc_auc']:.3f}"
+            label = f"{model.lower()}, area {rows.rows[name].roc_auc:.3f}"
             axes.plot(fpr, tpr, color=color, linewidth=1.8, label=label)
         _legend_below(axes)
     panels[0].set_ylabel(f"true positive rate ({label_names[-1]})")
     return figure
 
 
-def _roc_one_vs_rest(
-    labels: NDArray[Any],
-    probabilities: Mapping[str, NDArray[Any]],
-    rows: Mapping[str, Mapping[str, float]],
-    label_names: Sequence[str],
-) -> Figure:
+def _roc_one_vs_rest(rows: EvaluatedRows, label_names: Sequence[str]) -> Figure:
     figure = new_figure(11.4)
     for axes, name in zip(figure.subplots(2, 2).ravel(), ROW_NAMES, strict=True):
-        _roc_axes(axes, f"{name}, mean area {rows[name]['roc_auc']:.3f}")
-        y, p = pooled(labels, probabilities[name])
+        _roc_axes(axes, f"{name}, mean area {rows.rows[name].roc_auc:.3f}")
+        y, p = _pooled(rows, name)
         for index, label in enumerate(label_names):
             fpr, tpr, _ = roc_curve(y == index, p[:, index])
-            color = CLASS_COLORS[index % len(CLASS_COLORS)]
+            color = _CLASS_COLORS[index % len(_CLASS_COLORS)]
             axes.plot(fpr, tpr, color=color, linewidth=1.6, label=f"{label} against the rest")
         axes.set_ylabel("true positive rate")
         _legend_below(axes)
@@ -415,11 +387,7 @@ def _roc_axes(axes: Axes, title: str) -> None:
     axes.set_ylim(-0.01, 1.01)
 
 
-def reliability_figure(
-    labels: NDArray[Any],
-    probabilities: Mapping[str, NDArray[Any]],
-    label_names: Sequence[str],
-) -> Figure:
+def reliability_figure(rows: EvaluatedRows, label_names: Sequence[str]) -> Figure:
     """Draw observed frequency against predicted probability, clean and attacked.
 
     The area of a point follows the share of predictions in its bin. Predictions of a defended row
@@ -427,19 +395,18 @@ def reliability_figure(
 
     Parameters
     ----------
-    labels : array of shape (n,)
-    probabilities : mapping of str to array (n_predictions, n, n_classes)
+    rows : EvaluatedRows
     label_names : sequence of str
     """
     binary = len(label_names) == 2
     figure = new_figure(5.6)
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, (condition, title) in zip(panels, PANELS.items(), strict=True):
+    for axes, (condition, title) in zip(panels, _PANELS.items(), strict=True):
         what = f"probability of {label_names[-1]}" if binary else "probability of the answer"
         style(axes, title=title, xlabel=f"predicted {what}")
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-        for model, color in MODELS.items():
-            y, p = pooled(labels, probabilities[f"{condition}_{model}"])
+        for model, color in _MODELS.items():
+            y, p = _pooled(rows, f"{condition}_{model}")
             curve = reliability_curve(y, p)
             error = expected_calibration_error(y, p)
             label = f"{model.lower()}, calibration error {error:.3f}"
@@ -449,7 +416,7 @@ def reliability_figure(
         axes.set_box_aspect(1)
         axes.set_xlim(-0.04, 1.04)
         axes.set_ylim(-0.04, 1.04)
-        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        _legend_below(axes)
     panels[0].set_ylabel(f"share of {label_names[-1]}" if binary else "share of right answers")
     panels[0].yaxis.label.set_color(INK)
     return figure

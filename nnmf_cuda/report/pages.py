@@ -1,4 +1,4 @@
-"""The templates of the pages, which lie beside this file."""
+"""The templates of the pages, and figures as pages hold them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from matplotlib.figure import Figure
 
 __all__ = ["Picture", "environment"]
 
+_DPI = 130
+
 
 def environment() -> Environment:
     """Return the templates' environment."""
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-# Figures as PNG, alone or inside a page.
-
-_DPI = 130
 
 
 @dataclass(frozen=True)

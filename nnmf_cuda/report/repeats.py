@@ -1,27 +1,42 @@
-"""Tables of several runs: over seeds, and the source's own split beside folds."""
+"""What several runs found: over seeds, and on the source's own split beside folds; their tables."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
+from nnmf_cuda.evaluation.robustness import About
 from nnmf_cuda.report.pages import environment
 from nnmf_cuda.report.robustness import Tile, about_text
-from nnmf_cuda.report.tables import METRIC_TITLES
+from nnmf_cuda.report.tables import METRIC_TITLES, NONE, plain_table
 
-__all__ = ["folds_page", "folds_table", "seeds_table"]
+__all__ = [
+    "EVALUATED",
+    "OWN_SPLIT",
+    "FoldsSummary",
+    "SeedsSummary",
+    "Spread",
+    "folds_page",
+    "folds_table",
+    "seeds_table",
+]
 
-_NOTE = "All seeds share one test split: this is not the uncertainty of a new one."
-_ROBUSTNESS = {
+OWN_SPLIT = "own split"
+EVALUATED = {
     "worst_case_accuracy": "worst case over all attacks",
     "all_right_accuracy": "worst case, all 20 decisions right",
     "clean_accuracy": "clean, majority of 20",
 }
+"""Figures of `robustness.json` that are summarised, with their titles."""
+
+_NOTE = "All seeds share one test split: this is not the uncertainty of a new one."
 _COLUMNS = {
     "Clean_Baseline": "clean, Baseline",
     "Clean_Defended": "clean, Defended",
@@ -29,178 +44,282 @@ _COLUMNS = {
     "Robust_Defended": "robust, Defended",
 }
 _CONSTANT, _WORST = "constant answer", "worst case"
-_OWN_SPLIT = "own split"
 _WIDTH = 100
 
-Cell = Mapping[str, float]
+
+@dataclass(frozen=True)
+class Spread:
+    """How far a figure moves over runs: mean, standard deviation (ddof 1), lowest, highest."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise a figure's values; one alone has no deviation."""
+        array = np.array(values)
+        std = float(array.std(ddof=1)) if len(array) > 1 else 0.0
+        return cls(float(array.mean()), std, float(array.min()), float(array.max()))
+
+    def text(self, digits: int = 4) -> str:
+        """Return mean and standard deviation."""
+        return f"{self.mean:.{digits}f} ± {self.std:.{digits}f}"
 
 
-def seeds_table(summary: Mapping[str, Any], *, names: Sequence[str] = METRIC_NAMES) -> str:
+@dataclass(frozen=True)
+class SeedsSummary:
+    """Runs from several seeds.
+
+    Attributes
+    ----------
+    seeds : tuple of int
+    one_split : bool
+        Whether all have the same images and split.
+    majority_class_accuracy : float
+        Accuracy of the constant answer, of the first.
+    rows : mapping of str to mapping of str to Spread
+        Each metric of the four rows.
+    robustness : mapping of str to Spread
+        Each figure of `EVALUATED`; empty where not every run was evaluated.
+    """
+
+    seeds: tuple[int, ...]
+    one_split: bool
+    majority_class_accuracy: float
+    rows: Mapping[str, Mapping[str, Spread]]
+    robustness: Mapping[str, Spread]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of `summary.json`."""
+        content = asdict(self)
+        if not self.robustness:
+            del content["robustness"]
+        return {**content, "seeds": list(self.seeds)}
+
+
+class FoldsSummary:
+    """Runs fold by fold, each from one or several seeds.
+
+    Parameters
+    ----------
+    splits : mapping of str to SeedsSummary
+        Of each fold, and of `OWN_SPLIT` where the source has one.
+    split_by : str
+        By what the folds were made.
+    source, preset : str
+        Of which images and settings.
+
+    Attributes
+    ----------
+    own : SeedsSummary or None
+        Of the source's own split.
+    folds : mapping of str to SeedsSummary
+        Of all others.
+    seeds : tuple of int
+    constant, rows, robustness
+        As in `SeedsSummary`, the spread of the seeds' means over folds.
+    """
+
+    def __init__(
+        self, splits: Mapping[str, SeedsSummary], *, split_by: str, source: str, preset: str
+    ) -> None:
+        self.own = splits.get(OWN_SPLIT)
+        self.folds = {name: found for name, found in splits.items() if name != OWN_SPLIT}
+        self.split_by, self.source, self.preset = split_by, source, preset
+        folds = list(self.folds.values())
+        self.seeds = folds[0].seeds
+        self.constant = Spread.of([fold.majority_class_accuracy for fold in folds])
+        self.rows = {row: _over_folds([fold.rows[row] for fold in folds]) for row in ROW_NAMES}
+        evaluated = all(fold.robustness for fold in folds)
+        self.robustness = _over_folds([fold.robustness for fold in folds]) if evaluated else {}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of `summary.json`."""
+        own = {} if self.own is None else {OWN_SPLIT: self.own}
+        together = {
+            "n_folds": len(self.folds),
+            "majority_class_accuracy": asdict(self.constant),
+            "rows": {row: _as_dicts(spreads) for row, spreads in self.rows.items()},
+        }
+        if self.robustness:
+            together["robustness"] = _as_dicts(self.robustness)
+        return {
+            "seeds": list(self.seeds),
+            "split_by": self.split_by,
+            "folds": together,
+            "splits": {name: found.as_dict() for name, found in {**own, **self.folds}.items()},
+            "about": {"source": self.source, "preset": self.preset},
+        }
+
+
+def _over_folds(folds: Sequence[Mapping[str, Spread]]) -> dict[str, Spread]:
+    return {name: Spread.of([fold[name].mean for fold in folds]) for name in folds[0]}
+
+
+def _as_dicts(spreads: Mapping[str, Spread]) -> dict[str, dict[str, float]]:
+    return {name: asdict(spread) for name, spread in spreads.items()}
+
+
+def seeds_table(summary: SeedsSummary) -> str:
     """Return mean and standard deviation over seeds, as plain text.
 
     The constant answer and the worst case come first, then each metric of the four rows.
     """
-    seeds = ", ".join(map(str, summary["seeds"]))
-    found = {_CONSTANT: f"{summary['majority_class_accuracy']:.4f}"}
-    cells = summary.get("robustness", {})
-    found |= {title: _mean(cells[key]) for key, title in _ROBUSTNESS.items() if key in cells}
-    width = max(map(len, found))
-    lines = [f"Mean and standard deviation over seeds {seeds}"]
-    lines += [f"{title:<{width}}  {value}" for title, value in found.items()]
-    lines += ["", "Accuracy and other metrics: robust by the paper's protocol"]
-    lines.append(" " * 10 + "".join(f"{row:>18}" for row in ROW_NAMES))
-    for name in names:
-        means = (_mean(summary["rows"][row][name]) for row in ROW_NAMES)
-        lines.append(f"{METRIC_TITLES[name]:<10}" + "".join(f"{mean:>18}" for mean in means))
-    if summary["one_split"]:
-        lines.append(_NOTE)
-    return "\n".join(lines)
+    seeds = ", ".join(map(str, summary.seeds))
+    shown = {_CONSTANT: f"{summary.majority_class_accuracy:.4f}"}
+    shown |= {EVALUATED[name]: spread.text() for name, spread in summary.robustness.items()}
+    width = max(map(len, shown))
+    metrics = [
+        (METRIC_TITLES[name], *(summary.rows[row][name].text() for row in ROW_NAMES))
+        for name in METRIC_NAMES
+    ]
+    lines = [
+        f"Mean and standard deviation over seeds {seeds}",
+        *(f"{title:<{width}}  {value}" for title, value in shown.items()),
+        "",
+        "Accuracy and other metrics: robust by the paper's protocol",
+        plain_table(("", *ROW_NAMES), metrics),
+    ]
+    return "\n".join([*lines, _NOTE] if summary.one_split else lines)
 
 
-def folds_table(summary: Mapping[str, Any]) -> str:
+def folds_table(summary: FoldsSummary) -> str:
     """Return accuracies on the source's own split and on every fold, as plain text."""
-    header, *rows = _accuracies(summary)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [textwrap.fill(_title(summary), _WIDTH), ""]
-    for row in (header, *rows):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells))
+    title = textwrap.fill(_title(summary), _WIDTH)
     note = f"{_counted(summary)} The other metrics: summary.html."
-    return "\n".join([*lines, "", textwrap.fill(note, _WIDTH)])
+    table = plain_table(_header(summary), _accuracies(summary))
+    return f"{title}\n\n{table}\n\n{textwrap.fill(note, _WIDTH)}"
 
 
-def folds_page(summary: Mapping[str, Any], *, home: str | Path | None = None) -> str:
+def folds_page(summary: FoldsSummary, *, home: str | Path | None = None) -> str:
     """Return the same, and every metric, as a page of HTML that needs nothing else.
 
     Parameters
     ----------
-    summary : mapping
-        What `nnmf_cuda.run.repeats.summarize_folds` returned.
+    summary : FoldsSummary
     home : path, optional
         Directory of the runs, named at the top.
     """
-    header, *rows = _accuracies(summary)
     templates = environment()
     section = templates.get_template("folds.html").render(
         title=_title(summary),
         tiles=_tiles(summary),
-        header=header,
-        rows=rows,
+        header=_header(summary),
+        rows=_accuracies(summary),
         counted=_counted(summary),
         detail_header=_detail_header(summary),
         details=_details(summary),
     )
-    about = summary.get("about") or {}
     page: str = templates.get_template("page.html").render(
         title="Own split and folds",
-        lead=about_text(about, home),
-        synthetic=about.get("synthetic", False),
+        lead=about_text(About(source=summary.source, preset=summary.preset), home),
+        synthetic=False,
         section=Markup(section),
     )
     return page
 
 
-def _title(summary: Mapping[str, Any]) -> str:
-    seeds = ", ".join(map(str, summary["seeds"]))
-    own = "The source's own split beside " if _OWN_SPLIT in summary["splits"] else ""
-    text = (
-        f"{own}{summary['folds']['n_folds']} folds by {summary['split_by']}, each of which tests"
-        f" once; every fitted step is fitted inside its fold. Seeds {seeds}."
+def _title(summary: FoldsSummary) -> str:
+    seeds = ", ".join(map(str, summary.seeds))
+    own = "" if summary.own is None else "The source's own split beside "
+    return (
+        f"{own}{len(summary.folds)} folds by {summary.split_by}, each of which tests once; every"
+        f" fitted step is fitted inside its fold. Seeds {seeds}."
     )
-    return text[0].upper() + text[1:]
 
 
-def _counted(summary: Mapping[str, Any]) -> str:
-    n_seeds, n_folds = len(summary["seeds"]), summary["folds"]["n_folds"]
+def _counted(summary: FoldsSummary) -> str:
+    n_seeds, n_folds = len(summary.seeds), len(summary.folds)
     over_seeds = f"± is over {n_seeds} seeds, in the last row" if n_seeds > 1 else "± is"
     text = (
         f"Accuracy; {over_seeds} over {n_folds} folds. Robust: by the paper's protocol, mean of"
         " fresh predictions; Defended is the run's defence."
     )
-    if "robustness" not in summary["folds"]:
+    if not summary.robustness:
         return f"{text} Worst case: not run (--evaluation honest)."
     return f"{text} Worst case: over all attacks on the defence, majority of 20 decisions."
 
 
-def _accuracies(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return a header, a row for the own split and each fold, and their mean."""
-    folds, n_seeds = summary["folds"], len(summary["seeds"])
-    has_worst = "robustness" in folds
-    header = ("", *_COLUMNS.values(), *((_WORST,) if has_worst else ()), _CONSTANT)
-    splits = {name: found for name, found in summary["splits"].items() if name != _OWN_SPLIT}
-    if _OWN_SPLIT in summary["splits"]:
-        splits = {_OWN_SPLIT: summary["splits"][_OWN_SPLIT], **splits}
-    rows = [_row(name, found, has_worst, several=n_seeds > 1) for name, found in splits.items()]
-    return [header, *rows, _row("mean of folds", folds, has_worst, several=True)]
+def _header(summary: FoldsSummary) -> tuple[str, ...]:
+    worst = (_WORST,) if summary.robustness else ()
+    return ("", *_COLUMNS.values(), *worst, _CONSTANT)
 
 
-def _row(
-    label: str, found: Mapping[str, Any], has_worst: bool, *, several: bool
-) -> tuple[str, ...]:
-    show = _mean if several else _value
-    cells = [show(found["rows"][row]["accuracy"], 3) for row in _COLUMNS]
-    if has_worst:
-        worst = found.get("robustness", {}).get("worst_case_accuracy")
-        cells.append("–" if worst is None else show(worst, 3))
-    constant = found["majority_class_accuracy"]
-    cells.append(_mean(constant, 3) if isinstance(constant, Mapping) else f"{constant:.3f}")
-    return (label, *cells)
+def _accuracies(summary: FoldsSummary) -> list[list[str]]:
+    """Return a row for the own split and each fold, and their mean."""
+    own, several = {} if summary.own is None else {OWN_SPLIT: summary.own}, len(summary.seeds) > 1
+
+    def cells(found: SeedsSummary | FoldsSummary, several: bool) -> list[str]:
+        spreads: list[Spread | None] = [found.rows[row]["accuracy"] for row in _COLUMNS]
+        if summary.robustness:
+            spreads.append(found.robustness.get("worst_case_accuracy"))
+        return [_cell(spread, several, 3) for spread in spreads]
+
+    table = [
+        [label, *cells(found, several), f"{found.majority_class_accuracy:.3f}"]
+        for label, found in {**own, **summary.folds}.items()
+    ]
+    return [*table, ["mean of folds", *cells(summary, several=True), summary.constant.text(3)]]
 
 
-def _tiles(summary: Mapping[str, Any]) -> list[Tile]:
+def _cell(spread: Spread | None, several: bool, digits: int = 4) -> str:
+    """Show a figure: with its deviation where it is of several runs."""
+    if spread is None:
+        return NONE
+    return spread.text(digits) if several else f"{spread.mean:.{digits}f}"
+
+
+def _tiles(summary: FoldsSummary) -> list[Tile]:
     """Return the means over folds in large type, all counted in one way."""
-    folds = summary["folds"]
-    evaluated, rows = folds.get("robustness"), folds["rows"]
-    cells = {
-        "robust, by the paper's protocol": rows["Robust_Defended"]["accuracy"],
-        _CONSTANT: folds["majority_class_accuracy"],
-        "clean, Defended": rows["Clean_Defended"]["accuracy"],
-    }
-    if evaluated:
-        cells = {
-            "worst case over all attacks": evaluated["worst_case_accuracy"],
-            _CONSTANT: folds["majority_class_accuracy"],
-            "clean": evaluated["clean_accuracy"],
+    if summary.robustness:
+        shown = {
+            EVALUATED["worst_case_accuracy"]: summary.robustness["worst_case_accuracy"],
+            _CONSTANT: summary.constant,
+            "clean": summary.robustness["clean_accuracy"],
+        }
+    else:
+        shown = {
+            "robust, by the paper's protocol": summary.rows["Robust_Defended"]["accuracy"],
+            _CONSTANT: summary.constant,
+            "clean, Defended": summary.rows["Clean_Defended"]["accuracy"],
         }
     return [
-        Tile(f"{cell['mean']:.3f}", title, f"folds: {cell['low']:.3f}–{cell['high']:.3f}", i == 0)
-        for i, (title, cell) in enumerate(cells.items())
+        Tile(f"{s.mean:.3f}", title, f"folds: {s.low:.3f}–{s.high:.3f}", i == 0)
+        for i, (title, s) in enumerate(shown.items())
     ]
 
 
-def _detail_header(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    n_seeds, n_folds = len(summary["seeds"]), summary["folds"]["n_folds"]
-    own = f"own split, mean ± over {n_seeds} seeds" if n_seeds > 1 else _OWN_SPLIT
-    return (own, f"folds, mean ± over {n_folds} folds", "lowest–highest fold")
+def _detail_header(summary: FoldsSummary) -> tuple[str, ...]:
+    n_seeds = len(summary.seeds)
+    own = f"{OWN_SPLIT}, mean ± over {n_seeds} seeds" if n_seeds > 1 else OWN_SPLIT
+    return (own, f"folds, mean ± over {len(summary.folds)} folds", "lowest–highest fold")
 
 
-def _details(summary: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:
+def _details(summary: FoldsSummary) -> dict[str, list[tuple[str, ...]]]:
     """Return every metric by the row of the table, and what the evaluation found."""
-    own, folds = summary["splits"].get(_OWN_SPLIT) or {}, summary["folds"]
-    show = _mean if len(summary["seeds"]) > 1 else _value
+    own, several = summary.own, len(summary.seeds) > 1
 
-    def line(title: str, mine: Cell | None, cell: Cell) -> tuple[str, ...]:
-        ends = f"{cell['low']:.4f}–{cell['high']:.4f}"
-        return (title, "–" if mine is None else show(mine), _mean(cell), ends)
-
-    found = {
-        row: [
-            line(title, own["rows"][row][name] if own else None, folds["rows"][row][name])
-            for name, title in METRIC_TITLES.items()
+    def lines(
+        titles: Mapping[str, str], mine: Mapping[str, Spread], folds: Mapping[str, Spread]
+    ) -> list[tuple[str, ...]]:
+        return [
+            (
+                title,
+                _cell(mine.get(name), several),
+                folds[name].text(),
+                f"{folds[name].low:.4f}–{folds[name].high:.4f}",
+            )
+            for name, title in titles.items()
+            if name in folds
         ]
+
+    rows = {
+        row: lines(METRIC_TITLES, own.rows[row] if own else {}, summary.rows[row])
         for row in ROW_NAMES
     }
-    cells, mine = folds.get("robustness", {}), own.get("robustness", {})
-    evaluated = [
-        line(title, mine.get(key), cells[key]) for key, title in _ROBUSTNESS.items() if key in cells
-    ]
-    return {**({"Evaluation": evaluated} if evaluated else {}), **found}
-
-
-def _mean(cell: Cell, digits: int = 4) -> str:
-    return f"{cell['mean']:.{digits}f} ± {cell['std']:.{digits}f}"
-
-
-def _value(cell: Cell, digits: int = 4) -> str:
-    return f"{cell['mean']:.{digits}f}"
+    if not summary.robustness:
+        return rows
+    evaluated = lines(EVALUATED, own.robustness if own else {}, summary.robustness)
+    return {"Evaluation": evaluated, **rows}

@@ -280,9 +280,10 @@ def _worst_point_notes(report: RobustnessReport) -> list[str]:
     """Return the comparisons and the calibration on the worst points, as sentences."""
     if report.worst_points is None:
         return []
-    found = report.worst_points.uncertainty.as_dict()
-    notes = [
-        comparison_note(found["comparisons"], name, is_random=report.is_random)
-        for name in ("clean", "robust")
+    found = report.worst_points.uncertainty
+    level, is_random = found.level, report.is_random
+    return [
+        comparison_note(found.clean, "clean", level=level, is_random=is_random),
+        comparison_note(found.robust, "robust", level=level, is_random=is_random),
+        calibration_note(found.calibration_errors, n_bins=found.n_bins),
     ]
-    return [*notes, calibration_note(found["calibration"])]

@@ -1,4 +1,4 @@
-"""Whether the attacks could have succeeded: gradients, curves, and a weakness planted on purpose."""
+"""Whether attacks could have succeeded: gradients, curves, and a weakness planted on purpose."""
 
 from __future__ import annotations
 

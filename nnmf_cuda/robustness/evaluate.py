@@ -151,7 +151,7 @@ class _Evaluation:
         self.x, self.y = run.test
         self.seed = run.seed
         self.evaluation_seed = seed_word(run.seed, Purpose.DECISIONS)
-        self.seeds = {"seed": self.seed, "evaluation_seed": self.evaluation_seed}
+        self.seeds: dict[str, Any] = {"seed": self.seed, "evaluation_seed": self.evaluation_seed}
         run.defended.eval()
 
     def attack(self) -> tuple[dict[str, SuiteResult], AdaptiveMeasurements | None]:
@@ -261,7 +261,6 @@ class _Evaluation:
             norm=self.run.attack.norm,
             n_classes=len(model.label_names),
             seed=self.seed,
-            device=self.x.device,
         ).model
 
     def _curves(self, budget: Budget) -> Curves:

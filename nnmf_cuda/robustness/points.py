@@ -247,8 +247,8 @@ class _Points:
     def about(self) -> About:
         info = self.run.model.info
         return About(
-            source=info.get("source"),
-            synthetic=bool(info.get("synthetic")),
+            source=info.source,
+            synthetic=info.synthetic,
             defence=self.run.model.defence.kind,
             preset=self.preset,
             run_seed=self.run.seed,
@@ -393,13 +393,13 @@ class _Points:
             "majority": self.suite.worst_case_accuracy,
             "all": self.suite.all_right_accuracy,
         }
-        value = {
+        value: dict[str, Mapping[str, Any]] = {
             PAPER_PROTOCOL: {"flags": flags, **paper, "fresh_interval": [low, high]},
             "at eps 0": {"flags": NOT_RUN if at_zero is None else at_zero, **self.clean},
             "worst case": {**worst, "over rounds of decisions": asdict(self.rounds)},
         }
         # How the worst case moves with the noise stands under the verdict.
-        shown = {**value, "worst case": worst}
+        shown: dict[str, Mapping[str, Any]] = {**value, "worst case": worst}
         if self.adaptive is None:
             del shown["worst case"]
         if self.is_purifying:
@@ -698,7 +698,7 @@ class _Points:
 
     def record(self) -> _Answer:
         environment = describe_environment(
-            self.x.device, data_sha256=str(self.run.model.info.get("data_sha256"))
+            self.x.device, data_sha256=self.run.model.info.data_sha256
         )
         # To count what the run's own attack found takes no attack.
         calls = asdict(self.suite.calls) if self.adaptive is not None else {}

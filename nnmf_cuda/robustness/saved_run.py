@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ class SavedRun:
                 )
                 for name in ("baseline", "defended")
             },
-            seed=int(model.info["seed"]),
+            seed=model.info.seed,
             audit=None if audit is None else LeakageAudit.from_dict(audit),
             groupings={
                 name.removeprefix(_GROUPING): features[name]
@@ -168,19 +168,16 @@ class SavedRun:
         ValueError
             If the images are not those of the run.
         """
-        info: dict[str, Any] = self.model.info
-        settings = info.get("data", {})
-        names = ("classes", "label_key", "split_by", "test_fold")
+        info = self.model.info
         dataset = load_dataset(
-            data,
-            seed=self.seed,
+            **asdict(replace(info.data, path=data)),
+            seed=info.seed,
             image_shape=self.model.image_shape,
-            **{name: settings[name] for name in names if name in settings},
         )
-        if dataset.sha256() != info["data_sha256"]:
+        if dataset.sha256() != info.data_sha256:
             raise ValueError(
                 f"--data {data} does not hold the images, labels and split that the model was"
-                f" trained and tested on ({info['source']}): give the same data"
+                f" trained and tested on ({info.source}): give the same data"
             )
         return self.images_of(dataset)
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nnmf_cuda.attacks import AttackResult
 from nnmf_cuda.data import ImageDataset
 from nnmf_cuda.evaluation import EvaluatedRows, majority_class_accuracy, wilson_interval
-from nnmf_cuda.pipeline.config import PRESETS, AttackConfig, ExperimentConfig
+from nnmf_cuda.pipeline.config import PRESETS, ExperimentConfig
+from nnmf_cuda.run.metrics import AttackRecord
 
-__all__ = ["NOT_RUN", "attack_findings", "notes_of"]
+__all__ = ["NOT_RUN", "notes_of"]
 
 
 NOT_RUN = (
@@ -41,54 +38,11 @@ _GROUPS = ("patient", "series", "patient_fold")
 _ADVICE = re.compile(r"\s*Please use version=\S+(\s*See \S+ for details\.)?")
 
 
-def attack_findings(
-    result: AttackResult,
-    x_clean: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
-    config: AttackConfig,
-) -> dict[str, Any]:
-    """Return settings and outcome of one attack, success counted in every way.
-
-    Parameters
-    ----------
-    result : AttackResult
-        What the attack returned.
-    x_clean : array of shape (n, M)
-        Features before the attack.
-    labels : array of shape (n,)
-    probabilities : array of shape (n_predictions, n, n_classes)
-        Fresh predictions on the attacked features.
-    config : AttackConfig
-        Settings of the attack.
-    """
-    right = probabilities.argmax(2) == labels  # (n_predictions, n)
-    changed = (result.x_adv.cpu().numpy() != x_clean).any(1)
-    return {
-        **asdict(config),
-        "box": [0.0, 1.0],
-        "layout": result.layout,
-        "package": result.package,
-        "clean_accuracy": result.clean_accuracy,
-        "accuracy_after": result.accuracy_after,
-        "fresh_accuracy": float(right.mean()),
-        "majority_accuracy": float((right.mean(0) > 0.5).mean()),
-        "all_right_accuracy": float(right.all(0).mean()),
-        "n_unchanged": int((~changed).sum()),
-        "fresh_accuracy_on_changed": float(right[:, changed].mean()) if changed.any() else None,
-        "max_perturbation": result.max_perturbation,
-        "n_clamped": result.n_clamped,
-        "grad_norm_mean": result.grad_norm_mean,
-        "zero_gradient_share": result.zero_gradient_share,
-        "warnings": result.warnings,
-    }
-
-
 def notes_of(
     dataset: ImageDataset,
     config: ExperimentConfig,
     rows: EvaluatedRows,
-    attacks: Mapping[str, Mapping[str, Any]],
+    attacks: Mapping[str, AttackRecord],
 ) -> list[str]:
     """Return the sentences that belong beside the table, for `metrics.json` and the report."""
     notes = [*dataset.notes, _split_note(dataset)]
@@ -98,17 +52,18 @@ def notes_of(
     if different:
         notes.append(f"Settings other than the paper's preset: {', '.join(different)}.")
     notes += _constant_note(rows)
-    for name, found in attacks.items():
-        last = list(found["accuracy_after"].values())[-1]
+    for name, record in attacks.items():
+        last = list(record.result.accuracy_after.values())[-1]
+        on_changed = record.fresh_accuracy_on_changed
         notes.append(
-            f"Attack on the {name} model: {found['n_unchanged']} of {len(rows.labels)} points are"
+            f"Attack on the {name} model: {record.n_unchanged} of {len(rows.labels)} points are"
             f" returned unchanged; AutoAttack's own count is {last:.4f}, fresh predictions on all"
-            f" points {found['fresh_accuracy']:.4f}, on the changed ones"
-            f" {_four_digits(found['fresh_accuracy_on_changed'])}."
+            f" points {record.fresh_accuracy:.4f}, on the changed ones"
+            f" {'none' if on_changed is None else f'{on_changed:.4f}'}."
         )
         notes += [
             f"AutoAttack on the {name} model: {_followable(text, dataset.n_classes)}"
-            for text in found["warnings"]
+            for text in record.result.warnings
         ]
     if dataset.n_classes > 2:
         notes.append(
@@ -126,10 +81,6 @@ def _followable(warning: str, n_classes: int) -> str:
         f"{_ADVICE.sub('', warning).strip()} Its version for random models cannot run here: the"
         " DLR loss in it needs three classes."
     )
-
-
-def _four_digits(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
 
 
 def _constant_note(rows: EvaluatedRows) -> list[str]:
@@ -169,13 +120,14 @@ def _split_note(dataset: ImageDataset) -> str:
 
 
 def _different_settings(config: ExperimentConfig) -> list[str]:
-    paper, found = PRESETS["paper"], []
+    paper, different = PRESETS["paper"], []
     for part in ("nnmf", "selection", "classifier", "diffusion", "defence", "attack"):
-        ours, theirs = getattr(config, part), getattr(paper, part)
-        for field in fields(ours):
-            value = getattr(ours, field.name)
-            if value != getattr(theirs, field.name):
-                found.append(f"{part}.{field.name}={value}")
+        papers = vars(getattr(paper, part))
+        different += [
+            f"{part}.{name}={value}"
+            for name, value in vars(getattr(config, part)).items()
+            if value != papers[name]
+        ]
     if config.n_predictions != paper.n_predictions:
-        found.append(f"n_predictions={config.n_predictions}")
-    return found
+        different.append(f"n_predictions={config.n_predictions}")
+    return different

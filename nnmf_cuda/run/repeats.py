@@ -8,27 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnmf_cuda.data import folds_by
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 from nnmf_cuda.pipeline.run_directory import RESULTS, runs_below
+from nnmf_cuda.report.repeats import EVALUATED, OWN_SPLIT, SeedsSummary, Spread
 
 __all__ = [
-    "OWN_SPLIT",
     "Repeat",
     "check_other_runs",
     "is_finished",
     "plan_folds",
     "plan_seeds",
     "result_line",
-    "summarize_folds",
     "summarize_seeds",
 ]
 
-
-OWN_SPLIT = "own split"
-_ROBUSTNESS = ("clean_accuracy", "worst_case_accuracy", "all_right_accuracy")
 _MISSING = object()
 _FOLDABLE = ("patient_fold", "patient", "series")
 
@@ -197,78 +191,31 @@ def result_line(home: Path) -> str:
     return f"accuracy clean {clean}; attacked {robust};{worst} {home / 'report.html'}"
 
 
-def summarize_seeds(homes: Mapping[int, Path]) -> dict[str, Any]:
-    """Return mean and standard deviation (ddof 1) over seeds of every metric of every row.
+def summarize_seeds(homes: Mapping[int, Path]) -> SeedsSummary:
+    """Summarise finished runs from several seeds.
 
     Parameters
     ----------
     homes : mapping of int to path
         The directory of each seed's run.
-
-    Returns
-    -------
-    dict
-        "seeds", "one_split" (whether all have the same images and split),
-        "majority_class_accuracy" (of the first), "rows", and "robustness" where it was evaluated.
     """
     metrics = [_read(home / "metrics.json") for home in homes.values()]
     images = {_read(home / "environment.json")["data_sha256"] for home in homes.values()}
-    summary: dict[str, Any] = {
-        "seeds": list(homes),
-        "one_split": len(images) == 1,
-        "majority_class_accuracy": metrics[0]["majority_class_accuracy"],
-        "rows": {
-            row: {name: _spread([m["rows"][row][name] for m in metrics]) for name in METRIC_NAMES}
+    evaluations = [home / "robustness.json" for home in homes.values()]
+    robustness = {}
+    if all(path.exists() for path in evaluations):
+        contents = [_read(path) for path in evaluations]
+        robustness = {name: Spread.of([found[name] for found in contents]) for name in EVALUATED}
+    return SeedsSummary(
+        seeds=tuple(homes),
+        one_split=len(images) == 1,
+        majority_class_accuracy=metrics[0]["majority_class_accuracy"],
+        rows={
+            row: {name: Spread.of([m["rows"][row][name] for m in metrics]) for name in METRIC_NAMES}
             for row in ROW_NAMES
         },
-    }
-    evaluated = [home / "robustness.json" for home in homes.values()]
-    if all(path.exists() for path in evaluated):
-        contents = [_read(path) for path in evaluated]
-        summary["robustness"] = {
-            name: _spread([content[name] for content in contents]) for name in _ROBUSTNESS
-        }
-    return summary
-
-
-def summarize_folds(splits: Mapping[str, Mapping[str, Any]], *, split_by: str) -> dict[str, Any]:
-    """Return the summaries of all splits, and mean, spread and range over the folds.
-
-    Parameters
-    ----------
-    splits : mapping of str to mapping
-        What `summarize_seeds` returned for each fold, and for `OWN_SPLIT` where there is one.
-    split_by : str
-        By what the folds were made.
-    """
-    folds = [summary for name, summary in splits.items() if name != OWN_SPLIT]
-
-    def over_folds(part: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {name: _spread([fold[name]["mean"] for fold in part]) for name in part[0]}
-
-    together: dict[str, Any] = {
-        "n_folds": len(folds),
-        "majority_class_accuracy": _spread([fold["majority_class_accuracy"] for fold in folds]),
-        "rows": {row: over_folds([fold["rows"][row] for fold in folds]) for row in ROW_NAMES},
-    }
-    if all("robustness" in fold for fold in folds):
-        together["robustness"] = over_folds([fold["robustness"] for fold in folds])
-    return {
-        "seeds": folds[0]["seeds"],
-        "split_by": split_by,
-        "folds": together,
-        "splits": dict(splits),
-    }
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    found = np.array(values)
-    return {
-        "mean": float(found.mean()),
-        "std": float(found.std(ddof=1)) if len(found) > 1 else 0.0,
-        "low": float(found.min()),
-        "high": float(found.max()),
-    }
+        robustness=robustness,
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -100,13 +100,13 @@ def test_only_the_reference_is_computed_on_the_reference_path(monkeypatch):
     from nnmf_cuda.pipeline import stages as five_stages
 
     asked = []
-    right = five_stages.run_five_stages
+    right = five_stages.run_stages
 
     def spy(*arguments, **options):
         asked.append(ops.is_reference_path())
         return right(*arguments, **options)
 
-    monkeypatch.setattr(five_stages, "run_five_stages", spy)
+    monkeypatch.setattr(five_stages, "run_stages", spy)
     run_stage_benchmarks(device="cpu", smoke=True, repeats=1)
     assert asked == [False, True, False, True]  # a tiny experiment on each first
     assert not ops.is_reference_path()
@@ -143,7 +143,7 @@ def test_the_second_attack_is_on_the_same_model_and_by_the_reference(monkeypatch
 
     monkeypatch.setattr(pipeline_stages, "attack_model", spy)
     dataset, config = stages._tiny_problem()
-    outputs = five_stages.run_five_stages(dataset, config, device=CPU, timer=StageTimer())
+    outputs = five_stages.run_stages(dataset, config, device=CPU, timer=StageTimer())
     found = stage_quality.attack_by_both(outputs, config)
     ours, plain = attacked[:2], attacked[2:]
     for (model, features, _), (same, equal, _) in zip(ours, plain, strict=True):

@@ -33,9 +33,9 @@ def test_paper_preset_holds_the_papers_settings() -> None:
 
 
 def test_the_library_alone_repeats_a_stage(small_npz: Path) -> None:
-    config = ExperimentConfig(nnmf=NNMFConfig(n_components=5, max_iter=10))
+    config = ExperimentConfig(nnmf=NNMFConfig(n_components=5, max_iter=10), seed=7)
     dataset = load_dataset(small_npz)
-    features = extract_features(dataset, config, seed=7, device=CPU)
+    features = extract_features(dataset, config, device=CPU)
     alone = NNMF(n_components=5, max_iter=10, tol=0, random_state=7).fit(dataset.matrix("train"))
     np.testing.assert_array_equal(features.nnmf.components_, alone.components_)
     coefficients = torch.from_numpy(alone.transform(dataset.matrix("test")))
@@ -47,11 +47,11 @@ def test_features_use_the_training_split_alone(small_npz: Path) -> None:
         nnmf=NNMFConfig(n_components=5, max_iter=10), selection=SelectionConfig(3)
     )
     dataset = load_dataset(small_npz)
-    features = extract_features(dataset, config, seed=0, device=CPU)
+    features = extract_features(dataset, config, device=CPU)
     changed = dataset.images.copy()
     changed[dataset.split == "test"] = 255 - changed[dataset.split == "test"]
     other = extract_features(
-        type(dataset)(**(vars(dataset) | {"images": changed})), config, seed=0, device=CPU
+        type(dataset)(**(vars(dataset) | {"images": changed})), config, device=CPU
     )
     assert torch.equal(features.extractor.components, other.extractor.components)
     assert torch.equal(features.extractor.selected, other.extractor.selected)
@@ -63,7 +63,7 @@ def test_features_have_length_one_and_the_selected_width(small_npz: Path) -> Non
     config = ExperimentConfig(
         nnmf=NNMFConfig(n_components=5, max_iter=10), selection=SelectionConfig(3)
     )
-    features = extract_features(load_dataset(small_npz), config, seed=0, device=CPU)
+    features = extract_features(load_dataset(small_npz), config, device=CPU)
     for split, n in (("train", 30), ("valid", 15), ("test", 15)):
         assert features.x[split].shape == (n, 3)
         torch.testing.assert_close(features.x[split].norm(dim=1), torch.ones(n))

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from nnmf_cuda.data import ImageDataset
 from nnmf_cuda.evaluation import (
     METRIC_NAMES,
     ROW_NAMES,
+    AUCComparison,
+    Comparison,
     DenoisingError,
+    EvaluatedRows,
+    Interval,
+    McNemarResult,
+    Metrics,
+    RowIntervals,
+    Uncertainty,
     classification_metrics,
-    majority_class_accuracy,
 )
-from nnmf_cuda.report import ReportContent
-from nnmf_cuda.timing import PAPER_STAGES
+from nnmf_cuda.nnmf.estimator import NNMF
+from nnmf_cuda.nnmf.selection import ComponentSelector
+from nnmf_cuda.report import MetricTable, RunReport
+from nnmf_cuda.timing import PAPER_STAGES, StageRow, Timings
+from nnmf_cuda.training import TrainingResult
 
 STRENGTH = {
     "Clean_Baseline": 2.0,
@@ -23,35 +35,49 @@ STRENGTH = {
     "Robust_Baseline": -3.0,
     "Robust_Defended": 0.3,
 }
+IMAGE_SHAPE = (32, 24)
+SPLIT = ["train"] * 40 + ["valid"] * 20 + ["test"] * 215
 
 
-def _probabilities(rng, labels, n_classes):
-    found = {}
+def evaluated_rows(labels: np.ndarray, n_classes: int) -> EvaluatedRows:
+    rng, rows, spread, probabilities = np.random.default_rng(0), {}, {}, {}
     for name in ROW_NAMES:
         n_predictions = 1 if name.endswith("Baseline") else 4
         logits = rng.normal(size=(n_predictions, len(labels), n_classes))
         logits[:, np.arange(len(labels)), labels] += STRENGTH[name]
         exponentials = np.exp(logits)
-        found[name] = exponentials / exponentials.sum(-1, keepdims=True)
-    return found
+        probabilities[name] = exponentials / exponentials.sum(-1, keepdims=True)
+        every = [classification_metrics(labels, p) for p in probabilities[name]]
+        values = {m: np.array([metrics[m] for metrics in every]) for m in METRIC_NAMES}
+        rows[name] = Metrics(**{m: float(v.mean()) for m, v in values.items()}, n=len(labels))
+        if n_predictions > 1:
+            spread[name] = {m: float(v.std()) for m, v in values.items()}
+    return EvaluatedRows(rows, spread, probabilities, labels, 4)
 
 
-def _components(n):
+def components(n: int) -> np.ndarray:
     y, x = np.mgrid[0:32, 0:24] / 32
     centres = np.random.default_rng(1).uniform(0.2, 0.7, (n, 2))
     return np.stack([np.exp(-((y - a) ** 2 + (x - b) ** 2) / 0.02) for a, b in centres])
 
 
+def dataset_of(n_classes: int, labels: np.ndarray) -> ImageDataset:
+    return ImageDataset(
+        images=np.zeros((len(SPLIT), *IMAGE_SHAPE), dtype=np.uint8),
+        labels=np.concatenate([np.arange(60) % n_classes, labels]),
+        label_names=("Normal", "Tumor", "Third")[:n_classes],
+        split=np.array(SPLIT),
+        groups={},
+        files=np.array([f"{i}.png" for i in range(len(SPLIT))]),
+        source="images.npz",
+    )
+
+
 @pytest.fixture
-def timings() -> dict:
-    seconds = (6.5, 7.1, 4.2, 3.3, 9.4)
-    rows = [
-        {"stage": stage, "seconds": s, "n_items": 1500, "peak_bytes": 700 * 2**20}
-        for stage, s in zip(PAPER_STAGES, seconds, strict=True)
-    ]
-    rows.insert(0, {"stage": "read_images", "seconds": 1.25, "n_items": 2145, "peak_bytes": 2**29})
-    rows.append({"stage": "total", "seconds": 30.5, "n_items": 7500, "peak_bytes": 700 * 2**20})
-    return {"device": "cpu", "rows": rows}
+def timings() -> Timings:
+    seconds = zip(PAPER_STAGES, (6.5, 7.1, 4.2, 3.3, 9.4), strict=True)
+    read = StageRow("read_images", 1.25, 2145, 2**29)
+    return Timings("cpu", (read, *(StageRow(name, s, 1500, 700 * 2**20) for name, s in seconds)))
 
 
 @pytest.fixture
@@ -79,120 +105,107 @@ def stage_benchmark() -> dict:
 
 
 @pytest.fixture
-def uncertainty() -> dict:
-    """Intervals, comparisons and calibration of `metrics.json`."""
+def uncertainty() -> Uncertainty:
+    def compared(difference: float) -> Comparison:
+        ends = Interval(difference, difference - 0.1, difference + 0.1)
+        return Comparison(
+            McNemarResult(7, 5, 0.0001),
+            dict.fromkeys(METRIC_NAMES, ends),
+            AUCComparison(0.9, 0.9 - difference, difference, 0.1, 1.0, 0.25, -0.5, 0.5, 0.95),
+        )
 
-    def compared(difference: float) -> dict:
-        ends = {"estimate": difference, "low": difference - 0.1, "high": difference + 0.1}
-        areas = {"difference": difference, "low": -0.5, "high": 0.5, "p_value": 0.25}
-        return {
-            "mcnemar": {"n_only_a": 7, "n_only_b": 5, "p_value": 0.0001},
-            "difference": dict.fromkeys(METRIC_NAMES, ends),
-            "delong": areas,
-        }
-
-    return {
-        "intervals": {
-            "level": 0.95,
-            "clustered_by": "series",
-            "n_clusters": 152,
-            "n_resamples": 2000,
-            "rows": {
-                row: {m: {"low": 0.1 + i / 10, "high": 0.2 + i / 10} for m in METRIC_NAMES}
+    return Uncertainty(
+        level=0.95,
+        intervals=RowIntervals(
+            "series",
+            n_clusters=152,
+            n_resamples=2000,
+            n_redrawn=0,
+            rows={
+                row: dict.fromkeys(
+                    METRIC_NAMES, Interval(0.15 + i / 10, 0.1 + i / 10, 0.2 + i / 10)
+                )
                 for i, row in enumerate(ROW_NAMES)
             },
-        },
-        "comparisons": {"level": 0.95, "clean": compared(-0.02), "robust": compared(0.5)},
-        "calibration": {
-            "n_bins": 10,
-            "expected_calibration_error": {row: i / 8 for i, row in enumerate(ROW_NAMES)},
-        },
-    }
+        ),
+        wilson=dict.fromkeys(ROW_NAMES, Interval(0.6, 0.529, 0.659)),
+        clean=compared(-0.02),
+        robust=compared(0.5),
+        calibration_errors={row: i / 8 for i, row in enumerate(ROW_NAMES)},
+    )
 
 
 @pytest.fixture
-def make_content(timings, uncertainty) -> Callable[..., ReportContent]:
-    def make(n_classes: int = 2, n_components: int = 15, **changes) -> ReportContent:
-        rng = np.random.default_rng(0)
+def make_table(uncertainty: Uncertainty) -> Callable[..., MetricTable]:
+    def make(n_classes: int = 2, **changes) -> MetricTable:
         labels = np.arange(215) * n_classes // 215
         labels[:5] = n_classes - 1
-        probabilities = _probabilities(rng, labels, n_classes)
-        tables = {
-            k: [classification_metrics(labels, p) for p in v] for k, v in probabilities.items()
-        }
-        rows = {
-            k: {m: float(np.mean([t[m] for t in v])) for m in METRIC_NAMES} | {"n": len(labels)}
-            for k, v in tables.items()
-        }
-        spread = {
-            k: {m: float(np.std([t[m] for t in v])) for m in METRIC_NAMES}
-            for k, v in tables.items()
-            if k.endswith("Defended")
-        }
-        auc = rng.uniform(0.3, 0.8, n_components)
-        p_value = 10.0 ** -rng.uniform(0, 40, n_components)
-        p_value[0] = 0.0
+        rows = evaluated_rows(labels, n_classes)
+        return replace(MetricTable(rows, uncertainty, papers_images=False), **changes)
+
+    return make
+
+
+@pytest.fixture
+def make_report(timings: Timings, make_table: Callable[..., MetricTable]) -> Callable:
+    """Return a function that makes a report; its arguments are fields of report and table."""
+
+    def make(n_classes: int = 2, n_components: int = 15, **changes) -> RunReport:
+        rng = np.random.default_rng(0)
+        in_table = ("papers_images", "papers_defence", "draws_noise", "rows")
+        table = make_table(n_classes, **{k: changes.pop(k) for k in in_table if k in changes})
+        dataset = dataset_of(n_classes, table.rows.labels)
+        x_train = rng.uniform(0, 0.5, (40, n_components))
+        selector = ComponentSelector().fit(x_train, dataset.labels_of("train"))
+        selector.p_value_[selector.ranking_[0]] = 0.0
+        nnmf = NNMF(n_components)
+        nnmf.components_ = components(n_components).reshape(n_components, -1)
         sigma = np.linspace(0.01, 0.99, 25)
-        fields = {
-            "source": "images.npz",
-            "synthetic": False,
-            "label_names": ("Normal", "Tumor", "Third")[:n_classes],
-            "split_counts": {s: [730, 771, 12][:n_classes] for s in ("train", "valid", "test")},
-            "rows": rows,
-            "majority_class_accuracy": majority_class_accuracy(labels),
-            "spread": spread,
-            "n_predictions": 4,
-            "uncertainty": uncertainty,
-            "timings": timings,
-            "components": _components(n_components),
-            "class_means": rng.uniform(0, 0.5, (n_classes, n_components)),
-            "selection": {
-                "auc": auc,
-                "cohens_d": 3 * (auc - 0.5),
-                "p_value": p_value,
-                "ranking": np.argsort(-np.abs(auc - 0.5)),
-                "selected": np.arange(n_components),
-            },
-            "classifier_history": {
-                "train_loss": list(0.7 * np.exp(-np.arange(100) / 40)),
-                "valid_loss": list(0.7 * np.exp(-np.arange(100) / 50) + 0.05),
-                "valid_accuracy": list(0.9 - 0.4 * np.exp(-np.arange(100) / 20)),
-            },
-            "denoiser_history": {"train_loss": list(0.05 + 0.3 * np.exp(-np.arange(300) / 30))},
-            "best_epoch": 81,
-            "denoising_error": DenoisingError(
+        report = RunReport(
+            dataset=dataset,
+            table=table,
+            nnmf=nnmf,
+            selector=selector,
+            x_train=x_train,
+            classifier=TrainingResult(
+                None,
+                {
+                    "train_loss": list(0.7 * np.exp(-np.arange(100) / 40)),
+                    "valid_loss": list(0.7 * np.exp(-np.arange(100) / 50) + 0.05),
+                    "valid_accuracy": list(0.9 - 0.4 * np.exp(-np.arange(100) / 20)),
+                },
+                81,
+            ),
+            denoiser=TrainingResult(
+                None, {"train_loss": list(0.05 + 0.3 * np.exp(-np.arange(300) / 30))}, 299
+            ),
+            denoising_error=DenoisingError(
                 t=np.linspace(0, 999, 25),
                 sigma=sigma,
                 mse_noisy=sigma**2 / (1 - sigma**2),
                 mse_denoised=0.001 + 0.02 * sigma**2,
                 mse_mean=np.full(25, 0.024),
             ),
-            "purify_t": 41,
-            "labels": labels,
-            "probabilities": probabilities,
-            "attacks": {
-                "baseline": {
-                    "norm": "Linf",
-                    "attack_eps": 0.1,
-                    "attacks": ["apgd-ce", "square"],
-                    "robust accuracy after each attack": {"apgd-ce": 0.05, "square": 0.0047},
-                    "AutoAttack's own warnings": [],
-                },
+            purify_t=41,
+            attacks={
+                "baseline": {"norm": "Linf", "attack_eps": 0.1, "warnings": []},
                 "defended": {
                     "norm": "Linf",
                     "attack_eps": 0.1,
-                    "AutoAttack's own warnings": ["it seems to be a randomized defense!"],
+                    "accuracy_after": {"apgd-ce": 0.05, "square": 0.0047},
+                    "warnings": ["it seems to be a randomized defense!"],
                 },
             },
-            "environment": {"torch": "2.13.0", "device": "cpu", "threads": 2, "commit": "abc"},
-            "config": "seed: 0\nnnmf:\n  n_components: 15\n",
-            "notes": [
-                "category 2 = Normal, category 1 = Tumor",
-                "1 image without annotation left out",
-            ],
-            "not_run": ["Attack in pixel space", "Other values of attack_eps"],
-        }
-        return ReportContent(**{**fields, **changes})
+            timings=timings,
+            stage_benchmark=None,
+            robustness=None,
+            pixel_examples=None,
+            environment={"torch": "2.13.0", "device": "cpu", "threads": 2, "commit": "abc"},
+            config_yaml="seed: 0\nnnmf:\n  n_components: 15\n",
+            notes=("category 2 = Normal, category 1 = Tumor", "1 image left out"),
+            not_run=("Attack in pixel space", "Other values of attack_eps"),
+        )
+        return replace(report, **changes)
 
     return make
 

@@ -2,59 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from nnmf_cuda.evaluation import PAPER_TIMINGS
 from nnmf_cuda.report import figures
-from nnmf_cuda.report import figures as curves
 from nnmf_cuda.timing import PAPER_STAGES
 
 
-def test_components_figure_shows_every_image_with_its_rank(make_content):
-    content = make_content(n_components=7)
-    selection = {**content.selection, "selected": np.array([0, 1, 2])}
-    figure = figures.components_figure(content.components, selection=selection)
+def test_components_figure_shows_every_image_with_its_rank(make_report):
+    report = make_report(n_components=7)
+    images = report.nnmf.components_.reshape(-1, *report.dataset.image_shape)
+    report.selector.selected_ = np.array([0, 1, 2])
+    figure = figures.components_figure(images, report.selector)
     shown = [axes for axes in figure.axes if axes.images]
     assert len(shown) == 7
-    for axes, image in zip(shown, content.components, strict=True):
+    for axes, image in zip(shown, images, strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), image)
-    best = int(content.selection["ranking"][0])
+    best = int(report.selector.ranking_[0])
     assert "rank 1" in shown[best].get_title()
     assert "left out" in shown[5].get_title()
     assert "left out" not in shown[0].get_title()
 
 
-def test_class_means_figure_shows_the_values(make_content):
-    content = make_content()
-    figure = figures.class_means_figure(content.class_means, content.label_names)
-    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), content.class_means)
+def test_class_means_figure_shows_the_values(rng):
+    means = rng.uniform(size=(2, 15))
+    figure = figures.class_means_figure(means, ("Normal", "Tumor"), range(15))
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), means)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["Normal", "Tumor"]
-    assert figure.axes[0].texts[0].get_text() == f"{content.class_means[0, 0]:.2f}"
+    assert figure.axes[0].texts[0].get_text() == f"{means[0, 0]:.2f}"
 
 
 def test_class_means_figure_names_selected_components_and_thins_many(rng):
-    figure = figures.class_means_figure(rng.uniform(size=(2, 3)), ("a", "b"), selected=[2, 5, 9])
+    figure = figures.class_means_figure(rng.uniform(size=(2, 3)), ("a", "b"), [2, 5, 9])
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["2", "5", "9"]
-    many = figures.class_means_figure(rng.uniform(size=(2, 200)), ("a", "b"))
+    many = figures.class_means_figure(rng.uniform(size=(2, 200)), ("a", "b"), range(200))
     assert len(many.axes[0].get_xticklabels()) <= 30
     assert not many.axes[0].texts
 
 
-def test_selection_figure_draws_best_first_and_survives_p_of_zero(make_content):
-    selection = make_content().selection
-    panels = figures.selection_figure(selection).axes
+def test_selection_figure_draws_best_first_and_survives_p_of_zero(make_report):
+    selector = make_report().selector
+    panels = figures.selection_figure(selector).axes
     widths = [bar.get_width() for bar in panels[0].patches]
-    np.testing.assert_allclose(widths, selection["auc"][selection["ranking"]] - 0.5)
+    np.testing.assert_allclose(widths, selector.auc_[selector.ranking_] - 0.5)
     strengths = np.array([bar.get_width() for bar in panels[2].patches])
     assert np.isfinite(strengths).all()
     assert strengths.max() > 300  # the p-value of 0
     labels = [t.get_text() for t in panels[0].get_yticklabels()]
-    assert labels == [str(c) for c in selection["ranking"]]
+    assert labels == [str(c) for c in selector.ranking_]
 
 
-def test_training_figure_parts_losses_from_accuracies(make_content):
-    panels = figures.training_figure(make_content().classifier_history, best_epoch=81).axes
+def test_training_figure_parts_losses_from_accuracies(make_report):
+    panels = figures.training_figure(make_report().classifier.history, best_epoch=81).axes
     assert len(panels) == 2
     assert panels[0].get_yscale() == "log"
     labels = [line.get_label() for line in panels[0].lines]
@@ -63,8 +65,8 @@ def test_training_figure_parts_losses_from_accuracies(make_content):
     assert len(figures.training_figure({"train_loss": [0.5, 0.0]}).axes) == 1
 
 
-def test_denoising_figure_marks_the_timestep(make_content):
-    error = make_content().denoising_error
+def test_denoising_figure_marks_the_timestep(make_report):
+    error = make_report().denoising_error
     axes = figures.denoising_figure(error, purify_t=41).axes[0]
     assert len(axes.lines) == 4
     at = axes.lines[3].get_xdata()[0]
@@ -72,8 +74,8 @@ def test_denoising_figure_marks_the_timestep(make_content):
 
 
 def test_stage_times_figure(timings):
-    timings["rows"] = [r for r in timings["rows"] if r["stage"] != "denoiser_training"]
-    axes = figures.stage_times_figure(timings).axes[0]
+    rows = tuple(row for row in timings.stages if row.stage != "denoiser_training")
+    axes = figures.stage_times_figure(replace(timings, stages=rows), paper=True).axes[0]
     assert len(axes.containers) == 3
     assert all(len(bars) == len(PAPER_STAGES) + 1 for bars in axes.containers)
     assert axes.containers[0][0].get_width() == 6.5
@@ -99,48 +101,43 @@ def test_stage_benchmark_figure(stage_benchmark):
     assert len(figures.stage_benchmark_figure([stage_benchmark] * 2).axes) == 2
 
 
-def test_roc_figure_of_two_classes(make_content):
-    content = make_content()
-    figure = curves.roc_figure(
-        content.labels, content.probabilities, content.rows, content.label_names
-    )
+def test_roc_figure_of_two_classes(make_table):
+    rows = make_table().rows
+    figure = figures.roc_figure(rows, ("Normal", "Tumor"))
     clean, attacked = figure.axes
     assert [len(axes.lines) for axes in figure.axes] == [3, 3]
     areas = []
     for axes in (clean, attacked):
         for line in axes.lines[1:]:
             areas.append(np.trapezoid(line.get_ydata(), line.get_xdata()))
-    rows = content.rows
-    assert areas[0] == pytest.approx(rows["Clean_Baseline"]["roc_auc"])
-    assert areas[2] == pytest.approx(rows["Robust_Baseline"]["roc_auc"])
+    assert areas[0] == pytest.approx(rows.rows["Clean_Baseline"].roc_auc)
+    assert areas[2] == pytest.approx(rows.rows["Robust_Baseline"].roc_auc)
     # Pooling predictions is not averaging their areas, but comes close.
-    assert areas[3] == pytest.approx(rows["Robust_Defended"]["roc_auc"], abs=0.03)
-    assert f"{rows['Robust_Defended']['roc_auc']:.3f}" in attacked.lines[2].get_label()
+    defended = rows.rows["Robust_Defended"].roc_auc
+    assert areas[3] == pytest.approx(defended, abs=0.03)
+    assert f"{defended:.3f}" in attacked.lines[2].get_label()
 
 
-def test_roc_figure_of_three_classes_is_one_against_the_rest(make_content):
-    content = make_content(n_classes=3)
-    figure = curves.roc_figure(
-        content.labels, content.probabilities, content.rows, content.label_names
-    )
+def test_roc_figure_of_three_classes_is_one_against_the_rest(make_table):
+    rows = make_table(n_classes=3).rows
+    figure = figures.roc_figure(rows, ("a", "b", "c"))
     assert [len(axes.lines) for axes in figure.axes] == [4] * 4
     areas = [np.trapezoid(line.get_ydata(), line.get_xdata()) for line in figure.axes[0].lines[1:]]
-    assert np.mean(areas) == pytest.approx(content.rows["Clean_Baseline"]["roc_auc"])
+    assert np.mean(areas) == pytest.approx(rows.rows["Clean_Baseline"].roc_auc)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_reliability_figure(make_content, n_classes):
-    content = make_content(n_classes=n_classes)
-    figure = curves.reliability_figure(content.labels, content.probabilities, content.label_names)
+def test_reliability_figure(make_table, n_classes):
+    figure = figures.reliability_figure(make_table(n_classes).rows, ("a", "b", "c")[:n_classes])
     for axes in figure.axes:
         assert len(axes.lines) == 3
         assert len(axes.collections) == 2
         assert "calibration error" in axes.lines[1].get_label()
 
 
-def test_figures_leave_pyplot_alone(make_content):
+def test_figures_leave_pyplot_alone(make_report):
     import sys
 
-    figures.components_figure(make_content().components)
+    figures.training_figure(make_report().denoiser.history)
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()

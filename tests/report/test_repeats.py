@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
-from nnmf_cuda.report.repeats import folds_page, folds_table, seeds_table
+from nnmf_cuda.report.repeats import (
+    EVALUATED,
+    OWN_SPLIT,
+    FoldsSummary,
+    SeedsSummary,
+    Spread,
+    folds_page,
+    folds_table,
+    seeds_table,
+)
 
 
-def _cell(mean, std=0.01):
-    return {"mean": mean, "std": std, "low": mean - 0.1, "high": mean + 0.1}
+def _spread(mean):
+    return Spread(mean, 0.01, mean - 0.1, mean + 0.1)
 
 
 def _seeds(n_seeds, mean, robust=True):
-    summary = {
-        "seeds": list(range(n_seeds)),
-        "one_split": True,
-        "majority_class_accuracy": 0.55,
-        "rows": {row: dict.fromkeys(METRIC_NAMES, _cell(mean)) for row in ROW_NAMES},
-    }
-    names = ("clean_accuracy", "worst_case_accuracy", "all_right_accuracy")
-    return summary | ({"robustness": dict.fromkeys(names, _cell(0.4444))} if robust else {})
+    return SeedsSummary(
+        seeds=tuple(range(n_seeds)),
+        one_split=True,
+        majority_class_accuracy=0.55,
+        rows={row: dict.fromkeys(METRIC_NAMES, _spread(mean)) for row in ROW_NAMES},
+        robustness=dict.fromkeys(EVALUATED, _spread(0.4444)) if robust else {},
+    )
 
 
-@pytest.fixture
-def summary():
-    folds = {**_seeds(1, 0.7), "n_folds": 2, "majority_class_accuracy": _cell(0.56)}
-    return {
-        "seeds": [0, 1],
-        "split_by": "patient",
-        "folds": folds,
-        "splits": {"own split": _seeds(2, 0.8), "fold 1": _seeds(2, 0.6), "fold 2": _seeds(2, 0.7)},
-    }
+def _folds(n_seeds=2, robust=True, own=True):
+    splits = {OWN_SPLIT: _seeds(n_seeds, 0.8, robust)} if own else {}
+    splits |= {"fold 1": _seeds(n_seeds, 0.6, robust), "fold 2": _seeds(n_seeds, 0.7, robust)}
+    return FoldsSummary(splits, split_by="patient", source="scans.npz", preset="paper")
 
 
 def test_seeds_table_begins_with_constant_answer_and_worst_case():
@@ -48,8 +52,8 @@ def test_seeds_table_begins_with_constant_answer_and_worst_case():
     assert "worst case" not in seeds_table(_seeds(2, 0.8, robust=False))
 
 
-def test_folds_have_a_row_each_and_say_what_the_spread_is_over(summary):
-    text = folds_table(summary)
+def test_folds_have_a_row_each_and_say_what_the_spread_is_over():
+    text = folds_table(_folds())
     rows = [line for line in text.splitlines() if re.search(r"\d ± \d", line)]
     names = ["own split", "fold 1", "fold 2", "mean of folds"]
     assert [re.split(r"  +", row)[0] for row in rows] == names
@@ -57,28 +61,40 @@ def test_folds_have_a_row_each_and_say_what_the_spread_is_over(summary):
     assert rows[1].split("  ")[-1].strip() == "0.550"
     assert "0.600 ± 0.010" in rows[1]
     assert "0.444 ± 0.010" in rows[1]
-    summary["seeds"] = [0]
-    one = folds_table(summary)
+    assert "0.650 ± 0.071" in rows[3]
+    one = folds_table(_folds(n_seeds=1))
     assert "± is over 2 folds" in " ".join(one.split())
     assert len(re.findall(r"\d ± \d", one)) == 6  # only over folds
 
 
-def test_folds_page_folds_the_nine_metrics_away(summary):
-    summary["about"] = {"source": "scans.npz", "date": "2026-11-28"}
-    html = folds_page(summary, home="runs/cv")
+def test_folds_page_folds_the_metrics_away():
+    html = folds_page(_folds(), home="runs/cv")
     assert html.count("<details") == 5
-    assert "Data: scans.npz · Run: runs/cv · Date: 2026-11-28" in html
+    assert "Data: scans.npz · Run: runs/cv" in html
     assert "own split, mean ± over 2 seeds" in html
     assert "folds, mean ± over 2 folds" in html
     headline = html.partition("<details")[0]
     assert headline.index("worst case over all attacks") < headline.index("constant answer")
     assert "MCC" not in headline
     assert "MCC" in html
-    del summary["folds"]["robustness"]
-    assert "Worst case: not run (--evaluation honest)." in folds_page(summary)
+    without = folds_page(_folds(robust=False))
+    assert "Worst case: not run (--evaluation honest)." in without
+    assert without.count("<details") == 4
 
 
-def test_folds_without_an_own_split(summary):
-    del summary["splits"]["own split"]
-    assert folds_table(summary).startswith("2 folds by patient")
-    assert "own split</th>" not in folds_page(summary)
+def test_folds_without_an_own_split():
+    assert folds_table(_folds(own=False)).startswith("2 folds by patient")
+    assert "own split</th>" not in folds_page(_folds(own=False))
+
+
+def test_summaries_as_json():
+    content = _folds().as_dict()
+    assert list(content) == ["seeds", "split_by", "folds", "splits", "about"]
+    assert list(content["folds"]) == ["n_folds", "majority_class_accuracy", "rows", "robustness"]
+    assert list(content["splits"]) == ["own split", "fold 1", "fold 2"]
+    accuracy = content["folds"]["rows"]["Clean_Baseline"]["accuracy"]
+    assert accuracy == pytest.approx({"mean": 0.65, "std": 0.0707, "low": 0.6, "high": 0.7}, 1e-3)
+    fold = content["splits"]["fold 1"]
+    assert set(fold["rows"]["Clean_Baseline"]["accuracy"]) == {"mean", "std", "low", "high"}
+    assert "robustness" not in _seeds(1, 0.5, robust=False).as_dict()
+    assert json.loads(json.dumps(content)) == content

@@ -56,8 +56,8 @@ def complete(evaluation, uncertainty):
         "warnings": ["The curve against steps is not flat."],
         "worst_points": {
             "rows": rows,
-            "calibration": uncertainty["calibration"],
-            "comparisons": {n: uncertainty["comparisons"][n] for n in ("clean", "robust")},
+            "calibration": uncertainty.as_dict()["calibration"],
+            "comparisons": uncertainty.as_dict()["comparisons"],
         },
         "about": {
             "source": "scans.npz",

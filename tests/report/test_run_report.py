@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from nnmf_cuda.evaluation import ROW_NAMES
-from nnmf_cuda.report import write_report
-from nnmf_cuda.report.run_report import OPTIONAL_PARTS, _figures, _render
+from nnmf_cuda.report import figures, write_report
+from nnmf_cuda.report.run_report import render_report
 
-NO_FIGURES = dict.fromkeys(OPTIONAL_PARTS)  # drawing takes most of the time
 FIGURES = {
     *("stage_times", "components", "class_means", "selection", "classifier_training"),
     *("denoiser_training", "denoising_error", "roc", "reliability"),
@@ -57,20 +57,19 @@ def report_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def full(report_dir, make_content):
-    """Content with every part on the paper's data, and its report, written once."""
-    content = make_content(paper_comparable=True, not_run=["Attack in pixel space"])
+def full(report_dir, make_report):
+    """The report of the paper's data, written once."""
+    report = make_report(papers_images=True, not_run=["Attack in pixel space"])
     path = report_dir / "report.html"
     if not path.exists():
-        write_report(report_dir, content)
+        assert write_report(report_dir, report) == path
     html = path.read_text(encoding="utf-8")
-    return content, html, Page(html)
+    return report, html, Page(html)
 
 
-def _write(tmp_path, content):
-    path = write_report(tmp_path, content)
-    assert path == tmp_path / "report.html"
-    html = path.read_text(encoding="utf-8")
+def _page(report):
+    """Return the page without pictures, which take long to draw."""
+    html = render_report(report, {})
     return html, Page(html)
 
 
@@ -90,21 +89,20 @@ def test_full_report_is_self_contained(full, report_dir):
     assert png.startswith(b"\x89PNG")
 
 
-def test_report_shows_the_stage_benchmark(tmp_path, make_content, stage_benchmark):
-    content = make_content(**NO_FIGURES, stage_benchmark=stage_benchmark)
-    _, page = _write(tmp_path, content)
-    text = re.sub(r"\s+", " ", page.text)
+def test_report_shows_the_stage_benchmark(tmp_path, make_report, stage_benchmark):
+    report = make_report(stage_benchmark=stage_benchmark)
+    text = write_report(tmp_path, report).read_text(encoding="utf-8")
+    text = re.sub(r"\s+", " ", Page(text).text)
     assert "settings paper, on Some CPU with 2 threads, commit 0123456789, 2026-01-02" in text
-    assert {p.stem for p in (tmp_path / "figures").glob("*.png")} == {"stage_benchmark"}
-    assert "#times" in page.addresses
-    assert "times" in page.ids
+    made = {p.stem for p in (tmp_path / "figures").glob("*.png")}
+    assert made == {*FIGURES, "stage_benchmark"}
 
 
 def test_full_report_says_what_it_must(full):
-    content, _, page = full
+    report, _, page = full
     text = re.sub(r"\s+", " ", page.text)
     for name in ROW_NAMES:
-        assert f"{content.rows[name]['accuracy']:.4f}" in text
+        assert f"{report.table.rows.rows[name].accuracy:.4f}" in text
     for words in (
         "0.8605",  # the paper's first figure
         "201.47",  # and its total of seconds
@@ -121,11 +119,9 @@ def test_full_report_says_what_it_must(full):
     assert "Synthetic data" not in text
 
 
-def test_synthetic_data_are_announced_and_the_papers_figures_left_out(
-    tmp_path, make_content, timings
-):
-    parts = {**NO_FIGURES, "timings": timings}
-    html, page = _write(tmp_path, make_content(synthetic=True, source="phantom", **parts))
+def test_synthetic_data_are_announced_and_the_papers_figures_left_out(make_report):
+    report = make_report()
+    html, page = _page(replace(report, dataset=replace(report.dataset, synthetic=True)))
     assert "Synthetic data." in page.text
     assert 'class="paper"' not in html
     assert "paper CPU" not in page.text
@@ -134,37 +130,25 @@ def test_synthetic_data_are_announced_and_the_papers_figures_left_out(
     assert "The data are not the paper's" in page.text
 
 
-def test_missing_parts_are_named_as_not_run(tmp_path, make_content):
-    content = make_content(**NO_FIGURES, not_run=(), config="", environment={})
-    html, page = _write(tmp_path, content)
-    assert list((tmp_path / "figures").iterdir()) == []
-    assert "<img" not in html
-    for title in OPTIONAL_PARTS.values():
-        assert f"{title}: not run" in page.text
-
-
-def test_a_full_run_says_so(make_content):
-    content = make_content(not_run=())
-    assert content.missing_parts == []
-    page = Page(_render(content, {}))  # without pictures, which take long to draw
+def test_a_full_run_says_so(make_report):
+    _, page = _page(make_report(not_run=()))
     assert "Every part of this report was run." in page.text
 
 
-def test_the_list_of_sections_is_in_the_order_of_the_page(make_content, evaluation):
-    for content in (make_content(), make_content(robustness=evaluation, attacks=None)):
-        html = _render(content, {})
+def test_the_list_of_sections_is_in_the_order_of_the_page(make_report, evaluation):
+    for report in (make_report(), make_report(robustness=evaluation)):
+        html, _ = _page(report)
         listed = re.findall(r'<a href="#([\w-]+)">', html.partition("</nav>")[0])
         assert listed == re.findall(r'<section id="([\w-]+)">', html)
 
 
-def test_the_worst_case_leads(make_content, evaluation):
-    html = _render(make_content(robustness=evaluation), {})
-    page = Page(html)
+def test_the_worst_case_leads(make_report, evaluation):
+    html, page = _page(make_report(robustness=evaluation))
     places = [
         page.text.index(words)
         for words in (
             *("worst case over all attacks", "the paper's protocol", "adversarially trained"),
-            *("constant answer", evaluation["verdict"], "Four rows, nine metrics"),
+            *("constant answer", evaluation["verdict"], "Four rows, every metric"),
         )
     ]
     assert places == sorted(places)
@@ -173,29 +157,31 @@ def test_the_worst_case_leads(make_content, evaluation):
     assert "Robust_Defended" not in tiles
 
 
-def test_without_an_evaluation_there_is_no_worst_case(make_content):
-    page = Page(_render(make_content(), {}))
+def test_without_an_evaluation_there_is_no_worst_case(make_report):
+    _, page = _page(make_report())
     assert "This is the paper's protocol only, no worst case" in page.text
     assert "worst case over all attacks" not in page.text
     assert "mean of 4 fresh predictions" in page.text
 
 
-def test_what_was_not_run_is_looked_for_inside_the_points(make_content, evaluation):
-    page = Page(_render(make_content(robustness=evaluation, not_run=()), {}))
+def test_what_was_not_run_is_looked_for_inside_the_points(make_report, evaluation):
+    _, page = _page(make_report(robustness=evaluation, not_run=()))
     assert "Every part of this report was run." not in page.text
     assert "Point 1 Threat model: pixel space (give --data)." in page.text
     assert "Point 13 Attacks on the purifier." in page.text
 
 
-def test_a_defence_without_noise_is_not_said_to_have_any(make_content, quiet_evaluation):
-    content = make_content(
-        random_defence=False,
-        paper_defence=False,
-        n_predictions=1,
-        paper_comparable=True,
-        robustness=quiet_evaluation,
+def test_a_defence_without_noise_is_not_said_to_have_any(make_report, quiet_evaluation):
+    rows = replace(make_report().table.rows, n_predictions=1)
+    html, _ = _page(
+        make_report(
+            draws_noise=False,
+            papers_defence=False,
+            papers_images=True,
+            rows=rows,
+            robustness=quiet_evaluation,
+        )
     )
-    html = _render(content, {})
     for words in (
         *("averages over draws", "A random defence", "with fresh noise", "noise spread"),
         *("±0.0", "majority of 20", "by majority", "over 1 predictions"),
@@ -203,68 +189,43 @@ def test_a_defence_without_noise_is_not_said_to_have_any(make_content, quiet_eva
         assert words not in html, words
     assert "One attack is not all attacks." in html
     assert "paper (its own defence)" in html
-    assert "the defence: t = 41" not in _labels(content)
-    assert "the defence: t = 41" in _labels(make_content())
 
 
-def _labels(content):
-    figure, *_ = _figures(content)["denoising_error"]
-    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+@pytest.mark.parametrize("purify_t", [41, None])
+def test_a_timestep_is_marked_where_the_defence_has_one(make_report, purify_t):
+    figure = figures.denoising_figure(make_report().denoising_error, purify_t=purify_t)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert ("the defence: t = 41" in labels) == (purify_t == 41)
 
 
-def test_counts_of_the_attack_are_named(make_content):
+def test_counts_of_the_attack_are_named(make_report):
     found = {"majority_accuracy": 0.57, "fresh_accuracy": 0.61, "n_unchanged": 24}
-    html = _render(make_content(attacks={"baseline": found, "defended": {"norm": "L2"}}), {})
+    html, _ = _page(make_report(attacks={"baseline": found, "defended": {"norm": "L2"}}))
     text = re.sub(r"<[^>]+>|\s+", " ", html.partition('id="attack"')[2])
     assert re.search(r"majority of fresh decisions right +0\.57 +–", text)
     assert "constant answer" not in text.partition("The defence")[0].partition("ROC")[0]
     assert "points returned unchanged" in text
 
 
-def test_three_classes(tmp_path, make_content):
-    parts = {**NO_FIGURES, "class_means": make_content(n_classes=3).class_means}
-    _, page = _write(tmp_path, make_content(n_classes=3, **parts))
+def test_three_classes(make_report):
+    _, page = _page(make_report(n_classes=3))
     assert "3 classes: Normal, Tumor, Third" in page.text
     assert "Positive class" not in page.text
     assert "margin-ratio" not in page.text  # only said of two classes
 
 
-def test_text_from_outside_is_escaped(tmp_path, make_content):
+def test_text_from_outside_is_escaped(make_report):
     attack = "<script>alert('x')</script>"
-    content = make_content(
-        source=attack,
-        notes=[attack],
-        not_run=[attack],
-        label_names=("Normal", attack),
-        config=attack,
-        environment={attack: attack},
-        **{**NO_FIGURES, "attacks": {attack: {attack: [attack]}}},
+    dataset = replace(make_report().dataset, source=attack, label_names=("Normal", attack))
+    html, page = _page(
+        make_report(
+            dataset=dataset,
+            notes=[attack],
+            not_run=[attack],
+            config_yaml=attack,
+            environment={attack: attack},
+            attacks={attack: {attack: [attack]}},
+        )
     )
-    html, page = _write(tmp_path, content)
     assert "<script" not in html
     assert page.text.count(attack) >= 10
-
-
-def test_a_second_report_replaces_the_first(tmp_path, make_content):
-    _write(tmp_path, make_content(notes=["first"], **NO_FIGURES))
-    html, _ = _write(tmp_path, make_content(notes=["second"], **NO_FIGURES))
-    assert "<li>second</li>" in html
-    assert "<li>first</li>" not in html
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rows": {}}, "rows has no"),
-        ({"components": [[1.0]]}, "components has shape"),
-        ({"class_means": [[1.0]]}, "class_means has shape"),
-        ({"split_counts": {"train": [1, 2, 3]}}, "split_counts"),
-        ({"labels": None}, "labels is None"),
-        ({"probabilities": {}}, "probabilities has no 'Clean_Baseline'"),
-        ({"labels": [0, 1]}, r"probabilities\['Clean_Baseline'\] has shape \(1, 215, 2\)"),
-    ],
-)
-def test_content_that_does_not_fit_is_named(make_content, changes, message):
-    with pytest.raises(ValueError, match=message):
-        make_content(**changes)

@@ -3,10 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 
+from nnmf_cuda.attacks import AttackResult
 from nnmf_cuda.data import ImageDataset
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, EvaluatedRows, Metrics
 from nnmf_cuda.pipeline.config import PRESETS, DiffusionConfig, ExperimentConfig
+from nnmf_cuda.run.metrics import AttackRecord
 from nnmf_cuda.run.notes import notes_of
 
 LABELS = np.array([0, 1] * 10)
@@ -45,14 +48,14 @@ def notes(
     config: ExperimentConfig | None = None,
     warning: str = "careful",
 ) -> str:
-    found = {
-        "n_unchanged": 3,
-        "accuracy_after": {"square": 0.25},
-        "fresh_accuracy": 0.5,
-        "fresh_accuracy_on_changed": None,
-        "warnings": [warning],
-    }
-    return "\n".join(notes_of(data, config or PRESETS["paper"], rows(robust), {"defended": found}))
+    config = config or PRESETS["paper"]
+    points = torch.zeros(20, 3)
+    result = AttackResult(
+        *(points, torch.ones(20, dtype=torch.bool), 0.5, {"square": 0.25}, {"square": 1.0}),
+        *([warning], "(N, M, 1, 1)", 0.1, 1.0, 0.0, 0, "autoattack"),
+    )
+    record = AttackRecord(config.attack, result, 0.5, 0.5, 0.5, 3, None)
+    return "\n".join(notes_of(data, config, rows(robust), {"defended": record}))
 
 
 def test_notes_say_how_the_split_parts_groups() -> None:

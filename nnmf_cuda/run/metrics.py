@@ -1,0 +1,147 @@
+"""What a run has measured: the content of `metrics.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnmf_cuda.attacks import AttackResult
+from nnmf_cuda.data import LeakageAudit
+from nnmf_cuda.evaluation import (
+    EvaluatedRows,
+    Uncertainty,
+)
+from nnmf_cuda.pipeline.config import AttackConfig
+from nnmf_cuda.pipeline.defences import NoiseLevel
+
+__all__ = ["AttackRecord", "RunMetrics"]
+
+
+@dataclass(frozen=True)
+class AttackRecord:
+    """One attack of the paper's protocol, its success counted in every way.
+
+    Attributes
+    ----------
+    config : AttackConfig
+        Settings.
+    result : AttackResult
+        What the attack returned, with AutoAttack's own counts.
+    fresh_accuracy : float
+        Share of right answers among fresh predictions on the attacked features.
+    majority_accuracy, all_right_accuracy : float
+        Share of samples that more than half, or all, of the fresh predictions name rightly.
+    n_unchanged : int
+        Samples that the attack returned as they were.
+    fresh_accuracy_on_changed : float or None
+        `fresh_accuracy` among the others; None where there are none.
+    """
+
+    config: AttackConfig
+    result: AttackResult
+    fresh_accuracy: float
+    majority_accuracy: float
+    all_right_accuracy: float
+    n_unchanged: int
+    fresh_accuracy_on_changed: float | None
+
+    @classmethod
+    def count(
+        cls,
+        config: AttackConfig,
+        result: AttackResult,
+        x_clean: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        probabilities: NDArray[np.float64],
+    ) -> AttackRecord:
+        """Count an attack's success.
+
+        Parameters
+        ----------
+        config, result
+            Settings of the attack and what it returned.
+        x_clean : array of shape (n, n_features)
+            Features before the attack.
+        labels : array of shape (n,)
+        probabilities : array of shape (n_predictions, n, n_classes)
+            Fresh predictions on the attacked features.
+        """
+        right = probabilities.argmax(2) == labels  # (n_predictions, n)
+        changed = (result.x_adv.cpu().numpy() != x_clean).any(1)
+        return cls(
+            config=config,
+            result=result,
+            fresh_accuracy=float(right.mean()),
+            majority_accuracy=float((right.mean(0) > 0.5).mean()),
+            all_right_accuracy=float(right.all(0).mean()),
+            n_unchanged=int((~changed).sum()),
+            fresh_accuracy_on_changed=float(right[:, changed].mean()) if changed.any() else None,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return settings and counts, for JSON."""
+        result = self.result
+        return {
+            **asdict(self.config),
+            "box": [0.0, 1.0],
+            "layout": result.layout,
+            "package": result.package,
+            "clean_accuracy": result.clean_accuracy,
+            "accuracy_after": result.accuracy_after,
+            "fresh_accuracy": self.fresh_accuracy,
+            "majority_accuracy": self.majority_accuracy,
+            "all_right_accuracy": self.all_right_accuracy,
+            "n_unchanged": self.n_unchanged,
+            "fresh_accuracy_on_changed": self.fresh_accuracy_on_changed,
+            "max_perturbation": result.max_perturbation,
+            "n_clamped": result.n_clamped,
+            "grad_norm_mean": result.grad_norm_mean,
+            "zero_gradient_share": result.zero_gradient_share,
+            "warnings": result.warnings,
+        }
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """Everything that a run has measured but its times.
+
+    Attributes
+    ----------
+    rows : EvaluatedRows
+        The paper's four rows.
+    uncertainty : Uncertainty
+        Of the rows.
+    attacks : mapping of str to AttackRecord
+        By model: "baseline" and "defended".
+    audit : LeakageAudit
+        Of the split.
+    noise_levels : tuple of NoiseLevel
+        Timesteps among which validation chose.
+    notes : tuple of str
+        What a reader must know beside the rows.
+    not_run : tuple of str
+        What the paper's protocol leaves out; empty where the evaluation of robustness followed.
+    """
+
+    rows: EvaluatedRows
+    uncertainty: Uncertainty
+    attacks: Mapping[str, AttackRecord]
+    audit: LeakageAudit
+    noise_levels: tuple[NoiseLevel, ...]
+    notes: tuple[str, ...]
+    not_run: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of `metrics.json`."""
+        return {
+            **self.rows.as_dict(notes=self.notes),
+            **self.uncertainty.as_dict(),
+            "attacks": {name: record.as_dict() for name, record in self.attacks.items()},
+            "audit": self.audit.as_dict(),
+            "noise_levels": [asdict(level) for level in self.noise_levels],
+            "not_run": list(self.not_run),
+        }
