@@ -7,7 +7,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "common/isa.h"
+#include "common/cpu/isa.h"
 
 namespace {
 

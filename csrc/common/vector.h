@@ -1,4 +1,6 @@
-// ISA source (see foreach_isa.h): values as a compiler vector as wide as a register.
+// ISA source (see cpu/isa.h): values as a compiler vector as wide as a register, and their
+// logarithms, to an ulp or two. Device code includes it as well, in a namespace of its own: there a
+// vector is the one value of a thread, with what the shared formulas need of it.
 //
 // The maskz intrinsics (all lanes) stand for the plain ones, in whose headers gcc 12 sees
 // uninitialised values.
@@ -6,6 +8,8 @@
 namespace nnmf_cuda {
 namespace NNMF_CUDA_ISA {
 namespace {
+
+#if defined(NNMF_CUDA_VECTOR_BYTES)
 
 // Lanes of whole numbers, as many bits as the floating-point ones.
 template <class Word>
@@ -32,6 +36,7 @@ template <class T>
 struct Vector {
   static constexpr int64_t kLanes = NNMF_CUDA_VECTOR_BYTES / int64_t{sizeof(T)};
   typedef T Lanes __attribute__((vector_size(NNMF_CUDA_VECTOR_BYTES)));
+  using Word = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
   static NNMF_CUDA_INLINE Lanes broadcast(T value) { return value - Lanes{}; }
 
@@ -77,6 +82,13 @@ struct Vector {
   }
 
   static NNMF_CUDA_INLINE void store(T* p, const Lanes& v) { __builtin_memcpy(p, &v, sizeof(v)); }
+
+  static NNMF_CUDA_INLINE Lanes from_bits(const typename IntegersOf<Word>::Lanes& bits) {
+    return (Lanes)bits;
+  }
+  static NNMF_CUDA_INLINE typename IntegersOf<Word>::Lanes to_bits(const Lanes& v) {
+    return (typename IntegersOf<Word>::Lanes)v;
+  }
 
   // The larger of both; NaN where `value` is, for which the order of the arguments matters.
   static NNMF_CUDA_INLINE Lanes max(const Lanes& bound, const Lanes& value) {
@@ -127,7 +139,6 @@ struct Vector {
     else
       return (Lanes)_mm512_maskz_mov_pd(static_cast<__mmask8>(bits), (__m512d)v);
 #else
-    using Word = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
     typedef typename IntegersOf<Word>::Lanes Words;
     Words lane;
     for (int64_t l = 0; l < kLanes; ++l) lane[l] = Word{1} << l;
@@ -210,6 +221,78 @@ struct Vector {
 #endif
   }
 };
+
+#else  // device code
+
+template <class Word>
+struct IntegersOf {
+  using Lanes = Word;
+};
+
+template <class T>
+struct Vector {
+  using Lanes = T;
+  using Word = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+
+  static NNMF_CUDA_INLINE T broadcast(T value) { return value; }
+  static NNMF_CUDA_INLINE T max(T bound, T value) { return at_least(bound, value); }
+  static NNMF_CUDA_INLINE T divide(T x, T y) { return quotient(x, y); }
+  static NNMF_CUDA_INLINE T from_bits(Word bits) {
+    T value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+  static NNMF_CUDA_INLINE Word to_bits(T value) {
+    Word bits;
+    memcpy(&bits, &value, sizeof(bits));
+    return bits;
+  }
+};
+
+#endif
+
+// A positive ratio as 2^exponent (1 + rest), with 1 + rest in [sqrt(1/2), sqrt(2)).
+template <class T>
+struct Ratio {
+  typename Vector<T>::Lanes exponent, rest;
+};
+
+template <class T>
+NNMF_CUDA_INLINE Ratio<T> split(const typename Vector<T>::Lanes& ratio) {
+  using V = Vector<T>;
+  // Bits of 1, of sqrt(1/2), of the mantissa; a number whose sum with a small integer shows it.
+  constexpr bool kSingle = sizeof(T) == 4;
+  using Word = typename V::Word;
+  constexpr int kMantissa = kSingle ? 23 : 52;
+  constexpr Word kOne = kSingle ? 0x3f800000 : 0x3ff0000000000000;
+  constexpr Word kRootHalf = kSingle ? 0x3f3504f3 : 0x3fe6a09e667f3bcd;
+  constexpr Word kBias = kOne >> kMantissa, kMagic = kSingle ? 0x4b400000 : 0x4338000000000000;
+  constexpr T kShift = kSingle ? T{12582912} : T{6755399441055744};
+  typedef typename IntegersOf<Word>::Lanes Words;
+  const Words bits = V::to_bits(ratio) + (kOne - kRootHalf);
+  const Words exponent = (bits >> kMantissa) - kBias + kMagic;
+  const Words mantissa = (bits & ((Word{1} << kMantissa) - 1)) + kRootHalf;
+  return {V::from_bits(exponent) - kShift, V::from_bits(mantissa) - T{1}};
+}
+
+// log(1 + z) - z for 1 + z in [sqrt(1/2), sqrt(2)), exact relative to z^2: the polynomials of
+// FreeBSD's e_logf.c and e_log.c.
+template <class T>
+NNMF_CUDA_INLINE typename Vector<T>::Lanes log_tail(const typename Vector<T>::Lanes& z) {
+  using V = Vector<T>;
+  const typename V::Lanes s = V::divide(z, T{2} + z), s2 = s * s, s4 = s2 * s2;
+  typename V::Lanes even, odd;
+  if constexpr (sizeof(T) == 4) {
+    odd = s2 * (T(0.66666662693) + s4 * T(0.28498786688));
+    even = s4 * (T(0.40000972152) + s4 * T(0.24279078841));
+  } else {
+    odd = s2 * (0.6666666666666735 +
+                s4 * (0.2857142874366239 + s4 * (0.1818357216161805 + s4 * 0.14798198605116586)));
+    even = s4 * (0.3999999999940942 + s4 * (0.22222198432149784 + s4 * 0.15313837699209373));
+  }
+  const typename V::Lanes half_square = T(0.5) * z * z;
+  return s * (half_square + (odd + even)) - half_square;
+}
 
 }  // namespace
 }  // namespace NNMF_CUDA_ISA

@@ -103,4 +103,10 @@ NNMF_CUDA_INLINE float philox_normal(uint64_t seed, uint32_t step, uint32_t row,
       philox_4x32(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)));
 }
 
+struct DrawsShape {
+  int64_t n_steps, n_rows, n_draws, n_features;
+
+  NNMF_CUDA_INLINE int64_t size() const { return n_steps * n_rows * n_draws * n_features; }
+};
+
 }  // namespace nnmf_cuda

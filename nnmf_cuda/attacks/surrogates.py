@@ -8,7 +8,6 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda import ops
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
 
@@ -124,5 +123,5 @@ class PurifierShift:
         return [whole[:n] for n in range(first, len(whole) + 1)]
 
     def _purified(self, timesteps: Tensor, x: Tensor, noise: Tensor) -> Tensor:
-        chain = {**self.purifier.chain(x, noise), "timesteps": timesteps}
-        return ops.purify(x, weights=self.purifier.denoiser.weights(), **chain)
+        purified: Tensor = self.purifier(x, noise=noise, timesteps=timesteps)
+        return purified

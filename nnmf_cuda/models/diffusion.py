@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda import ops
-
-if TYPE_CHECKING:
-    from nnmf_cuda.models.networks import FeatureDenoiser
+from nnmf_cuda import ops, reference
+from nnmf_cuda.models.networks import Fusible, FusibleLayers, why_not_part
 
 __all__ = ["DiffusionPurifier", "NoiseSchedule"]
 
@@ -73,10 +71,6 @@ class NoiseSchedule:
         """Return the same schedule on another device."""
         return NoiseSchedule(self.betas.to(device))
 
-    def sigma(self, t: Tensor | int) -> Tensor:
-        """Return the noise level sqrt(1 - alphas_cumprod[t]), float64, in the shape of t."""
-        return (1 - self._at(self.alphas_cumprod, torch.as_tensor(t))).sqrt()
-
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Noise clean samples to their timesteps.
 
@@ -93,42 +87,19 @@ class NoiseSchedule:
         Tensor of shape (B, ...)
             x_t, of x_start's dtype; the coefficients are computed in float64.
         """
-        alpha_cumprod_t = _per_sample(self._at(self.alphas_cumprod, t), x_start)
+        self._check_timesteps(t)
+        alpha_cumprod_t = self.alphas_cumprod.to(t.device)[t].reshape(
+            -1, *[1] * (x_start.dim() - 1)
+        )
         keep, spread = alpha_cumprod_t.sqrt(), (1 - alpha_cumprod_t).sqrt()
         return keep.to(x_start.dtype) * x_start + spread.to(x_start.dtype) * noise
-
-    def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of q(x_{t-1} | x_t, x_0), Ho et al. (2020) equations 6 and 7.
-
-        Parameters
-        ----------
-        x_start, x_t : Tensor of shape (B, ...)
-            Clean and noised samples.
-        t : Tensor of shape (B,)
-            int64 timesteps of x_t. At t = 0 the mean is x_start and the variance 0.
-
-        Returns
-        -------
-        mean : Tensor of shape (B, ...)
-        variance : Tensor of shape (B, 1, ...)
-            Broadcasts against the mean.
-        """
-        beta_t, alpha_t, alpha_cumprod_t, alpha_cumprod_prev_t = (
-            _per_sample(self._at(values, t), x_start)
-            for values in (self.betas, self.alphas, self.alphas_cumprod, self.alphas_cumprod_prev)
-        )
-        of_x_start = alpha_cumprod_prev_t.sqrt() * beta_t / (1 - alpha_cumprod_t)
-        of_x_t = alpha_t.sqrt() * (1 - alpha_cumprod_prev_t) / (1 - alpha_cumprod_t)
-        variance = beta_t * (1 - alpha_cumprod_prev_t) / (1 - alpha_cumprod_t)
-        mean = of_x_start.to(x_start.dtype) * x_start + of_x_t.to(x_start.dtype) * x_t
-        return mean, variance.to(x_start.dtype)
 
     def noise_level(self, t: int) -> float:
         """Return sigma of x_start + sigma * noise = x_t / sqrt(alphas_cumprod[t])."""
         of_signal = float(self.alphas_cumprod[t])
         return math.sqrt((1 - of_signal) / of_signal)
 
-    def _at(self, values: Tensor, t: Tensor) -> Tensor:
+    def _check_timesteps(self, t: Tensor) -> None:
         if t.dtype != torch.int64:
             raise TypeError(f"t must be int64, got {t.dtype}")
         # Without this a negative t would silently count from the end.
@@ -137,21 +108,16 @@ class NoiseSchedule:
                 f"t must be within 0..{self.num_timesteps - 1}, got values from "
                 f"{int(t.min())} to {int(t.max())}"
             )
-        return values.to(t.device)[t]
 
 
-def _per_sample(coefficients: Tensor, x: Tensor) -> Tensor:
-    """Reshape (B,) so that it broadcasts over x (B, ...)."""
-    return coefficients.reshape(-1, *[1] * (x.dim() - 1))
-
-
-class DiffusionPurifier(nn.Module):
+class DiffusionPurifier(Fusible):
     """Noise features to a timestep and denoise them, K draws per sample, differentiably.
 
     Parameters
     ----------
     denoiser : FeatureDenoiser
-        Network that predicts x_0 from x_t and t.
+        Network that predicts x_0 from x_t and t. Any other module of (x_t, t) does as well, but is
+        called step by step in plain torch.
     schedule : NoiseSchedule
         Schedule on which the denoiser was trained.
     timesteps : sequence of int, default=(41,)
@@ -173,12 +139,14 @@ class DiffusionPurifier(nn.Module):
     float64 under `.to(dtype)`, `.half()` and the like, and follows the module to a device.
     """
 
+    fused_by = "purify"
+    computed_by = ("forward", "weights")
     timesteps: Tensor
     alphas_cumprod: Tensor
 
     def __init__(
         self,
-        denoiser: FeatureDenoiser,
+        denoiser: nn.Module,
         schedule: NoiseSchedule,
         *,
         timesteps: Sequence[int] = (41,),
@@ -210,6 +178,7 @@ class DiffusionPurifier(nn.Module):
         *,
         noise: Tensor | int | None = None,
         generator: torch.Generator | None = None,
+        timesteps: Tensor | None = None,
     ) -> Tensor:
         """Purify features.
 
@@ -223,6 +192,8 @@ class DiffusionPurifier(nn.Module):
         generator : torch.Generator, optional
             Draws the noise, on its own device; by default torch's global generator of x's
             device does. A CPU generator gives the same noise whatever device x is on.
+        timesteps : Tensor of shape (S,), optional
+            The chain to go down instead of the purifier's own.
 
         Returns
         -------
@@ -234,30 +205,55 @@ class DiffusionPurifier(nn.Module):
         ValueError
             If both noise and generator are given, or shapes disagree.
         """
-        chain = self.chain(x, noise, generator)
-        return ops.purify(x, weights=self.denoiser.weights(), **chain)
+        noise = self.noise_for(x, noise, generator)
+        timesteps = self.timesteps if timesteps is None else timesteps
+        if not self.is_fused():
+            return self._step_by_step(x, noise, timesteps)
+        return ops.purify(
+            x,
+            noise,
+            timesteps,
+            self.alphas_cumprod,
+            self.weights(),
+            eta=self.eta,
+            n_draws=None if isinstance(noise, Tensor) else self.n_draws,
+        )
 
-    def chain(
-        self,
-        x: Tensor,
-        noise: Tensor | int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Any]:
-        """Return what `ops.purify` and `ops.defended_logits` take beside features and weights.
+    def why_modules(self) -> str:
+        """Say what keeps `ops.purify` from computing this purifier; empty if nothing does."""
+        return Fusible.why_modules(self) or why_not_part(self, "denoiser", "purify")
 
-        Arguments as in `forward`.
-        """
+    def weights(self) -> list[Tensor]:
+        """Return the denoiser's weights, as `ops.purify` takes them; not copies."""
+        if not isinstance(self.denoiser, FusibleLayers):
+            raise TypeError(
+                f"a {type(self.denoiser).__name__} has no weights that ops.purify takes"
+            )
+        return self.denoiser.weights()
+
+    def _step_by_step(self, x: Tensor, noise: Tensor | int, timesteps: Tensor) -> Tensor:
+        """Go down the chain in plain torch, calling the denoiser as the module that it is."""
+        shape = (len(timesteps) if self.eta > 0 else 1, len(x), self.n_draws, x.shape[1])
+        if not isinstance(noise, Tensor):
+            noise = ops.philox_normal(noise, shape, dtype=x.dtype, device=x.device)
+        noise = noise.unsqueeze(0) if noise.dim() == 3 else noise
+        if noise.shape != (*shape[:2], noise.shape[2], shape[3]):
+            raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
+
+        def predict(t: Tensor, x_t: Tensor) -> Tensor:
+            rows = x_t.flatten(0, 1)
+            pred_x_start: Tensor = self.denoiser(rows, t.expand(len(rows)))
+            return pred_x_start.reshape(x_t.shape)
+
+        return reference.denoise(x, noise, timesteps, self.alphas_cumprod, self.eta, predict)
+
+    def noise_for(
+        self, x: Tensor, noise: Tensor | int | None, generator: torch.Generator | None = None
+    ) -> Tensor | int:
+        """Return the noise or seed that is given, or draw the noise; arguments as in `forward`."""
         if noise is not None and generator is not None:
             raise ValueError("give noise or generator, not both")
-        if noise is None:
-            noise = self.draw_noise(x, generator)
-        return {
-            "noise": noise,
-            "timesteps": self.timesteps,
-            "alphas_cumprod": self.alphas_cumprod,
-            "eta": self.eta,
-            "n_draws": None if isinstance(noise, Tensor) else self.n_draws,
-        }
+        return self.draw_noise(x, generator) if noise is None else noise
 
     def draw_noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw the noise that one forward pass over x needs: (S', n_samples, n_draws, M)."""

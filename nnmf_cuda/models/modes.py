@@ -1,4 +1,4 @@
-"""Networks held still while they are attacked: evaluation mode, no gradients to weights."""
+"""Blocks in which networks hold still: no training, no hidden randomness, the same convolutions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["frozen", "isolated"]
+__all__ = ["deterministic_convolutions", "frozen", "isolated"]
 
 
 @contextmanager
@@ -44,3 +44,14 @@ def isolated(seed: int) -> Iterator[None]:
             yield
     finally:
         sys.settrace(trace)
+
+
+@contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """Have cuDNN choose deterministic algorithms inside the block; no effect on the CPU."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before

@@ -1,9 +1,11 @@
-"""The networks: the classifier and the denoiser of feature vectors."""
+"""The networks: classifier and denoiser of feature vectors, and whether an op computes them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import functools
+import logging
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +13,143 @@ from torch import Tensor, nn
 from nnmf_cuda import ops
 from nnmf_cuda.reference import sinusoidal_embedding
 
-__all__ = ["FeatureCNN", "FeatureDenoiser", "deterministic_convolutions"]
+__all__ = ["FeatureCNN", "FeatureDenoiser", "Fusible", "FusibleLayers"]
+
+logger = logging.getLogger(__name__)
 
 
-class FeatureCNN(nn.Module):
+class Fusible(nn.Module):
+    """A network that one op computes, unless it was changed or somebody watches its parts.
+
+    A subclass is served by the same op as long as it overrides none of the methods that
+    `computed_by` names. One that does, and still computes the same, says so by `fused_by` in its
+    own body; any other goes through its modules, and `served_by` tells why.
+
+    Attributes
+    ----------
+    fused_by : str
+        Op of `nnmf_cuda.ops` that computes what the methods of the class do whose body says so.
+    computed_by : tuple of str
+        These methods.
+    """
+
+    fused_by: ClassVar[str] = ""
+    computed_by: ClassVar[tuple[str, ...]] = ("forward",)
+    _overridden: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        declared = next(base for base in cls.__mro__ if "fused_by" in vars(base))
+        names = [n for n in cls.computed_by if getattr(cls, n) is not getattr(declared, n)]
+        cls._overridden = f"{cls.__name__} overrides {', '.join(names)}" if names else ""
+
+    def served_by(self) -> str:
+        """Return what computes the network as it is now: "ops.NAME", or "modules: " and why."""
+        why = "inside ops.reference_path" if ops.is_reference_path() else self.why_modules()
+        return f"modules: {why}" if why else f"ops.{self.fused_by}"
+
+    def why_modules(self) -> str:
+        """Say what keeps the op from computing the network as it is now; empty if nothing does.
+
+        Hooks of the network itself do not: torch calls them around `forward`, whatever that does.
+        """
+        if self._overridden:
+            return self._overridden
+        for name in self.computed_by:
+            if name in self.__dict__:
+                return f"{name} of this {type(self).__name__} was replaced"
+        return ""
+
+    def is_fused(self) -> bool:
+        """Whether the op may compute the network; if not, the log says why, once."""
+        why = self.why_modules()
+        if why and not torch.compiler.is_compiling():
+            _log_once(type(self).__name__, why)
+        return not why
+
+
+class FusibleLayers(Fusible):
+    """A fusible network of layers, whose weights the op takes.
+
+    Call `keep_layers` at the end of `__init__`: the op stands for the layers that there are then.
+    """
+
+    _containers: list[tuple[str, nn.Module, list[nn.Module]]]
+    _parts: list[nn.Module]
+
+    def keep_layers(self) -> None:
+        """Remember the layers, all of them in containers, in the order in which the op has them."""
+        self._containers = [(n, part, list(part.children())) for n, part in self.named_children()]
+        self._parts = [part for part in self.modules() if part is not self]
+
+    def weights(self) -> list[Tensor]:
+        """Return weight and bias of each layer, as the op takes them; not copies."""
+        weights: list[Tensor | None] = []
+        for name, container, _ in self._containers:
+            for layer in (self._modules[name] or container)._modules.values():
+                if isinstance(layer, (nn.Linear, nn.Conv1d)):
+                    # In the dict, as attributes take torch much longer; not there: parametrized.
+                    held = layer._parameters
+                    weights.append(held["weight"] if "weight" in held else layer.weight)
+                    weights.append(held["bias"] if "bias" in held else layer.bias)
+        return [tensor for tensor in weights if tensor is not None]
+
+    def why_modules(self) -> str:
+        """Say what keeps the op from computing the network as it is now; empty if nothing does."""
+        # Asked at every step of an attack: by hand, as `modules()` takes as long as the network.
+        modules = self._modules
+        for name, container, layers in self._containers:
+            if modules.get(name) is not container or list(container._modules.values()) != layers:
+                return f"layers of {name} were replaced"
+        part = _watched(self._parts)
+        if part is not None:
+            return f"{next(n for n, module in self.named_modules() if module is part)} has a hook"
+        return Fusible.why_modules(self)
+
+
+def why_not_part(network: nn.Module, name: str, fused_by: str) -> str:
+    """Say what keeps an op from computing a part of a network; empty if nothing does.
+
+    Parameters
+    ----------
+    network : nn.Module
+    name : str
+        Of the part.
+    fused_by : str
+        The op that must be able to compute the part alone.
+    """
+    part = network._modules[name]  # as an attribute it takes torch much longer
+    if not isinstance(part, Fusible) or part.fused_by != fused_by:
+        return f"{name} is a {type(part).__name__}, which ops.{fused_by} does not compute"
+    if _watched((part,)) is not None:
+        return f"{name} has a hook"
+    why = part.why_modules()
+    return f"{name}: {why}" if why else ""
+
+
+def _watched(parts: Iterable[nn.Module]) -> nn.Module | None:
+    """Return the first part whose calls somebody wants to see: by a hook or another `forward`.
+
+    torch has no other way to ask for hooks; its own fused layers look here too.
+    """
+    for part in parts:
+        if (
+            part._forward_hooks
+            or part._forward_pre_hooks
+            or part._backward_hooks
+            or part._backward_pre_hooks
+            or "forward" in part.__dict__
+        ):
+            return part
+    return None
+
+
+@functools.cache
+def _log_once(name: str, why: str) -> None:
+    logger.info("%s is computed by its modules, which is slower: %s", name, why)
+
+
+class FeatureCNN(FusibleLayers):
     """Light 1-D convolutional classifier of feature vectors.
 
     Conv1d 16, ReLU, Conv1d 32, ReLU (kernels 3, padding 1), max-pool 2, fully connected 64, ReLU,
@@ -27,6 +162,9 @@ class FeatureCNN(nn.Module):
     n_classes : int
         Number of logits, at least 2.
     """
+
+    fused_by = "feature_cnn"
+    computed_by = ("forward", "plain", "hidden", "weights")
 
     def __init__(self, n_features: int, n_classes: int) -> None:
         super().__init__()
@@ -49,30 +187,35 @@ class FeatureCNN(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(32 * (n_features // 2), 64), nn.ReLU(), nn.Linear(64, n_classes)
         )
-
-    def weights(self) -> list[Tensor]:
-        """Return weight and bias of each layer, as `ops.feature_cnn` takes them; not copies."""
-        return _weights((*self.convolutions, *self.head))
+        self.keep_layers()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (n_samples, n_classes) of features (n_samples, n_features)."""
         _require_features(x, self.n_features)
-        if is_observed(self):
-            logits: Tensor = self.head[-1](self.hidden(x))
-            return logits
+        if ops.is_reference_path() or not self.is_fused():
+            return self.plain(x)
         return ops.feature_cnn(x, self.weights())
 
+    def plain(self, x: Tensor) -> Tensor:
+        """Return the logits by torch's own layers, which have second derivatives."""
+        logits: Tensor
+        if type(self).hidden is FeatureCNN.hidden:
+            logits = self.head(self.convolutions(x.unsqueeze(1)).flatten(1))
+        else:  # a subclass has units of its own
+            logits = self.head[-1](self.hidden(x))
+        return logits
+
     def hidden(self, x: Tensor) -> Tensor:
-        """Return the units (n_samples, 64) that the last layer reads, in plain torch."""
+        """Return the units (n_samples, 64) that the last layer reads, by torch's own layers."""
         units: Tensor = self.head[:-1](self.convolutions(x.unsqueeze(1)).flatten(1))
         return units
 
 
-class FeatureDenoiser(nn.Module):
+class FeatureDenoiser(FusibleLayers):
     """Multilayer perceptron that predicts the clean features x_0 from x_t and t.
 
     x_t and the sinusoidal embedding of t enter together; two hidden layers with ReLU; the output
-    is neither clipped nor normalised.
+    is neither clipped nor normalised. `DiffusionPurifier` has `ops.purify` compute it.
 
     Parameters
     ----------
@@ -83,6 +226,9 @@ class FeatureDenoiser(nn.Module):
     embedding_dim : int, default=32
         Length of the embedding of t.
     """
+
+    fused_by = "purify"
+    computed_by = ("forward", "inputs", "weights")
 
     def __init__(self, n_features: int, *, hidden: int = 128, embedding_dim: int = 32) -> None:
         super().__init__()
@@ -103,6 +249,7 @@ class FeatureDenoiser(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden, n_features),
         )
+        self.keep_layers()
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the prediction of x_0 (n_samples, n_features).
@@ -123,69 +270,9 @@ class FeatureDenoiser(nn.Module):
         embedding = sinusoidal_embedding(t, self.embedding_dim).to(x_t.dtype)
         return torch.cat((x_t, embedding), 1)
 
-    def weights(self) -> list[Tensor]:
-        """Return [W1, b1, W2, b2, W3, b3], as `ops.purify` takes them; not copies."""
-        return _weights(self.layers)
-
-
-def is_observed(module: nn.Module) -> bool:
-    """Whether to go through torch's modules: plain torch is asked for, or hooks want to see them.
-
-    A module of another type than ours may have been put in a layer's place.
-    """
-    return ops.is_reference_path() or not _is_plain(module)
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Look at a module and its parts; by hand, as `modules()` takes as long as a small network."""
-    if (
-        type(module) not in FUSED
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
-        return False
-    for part in module._modules.values():  # noqa: SIM110  (a generator takes twice as long)
-        if part is not None and not _is_plain(part):
-            return False
-    return True
-
-
-def _weights(layers: Iterable[nn.Module]) -> list[Tensor]:
-    weights: list[Tensor | None] = []
-    for layer in layers:
-        if type(layer) in (nn.Linear, nn.Conv1d):
-            weights += layer._parameters.values()  # not by name, which takes torch much longer
-        elif isinstance(layer, (nn.Linear, nn.Conv1d)):  # parametrized
-            weights += (layer.weight, layer.bias)
-    return [tensor for tensor in weights if tensor is not None]
-
 
 def _require_features(x: Tensor, n_features: int) -> None:
     if x.dim() != 2 or x.shape[1] != n_features:
         raise ValueError(
             f"features must have shape (n_samples, {n_features}), got {tuple(x.shape)}"
         )
-
-
-FUSED = {
-    FeatureCNN,
-    FeatureDenoiser,
-    nn.Sequential,
-    nn.Conv1d,
-    nn.Linear,
-    nn.ReLU,
-    nn.MaxPool1d,
-}
-
-
-@contextmanager
-def deterministic_convolutions() -> Iterator[None]:
-    """Have cuDNN choose deterministic algorithms inside the block; no effect on the CPU."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before

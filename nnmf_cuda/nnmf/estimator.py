@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from copy import copy
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_array, check_is_fitted
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 from tqdm import tqdm
 
 from nnmf_cuda import ops
 from nnmf_cuda.nnmf.inputs import (
-    factor_dtype,
+    as_matrix,
+    check_choice,
+    check_dense_matrix,
+    check_integer,
+    check_real,
+    extremes,
     like_input,
-    read_matrix,
     resolve_device,
 )
 from nnmf_cuda.nnmf.minibatch import Statistics, minibatch_step, solve_W, statistics_of_fit
-from nnmf_cuda.nnmf.parameters import check_parameters, check_zeros, objective_of
-from nnmf_cuda.nnmf.rank_selection import RankSelectionMixin
-from nnmf_cuda.nnmf.restarts import Run, best_run
-from nnmf_cuda.nnmf.solvers import Problem
-from nnmf_cuda.nnmf.starts import start_of_stream, starts_of_fit
+from nnmf_cuda.nnmf.rank_selection import (
+    SLACK,
+    RankSelection,
+    compare_ranks,
+    grid_runs,
+    read_ranks,
+    rows_of_consensus,
+)
+from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem, Run, all_runs
+from nnmf_cuda.nnmf.starts import INITS, initial_components, initial_factors
+
+TRANSFORM_SOLVERS = ("nnls", "mu")
 
 _MEMORY = ("_components_numerator", "_components_denominator")
 _OF_FIT_ALONE = (
@@ -41,7 +52,7 @@ _OF_FIT_ALONE = (
 )
 
 
-class NNMF(RankSelectionMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Non-negative matrix factorisation X ~= W @ H, of data at hand or of a stream.
 
     One row of X is one sample (an image, flattened); one row of H = `components_` is one
@@ -247,7 +258,7 @@ class NNMF(RankSelectionMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         ConvergenceWarning
             If ``tol > 0`` and the rule was not met within `max_iter` iterations.
         """
-        self._fit(self._training_matrix(X), W, H)
+        self._fit(self._read_training(X), W, H)
         return self
 
     def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> Any:
@@ -256,7 +267,7 @@ class NNMF(RankSelectionMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         The result is what `transform` finds for X, not `W_`: features of training rows and of
         new rows are then of the same kind. X is read, checked and brought to the device once.
         """
-        matrix = self._training_matrix(X)
+        matrix = self._read_training(X)
         self._fit(matrix, W, H)
         return like_input(self._transform(matrix), X)
 
@@ -287,18 +298,14 @@ class NNMF(RankSelectionMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         TypeError, ValueError
             As `fit`.
         """
-        check_parameters(self)
-        first = not hasattr(self, "components_")
-        matrix = read_matrix(self, X, device=resolve_device(self.device, X), reset=first)
-        check_zeros(self, matrix)
+        matrix = self._read_training(X, reset=not hasattr(self, "components_"))
         components, past = self._stream(matrix, H)
         if matrix.dtype != torch.uint8:
             matrix = matrix.to(components.dtype)
         components, statistics = minibatch_step(
-            matrix,
+            self._problem(matrix),
             components,
             past,
-            objective_of(self, *matrix.shape),
             n_iter=self.fresh_restarts_max_iter,
             forget_factor=self.forget_factor,
         )
@@ -320,9 +327,8 @@ class NNMF(RankSelectionMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
             that is floating.
         """
         check_is_fitted(self)
-        check_parameters(self)
-        matrix = read_matrix(self, X, device=resolve_device(self.device, X), reset=False)
-        return like_input(self._transform(matrix), X)
+        self._check_parameters()
+        return like_input(self._transform(self._read(X, reset=False)), X)
 
     def inverse_transform(self, X: Any) -> Any:
         """Return ``X @ components_``, the data that the coefficients X stand for.
@@ -350,42 +356,237 @@ class NNMF(RankSelectionMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         X = X.detach() if X.is_floating_point() else X.double()
         return X @ torch.tensor(self.components_, dtype=X.dtype, device=X.device)
 
-    def _training_matrix(self, X: Any) -> Tensor:
-        check_parameters(self)
-        matrix = read_matrix(self, X, device=resolve_device(self.device, X), reset=True)
-        check_zeros(self, matrix)
+    def select_rank(
+        self,
+        X: Any,
+        n_components: Iterable[int] = range(2, 11),
+        *,
+        n_init: int = 20,
+        criterion: str = "components",
+        max_samples: int | None = 2000,
+    ) -> RankSelection:
+        """Compare numbers of components by how far runs from different starts agree.
+
+        The estimator is not fitted and its own `n_components` and `n_init` are not used; all
+        other parameters are. With an integer `random_state` the runs of a rank are those of
+        ``NNMF(n_components=rank, n_init=n_init).fit(X)``.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n_samples, n_features)
+            As for `fit`.
+        n_components : iterable of int, default=range(2, 11)
+            The ranks, from 2 to min(n_samples, n_features), in any order.
+        n_init : int, default=20
+            Runs of each rank, at least 2; 20 to 100 are usual.
+        criterion : {"components", "dispersion", "cophenetic"}, default="components"
+            The score that chooses. All three are returned.
+        max_samples : int or None, default=2000
+            Samples in the consensus matrix, drawn with `random_state` where X has more; None
+            takes all. Time and memory of a rank grow with its square (2000 samples: 16 MB).
+
+        Returns
+        -------
+        RankSelection
+            ``chosen`` and the curves it was chosen by, and in its notes what they mean and how
+            far to trust them; ``plot()`` draws them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`; also for ranks or runs too few or too many, or an `init` that is not random.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If ``tol > 0`` and some runs have not converged.
+
+        Notes
+        -----
+        On a GPU, ranks with the same multiple of 8 above them run as one batch, filled up with
+        zeros, in parts if the factors have more than 2^26 entries.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from nnmf_cuda import NNMF
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.gamma(1, size=(60, 4)) @ np.kron(np.eye(4), np.ones(10))
+        >>> X += 0.1 * rng.random(X.shape)
+        >>> model = NNMF(solver="accelerated-mu", max_iter=2000, tol=1e-5, random_state=0)
+        >>> model.select_rank(X, range(2, 8)).chosen
+        4
+        """
+        self._check_parameters()
+        check_integer("n_init", n_init, low=2)
+        check_choice("criterion", criterion, tuple(SLACK))
+        if max_samples is not None:
+            check_integer("max_samples", max_samples, low=2)
+        # A copy, because reading X sets the number of features that an estimator was fitted with.
+        matrix = copy(self)._read_training(X)
+        ranks = read_ranks(n_components, min(matrix.shape))
+        rows = rows_of_consensus(matrix, max_samples, self.random_state)
+        runs = grid_runs(
+            self._problem(matrix),
+            ranks,
+            init=self.init,
+            n_init=n_init,
+            random_state=self.random_state,
+            solver=self.solver,
+            max_iter=self.max_iter,
+            tol=self.tol,
+        )
+        with self._progress("ranks", "run", runs, total=len(ranks) * n_init) as shown:
+            found = compare_ranks(shown, n_init=n_init, criterion=criterion, rows=rows)
+        if self.tol > 0 and found.converged.min() < 1:
+            warnings.warn(
+                f"{1 - found.converged.mean():.0%} of the runs stopped at max_iter={self.max_iter} "
+                f"before they converged to tol={self.tol}, so that they may differ although their "
+                "minima agree; raise max_iter, or use solver='accelerated-mu'",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return found
+
+    def _check_parameters(self) -> None:
+        """Raise unless every parameter that does not depend on X is allowed."""
+        if self.n_components != "auto":
+            check_integer("n_components", self.n_components, low=1)
+        check_choice("solver", self.solver, tuple(SOLVERS))
+        SOLVERS[self.solver].check(ops.beta_loss_to_float(self.beta_loss))
+        check_choice("init", self.init, INITS)
+        check_choice("transform_solver", self.transform_solver, TRANSFORM_SOLVERS)
+        for name in ("max_iter", "n_init", "transform_max_iter", "fresh_restarts_max_iter"):
+            check_integer(name, getattr(self, name), low=1)
+        check_real("tol", self.tol, low=0)
+        check_real("alpha_W", self.alpha_W, low=0)
+        if self.alpha_H != "same":
+            check_real("alpha_H", self.alpha_H, low=0)
+        check_real("forget_factor", self.forget_factor, low=0, high=1)
+        check_real("l1_ratio", self.l1_ratio, low=0, high=1)
+
+    def _read(self, X: Any, *, reset: bool) -> Tensor:
+        """Return X as a checked matrix where it is computed with, its features recorded.
+
+        Without `reset` their number and names are compared with those recorded before.
+        """
+        device, owner = resolve_device(self.device, X), type(self).__name__
+        check_dense_matrix(X, owner)
+        if isinstance(X, Tensor):
+            # scikit-learn's own record and comparison, without a copy of the data.
+            stand_in = np.broadcast_to(np.float32(0), tuple(X.shape))
+            validate_data(self, stand_in, reset=reset, skip_check_array=True)
+        else:
+            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+        return as_matrix(X, device, owner)
+
+    def _read_training(self, X: Any, *, reset: bool = True) -> Tensor:
+        """Check the parameters and return X, in which the divergence must be finite."""
+        self._check_parameters()
+        matrix = self._read(X, reset=reset)
+        self._check_zeros(matrix)
         return matrix
 
-    def _fit(self, matrix: Tensor, W: Any, H: Any) -> None:
-        """Fit to the matrix from the start W, H, where the user has given one."""
-        starts = starts_of_fit(self, matrix, W, H)
-        with self._progress() as progress:
-            run = best_run(
-                Problem(matrix, objective_of(self, *matrix.shape)),
-                *starts,
+    def _check_zeros(self, X: Tensor) -> None:
+        if ops.beta_loss_to_float(self.beta_loss) <= 0 and extremes(X)[0] == 0:
+            raise ValueError(
+                f"X contains zeros, for which beta_loss={self.beta_loss!r} is infinite; add a "
+                "small value to X or use a beta_loss above 0"
+            )
+
+    def _objective(self, n_samples: int, n_features: int) -> Objective:
+        """Return what is minimised for X of this shape, its penalties scaled as in scikit-learn."""
+        alpha_H = self.alpha_W if self.alpha_H == "same" else self.alpha_H
+        penalty = Penalty(
+            l1_reg_W=n_features * self.alpha_W * self.l1_ratio,
+            l1_reg_H=n_samples * alpha_H * self.l1_ratio,
+            l2_reg_W=n_features * self.alpha_W * (1 - self.l1_ratio),
+            l2_reg_H=n_samples * alpha_H * (1 - self.l1_ratio),
+        )
+        return Objective(ops.beta_loss_to_float(self.beta_loss), penalty)
+
+    def _problem(self, X: Tensor) -> Problem:
+        return Problem(X, self._objective(*X.shape))
+
+    def _fit(self, X: Tensor, W: Any, H: Any) -> None:
+        """Fit to X from the start W, H, where the user has given one."""
+        if self.init == "nndsvd" and self.solver != "hals":
+            warnings.warn(
+                "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
+                "'nndsvdar' fill them and usually end better",
+                UserWarning,
+                stacklevel=3,
+            )
+        W, H = initial_factors(
+            X,
+            self.n_components,
+            init=self.init,
+            n_init=self.n_init,
+            random_state=self.random_state,
+            W=W,
+            H=H,
+        )
+        with self._progress("NNMF", "it", total=self.max_iter) as shown:
+            runs = all_runs(
+                self._problem(X),
+                W,
+                H,
                 solver=self.solver,
                 max_iter=self.max_iter,
                 tol=self.tol,
-                progress=progress.update,
+                progress=shown.update,
             )
-        self._keep(run)
+            best = min(runs, key=Run.order)
+        self._keep(best)
 
-    def _transform(self, matrix: Tensor) -> Tensor:
-        dtype = factor_dtype(matrix)
-        if matrix.dtype == torch.uint8:
-            dtype = torch.from_numpy(self.components_).dtype
-        components = torch.tensor(self.components_, dtype=dtype, device=matrix.device)
+    def _progress(self, what: str, unit: str, items: Any = None, *, total: int) -> Any:
+        # None shows the bar on a terminal only.
+        hidden = None if self.verbose else True
+        return tqdm(items, desc=what, unit=unit, total=total, disable=hidden)
+
+    def _keep(self, run: Run) -> None:
+        """Store the best run as fitted attributes, or raise if even that one overflowed."""
+        if not math.isfinite(run.objective[-1]):
+            raise ValueError(
+                f"the factorisation overflowed (objective {run.objective[-1]}); scale X to values "
+                "around 1, use float64 or another beta_loss"
+            )
+        self._forget("n_steps_", *_MEMORY)
+        self.components_ = run.H.cpu().numpy()
+        self.W_ = run.W.cpu().numpy()
+        self.n_components_ = run.n_components
+        self.n_iter_ = run.iterations[-1]
+        self.converged_ = run.converged
+        self.reconstruction_err_ = run.error
+        self.objective_history_ = np.array(run.objective)
+        self.objective_iterations_ = np.array(run.iterations)
+        if self.tol > 0 and not run.converged:
+            warnings.warn(
+                f"NNMF stopped at max_iter={self.max_iter} before it converged to tol={self.tol}; "
+                "raise max_iter, or set tol=0 if a fixed number of iterations is what you want",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def _forget(self, *attributes: str) -> None:
+        for name in attributes:
+            self.__dict__.pop(name, None)
+
+    def _transform(self, X: Tensor) -> Tensor:
+        # Pixels take the type that the components have.
+        dtype = None if X.dtype == torch.uint8 else X.dtype
+        H = torch.tensor(self.components_, dtype=dtype, device=X.device)
         if self.transform_solver == "nnls":
-            return ops.project(matrix, components)
-        check_zeros(self, matrix)
-        return solve_W(
-            matrix, components, objective_of(self, *matrix.shape), n_iter=self.transform_max_iter
-        )
+            return ops.project(X, H)
+        self._check_zeros(X)
+        return solve_W(self._problem(X), H, n_iter=self.transform_max_iter)
 
     def _stream(self, X: Tensor, H: Any) -> tuple[Tensor, Statistics]:
         """Return the components and the memory with which a stream meets the rows X."""
         if not hasattr(self, "components_"):
-            components = start_of_stream(self, X, H)
+            components = initial_components(
+                X, self.n_components, init=self.init, random_state=self.random_state, H=H
+            )
             return components, Statistics(components, torch.ones_like(components))
 
         def stored(name: str) -> Tensor:
@@ -396,7 +597,7 @@ class NNMF(RankSelectionMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         if hasattr(self, "n_steps_"):
             return components, Statistics(*map(stored, _MEMORY))
         W = stored("W_")
-        return components, statistics_of_fit(W, components, objective_of(self, len(W), X.shape[1]))
+        return components, statistics_of_fit(W, components, self._objective(len(W), X.shape[1]))
 
     def _check_stream(self, n_components: int) -> None:
         """Raise where a parameter no longer fits what the stream remembers."""
@@ -411,46 +612,11 @@ class NNMF(RankSelectionMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
                     "back, or start anew with sklearn.base.clone"
                 )
 
-    @contextmanager
-    def _progress(self) -> Iterator[Any]:
-        # None shows the bar on a terminal only.
-        hidden = None if self.verbose else True
-        with tqdm(total=self.max_iter, desc="NNMF", unit="it", disable=hidden) as bar:
-            yield bar
-
-    def _keep(self, run: Run) -> None:
-        """Store the best run as fitted attributes, or raise if even that one overflowed."""
-        if not math.isfinite(run.objective[-1]):
-            raise ValueError(
-                f"the factorisation overflowed (objective {run.objective[-1]}); scale X to values "
-                "around 1, use float64 or another beta_loss"
-            )
-        for name in ("n_steps_", *_MEMORY):
-            self.__dict__.pop(name, None)
-        assert run.W is not None
-        assert run.H is not None
-        self.components_ = run.H.cpu().numpy()
-        self.W_ = run.W.cpu().numpy()
-        self.n_components_ = len(self.components_)
-        self.n_iter_ = run.iterations[-1]
-        self.converged_ = run.converged
-        self.reconstruction_err_ = math.sqrt(2 * max(run.divergence, 0.0))
-        self.objective_history_ = np.array(run.objective)
-        self.objective_iterations_ = np.array(run.iterations)
-        if self.tol > 0 and not run.converged:
-            warnings.warn(
-                f"NNMF stopped at max_iter={self.max_iter} before it converged to tol={self.tol}; "
-                "raise max_iter, or set tol=0 if a fixed number of iterations is what you want",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
-
     def _keep_step(self, components: Tensor, statistics: Statistics) -> None:
         """Store what a mini-batch has led to, and drop what holds for the end of a fit only."""
         if not bool(components.isfinite().all()):
             raise ValueError("the mini-batch overflowed; scale X to values around 1 or use float64")
-        for name in _OF_FIT_ALONE:
-            self.__dict__.pop(name, None)
+        self._forget(*_OF_FIT_ALONE)
         self.components_ = components.cpu().numpy()
         self._beta_loss_of_stream = self.beta_loss
         self._components_numerator = statistics.numerator.cpu().numpy()

@@ -1,4 +1,4 @@
-"""What NNMF accepts as input: parameters, matrices of any library, devices."""
+"""What `NNMF` is given: parameters, a device, and X, which is only ever read by blocks of rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.validation import validate_data
+from numpy.typing import NDArray
 from torch import Tensor
+
+BLOCK_ENTRIES = 2**19
+"""Entries of X in one block: whatever is computed beside the kernels holds no more at once."""
 
 
 def check_integer(name: str, value: Any, *, low: int) -> None:
@@ -58,50 +61,21 @@ def resolve_device(device: Any, X: Any) -> torch.device:
     return chosen
 
 
-def read_matrix(estimator: Any, X: Any, *, device: torch.device, reset: bool) -> Tensor:
-    """Return X as a checked, non-negative (n_samples, n_features) tensor on `device`.
+def check_dense_matrix(X: Any, owner: str) -> None:
+    """Raise for what scikit-learn does not check, in words of the estimator class `owner`.
 
-    float32, float64 and uint8 (pixels) keep their type; half precision becomes float32, other
-    integers and bool become float64. Gradients are detached. With `reset` the estimator's
-    `n_features_in_` and `feature_names_in_` are set, else X is compared with them.
+    That is an array of images, and of tensors all that is neither dense, real nor two-dimensional.
     """
     if getattr(X, "ndim", 2) > 2:
         raise ValueError(
-            f"X has shape {tuple(X.shape)}, but {type(estimator).__name__} takes one sample a "
-            "row; flatten images with X.reshape(len(X), -1)"
+            f"X has shape {tuple(X.shape)}, but {owner} takes one sample a row; flatten images "
+            "with X.reshape(len(X), -1)"
         )
-    read = _from_torch if isinstance(X, Tensor) else _from_array
-    matrix = read(estimator, X, reset).to(device)
-    if matrix.stride(1) != 1:  # columns lie apart: once here, not in each call of an op
-        matrix = matrix.contiguous()
-    if matrix.dtype != torch.uint8:
-        _check_values(type(estimator).__name__, matrix)
-    return matrix
-
-
-def like_input(result: Tensor, X: Any) -> Any:
-    """Return `result` as X came: a tensor on X's device, or a NumPy array."""
-    return result.to(X.device) if isinstance(X, Tensor) else result.cpu().numpy()
-
-
-def _from_array(estimator: Any, X: Any, reset: bool) -> Tensor:
-    array = validate_data(estimator, X, reset=reset, dtype="numeric", ensure_all_finite=False)
-    if array.dtype != np.uint8:
-        single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
-        array = array.astype(np.float32 if single else np.float64, copy=False)
-    if any(stride < 0 for stride in array.strides):
-        array = np.ascontiguousarray(array)
-    with warnings.catch_warnings():
-        # A read-only array (a memory map) is shared without a copy; nothing here writes to X.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
-
-
-def _from_torch(estimator: Any, X: Tensor, reset: bool) -> Tensor:
-    name = type(estimator).__name__
+    if not isinstance(X, Tensor):
+        return
     if X.layout != torch.strided:
         raise TypeError(
-            f"X is a sparse tensor ({X.layout}), but {name} needs dense data; use X.to_dense()"
+            f"X is a sparse tensor ({X.layout}), but {owner} needs dense data; use X.to_dense()"
         )
     if X.is_complex():
         raise ValueError(f"Complex data not supported: X has dtype {X.dtype}")
@@ -114,18 +88,44 @@ def _from_torch(estimator: Any, X: Tensor, reset: bool) -> Tensor:
         if X.shape[axis] == 0:
             raise ValueError(
                 f"Found array with 0 {what} (shape={tuple(X.shape)}) while a minimum of 1 is "
-                f"required by {name}."
+                f"required by {owner}."
             )
-    # scikit-learn's own record and comparison of n_features_in_, without a copy of the data.
-    stand_in = np.broadcast_to(np.float32(0), tuple(X.shape))
-    validate_data(estimator, stand_in, reset=reset, skip_check_array=True)
+
+
+def as_matrix(X: NDArray[Any] | Tensor, device: torch.device, owner: str) -> Tensor:
+    """Return X (n_samples, n_features) as a non-negative tensor on `device`, without its gradient.
+
+    float32, float64 and uint8 (pixels) keep their type; half precision becomes float32, other
+    integers and bool become float64. Memory is shared where type, device and order allow it.
+    """
+    matrix = (_of_tensor(X) if isinstance(X, Tensor) else _of_array(X)).to(device)
+    if matrix.stride(1) != 1:  # columns lie apart: once here, not in each call of an op
+        matrix = matrix.contiguous()
+    if matrix.dtype != torch.uint8:
+        _check_values(matrix, owner)
+    return matrix
+
+
+def _of_tensor(X: Tensor) -> Tensor:
     X = X.detach()
     if X.dtype in (torch.uint8, torch.float32, torch.float64):
         return X
     return X.to(torch.float32 if X.is_floating_point() else torch.float64)
 
 
-def _check_values(name: str, X: Tensor) -> None:
+def _of_array(X: NDArray[Any]) -> Tensor:
+    if X.dtype != np.uint8:
+        single = X.dtype.kind == "f" and X.dtype.itemsize <= 4
+        X = X.astype(np.float32 if single else np.float64, copy=False)
+    if any(stride < 0 for stride in X.strides):
+        X = np.ascontiguousarray(X)
+    with warnings.catch_warnings():
+        # A read-only array (a memory map) is shared without a copy; nothing here writes to X.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(X)
+
+
+def _check_values(X: Tensor, owner: str) -> None:
     """Raise for NaN, infinite and negative entries of a floating-point X."""
     low, high = extremes(X)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -137,7 +137,7 @@ def _check_values(name: str, X: Tensor) -> None:
         )
     if low < 0:
         raise ValueError(
-            f"Negative values in data passed to {name}: the smallest entry of X is {low:g}. Shift "
+            f"Negative values in data passed to {owner}: the smallest entry of X is {low:g}. Shift "
             "or clip X so that every entry is >= 0, for example X - X.min()."
         )
 
@@ -154,8 +154,9 @@ def _not_finite(X: Tensor) -> tuple[int, int, int]:
     return count, *where
 
 
-# What is asked of X beside the kernels, block of rows by block: no temporary has the size of X.
-_BLOCK_ENTRIES = 2**19
+def like_input(result: Tensor, X: Any) -> Any:
+    """Return `result` as X came: a tensor on X's device, or a NumPy array."""
+    return result.to(X.device) if isinstance(X, Tensor) else result.cpu().numpy()
 
 
 def factor_dtype(X: Tensor) -> torch.dtype:
@@ -165,7 +166,7 @@ def factor_dtype(X: Tensor) -> torch.dtype:
 
 def row_slices(n_rows: int, n_columns: int) -> Iterator[slice]:
     """Yield the rows of each block of a matrix of this shape."""
-    step = max(1, _BLOCK_ENTRIES // max(1, n_columns))
+    step = max(1, BLOCK_ENTRIES // max(1, n_columns))
     for first in range(0, n_rows, step):
         yield slice(first, first + step)
 

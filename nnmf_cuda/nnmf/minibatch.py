@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nnmf_cuda import ops
 from nnmf_cuda.nnmf.inputs import row_means, row_slices
-from nnmf_cuda.nnmf.solvers import Objective
+from nnmf_cuda.nnmf.solvers import Objective, Problem
 from nnmf_cuda.reference.nnmf import CLAMP, EPSILON, mm_exponent
 
 
@@ -21,29 +20,15 @@ class Statistics:
     denominator: Tensor  # (n_components, n_features)
 
 
-def solve_W(X: Tensor, H: Tensor, objective: Objective, *, n_iter: int) -> Tensor:
+def solve_W(problem: Problem, H: Tensor, *, n_iter: int) -> Tensor:
     """Run `n_iter` updates of W, each row from the constant sqrt(mean / k); H (k, f) is fixed."""
-    start = (row_means(X).to(H.dtype) / len(H)).sqrt().expand(-1, len(H)).contiguous()
-    W, _, _ = ops.nnmf_mu(
-        X,
-        start,
-        H,
-        beta_loss=objective.beta_loss,
-        n_iter=n_iter,
-        update_H=False,
-        **asdict(replace(objective.penalty, l1_reg_H=0.0, l2_reg_H=0.0)),
-    )
-    return W
+    means = row_means(problem.X).to(H.dtype)
+    start = (means / len(H)).sqrt().expand(-1, len(H)).contiguous()
+    return problem.updated(start, H, n_iter, update_H=False)[0]
 
 
 def minibatch_step(
-    X: Tensor,
-    H: Tensor,
-    past: Statistics,
-    objective: Objective,
-    *,
-    n_iter: int,
-    forget_factor: float,
+    problem: Problem, H: Tensor, past: Statistics, *, n_iter: int, forget_factor: float
 ) -> tuple[Tensor, Statistics]:
     """Find the W of the rows X by `n_iter` updates, then update H from all that is remembered.
 
@@ -51,18 +36,16 @@ def minibatch_step(
     of the update of H are not computed again: they are what `ops.nnmf_mu` has multiplied H by,
     times denominators that do not need X.
     """
-    gamma = mm_exponent(objective.beta_loss)
-    W = solve_W(X, H, objective, n_iter=n_iter - 1)
-    W, updated, _ = ops.nnmf_mu(
-        X, W, H, beta_loss=objective.beta_loss, n_iter=1, **asdict(objective.penalty)
-    )
-    denominator = _denominator(W, H, objective)
+    beta_loss = problem.objective.beta_loss
+    gamma = mm_exponent(beta_loss)
+    W, updated, _ = problem.updated(solve_W(problem, H, n_iter=n_iter - 1), H, 1)
+    denominator = _denominator(W, H, problem.objective)
     statistics = Statistics(
         forget_factor * past.numerator + updated ** (1 / gamma) * denominator,
         forget_factor * past.denominator + denominator,
     )
     H = (statistics.numerator / statistics.denominator) ** gamma
-    return (H.masked_fill(H < CLAMP, 0) if objective.beta_loss <= 1 else H), statistics
+    return (H.masked_fill(H < CLAMP, 0) if beta_loss <= 1 else H), statistics
 
 
 def statistics_of_fit(W: Tensor, H: Tensor, objective: Objective) -> Statistics:

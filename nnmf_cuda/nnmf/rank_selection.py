@@ -1,47 +1,47 @@
-"""How many components: the ranks whose runs from different starts agree."""
+"""How many components: runs of many ranks in few batches, and how far those of one rank agree."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, combinations, groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
+from scipy.cluster.hierarchy import cophenet, linkage
+from scipy.optimize import linear_sum_assignment
 from sklearn.utils import check_random_state
 from torch import Tensor
-from tqdm import tqdm
+from torch.nn.functional import one_hot
 
-from nnmf_cuda.nnmf import inputs as _row_blocks
-from nnmf_cuda.nnmf.inputs import check_choice, check_integer, read_matrix, resolve_device
-from nnmf_cuda.nnmf.parameters import check_parameters, check_zeros, objective_of
-from nnmf_cuda.nnmf.restarts import Run, grid_runs
-from nnmf_cuda.nnmf.solvers import Problem
+from nnmf_cuda.nnmf.inputs import check_integer, factor_dtype, row_means
+from nnmf_cuda.nnmf.solvers import SOLVERS, Problem, Run, all_runs
 from nnmf_cuda.nnmf.starts import iter_starts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-from itertools import combinations
-
-from scipy.cluster.hierarchy import cophenet, linkage
-from scipy.optimize import linear_sum_assignment
-from torch.nn.functional import one_hot
-
-__all__ = ["RankSelection"]
-
 
 FloatArray = NDArray[np.float64]
 
-_SLACK = {"components": 0.02, "dispersion": 1e-3, "cophenetic": 1e-3}
-"""How far below the best score a rank still counts as equally stable."""
+SLACK = {"components": 0.02, "dispersion": 1e-3, "cophenetic": 1e-3}
+"""Each criterion, and how far below the best score a rank still counts as equally stable."""
 
-CRITERIA = tuple(_SLACK)
+BATCH_ENTRIES = 2**26
+"""Entries of W and H together in one batch: 256 MiB in float32, and a solver holds some copies."""
+
+BLOCK_ROWS = 512
+"""Rows of the consensus matrix that are there together; of the rest there is the upper half."""
+
+_WIDTH_ON_GPU = 8
+"""CUDA kernels round the rank up to a multiple of this, so ranks up to it cost one batch no more.
+
+On the CPU the cost of an iteration grows with the rank itself and a batch gains nothing over its
+parts: there only starts of one rank share a batch.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,36 @@ class RankSelection:
         The score that has chosen.
     chosen : int
         The largest rank that is as stable as the most stable one.
+
+    Notes
+    -----
+    "components": the mean cosine of components matched one to one (Hungarian method), over
+    all pairs of runs [1]_ [2]_. "dispersion" [3]_ and "cophenetic" [4]_ judge the consensus
+    matrix, the share of runs that put two samples together: a sample belongs to the component
+    that gives it the most, ``W[i, t] * sum(H[t])``; rows of zeros are left out. Dispersion is
+    the mean of (2 c - 1)^2, cophenetic the correlation of 1 - c with its average linkage.
+
+    Chosen is the largest rank whose score is at most 0.02 (of "components"; 0.001 of the
+    others) below the best one: too many components split true ones, each run differently,
+    while two or three may be stable for any data. "components" chooses by default, as it does
+    not ask that each sample belong to one component, which mixtures such as images do not.
+
+    A stable rank is reproducible, not proven: noise has stable small ranks too, and where
+    components are much alike all ranks score high. A curve that only falls chooses its
+    smallest rank and says nothing. Look at `plot()` and at what the error gains. Runs that
+    have not converged differ for that reason alone: use a small `tol`, such as 1e-5.
+
+    References
+    ----------
+    .. [1] Alexandrov et al. (2013), Deciphering signatures of mutational processes operative
+       in human cancer, Cell Reports 3(1).
+    .. [2] Wu et al. (2016), Stability-driven nonnegative matrix factorization to interpret
+       spatial gene expression and build local gene networks, PNAS 113(16).
+    .. [3] Kim & Park (2007), Sparse non-negative matrix factorizations via alternating
+       non-negativity-constrained least squares for microarray data analysis,
+       Bioinformatics 23(12).
+    .. [4] Brunet et al. (2004), Metagenes and molecular pattern discovery using matrix
+       factorization, PNAS 101(12).
     """
 
     ranks: NDArray[np.int64]
@@ -100,7 +130,7 @@ class RankSelection:
             import matplotlib.pyplot as plt
 
             _, ax = plt.subplots()
-        for name in CRITERIA:
+        for name in SLACK:
             ax.plot(self.ranks, getattr(self, name), marker="o", label=name)
         ax.axvline(self.chosen, color="grey", linestyle=":", label=f"chosen: {self.chosen}")
         ax.set(xlabel="number of components", ylabel=f"stability over {self.n_init} runs")
@@ -112,125 +142,7 @@ class RankSelection:
         return ax
 
 
-class RankSelectionMixin:
-    """`NNMF.select_rank`."""
-
-    device: Any
-    random_state: Any
-
-    def select_rank(
-        self,
-        X: Any,
-        n_components: Iterable[int] = range(2, 11),
-        *,
-        n_init: int = 20,
-        criterion: str = "components",
-        max_samples: int | None = 2000,
-    ) -> RankSelection:
-        """Compare numbers of components by how far runs from different starts agree.
-
-        The estimator is not fitted and its own `n_components` and `n_init` are not used; all
-        other parameters are. With an integer `random_state` the runs of a rank are those of
-        ``NNMF(n_components=rank, n_init=n_init).fit(X)``.
-
-        Parameters
-        ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
-            As for `fit`.
-        n_components : iterable of int, default=range(2, 11)
-            The ranks, from 2 to min(n_samples, n_features), in any order.
-        n_init : int, default=20
-            Runs of each rank, at least 2; 20 to 100 are usual.
-        criterion : {"components", "dispersion", "cophenetic"}, default="components"
-            The score that chooses. All three are returned.
-        max_samples : int or None, default=2000
-            Samples in the consensus matrix, drawn with `random_state` where X has more; None
-            takes all. Time and memory of a rank grow with its square (2000 samples: 16 MB).
-
-        Returns
-        -------
-        RankSelection
-            ``chosen`` and the curves it was chosen by; ``plot()`` draws them.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `fit`; also for ranks or runs too few or too many, or an `init` that is not random.
-
-        Warns
-        -----
-        ConvergenceWarning
-            If ``tol > 0`` and some runs have not converged.
-
-        Notes
-        -----
-        "components": the mean cosine of components matched one to one (Hungarian method), over
-        all pairs of runs [1]_ [2]_. "dispersion" [3]_ and "cophenetic" [4]_ judge the consensus
-        matrix, the share of runs that put two samples together: a sample belongs to the component
-        that gives it the most, ``W[i, t] * sum(H[t])``; rows of zeros are left out. Dispersion is
-        the mean of (2 c - 1)^2, cophenetic the correlation of 1 - c with its average linkage.
-
-        Chosen is the largest rank whose score is at most 0.02 (of "components"; 0.001 of the
-        others) below the best one: too many components split true ones, each run differently,
-        while two or three may be stable for any data. "components" chooses by default, as it does
-        not ask that each sample belong to one component, which mixtures such as images do not.
-
-        A stable rank is reproducible, not proven: noise has stable small ranks too, and where
-        components are much alike all ranks score high. A curve that only falls chooses its
-        smallest rank and says nothing. Look at `plot()` and at what the error gains. Runs that
-        have not converged differ for that reason alone: use a small `tol`, such as 1e-5.
-
-        On a GPU, ranks with the same multiple of 8 above them run as one batch, filled up with
-        zeros, in parts if the factors have more than 2^26 entries.
-
-        References
-        ----------
-        .. [1] Alexandrov et al. (2013), Deciphering signatures of mutational processes operative
-           in human cancer, Cell Reports 3(1).
-        .. [2] Wu et al. (2016), Stability-driven nonnegative matrix factorization to interpret
-           spatial gene expression and build local gene networks, PNAS 113(16).
-        .. [3] Kim & Park (2007), Sparse non-negative matrix factorizations via alternating
-           non-negativity-constrained least squares for microarray data analysis,
-           Bioinformatics 23(12).
-        .. [4] Brunet et al. (2004), Metagenes and molecular pattern discovery using matrix
-           factorization, PNAS 101(12).
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from nnmf_cuda import NNMF
-        >>> rng = np.random.default_rng(0)
-        >>> X = rng.gamma(1, size=(60, 4)) @ np.kron(np.eye(4), np.ones(10))
-        >>> X += 0.1 * rng.random(X.shape)
-        >>> model = NNMF(solver="accelerated-mu", max_iter=2000, tol=1e-5, random_state=0)
-        >>> model.select_rank(X, range(2, 8)).chosen
-        4
-        """
-        check_parameters(self)
-        check_integer("n_init", n_init, low=2)
-        check_choice("criterion", criterion, CRITERIA)
-        if max_samples is not None:
-            check_integer("max_samples", max_samples, low=2)
-        # A copy, because reading X sets the number of features that an estimator was fitted with.
-        matrix = read_matrix(copy(self), X, device=resolve_device(self.device, X), reset=True)
-        ranks = _read_ranks(n_components, min(matrix.shape))
-        check_zeros(self, matrix)
-        rows = _rows_of_consensus(matrix, max_samples, self.random_state)
-        scores = _scores_by_rank(self, matrix, ranks, n_init, rows)
-        curves = {
-            name: np.array([scores[rank][name] for rank in ranks]) for name in scores[ranks[0]]
-        }
-        _warn_of_unfinished(self, curves["converged"])
-        return RankSelection(
-            ranks=np.array(ranks),
-            n_init=n_init,
-            criterion=criterion,
-            chosen=ranks[_last_stable(curves[criterion], _SLACK[criterion])],
-            **curves,
-        )
-
-
-def _read_ranks(n_components: Any, limit: int) -> list[int]:
+def read_ranks(n_components: Any, limit: int) -> list[int]:
     """Return the ranks in ascending order, each once; raise where one cannot be scored."""
     if isinstance(n_components, str) or not isinstance(n_components, Iterable):
         raise TypeError(
@@ -254,84 +166,10 @@ def _read_ranks(n_components: Any, limit: int) -> list[int]:
     return ranks
 
 
-def _scores_by_rank(
-    estimator: Any, X: Tensor, ranks: Sequence[int], n_init: int, rows: Tensor
-) -> dict[int, dict[str, float]]:
-    """Run the restarts of all ranks and score each rank when its last run has ended."""
-
-    def starts(rank: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter_starts(
-            X, rank, init=estimator.init, n_init=n_init, random_state=estimator.random_state
-        )
-
-    runs = grid_runs(
-        Problem(X, objective_of(estimator, *X.shape)),
-        ranks,
-        n_init,
-        starts,
-        solver=estimator.solver,
-        max_iter=estimator.max_iter,
-        tol=estimator.tol,
-    )
-    ended: dict[int, list[_Ended]] = defaultdict(list)
-    scores: dict[int, dict[str, float]] = {}
-    # None shows the bar on a terminal only.
-    hidden = None if estimator.verbose else True
-    for run in tqdm(runs, total=len(ranks) * n_init, desc="ranks", unit="run", disable=hidden):
-        rank = run.n_components
-        ended[rank].append(_Ended.of(run, rows))
-        if len(ended[rank]) == n_init:
-            scores[rank] = _scores(ended.pop(rank))
-    return scores
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """What the scores need of a run; all of W would be too much to keep."""
-
-    run: Run
-    labels: Tensor  # (n_rows,)
-    components: Tensor  # (n_components, n_features)
-
-    @classmethod
-    def of(cls, run: Run, rows: Tensor) -> _Ended:
-        if not math.isfinite(run.objective[-1]):
-            raise ValueError(
-                f"the factorisation with n_components={run.n_components} overflowed in restart "
-                f"{run.restart}; scale X to values around 1, use float64 or another beta_loss"
-            )
-        W, H = run.W, run.H
-        assert W is not None
-        assert H is not None
-        run.W = run.H = None
-        return cls(run, assignments(W[rows], H), H)
-
-
-def _scores(ended: Sequence[_Ended]) -> dict[str, float]:
-    # Runs end in an order of their own; sums should not depend on it.
-    ended = sorted(ended, key=lambda one: one.run.restart)
-    labels = torch.stack([one.labels for one in ended])
-    pairs = consensus(labels)
-    best = min((one.run for one in ended), key=Run.order)
-    return {
-        "components": component_similarity(torch.stack([one.components for one in ended])),
-        "dispersion": dispersion(pairs, labels.shape[1]),
-        "cophenetic": cophenetic_correlation(pairs),
-        "objective": best.objective[-1],
-        "reconstruction_err": math.sqrt(2 * max(best.divergence, 0.0)),
-        "converged": float(np.mean([one.run.converged for one in ended])),
-    }
-
-
-def _last_stable(scores: FloatArray, slack: float) -> int:
-    """Return the index of the last score that is no more than `slack` below the best."""
-    return int(np.flatnonzero(scores >= scores.max() - slack)[-1])
-
-
-def _rows_of_consensus(X: Tensor, max_samples: int | None, random_state: Any) -> Tensor:
+def rows_of_consensus(X: Tensor, max_samples: int | None, random_state: Any) -> Tensor:
     """Return the samples (n_rows,) whose clusters are compared, ascending."""
     # A row of zeros has a share of no component.
-    rows = np.flatnonzero(_row_blocks.row_means(X).flatten().cpu().numpy() > 0)
+    rows = np.flatnonzero(row_means(X).flatten().cpu().numpy() > 0)
     if len(rows) < 2:
         raise ValueError(
             f"X has {len(rows)} rows that are not all zeros, but stability is compared over pairs "
@@ -343,20 +181,143 @@ def _rows_of_consensus(X: Tensor, max_samples: int | None, random_state: Any) ->
     return torch.from_numpy(rows).to(X.device)
 
 
-def _warn_of_unfinished(estimator: Any, converged: FloatArray) -> None:
-    if estimator.tol > 0 and converged.min() < 1:
-        warnings.warn(
-            f"{1 - converged.mean():.0%} of the runs stopped at max_iter={estimator.max_iter} "
-            f"before they converged to tol={estimator.tol}, so that they may differ although their "
-            "minima agree; raise max_iter, or use solver='accelerated-mu'",
-            ConvergenceWarning,
-            stacklevel=3,
+def grid_runs(
+    problem: Problem,
+    ranks: Sequence[int],
+    *,
+    init: str,
+    n_init: int,
+    random_state: Any,
+    solver: str,
+    max_iter: int,
+    tol: float,
+    width: int | None = None,
+    batch_entries: int = BATCH_ENTRIES,
+) -> Iterator[Run]:
+    """Minimise from `n_init` starts of each rank and yield each run when it ends.
+
+    Each run is the one that its start has alone, up to the rounding of sums.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is minimised, and where.
+    ranks : sequence of int
+        Ascending.
+    init, n_init, random_state
+        The starts of each rank, as for `iter_starts`; drawn rank after rank.
+    solver, max_iter, tol
+        As for `all_runs`.
+    width : int, optional
+        Ranks with the same multiple of it above them share batches, filled up with zeros to the
+        largest: every start of a batch costs what that one costs. By default `_WIDTH_ON_GPU` on a
+        GPU, 1 on the CPU.
+    batch_entries : int, default=BATCH_ENTRIES
+        A group with more entries is split into batches of about the same number of starts.
+    """
+    shape, on_cpu = problem.X.shape, problem.X.device.type == "cpu"
+    step = width or (1 if on_cpu else _WIDTH_ON_GPU)
+
+    def group_of(rank: int) -> tuple[int, int]:
+        return -(-rank // step), SOLVERS[solver].sweeps(shape, rank)
+
+    for _, group in groupby(ranks, group_of):
+        members = list(group)
+        keys = ((rank, restart) for rank in members for restart in range(n_init))
+        queue = chain.from_iterable(
+            iter_starts(problem.X, rank, init=init, n_init=n_init, random_state=random_state)
+            for rank in members
         )
+        most = max(1, batch_entries // (sum(shape) * members[-1]))
+        for size in _even_sizes(len(members) * n_init, most):
+            batch = list(islice(keys, size))
+            runs = all_runs(
+                problem,
+                *_stacked(problem.X, list(islice(queue, size))),
+                solver=solver,
+                max_iter=max_iter,
+                tol=tol,
+                ranks=[rank for rank, _ in batch],
+            )
+            for run in runs:
+                yield replace(run, restart=batch[run.restart][1])
 
 
-# How much the runs of one rank agree: on which samples belong together, and on the components.
-_BLOCK_ROWS = 512
-"""Rows of the consensus matrix that are there together; of the rest there is the upper half."""
+def _even_sizes(total: int, most: int) -> Iterator[int]:
+    """Yield the sizes of the fewest batches of at most `most` that hold `total`, alike in size."""
+    n_batches = math.ceil(total / most)
+    for index in range(n_batches):
+        yield total * (index + 1) // n_batches - total * index // n_batches
+
+
+def _stacked(X: Tensor, starts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return W (B, n, k_max) and H (B, k_max, f) on X's device, zeros beyond a start's own rank."""
+    (n_samples, n_features), widest = X.shape, max(len(H) for _, H in starts)
+    stacked_W = X.new_zeros((len(starts), n_samples, widest), dtype=factor_dtype(X))
+    stacked_H = X.new_zeros((len(starts), widest, n_features), dtype=factor_dtype(X))
+    for index, (W, H) in enumerate(starts):
+        stacked_W[index, :, : len(H)] = W
+        stacked_H[index, : len(H)] = H
+    return stacked_W, stacked_H
+
+
+def compare_ranks(
+    runs: Iterable[Run], *, n_init: int, criterion: str, rows: Tensor
+) -> RankSelection:
+    """Score each rank when the last of its `n_init` runs has ended, and choose one.
+
+    Clusters are compared on the samples `rows` (n_rows,).
+    """
+    ended: dict[int, list[_Ended]] = defaultdict(list)
+    scores: dict[int, dict[str, float]] = {}
+    for run in runs:
+        rank = run.n_components
+        ended[rank].append(_Ended.of(run, rows))
+        if len(ended[rank]) == n_init:
+            scores[rank] = _scores(ended.pop(rank))
+    ranks = np.array(sorted(scores))
+    curves = {name: np.array([scores[rank][name] for rank in ranks]) for name in scores[ranks[0]]}
+    stable = curves[criterion] >= curves[criterion].max() - SLACK[criterion]
+    return RankSelection(
+        ranks=ranks,
+        n_init=n_init,
+        criterion=criterion,
+        chosen=int(ranks[stable][-1]),
+        **curves,
+    )
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What the scores need of a run; all of W would be too much to keep."""
+
+    labels: Tensor  # (n_rows,)
+    run: Run  # W of no rows
+
+    @classmethod
+    def of(cls, run: Run, rows: Tensor) -> _Ended:
+        if not math.isfinite(run.objective[-1]):
+            raise ValueError(
+                f"the factorisation with n_components={run.n_components} overflowed in restart "
+                f"{run.restart}; scale X to values around 1, use float64 or another beta_loss"
+            )
+        return cls(assignments(run.W[rows], run.H), replace(run, W=run.W.new_empty(0)))
+
+
+def _scores(ended: Sequence[_Ended]) -> dict[str, float]:
+    # Runs end in an order of their own; sums should not depend on it.
+    ended = sorted(ended, key=lambda one: one.run.restart)
+    labels = torch.stack([one.labels for one in ended])
+    pairs = consensus(labels)
+    best = min((one.run for one in ended), key=Run.order)
+    return {
+        "components": component_similarity(torch.stack([one.run.H for one in ended])),
+        "dispersion": dispersion(pairs, labels.shape[1]),
+        "cophenetic": cophenetic_correlation(pairs),
+        "objective": best.objective[-1],
+        "reconstruction_err": best.error,
+        "converged": float(np.mean([one.run.converged for one in ended])),
+    }
 
 
 def assignments(W: Tensor, H: Tensor) -> Tensor:
@@ -380,8 +341,8 @@ def consensus(labels: Tensor) -> NDArray[np.float64]:
     member = one_hot(labels).float().permute(1, 0, 2).flatten(1)
     pairs = np.empty(n * (n - 1) // 2)
     filled = 0
-    for first in range(0, n, _BLOCK_ROWS):
-        block = (member[first : first + _BLOCK_ROWS] @ member[first:].mT).cpu().numpy()
+    for first in range(0, n, BLOCK_ROWS):
+        block = (member[first : first + BLOCK_ROWS] @ member[first:].mT).cpu().numpy()
         above = block[np.triu_indices(len(block), 1, block.shape[1])]
         pairs[filled : filled + len(above)] = above
         filled += len(above)

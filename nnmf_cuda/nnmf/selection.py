@@ -76,7 +76,7 @@ class ComponentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     Examples
     --------
     >>> import numpy as np
-    >>> from nnmf_cuda.selection import ComponentSelector
+    >>> from nnmf_cuda import ComponentSelector
     >>> labels = np.repeat([0, 1], 50)
     >>> features = np.random.default_rng(0).random((100, 3))
     >>> features[:, 1] += labels

@@ -1,239 +1,28 @@
-"""The solvers of `NNMF`: each advances a batch of starts by one block of iterations."""
+"""What `NNMF` minimises, the solvers that lower it, and the run of a batch of starts to its end."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Protocol
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
 
+CHECK_EVERY = 10
+"""Iterations between two tests of convergence (scikit-learn's)."""
+
 _INNER_SHARE = 0.5  # of the work on X, spent on more sweeps over the factors (Gillis & Glineur)
 _INNER_MAX = 10  # by then a factor hardly moves before X is read again
 # Chosen on MR images, sparse counts and dense noise: fewest iterations without blocks undone.
-_MOMENTUM_MAX = 0.95
-_FALL_MAX, _RISE_MAX = 0.9, 2.0  # what one extrapolation may multiply an entry by
+MOMENTUM_MAX = 0.95
+FALL_MAX, RISE_MAX = 0.9, 2.0  # what one extrapolation may multiply an entry by
 
-
-@dataclass(frozen=True)
-class Problem:
-    """The data (n, f) and what is minimised over W and H."""
-
-    X: Tensor
-    objective: Objective
-
-    def at(self, W: Tensor, H: Tensor, divergence: Tensor | None = None) -> Iterate:
-        """Return the factors with their objective; the divergence is computed if not at hand."""
-        if divergence is None:
-            divergence = ops.nnmf_divergence(self.X, W, H, beta_loss=self.objective.beta_loss)
-        return Iterate(W, H, divergence, divergence + self.objective.penalty.value(W, H))
-
-
-@dataclass(frozen=True)
-class Iterate:
-    """Where a batch of starts stands."""
-
-    W: Tensor  # (B, n_samples, n_components)
-    H: Tensor  # (B, n_components, n_features)
-    divergence: Tensor  # (B,) float64
-    objective: Tensor  # (B,) float64, with the penalty
-
-    def __getitem__(self, chosen: Tensor) -> Iterate:
-        return Iterate(
-            self.W[chosen], self.H[chosen], self.divergence[chosen], self.objective[chosen]
-        )
-
-
-class Solver(Protocol):
-    """One way to lower the objective; may hold state for each start of the batch."""
-
-    def advance(self, start: Iterate, n_iter: int) -> tuple[Iterate, Tensor]:
-        """Run `n_iter` iterations.
-
-        Also tells, (B,) bool, of which starts the outcome counts: False for those that the
-        solver has put back to where they stood, to go on more carefully.
-        """
-
-    def keep(self, left: Tensor) -> None:
-        """Forget the starts whose indices are not in the (n_left,) int64 `left`."""
-
-
-class MultiplicativeUpdates:
-    """The updates of Lee & Seung as they are."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-
-    def advance(self, start: Iterate, n_iter: int) -> tuple[Iterate, Tensor]:
-        """Run `n_iter` iterations; all count."""
-        return self.problem.at(*_updated(self.problem, start.W, start.H, n_iter)), _all(start)
-
-    def keep(self, left: Tensor) -> None:
-        """Do nothing: there is no state."""
-
-
-class Hals:
-    """Hierarchical alternating least squares, `n_inner` sweeps for each time that X is read."""
-
-    def __init__(self, problem: Problem, n_inner: int) -> None:
-        self.problem = problem
-        self.n_inner = n_inner
-
-    def advance(self, start: Iterate, n_iter: int) -> tuple[Iterate, Tensor]:
-        """Run `n_iter` iterations; all count."""
-        problem = self.problem
-        factors = ops.nnmf_hals(
-            problem.X,
-            start.W,
-            start.H,
-            n_iter=n_iter,
-            n_inner=self.n_inner,
-            compute_divergence=True,
-            **asdict(problem.objective.penalty),
-        )
-        return problem.at(*factors), _all(start)
-
-    def keep(self, left: Tensor) -> None:
-        """Do nothing: there is no state."""
-
-
-def inner_sweeps(n_samples: int, n_features: int, *, n_components: int) -> int:
-    """Return how often to sweep over the factors for each time that X is read."""
-    work_on_X = n_samples * n_features
-    work_of_sweep = (n_samples + n_features) * n_components
-    return min(_INNER_MAX, 1 + int(_INNER_SHARE * work_on_X / work_of_sweep))
-
-
-class AcceleratedUpdates:
-    """Multiplicative updates from a point ahead: extrapolation with restart.
-
-    Before each update every entry goes on by the factor by which it last changed, to the power
-    of Nesterov's momentum. A geometric step keeps entries positive, where a linear one would end
-    at zeros that no update leaves; for the same reason no step multiplies an entry by less than
-    `_FALL_MAX`. A block that raised a start's objective is undone for that start, and its next
-    block has no momentum: plain updates, which do not raise the objective.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self._before: tuple[Tensor, Tensor] | None = None  # the iterate before the present one
-        self._pace = torch.empty(0)  # (B,) the t of Nesterov's sequence
-        self._plain = torch.empty(0)  # (B,) bool: no momentum in this block
-
-    def advance(self, start: Iterate, n_iter: int) -> tuple[Iterate, Tensor]:
-        """Run `n_iter` iterations; they count where the objective has not risen."""
-        W, H, divergence = start.W, start.H, start.divergence
-        if self._before is None:
-            self._before = W, H
-            self._pace = W.new_ones(len(W))
-            self._plain = ~_all(start)
-        for left in range(n_iter, 0, -1):
-            ahead = self._ahead(W, H)
-            self._before = W, H
-            W, H, divergence = _updated(self.problem, *ahead, 1, compute_divergence=left == 1)
-        end = self.problem.at(W, H, divergence)
-        lower = end.objective <= start.objective
-        # An overflow of plain updates must come to light, as it does in `MultiplicativeUpdates`;
-        # where they only round up, the start stands still and counts: it has converged.
-        lower |= self._plain & ~end.objective.isfinite()
-        counts = lower | self._plain
-        self._before = (
-            _where(lower, self._before[0], start.W),
-            _where(lower, self._before[1], start.H),
-        )
-        self._pace = self._pace.where(counts, 1)
-        self._plain = ~counts
-        return _either(lower, end, start), counts
-
-    def keep(self, left: Tensor) -> None:
-        """Forget the starts whose indices are not in the (n_left,) int64 `left`."""
-        assert self._before is not None
-        self._before = self._before[0][left], self._before[1][left]
-        self._pace, self._plain = self._pace[left], self._plain[left]
-
-    def _ahead(self, W: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the factors from which to update, and count the step."""
-        assert self._before is not None
-        pace = (1 + (1 + 4 * self._pace.square()).sqrt()) / 2
-        momentum = ((self._pace - 1) / pace).clamp_max(_MOMENTUM_MAX)
-        self._pace = pace.where(~self._plain, 1)
-        momentum = momentum.where(~self._plain, 0)[:, None, None]
-        W_before, H_before = self._before
-        return _extrapolated(W, W_before, momentum), _extrapolated(H, H_before, momentum)
-
-
-def _extrapolated(now: Tensor, before: Tensor, momentum: Tensor) -> Tensor:
-    """Return ``now * (now / before) ** momentum`` within bounds; zeros stay."""
-    ratio = now / before.clamp_min(torch.finfo(now.dtype).tiny)
-    return ratio.pow_(momentum).clamp_(_FALL_MAX, _RISE_MAX).mul_(now)
-
-
-def _updated(
-    problem: Problem, W: Tensor, H: Tensor, n_iter: int, *, compute_divergence: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    return ops.nnmf_mu(
-        problem.X,
-        W,
-        H,
-        beta_loss=problem.objective.beta_loss,
-        n_iter=n_iter,
-        compute_divergence=compute_divergence,
-        **asdict(problem.objective.penalty),
-    )
-
-
-def _all(iterate: Iterate) -> Tensor:
-    return torch.ones_like(iterate.objective, dtype=torch.bool)
-
-
-def _either(first: Tensor, one: Iterate, other: Iterate) -> Iterate:
-    """Return the starts in the (B,) bool `first` from `one`, the rest from `other`."""
-    return Iterate(
-        _where(first, one.W, other.W),
-        _where(first, one.H, other.H),
-        torch.where(first, one.divergence, other.divergence),
-        torch.where(first, one.objective, other.objective),
-    )
-
-
-def _where(first: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    return torch.where(first[:, None, None], one, other)
-
-
-SOLVERS = ("mu", "accelerated-mu", "hals")
-
-
-def check_solver(name: str, beta_loss: float) -> None:
-    """Raise unless the solver `name` minimises this divergence."""
-    if name == "hals" and beta_loss != 2:
-        raise ValueError(
-            f"solver='hals' minimises beta_loss='frobenius' (2) only, got {beta_loss:g}; use "
-            "beta_loss='frobenius' or solver='accelerated-mu'"
-        )
-    if name == "accelerated-mu" and not 1 <= beta_loss <= 2:
-        raise ValueError(
-            f"solver='accelerated-mu' needs a beta_loss in [1, 2], where the divergence is convex "
-            f"in each factor, got {beta_loss:g}; use solver='mu'"
-        )
-
-
-def make_solver(name: str, problem: Problem, *, n_inner: int) -> Solver:
-    """Return the solver that `NNMF` calls `name`, new, without state."""
-    if name == "hals":
-        return Hals(problem, n_inner)
-    return (
-        AcceleratedUpdates(problem) if name == "accelerated-mu" else MultiplicativeUpdates(problem)
-    )
-
-
-def sweeps_of(name: str, problem: Problem, n_components: int) -> int:
-    """Return the `n_inner` of a rank: only starts that agree in it can share a call."""
-    return inner_sweeps(*problem.X.shape, n_components=n_components) if name == "hals" else 1
-
-
-# What a factorisation minimises.
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -259,3 +48,307 @@ class Objective:
 
     beta_loss: float
     penalty: Penalty
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The data (n_samples, n_features) and what is minimised over W and H."""
+
+    X: Tensor
+    objective: Objective
+
+    def at(self, W: Tensor, H: Tensor, divergence: Tensor | None = None) -> Iterate:
+        """Return the factors with their objective; the divergence is computed if not at hand."""
+        if divergence is None:
+            divergence = ops.nnmf_divergence(self.X, W, H, beta_loss=self.objective.beta_loss)
+        return Iterate(W, H, divergence, divergence + self.objective.penalty.value(W, H))
+
+    def updated(
+        self, W: Tensor, H: Tensor, n_iter: int, **options: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run `n_iter` multiplicative updates; options and results are those of `ops.nnmf_mu`."""
+        beta_loss, penalty = self.objective.beta_loss, vars(self.objective.penalty)
+        return ops.nnmf_mu(self.X, W, H, beta_loss=beta_loss, n_iter=n_iter, **penalty, **options)
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """Where a batch of starts stands."""
+
+    W: Tensor  # (B, n_samples, n_components)
+    H: Tensor  # (B, n_components, n_features)
+    divergence: Tensor  # (B,) float64
+    objective: Tensor  # (B,) float64, with the penalty
+
+    def __getitem__(self, chosen: Tensor) -> Iterate:
+        return Iterate(
+            self.W[chosen], self.H[chosen], self.divergence[chosen], self.objective[chosen]
+        )
+
+    def where(self, chosen: Tensor, other: Iterate) -> Iterate:
+        """Return the starts in the (B,) bool `chosen` from here, the rest from `other`."""
+        return Iterate(
+            self.W.where(_each(chosen), other.W),
+            self.H.where(_each(chosen), other.H),
+            self.divergence.where(chosen, other.divergence),
+            self.objective.where(chosen, other.objective),
+        )
+
+
+def _each(values: Tensor) -> Tensor:
+    """Return what is given for each start, (B,), for all entries of its factors: (B, 1, 1)."""
+    return values[:, None, None]
+
+
+class Solver:
+    """One way to lower the objective; may hold state for each start of a batch."""
+
+    def __init__(self, problem: Problem, n_inner: int = 1) -> None:
+        self.problem = problem
+        self.n_inner = n_inner
+
+    @staticmethod
+    def check(beta_loss: float) -> None:
+        """Raise unless the solver lowers this divergence."""
+
+    @staticmethod
+    def sweeps(shape: Sequence[int], n_components: int) -> int:
+        """Return the `n_inner` of a rank: only starts that agree in it can share a batch."""
+        return 1
+
+    def update(self, W: Tensor, H: Tensor, n_iter: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W (B, n, k), H (B, k, f) and their divergence (B,) after `n_iter` iterations."""
+        raise NotImplementedError
+
+    def advance(self, start: Iterate, n_iter: int) -> tuple[Iterate, Tensor]:
+        """Run `n_iter` iterations.
+
+        Also tells, (B,) bool, of which starts the outcome counts: False for those that the
+        solver has put back to where they stood, to go on more carefully.
+        """
+        end = self.problem.at(*self.update(start.W, start.H, n_iter))
+        return end, torch.ones_like(end.objective, dtype=torch.bool)
+
+    def keep(self, left: Tensor) -> None:
+        """Forget the starts whose indices are not in the (n_left,) int64 `left`."""
+
+
+class MultiplicativeUpdates(Solver):
+    """The updates of Lee & Seung as they are."""
+
+    def update(self, W: Tensor, H: Tensor, n_iter: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W, H and their divergence after `n_iter` updates of both."""
+        return self.problem.updated(W, H, n_iter, compute_divergence=True)
+
+
+class Hals(Solver):
+    """Hierarchical alternating least squares, `n_inner` sweeps for each time that X is read."""
+
+    @staticmethod
+    def check(beta_loss: float) -> None:
+        """Raise unless the divergence is the Frobenius norm's."""
+        if beta_loss != 2:
+            raise ValueError(
+                f"solver='hals' minimises beta_loss='frobenius' (2) only, got {beta_loss:g}; use "
+                "beta_loss='frobenius' or solver='accelerated-mu'"
+            )
+
+    @staticmethod
+    def sweeps(shape: Sequence[int], n_components: int) -> int:
+        """Return how often to sweep over the factors for each time that X is read."""
+        work_on_X, work_of_sweep = math.prod(shape), sum(shape) * n_components
+        return min(_INNER_MAX, 1 + int(_INNER_SHARE * work_on_X / work_of_sweep))
+
+    def update(self, W: Tensor, H: Tensor, n_iter: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W, H and their divergence after `n_iter` passes over X."""
+        return ops.nnmf_hals(
+            self.problem.X,
+            W,
+            H,
+            n_iter=n_iter,
+            n_inner=self.n_inner,
+            compute_divergence=True,
+            **vars(self.problem.objective.penalty),
+        )
+
+
+class AcceleratedUpdates(MultiplicativeUpdates):
+    """Multiplicative updates from a point ahead: extrapolation with restart.
+
+    Before each update every entry goes on by the factor by which it last changed, to the power
+    of Nesterov's momentum. A geometric step keeps entries positive, where a linear one would end
+    at zeros that no update leaves; for the same reason no step multiplies an entry by less than
+    `FALL_MAX`. A block that raised a start's objective is undone for that start, and its next
+    block has no momentum: plain updates, which do not raise the objective.
+    """
+
+    _before: tuple[Tensor, Tensor] | None = None  # the factors before the present ones
+    _pace: Tensor  # (B,) the t of Nesterov's sequence
+    _plain: Tensor  # (B,) bool: no momentum in this block
+
+    @staticmethod
+    def check(beta_loss: float) -> None:
+        """Raise unless the divergence is convex in each factor."""
+        if not 1 <= beta_loss <= 2:
+            raise ValueError(
+                "solver='accelerated-mu' needs a beta_loss in [1, 2], where the divergence is "
+                f"convex in each factor, got {beta_loss:g}; use solver='mu'"
+            )
+
+    def advance(self, start: Iterate, n_iter: int) -> tuple[Iterate, Tensor]:
+        """Run `n_iter` iterations; they count where the objective has not risen."""
+        W, H, divergence = start.W, start.H, start.divergence
+        if self._before is None:
+            self._before = W, H
+            self._pace = W.new_ones(len(W))
+            self._plain = torch.zeros_like(divergence, dtype=torch.bool)
+        for left in range(n_iter, 0, -1):
+            ahead = self.ahead(W, H)
+            self._before = W, H
+            W, H, divergence = self.problem.updated(*ahead, 1, compute_divergence=left == 1)
+        end = self.problem.at(W, H, divergence)
+        lower = end.objective <= start.objective
+        # An overflow of plain updates must come to light, as it does in `MultiplicativeUpdates`;
+        # where they only round up, the start stands still and counts: it has converged.
+        lower |= self._plain & ~end.objective.isfinite()
+        counts = lower | self._plain
+        self._before = (
+            self._before[0].where(_each(lower), start.W),
+            self._before[1].where(_each(lower), start.H),
+        )
+        self._pace = self._pace.where(counts, 1)
+        self._plain = ~counts
+        return end.where(lower, start), counts
+
+    def keep(self, left: Tensor) -> None:
+        """Forget the starts whose indices are not in the (n_left,) int64 `left`."""
+        assert self._before is not None
+        self._before = self._before[0][left], self._before[1][left]
+        self._pace, self._plain = self._pace[left], self._plain[left]
+
+    def ahead(self, W: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factors from which to update, and count the step."""
+        assert self._before is not None
+        pace = (1 + (1 + 4 * self._pace.square()).sqrt()) / 2
+        momentum = ((self._pace - 1) / pace).clamp_max(MOMENTUM_MAX)
+        self._pace = pace.where(~self._plain, 1)
+        momentum = _each(momentum.where(~self._plain, 0))
+        W_before, H_before = self._before
+        return _extrapolated(W, W_before, momentum), _extrapolated(H, H_before, momentum)
+
+
+def _extrapolated(now: Tensor, before: Tensor, momentum: Tensor) -> Tensor:
+    """Return ``now * (now / before) ** momentum`` within bounds; zeros stay."""
+    ratio = now / before.clamp_min(torch.finfo(now.dtype).tiny)
+    return ratio.pow_(momentum).clamp_(FALL_MAX, RISE_MAX).mul_(now)
+
+
+SOLVERS: dict[str, type[Solver]] = {
+    "mu": MultiplicativeUpdates,
+    "accelerated-mu": AcceleratedUpdates,
+    "hals": Hals,
+}
+"""What the parameter `solver` of `NNMF` may be."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One start and what became of it."""
+
+    restart: int
+    W: Tensor  # (n_samples, n_components)
+    H: Tensor  # (n_components, n_features)
+    iterations: tuple[int, ...]  # of each record, from 0 to the last
+    objective: tuple[float, ...]  # divergence plus penalty at each record
+    divergence: float  # at the end
+    converged: bool
+
+    @property
+    def n_components(self) -> int:
+        """Rank of the factorisation."""
+        return len(self.H)
+
+    @property
+    def error(self) -> float:
+        """sqrt(2 * divergence) at the end."""
+        return math.sqrt(2 * max(self.divergence, 0.0))
+
+    def order(self) -> tuple[float, int]:
+        """Sort key: lowest final objective first, overflowed runs last."""
+        final = self.objective[-1]
+        return (final if math.isfinite(final) else math.inf, self.restart)
+
+
+def all_runs(
+    problem: Problem,
+    W: Tensor,
+    H: Tensor,
+    *,
+    solver: str,
+    max_iter: int,
+    tol: float,
+    progress: Callable[[int], object] = lambda _steps: None,
+    ranks: Sequence[int] | None = None,
+) -> Iterator[Run]:
+    """Minimise from every start W (B, n, k), H (B, k, f) and yield each run when it ends.
+
+    The rule of scikit-learn decides for each start on its own: every 10 iterations, with
+    error = sqrt(2 divergence), stop when the error fell by no more than tol times the error of
+    the start. A start that stopped leaves the batch, so each ends as it would have ended alone.
+
+    Starts of smaller rank join in with `ranks` (B,): their last columns of W and rows of H are
+    zeros, and stay so. A multiplicative update multiplies them; in HALS a row of H that is zero
+    leaves its column of W as it is, or moves it to -l1 / l2 or less, which is zero. Neither
+    changes W H, a sum that an update is made of, or the penalty.
+
+    On a GPU the host waits for the device once in 10 iterations, for three numbers of each start,
+    and once more when a start leaves.
+    """
+    ranks = [W.shape[2]] * len(W) if ranks is None else ranks
+    (n_inner,) = {SOLVERS[solver].sweeps(problem.X.shape, rank) for rank in ranks}
+    stepper = SOLVERS[solver](problem, n_inner)
+    at = problem.at(W, H)
+    error_at_start = previous = _error(at.divergence)
+    iterations, objectives = [0], [[objective] for objective in at.objective.tolist()]
+    running = list(range(len(ranks)))  # the start of each place in the batch
+    while running:
+        steps = min(CHECK_EVERY, max_iter - iterations[-1])
+        at, counts = stepper.advance(at, steps)
+        iterations.append(iterations[-1] + steps)
+        progress(steps)
+        error = _error(at.divergence)
+        met = counts & (previous - error <= tol * error_at_start)
+        tested, last = tol > 0 and steps == CHECK_EVERY, iterations[-1] == max_iter
+        left = []
+        for place, numbers in enumerate(_on_host(at.objective, at.divergence, met)):
+            start, (objective, divergence, converged) = running[place], numbers
+            objectives[start].append(objective)
+            if last or (tested and converged):
+                _logger.debug("start %d of rank %d: %g", start, ranks[start], objective)
+                yield Run(
+                    restart=start,
+                    W=at.W[place, :, : ranks[start]].clone(),
+                    H=at.H[place, : ranks[start]].clone(),
+                    iterations=tuple(iterations),
+                    objective=tuple(objectives[start]),
+                    divergence=divergence,
+                    converged=tested and bool(converged),
+                )
+            else:
+                left.append(place)
+        if 0 < len(left) < len(running):
+            chosen = torch.tensor(left, device=error.device)
+            at, error, error_at_start = at[chosen], error[chosen], error_at_start[chosen]
+            stepper.keep(chosen)
+        running = [running[place] for place in left]
+        previous = error
+
+
+def _error(divergence: Tensor) -> Tensor:
+    return (2 * divergence.double().clamp_min(0)).sqrt()
+
+
+def _on_host(*columns: Tensor) -> list[list[float]]:
+    """Return the rows of a table of (B,) columns: one transfer for all of them."""
+    table: list[list[float]] = torch.stack([column.double() for column in columns], 1).tolist()
+    return table

@@ -1,8 +1,7 @@
-"""Start values of a factorisation, drawn on the CPU so that every device agrees."""
+"""Where factorisations start: drawn on the CPU so that every device agrees, or from the user."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -15,79 +14,115 @@ from sklearn.utils import check_random_state
 from sklearn.utils.extmath import svd_flip
 from torch import Tensor
 
-from nnmf_cuda.nnmf import inputs as _row_blocks
-from nnmf_cuda.nnmf.inputs import factor_dtype, product, transposed_product
+from nnmf_cuda.nnmf.inputs import factor_dtype, mean, product, transposed_product
+
+FloatArray = NDArray[Any]
 
 INITS = ("random", "nndsvd", "nndsvda", "nndsvdar", "custom")
+
+_AUTO_COMPONENTS = 15  # the paper's number
 _RANDOM_FLOOR = 0.1  # added to the uniform draw: far from the zeros that no update can leave
 _NNDSVD_ZERO = 1e-6  # entries of NNDSVD below this are zeros, as in scikit-learn
+_OVERSAMPLES = 10  # singular vectors computed beside those asked for
 
 
 def initial_factors(
-    X: Tensor, n_components: int, *, init: str, n_init: int, random_state: Any
+    X: Tensor,
+    n_components: Any,
+    *,
+    init: str,
+    n_init: int,
+    random_state: Any,
+    W: Any = None,
+    H: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw `n_init` starts W (n_init, n, k) and H (n_init, k, f) on X's device.
+    """Return `n_init` starts W (n_init, n, k) and H (n_init, k, f) of a fit, on X's device.
 
     Restart 0 is what a single start with the same `random_state` gets. W and H have X's floating
-    type (float32 for uint8 pixels).
+    type (float32 for uint8 pixels). Given W and H are the one start of ``init="custom"``.
     """
-    starts = iter_starts(X, n_components, init=init, n_init=n_init, random_state=random_state)
+    wanted = _requested(n_components, X, min(X.shape))
+    if init == "custom":
+        if n_init > 1:
+            raise ValueError(f"n_init={n_init} with init='custom': give one start, n_init=1")
+        if W is None or H is None:
+            missing = " and ".join(name for name, given in (("W", W), ("H", H)) if given is None)
+            raise ValueError(
+                f"init='custom' needs both W and H; {missing} is missing: fit(X, W=, H=)"
+            )
+        wanted = len(H) if wanted is None else wanted
+        W = _given("W", W, X, (len(X), wanted))
+        return W[None], _given("H", H, X, (wanted, X.shape[1]))[None]
+    if W is not None or H is not None:
+        raise ValueError(f"W and H are starts of init='custom', but init={init!r}")
+    k = wanted or min(_AUTO_COMPONENTS, *X.shape)
+    starts = iter_starts(X, k, init=init, n_init=n_init, random_state=random_state)
     factors = zip(*starts, strict=True)
     W, H = (torch.stack(factor) if n_init > 1 else factor[0][None] for factor in factors)
     return W.to(X.device), H.to(X.device)
 
 
+def initial_components(
+    X: Tensor, n_components: Any, *, init: str, random_state: Any, H: Any = None
+) -> Tensor:
+    """Return the components H (k, f) from which a stream that begins with X (n, f) starts."""
+    # Only singular vectors need rows: else the first mini-batch may have few.
+    limit = min(X.shape) if init.startswith("nndsvd") else X.shape[1]
+    wanted = _requested(n_components, X, limit)
+    if init == "custom":
+        if H is None:
+            raise ValueError("init='custom' needs H: partial_fit(X, H=)")
+        return _given("H", H, X, (len(H) if wanted is None else wanted, X.shape[1]))
+    if H is not None:
+        raise ValueError(f"H is the start of init='custom', but init={init!r}")
+    k = wanted or min(_AUTO_COMPONENTS, limit)
+    (start,) = iter_starts(X, k, init=init, n_init=1, random_state=random_state)
+    return start[1].to(X.device)
+
+
 def iter_starts(
     X: Tensor, n_components: int, *, init: str, n_init: int, random_state: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the starts of `initial_factors` one at a time, W (n, k) and H (k, f) on the CPU."""
+    """Yield `n_init` starts that are not the user's, W (n, k) and H (k, f) on the CPU."""
     if n_init > 1 and init not in ("random", "nndsvdar"):
         raise ValueError(
             f"n_init={n_init} with init={init!r} would repeat one start; use init='random' or "
             "'nndsvdar', or n_init=1"
         )
-    starts: Iterable[tuple[FloatArray, FloatArray]]
-    if init == "random":
-        starts = _random(X, n_components, n_init, random_state)
-    else:
-        starts = _nndsvd(X, n_components, init, n_init, random_state)
+    draw = _random if init == "random" else partial(_nndsvd, init=init)
     dtype = factor_dtype(X)
-    for W, H in starts:
+    for W, H in draw(X, n_components, n_init, random_state):
         yield torch.from_numpy(W).to(dtype), torch.from_numpy(H).to(dtype)
 
 
-def custom_factors(X: Tensor, n_components: int | None, W: Any, H: Any) -> tuple[Tensor, Tensor]:
-    """Check the user's start and return it as (1, n, k) and (1, k, f) on X's device."""
-    if W is None or H is None:
-        missing = " and ".join(name for name, given in (("W", W), ("H", H)) if given is None)
-        raise ValueError(f"init='custom' needs both W and H; {missing} is missing: fit(X, W=, H=)")
-    W, H = (torch.as_tensor(factor).detach() for factor in (W, H))
-    n_samples, n_features = X.shape
-    if n_components is None:
-        n_components = H.shape[0]
-    _check_start("W", W, (n_samples, n_components))
-    _check_start("H", H, (n_components, n_features))
-    dtype = factor_dtype(X)
-    return W.to(X.device, dtype).unsqueeze(0), H.to(X.device, dtype).unsqueeze(0)
+def _requested(n_components: Any, X: Tensor, limit: int) -> int | None:
+    """Return the number of components asked for, None for "auto"; raise if above `limit`."""
+    if n_components == "auto":
+        return None
+    if n_components > X.shape[1]:
+        raise ValueError(
+            f"n_components={n_components} is above n_features = {X.shape[1]}; use n_components <= "
+            f"{limit}"
+        )
+    if n_components > limit:
+        raise ValueError(
+            f"n_components={n_components} is above min(n_samples, n_features) = {limit} for X of "
+            f"shape {tuple(X.shape)}; use n_components <= {limit} or more samples"
+        )
+    return int(n_components)
 
 
-def custom_components(X: Tensor, n_components: int | None, H: Any) -> Tensor:
-    """Check the user's start of a stream and return it as (k, f) on X's device."""
-    if H is None:
-        raise ValueError("init='custom' needs H: partial_fit(X, H=)")
-    H = torch.as_tensor(H).detach()
-    _check_start("H", H, (H.shape[0] if n_components is None else n_components, X.shape[1]))
-    components: Tensor = H.to(X.device, factor_dtype(X))
-    return components
-
-
-def _check_start(name: str, factor: Tensor, shape: tuple[int, int]) -> None:
+def _given(name: str, factor: Any, X: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return the user's factor, checked, in the type and on the device of X's factors."""
+    factor = torch.as_tensor(factor).detach()
     if tuple(factor.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(factor.shape)}")
     if not bool(torch.isfinite(factor).all()) or bool((factor < 0).any()):
         raise ValueError(f"{name} must be finite and >= 0, as every later iterate is")
     if not bool(factor.any()):
         raise ValueError(f"{name} is full of zeros; a start needs positive entries to grow from")
+    moved: Tensor = factor.to(X.device, factor_dtype(X))
+    return moved
 
 
 def _random(
@@ -104,23 +139,24 @@ def _random(
 
 
 def _nndsvd(
-    X: Tensor, n_components: int, init: str, n_init: int, random_state: Any
-) -> list[tuple[FloatArray, FloatArray]]:
+    X: Tensor, n_components: int, n_init: int, random_state: Any, *, init: str
+) -> Iterable[tuple[FloatArray, FloatArray]]:
     """NNDSVD (Boutsidis & Gallopoulos 2008) with zeros kept, averaged (a) or drawn (ar)."""
     W, H = _nndsvd_factors(X, n_components, random_state)
     if init == "nndsvd":
         return [(W, H)]
-    mean = _row_blocks.mean(X)
+    average = mean(X)
     if init == "nndsvda":
-        return [(np.where(W == 0, mean, W), np.where(H == 0, mean, H))]
+        return [(np.where(W == 0, average, W), np.where(H == 0, average, H))]
     rng = check_random_state(random_state)
-    return [(_filled(W, mean, rng), _filled(H, mean, rng)) for _ in range(n_init)]
+    return [(_filled(W, average, rng), _filled(H, average, rng)) for _ in range(n_init)]
 
 
-def _filled(factor: FloatArray, mean: float, rng: np.random.RandomState) -> FloatArray:
+def _filled(factor: FloatArray, average: float, rng: np.random.RandomState) -> FloatArray:
+    """Return the factor with small random numbers for its zeros."""
     filled = factor.copy()
     zeros = filled == 0
-    filled[zeros] = np.abs(mean * rng.standard_normal(size=int(zeros.sum())) / 100)
+    filled[zeros] = np.abs(average * rng.standard_normal(size=int(zeros.sum())) / 100)
     return filled
 
 
@@ -154,80 +190,6 @@ def _dominant_part(u: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray
     if weight == 0:  # a trailing vector of a rank-deficient X: nothing to start from
         return np.zeros_like(u), np.zeros_like(v), 0.0
     return a / norm_a, b / norm_b, weight
-
-
-# The starts that the parameters of an `NNMF` ask for.
-
-_AUTO_COMPONENTS = 15  # the paper's number
-
-
-def starts_of_fit(estimator: Any, X: Tensor, W: Any, H: Any) -> tuple[Tensor, Tensor]:
-    """Return the starts (n_init, n, k) and (n_init, k, f) of a fit to X (n, f)."""
-    n_components = _requested(estimator, X, min(X.shape))
-    if estimator.init == "custom":
-        if estimator.n_init > 1:
-            raise ValueError(
-                f"n_init={estimator.n_init} with init='custom': give one start, n_init=1"
-            )
-        return custom_factors(X, n_components, W, H)
-    if W is not None or H is not None:
-        raise ValueError(f"W and H are starts of init='custom', but init={estimator.init!r}")
-    if estimator.init == "nndsvd" and estimator.solver != "hals":
-        warnings.warn(
-            "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
-            "'nndsvdar' fill them and usually end better",
-            UserWarning,
-            stacklevel=4,
-        )
-    return initial_factors(
-        X,
-        n_components or min(_AUTO_COMPONENTS, *X.shape),
-        init=estimator.init,
-        n_init=estimator.n_init,
-        random_state=estimator.random_state,
-    )
-
-
-def start_of_stream(estimator: Any, X: Tensor, H: Any) -> Tensor:
-    """Return the components (k, f) from which a stream that begins with X (n, f) starts."""
-    # Only singular vectors need rows: else the first mini-batch may have few.
-    limit = min(X.shape) if estimator.init.startswith("nndsvd") else X.shape[1]
-    n_components = _requested(estimator, X, limit)
-    if estimator.init == "custom":
-        return custom_components(X, n_components, H)
-    if H is not None:
-        raise ValueError(f"H is the start of init='custom', but init={estimator.init!r}")
-    _, starts = initial_factors(
-        X,
-        n_components or min(_AUTO_COMPONENTS, limit),
-        init=estimator.init,
-        n_init=1,
-        random_state=estimator.random_state,
-    )
-    return starts[0]
-
-
-def _requested(estimator: Any, X: Tensor, limit: int) -> int | None:
-    """Return the number of components asked for, None for "auto"; raise if above `limit`."""
-    if estimator.n_components == "auto":
-        return None
-    n_components = int(estimator.n_components)
-    if n_components > X.shape[1]:
-        raise ValueError(
-            f"n_components={n_components} is above n_features = {X.shape[1]}; use n_components <= "
-            f"{limit}"
-        )
-    if n_components > limit:
-        raise ValueError(
-            f"n_components={n_components} is above min(n_samples, n_features) = {limit} for X of "
-            f"shape {tuple(X.shape)}; use n_components <= {limit} or more samples"
-        )
-    return n_components
-
-
-# Truncated singular value decomposition of an X that only ever is multiplied.
-_OVERSAMPLES = 10
-FloatArray = NDArray[Any]
 
 
 def randomized_svd(

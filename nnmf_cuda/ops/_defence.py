@@ -1,10 +1,16 @@
-"""Checks of what `purify`, `feature_cnn` and `defended_logits` are given, and what they share."""
+"""What `purify`, `feature_cnn` and `defended_logits` share: checks, the call, signs and gradients.
+
+All three take features first, two of them a chain, then a list of weights for each network. They
+return a result and the signs of the hidden units as bits, from which `NAME_backward` has the
+gradients: to x, to the noise of a chain, and in one vector to the weights of each network.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +24,31 @@ from nnmf_cuda.ops._checks import (
     require_shape,
     require_tensor,
 )
-from nnmf_cuda.ops._schema import is_reference_path, serving
+from nnmf_cuda.ops._schema import LIBRARY, is_reference_path, raise_in_backward, serving
 
 _BLOCK_ROWS = 32
 
 
-def check_chain(x: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, eta: float) -> None:
-    """Raise unless features and the timesteps of a chain fit."""
+class Chain(NamedTuple):
+    """Noise and steps of a chain, as the ops take them: three tensors, then three options."""
+
+    noise: Tensor | None  # (S', n, K, M); None where it is drawn from the seed
+    timesteps: Tensor
+    alphas_cumprod: Tensor
+    eta: float
+    seed: int
+    n_draws: int
+
+
+def check_chain(
+    x: Tensor,
+    noise: Tensor | int,
+    timesteps: Tensor,
+    alphas_cumprod: Tensor,
+    eta: float,
+    n_draws: int | None,
+) -> Chain:
+    """Raise unless features, steps and noise, or its seed, fit; return the chain."""
     check_features(x)
     require_tensor("timesteps", timesteps)
     require_dtype("timesteps", timesteps, (torch.int64,))
@@ -48,6 +72,8 @@ def check_chain(x: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, eta: float
                 f"timesteps must descend strictly within [0, {len(alphas_cumprod) - 1}],"
                 f" got {steps}"
             )
+    draws = _noise_or_seed(x, noise, len(timesteps) if eta > 0 else 1, n_draws)
+    return Chain(draws[0], timesteps, alphas_cumprod, float(eta), *draws[1:])
 
 
 def check_features(x: Tensor) -> None:
@@ -132,7 +158,7 @@ def _check_parameters(x: Tensor, weights: list[Tensor], name: str, dims: list[in
     require_same_device(x=x, **{f"{name}[{i}]": value for i, value in enumerate(weights)})
 
 
-def noise_or_seed(
+def _noise_or_seed(
     x: Tensor, noise: Tensor | int, n_noised: int, n_draws: int | None
 ) -> tuple[Tensor | None, int, int]:
     """Return noise as (S', n, K, M) or None, the seed, and the number of draws K."""
@@ -181,43 +207,23 @@ def empty_signs(x: Tensor, n_rows: int, n_words: int, *, keep_signs: bool) -> Te
     return x.new_empty(shape, dtype=torch.int32)
 
 
-def split_like(flat: Tensor, tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Cut one vector into tensors of the shapes of these."""
-    tensors = list(tensors)
-    parts = flat.split([t.numel() for t in tensors])
-    return [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]
+# How the ops are called: with the gradient to features alone, at little cost.
 
 
-def require_signs(name: str, signs: Tensor) -> None:
-    """Raise in a backward pass whose forward pass kept nothing."""
-    if signs.dim() == 1:
-        raise RuntimeError(
-            f"{name} was called without keep_signs=True, which its gradient needs: call it "
-            f"through nnmf_cuda.ops.{name}"
-        )
-
-
-# How the ops of the defence are called: with the gradient to features alone, at little cost.
-Backward = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def call_defence(
-    name: str,
-    x: Tensor,
-    arguments: Sequence[Any],
-    *,
-    unasked: Sequence[str],
-    **options: Any,
-) -> Tensor:
-    """Return the first result of an op on x and the arguments after it.
-
-    `unasked` names the flags of the op's backward for gradients to anything but x; `options` are
-    the keywords of both.
-    """
+def call_defence(name: str, x: Tensor, chain: Chain | None, *networks: list[Tensor]) -> Tensor:
+    """Return the first result of an op on features, a chain where it has one, and weights."""
     op = serving(name)
+    others = [weight for weights in networks for weight in weights]
+    unasked = {"weights_need_grad": False}
+    options: dict[str, Any] = {}
+    arguments: tuple[Any, ...] = networks
+    if chain is not None:
+        others += [tensor for tensor in chain[:3] if tensor is not None]
+        unasked["noise_needs_grad"] = False
+        options = {"eta": chain.eta, "seed": chain.seed, "n_draws": chain.n_draws}
+        arguments = (*chain[:3], *networks)
     if is_reference_path():
         return op(x, *arguments, keep_signs=False, **options)[0]  # type: ignore[no-any-return]
-    others = [value for value in _flat(arguments) if isinstance(value, Tensor)]
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others))
     if torch.compiler.is_compiling() or (wanted and any(t.requires_grad for t in others)):
         return op(x, *arguments, keep_signs=wanted, **options)[0]  # type: ignore[no-any-return]
@@ -225,23 +231,14 @@ def call_defence(
         with _below_autograd():
             return op(x, *arguments, keep_signs=False, **options)[0]  # type: ignore[no-any-return]
     backward_op = getattr(torch.ops.nnmf_cuda, f"{name}_backward").default
-    flags = dict.fromkeys(unasked, False)
 
     def backward(grad: Tensor, x: Tensor, signs: Tensor) -> Tensor:
-        return backward_op(grad, x, *arguments, signs, **flags, **options)[0]  # type: ignore[no-any-return]
+        return backward_op(grad, x, *arguments, signs, **unasked, **options)[0]  # type: ignore[no-any-return]
 
     result: Tensor = _InputGradient.apply(  # type: ignore[no-untyped-call]
         x, others, lambda x: op(x, *arguments, keep_signs=True, **options), backward
     )
     return result
-
-
-def _flat(arguments: Sequence[Any]) -> list[Any]:
-    return [
-        value
-        for argument in arguments
-        for value in (argument if isinstance(argument, list) else (argument,))
-    ]
 
 
 def _below_autograd() -> AbstractContextManager[None]:
@@ -261,7 +258,7 @@ class _InputGradient(torch.autograd.Function):
         x: Tensor,
         others: Sequence[Tensor],
         forward: Callable[[Tensor], tuple[Tensor, Tensor]],
-        backward: Backward,
+        backward: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
         with _below_autograd():
             result, signs = forward(x)
@@ -275,3 +272,85 @@ class _InputGradient(torch.autograd.Function):
         x, signs, *_ = ctx.saved_tensors
         with _below_autograd():
             return ctx.through(grad, x, signs), None, None, None
+
+
+# What torch knows of an op: the shapes of its results, and its gradients to all that may want one.
+
+
+def register_defence(name: str, fake: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """Give an op its fake kernel, its gradients to features, noise and weights, and their fake."""
+    qualified = f"nnmf_cuda::{name}"
+    backward_op = getattr(torch.ops.nnmf_cuda, f"{name}_backward").default
+
+    def save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
+        x, *others = inputs
+        chain, networks = _chain_and_networks(others)
+        ctx.options = {k: v for k, v in keyword_only_inputs.items() if k != "keep_signs"}
+        ctx.given, ctx.sizes = [t is not None for t in chain], [len(w) for w in networks]
+        weights = [weight for network in networks for weight in network]
+        ctx.save_for_backward(output[1], x, *(t for t in chain if t is not None), *weights)
+
+    def backward(ctx: Any, grad: Tensor, _grad_signs: Tensor) -> tuple[Any, ...]:
+        signs, x, *tensors = ctx.saved_tensors
+        if signs.dim() == 1:
+            raise RuntimeError(
+                f"{name} was called without keep_signs=True, which its gradient needs: call it "
+                f"through nnmf_cuda.ops.{name}"
+            )
+        saved = iter(tensors)
+        chain = [next(saved) if given else None for given in ctx.given]
+        networks = [list(islice(saved, size)) for size in ctx.sizes]
+        wanted = any(map(any, ctx.needs_input_grad[1 + len(chain) :]))
+        flags = {"weights_need_grad": wanted}
+        if chain:
+            flags["noise_needs_grad"] = ctx.needs_input_grad[1]
+        grads = list(backward_op(grad, x, *chain, *networks, signs, **flags, **ctx.options))
+        of_chain = (
+            (grads.pop(1) if flags["noise_needs_grad"] else None, None, None) if chain else ()
+        )
+        return (
+            grads[0],
+            *of_chain,
+            *(
+                _split_like(flat, weights) if wanted else [None] * len(weights)
+                for flat, weights in zip(grads[-len(networks) :], networks, strict=True)
+            ),
+        )
+
+    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    torch.library.register_fake(f"{qualified}_backward", _fake_backward, lib=LIBRARY)
+    torch.library.register_autograd(qualified, backward, setup_context=save, lib=LIBRARY)
+    raise_in_backward(f"{name}_backward", "it is a gradient already; there is no second one")
+
+
+def _chain_and_networks(
+    arguments: Sequence[Any],
+) -> tuple[list[Tensor | None], list[list[Tensor]]]:
+    """Tell noise and steps of a chain, if there is one, from the networks' weights."""
+    networks = [list(value) for value in arguments if isinstance(value, (list, tuple))]
+    return list(arguments[: -len(networks)]), networks
+
+
+def _fake_backward(
+    _grad: Tensor,
+    x: Tensor,
+    *arguments: Any,
+    weights_need_grad: bool,
+    noise_needs_grad: bool = False,
+    **_options: Any,
+) -> tuple[Tensor, ...]:
+    chain, networks = _chain_and_networks(arguments[:-1])
+    results = [x.new_empty(x.shape)]
+    if chain:
+        noise = chain[0] if noise_needs_grad else None
+        empty = x.new_empty((0,)) if noise is None else x.new_empty(noise.shape)
+        results.append(empty)
+    for weights in networks:
+        results.append(x.new_empty((sum(w.numel() for w in weights) if weights_need_grad else 0,)))
+    return tuple(results)
+
+
+def _split_like(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """Cut one vector into tensors of the shapes of these."""
+    parts = flat.split([t.numel() for t in tensors])
+    return [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from nnmf_cuda.reference.defence import (
     defended_logits,
     defended_logits_backward,
+    denoise,
     feature_cnn,
     feature_cnn_backward,
     purify,
@@ -24,6 +25,7 @@ __all__ = [
     "EPSILON",
     "defended_logits",
     "defended_logits_backward",
+    "denoise",
     "feature_cnn",
     "feature_cnn_backward",
     "nnls",

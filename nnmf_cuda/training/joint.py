@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from nnmf_cuda import ops
 from nnmf_cuda.models.networks import FeatureCNN
 from nnmf_cuda.training.epochs import Settings, Task
 from nnmf_cuda.training.loop import TrainingResult, fit, initialised
@@ -21,7 +20,7 @@ from nnmf_cuda.training.validation import (
     rank,
 )
 
-__all__ = ["train_joint_classifier"]
+__all__ = ["logits_and_score", "train_joint_classifier"]
 
 
 def train_joint_classifier(
@@ -103,9 +102,9 @@ def train_joint_classifier(
         return x[order.to(x.device)], y[order.to(x.device)], sigma.to(x), noise.to(x)
 
     def batch_loss(
-        network: nn.Module, batch_x: Tensor, batch_y: Tensor, sigma: Tensor, noise: Tensor
+        network: FeatureCNN, batch_x: Tensor, batch_y: Tensor, sigma: Tensor, noise: Tensor
     ) -> Tensor:
-        logits, score = _logits_and_score(network, batch_x + sigma * noise)
+        logits, score = logits_and_score(network, batch_x + sigma * noise)
         error = (sigma * score + noise).square().mean()
         return functional.cross_entropy(logits, batch_y) + denoising_weight * error
 
@@ -118,10 +117,9 @@ def train_joint_classifier(
     )
 
 
-def _logits_and_score(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def logits_and_score(network: FeatureCNN, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits, and the gradient of their log-sum-exp in x, both differentiable."""
     leaf = x.detach().requires_grad_()
-    with ops.reference_path():  # the fused ops have no second derivative
-        logits = network(leaf)
-        (score,) = torch.autograd.grad(logits.logsumexp(1).sum(), leaf, create_graph=True)
+    logits = network.plain(leaf)  # the fused op has no second derivative
+    (score,) = torch.autograd.grad(logits.logsumexp(1).sum(), leaf, create_graph=True)
     return logits, score

@@ -1,7 +1,7 @@
 // Small kernels in which every barrier, wait, mask and bound is needed. test_harness.py takes them
 // away one by one: each time the harness must notice.
 #include "call.h"
-#include "common/async_copy.cuh"
+#include "nnmf/cuda/warp_tile.cuh"
 
 using namespace nnmf_cuda;
 

@@ -1,6 +1,6 @@
 // What each warp collective gives, and what ends a run because no kernel may do it.
 #include "call.h"
-#include "common/async_copy.cuh"
+#include "nnmf/cuda/warp_tile.cuh"
 
 using namespace nnmf_cuda;
 

@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "call.h"
-#include "nnls/nnls_kernels.cuh"
-#include "nnmf/products_kernels.cuh"
+#include "nnls/cuda/launches.cuh"
+#include "nnmf/cuda/half_step.cuh"
 
 namespace {
 

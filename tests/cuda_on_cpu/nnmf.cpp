@@ -1,7 +1,7 @@
 // The CUDA kernels of nnmf_mu, nnmf_hals (n_inner > 0) and nnmf_divergence.
 #include "call.h"
-#include "nnmf/iterations.cuh"
-#include "nnmf/nnmf_divergence_kernels.cuh"
+#include "nnmf/cuda/divergence.cuh"
+#include "nnmf/cuda/iterations.cuh"
 
 namespace {
 
@@ -11,12 +11,6 @@ Shape shape_of(const cuda_on_cpu::Call& call) {
   const bool shared = call.dims("X") == 2;
   const int64_t n = call.size("W", 1), f = call.size("H", 2);
   return {call.size("W", 0), n, f, call.size("W", 2), shared ? 0 : n * f, f};
-}
-
-MuOptions options_of(const cuda_on_cpu::Call& call) {
-  return {call.number("beta_loss"), call.integer("n_iter"),  call.integer("update_H") != 0,
-          call.number("l1_reg_W"),  call.number("l1_reg_H"), call.number("l2_reg_W"),
-          call.number("l2_reg_H")};
 }
 
 struct Memory {
@@ -42,13 +36,16 @@ void update(cuda_on_cpu::Call& call, const ProblemOf<Tiling>& problem, int group
   Memory memory{call};
   const Iterations<Tiling> iterations(problem, group, memory);
   const double scale = sizeof(typename Tiling::Data) == 1 ? 1.0 / 255 : 1;
-  const MuOptions options = options_of(call);
   const int64_t n_inner = call.integer("n_inner");
-  const Update rule_W = n_inner > 0 ? descent_of(options.l1_reg_W, options.l2_reg_W, scale, n_inner)
-                                    : update_of_W(options, scale);
-  const Update rule_H = n_inner > 0 ? descent_of(options.l1_reg_H, options.l2_reg_H, scale, n_inner)
-                                    : update_of_H(options, scale);
-  iterations.run(rule_W, rule_H, options.n_iter, options.update_H, result.W, result.H, nullptr);
+  const double beta_loss = call.number("beta_loss"), l1_W = call.number("l1_reg_W"),
+               l1_H = call.number("l1_reg_H"), l2_W = call.number("l2_reg_W"),
+               l2_H = call.number("l2_reg_H");
+  const Update rule_W = n_inner > 0 ? descent_of(l1_W, l2_W, scale, n_inner)
+                                    : update_of_W(beta_loss, l1_W, l2_W, scale);
+  const Update rule_H = n_inner > 0 ? descent_of(l1_H, l2_H, scale, n_inner)
+                                    : update_of_H(beta_loss, l1_H, l2_H, scale);
+  iterations.run(rule_W, rule_H, call.integer("n_iter"), call.integer("update_H") != 0, result.W,
+                 result.H, nullptr);
 }
 
 template <class Tiling>

@@ -1,6 +1,7 @@
 // The CUDA kernel of philox_normal, and what it is made of.
+#include "diffusion/cuda/philox.cuh"
+
 #include "call.h"
-#include "diffusion/philox_kernels.cuh"
 
 namespace {
 

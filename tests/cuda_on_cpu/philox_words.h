@@ -1,6 +1,6 @@
 // ISA source of philox_vectors.cpp.
 #include "common/vector.h"
-#include "diffusion/philox_normals.h"
+#include "diffusion/cpu/philox_normals.h"
 
 namespace nnmf_cuda {
 namespace NNMF_CUDA_ISA {

@@ -283,15 +283,15 @@ def test_many_blocks_share_the_sums_of_weights(kernels: Path, op: str) -> None:
 
 
 SOURCES = tuple(
-    f"diffusion/{name}.cuh"
+    f"{name}.cuh"
     for name in (
-        "device_chain",
-        "device_cnn",
-        "prepare_kernel",
-        "defence_kernels",
-        "defence_weights_kernel",
+        "networks/cuda/layers",
+        "diffusion/cuda/defence",
+        "diffusion/cuda/prepare",
+        "diffusion/cuda/kernels",
     )
 )
+LAYERS, KERNELS = "networks/cuda/layers.cuh", "diffusion/cuda/kernels.cuh"
 
 
 def check_mutant(build: Builder, mutation: Mutation) -> None:
@@ -306,7 +306,7 @@ def check_mutant(build: Builder, mutation: Mutation) -> None:
 
 
 def test_the_small_kernels_without_a_mutation(build: Builder) -> None:
-    unchanged = Mutation("diffusion/defence_launches.cuh", "kMostGroups = 256", "kMostGroups = 255")
+    unchanged = Mutation("diffusion/cuda/launches.cuh", "kMostGroups = 256", "kMostGroups = 255")
     check_mutant(build, unchanged)
 
 
@@ -319,22 +319,26 @@ def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("device_layers.cuh", "if (exists) store_four", "if (unit <= layer.outputs) store_four"),
-        ("device_layers.cuh", "unit >= layer.outputs) return", "unit > layer.outputs) return"),
-        ("device_defence.cuh", "(n_features + 2 * width) * kRows", "(n_features + width) * kRows"),
-        ("device_chain.cuh", "unit >= d.n_features) return", "unit > d.n_features) return"),
-        ("device_chain.cuh", "row.exists ? d.x", "row.flat <= d.n_rows ? d.x"),
-        ("device_cnn.cuh", "load_four_if(pair > 0,", "load_four_if(true,"),
-        ("device_cnn.cuh", "2 * pair + 2 < n_features", "2 * pair + 2 <= n_features"),
-        ("device_cnn.cuh", "position >= n_features ||", "position > n_features ||"),
-        ("device_cnn.cuh", "if (pair + 1 < n_pooled)", "if (pair < n_pooled)"),
-        ("device_cnn.cuh", "place.row + r < rows.count", "place.row + r <= rows.count"),
-        ("prepare_kernel.cuh", "if (entry >= p.n_entries)", "if (entry > p.n_entries)"),
-        ("prepare_kernel.cuh", "exists = o < task", "exists = o <= task"),
-        ("defence_kernels.cuh", "if (at >= n_samples * width)", "if (at > n_samples * width)"),
-        ("defence_weights_kernel.cuh", "if (at >= size)", "if (at > size)"),
-        ("defence_weights_kernel.cuh", "group < groups", "group <= groups"),
-        ("defence_weights_kernel.cuh", "i < task.n_weights", "i <= task.n_weights"),
+        (LAYERS, "if (exists) store_four", "if (unit <= layer.outputs) store_four"),
+        (LAYERS, "unit >= layer.outputs) return", "unit > layer.outputs) return"),
+        (LAYERS, "(n_features + 2 * width) * kBlockRows", "(n_features + width) * kBlockRows"),
+        (
+            "diffusion/cuda/defence.cuh",
+            "unit >= d.n_features) return",
+            "unit > d.n_features) return",
+        ),
+        ("diffusion/cuda/defence.cuh", "row.exists ? d.x", "row.flat <= d.n_rows ? d.x"),
+        (LAYERS, "load_four_if(pair > 0,", "load_four_if(true,"),
+        (LAYERS, "2 * pair + 2 < n_features", "2 * pair + 2 <= n_features"),
+        (LAYERS, "position >= n_features ||", "position > n_features ||"),
+        (LAYERS, "if (pair + 1 < n_pooled)", "if (pair < n_pooled)"),
+        (LAYERS, "place.row + r < rows.count", "place.row + r <= rows.count"),
+        ("diffusion/cuda/prepare.cuh", "if (entry >= p.n_entries)", "if (entry > p.n_entries)"),
+        ("diffusion/cuda/prepare.cuh", "exists = o < task", "exists = o <= task"),
+        (KERNELS, "if (at >= n_samples * width)", "if (at > n_samples * width)"),
+        (KERNELS, "if (at >= size)", "if (at > size)"),
+        (KERNELS, "group < groups", "group <= groups"),
+        (KERNELS, "i < task.n_weights", "i <= task.n_weights"),
     ],
 )
 def test_an_index_that_is_one_too_large_is_seen(
@@ -342,4 +346,4 @@ def test_an_index_that_is_one_too_large_is_seen(
 ) -> None:
     require_sanitizers()
     with pytest.raises((AssertionError, KernelError)):
-        check_mutant(build, Mutation(f"diffusion/{file}", old, new))
+        check_mutant(build, Mutation(file, old, new))

@@ -226,12 +226,12 @@ def test_examples_are_right_where_stacks_are_switched_by_the_library(
 
 
 def kernel_sources() -> list[Path]:
-    return [*CSRC.glob("*/*.cuh"), *CSRC.glob("*/*.cu")]
+    return [*CSRC.rglob("*.cuh"), *CSRC.rglob("*.cu")]
 
 
-@pytest.mark.parametrize("path", kernel_sources(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", kernel_sources(), ids=lambda path: str(path.relative_to(CSRC)))
 def test_shared_memory_is_declared_so_that_it_is_guarded(path: Path) -> None:
-    assert "__shared__" not in path.read_text(), "use NNMF_CUDA_SHARED of common/launch.h"
+    assert "__shared__" not in path.read_text(), "use NNMF_CUDA_SHARED of common/cuda/launch.h"
 
 
 def included(path: Path) -> set[Path]:

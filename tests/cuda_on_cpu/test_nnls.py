@@ -251,25 +251,22 @@ def test_project_equals_reference(
 # Barriers after which memory is written anew. They can only be missed where a thread runs far
 # ahead, past barriers that what follows happens to have.
 GUARDS = {
-    Mutation("nnls/team.cuh", "__syncthreads();", ";", 3),
-    Mutation("nnls/team.cuh", "__syncthreads();", ";", 5),
-    Mutation("nnls/lane_team.cuh", "__syncwarp();", ";", 0),
+    Mutation("nnls/cuda/active_set.cuh", "__syncthreads();", ";", 3),
+    Mutation("nnls/cuda/active_set.cuh", "__syncthreads();", ";", 5),
+    Mutation("nnls/cuda/lane_team.cuh", "__syncwarp();", ";", 0),
     # x is read for the size of rounding alone; of the variables that are kept only the first is
     # read before another barrier.
-    Mutation("nnls/lawson_hanson.cuh", "__syncthreads();", ";", 1),
-    Mutation("nnls/lawson_hanson.cuh", "__syncthreads();", ";", 2),
-    Mutation("nnls/minimum_norm.cuh", "__syncthreads();", ";", 1),
+    Mutation("nnls/cuda/row_by_row.cuh", "__syncthreads();", ";", 3),
+    Mutation("nnls/cuda/row_by_row.cuh", "__syncthreads();", ";", 4),
+    Mutation("nnls/cuda/row_by_row.cuh", "__syncthreads();", ";", 6),
 }
 MUTATIONS = [
     mutation
     for mutation in without_each_barrier(
-        "nnls/gram_kernels.cuh",
-        "nnls/team.cuh",
-        "nnls/lane_team.cuh",
-        "nnls/block_team.cuh",
-        "nnls/row_by_row.cuh",
-        "nnls/lawson_hanson.cuh",
-        "nnls/minimum_norm.cuh",
+        "nnls/cuda/active_set.cuh",
+        "nnls/cuda/lane_team.cuh",
+        "nnls/cuda/block_team.cuh",
+        "nnls/cuda/row_by_row.cuh",
     )
     if mutation not in GUARDS
 ]
@@ -295,7 +292,7 @@ def check_mutant(build: Builder, mutation: Mutation) -> None:
 
 
 def test_the_small_kernels_without_a_mutation(build: Builder) -> None:
-    check_mutant(build, Mutation("nnls/nnls_kernels.cuh", "kNnlsBlocks = 4096", "kNnlsBlocks = 2"))
+    check_mutant(build, Mutation("nnls/cuda/launches.cuh", "kNnlsBlocks = 4096", "kNnlsBlocks = 2"))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)

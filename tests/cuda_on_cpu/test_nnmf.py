@@ -20,14 +20,8 @@ from tests.cuda_on_cpu.harness import (
 )
 
 SOURCES = tuple(
-    f"nnmf/{name}.cuh"
-    for name in (
-        "warp_tile",
-        "half_step_kernel",
-        "factor_kernels",
-        "update_kernel",
-        "nnmf_divergence_kernels",
-    )
+    f"nnmf/cuda/{name}.cuh"
+    for name in ("warp_tile", "half_step", "factor_kernels", "iterations", "divergence")
 )
 
 
@@ -191,7 +185,7 @@ def check_mutant(build: Builder, mutation: Mutation) -> None:
 
 
 def test_the_small_kernels_without_a_mutation(build: Builder) -> None:
-    check_mutant(build, Mutation("nnmf/cut.h", "kStart = 1.5", "kStart = 1.4"))
+    check_mutant(build, Mutation("nnmf/cuda/device_problem.cuh", "kStart = 1.5", "kStart = 1.4"))
 
 
 @pytest.mark.parametrize("mutation", without_each_barrier(*SOURCES), ids=str)
@@ -203,16 +197,16 @@ def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("nnmf/warp_tile.cuh", "at < row_limit ?", "at <= row_limit ?"),
-        ("nnmf/warp_tile.cuh", "left >= kEntries ? kEntries", "left >= 0 ? kEntries"),
-        ("nnmf/warp_tile.cuh", "row_limit >= rows &&", "row_limit + 1 >= rows &&"),
-        ("nnmf/warp_tile.cuh", "at < valid;", "at <= valid;"),
-        ("nnmf/half_step_kernel.cuh", "place.row(i) < cut.length", "place.row(i) <= cut.length"),
-        ("nnmf/half_step_kernel.cuh", "if (at < count)", "if (at <= count)"),
-        ("nnmf/half_step_kernel.cuh", "component < padded) to", "component <= padded) to"),
-        ("nnmf/factor_kernels.cuh", "if (at >= size) return", "if (at > size) return"),
-        ("nnmf/factor_kernels.cuh", "part < parts;", "part <= parts;"),
-        ("nnmf/update_kernel.cuh", "at < size;", "at <= size;"),
+        ("nnmf/cuda/warp_tile.cuh", "at < row_limit ?", "at <= row_limit ?"),
+        ("nnmf/cuda/warp_tile.cuh", "left >= kEntries ? kEntries", "left >= 0 ? kEntries"),
+        ("nnmf/cuda/warp_tile.cuh", "row_limit >= rows &&", "row_limit + 1 >= rows &&"),
+        ("nnmf/cuda/warp_tile.cuh", "at < valid;", "at <= valid;"),
+        ("nnmf/cuda/half_step.cuh", "place.row(i) < cut.length", "place.row(i) <= cut.length"),
+        ("nnmf/cuda/half_step.cuh", "if (at < count)", "if (at <= count)"),
+        ("nnmf/cuda/half_step.cuh", "component < padded) to", "component <= padded) to"),
+        ("nnmf/cuda/factor_kernels.cuh", "if (at >= size) return", "if (at > size) return"),
+        ("nnmf/cuda/factor_kernels.cuh", "part < parts;", "part <= parts;"),
+        ("nnmf/cuda/iterations.cuh", "at < size;", "at <= size;"),
     ],
 )
 def test_an_index_that_is_one_too_large_is_seen(

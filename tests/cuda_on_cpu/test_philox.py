@@ -124,10 +124,10 @@ def test_ends_of_the_uniforms_are_finite(kernels: Path, vectors: Path) -> None:
 
 
 MUTATIONS = [
-    Mutation("diffusion/philox_normals.h", "(high - x) + low", "high - x"),
-    Mutation("diffusion/philox_normals.h", "+ 0x1p-53", "+ 0"),
-    Mutation("diffusion/philox_normals.h", "u >= 0.5", "u > 0.5"),
-    Mutation("diffusion/philox_normals.h", "0x7ffffff", "0xfffffff"),
+    Mutation("diffusion/cpu/philox_normals.h", "(high - x) + low", "high - x"),
+    Mutation("diffusion/cpu/philox_normals.h", "+ 0x1p-53", "+ 0"),
+    Mutation("diffusion/cpu/philox_normals.h", "u >= 0.5", "u > 0.5"),
+    Mutation("diffusion/cpu/philox_normals.h", "0x7ffffff", "0xfffffff"),
     Mutation("diffusion/philox.h", "(high - x) + low", "high - x"),
 ]
 

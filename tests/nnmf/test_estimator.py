@@ -12,8 +12,7 @@ from sklearn.decomposition._nmf import _beta_divergence, _initialize_nmf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from nnmf_cuda.nnmf.estimator import NNMF
-from nnmf_cuda.nnmf.starts import _dominant_part
+from nnmf_cuda import NNMF
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)]
 LOSSES = ["frobenius", "kullback-leibler", "itakura-saito", 1.5, 0.5, 3]
@@ -119,14 +118,6 @@ def test_nnmf_starts_from_scikit_learns_nndsvd(X, init, dtype):
     theirs = NNMF(3, init="custom", tol=0, max_iter=10).fit(X, W=W0, H=H0)
     # The same start bit for bit where the arithmetic is the same; a few roundings otherwise.
     np.testing.assert_allclose(ours.components_, theirs.components_, rtol=100 * np.finfo(dtype).eps)
-
-
-def test_nnmf_nndsvd_survives_vectors_without_a_common_sign():
-    # The rounding noise that a rank-deficient matrix has for trailing vectors can look like this.
-    u, v, weight = _dominant_part(np.array([0.6, 0.8]), np.array([-1.0, 0.0, 0.0]))
-    np.testing.assert_array_equal(u, [0, 0])
-    np.testing.assert_array_equal(v, [0, 0, 0])
-    assert weight == 0
 
 
 def test_nnmf_warns_that_nndsvd_keeps_its_zeros(X):

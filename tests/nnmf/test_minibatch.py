@@ -10,8 +10,8 @@ import torch
 from sklearn.decomposition import MiniBatchNMF
 from sklearn.decomposition._nmf import _beta_divergence
 
-from nnmf_cuda.nnmf import inputs as _row_blocks
-from nnmf_cuda.nnmf.estimator import NNMF
+from nnmf_cuda import NNMF
+from nnmf_cuda.nnmf import inputs
 from tests.helpers import DEVICES
 
 LOSSES = ["frobenius", "kullback-leibler", 1.5, 0.5, 3]
@@ -78,7 +78,7 @@ def test_partial_fit_penalises_W_as_scikit_learn(X, H, beta_loss):
 
 def test_partial_fit_remembers_in_blocks_what_it_would_at_once(X, H, monkeypatch):
     whole = streamed(X, H, beta_loss=1.5)
-    monkeypatch.setattr(_row_blocks, "_BLOCK_ENTRIES", 100)
+    monkeypatch.setattr(inputs, "BLOCK_ENTRIES", 100)
     np.testing.assert_allclose(streamed(X, H, beta_loss=1.5).components_, whole.components_)
 
 

@@ -1,23 +1,44 @@
+"""How many components: the choice, the runs of many ranks in shared batches, their scores."""
+
 from __future__ import annotations
 
 import builtins
 import dataclasses
 import sys
 import warnings
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.spatial.distance import squareform
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from nnmf_cuda import NNMF, RankSelection
+from nnmf_cuda import NNMF, RankSelection, ops
 from nnmf_cuda.nnmf import rank_selection
-from nnmf_cuda.nnmf import restarts as _rank_grid
-from tests.helpers import DEVICES, plain_consensus, plain_cophenetic
+from nnmf_cuda.nnmf.rank_selection import (
+    assignments,
+    component_similarity,
+    consensus,
+    cophenetic_correlation,
+    dispersion,
+    grid_runs,
+)
+from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem, all_runs
+from nnmf_cuda.nnmf.starts import iter_starts
+from tests.helpers import BETA_LOSSES, DEVICES, factorisation, plain_consensus, plain_cophenetic
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of the runs stopped:UserWarning")
 CURVES = ["components", "dispersion", "cophenetic", "objective", "reconstruction_err", "converged"]
+PENALTIES = {
+    "none": Penalty(),
+    "l1": Penalty(l1_reg_W=0.3, l1_reg_H=0.2),
+    "l2": Penalty(l2_reg_W=0.3, l2_reg_H=0.2),
+    "both": Penalty(l1_reg_W=0.02, l1_reg_H=0.03, l2_reg_W=0.05, l2_reg_H=0.04),
+}
+SOLVED = [("mu", beta_loss) for beta_loss in BETA_LOSSES]
+SOLVED += [("accelerated-mu", beta_loss) for beta_loss in (1.0, 1.5, 2.0)] + [("hals", 2.0)]
 
 
 def parts(rng, rank):
@@ -105,7 +126,7 @@ def test_a_seed_decides_everything_and_batches_nothing(rng, monkeypatch):
     monkeypatch.setattr(
         rank_selection,
         "grid_runs",
-        lambda *a, **k: _rank_grid.grid_runs(*a, width=8, batch_entries=5000, **k),
+        lambda *a, **k: grid_runs(*a, width=8, batch_entries=5000, **k),
     )
     assert same(model().select_rank(X, **options), first, rtol=1e-3)
 
@@ -251,3 +272,177 @@ def test_selecting_needs_no_matplotlib(rng, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     found = model().select_rank(torch.from_numpy(parts(rng, 3)), [2], n_init=2)
     assert found.chosen == 2
+
+
+# --- ranks in shared batches: each run is what its start gives alone ------------------------------
+
+
+@pytest.fixture(params=DEVICES)
+def X(request, rng):
+    matrix = rng.random((23, 4)) @ rng.random((4, 37)) + 0.2 * rng.random((23, 37)) + 0.01
+    return torch.from_numpy(matrix).to(request.param)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize(("solver", "beta_loss"), SOLVED)
+def test_each_run_of_a_mixed_batch_is_its_own(X, solver, beta_loss, penalty):
+    problem = Problem(X, Objective(beta_loss, PENALTIES[penalty]))
+    options = {"solver": solver, "max_iter": 400, "tol": 1e-3}
+    starts = {"init": "random", "n_init": 2, "random_state": 1}
+    sweeps = SOLVERS[solver].sweeps
+    ranks = [rank for rank in (2, 3, 4, 6, 9) if sweeps(X.shape, rank) == sweeps(X.shape, 4)]
+    together = {
+        (run.n_components, run.restart): run
+        for run in grid_runs(problem, ranks, width=16, **starts, **options)
+    }
+    assert sorted(together) == [(rank, restart) for rank in ranks for restart in range(2)]
+    lengths = set()
+    for (rank, restart), run in together.items():
+        W, H = list(iter_starts(X, rank, **starts))[restart]
+        (alone,) = all_runs(problem, W[None].to(X.device), H[None].to(X.device), **options)
+        assert run.W.shape == (23, rank)
+        assert run.H.shape == (rank, 37)
+        assert run.iterations == alone.iterations
+        assert run.converged == alone.converged
+        np.testing.assert_allclose(run.objective, alone.objective, rtol=1e-9)
+        torch.testing.assert_close(run.W @ run.H, alone.W @ alone.H, rtol=1e-6, atol=1e-9)
+        assert run.divergence == pytest.approx(alone.divergence, rel=1e-9)
+        lengths.add(run.iterations[-1])
+    assert len(lengths) > 1  # starts did leave the batch while others went on
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("op", ["hals", *BETA_LOSSES])
+def test_zero_columns_stay_zero_and_change_nothing(op, penalty, dtype, device):
+    X, W, H = factorisation(31, 65, 3, dtype=dtype, device=device)
+    wide_W, wide_H = W.new_zeros(31, 8), H.new_zeros(8, 65)
+    wide_W[:, :3], wide_H[:3] = W, H
+    options = dict(vars(PENALTIES[penalty]), n_iter=20, compute_divergence=True)
+
+    def run(W, H):
+        if op == "hals":
+            return ops.nnmf_hals(X, W, H, n_inner=3, **options)
+        return ops.nnmf_mu(X, W, H, beta_loss=op, **options)
+
+    narrow, wide = run(W, H), run(wide_W, wide_H)
+    assert not wide[0][:, 3:].any()
+    assert not wide[1][3:].any()
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {}
+    torch.testing.assert_close(wide[0][:, :3], narrow[0], **tolerance)
+    torch.testing.assert_close(wide[1][:3], narrow[1], **tolerance)
+    torch.testing.assert_close(wide[2], narrow[2], rtol=1e-4, atol=0)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """Record the shape (B, k) of each batch."""
+    shapes = []
+
+    def recorded(problem, W, H, **options):
+        shapes.append((len(W), W.shape[2]))
+        return all_runs(problem, W, H, **options)
+
+    monkeypatch.setattr(rank_selection, "all_runs", recorded)
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("ranks", "n_init", "options", "want"),
+    [
+        (range(2, 9), 3, {"width": 8}, [(21, 8)]),
+        ([2, 3, 8, 9, 12, 17], 2, {"width": 8}, [(6, 8), (4, 12), (2, 17)]),
+        ([2, 3, 8], 2, {}, [(2, 2), (2, 3), (2, 8)]),  # nothing is gained on the CPU
+        # 60 * 8 entries a start: two starts fit 1000 entries, one fits 500, and one must.
+        ([2, 8], 3, {"width": 8, "batch_entries": 1000}, [(2, 2), (2, 8), (2, 8)]),
+        ([8], 2, {"batch_entries": 1}, [(1, 8), (1, 8)]),
+        ([3], 5, {"batch_entries": 4 * 60 * 3}, [(2, 3), (3, 3)]),
+    ],
+)
+def test_ranks_share_batches_of_bounded_size(rng, batches, ranks, n_init, options, want):
+    X = torch.from_numpy(rng.random((23, 37)))
+    problem = Problem(X, Objective(1.0, Penalty()))
+    starts = {"init": "random", "n_init": n_init, "random_state": 0}
+    runs = grid_runs(problem, ranks, **starts, solver="mu", max_iter=1, tol=0, **options)
+    ended = sorted((run.n_components, run.restart) for run in runs)
+    assert ended == [(rank, restart) for rank in ranks for restart in range(n_init)]
+    assert batches == want
+
+
+def test_only_ranks_with_the_same_sweeps_share_a_batch_of_hals(rng, batches):
+    X = torch.from_numpy(rng.random((60, 90)))
+    problem = Problem(X, Objective(2.0, Penalty()))
+    ranks = [2, 3, 4, 5, 6, 7, 8]
+    starts = {"init": "random", "n_init": 1, "random_state": 0}
+    list(grid_runs(problem, ranks, **starts, solver="hals", max_iter=1, tol=0, width=8))
+    # 1 + half of 5400 / (150 k), at most 10.
+    assert [SOLVERS["hals"].sweeps(X.shape, rank) for rank in ranks] == [10, 7, 5, 4, 4, 3, 3]
+    assert batches == [(1, 2), (1, 3), (1, 4), (2, 6), (2, 8)]
+    W, H = torch.ones(2, 60, 8), torch.ones(2, 8, 90)
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        next(all_runs(problem, W, H, solver="hals", max_iter=1, tol=0, ranks=[2, 8]))
+
+
+# --- the scores by their definitions --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block_rows", [1, 4, 512])
+@pytest.mark.parametrize("noise", [0.0, 0.1, 1.0])
+def test_consensus_scores_are_those_of_the_definitions(rng, monkeypatch, noise, block_rows):
+    monkeypatch.setattr(rank_selection, "BLOCK_ROWS", block_rows)
+    true = rng.integers(0, 4, 17)
+    shaken = np.where(rng.random((9, 17)) < noise, rng.integers(0, 4, (9, 17)), true)
+    labels = np.stack([rng.permutation(4)[run] for run in shaken])  # labels mean nothing
+    matrix = plain_consensus(labels)
+    pairs = consensus(torch.from_numpy(labels))
+    np.testing.assert_allclose(squareform(pairs) + np.eye(17), matrix, atol=1e-12)
+    # Kim & Park 2007: the sum of 4 (c - 1/2)^2 over all i and j, over n^2.
+    assert dispersion(pairs, 17) == pytest.approx(np.sum(4 * (matrix - 0.5) ** 2) / 17**2)
+    assert cophenetic_correlation(pairs) == pytest.approx(plain_cophenetic(matrix), rel=1e-9)
+    if noise == 0:
+        assert dispersion(pairs, 17) == cophenetic_correlation(pairs) == 1
+
+
+def test_equal_distances_are_kept_exactly():
+    assert cophenetic_correlation(np.full(6, 0.5)) == 1
+    assert dispersion(np.full(6, 0.5), 4) == 0.25  # the diagonal alone
+    assert cophenetic_correlation(np.ones(1)) == 1
+
+
+def test_assignments_do_not_depend_on_the_scale_of_components(rng):
+    W, H = torch.from_numpy(rng.random((30, 5))), torch.from_numpy(rng.random((5, 8)))
+    W[3] = 0
+    scale = torch.tensor([1e-3, 1.0, 7.0, 1e4, 0.2], dtype=torch.float64)
+    labels = assignments(W, H)
+    assert torch.equal(assignments(W / scale, H * scale[:, None]), labels)
+    want = [np.outer(W[i], np.ones(8)) * H.numpy() for i in range(30)]  # the parts of row i
+    np.testing.assert_array_equal(
+        labels, [5 if i == 3 else part.sum(1).argmax() for i, part in enumerate(want)]
+    )
+
+
+def test_component_similarity_is_the_mean_over_the_best_matching(rng):
+    runs = rng.random((4, 3, 10)) ** 3
+
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    scores = [
+        max(
+            np.mean([cosine(runs[i, t], runs[j, p[t]]) for t in range(3)])
+            for p in permutations(range(3))
+        )
+        for i in range(4)
+        for j in range(i)
+    ]
+    found = component_similarity(torch.from_numpy(runs))
+    assert found == pytest.approx(np.mean(scores), rel=1e-12)
+    shuffled = np.stack([(2.0 + i) * runs[0, rng.permutation(3)] for i in range(4)])
+    assert component_similarity(torch.from_numpy(shuffled)) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_component_of_zeros_is_like_nothing():
+    runs = torch.eye(2, dtype=torch.float64).repeat(2, 1, 1)
+    runs[1, 1] = 0
+    assert component_similarity(runs) == pytest.approx(0.5)

@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from nnmf_cuda.nnmf.selection import ComponentSelector
+from nnmf_cuda import ComponentSelector
 
 EXPECTED_FAILURES = {
     "check_fit_score_takes_y": "the second argument of fit is called labels, not y"

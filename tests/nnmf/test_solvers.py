@@ -1,24 +1,27 @@
-"""The solvers of NNMF beside plain multiplicative updates."""
+"""The solvers of NNMF beside plain multiplicative updates, and the runs of a batch of starts."""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import non_negative_factorization
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from nnmf_cuda import ops
-from nnmf_cuda.nnmf import solvers as _solvers
-from nnmf_cuda.nnmf.estimator import NNMF, objective_of
+from nnmf_cuda import NNMF, ops
+from nnmf_cuda.nnmf import solvers
 from nnmf_cuda.nnmf.solvers import (
     AcceleratedUpdates,
+    Hals,
     MultiplicativeUpdates,
     Objective,
     Penalty,
     Problem,
-    inner_sweeps,
+    Run,
+    all_runs,
 )
 from tests.helpers import DEVICES, factorisation
 
@@ -85,14 +88,14 @@ def test_accelerated_updates_undo_a_rise_and_go_on_without_momentum(monkeypatch)
     problem = Problem(X, Objective(1.0, PENALTY))
     start, _ = MultiplicativeUpdates(problem).advance(problem.at(W, H), 200)
     # Far too large a step for everybody: the block must be undone as a whole.
-    monkeypatch.setattr(_solvers, "_MOMENTUM_MAX", 1e3)
-    monkeypatch.setattr(_solvers, "_RISE_MAX", 1e6)
-    monkeypatch.setattr(_solvers, "_FALL_MAX", 1e-6)
+    monkeypatch.setattr(solvers, "MOMENTUM_MAX", 1e3)
+    monkeypatch.setattr(solvers, "RISE_MAX", 1e6)
+    monkeypatch.setattr(solvers, "FALL_MAX", 1e-6)
     monkeypatch.setattr(
         AcceleratedUpdates,
-        "_ahead",
-        lambda self, W, H, _ahead=AcceleratedUpdates._ahead: (
-            _ahead(self, W, H) if self._plain.any() else (W + 1, H + 1)
+        "ahead",
+        lambda self, W, H, ahead=AcceleratedUpdates.ahead: (
+            ahead(self, W, H) if self._plain.any() else (W + 1, H + 1)
         ),
     )
     solver = AcceleratedUpdates(problem)
@@ -115,10 +118,10 @@ def test_accelerated_updates_undo_only_the_start_that_rose(monkeypatch):
     converged, _ = MultiplicativeUpdates(problem).advance(problem.at(W, H), 2000)
     early, _ = MultiplicativeUpdates(problem).advance(problem.at(W, H), 20)
     first = torch.tensor([True, False])
-    start = _solvers._either(first, converged, early)
-    shaken = AcceleratedUpdates._ahead
+    start = converged.where(first, early)
+    shaken = AcceleratedUpdates.ahead
     monkeypatch.setattr(
-        AcceleratedUpdates, "_ahead", lambda self, W, H: (1.01 * shaken(self, W, H)[0] + 1e-3, H)
+        AcceleratedUpdates, "ahead", lambda self, W, H: (1.01 * shaken(self, W, H)[0] + 1e-3, H)
     )
     end, counts = AcceleratedUpdates(problem).advance(start, 10)
     assert counts.tolist() == [False, True]
@@ -167,9 +170,10 @@ def test_hals_is_as_good_as_scikit_learns_coordinate_descent_and_sooner(counts, 
         )  # fmt: skip
     model = NNMF(6, beta_loss=2, init="custom", solver="hals", tol=0, max_iter=25, **options)
     model.fit(counts, W=W0, H=H0)
-    W, H = torch.from_numpy(W)[None], torch.from_numpy(H)[None]
-    theirs = Problem(torch.from_numpy(counts), objective_of(model, *counts.shape)).at(W, H)
-    assert model.objective_history_[-1] <= 1.001 * theirs.objective.item()
+    # A fit that ends after one iteration has the objective of its start for a first record.
+    theirs = NNMF(6, beta_loss=2, init="custom", tol=0, max_iter=1, **options)
+    theirs.fit(counts, W=W, H=H)
+    assert model.objective_history_[-1] <= 1.001 * theirs.objective_history_[0]
     assert (np.diff(model.objective_history_) <= 0).all()
 
 
@@ -178,7 +182,7 @@ def test_hals_is_the_op_with_the_sweeps_that_X_pays_for(counts):
     model = NNMF(6, beta_loss=2, init="custom", solver="hals", tol=0, max_iter=15, alpha_W=0.01)
     model.fit(counts, W=W, H=H)
     penalties = {"l2_reg_W": 90 * 0.01, "l2_reg_H": 60 * 0.01}
-    options = {"n_inner": inner_sweeps(60, 90, n_components=6), **penalties}
+    options = {"n_inner": Hals.sweeps((60, 90), 6), **penalties}
     assert options["n_inner"] == 4  # 1 + half of 5400 / 900
     want = ops.nnmf_hals(torch.from_numpy(counts), W, H, n_iter=15, **options)
     np.testing.assert_allclose(model.components_, want[1], rtol=1e-8, atol=1e-12)
@@ -186,8 +190,8 @@ def test_hals_is_the_op_with_the_sweeps_that_X_pays_for(counts):
 
 
 @pytest.mark.parametrize(("shape", "k", "sweeps"), [((1500, 16384), 15, 10), ((5, 4), 4, 1)])
-def test_inner_sweeps_grow_with_what_a_pass_over_X_costs(shape, k, sweeps):
-    assert inner_sweeps(*shape, n_components=k) == sweeps
+def test_sweeps_of_hals_grow_with_what_a_pass_over_X_costs(shape, k, sweeps):
+    assert Hals.sweeps(shape, k) == sweeps
 
 
 def test_hals_leaves_the_zeros_of_nndsvd_without_a_warning(counts):
@@ -240,3 +244,94 @@ def test_every_solver_says_that_it_overflowed(counts, solver):
 def test_solvers_refuse_other_divergences(counts, parameters, message):
     with pytest.raises(ValueError, match=message):
         fitted(counts, **parameters)
+
+
+# --- the runs of a batch --------------------------------------------------------------------------
+
+
+def best_run(problem, W, H, **options):
+    return min(all_runs(problem, W, H, **options), key=Run.order)
+
+
+@pytest.mark.parametrize("solver", ["mu", "accelerated-mu"])
+def test_best_run_stops_each_start_by_its_own_rule(rng, solver):
+    X = torch.from_numpy(rng.random((21, 3)) @ rng.random((3, 33)) + 0.01)
+    W, H = torch.from_numpy(rng.random((2, 21, 3)) + 0.1), torch.from_numpy(rng.random((2, 3, 33)))
+    # Equal components stay equal: the first start is rank one, far away, and done early.
+    W[0], H[0] = 100.0, H[0, :1]
+    problem = Problem(X, Objective(1.0, Penalty()))
+    options = {
+        "solver": solver,
+        "max_iter": 2000,
+        "tol": 1e-4,
+        "progress": lambda _steps: None,
+    }
+    alone = [best_run(problem, W[[b]], H[[b]], **options) for b in range(2)]
+    assert alone[0].iterations[-1] < alone[1].iterations[-1]
+    assert alone[0].objective[0] > 100 * alone[1].objective[0]
+    together = best_run(problem, W, H, **options)
+    assert together.restart == 1
+    assert together.converged
+    assert together.iterations == alone[1].iterations
+    np.testing.assert_allclose(together.objective, alone[1].objective, rtol=1e-8)
+    torch.testing.assert_close(together.H, alone[1].H, rtol=1e-6, atol=1e-9)
+
+
+class Waits(TorchDispatchMode):
+    """Count what makes the host wait for a GPU: reads of single numbers, and masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name == "index":
+            masked = any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+            name = "index by mask" if masked else name
+        self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tol", [0, 1e-3])
+@pytest.mark.parametrize("solver", ["mu", "accelerated-mu", "hals"])
+def test_the_host_reads_one_table_in_ten_iterations(rng, monkeypatch, solver, tol):
+    X = torch.from_numpy(rng.random((21, 33)))
+    W, H = torch.from_numpy(rng.random((6, 21, 3))), torch.from_numpy(rng.random((6, 3, 33)))
+    tables = []
+
+    def tolist(tensor, _tolist=torch.Tensor.tolist):
+        tables.append(tuple(tensor.shape))
+        return _tolist(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    problem = Problem(X, Objective(2.0, Penalty()))
+    with Waits() as waits:
+        runs = list(all_runs(problem, W, H, solver=solver, max_iter=100, tol=tol))
+    assert waits.seen["stack"] > 0  # the mode does look
+    waiting = ("_local_scalar_dense", "nonzero", "index by mask", "masked_select", "is_nonzero")
+    assert not [name for name in waiting if waits.seen[name]]
+    blocks = max(run.iterations[-1] for run in runs) // 10
+    assert len(tables) == 1 + blocks
+    assert tables[0] == (6,)
+    if tol:
+        assert tables[-1][0] < 6  # starts have left
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("solver", ["mu", "accelerated-mu", "hals"])
+def test_the_host_waits_for_the_gpu_once_in_ten_iterations(rng, solver):
+    X, W, H = (
+        torch.from_numpy(rng.random(shape)).to("cuda", torch.float32)
+        for shape in ((210, 330), (6, 210, 3), (6, 3, 330))
+    )
+    problem = Problem(X, Objective(2.0, Penalty()))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            list(all_runs(problem, W, H, solver=solver, max_iter=50, tol=0))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(one.message) for one in seen if "synchronizing" in str(one.message)]
+    assert len(waits) <= 1 + 5

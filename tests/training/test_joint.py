@@ -7,7 +7,7 @@ import torch
 
 from nnmf_cuda.models.networks import FeatureCNN
 from nnmf_cuda.training import train_classifier, train_joint_classifier
-from nnmf_cuda.training.joint import _logits_and_score
+from nnmf_cuda.training.joint import logits_and_score
 from tests.training.test_adversarial import robust_accuracy, two_clouds
 
 
@@ -27,7 +27,7 @@ def test_holds_more_than_plain_training_and_denoises(data):
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
     errors = []
     for model in (plain, joint):
-        _, score = _logits_and_score(model, x + 0.15 * noise)
+        _, score = logits_and_score(model, x + 0.15 * noise)
         errors.append(float((0.15 * score.detach() + noise).square().mean()))
     # 1 is what answering the noised sample itself gives.
     assert errors[1] < 0.9 < errors[0]
@@ -36,7 +36,7 @@ def test_holds_more_than_plain_training_and_denoises(data):
 def test_score_is_the_gradient_of_the_log_density():
     torch.manual_seed(0)
     model, x = FeatureCNN(6, 3).double(), torch.rand(4, 6, dtype=torch.float64)
-    logits, score = _logits_and_score(model, x.clone())
+    logits, score = logits_and_score(model, x.clone())
     torch.testing.assert_close(logits, model(x))
     for i in range(6):
         step = torch.zeros(6, dtype=torch.float64)

@@ -23,8 +23,7 @@ from nnmf_cuda.attacks.checks import (
     check_settings,
     gradient_report,
 )
-from nnmf_cuda.models.modes import frozen, isolated
-from nnmf_cuda.models.networks import deterministic_convolutions
+from nnmf_cuda.models.modes import deterministic_convolutions, frozen, isolated
 
 __all__ = ["AttackComparison", "AttackResult", "LAYOUT", "compare_attacks", "run_autoattack"]
 

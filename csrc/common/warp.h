@@ -1,9 +1,0 @@
-// A warp.
-#pragma once
-
-namespace nnmf_cuda {
-
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffff;
-
-}  // namespace nnmf_cuda

@@ -1,0 +1,211 @@
+// What a call computes once, before the rows: packed weights, and for each step of the chain its
+// coefficients, the embedding of t and the first layer's bias with what the embedding adds.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "../params.h"
+#include "defence.cuh"
+
+namespace nnmf_cuda {
+
+// A matrix as tiles: entry (o, i) is at from[o * of_output + i / inner * of_outer + i % inner *
+// of_inner].
+template <class T>
+struct PackTask {
+  const T* from;
+  T* to;
+  int64_t first;  // entry among those of all tasks
+  int64_t outputs, inputs, inner;
+  int64_t of_output, of_outer, of_inner;
+
+  NNMF_CUDA_INLINE int64_t size() const {
+    return (outputs + kTileUnits - 1) / kTileUnits * kTileUnits * inputs;
+  }
+};
+
+template <class T>
+struct ChainTask {
+  const int64_t* timesteps;
+  const double* alphas_cumprod;
+  int64_t n_alphas, n_features, embedding_dim, outputs;
+  double eta;
+  const T *weight, *bias;  // of the first layer, [outputs][n_features + embedding_dim]
+  ChainStep<T>* steps;
+  T *embeddings, *biases;
+};
+
+template <class T>
+struct Preparation {
+  static constexpr int kMostTasks = kMostLayers + 3;
+  PackTask<T> packs[kMostTasks];
+  int n_packs;
+  int64_t n_entries;
+  int n_steps;
+  ChainTask<T> chain;
+};
+
+// A timestep that does not exist makes NaN.
+template <class T>
+__device__ inline ChainStep<T> step_of(const ChainTask<T>& task, int step, int n_steps) {
+  const auto kept = [&](int i) {
+    const int64_t t = task.timesteps[i];
+    return t >= 0 && t < task.n_alphas ? task.alphas_cumprod[t] : NAN;
+  };
+  return chain_step<T>(kept(step), step + 1 < n_steps ? kept(step + 1) : 1.0, task.eta);
+}
+
+template <class T>
+__device__ inline void prepare_step(const ChainTask<T>& task, int step, int n_steps) {
+  if (threadIdx.x == 0) task.steps[step] = step_of(task, step, n_steps);
+  const int64_t dim = task.embedding_dim;
+  T* embedding = task.embeddings + step * dim;
+  embed(task.timesteps[step], dim, threadIdx.x, blockDim.x, embedding);
+  __syncthreads();
+  for (int64_t o = threadIdx.x; o < task.outputs; o += blockDim.x) {
+    const T* weight = task.weight + o * (task.n_features + dim) + task.n_features;
+    task.biases[step * task.outputs + o] = fold_embedding(task.bias[o], weight, embedding, dim);
+  }
+}
+
+template <class T>
+__device__ inline void pack_entry(const Preparation<T>& p, int64_t entry) {
+  if (entry >= p.n_entries) return;
+  int at = 0;
+  while (at + 1 < p.n_packs && entry >= p.packs[at + 1].first) ++at;
+  const PackTask<T>& task = p.packs[at];
+  entry -= task.first;
+  const int64_t row = entry / kTileUnits, tile = row / task.inputs, i = row % task.inputs;
+  const int64_t o = tile * kTileUnits + entry % kTileUnits;
+  const bool exists = o < task.outputs;
+  task.to[entry] = exists ? task.from[o * task.of_output + i / task.inner * task.of_outer +
+                                      i % task.inner * task.of_inner]
+                          : T{0};
+}
+
+// A block for each step, then one for every kDefenceThreads packed entries.
+template <class T>
+__global__ void __launch_bounds__(kDefenceThreads)
+    prepare_defence_kernel(const __grid_constant__ Preparation<T> p) {
+  if (static_cast<int64_t>(blockIdx.x) < p.n_steps)
+    prepare_step(p.chain, static_cast<int>(blockIdx.x), p.n_steps);
+  else
+    pack_entry(p, (int64_t{blockIdx.x} - p.n_steps) * kDefenceThreads + threadIdx.x);
+}
+
+template <class T>
+void launch_prepare_defence(const Preparation<T>& p, cudaStream_t stream) {
+  const int64_t blocks = p.n_steps + (p.n_entries + kDefenceThreads - 1) / kDefenceThreads;
+  if (blocks == 0) return;
+  NNMF_CUDA_LAUNCH(prepare_defence_kernel<T>, grid_of(blocks), kDefenceThreads, 0, stream, p);
+}
+
+enum class Direction { kForward, kBackward };
+
+// A defence with packed weights, and the launch that packs them. Memory has get<T>(size), as
+// DeviceMemory.
+template <class T, class Memory>
+class DefencePreparation {
+ public:
+  DefencePreparation(const DefenceParams<T>& in, Direction direction, Memory& memory)
+      : in_(in), forward_(direction == Direction::kForward), memory_(memory) {
+    d_.x = in.x;
+    d_.n_rows = in.n_rows();
+    d_.n_draws = in.n_draws;
+    d_.n_features = static_cast<int>(in.n_features);
+    d_.width = static_cast<int>(in.width());
+    d_.has_chain = !in.denoiser.empty();
+    d_.has_cnn = !in.classifier.empty();
+    if (d_.has_chain) add_chain();
+    if (d_.has_cnn) add_cnn();
+    allocate();
+  }
+
+  DeviceDefence<T> launch(cudaStream_t stream) const {
+    launch_prepare_defence(preparation_, stream);
+    return d_;
+  }
+
+ private:
+  // Inputs beyond the first `inputs` are left out.
+  void add_layer(const LayerParams<T>& layer, int64_t inputs, DeviceDense<T>& to) {
+    if (forward_)
+      add_pack({layer.weight, nullptr, 0, layer.outputs, inputs, 1, layer.inputs, 1, 0}, to);
+    else
+      add_pack({layer.weight, nullptr, 0, inputs, layer.outputs, 1, 1, layer.inputs, 0}, to);
+    to.bias = layer.bias;
+  }
+
+  // Backwards its outputs are channels before it, its inputs [channels][3].
+  void add_convolution(const LayerParams<T>& layer, DeviceDense<T>& to) {
+    if (forward_) return add_layer(layer, layer.inputs, to);
+    const int64_t before = layer.inputs / 3;
+    add_pack({layer.weight, nullptr, 0, before, layer.outputs * 3, 3, 3, layer.inputs, 1}, to);
+  }
+
+  void add_pack(PackTask<T> task, DeviceDense<T>& to) {
+    to.outputs = static_cast<int>(task.outputs);
+    to.inputs = static_cast<int>(task.inputs);
+    task.first = preparation_.n_entries;
+    preparation_.n_entries += task.size();
+    packed_.push_back(&to.weight);
+    preparation_.packs[preparation_.n_packs++] = task;
+  }
+
+  void add_chain() {
+    DeviceChain<T>& chain = d_.chain;
+    const LayerParams<T>& first = in_.denoiser[0];
+    const int64_t dim = first.inputs - in_.n_features;
+    chain.noise = in_.noise;
+    chain.seed = static_cast<uint64_t>(in_.seed);
+    chain.n_steps = preparation_.n_steps = static_cast<int>(in_.n_steps);
+    chain.n_noised = static_cast<int>(in_.n_noised());
+    chain.n_layers = static_cast<int>(in_.denoiser.size());
+    chain.words_per_step = static_cast<int>(in_.words_per_step());
+    chain.embedding_dim = static_cast<int>(dim);
+    constexpr int64_t kNumbers = sizeof(ChainStep<T>) / sizeof(T);
+    chain.steps = reinterpret_cast<ChainStep<T>*>(memory_.template get<T>(in_.n_steps * kNumbers));
+    chain.embeddings = memory_.template get<T>(in_.n_steps * dim);
+    chain.biases = memory_.template get<T>(in_.n_steps * first.outputs);
+    preparation_.chain = {in_.timesteps, in_.alphas_cumprod, in_.n_alphas,     in_.n_features,
+                          dim,           first.outputs,      in_.eta,          first.weight,
+                          first.bias,    chain.steps,        chain.embeddings, chain.biases};
+    for (std::size_t l = 0; l < in_.denoiser.size(); ++l)
+      add_layer(in_.denoiser[l], l == 0 ? in_.n_features : in_.denoiser[l].inputs, chain.layers[l]);
+  }
+
+  void add_cnn() {
+    DeviceCnn<T>& cnn = d_.cnn;
+    const CnnShape s = in_.cnn();
+    cnn.first_channels = static_cast<int>(s.first);
+    cnn.second_channels = static_cast<int>(s.second);
+    cnn.n_pooled = static_cast<int>(s.n_pooled());
+    cnn.pooled_at = static_cast<int>(s.pooled_at());
+    cnn.pairs_at = static_cast<int>(s.pairs_at());
+    cnn.hidden_at = static_cast<int>(s.hidden_at());
+    cnn.first_weight = in_.classifier[0].weight;
+    cnn.first_bias = in_.classifier[0].bias;
+    add_convolution(in_.classifier[1], cnn.second);
+    add_layer(in_.classifier[2], in_.classifier[2].inputs, cnn.hidden);
+    add_layer(in_.classifier[3], in_.classifier[3].inputs, cnn.last);
+    cnn.second.bias = in_.classifier[1].bias;
+  }
+
+  void allocate() {
+    T* memory = memory_.template get<T>(preparation_.n_entries);
+    for (int i = 0; i < preparation_.n_packs; ++i)
+      *packed_[static_cast<std::size_t>(i)] = preparation_.packs[i].to =
+          memory + preparation_.packs[i].first;
+  }
+
+  const DefenceParams<T>& in_;
+  bool forward_;
+  Memory& memory_;
+  DeviceDefence<T> d_{};
+  Preparation<T> preparation_{};
+  std::vector<const T**> packed_;
+};
+
+}  // namespace nnmf_cuda

@@ -1,0 +1,113 @@
+// A Gram matrix made ready for many rows: symmetric, in float64, its variables scaled by powers of
+// two (which rounds nothing) so that the diagonal lies in [1/2, 2]. Thresholds are then the same
+// for every problem, whatever its units.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "../../common/cpu/threads.h"
+#include "../rows.h"
+
+namespace nnmf_cuda {
+
+// min 1/2 h G h^T - c h^T with h = scale * x: `values` and scale * c are the problem in x.
+struct Gram {
+  int64_t size;
+  bool finite;
+  const double* values;         // [size + 1, size + 1]; row and column `size` are zeros
+  const double* diagonal;       // [size + 1]; the last is one
+  const double* scale;          // [size]
+  const double* factor;         // [size, size]: unit lower triangle L of L D L^T
+  const double* inverse_pivot;  // [size]: 1 / D; zero where a variable depends on those before it
+
+  double value(int64_t i, int64_t j) const { return values[i * (size + 1) + j]; }
+};
+
+class PreparedGram {
+ public:
+  PreparedGram() = default;
+
+  // gram [size, size], contiguous
+  template <class T>
+  PreparedGram(const T* gram, int64_t size)
+      : size_(size), finite_(true), memory_(static_cast<std::size_t>(memory_size(size))) {
+    load(gram);
+    if (finite_) factorise();
+  }
+
+  Gram view() const {
+    const double* scale = memory_.data() + (size_ + 1) * (size_ + 1) + size_ + 1;
+    const double* factor = scale + size_;
+    return {size_, finite_, memory_.data(),        memory_.data() + (size_ + 1) * (size_ + 1),
+            scale, factor,  factor + size_ * size_};
+  }
+
+ private:
+  static int64_t memory_size(int64_t size) {
+    return (size + 1) * (size + 1) + (size + 1) + size + size * size + size;
+  }
+
+  // The same places as in the view, for writing.
+  double* own(const double* place) { return memory_.data() + (place - memory_.data()); }
+
+  template <class T>
+  void load(const T* gram) {
+    const Gram g = view();
+    double *values = own(g.values), *diagonal = own(g.diagonal), *scale = own(g.scale);
+    for (int64_t j = 0; j < size_; ++j) {
+      const double square = static_cast<double>(gram[j * size_ + j]);
+      // NaN and zeros keep their units.
+      scale[j] = square > 0 && std::isfinite(square)
+                     ? std::ldexp(1.0, -static_cast<int>(std::lround(std::log2(square) / 2)))
+                     : 1.0;
+    }
+    for (int64_t i = 0; i < size_; ++i) {
+      for (int64_t j = 0; j < size_; ++j) {
+        const double sum =
+            static_cast<double>(gram[i * size_ + j]) + static_cast<double>(gram[j * size_ + i]);
+        finite_ = finite_ && std::isfinite(sum);
+        values[i * (size_ + 1) + j] = sum / 2 * scale[i] * scale[j];
+      }
+      diagonal[i] = values[i * (size_ + 1) + i];
+    }
+    diagonal[size_] = 1;
+  }
+
+  void factorise() {
+    const Gram g = view();
+    double *factor = own(g.factor), *inverse = own(g.inverse_pivot);
+    std::vector<double> row(static_cast<std::size_t>(size_));  // L D of the row at hand
+    for (int64_t i = 0; i < size_; ++i) {
+      double pivot = g.diagonal[i];
+      for (int64_t j = 0; j < i; ++j) {
+        double sum = g.value(i, j);
+        for (int64_t p = 0; p < j; ++p)
+          sum -= row[static_cast<std::size_t>(p)] * factor[j * size_ + p];
+        row[static_cast<std::size_t>(j)] = sum;
+        factor[i * size_ + j] = sum * inverse[j];
+        pivot -= sum * factor[i * size_ + j];
+      }
+      inverse[i] = pivot > dependent_pivot(size_) ? 1 / pivot : 0;
+    }
+  }
+
+  int64_t size_ = 0;
+  bool finite_ = true;
+  std::vector<double> memory_;
+};
+
+// One for each problem of gram [batch, size, size].
+template <class T>
+std::vector<PreparedGram> prepare_grams(const T* gram, int64_t batch, int64_t size) {
+  std::vector<PreparedGram> prepared(static_cast<std::size_t>(batch));
+  parallel_for_each(batch, [&](int64_t b) {
+    prepared[static_cast<std::size_t>(b)] = PreparedGram(gram + b * size * size, size);
+  });
+  return prepared;
+}
+
+}  // namespace nnmf_cuda

@@ -1,0 +1,132 @@
+// nnls, nnls_backward and project on the CPU.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "../../common/cpu/threads.h"
+#include "../ops.h"
+#include "gram.h"
+#include "row_by_row.h"
+
+namespace nnmf_cuda {
+namespace {
+
+// Memory that active_set.h computes in, aligned to a cache line.
+struct Workspace {
+  double* doubles;
+  int64_t* integers;
+};
+
+struct WorkspaceSize {
+  int64_t doubles, integers;
+};
+
+constexpr int64_t kNnlsRows = 128;    // rows of a task: its lanes are refilled from them
+constexpr int64_t kProjectRows = 64;  // rows of X that one task projects
+static_assert(kProjectRows <= kNnlsRows);
+
+// Solves up to kNnlsRows rows; one for each task, as it holds the memory.
+class RowSolver {
+ public:
+  explicit RowSolver(int64_t n_components);
+
+  // h = the minimisers for the rows of cross [n, k]; NaN where a row or the Gram matrix is not
+  // finite
+  void solve(const Gram& gram, const double* cross, int64_t n, double* h);
+
+  // u = the gradient to cross, from the answer h and its gradient, all [n, k]
+  void backward(const Gram& gram, const double* h, const double* grad, int64_t n, double* u);
+
+ private:
+  explicit RowSolver(const WorkspaceSize& size)
+      : doubles_(size.doubles), integers_(size.integers) {}
+  Workspace workspace() const { return {doubles_.data(), integers_.data()}; }
+
+  Scratch<double> doubles_;
+  Scratch<int64_t> integers_;
+};
+
+}  // namespace
+}  // namespace nnmf_cuda
+
+#define NNMF_CUDA_ISA_SOURCE "../../nnls/cpu/project_rows.h"
+#include "../../common/cpu/isa.h"
+
+namespace nnmf_cuda {
+namespace {
+
+RowSolver::RowSolver(int64_t n_components)
+    : RowSolver(NNMF_CUDA_CHOOSE(workspace_size)(n_components, kNnlsRows)) {}
+
+void RowSolver::solve(const Gram& gram, const double* cross, int64_t n, double* h) {
+  if (gram.finite)
+    NNMF_CUDA_CHOOSE(solve_rows)(gram, cross, n, h, workspace());
+  else
+    std::fill_n(h, n * gram.size, std::numeric_limits<double>::quiet_NaN());
+}
+
+void RowSolver::backward(const Gram& gram, const double* h, const double* grad, int64_t n,
+                         double* u) {
+  NNMF_CUDA_CHOOSE(solve_free_rows)(gram, h, grad, n, u, workspace());
+}
+
+// Calls f(b, first number, rows) for all blocks of rows of all problems b.
+template <class F>
+void for_row_blocks(const RowsShape& s, const F& f) {
+  const int64_t blocks = blocks_of(s.n, kNnlsRows);
+  parallel_for_each(s.batch * blocks, [&](int64_t at) {
+    const int64_t b = at / blocks, row = at % blocks * kNnlsRows;
+    f(b, (b * s.n + row) * s.k, std::min(kNnlsRows, s.n - row));
+  });
+}
+
+struct NnlsOnCpu {
+  explicit NnlsOnCpu(const Tensor&) {}
+  void check(int64_t, const char*) const {}
+
+  template <class G, class T>
+  void solve(const G* gram, const T* cross, T* h, const RowsShape& s) const {
+    const std::vector<PreparedGram> grams = prepare_grams(gram, s.batch, s.k);
+    for_row_blocks(s, [&](int64_t b, int64_t at, int64_t rows) {
+      std::vector<double> c(cross + at, cross + at + rows * s.k), solved(c.size());
+      RowSolver(s.k).solve(grams[static_cast<std::size_t>(b)].view(), c.data(), rows,
+                           solved.data());
+      std::copy(solved.begin(), solved.end(), h + at);
+    });
+  }
+
+  template <class G, class T>
+  void solve_backward(const G* gram, const T* h, const T* grad, double* u,
+                      const RowsShape& s) const {
+    const std::vector<PreparedGram> grams = prepare_grams(gram, s.batch, s.k);
+    for_row_blocks(s, [&](int64_t b, int64_t at, int64_t rows) {
+      const int64_t end = at + rows * s.k;
+      const std::vector<double> wide_h(h + at, h + end), wide_grad(grad + at, grad + end);
+      RowSolver(s.k).backward(grams[static_cast<std::size_t>(b)].view(), wide_h.data(),
+                              wide_grad.data(), rows, u + at);
+    });
+  }
+
+  template <class T, class Data>
+  void project(const FactorParams<T, Data>& p, double scale, T* h) const {
+    const Shape& s = p.shape;
+    const std::vector<double> wide(p.H, p.H + s.batch * s.n_components * s.n_features);
+    std::vector<double> gram(static_cast<std::size_t>(s.batch * s.n_components * s.n_components));
+    NNMF_CUDA_CHOOSE(gram_matrices)(wide.data(), s, gram.data());
+    const std::vector<PreparedGram> grams = prepare_grams(gram.data(), s.batch, s.n_components);
+    NNMF_CUDA_CHOOSE(project_rows<T, Data>)(p.X, p.H, s, scale, grams.data(), h);
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(nnmf_cuda, CPU, m) {
+  m.impl("nnls", TORCH_BOX(&nnls<NnlsOnCpu>));
+  m.impl("nnls_backward", TORCH_BOX(&nnls_backward<NnlsOnCpu>));
+  m.impl("project", TORCH_BOX(&project<NnlsOnCpu>));
+}
+
+}  // namespace nnmf_cuda

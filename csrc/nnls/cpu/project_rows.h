@@ -1,0 +1,58 @@
+// ISA source (see isa.h): the products of X and H, and rows solved while theirs are in cache.
+// clang-format off: each builds on those before it
+#include "../../nnmf/cpu/tiles.h"
+#include "../../nnmf/cpu/sums.h"
+#include "active_set.h"
+// clang-format on
+
+namespace nnmf_cuda {
+namespace NNMF_CUDA_ISA {
+namespace {
+
+// cross [end - begin, n_components] = scale * X H^T, for some rows of X.
+template <class T, class Data>
+void cross_products(const Problem<T, Data>& p, int64_t begin, int64_t end, double scale,
+                    double* cross) {
+  RowSums<Loss::kFrobenius, T, Data> sums(p, begin, end);
+  sums.compute(T{0});
+  for (int64_t row = 0; row < end - begin; ++row) {
+    const double* from = sums.numerator(row / kRows) + row % kRows;
+    for (int64_t r = 0; r < p.n_components; ++r)
+      cross[row * p.n_components + r] = scale * from[r * kRows];
+  }
+}
+
+// gram [batch, n_components, n_components] = H H^T.
+void gram_matrices(const double* H, const Shape& s, double* gram) {
+  const int64_t k = s.n_components, f = s.n_features;
+  const Shape rows{s.batch, k, f, k, k * f, f};
+  for_each_problem<double>(rows, [&](int64_t b) {
+    const Problem<double, double> p(H + b * k * f, f, nullptr, H + b * k * f, rows);
+    parallel_for_each(blocks_of(k, kRows), [&](int64_t block) {
+      const int64_t begin = block * kRows, end = std::min(begin + kRows, k);
+      cross_products(p, begin, end, 1, gram + (b * k + begin) * k);
+    });
+  });
+}
+
+// out [batch, n_samples, n_components] = the minimisers for the rows of X, times scale.
+template <class T, class Data>
+void project_rows(const Data* X, const T* H, const Shape& s, double scale,
+                  const PreparedGram* grams, T* out) {
+  const int64_t n = s.n_samples, k = s.n_components;
+  for_each_problem<Data>(s, [&](int64_t b) {
+    const Problem<T, Data> p(X + b * s.x_stride, s.x_row_stride, nullptr, H + b * k * s.n_features,
+                             s);
+    parallel_for_each(blocks_of(n, kProjectRows), [&](int64_t block) {
+      const int64_t begin = block * kProjectRows, end = std::min(begin + kProjectRows, n);
+      const Scratch<double> cross((end - begin) * k), h((end - begin) * k);
+      cross_products(p, begin, end, scale, cross.data());
+      RowSolver(k).solve(grams[b].view(), cross.data(), end - begin, h.data());
+      std::copy_n(h.data(), (end - begin) * k, out + (b * n + begin) * k);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace NNMF_CUDA_ISA
+}  // namespace nnmf_cuda

@@ -1,0 +1,117 @@
+// Non-negative least squares and its gradient on the device: the launches. Free of torch, without
+// host synchronisation. What a row gets does not depend on the other rows.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "block_team.cuh"
+#include "lane_team.cuh"
+#include "row_by_row.cuh"
+
+namespace nnmf_cuda {
+
+constexpr int64_t kNnlsBlocks = 4096;  // about: several for each multiprocessor, of similar length
+
+// Blocks that share a problem, when each solves `teams` rows at a time.
+inline int64_t parts_of_problem(const RowsShape& shape, int64_t teams) {
+  return std::min((shape.n + teams - 1) / teams, std::max<int64_t>(1, kNnlsBlocks / shape.batch));
+}
+
+// A number of lanes as a type.
+template <int kLanes>
+struct LaneCount {
+  static constexpr int value = kLanes;
+};
+
+// Calls f(LaneCount<>) with as many as k variables take.
+template <class F>
+void dispatch_lanes(int64_t k, const F& f) {
+  if (k <= 8)
+    f(LaneCount<8>{});
+  else if (k <= 16)
+    f(LaneCount<16>{});
+  else
+    f(LaneCount<32>{});
+}
+
+// Calls launch_lanes(LaneCount<>, blocks, parts) or launch_blocks(blocks, parts): as k asks for.
+template <class LaunchLanes, class LaunchBlocks>
+void dispatch_teams(const RowsShape& shape, const LaunchLanes& launch_lanes,
+                    const LaunchBlocks& launch_blocks) {
+  if (shape.k <= kWarp) {
+    dispatch_lanes(shape.k, [&]<int kLanes>(LaneCount<kLanes> lanes) {
+      const int64_t parts = parts_of_problem(shape, LaneTeam<kLanes>::kTeams);
+      launch_lanes(lanes, shape.batch * parts, parts);
+    });
+  } else {
+    const int64_t parts = parts_of_problem(shape, 1), blocks = shape.batch * parts;
+    // As many as there are matrices for, where those are needed.
+    launch_blocks(shape.k <= kMostShared ? blocks : std::min(blocks, row_blocks(shape)), parts);
+  }
+}
+
+// rows.h of the rows that are marked.
+template <class From, class To>
+void launch_lawson_hanson(const NnlsRows<From, To>& rows, const DeviceGrams& grams,
+                          double* matrices, cudaStream_t stream) {
+  const RowsShape& s = rows.shape;
+  NNMF_CUDA_LAUNCH((lawson_hanson_kernel<From, To>), grid_of(row_blocks(s)), threads_up_to(s.k - 1),
+                   BlockLawsonHanson::bytes(s.k), stream, rows, grams, matrices);
+}
+
+// rows.u of the rows that are marked.
+template <class T>
+void launch_minimum_norm(const BackwardRows<T>& rows, const DeviceGrams& grams, double* matrices,
+                         cudaStream_t stream) {
+  const RowsShape& s = rows.shape;
+  NNMF_CUDA_LAUNCH(minimum_norm_kernel<T>, grid_of(row_blocks(s)), threads_up_to(s.k - 1),
+                   minimum_norm_bytes(s.k), stream, rows, grams, matrices);
+}
+
+// h [batch, n, k] = the minimisers for gram [batch, k, k] and cross [batch, n, k], NaN where a row
+// or its Gram matrix is not finite. Nothing is empty. Memory has get<T>(size), as DeviceMemory.
+template <class G, class From, class To, class Memory>
+void launch_nnls(const G* gram, const From* cross, To* h, const RowsShape& shape, Memory& memory,
+                 cudaStream_t stream) {
+  const DeviceGrams grams = launch_prepare_grams(gram, shape.batch, shape.k, memory, stream);
+  double* matrices = memory.template get<double>(row_blocks(shape) * row_matrices(shape.k));
+  const NnlsRows<From, To> rows{cross, h, memory.template get<uint8_t>(shape.batch * shape.n),
+                                shape};
+  dispatch_teams(
+      shape,
+      [&]<int kLanes>(LaneCount<kLanes>, int64_t blocks, int64_t parts) {
+        NNMF_CUDA_LAUNCH((nnls_lanes_kernel<kLanes, From, To>), grid_of(blocks), kLaneThreads, 0,
+                         stream, rows, grams, parts);
+      },
+      [&](int64_t blocks, int64_t parts) {
+        NNMF_CUDA_LAUNCH((nnls_block_kernel<From, To>), grid_of(blocks),
+                         block_team_threads(shape.k), BlockMemory::bytes(shape.k), stream, rows,
+                         grams, parts, matrices);
+      });
+  launch_lawson_hanson(rows, grams, matrices, stream);
+}
+
+// u [batch, n, k] = the gradient to cross, from the minimisers h and the gradient to them.
+template <class G, class T, class Memory>
+void launch_nnls_backward(const G* gram, const T* h, const T* grad, double* u,
+                          const RowsShape& shape, Memory& memory, cudaStream_t stream) {
+  const DeviceGrams grams = launch_prepare_grams(gram, shape.batch, shape.k, memory, stream);
+  double* matrices = memory.template get<double>(row_blocks(shape) * row_matrices(shape.k));
+  const BackwardRows<T> rows{h, grad, u, memory.template get<uint8_t>(shape.batch * shape.n),
+                             shape};
+  dispatch_teams(
+      shape,
+      [&]<int kLanes>(LaneCount<kLanes>, int64_t blocks, int64_t parts) {
+        NNMF_CUDA_LAUNCH((nnls_backward_lanes_kernel<kLanes, T>), grid_of(blocks), kLaneThreads, 0,
+                         stream, rows, grams, parts);
+      },
+      [&](int64_t blocks, int64_t parts) {
+        NNMF_CUDA_LAUNCH(nnls_backward_block_kernel<T>, grid_of(blocks),
+                         block_team_threads(shape.k), BlockMemory::bytes(shape.k), stream, rows,
+                         grams, parts, matrices);
+      });
+  launch_minimum_norm(rows, grams, matrices, stream);
+}
+
+}  // namespace nnmf_cuda

@@ -1,0 +1,32 @@
+// Rows of least squares as the kernels of both devices see them: how many there are, and what is
+// taken for rounding in them. Free of torch.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "../common/inline.h"
+
+namespace nnmf_cuda {
+
+// Of the rows of all problems, [batch, n, k].
+struct RowsShape {
+  int64_t batch, n, k;
+};
+
+constexpr double kRounding = std::numeric_limits<double>::epsilon();
+
+// A pivot up to this is rounding: its variable is a combination of those before it.
+NNMF_CUDA_INLINE double dependent_pivot(int64_t size) {
+  return 4 * static_cast<double>(size) * kRounding;
+}
+
+// A gradient component is rounding up to this times the largest of |c_j| and the sum of |x|.
+NNMF_CUDA_INLINE double gradient_tolerance(int64_t size) {
+  return 10 * static_cast<double>(size) * kRounding;
+}
+
+// What of the largest pivot is taken for zero where a least-norm solution is asked for.
+constexpr double kRankTolerance = 1e-12;
+
+}  // namespace nnmf_cuda

@@ -1,0 +1,333 @@
+// ISA source (see isa.h): what an update or a projection needs of X, in one pass over it: terms,
+// tile by tile, and their sums over features (for W) and over samples (for H). The formulas are
+// those of problem.h; pixels count from 0 to 255 here, and whoever uses a numerator divides it by
+// 255 once.
+
+namespace nnmf_cuda {
+namespace NNMF_CUDA_ISA {
+namespace {
+
+// The denominator of Kullback-Leibler and Frobenius needs no W H.
+template <Loss loss>
+constexpr bool kSumsDenominator = loss == Loss::kItakuraSaito || loss == Loss::kGeneral;
+
+// Whether a panel holds exact zeros alone, which add nothing to a numerator while W H is finite.
+// Data without zeros pay for the look at one entry.
+template <class T, class Data>
+NNMF_CUDA_INLINE bool all_zero(const Data* x, int64_t x_stride) {
+  if (*x != 0) return false;
+  constexpr int64_t kBytes = kColumns<T> * int64_t{sizeof(Data)};
+  using Word = std::conditional_t<kBytes % 4 == 0, uint32_t, uint16_t>;
+  constexpr int64_t kWords = kBytes / int64_t{sizeof(Word)};
+  static_assert(kWords * int64_t{sizeof(Word)} == kBytes);
+  uint32_t any = 0;
+  for (int64_t i = 0; i < kRows; ++i) {
+    Word words[kWords];
+    __builtin_memcpy(words, x + i * x_stride, sizeof(words));
+    for (int64_t w = 0; w < kWords; ++w) any |= words[w];
+  }
+  return any == 0;
+}
+
+// numerator = X (W H)^(beta_loss - 2), denominator = (W H)^(beta_loss - 1), one tile of each.
+template <Loss loss, class T, class Data>
+[[gnu::noinline]] void form_terms(const Panel<T, Data>& p, const T* right, int64_t n_components,
+                                  T beta_loss, T* numerator, T* denominator, int64_t stride) {
+  using V = Vector<T>;
+  prefetch<T, true>(p.ahead, p.x_stride);
+  if constexpr (loss == Loss::kFrobenius) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kRows; ++i)
+#pragma GCC unroll 3
+      for (int64_t v = 0; v < kVectors; ++v)
+        V::store(numerator + i * stride + v * V::kLanes,
+                 V::load(p.x + i * p.x_stride + v * V::kLanes));
+    return;
+  }
+  prefetch<T, false>(p.x, p.x_stride);
+  typename V::Lanes wh[kRows][kVectors];
+  multiply(p.left.data, p.left.stride, right, n_components, wh);
+  if constexpr (loss == Loss::kGeneral) {
+    for (int64_t i = 0; i < kRows; ++i)
+      for (int64_t v = 0; v < kVectors; ++v) {
+        T values[V::kLanes];
+        V::store(values, wh[i][v]);
+        for (int64_t l = 0; l < V::kLanes; ++l) {
+          const int64_t c = v * V::kLanes + l;
+          // In the padding W H is zero: to a very negative power infinite, times zero NaN.
+          const bool valid = i < p.rows && c < p.columns;
+          const T x = static_cast<T>(p.x[i * p.x_stride + c]);
+          numerator[i * stride + c] = valid ? numerator_term<loss>(x, values[l], beta_loss) : T{0};
+          denominator[i * stride + c] = valid ? denominator_term<loss>(values[l], beta_loss) : T{0};
+        }
+      }
+    return;
+  }
+  const typename V::Lanes floor = V::broadcast(static_cast<T>(kEpsilon));
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < kRows; ++i) {
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const int64_t c = v * V::kLanes;
+      const typename V::Lanes x = V::load(p.x + i * p.x_stride + c);
+      typename V::Lanes term;
+      if constexpr (loss == Loss::kKullbackLeibler) {
+        term = V::divide(x, V::max(floor, wh[i][v]));
+      } else {
+        const typename V::Lanes inverse = V::divide(V::broadcast(T{1}), V::max(floor, wh[i][v]));
+        term = x * (inverse * inverse);
+        V::store(denominator + i * stride + c, inverse);
+      }
+      V::store(numerator + i * stride + c, term);
+    }
+  }
+}
+
+constexpr int64_t kChunkTiles = 8;    // tiles whose terms are in memory together
+constexpr int64_t kFlushTiles = 256;  // tiles after which lanes are added up in float64
+
+template <class T>
+constexpr int64_t kTermsStride = kChunkTiles * kColumns<T>;
+
+// The numerators of Frobenius sum X itself: full panels are not copied.
+template <Loss loss, class T, class Data>
+constexpr bool kReadsX = loss == Loss::kFrobenius && std::is_same_v<T, Data>;
+
+// Sums of the rows [begin, end) of X with H, panel by panel [n_components][kRows], in float64.
+template <Loss loss, class T, class Data>
+class RowSums {
+ public:
+  RowSums(const Problem<T, Data>& problem, int64_t begin, int64_t end)
+      : p_(problem),
+        begin_(begin),
+        end_(end),
+        n_panels_(blocks_of(end - begin, kRows)),
+        panel_size_(problem.n_components * kRows),
+        padded_(panel_size_),
+        edge_(kRows * kColumns<T>),
+        terms_(kRows * kTermsStride<T>),
+        terms_below_(kSumsDenominator<loss> ? kRows * kTermsStride<T> : 0),
+        lanes_(n_panels_ * panel_size_ * Vector<T>::kLanes),
+        lanes_below_(kSumsDenominator<loss> ? n_panels_ * panel_size_ * Vector<T>::kLanes : 0),
+        numerator_(n_panels_ * panel_size_),
+        denominator_(kSumsDenominator<loss> ? n_panels_ * panel_size_ : 0) {}
+
+  void compute(T beta_loss) {
+    lanes_.fill(0);
+    numerator_.fill(0);
+    if constexpr (kSumsDenominator<loss>) {
+      lanes_below_.fill(0);
+      denominator_.fill(0);
+    }
+    for (int64_t first = 0; first < p_.n_tiles; first += kChunkTiles) {
+      const int64_t last = std::min(first + kChunkTiles, p_.n_tiles);
+      for (int64_t panel = 0; panel < n_panels_; ++panel) add_chunk(panel, first, last, beta_loss);
+      if (last % kFlushTiles == 0 || last == p_.n_tiles) {
+        flush_lanes(lanes_.data(), n_panels_ * panel_size_, numerator_.data());
+        if constexpr (kSumsDenominator<loss>)
+          flush_lanes(lanes_below_.data(), n_panels_ * panel_size_, denominator_.data());
+      }
+    }
+  }
+
+  const double* numerator(int64_t panel) const { return numerator_ + panel * panel_size_; }
+  const double* denominator(int64_t panel) const { return denominator_ + panel * panel_size_; }
+
+ private:
+  void add_chunk(int64_t panel, int64_t first, int64_t last, T beta_loss) {
+    const int64_t row = begin_ + panel * kRows, rows = std::min(kRows, end_ - row);
+    const int64_t at = panel * panel_size_ * Vector<T>::kLanes;
+    if constexpr (kReadsX<loss, T, Data>) {
+      if (rows == kRows && last * kColumns<T> <= p_.n_features)
+        return add_entries(row, first, last, lanes_ + at);
+    }
+    add_terms(row, rows, first, last, beta_loss, lanes_ + at, lanes_below_ + at);
+  }
+
+  // Tiles [first, last) of X itself. Tiles of zeros part them into runs.
+  void add_entries(int64_t row, int64_t first, int64_t last, T* lanes) {
+    const auto* x = reinterpret_cast<const T*>(p_.X) + row * p_.x_stride;
+    int64_t run = first;
+    for (int64_t tile = first; tile <= last; ++tile) {
+      const T* here = x + tile * kColumns<T>;
+      if (tile < last) prefetch<T, true>(here + kTermsStride<T>, p_.x_stride);
+      if (tile < last && !all_zero<T>(here, p_.x_stride)) continue;
+      if (tile > run)
+        add_row_sums(x + run * kColumns<T>, p_.x_stride, tile - run, p_.tiles + run * p_.tile_size,
+                     p_.n_components, lanes, terms_.data(), kTermsStride<T>);
+      run = tile + 1;
+    }
+  }
+
+  void add_terms(int64_t row, int64_t rows, int64_t first, int64_t last, T beta_loss, T* lanes,
+                 T* lanes_below) {
+    Left<T> left{};
+    if constexpr (loss != Loss::kFrobenius) left = left_of(p_, row, rows, padded_.data());
+    int64_t run = first;
+    for (int64_t tile = first; tile <= last; ++tile) {
+      const int64_t to = (tile - first) * kColumns<T>;
+      if (tile < last) {
+        const auto x = panel_of(p_, left, row, rows, tile, kTermsStride<T>, edge_.data());
+        if (kSumsDenominator<loss> || !all_zero<T>(x.x, x.x_stride)) {
+          form_terms<loss>(x, p_.tiles + tile * p_.tile_size, p_.n_components, beta_loss,
+                           terms_ + to, terms_below_ + to, kTermsStride<T>);
+          continue;
+        }
+      }
+      if (tile > run) add_run(run, tile, (run - first) * kColumns<T>, lanes, lanes_below);
+      run = tile + 1;
+    }
+  }
+
+  void add_run(int64_t run, int64_t end, int64_t from, T* lanes, T* lanes_below) {
+    const T* right = p_.tiles + run * p_.tile_size;
+    const int64_t n_tiles = end - run, k = p_.n_components;
+    add_row_sums(terms_ + from, kTermsStride<T>, n_tiles, right, k, lanes);
+    if constexpr (kSumsDenominator<loss>)
+      add_row_sums(terms_below_ + from, kTermsStride<T>, n_tiles, right, k, lanes_below);
+  }
+
+  const Problem<T, Data>& p_;
+  int64_t begin_, end_, n_panels_, panel_size_;
+  Scratch<T> padded_;
+  Scratch<Data> edge_;
+  Scratch<T> terms_, terms_below_, lanes_, lanes_below_;
+  Scratch<double> numerator_, denominator_;
+};
+
+constexpr int64_t kGroupRows = 16;   // rows whose terms are in memory together
+constexpr int64_t kFlushRows = 256;  // rows after which the sums go on in float64
+static_assert(kGroupRows % kRows == 0 && kFlushRows % kGroupRows == 0);
+
+// One factorisation while it is iterated.
+template <class T, class Data>
+struct Factorisation : Problem<T, Data> {
+  Factorisation(const Data* X, int64_t x_stride, T* W, const T* H, const Shape& s,
+                bool sums_denominator)
+      : Problem<T, Data>(X, x_stride, W, H, s),
+        numerator(this->n_tiles * this->tile_size),
+        denominator(sums_denominator ? this->n_tiles * this->tile_size : 0) {}
+
+  Scratch<double> numerator, denominator;  // of H, packed like it
+};
+
+// Sums of rows of X with W in the tiles [first, last) of H, added to the factorisation's in
+// float64.
+template <Loss loss, class T, class Data>
+class ColumnSums {
+ public:
+  ColumnSums(const Factorisation<T, Data>& f, int64_t first, int64_t last, T beta_loss)
+      : f_(f),
+        first_(first),
+        last_(last),
+        size_((last - first) * f.tile_size),
+        beta_loss_(beta_loss),
+        padded_(kRows * f.n_components),
+        edge_(kRows * kColumns<T>),
+        terms_(kGroupRows * kTermsStride<T>),
+        terms_below_(kSumsDenominator<loss> ? kGroupRows * kTermsStride<T> : 0),
+        sums_(size_),
+        sums_below_(kSumsDenominator<loss> ? size_ : 0) {}
+
+  // `begin` is a multiple of kFlushRows: where float64 sets in depends on the row alone.
+  void add_rows(int64_t begin, int64_t end) {
+    sums_.fill(0);
+    sums_below_.fill(0);
+    int64_t rows;
+    for (int64_t row = begin; row < end; row += rows) {
+      // Full panels together; the last, where it is not full, alone.
+      rows = std::min(kGroupRows, end - row);
+      rows = rows < kRows ? rows : rows / kRows * kRows;
+      add_group(row, rows);
+      if ((row + rows) % kFlushRows != 0 && row + rows != end) continue;
+      flush(sums_.data(), f_.numerator + first_ * f_.tile_size);
+      if constexpr (kSumsDenominator<loss>)
+        flush(sums_below_.data(), f_.denominator + first_ * f_.tile_size);
+    }
+  }
+
+ private:
+  void add_group(int64_t row, int64_t rows) {
+    const Left<T> left = left_of(f_, row, std::min(rows, kRows), padded_.data());
+    for (int64_t chunk = first_; chunk < last_; chunk += kChunkTiles) {
+      const int64_t end = std::min(chunk + kChunkTiles, last_);
+      // What is read next: further right, or the rows below.
+      const int64_t ahead =
+          end < last_ ? kTermsStride<T> : rows * f_.x_stride - (chunk - first_) * kColumns<T>;
+      if constexpr (kReadsX<loss, T, Data>) {
+        if (rows >= kRows && end * kColumns<T> <= f_.n_features) {
+          add_uncopied(left, row, rows, chunk, end, ahead);
+          continue;
+        }
+      }
+      add_terms(left, row, rows, chunk, end, ahead);
+    }
+  }
+
+  // Tiles [chunk, end) of X itself.
+  void add_uncopied(const Left<T>& left, int64_t row, int64_t rows, int64_t chunk, int64_t end,
+                    int64_t ahead) {
+    for (int64_t tile = chunk; tile < end; ++tile) {
+      const auto* x = reinterpret_cast<const T*>(f_.X) + row * f_.x_stride + tile * kColumns<T>;
+      bool zero = true;
+      for (int64_t i = 0; i < rows; i += kRows) {
+        prefetch<T, true>(x + i * f_.x_stride + ahead, f_.x_stride);
+        zero = zero && all_zero<T>(x + i * f_.x_stride, f_.x_stride);
+      }
+      if (!zero)
+        add_column_sums(x, f_.x_stride, rows, left.data, left.stride, f_.n_components,
+                        sums_ + (tile - first_) * f_.tile_size);
+    }
+  }
+
+  void add_terms(const Left<T>& left, int64_t row, int64_t rows, int64_t chunk, int64_t end,
+                 int64_t ahead) {
+    const int64_t k = f_.n_components, padded_rows = std::max(rows, kRows);
+    bool zero[kChunkTiles];
+    std::fill_n(zero, kChunkTiles, true);
+    for (int64_t i = 0; i < rows; i += kRows) {
+      for (int64_t tile = chunk; tile < end; ++tile) {
+        const auto x = panel_of(f_, {left.data + i * left.stride, left.stride}, row + i,
+                                std::min(rows - i, kRows), tile, ahead, edge_.data());
+        const int64_t to = i * kTermsStride<T> + (tile - chunk) * kColumns<T>;
+        if (!kSumsDenominator<loss> && all_zero<T>(x.x, x.x_stride)) {
+          clear_tile(terms_ + to);
+          continue;
+        }
+        zero[tile - chunk] = false;
+        form_terms<loss>(x, f_.tiles + tile * f_.tile_size, k, beta_loss_, terms_ + to,
+                         terms_below_ + to, kTermsStride<T>);
+      }
+    }
+    for (int64_t tile = chunk; tile < end; ++tile) {
+      if (zero[tile - chunk]) continue;
+      const int64_t from = (tile - chunk) * kColumns<T>, to = (tile - first_) * f_.tile_size;
+      add_column_sums(terms_ + from, kTermsStride<T>, padded_rows, left.data, left.stride, k,
+                      sums_ + to);
+      if constexpr (kSumsDenominator<loss>)
+        add_column_sums(terms_below_ + from, kTermsStride<T>, padded_rows, left.data, left.stride,
+                        k, sums_below_ + to);
+    }
+  }
+
+  static void clear_tile(T* terms) {
+    for (int64_t i = 0; i < kRows; ++i) std::fill_n(terms + i * kTermsStride<T>, kColumns<T>, T{0});
+  }
+
+  // totals += sums, then sums = 0
+  void flush(T* sums, double* totals) const {
+    for (int64_t i = 0; i < size_; ++i) totals[i] += static_cast<double>(sums[i]);
+    std::fill_n(sums, size_, T{0});
+  }
+
+  const Factorisation<T, Data>& f_;
+  int64_t first_, last_, size_;
+  T beta_loss_;
+  Scratch<T> padded_;
+  Scratch<Data> edge_;
+  Scratch<T> terms_, terms_below_, sums_, sums_below_;
+};
+
+}  // namespace
+}  // namespace NNMF_CUDA_ISA
+}  // namespace nnmf_cuda

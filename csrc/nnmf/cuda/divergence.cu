@@ -1,0 +1,32 @@
+// nnmf_divergence on the device.
+#include "../ops.h"
+#include "divergence.cuh"
+
+namespace nnmf_cuda {
+namespace {
+
+struct DivergenceOnCuda : CudaDevice {
+  using CudaDevice::CudaDevice;
+  void check(const Shape& s) const { check_components(s.n_components, "X, W and H"); }
+
+  template <Loss loss, class T, class Data>
+  void divergence(const FactorParams<T, Data>& p, double beta_loss, double* to) {
+    const DeviceProblem<T, Data> problem{p, size()};
+    const auto run = [&]<class Tiling>(Tiling, int group) {
+      DivergenceLaunches<Tiling>(problem, group, memory).launch(beta_loss, to, stream());
+    };
+    dispatch_divergence_tiling<loss, T, Data>(p.shape.n_components, run);
+  }
+};
+
+}  // namespace
+
+Tensor nnmf_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss) {
+  return nnmf_divergence<DivergenceOnCuda>(X, W, H, beta_loss);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(nnmf_cuda, CUDA, m) {
+  m.impl("nnmf_divergence", TORCH_BOX(&nnmf_divergence_cuda));
+}
+
+}  // namespace nnmf_cuda

@@ -1,0 +1,185 @@
+// Kernels on the factors alone: into and out of the layout of warp_tile.cuh, sums of parts, inner
+// products of components.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../../common/cuda/launch.h"
+#include "../problem.h"
+
+namespace nnmf_cuda {
+
+constexpr int kThreads = 256;
+constexpr int kMaxComponents = kThreads;  // padded ones
+
+// Where a factor's values lie in the tensor that the user sees, W [B, length, k] or H [B, k,
+// length], and how many components they have there and in the padded layout.
+struct FactorLayout {
+  int64_t length;
+  int n_components, padded;
+  int64_t row_stride, component_stride;
+};
+
+inline FactorLayout layout_of_W(const Shape& s, int padded) {
+  return {s.n_samples, static_cast<int>(s.n_components), padded, s.n_components, 1};
+}
+
+inline FactorLayout layout_of_H(const Shape& s, int padded) {
+  return {s.n_features, static_cast<int>(s.n_components), padded, 1, s.n_features};
+}
+
+// to [B, length, padded]; a thread a value
+template <class T>
+__global__ void pack_kernel(const T* from, T* to, int64_t size, FactorLayout layout) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= size) return;
+  const int component = static_cast<int>(at % layout.padded);
+  const int64_t row = at / layout.padded, b = row / layout.length, i = row % layout.length;
+  const T* problem = from + b * layout.length * layout.n_components;
+  to[at] = component < layout.n_components
+               ? problem[i * layout.row_stride + component * layout.component_stride]
+               : T{0};
+}
+
+// The other way: from [B, length, padded]; a thread a value of what the user sees.
+template <class T>
+__global__ void unpack_kernel(const T* from, T* to, int64_t size, FactorLayout layout) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= size) return;
+  const int64_t of_problem = layout.length * layout.n_components;
+  const int64_t b = at / of_problem, in = at % of_problem;
+  const bool rows_first = layout.component_stride == 1;
+  const int64_t component = rows_first ? in % layout.n_components : in / layout.length;
+  const int64_t i = rows_first ? in / layout.n_components : in % layout.length;
+  to[at] = from[(b * layout.length + i) * layout.padded + component];
+}
+
+template <class T>
+void launch_pack(const T* from, T* to, int64_t batch, const FactorLayout& layout,
+                 cudaStream_t stream) {
+  const int64_t size = batch * layout.length * layout.padded;
+  if (size > 0)
+    NNMF_CUDA_LAUNCH((pack_kernel<T>), grid_of(blocks_of(size, kThreads)), kThreads, 0, stream,
+                     from, to, size, layout);
+}
+
+template <class T>
+void launch_unpack(const T* from, T* to, int64_t batch, const FactorLayout& layout,
+                   cudaStream_t stream) {
+  const int64_t size = batch * layout.length * layout.n_components;
+  if (size > 0)
+    NNMF_CUDA_LAUNCH((unpack_kernel<T>), grid_of(blocks_of(size, kThreads)), kThreads, 0, stream,
+                     from, to, size, layout);
+}
+
+// How the threads of a block share sums over parts: each adds up every `ways`-th part of one of
+// `columns` values.
+struct Ways {
+  int ways, columns;
+};
+
+// At least four parts for each thread, if there are as many; `columns` values of a block at least.
+inline Ways ways_of(int64_t parts, int64_t columns, int most = 8) {
+  int ways = 1;
+  while (ways * 2 * columns <= kThreads && ways * 2 * 4 <= parts && ways < most) ways *= 2;
+  return {ways, kThreads / ways};
+}
+
+// The sum of the block's ways, in fixed order, for all threads of the first one.
+__device__ inline double sum_ways(double sum, const Ways& ways) {
+  NNMF_CUDA_SHARED(double, sums, [kThreads]);
+  if (ways.ways == 1) return sum;
+  const int own = static_cast<int>(threadIdx.x);
+  sums[own] = sum;
+  __syncthreads();
+  if (own < ways.columns)
+    for (int way = 1; way < ways.ways; ++way) sum += sums[way * ways.columns + own];
+  __syncthreads();  // before the next call
+  return sum;
+}
+
+// The sum of from[part * stride] over all parts, for all threads of the first way; `inside` says
+// whether the thread's column has parts.
+template <class T>
+__device__ double sum_parts(const T* from, int64_t parts, int64_t stride, bool inside,
+                            const Ways& ways) {
+  double sum = 0;
+  if (inside)
+#pragma unroll 4
+    for (int64_t part = threadIdx.x / ways.columns; part < parts; part += ways.ways)
+      sum += static_cast<double>(from[part * stride]);
+  return sum_ways(sum, ways);
+}
+
+// Matrices that are added up, [B, parts, stored_rows, padded], and what of them is wanted, [B,
+// rows, columns], times `scale`.
+struct Crop {
+  int64_t stored_rows, rows;
+  int padded, columns;
+  double scale;
+};
+
+template <class T>
+__global__ void sum_parts_kernel(const T* from, double* to, int64_t parts, Crop crop, Ways ways) {
+  const int64_t size = crop.stored_rows * crop.padded;
+  const int64_t blocks = (size + ways.columns - 1) / ways.columns;
+  const int64_t b = blockIdx.x / blocks;
+  const int64_t at = blockIdx.x % blocks * ways.columns + threadIdx.x % ways.columns;
+  const double sum = sum_parts(from + b * parts * size + at, parts, size, at < size, ways);
+  const int64_t row = at / crop.padded;
+  const int column = static_cast<int>(at % crop.padded);
+  if (static_cast<int>(threadIdx.x) < ways.columns && row < crop.rows && column < crop.columns)
+    to[(b * crop.rows + row) * crop.columns + column] = crop.scale * sum;
+}
+
+template <class T>
+void launch_sum_parts(const T* from, double* to, int64_t batch, int64_t parts, const Crop& crop,
+                      cudaStream_t stream) {
+  // Where a block has few values, all its threads help with them.
+  const int64_t size = crop.stored_rows * crop.padded;
+  const Ways ways = ways_of(parts, 1, size <= kThreads / 64 ? 64 : 8);
+  const int64_t blocks = batch * blocks_of(size, ways.columns);
+  if (blocks > 0)
+    NNMF_CUDA_LAUNCH((sum_parts_kernel<T>), grid_of(blocks), kThreads, 0, stream, from, to, parts,
+                     crop, ways);
+}
+
+// Inner products of components over a chunk of rows; a thread a pair of components.
+template <class T>
+__global__ void gram_kernel(const T* factor, double* parts, int64_t length, int padded,
+                            int64_t chunks) {
+  const int64_t pairs = static_cast<int64_t>(padded) * padded;
+  const int64_t tiles = (pairs + kThreads - 1) / kThreads;
+  const int64_t pair = blockIdx.x % tiles * kThreads + threadIdx.x;
+  const int64_t chunk = blockIdx.x / tiles % chunks, b = blockIdx.x / tiles / chunks;
+  if (pair >= pairs) return;
+  const int64_t rows = (length + chunks - 1) / chunks, begin = chunk * rows;
+  const int64_t end = begin + rows < length ? begin + rows : length;
+  const T* row = factor + (b * length + begin) * padded;
+  double sum = 0;
+#pragma unroll 4
+  for (int64_t i = begin; i < end; ++i, row += padded)
+    sum += static_cast<double>(row[pair / padded]) * static_cast<double>(row[pair % padded]);
+  parts[(b * chunks + chunk) * pairs + pair] = sum;
+}
+
+// As many as fill a device for one problem, and no more than rows for them.
+inline int64_t gram_chunks(int64_t batch, int64_t length) {
+  return std::clamp<int64_t>(length / 64, 1,
+                             std::max<int64_t>(256 / std::max<int64_t>(batch, 1), 1));
+}
+
+// gram [B, size, size] of the first `size` components of a packed factor; parts [B, gram_chunks,
+// padded, padded].
+template <class T>
+void launch_gram(const T* factor, double* parts, double* gram, int64_t batch, int64_t length,
+                 int padded, int size, cudaStream_t stream) {
+  const int64_t chunks = gram_chunks(batch, length), pairs = static_cast<int64_t>(padded) * padded;
+  if (batch == 0) return;
+  NNMF_CUDA_LAUNCH((gram_kernel<T>), grid_of(batch * chunks * blocks_of(pairs, kThreads)), kThreads,
+                   0, stream, factor, parts, length, padded, chunks);
+  launch_sum_parts(parts, gram, batch, chunks, {padded, size, padded, size, 1}, stream);
+}
+
+}  // namespace nnmf_cuda

@@ -1,0 +1,254 @@
+// The sums of one half-step, in one reading of X: for every value of the factor that is updated
+// the numerator, and what its denominator needs. W H exists only in registers. The same sums are
+// the products that least squares needs of X and H.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "device_problem.cuh"
+#include "factor_kernels.cuh"
+
+namespace nnmf_cuda {
+
+template <class T, class Data>
+struct HalfStep {
+  const Data* X;
+  int64_t x_stride, x_row_stride;
+  const T* other;   // [B, depth, padded]
+  T* own;           // [B, length, padded]: what is updated
+  T* numerators;    // [B, splits, length, padded]
+  T* denominators;  // the same; only where the loss sums them
+  double* sums;     // [B, splits, padded]: of the other factor's components, Kullback-Leibler only
+  const bool* active;  // [B]: problems that are not stay as they are; nullptr: all are
+  Cut cut;
+  Update update;
+  int n_components;
+  int group;    // lanes that share a row
+  int at_once;  // bytes of X
+  bool whole;   // there is one split, and the kernel updates the factor itself
+};
+
+// What a lane adds up.
+template <class Tiling>
+struct LaneSums {
+  using T = typename Tiling::T;
+  T own[Tiling::kUsesProduct ? Tiling::kOwn : 1][Tiling::kComponents];
+  T numerator[Tiling::kOwn][Tiling::kComponents];
+  T denominator[Tiling::kSumsDenominator ? Tiling::kOwn : 1][Tiling::kComponents];
+};
+
+template <class Tiling>
+__device__ __forceinline__ void accumulate(LaneSums<Tiling>& lane,
+                                           const typename Tiling::T (&x)[Tiling::kOwn],
+                                           const typename Tiling::T (&other)[Tiling::kComponents],
+                                           typename Tiling::T beta_loss, int group) {
+  using T = typename Tiling::T;
+#pragma unroll
+  for (int i = 0; i < Tiling::kOwn; ++i) {
+    T wh = 0;
+    if constexpr (Tiling::kUsesProduct) wh = product<Tiling>(lane.own[i], other, group);
+    const T top = numerator_term<Tiling::kLoss>(x[i], wh, beta_loss);
+#pragma unroll
+    for (int j = 0; j < Tiling::kComponents; ++j) lane.numerator[i][j] += top * other[j];
+    if constexpr (Tiling::kSumsDenominator) {
+      const T bottom = denominator_term<Tiling::kLoss>(wh, beta_loss);
+#pragma unroll
+      for (int j = 0; j < Tiling::kComponents; ++j) lane.denominator[i][j] += bottom * other[j];
+    }
+  }
+}
+
+// Sums of the other factor's components: lane l has those of components l, l + 32, ...
+template <class Tiling>
+struct ComponentSums {
+  static constexpr int kCount = Tiling::kGrouped ? kMaxComponents / kWarp : 1;
+  double values[kCount] = {};
+
+  __device__ __forceinline__ void add(const typename Tiling::T* other, int padded) {
+#pragma unroll
+    for (int at = 0; at < kCount; ++at) {
+      const int component = static_cast<int>(threadIdx.x) + at * kWarp;
+      if (component >= padded) break;
+      typename Tiling::T sum = 0;
+      for (int d = 0; d < Tiling::kDepth; ++d) sum += other[d * padded + component];
+      values[at] += static_cast<double>(sum);
+    }
+  }
+
+  template <class Number>
+  __device__ __forceinline__ void store(Number* to, int padded) const {
+#pragma unroll
+    for (int at = 0; at < kCount; ++at) {
+      const int component = static_cast<int>(threadIdx.x) + at * kWarp;
+      if (component < padded) to[component] = static_cast<Number>(values[at]);
+    }
+  }
+};
+
+// Kullback-Leibler, whole depth: the new values of the lane's rows.
+template <class Tiling, Factor factor>
+__device__ __forceinline__ void update_rows(
+    const HalfStep<typename Tiling::T, typename Tiling::Data>& step,
+    const Place<Tiling, factor>& place, LaneSums<Tiling>& lane, const ComponentSums<Tiling>& sums,
+    typename Tiling::T* memory, int64_t first, typename Tiling::T* own) {
+  using T = typename Tiling::T;
+  const int padded = Tiling::kComponents * step.group;
+  sums.store(memory, padded);
+  __syncwarp();
+  T denominators[Tiling::kComponents];
+  load_components(memory, place, denominators);
+  UpdateRule rule = step.update.rule;
+  rule.gamma = 1;  // as it is for this loss: the compiler then leaves the power out
+#pragma unroll
+  for (int i = 0; i < Tiling::kOwn; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tiling::kComponents; ++j) {
+      const T sum = denominators[j] == 0 ? static_cast<T>(step.update.zero_sum) : denominators[j];
+      const T value = updated(lane.own[i][j],
+                              lane.numerator[i][j] * static_cast<T>(step.update.scale), sum, rule);
+      // Behind the last component numerators may be NaN.
+      const int component = place.vector(j / Tiling::kVector) + j % Tiling::kVector;
+      lane.own[i][j] = component < step.n_components ? value : T{0};
+    }
+    if (first + place.row(i) < step.cut.length)
+      store_components(lane.own[i], place, own + place.row(i) * padded);
+  }
+}
+
+// Values of a warp's rows, which lie side by side.
+template <class Tiling>
+constexpr int kRowValues = kWarp * Tiling::kOwn * Tiling::kComponents;
+
+// Stores the lanes' rows, at most `count` values. They go by way of shared memory, so that lanes
+// write side by side.
+template <class Tiling, Factor factor>
+__device__ __forceinline__ void store_rows(
+    const typename Tiling::T (&rows)[Tiling::kOwn][Tiling::kComponents],
+    const Place<Tiling, factor>& place, unsigned char* memory, typename Tiling::T* to,
+    int64_t count) {
+  using T = typename Tiling::T;
+  using Vector = Pack<T, Tiling::kVector>;
+  T* const staged = reinterpret_cast<T*>(memory);
+  __syncwarp();  // before this overwrites what is read there
+#pragma unroll
+  for (int i = 0; i < Tiling::kOwn; ++i)
+    store_components(rows[i], place, staged + place.row(i) * Tiling::kComponents * place.group);
+  __syncwarp();
+  for (int first = 0; first < kRowValues<Tiling>; first += kWarp * Tiling::kVector) {
+    const int at = first + static_cast<int>(threadIdx.x) * Tiling::kVector;
+    if (at < count)
+      *reinterpret_cast<Vector*>(to + at) = *reinterpret_cast<const Vector*>(staged + at);
+  }
+}
+
+// A warp for each problem, split and tile of the length.
+template <class Tiling, Factor factor>
+__global__ void __launch_bounds__(kWarp, Tiling::kResident)
+    half_step_kernel(HalfStep<typename Tiling::T, typename Tiling::Data> step) {
+  using T = typename Tiling::T;
+  NNMF_CUDA_DYNAMIC_SHARED(unsigned char, memory);
+  const Cut& cut = step.cut;
+  const int group = Tiling::kGrouped ? step.group : 1, padded = Tiling::kComponents * group;
+  const Place<Tiling, factor> place(group);
+  const Walk<Tiling> walk = walk_of<Tiling, factor>(step, step.other, group);
+  const int64_t b = walk.problem, split = walk.split;
+  if (step.active != nullptr && !step.active[b]) return;
+
+  T* const own = Tiling::kUsesProduct ? step.own + (b * cut.length + walk.first) * padded : nullptr;
+  LaneSums<Tiling> lane = {};
+  if constexpr (Tiling::kUsesProduct) {
+#pragma unroll
+    for (int i = 0; i < Tiling::kOwn; ++i)
+      if (walk.first + place.row(i) < cut.length)
+        load_components(own + place.row(i) * padded, place, lane.own[i]);
+  }
+  ComponentSums<Tiling> sums;
+  const bool adds_components =
+      Tiling::kLoss == Loss::kKullbackLeibler && (step.whole || walk.tile == 0);
+  const T beta_loss = static_cast<T>(step.update.beta_loss);
+  for_each_tile<Tiling, factor>(
+      walk, memory, [&](const unsigned char* x_tile, const T* other, int64_t) {
+        for_each_entry<Tiling, factor>(
+            x_tile, other, place,
+            [&](int, const T(&x)[Tiling::kOwn], const T(&components)[Tiling::kComponents]) {
+              accumulate<Tiling>(lane, x, components, beta_loss, group);
+            });
+        if (adds_components) sums.add(other, padded);
+      });
+
+  if constexpr (Tiling::kLoss == Loss::kKullbackLeibler) {
+    if (step.whole)
+      return update_rows(step, place, lane, sums, reinterpret_cast<T*>(memory), walk.first, own);
+    if (walk.tile == 0) sums.store(step.sums + (b * cut.splits + split) * padded, padded);
+  }
+  const int64_t at = ((b * cut.splits + split) * cut.length + walk.first) * padded;
+  const int64_t count = (walk.length - walk.first) * padded;
+  store_rows(lane.numerator, place, memory, step.numerators + at, count);
+  if constexpr (Tiling::kSumsDenominator)
+    store_rows(lane.denominator, place, memory, step.denominators + at, count);
+}
+
+template <class Tiling, Factor factor>
+void launch_half_step(const HalfStep<typename Tiling::T, typename Tiling::Data>& step,
+                      int64_t batch, cudaStream_t stream) {
+  const int64_t blocks = batch * step.cut.tiles * step.cut.splits;
+  if (blocks == 0) return;
+  constexpr int kRowBytes = kRowValues<Tiling> * static_cast<int>(sizeof(typename Tiling::T));
+  const int bytes = std::max(kStages * stage_of<Tiling, factor>(step.group).bytes, kRowBytes);
+  NNMF_CUDA_LAUNCH((half_step_kernel<Tiling, factor>), grid_of(blocks), kWarp, bytes, stream, step);
+}
+
+// Tiling is one of dispatch_tiling<Loss::kFrobenius, ...>; the problem's W is not looked at.
+template <class Tiling>
+class ProductsLaunches {
+ public:
+  using T = typename Tiling::T;
+  using Data = typename Tiling::Data;
+  static_assert(Tiling::kLoss == Loss::kFrobenius);
+
+  // Memory has get<T>(size), as DeviceMemory.
+  template <class Memory>
+  ProductsLaunches(const DeviceProblem<T, Data>& problem, int group, Memory& memory)
+      : problem_(problem),
+        group_(group),
+        padded_(Tiling::kComponents * group),
+        cut_(cut_for<Tiling, Factor::kW>(problem, group)) {
+    const Shape& s = problem.shape;
+    const int64_t rows = s.batch * padded_;
+    H_packed_ = memory.template get<T>(rows * s.n_features);
+    products_ = memory.template get<T>(rows * cut_.splits * s.n_samples);
+    gram_parts_ = memory.template get<double>(rows * padded_ * gram_chunks(s.batch, s.n_features));
+  }
+
+  // cross [B, n_samples, n_components] = scale * X H^T; gram [B, n_components, n_components] = H
+  // H^T; both added up in float64.
+  void launch(double scale, double* cross, double* gram, cudaStream_t stream) const {
+    const Shape& s = problem_.shape;
+    const int k = static_cast<int>(s.n_components);
+    launch_pack(problem_.H, H_packed_, s.batch, layout_of_H(s, padded_), stream);
+    launch_gram(H_packed_, gram_parts_, gram, s.batch, s.n_features, padded_, k, stream);
+    HalfStep<T, Data> step{};
+    step.X = problem_.X;
+    step.x_stride = s.x_stride;
+    step.x_row_stride = s.x_row_stride;
+    step.other = H_packed_;
+    step.cut = cut_;
+    step.numerators = products_;
+    step.n_components = k;
+    step.group = group_;
+    step.at_once = copied_at_once<Tiling, Factor::kW>(problem_, group_);
+    launch_half_step<Tiling, Factor::kW>(step, s.batch, stream);
+    launch_sum_parts(products_, cross, s.batch, cut_.splits,
+                     {s.n_samples, s.n_samples, padded_, k, scale}, stream);
+  }
+
+ private:
+  DeviceProblem<T, Data> problem_;
+  int group_, padded_;
+  Cut cut_;
+  T *H_packed_, *products_;
+  double* gram_parts_;
+};
+
+}  // namespace nnmf_cuda
