@@ -17,12 +17,19 @@ import nox
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
-TEST_TOOLS = ("pytest", "pytest-xdist", "pandas")
+TEST_TOOLS = ("pytest", "pytest-xdist", "pytest-timeout", "pytest-reportlog", "pandas")
 QUICK_TESTS = ("tests/test_extension.py", "tests/test_import.py", "tests/ops/test_nnmf_mu.py")
 
+NOT_COPIED = shutil.ignore_patterns("prebuilt", "__pycache__")
 CUDA_ON_CPU = "tests/cuda_on_cpu"  # has a session of its own
 # A worker a core, each with one thread; a file's tests stay together, as they share fixtures.
 PARALLEL = ("--numprocesses=auto", "--dist=loadfile")
+
+# Pure Python, for a machine that has the rest but no network.
+GPU_WHEELS = (
+    *("jsonargparse", "docstring_parser", "typeshed_client", "importlib_resources"),
+    *("pyautoattack", "tabulate", "pytest-xdist", "execnet", "pytest-timeout", "pytest-reportlog"),
+)
 
 nox.options.sessions = ["tests", "lint", "types"]
 nox.options.reuse_existing_virtualenvs = True
@@ -54,7 +61,7 @@ def run_tests(session: nox.Session, *arguments: str, python: str = "python", **e
     copy = Path(session.create_tmp()).resolve() / "checkout"
     shutil.rmtree(copy, ignore_errors=True)
     for folder in ("bench", "csrc", "docs", "tests"):
-        shutil.copytree(ROOT / folder, copy / folder)
+        shutil.copytree(ROOT / folder, copy / folder, ignore=NOT_COPIED)
     for file in ("README.md", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / file, copy)
     options: dict[str, Any] = {"external": True} if python != "python" else {}
@@ -116,8 +123,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types of the package."""
-    install_dependencies(session, "mypy", "types-tqdm")
+    """Check the types of the package and of the benchmarks."""
+    install_dependencies(session, "mypy", "types-tqdm", "types-tabulate")
     session.run("mypy")
 
 
@@ -146,15 +153,48 @@ def cuda_compile(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu_object(session: nox.Session) -> None:
+    """Build the extension for a check on an H100 or H200, without a GPU; see bench/gpu_check.sh.
+
+    The object serves every Python. Of the small module that tells of the build, one is built for
+    each Python that is here, from 3.11 on. Beside them lie wheels of what such machines lack.
+    """
+    if shutil.which("nvcc") is None:
+        session.skip("nvcc is not on PATH: the CUDA kernels cannot be compiled")
+    install_dependencies(session)
+    folder = ROOT / "bench" / "prebuilt"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    work = Path(session.create_tmp()).resolve() / "build"
+    build = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0", "CUDA_VISIBLE_DEVICES": ""}
+    into = (f"--build-lib={work}/lib", f"--build-temp={work}/temp")
+    session.run("python", "setup.py", "build_ext", *into, env=build)
+    for built in (work / "lib" / "nnmf_cuda").glob("*.so"):
+        shutil.copy2(built, folder)
+    session.run("python", "-m", "bench.gpu_object", "--stamp", str(folder))
+    session.run(
+        *("python", "-m", "pip", "download", "--quiet", "--no-deps", "-c", str(CONSTRAINTS)),
+        *("--dest", str(folder / "wheels"), *GPU_WHEELS),
+    )
+
+
+@nox.session
 def bench_smoke(session: nox.Session) -> None:
     """Run every benchmark once at a tiny size."""
     install_dependencies(session)
     install_package(session)
     records = str(Path(session.create_tmp()).resolve() / "records.jsonl")
     Path(records).unlink(missing_ok=True)
-    for kind in ("kernels", "scaling", "convergence", "memory", "stages"):
+    for kind in ("kernels", "stages"):
         session.run("nnmf-cuda", "bench", kind, "--smoke", "--json", records)
-    session.run("nnmf-cuda", "bench", "plot", records, "--out", session.create_tmp())
+    # In a folder of their own, so that the package they measure is the installed one.
+    copy = Path(session.create_tmp()).resolve() / "checkout"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(ROOT / "bench", copy / "bench", ignore=NOT_COPIED)
+    with session.cd(copy):
+        for kind in ("kernels", "scaling", "convergence", "memory", "equality", "break_even"):
+            session.run("python", "-m", "bench", kind, "--smoke", "--json", records)
+        session.run("python", "-m", "bench", "plot", records, "--out", session.create_tmp())
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""Build `nnmf_cuda._C`; everything else about the package is in pyproject.toml.
+"""Build `nnmf_cuda._C` and `nnmf_cuda._build_info`; all else is in pyproject.toml.
 
 Beside an installed torch, `pip install --no-build-isolation -e .` is the quick way: with build
 isolation pip first downloads a torch of its own to compile against.
@@ -117,9 +117,13 @@ def text_macro(name: str, value: str) -> tuple[str, str]:
     return name, f'"{value}"'
 
 
-def extension() -> Any:
-    """Return the extension, after deciding what goes into it."""
+def extensions() -> list[Any]:
+    """Return the kernels and the facts about their build, after deciding what goes into them.
+
+    The kernels use the stable ABIs of torch and of CPython: one object for every later version.
+    """
     import pybind11
+    from setuptools import Extension
     from torch.utils import cpp_extension
 
     require_compiler()
@@ -143,8 +147,9 @@ def extension() -> Any:
         for stale in ROOT.glob("build/temp*/csrc/*/cuda/*.o"):  # nothing is said of what is kept
             stale.unlink()
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    torch_abi = ("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000")
+    use_cuda: list[tuple[str, str | None]] = []
     macros: list[tuple[str, str | None]] = [
-        ("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000"),
         text_macro("NNMF_CUDA_VERSION", version),
         text_macro("NNMF_CUDA_STABLE_ABI", STABLE_ABI),
         text_macro("NNMF_CUDA_FLAGS", " ".join(cxx)),
@@ -163,8 +168,9 @@ def extension() -> Any:
         architectures = re.findall(r",code=(\w+)", flags)
         require_architectures(architectures)
         sources += sorted(ROOT.glob("csrc/*/cuda/*.cu"))
+        use_cuda = [("USE_CUDA", None)]
         macros += [
-            ("USE_CUDA", None),
+            *use_cuda,
             text_macro("NNMF_CUDA_CUDA_VERSION", nvcc_version(cuda_home)),
             text_macro("NNMF_CUDA_ARCHITECTURES", " ".join(architectures)),
         ]
@@ -176,11 +182,13 @@ def extension() -> Any:
         }
         summary = f"the CPU and CUDA kernels for {' '.join(architectures)}: {reason}"
     print(f"nnmf-cuda: building {summary}", flush=True)
-    return cpp_extension.CppExtension(
+    for stale in ROOT.glob("nnmf_cuda/_C.cpython-*.so"):  # of one Python, it would be found first
+        stale.unlink()
+    kernels = cpp_extension.CppExtension(
         "nnmf_cuda._C",
         [os.path.relpath(source, ROOT) for source in sources],
-        include_dirs=[pybind11.get_include()],
-        define_macros=macros,
+        py_limited_api=True,
+        define_macros=[torch_abi, *use_cuda],
         depends=[
             os.path.relpath(path, ROOT)
             for suffix in ("h", "cuh")
@@ -189,6 +197,15 @@ def extension() -> Any:
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         **link,
     )
+    facts = Extension(
+        "nnmf_cuda._build_info",
+        ["csrc/build_info.cpp"],
+        include_dirs=[pybind11.get_include()],
+        define_macros=macros,
+        extra_compile_args={"cxx": cxx},
+        language="c++",
+    )
+    return [kernels, facts]
 
 
 def options() -> dict[str, Any]:
@@ -200,7 +217,7 @@ def options() -> dict[str, Any]:
         return {}
     from torch.utils.cpp_extension import BuildExtension
 
-    return {"ext_modules": [extension()], "cmdclass": {"build_ext": BuildExtension}}
+    return {"ext_modules": extensions(), "cmdclass": {"build_ext": BuildExtension}}
 
 
 setup(**options())

@@ -46,7 +46,15 @@ def line_of(home: Path, data: str) -> dict[str, Any]:
 def reach_of(run: SavedRun, images: Tensor, y: Tensor, budget: dict[str, int]) -> dict[str, float]:
     """Attack the undefended chain on pixels; say who holds and how far features moved."""
     chain = ImageChain(run.model.extractor, run.model.classifier).eval()
-    points = vector_apgd(chain, images, y, attack_eps=EPS_255 / 255, seed=run.seed, **budget)
+    points = vector_apgd(
+        chain,
+        images,
+        y,
+        attack_eps=EPS_255 / 255,
+        seed=run.seed,
+        n_iter=budget["n_iter"],
+        n_restarts=budget["n_restarts"],
+    )
     with torch.no_grad():
         right = [chain(rows).argmax(1) == y for rows in (images, points)]
         moves = chain.extractor(points) - chain.extractor(images)

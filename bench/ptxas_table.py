@@ -114,10 +114,10 @@ def parse(log: str) -> list[Kernel]:
     names = demangle([mangled for mangled, _, _ in found])
     kernels = []
     for name, (_, architecture, values) in zip(names, found, strict=True):
-        keys = ("registers", "shared", "stack", "stores", "loads")
-        if not values.keys() >= set(keys):
+        told = ("registers", "shared", "stack", "stores", "loads")
+        if not values.keys() >= set(told):
             raise SystemExit(f"the log does not tell all about {name}")
-        numbers = (values[key] for key in keys)
+        numbers = (values[key] for key in told)
         kernels.append(Kernel(short_name(name), architecture, *numbers))
     return kernels
 

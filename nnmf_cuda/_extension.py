@@ -69,10 +69,18 @@ def build_info() -> dict[str, Any]:
         ``cpu_instruction_sets`` (the variants of the CPU kernels that were built),
         ``stable_abi_target`` (the oldest torch it runs with), ``cuda`` (bool), ``cuda_version``
         and ``cuda_architectures`` (such as ``["sm_80", "compute_90"]``; compute means PTX).
-        Empty where there is no extension.
+        Empty where there is no extension. Where that was built under another Python, only
+        ``cpu_instruction_sets`` is known.
     """
     module = load()
-    return {} if module is None else dict(module.build_info())
+    if module is None:
+        return {}
+    sets = module.cpu_instruction_sets().split()
+    try:
+        facts = importlib.import_module("nnmf_cuda._build_info").build_info()
+    except ImportError:
+        facts = {}
+    return {**facts, "cpu_instruction_sets": sets}
 
 
 def cpu_isa() -> str | None:

@@ -46,6 +46,6 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, small_npz: Path) -> tupl
     """Run the command line once; returns the results' directory and what was printed."""
     out, printed = tmp_path_factory.mktemp("runs") / "run", io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = main(["run", f"--data={small_npz}", f"--out={out}", *SMALL])
+        code = main(["run", f"--data={small_npz}", f"--out={out}", "--verbose", *SMALL])
     assert code == 0
     return out, printed.getvalue()

@@ -81,6 +81,31 @@ def test_build_info_names_what_was_built() -> None:
 
 
 @pytest.mark.needs_ext
+def test_the_kernels_bind_to_no_version_of_python() -> None:
+    """The module of the kernels asks for nothing of CPython but what all versions have."""
+    path = Path(str(getattr(_extension.load(), "__file__", "")))
+    assert path.name == "_C.abi3.so"
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm")
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(path)], capture_output=True, text=True, check=True
+    )
+    asked = {line.split()[-1].split("@")[0] for line in listed.stdout.splitlines()}
+    assert {name for name in asked if name.startswith(("Py", "_Py"))} == {
+        "PyErr_SetString",
+        "PyExc_RuntimeError",
+        "PyModule_Create2",
+        "PyUnicode_FromString",
+    }
+
+
+@pytest.mark.needs_ext
+def test_under_another_python_the_build_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nnmf_cuda._build_info", None)
+    assert list(_extension.build_info()) == ["cpu_instruction_sets"]
+
+
+@pytest.mark.needs_ext
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads /proc/cpuinfo")
 def test_cpu_isa_is_what_this_processor_has() -> None:
     text = Path("/proc/cpuinfo").read_text()

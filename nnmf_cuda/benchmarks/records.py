@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nnmf_cuda.benchmarks.gpu import describe_gpu
-
-__all__ = ["MEASURED", "Record", "Recorder", "append_json_line", "latest_records", "read_records"]
+__all__ = [
+    "MEASURED",
+    "Record",
+    "Recorder",
+    "append_json_line",
+    "ask_driver",
+    "describe_gpu",
+    "latest_records",
+    "read_records",
+    "where",
+]
 
 Record = dict[str, Any]
 
@@ -64,6 +73,8 @@ class Recorder:
         Whether the sizes are too small to say anything about speed.
     json_path : path, optional
         File of JSON lines.
+    run : str, optional
+        When the run began, of which these records are a part; now by default.
 
     Attributes
     ----------
@@ -76,13 +87,19 @@ class Recorder:
     """
 
     def __init__(
-        self, suite: str, *, device: torch.device, smoke: bool, json_path: str | Path | None
+        self,
+        suite: str,
+        *,
+        device: torch.device,
+        smoke: bool,
+        json_path: str | Path | None,
+        run: str | None = None,
     ) -> None:
         if json_path is not None:
             _require_place(Path(json_path))
         self.records: list[Record] = []
         self._suite = suite
-        self._run = _now()
+        self._run = run or _now()
         self._smoke = smoke
         self._json_path = json_path
         self._machine = _machine(device)
@@ -115,11 +132,16 @@ def _require_place(path: Path) -> None:
 
 
 def append_json_line(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Append a record to a file of JSON lines, making its folder where there is none."""
+    """Append a record to a file of JSON lines, making its folder where there is none.
+
+    It is on disk when this returns: whatever becomes of the process, the record stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_records(paths: Iterable[str | Path]) -> list[Record]:
@@ -202,3 +224,118 @@ def _machine(device: torch.device) -> Record:
         "commit": environment["commit"],
         "uncommitted_changes": environment["uncommitted_changes"],
     }
+
+
+def describe_gpu(device: torch.device) -> Record:
+    """Return what does not change while benchmarks run on a GPU.
+
+    Returns
+    -------
+    dict
+        ``name, compute_capability, sm_count, memory_bytes, l2_bytes, cuda`` (that torch was built
+        with), and as the driver tells them ``driver``, ``max_sm_mhz``, ``max_memory_mhz`` and
+        ``power_limit_watts``; see `ask_driver`.
+    """
+    properties = torch.cuda.get_device_properties(device)
+    told = ask_driver(
+        device,
+        {
+            "driver": lambda nvml, _: nvml.nvmlSystemGetDriverVersion(),
+            "max_sm_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM),
+            "max_memory_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetMaxClockInfo(
+                gpu, nvml.NVML_CLOCK_MEM
+            ),
+            "power_limit_watts": lambda nvml, gpu: (
+                nvml.nvmlDeviceGetPowerManagementLimit(gpu) / 1e3
+            ),
+        },
+    )
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "sm_count": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        **told,
+    }
+
+
+def ask_driver(
+    device: torch.device, questions: Mapping[str, Callable[[Any, Any], float | str]]
+) -> dict[str, float | str | None]:
+    """Ask the driver of a GPU, through nvidia-ml-py.
+
+    Parameters
+    ----------
+    device : torch.device
+    questions : mapping of str to callable
+        Each is called with the module ``pynvml`` and its handle of the GPU.
+
+    Returns
+    -------
+    dict
+        The answers by name; None where the driver does not tell, or nvidia-ml-py is not installed.
+    """
+    found: dict[str, float | str | None] = dict.fromkeys(questions)
+    try:
+        import pynvml
+    except ImportError:
+        return found
+    try:
+        pynvml.nvmlInit()
+        # The driver counts all devices, torch those that it may use: their numbers can differ.
+        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+        if uuid is not None:
+            gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        else:
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+    except pynvml.NVMLError:
+        return found
+    for name, ask in questions.items():
+        with contextlib.suppress(pynvml.NVMLError):
+            found[name] = ask(pynvml, gpu)
+    return found
+
+
+def where(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the machine of the records, its ceilings and the versions, in a sentence or two.
+
+    The records may come from several runs: all their versions, commits and days are named.
+    """
+    record = records[-1]
+    threads = sorted({r["threads"] for r in records})
+    counts = ", ".join(map(str, threads))
+    text = (
+        f"{record['device_name']} ({record['device']}"
+        + (f", {record['cpu_isa']}" if record["cpu_isa"] else "")
+        + f"), {counts} thread{'' if threads == [1] else 's'}, {_versions(records)}."
+    )
+    measured = [r["ceilings"] for r in records if r.get("ceilings")]
+    if measured and not record["smoke"]:
+        gemm = sorted(c["gemm_gflops"] for c in measured)
+        read = sorted(c["read_gb_per_s"] for c in measured)
+        text += f" Ceilings: {_range(gemm)} GFLOP/s of matrix products, {_range(read)} GB/s read."
+    if record["smoke"]:
+        text += " Smoke run: sizes too small to say anything about speed."
+    return text
+
+
+def _versions(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return torch, commits and days of the records, the oldest first."""
+    dated = sorted(records, key=lambda r: str(r["date"]))
+    torch = dict.fromkeys(r["torch"] for r in dated)
+    commits = dict.fromkeys(
+        (r["commit"][:10] or "unknown") + (" with changes" if r["uncommitted_changes"] else "")
+        for r in dated
+    )
+    days = dict.fromkeys((dated[0]["date"][:10], dated[-1]["date"][:10]))
+    return (
+        f"torch {', '.join(torch)}, commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}, "
+        f"{' to '.join(days)}"
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{values[0]:.0f}", f"{values[-1]:.0f}"
+    return low if low == high else f"{low} to {high}"

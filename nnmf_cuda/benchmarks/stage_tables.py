@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nnmf_cuda.benchmarks.table import where
+from nnmf_cuda.benchmarks.records import where
 
 __all__ = ["stages_markdown", "stages_table"]
 
@@ -24,16 +24,16 @@ def stages_table(record: Record) -> str:
     """
     from nnmf_cuda.report.tables import bullet_list
 
-    tables = [_plain(table) for table in _tables(record)]
+    tables = [_set(table, "simple") for table in _tables(record)]
     return "\n\n".join([*tables, bullet_list(_notes(record))])
 
 
 def stages_markdown(records: Iterable[Record]) -> str:
     """Return the tables of each record as Markdown, with the notes below."""
-    parts = [
-        "\n\n".join([*map(_markdown, _tables(r)), "\n".join(f"- {n}" for n in _notes(r))])
-        for r in records
-    ]
+    parts = []
+    for record in records:
+        tables = (_set(table, "pipe") for table in _tables(record))
+        parts.append("\n\n".join((*tables, "\n".join(f"- {n}" for n in _notes(record)))))
     return "\n\n".join(parts) or "No records yet."
 
 
@@ -163,20 +163,10 @@ def _runs(n: int) -> str:
     return f"{n} run{'' if n == 1 else 's'}"
 
 
-def _plain(table: _Table) -> str:
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+def _set(table: _Table, layout: str) -> str:
+    """Return a table whose first row is its header, first column left, numbers right."""
+    from tabulate import tabulate
 
-    def set_row(row: tuple[str, ...]) -> str:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join(cells).rstrip()
-
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    header, *body = map(set_row, table)
-    return "\n".join([header, rule, *body])
-
-
-def _markdown(table: _Table) -> str:
     header, *body = table
-    rule = ("---", *("---:" for _ in header[1:]))
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *body))
+    aligned = ("left", *("right" for _ in header[1:]))
+    return tabulate(body, header, layout, disable_numparse=True, colalign=aligned)

@@ -1,17 +1,118 @@
-"""Options that several commands of `nnmf-cuda` have in common."""
+"""Options of a command from the fields of its dataclass, and what all commands have in common."""
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
+from argparse import ArgumentError
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["DeviceOption", "OptionParser", "add_device", "built", "one_line", "parser_of", "say"]
+
+Built = TypeVar("Built")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOption:
+    """Of every command that computes."""
+
+    device: str = "auto"
+    """Where to compute: auto (CUDA where there is one), cpu or cuda."""
+
+
+class OptionParser(ArgumentParser):
+    """A parser whose options of type bool are flags, and which raises what it does not accept."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(exit_on_error=False, **settings)
+
+    def add_argument(self, *names: str, **settings: Any) -> Any:
+        """Add an option; one of type bool is on where it is given, and takes no value."""
+        if settings.get("type") is bool:
+            del settings["type"]
+            settings["action"] = "store_true"
+        return super().add_argument(*names, **settings)
 
 
 def add_device(parser: ArgumentParser) -> None:
     """Add ``--device``."""
-    parser.add_argument(
-        "--device", type=str, default="auto", help="auto (CUDA where there is one), cpu or cuda"
-    )
+    parser.add_class_arguments(DeviceOption, as_group=False)
+
+
+def parser_of(
+    options: type,
+    name: str,
+    *,
+    positional: tuple[str, str] | None = None,
+    reads_config: bool = False,
+) -> OptionParser:
+    """Return the parser of a command.
+
+    Parameters
+    ----------
+    options : dataclass
+        Its docstring describes the command; its fields are the options, and what stands below them
+        their help.
+    name : str
+        What stands after ``nnmf-cuda``.
+    positional : (str, str), optional
+        The field of which one or more are given without a flag, and its help.
+    reads_config : bool, default=False
+        Whether options can stand in a file, which --config names.
+    """
+    usage, skip = f"nnmf-cuda {name} [options]", {"device"}
+    if positional is not None:
+        usage, skip = f"{usage} {positional[0].upper()}...", {"device", positional[0]}
+    description = " ".join((inspect.getdoc(options) or "").split())
+    parser = OptionParser(description=description, usage=usage)
+    if positional is not None:
+        field, text = positional
+        parser.add_argument(field, type=str, nargs="+", metavar=field.upper(), help=text)
+    if reads_config:
+        parser.add_argument(
+            "--config", action="config", help="YAML file with any of these options."
+        )
+    parser.add_class_arguments(options, as_group=False, skip=set(skip))
+    if issubclass(options, DeviceOption):
+        add_device(parser)
+    return parser
+
+
+def built(kind: type[Built], values: Namespace, **others: Any) -> Built:
+    """Return a dataclass of the values that were parsed for its fields, and of others."""
+    names = {field.name for field in fields(kind)} - set(others)  # type: ignore[arg-type]
+    return kind(**{name: values[name] for name in names}, **others)
+
+
+def one_line(error: Exception) -> str:
+    """Return what is wrong in one line, with options as they are typed."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, ArgumentError):
+        return text
+    for found, said in _PLAIN.items():
+        text = re.sub(found, said, text)
+    return f"{text} (--help lists what there is)"
+
+
+_PLAIN = {
+    r'Parser key "(.+?)": ': r"--\1: ",
+    r": Expected an? (\S.*?)\. Got value: (.*)$": r" must be \1; got \2",
+    r": Does not .* Subtypes: \[(.*)\] Errors: .* Given value: (.*)$": r" must be \1; got \2",
+    r": Not of type \w+: (\S+) does not conform to restriction v(\W+)(.*)$": (
+        r" must be \2 \3; got \1"
+    ),
+    r"Subcommand '\w+' does not accept option '(\S+)'": r"there is no option \1",
+    r"typing\.Literal\[(.*?)\]": r"one of \1",
+    r"<class 'NoneType'>": "null",
+    r"<class 'tuple'>": "a list such as '[1,2]'",
+    r"<class '(\w+)'>": r"\1",
+    r"\b(extract|predict|evaluate)\.": "",
+}
+"""What jsonargparse says, and the same for whoever types the command."""
 
 
 def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Images, labels and splits: readers, and the built-in synthetic data set."""
+"""Images, labels and splits: one list of readers, and the built-in synthetic data set."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from nnmf_cuda.data.dataset import SPLITS, ImageDataset, groupings_of_test
 from nnmf_cuda.data.images import (
     IMAGE_SHAPE,
     IMAGE_SUFFIXES,
+    ArrayImage,
     ImageBatch,
+    ImageSource,
     ReadFailure,
-    find_images,
     iter_image_batches,
-    iter_images,
     read_image,
     read_images,
     resize_images,
@@ -18,21 +18,23 @@ from nnmf_cuda.data.images import (
 from nnmf_cuda.data.leakage import LeakageAudit, audit_dataset
 from nnmf_cuda.data.load import folds_by, load_dataset, parse_classes
 from nnmf_cuda.data.phantom import phantom
+from nnmf_cuda.data.readers import iter_images
 
 __all__ = [
     "IMAGE_SHAPE",
     "IMAGE_SUFFIXES",
     "SPLITS",
+    "ArrayImage",
     "ImageBatch",
     "ImageDataset",
+    "ImageSource",
     "LeakageAudit",
     "ReadFailure",
     "audit_dataset",
-    "find_images",
-    "iter_image_batches",
-    "iter_images",
     "folds_by",
     "groupings_of_test",
+    "iter_image_batches",
+    "iter_images",
     "load_dataset",
     "parse_classes",
     "phantom",

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = ("train", "valid", "test")
+
+GROUPS = ("patient", "patient_fold", "series")
+"""To what an image may be known to belong."""
+
+_CLUSTERS = ("patient", "series")
+"""Groups whose images are alike, the widest first. A fold holds many patients: it is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +34,7 @@ class ImageDataset:
     split : ndarray of shape (n_images,), str
         "train", "valid" or "test".
     groups : mapping of str to ndarray of shape (n_images,)
-        "patient", "patient_fold" and "series", where the source has them.
+        Of `GROUPS`, those that the source has.
     files : ndarray of shape (n_images,), str
         The name of each image in its source.
     source : str
@@ -150,17 +156,13 @@ class ImageDataset:
         return rows
 
 
-CLUSTERS = ("patient", "series")
-"""Groups whose images are alike, the widest first. A fold holds many patients: it is none."""
-
-
 def groupings_of_test(dataset: ImageDataset) -> dict[str, NDArray[Any]]:
     """Return to which patient and series each test image belongs, the widest grouping first.
 
     Those that are known and do not hold the whole test split in one group.
     """
     test = dataset.split == "test"
-    of_test = {name: dataset.groups[name][test] for name in CLUSTERS if name in dataset.groups}
+    of_test = {name: dataset.groups[name][test] for name in _CLUSTERS if name in dataset.groups}
     return {name: groups for name, groups in of_test.items() if len(np.unique(groups)) > 1}
 
 
@@ -173,7 +175,7 @@ def check_length(array: NDArray[Any], n_images: int, *, name: str) -> None:
         )
 
 
-def check_pixels(images: NDArray[Any], *, name: str) -> None:
+def check_pixels(images: NDArray[Any], *, name: str, start: int = 0) -> None:
     """Raise ValueError unless `images` is a stack of grey images with values that are intensities.
 
     Parameters
@@ -182,6 +184,8 @@ def check_pixels(images: NDArray[Any], *, name: str) -> None:
         Expected of shape (n_images, height, width), uint8 or floating in [0, 1].
     name : str
         What the message calls the array.
+    start : int, default=0
+        Number of the first image, where the stack is a part of a larger one.
     """
     if images.ndim != 3:
         raise ValueError(f"{name} have shape {images.shape}; expected (n_images, height, width)")
@@ -197,12 +201,13 @@ def check_pixels(images: NDArray[Any], *, name: str) -> None:
     if is_float and not (np.isfinite(low) and np.isfinite(high)):
         index = int(np.argmin(np.isfinite(images).all(axis=(1, 2))))
         raise ValueError(
-            f"{name} hold NaN or infinite pixels, first in image {index}; repair or leave it out"
+            f"{name} hold NaN or infinite pixels, first in image {start + index}; "
+            "repair or leave it out"
         )
     if low < 0:
         index = int(np.argmax((images < 0).any(axis=(1, 2))))
         raise ValueError(
-            f"{name} hold negative pixels, {low} the lowest, first in image {index}; "
+            f"{name} hold negative pixels, {low} the lowest, first in image {start + index}; "
             "shift them to begin at 0, since NNMF needs non-negative data"
         )
     if not is_float:
@@ -212,63 +217,3 @@ def check_pixels(images: NDArray[Any], *, name: str) -> None:
             f"{name} hold values up to {high:g}, but floats must lie in [0, 1]; "
             "divide them by their largest possible value (255 for 8 bits), or store uint8"
         )
-
-
-# What a reader hands over, before classes are chosen and images are divided.
-# What sources call the three parts, in lower case.
-SPLIT_ALIASES = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "test": "test",
-    "testing": "test",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Records:
-    """Images and the classes that their source gives them.
-
-    Attributes
-    ----------
-    images : ndarray of shape (n_images, height, width)
-        uint8, or float32 in [0, 1].
-    values : ndarray of shape (n_images,), str
-        The class of each image in the source's own words: a category id, a folder, a label.
-    names : mapping of str to str
-        From such a value to the class's name, in label order; may name classes without images.
-    split : ndarray of shape (n_images,), str, or None
-        "train", "valid", "test", or None where the source does not say.
-    groups, files, notes
-        As in `ImageDataset`.
-    """
-
-    images: NDArray[Any]
-    values: NDArray[np.str_]
-    names: Mapping[str, str]
-    split: NDArray[np.str_] | None
-    files: NDArray[np.str_]
-    groups: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def take(self, rows: NDArray[np.bool_]) -> Records:
-        """Return the records of the images marked in `rows`."""
-        if rows.all():
-            return self
-        return Records(
-            images=self.images[rows],
-            values=self.values[rows],
-            names=self.names,
-            split=None if self.split is None else self.split[rows],
-            files=self.files[rows],
-            groups={name: array[rows] for name, array in self.groups.items()},
-            notes=self.notes,
-        )
-
-
-def first_few(names: list[str], limit: int = 3) -> str:
-    """Return at most `limit` names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

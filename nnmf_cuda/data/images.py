@@ -1,31 +1,54 @@
-"""Image files: finding them, and decoding one.
+"""Images: what they come as, and decoding them, many at a time.
 
-Every file becomes a grey image of one size by Pillow's ``convert("L")`` and
+Every image becomes a grey one of one size by Pillow's ``convert("L")`` and
 ``resize((width, height), BILINEAR)``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-import logging
-from collections import deque
-from collections.abc import Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from itertools import islice
-from typing import Literal, NamedTuple
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SHAPE = (128, 128)
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
+
+OnError = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImage:
+    """An image that its source holds as an array.
+
+    Attributes
+    ----------
+    name : Path
+        The source's path, and below it the image's name in the source.
+    pixels : ndarray of shape (height, width) or (height, width, 3)
+        uint8; without colours also floating in [0, 1]. Checked.
+    """
+
+    name: Path
+    pixels: NDArray[Any]
+
+
+ImageSource: TypeAlias = Path | ArrayImage
+"""An image that is still to be decoded: a file, or pixels."""
 
 
 def is_image(path: Path) -> bool:
@@ -33,83 +56,16 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """List image files.
+def walk_images(folder: Path) -> Iterator[Path]:
+    """Give the image files of a folder and those below it, in sorted order.
 
-    Parameters
-    ----------
-    paths : path or iterable of paths
-        A file is taken as it is, whatever its suffix. A folder is walked, its image files
-        (`IMAGE_SUFFIXES`) in sorted order; names that begin with a dot are left out, and symbolic
-        links to folders are not followed, unless given here themselves.
-
-    Returns
-    -------
-    list of Path
-        In the order of `paths`; a file reached twice is listed once.
+    Names that begin with a dot are left out, and symbolic links to folders are not followed.
 
     Raises
     ------
     ValueError
-        If a path does not exist, a folder holds no image, or a folder cannot be read.
+        If a folder cannot be read.
     """
-    return list(iter_images(paths))
-
-
-def iter_images(paths: str | Path | Iterable[str | Path]) -> Iterator[Path]:
-    """Give image files one by one, as `find_images` lists them.
-
-    Folders are walked as the caller goes on: in memory are the names of one folder, not all files.
-    The paths are checked at once, before the first file is asked for; a folder inside them that
-    cannot be read is told when the walk arrives there.
-
-    Parameters
-    ----------
-    paths : path or iterable of paths
-        As in `find_images`.
-
-    Yields
-    ------
-    Path
-
-    Raises
-    ------
-    ValueError
-        As `find_images`.
-    """
-    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    if not given:
-        raise ValueError("no images given; name at least one file or folder")
-    for path in given:
-        if path.is_dir():
-            if next(_walk(path), None) is None:
-                raise ValueError(
-                    f"no images in folder {str(path)!r}; looked for {', '.join(IMAGE_SUFFIXES)}"
-                )
-        elif not path.exists():
-            raise ValueError(f"no such file or folder: {str(path)!r}")
-    return _each_once(given)
-
-
-def _each_once(given: list[Path]) -> Iterator[Path]:
-    """Walk what was given; a file that an earlier argument has reached is left out.
-
-    What was reached is told from the arguments alone: a set of all files would grow with them.
-    """
-    files: set[Path] = set()
-    folders: list[Path] = []
-    for path in given:
-        walked = path.is_dir()
-        for file in _walk(path) if walked else (path,):
-            if file not in files and not any(_walk_reaches(folder, file) for folder in folders):
-                yield file
-        if walked:
-            folders.append(path)
-        else:
-            files.add(path)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
     for where, folders, names in os.walk(folder, onerror=_refuse_folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -122,8 +78,8 @@ def _refuse_folder(error: OSError) -> None:
     raise ValueError(f"cannot read folder {str(error.filename)!r}: {_reason(error)}") from error
 
 
-def _walk_reaches(folder: Path, file: Path) -> bool:
-    """Tell whether `_walk(folder)` gives `file`, without walking."""
+def walk_reaches(folder: Path, file: Path) -> bool:
+    """Tell whether `walk_images(folder)` gives `file`, without walking."""
     if not file.is_relative_to(folder) or not is_image(file):
         return False
     inside = file.relative_to(folder)
@@ -190,19 +146,24 @@ def to_grey(image: Image, image_shape: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def resize_images(images: NDArray[Any], image_shape: tuple[int, int]) -> NDArray[Any]:
-    """Bring a stack of images to `image_shape`, as `read_image` does for files.
+    """Bring a stack of images to one colour and one size, as `read_image` does for files.
 
     Parameters
     ----------
     images : ndarray of shape (n, height, width) or (n, height, width, 3)
-        uint8; without colours also float32 in [0, 1].
+        uint8; without colours also floating in [0, 1].
     image_shape : tuple of int
         Height and width of the result.
 
     Returns
     -------
-    ndarray of shape (n, *image_shape), same dtype
+    ndarray of shape (n, *image_shape)
+        uint8, or float32 for floats. Not a copy where nothing is to be done.
     """
+    if images.dtype != np.uint8:
+        images = images.astype(np.float32, copy=False)
+    if images.shape[1:] == image_shape:
+        return images
     from PIL import Image
 
     height, width = image_shape
@@ -214,13 +175,6 @@ def resize_images(images: NDArray[Any], image_shape: tuple[int, int]) -> NDArray
             grey = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
             row[:] = np.clip(np.asarray(grey), 0.0, 1.0)  # rounding may pass 1 by an ulp
     return resized
-
-
-# Decoding many image files while the caller works on those already decoded.
-
-logger = logging.getLogger(__name__)
-
-OnError = Literal["raise", "skip"]
 
 
 class ReadFailure(NamedTuple):
@@ -237,22 +191,23 @@ class ImageBatch(NamedTuple):
     ----------
     start : int
         How many images the stream gave before this batch.
-    images : ndarray of shape (n, height, width), uint8
+    images : ndarray of shape (n, height, width)
+        uint8, or float32 in [0, 1] where the source holds floats.
     files : list of Path
-        One a row of `images`.
+        The name of each image.
     failures : list of ReadFailure
         The unreadable files met since the batch before, at most as many as a batch has images;
         empty unless ``on_error="skip"``.
     """
 
     start: int
-    images: NDArray[np.uint8]
+    images: NDArray[Any]
     files: list[Path]
     failures: list[ReadFailure]
 
 
 def iter_image_batches(
-    files: Iterable[str | Path],
+    files: Iterable[str | ImageSource],
     *,
     batch_size: int = 256,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
@@ -260,17 +215,18 @@ def iter_image_batches(
     n_workers: int | None = None,
     progress: bool = False,
 ) -> Iterator[ImageBatch]:
-    """Decode many files, batch by batch, in order, while the caller works on the last batch.
+    """Decode many images, batch by batch, in order, while the caller works on the last batch.
 
     At most two batches are decoded ahead, and `files` is asked for no more, so the memory needed
     does not grow with their number.
 
     Parameters
     ----------
-    files : iterable of paths
+    files : iterable of paths or ArrayImage
         For example from `iter_images`.
     batch_size : int, default=256
-        Images a batch; the last may hold fewer.
+        Images a batch; the last may hold fewer, and so does one before sources that hold floats
+        instead of bytes, or the other way round.
     image_shape : tuple of int, default=(128, 128)
         Height and width of the result, in pixels.
     on_error : {"raise", "skip"}, default="raise"
@@ -299,7 +255,8 @@ def iter_image_batches(
     if n_workers is not None and n_workers < 1:
         raise ValueError(f"n_workers={n_workers} must be at least 1")
     workers = n_workers or min(8, _usable_processors())
-    return _batches(files, batch_size, image_shape, on_error, workers, progress)
+    decoded = _decode(files, 2 * batch_size, image_shape, workers, progress)
+    return _batches(decoded, batch_size, image_shape, on_error)
 
 
 def _usable_processors() -> int:
@@ -308,58 +265,22 @@ def _usable_processors() -> int:
     return os.cpu_count() or 1
 
 
-def _batches(
-    files: Iterable[str | Path],
-    batch_size: int,
-    image_shape: tuple[int, int],
-    on_error: OnError,
-    n_workers: int,
-    progress: bool,
-) -> Iterator[ImageBatch]:
-    start = 0
-    images: list[NDArray[np.uint8]] = []
-    kept: list[Path] = []
-    failures: list[ReadFailure] = []
-
-    def batch() -> ImageBatch:
-        stacked = np.stack(images) if images else np.empty((0, *image_shape), dtype=np.uint8)
-        return ImageBatch(start, stacked, list(kept), list(failures))
-
-    for file, image in _decode(files, 2 * batch_size, image_shape, n_workers, progress):
-        if isinstance(image, ValueError):
-            if on_error == "raise":
-                raise image
-            logger.warning("skipped: %s", image)
-            failures.append(ReadFailure(file, str(image)))
-            if len(failures) == batch_size:
-                yield ImageBatch(start, np.empty((0, *image_shape), np.uint8), [], list(failures))
-                failures.clear()
-            continue
-        images.append(image)
-        kept.append(file)
-        if len(images) == batch_size:
-            yield batch()
-            start += batch_size
-            images.clear()
-            kept.clear()
-            failures.clear()
-    if images or failures:
-        yield batch()
-
-
 def _decode(
-    files: Iterable[str | Path],
+    files: Iterable[str | ImageSource],
     window: int,
     image_shape: tuple[int, int],
     n_workers: int,
     progress: bool,
-) -> Iterator[tuple[Path, NDArray[np.uint8] | ValueError]]:
-    """Give each file's image or error, in order, keeping at most `window` decoded or queued."""
+) -> Generator[tuple[Path, NDArray[Any] | ValueError]]:
+    """Give each image or error, in order, keeping at most `window` decoded or queued."""
     from tqdm import tqdm
 
-    def read(path: Path) -> NDArray[np.uint8] | ValueError:
+    def read(source: ImageSource) -> NDArray[Any] | ValueError:
+        if isinstance(source, ArrayImage):
+            resized: NDArray[Any] = resize_images(source.pixels[None], image_shape)[0]
+            return resized
         try:
-            return read_image(path, image_shape=image_shape)
+            return read_image(source, image_shape=image_shape)
         except ValueError as error:
             return error
 
@@ -371,51 +292,81 @@ def _decode(
         pool = ThreadPoolExecutor(n_workers, thread_name_prefix="decode")
         # Also reached when the caller stops early: what is queued is dropped.
         stack.callback(pool.shutdown, cancel_futures=True)
-        waiting = map(Path, files)
-        queue: deque[tuple[Path, Future[NDArray[np.uint8] | ValueError]]] = deque(
-            (path, pool.submit(read, path)) for path in islice(waiting, window)
+        sources = (Path(file) if isinstance(file, str) else file for file in files)
+        waiting = (
+            (source.name if isinstance(source, ArrayImage) else source, pool.submit(read, source))
+            for source in sources
+        )
+        queue: deque[tuple[Path, Future[NDArray[Any] | ValueError]]] = deque(
+            islice(waiting, window)
         )
         while queue:
-            path, future = queue.popleft()
-            yield path, future.result()
+            name, future = queue.popleft()
+            yield name, future.result()
             bar.update()
-            queue.extend((path, pool.submit(read, path)) for path in islice(waiting, 1))
+            queue.extend(islice(waiting, 1))
+
+
+def _batches(
+    decoded: Generator[tuple[Path, NDArray[Any] | ValueError]],
+    batch_size: int,
+    image_shape: tuple[int, int],
+    on_error: OnError,
+) -> Iterator[ImageBatch]:
+    """Gather images of one dtype, and the failures between them."""
+    start = 0
+    images: list[NDArray[Any]] = []
+    files: list[Path] = []
+    failures: list[ReadFailure] = []
+
+    def batch() -> ImageBatch:
+        nonlocal start, images, files, failures
+        stacked = np.stack(images) if images else np.empty((0, *image_shape), dtype=np.uint8)
+        made = ImageBatch(start, stacked, files, failures)
+        start += len(images)
+        images, files, failures = [], [], []
+        return made
+
+    with closing(decoded):  # ends the threads when the caller stops early
+        for file, image in decoded:
+            if isinstance(image, ValueError):
+                if on_error == "raise":
+                    raise image
+                logger.warning("skipped: %s", image)
+                failures.append(ReadFailure(file, str(image)))
+                if len(failures) == batch_size:
+                    yield ImageBatch(start, np.empty((0, *image_shape), np.uint8), [], failures)
+                    failures = []
+                continue
+            if images and images[0].dtype != image.dtype:
+                yield batch()
+            images.append(image)
+            files.append(file)
+            if len(images) == batch_size:
+                yield batch()
+        if images or failures:
+            yield batch()
 
 
 def read_images(
     files: Sequence[str | Path],
     *,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
-    on_error: OnError = "raise",
     progress: bool = False,
-) -> tuple[NDArray[np.uint8], list[Path], list[ReadFailure]]:
-    """Read image files into one array.
+) -> NDArray[np.uint8]:
+    """Read image files into one array (n, height, width).
 
     Parameters
     ----------
-    files, image_shape, on_error, progress
+    files, image_shape, progress
         As in `iter_image_batches`.
-
-    Returns
-    -------
-    images : ndarray of shape (n, height, width), uint8
-    files : list of Path
-        One a row of `images`.
-    failures : list of ReadFailure
-        Empty unless ``on_error="skip"``.
 
     Raises
     ------
     ValueError
-        As `iter_image_batches`.
+        As `read_image`.
     """
     images = np.empty((len(files), *image_shape), dtype=np.uint8)
-    kept: list[Path] = []
-    failures: list[ReadFailure] = []
-    for batch in iter_image_batches(
-        files, image_shape=image_shape, on_error=on_error, progress=progress
-    ):
+    for batch in iter_image_batches(files, image_shape=image_shape, progress=progress):
         images[batch.start : batch.start + len(batch.images)] = batch.images
-        kept += batch.files
-        failures += batch.failures
-    return images[: len(kept)], kept, failures
+    return images

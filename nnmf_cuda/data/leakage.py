@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.dataset import SPLITS, ImageDataset
+from nnmf_cuda.data.dataset import GROUPS, SPLITS, ImageDataset
 
 __all__ = [
     "LeakageAudit",
     "Neighbours",
+    "SimilarPair",
     "audit_dataset",
     "block_means",
     "check_audit",
@@ -25,214 +27,14 @@ _ROWS = 1024
 """Images compared at a time, so that memory does not grow with the square of their number."""
 
 _SYNTHETIC = "drawn image"
-_GROUPS = ("patient", "patient_fold", "series")
+
 _HASH_BITS = 4
 """Two of a perceptual hash's 63 bits that differ at most this often mean the same picture."""
 
-
-def audit_dataset(
-    dataset: ImageDataset, *, resolution: int = 32, threshold: float = 0.95
-) -> LeakageAudit:
-    """Compare every evaluated image with every training image, and fold with fold.
-
-    Parameters
-    ----------
-    dataset : ImageDataset
-        Images with their split.
-    resolution : int, default=32
-        Side of the grid of block means.
-    threshold : float, default=0.95
-        Correlation above which two images count as near.
-
-    Returns
-    -------
-    LeakageAudit
-
-    Raises
-    ------
-    ValueError
-        If the resolution is below 2 or above the images', or the threshold outside (0, 1].
-
-    Notes
-    -----
-    A high nearest-neighbour accuracy is no proof of leakage: a task may be that easy.
-    """
-    check_audit(resolution=resolution, threshold=threshold)
-    means = block_means(dataset.images, resolution)
-    images = _Compared(
-        _standardised(means), dataset.labels, _digests(dataset), perceptual_hashes(dataset.images)
-    )
-    train = dataset.split == "train"
-    splits, pairs = {}, []
-    for name in SPLITS[1:]:
-        rows = dataset.split == name
-        if not rows.any():
-            continue
-        found, best, nearest = images.compare(rows, train, threshold)
-        splits[name] = replace(found, parted_by=_parted_by(dataset, rows, train))
-        order = np.argsort(-best)[:10]
-        files, known = dataset.files[rows], dataset.files[train]
-        pairs += [(float(best[i]), str(files[i]), name, str(known[nearest[i]])) for i in order]
-    folds = {}
-    if "patient_fold" in dataset.groups:
-        fold_of = dataset.groups["patient_fold"]
-        for fold in np.unique(fold_of).tolist():
-            inside = fold_of == fold
-            if not inside.all():
-                folds[str(fold)], _, _ = images.compare(inside, ~inside, threshold)
-    _, counted = np.unique(images.digests, return_counts=True)
-    return LeakageAudit(
-        splits=splits,
-        folds=folds,
-        counts=_class_counts(dataset),
-        duplicates=int(counted[counted > 1].sum()),
-        pairs=sorted(pairs, reverse=True)[:10],
-        resolution=resolution,
-        threshold=threshold,
-    )
-
-
-def check_audit(*, resolution: int, threshold: float) -> None:
-    """Raise ValueError for options of an audit that fit no images."""
-    if resolution < 2:
-        raise ValueError(
-            f"resolution must be at least 2, got {resolution}: one mean an image correlates with"
-            " nothing"
-        )
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be in (0, 1], got {threshold}")
-
-
-def _parted_by(
-    dataset: ImageDataset, rows: NDArray[np.bool_], train: NDArray[np.bool_]
-) -> str | None:
-    """Return what is known to stand on one side only; of known patients nothing else counts."""
-    if dataset.synthetic:
-        return _SYNTHETIC
-    known = [name for name in _GROUPS if name in dataset.groups]
-    for name in known[:1] if "patient" in known else known:
-        groups = dataset.groups[name]
-        if not np.isin(groups[rows], groups[train]).any():
-            return name
-    return None
-
-
-def block_means(images: NDArray[Any], resolution: int) -> NDArray[np.float64]:
-    """Return the means (n, resolution, resolution) of a grid of blocks as equal as can be.
-
-    Parameters
-    ----------
-    images : array of shape (n, height, width)
-    resolution : int
-        Blocks to a side, at most the smaller side of the images.
-    """
-    height, width = images.shape[1:]
-    if not 1 <= resolution <= min(height, width):
-        raise ValueError(
-            f"resolution must be from 1 to the images' smaller side, {min(height, width)}; got"
-            f" {resolution}"
-        )
-    rows, columns = (np.arange(resolution) * side // resolution for side in (height, width))
-    heights = np.diff(np.append(rows, height))
-    widths = np.diff(np.append(columns, width))
-    sums = np.empty((len(images), resolution, resolution))
-    for start in range(0, len(images), _ROWS):
-        block = images[start : start + _ROWS].astype(np.float64)
-        block = np.add.reduceat(np.add.reduceat(block, rows, axis=1), columns, axis=2)
-        sums[start : start + _ROWS] = block
-    means: NDArray[np.float64] = sums / np.outer(heights, widths)
-    return means
-
-
-def perceptual_hashes(images: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return 63 bits for each image: whether low frequencies of its cosine transform are high.
-
-    The DCT hash of an image's 32x32 block means (its own pixels, where it has fewer): the 8x8
-    lowest coefficients but the first, against their median.
-    """
-    from scipy.fft import dctn
-
-    side = min(32, *images.shape[1:])
-    low = dctn(block_means(images, side), axes=(1, 2))[:, :8, :8].reshape(len(images), -1)[:, 1:]
-    bits: NDArray[np.bool_] = low > np.median(low, axis=1, keepdims=True)
-    return bits
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """All images as they are compared: unit vectors, labels, digests, hashes."""
-
-    vectors: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    digests: NDArray[np.str_]
-    hashes: NDArray[np.bool_]
-
-    def compare(
-        self, rows: NDArray[np.bool_], others: NDArray[np.bool_], threshold: float
-    ) -> tuple[Neighbours, NDArray[np.float64], NDArray[np.int64]]:
-        """Return what was found, each row's highest correlation, and with which of the others."""
-        best, nearest, close = self._nearest(rows, others)
-        known = self.labels[others]
-        labels = self.labels[rows]
-        found = Neighbours(
-            n=int(rows.sum()),
-            near_share=float((best > threshold).mean()),
-            nearest_accuracy=float((known[nearest] == labels).mean()),
-            majority_accuracy=float(np.bincount(labels).max() / len(labels)),
-            identical=int(np.isin(self.digests[rows], self.digests[others]).sum()),
-            same_hash=int(close.sum()),
-        )
-        return found, best, nearest
-
-    def _nearest(
-        self, rows: NDArray[np.bool_], others: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-        theirs = self.vectors[others].T
-        signs = np.where(self.hashes, 1.0, -1.0)
-        n_bits = signs.shape[1]
-        best, nearest, close = [], [], []
-        chosen = np.flatnonzero(rows)
-        for start in range(0, len(chosen), _ROWS):
-            part = chosen[start : start + _ROWS]
-            correlations = self.vectors[part] @ theirs
-            nearest.append(correlations.argmax(1))
-            best.append(correlations.max(1))
-            differing = (n_bits - (signs[part] @ signs[others].T).max(1)) / 2
-            close.append(differing <= _HASH_BITS)
-        return np.concatenate(best), np.concatenate(nearest), np.concatenate(close)
-
-
-def _standardised(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Center each image and scale it to length 1; an image of one gray correlates with nothing."""
-    flat = means.reshape(len(means), -1)
-    flat = flat - flat.mean(1, keepdims=True)
-    length = np.linalg.norm(flat, axis=1, keepdims=True)
-    unit: NDArray[np.float64] = np.divide(
-        flat, length, out=np.zeros_like(flat), where=length > 1e-9
-    )
-    return unit
-
-
-def _digests(dataset: ImageDataset) -> NDArray[np.str_]:
-    import hashlib
-
-    return np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in dataset.images])
-
-
-def _class_counts(dataset: ImageDataset) -> dict[str, dict[str, int]]:
-    counts = {}
-    for split in SPLITS:
-        labels = dataset.labels[dataset.split == split]
-        counts[split] = {
-            name: int((labels == c).sum()) for c, name in enumerate(dataset.label_names)
-        }
-    return counts
-
-
-# What an audit of leakage has found, as figures, sentences and a table.
-
 _NEGLIGIBLE_SHARE = 0.01
 _ALARM_EXCESS = 0.5
+
+_N_PAIRS = 10
 
 
 @dataclass(frozen=True)
@@ -288,6 +90,25 @@ def _at_least(k: int, n: int) -> float:
     return float(binomtest(k, n).proportion_ci(method="wilson").low)
 
 
+class SimilarPair(NamedTuple):
+    """Two images on either side of the split that are among the most similar.
+
+    Attributes
+    ----------
+    correlation : float
+        Of their block means.
+    file, split : str
+        The evaluated image, and whether it is of "valid" or "test".
+    training_file : str
+        The training image.
+    """
+
+    correlation: float
+    file: str
+    split: str
+    training_file: str
+
+
 @dataclass(frozen=True)
 class LeakageAudit:
     """What `audit_dataset` found.
@@ -302,9 +123,8 @@ class LeakageAudit:
         Images of each class in each split.
     duplicates : int
         Images that have an equal one anywhere in the data set.
-    pairs : list of tuple
-        Up to ten of the most similar pairs across the split: correlation, evaluated file, its
-        split, training file.
+    pairs : list of SimilarPair
+        Up to ten of the most similar pairs across the split, the most similar first.
     resolution : int
         Side of the grid of block means that are compared.
     threshold : float
@@ -315,7 +135,7 @@ class LeakageAudit:
     folds: Mapping[str, Neighbours]
     counts: Mapping[str, Mapping[str, int]]
     duplicates: int
-    pairs: list[tuple[float, str, str, str]]
+    pairs: list[SimilarPair]
     resolution: int
     threshold: float
 
@@ -327,7 +147,7 @@ class LeakageAudit:
             folds={name: Neighbours(**found) for name, found in content["patient_folds"].items()},
             counts=content["counts"],
             duplicates=content["duplicates"],
-            pairs=[tuple(pair) for pair in content["most_similar_pairs"]],
+            pairs=[SimilarPair(*pair) for pair in content["most_similar_pairs"]],
             resolution=content["resolution"],
             threshold=content["threshold"],
         )
@@ -337,8 +157,8 @@ class LeakageAudit:
         return {
             "resolution": self.resolution,
             "threshold": self.threshold,
-            "splits": {name: vars(found) for name, found in self.splits.items()},
-            "patient_folds": {name: vars(found) for name, found in self.folds.items()},
+            "splits": {name: asdict(found) for name, found in self.splits.items()},
+            "patient_folds": {name: asdict(found) for name, found in self.folds.items()},
             "counts": {split: dict(counts) for split, counts in self.counts.items()},
             "duplicates": self.duplicates,
             "most_similar_pairs": [list(pair) for pair in self.pairs],
@@ -402,3 +222,203 @@ class LeakageAudit:
             lines.append("most similar pairs across the split:")
             lines += [f"  {r:.4f}  {a} ({split})  {b}" for r, a, split, b in self.pairs]
         return "\n".join([*lines, *self.warnings()])
+
+
+def audit_dataset(
+    dataset: ImageDataset, *, resolution: int = 32, threshold: float = 0.95
+) -> LeakageAudit:
+    """Compare every evaluated image with every training image, and fold with fold.
+
+    Parameters
+    ----------
+    dataset : ImageDataset
+        Images with their split.
+    resolution : int, default=32
+        Side of the grid of block means.
+    threshold : float, default=0.95
+        Correlation above which two images count as near.
+
+    Returns
+    -------
+    LeakageAudit
+
+    Raises
+    ------
+    ValueError
+        If the resolution is below 2 or above the images', or the threshold outside (0, 1].
+
+    Notes
+    -----
+    A high nearest-neighbour accuracy is no proof of leakage: a task may be that easy.
+    """
+    check_audit(resolution=resolution, threshold=threshold)
+    means = block_means(dataset.images, resolution)
+    images = _Compared(
+        _standardised(means), dataset.labels, _digests(dataset), perceptual_hashes(dataset.images)
+    )
+    train = dataset.split == "train"
+    splits: dict[str, Neighbours] = {}
+    pairs: list[SimilarPair] = []
+    for name in SPLITS[1:]:
+        rows = dataset.split == name
+        if not rows.any():
+            continue
+        found, best, nearest = images.compare(rows, train, threshold)
+        splits[name] = replace(found, parted_by=_parted_by(dataset, rows, train))
+        order = np.argsort(-best)[:_N_PAIRS]
+        files, known = dataset.files[rows], dataset.files[train]
+        pairs += [
+            SimilarPair(float(best[i]), str(files[i]), name, str(known[nearest[i]])) for i in order
+        ]
+    folds = {}
+    if "patient_fold" in dataset.groups:
+        fold_of = dataset.groups["patient_fold"]
+        for fold in np.unique(fold_of).tolist():
+            inside = fold_of == fold
+            if not inside.all():
+                folds[str(fold)], _, _ = images.compare(inside, ~inside, threshold)
+    _, counted = np.unique(images.digests, return_counts=True)
+    return LeakageAudit(
+        splits=splits,
+        folds=folds,
+        counts=_class_counts(dataset),
+        duplicates=int(counted[counted > 1].sum()),
+        pairs=sorted(pairs, reverse=True)[:_N_PAIRS],
+        resolution=resolution,
+        threshold=threshold,
+    )
+
+
+def check_audit(*, resolution: int, threshold: float) -> None:
+    """Raise ValueError for options of an audit that fit no images."""
+    if resolution < 2:
+        raise ValueError(
+            f"resolution must be at least 2, got {resolution}: one mean an image correlates with"
+            " nothing"
+        )
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+
+
+def _parted_by(
+    dataset: ImageDataset, rows: NDArray[np.bool_], train: NDArray[np.bool_]
+) -> str | None:
+    """Return what is known to stand on one side only; of known patients nothing else counts."""
+    if dataset.synthetic:
+        return _SYNTHETIC
+    known = [name for name in GROUPS if name in dataset.groups]
+    for name in known[:1] if "patient" in known else known:
+        groups = dataset.groups[name]
+        if not np.isin(groups[rows], groups[train]).any():
+            return name
+    return None
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """All images as they are compared: unit vectors, labels, digests, hashes."""
+
+    vectors: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    digests: NDArray[np.str_]
+    hashes: NDArray[np.bool_]
+
+    def compare(
+        self, rows: NDArray[np.bool_], others: NDArray[np.bool_], threshold: float
+    ) -> tuple[Neighbours, NDArray[np.float64], NDArray[np.int64]]:
+        """Return what was found, each row's highest correlation, and with which of the others."""
+        best, nearest, close = self._nearest(rows, others)
+        known = self.labels[others]
+        labels = self.labels[rows]
+        found = Neighbours(
+            n=int(rows.sum()),
+            near_share=float((best > threshold).mean()),
+            nearest_accuracy=float((known[nearest] == labels).mean()),
+            majority_accuracy=float(np.bincount(labels).max() / len(labels)),
+            identical=int(np.isin(self.digests[rows], self.digests[others]).sum()),
+            same_hash=int(close.sum()),
+        )
+        return found, best, nearest
+
+    def _nearest(
+        self, rows: NDArray[np.bool_], others: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+        theirs = self.vectors[others].T
+        signs = np.where(self.hashes, 1.0, -1.0)
+        n_bits = signs.shape[1]
+        best, nearest, close = [], [], []
+        chosen = np.flatnonzero(rows)
+        for start in range(0, len(chosen), _ROWS):
+            part = chosen[start : start + _ROWS]
+            correlations = self.vectors[part] @ theirs
+            nearest.append(correlations.argmax(1))
+            best.append(correlations.max(1))
+            differing = (n_bits - (signs[part] @ signs[others].T).max(1)) / 2
+            close.append(differing <= _HASH_BITS)
+        return np.concatenate(best), np.concatenate(nearest), np.concatenate(close)
+
+
+def _standardised(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Center each image and scale it to length 1; an image of one gray correlates with nothing."""
+    flat = means.reshape(len(means), -1)
+    flat = flat - flat.mean(1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    unit: NDArray[np.float64] = np.divide(
+        flat, length, out=np.zeros_like(flat), where=length > 1e-9
+    )
+    return unit
+
+
+def _digests(dataset: ImageDataset) -> NDArray[np.str_]:
+    return np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in dataset.images])
+
+
+def _class_counts(dataset: ImageDataset) -> dict[str, dict[str, int]]:
+    counts = {}
+    for split in SPLITS:
+        labels = dataset.labels[dataset.split == split]
+        counts[split] = {
+            name: int((labels == c).sum()) for c, name in enumerate(dataset.label_names)
+        }
+    return counts
+
+
+def block_means(images: NDArray[Any], resolution: int) -> NDArray[np.float64]:
+    """Return the means (n, resolution, resolution) of a grid of blocks as equal as can be.
+
+    Parameters
+    ----------
+    images : array of shape (n, height, width)
+    resolution : int
+        Blocks to a side, at most the smaller side of the images.
+    """
+    height, width = images.shape[1:]
+    if not 1 <= resolution <= min(height, width):
+        raise ValueError(
+            f"resolution must be from 1 to the images' smaller side, {min(height, width)}; got"
+            f" {resolution}"
+        )
+    rows, columns = (np.arange(resolution) * side // resolution for side in (height, width))
+    heights = np.diff(np.append(rows, height))
+    widths = np.diff(np.append(columns, width))
+    sums = np.empty((len(images), resolution, resolution))
+    for start in range(0, len(images), _ROWS):
+        block = images[start : start + _ROWS].astype(np.float64)
+        block = np.add.reduceat(np.add.reduceat(block, rows, axis=1), columns, axis=2)
+        sums[start : start + _ROWS] = block
+    means: NDArray[np.float64] = sums / np.outer(heights, widths)
+    return means
+
+
+def perceptual_hashes(images: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return 63 bits for each image: whether low frequencies of its cosine transform are high.
+
+    The DCT hash of an image's 32x32 block means (its own pixels, where it has fewer): the 8x8
+    lowest coefficients but the first, against their median.
+    """
+    from scipy.fft import dctn
+
+    side = min(32, *images.shape[1:])
+    low = dctn(block_means(images, side), axes=(1, 2))[:, :8, :8].reshape(len(images), -1)[:, 1:]
+    bits: NDArray[np.bool_] = low > np.median(low, axis=1, keepdims=True)
+    return bits

@@ -1,20 +1,19 @@
-"""One way in for every kind of source."""
+"""Labelled data sets: a source's records, with classes chosen, images decoded, and a split."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.dataset import ImageDataset, Records
-from nnmf_cuda.data.images import IMAGE_SHAPE
+from nnmf_cuda.data.dataset import ImageDataset
+from nnmf_cuda.data.images import IMAGE_SHAPE, read_images, resize_images
 from nnmf_cuda.data.phantom import phantom
-from nnmf_cuda.data.readers.coco import find_coco_splits, read_coco
-from nnmf_cuda.data.readers.folders import read_folders
-from nnmf_cuda.data.readers.npz import read_npz
+from nnmf_cuda.data.readers import Records, reader_of
 from nnmf_cuda.data.splits import N_FOLDS, fold_names, make_split, ways_to_split
 
 logger = logging.getLogger(__name__)
@@ -36,8 +35,8 @@ def load_dataset(
     Parameters
     ----------
     path : path or None
-        An ``.npz`` (see `read_npz`), a COCO export (see `read_coco`), or class folders (see
-        `read_folders`). None makes the `phantom` with `seed`.
+        An ``.npz``, a COCO export or class folders: what a module of `nnmf_cuda.data.readers`
+        reads and describes. None makes the `phantom` with `seed`.
     classes : str, optional
         Which classes to use and in which order, e.g. ``"2=Normal,1=Tumor"``; see `parse_classes`.
         By default every class that has images, in the source's order.
@@ -64,16 +63,16 @@ def load_dataset(
         If the source cannot be read, or the arguments do not fit it.
     """
     if path is None:
-        if test_fold is not None:
-            raise ValueError(f"test_fold={test_fold}: the built-in images have no patient_fold")
-        return _load_phantom(classes, label_key, split_by, seed, image_shape)
+        _check_phantom(classes, label_key, split_by, test_fold)
+        return phantom(seed=seed, image_shape=image_shape)
     source = str(path)
     if classes is not None:
         parse_classes(classes)  # before any image is read
-    found = _read(Path(path), label_key=label_key, image_shape=image_shape, progress=progress)
+    found = _read(path, label_key)
     records, labels, label_names, class_notes = choose_classes(
         found, classes=classes, source=source
     )
+    images, image_notes = _decoded(records, image_shape, progress=progress)
     split, split_notes = make_split(
         labels,
         split=records.split,
@@ -83,11 +82,11 @@ def load_dataset(
         seed=seed,
         source=source,
     )
-    notes = (*class_notes, *records.notes, *split_notes)
+    notes = (*class_notes, *records.notes, *image_notes, *split_notes)
     for note in notes:
         logger.info("%s: %s", source, note)
     return ImageDataset(
-        images=records.images,
+        images=images,
         labels=labels,
         label_names=label_names,
         split=split,
@@ -112,7 +111,7 @@ def folds_by(path: str | Path, *, label_key: str = "labels") -> dict[str, list[s
         For each `split_by`, the first being the default, the values that `test_fold` can take;
         none for "split".
     """
-    found = _read(Path(path), label_key=label_key, image_shape=IMAGE_SHAPE, progress=False)
+    found = _read(path, label_key)
     dealt = [str(fold) for fold in range(1, N_FOLDS + 1)]
     folds = {name: dealt for name in ways_to_split(found.split, found.groups)}
     if "patient_fold" in folds:
@@ -120,32 +119,31 @@ def folds_by(path: str | Path, *, label_key: str = "labels") -> dict[str, list[s
     return folds | ({"split": []} if "split" in folds else {})
 
 
-def _read(path: Path, *, label_key: str, image_shape: tuple[int, int], progress: bool) -> Records:
-    if path.is_dir():
-        if label_key != "labels":
-            raise ValueError(
-                f"label_key={label_key!r} picks an array of an .npz, but {path} is a folder; "
-                "leave it out"
-            )
-        reader = read_coco if find_coco_splits(path) else read_folders
-        return reader(path, image_shape=image_shape, progress=progress)
-    if not path.exists():
-        raise ValueError(f"no such file or folder: {str(path)!r}")
-    if path.suffix.lower() != ".npz":
-        raise ValueError(
-            f"{str(path)!r} is neither an .npz nor a folder; give an .npz, a COCO export or class "
-            "folders"
-        )
-    return read_npz(path, label_key=label_key, image_shape=image_shape)
+def _read(path: str | Path, label_key: str) -> Records:
+    return reader_of(Path(path)).read(Path(path), label_key=label_key)
 
 
-def _load_phantom(
-    classes: str | None,
-    label_key: str,
-    split_by: str | None,
-    seed: int,
-    image_shape: tuple[int, int],
-) -> ImageDataset:
+def _decoded(
+    records: Records, image_shape: tuple[int, int], *, progress: bool
+) -> tuple[NDArray[Any], list[str]]:
+    """Return images (n, *image_shape), and what was done to pixels that the source held."""
+    if not isinstance(records.images, np.ndarray):
+        return read_images(records.images, image_shape=image_shape, progress=progress), []
+    resized = resize_images(records.images, image_shape)
+    if records.images.shape[1:] == image_shape:
+        return resized, []
+    height, width, *colours = records.images.shape[1:]
+    return resized, [
+        f"Images of {height} x {width} pixels{' with colours' if colours else ''} were converted to"
+        f" grey images of {image_shape[0]} x {image_shape[1]}"
+    ]
+
+
+def _check_phantom(
+    classes: str | None, label_key: str, split_by: str | None, test_fold: int | str | None
+) -> None:
+    if test_fold is not None:
+        raise ValueError(f"test_fold={test_fold}: the built-in images have no patient_fold")
     given = {
         "classes": classes is not None,
         "label_key": label_key != "labels",
@@ -157,10 +155,6 @@ def _load_phantom(
                 f"{name} is for a data set of yours, but no path was given, which stands for the "
                 f"built-in synthetic images; give a path, or leave {name} out"
             )
-    return phantom(seed=seed, image_shape=image_shape)
-
-
-# Which classes of a source are used, and in which order.
 
 
 def parse_classes(classes: str) -> dict[str, str]:
@@ -226,7 +220,8 @@ def choose_classes(
     ValueError
         If a chosen class has no image, or fewer than two classes are left.
     """
-    counts = dict(zip(*_count(records.values), strict=True))
+    found, n_found = np.unique(records.values, return_counts=True)
+    counts = dict(zip(found.tolist(), n_found.tolist(), strict=True))
     if classes is None:
         mapping = {value: name for value, name in records.names.items() if value in counts}
     else:
@@ -249,11 +244,6 @@ def choose_classes(
     if not kept.all():
         notes.append(f"{int((~kept).sum())} images of classes not chosen are left out")
     return records.take(kept), labels[kept], tuple(mapping.values()), notes
-
-
-def _count(values: NDArray[np.str_]) -> tuple[list[str], list[int]]:
-    found, counts = np.unique(values, return_counts=True)
-    return found.tolist(), counts.tolist()
 
 
 def _listed(names: Mapping[str, str], counts: Mapping[str, int]) -> str:

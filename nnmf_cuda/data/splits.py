@@ -1,4 +1,4 @@
-"""Dividing images into training, validation and test images."""
+"""Dividing images into training, validation and test images: by shares, or by folds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.dataset import SPLITS
+from nnmf_cuda.data.dataset import GROUPS, SPLITS
 
-__all__ = ["N_FOLDS", "deal_folds", "fold_names", "split_by_fold"]
+__all__ = ["N_FOLDS", "SplitBy", "fold_names", "make_split", "ways_to_split"]
 
 
 SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
+
 FRACTIONS = (0.70, 0.15, 0.15)
+"""Shares of the three parts."""
+
+N_FOLDS = 5
+"""Folds that are dealt where the source has none."""
+
 N_TRIALS = 32
+"""Random orders in which whole groups are dealt out, to keep the best deal."""
 
 
 def make_split(
@@ -85,24 +92,82 @@ def make_split(
         assert split is not None
         return _complete(split, labels, groups.get("patient"), seed=seed, source=source)
     if split_by == "patient_fold":
-        return split_by_fold(groups[split_by], test_fold, name=split_by, source=source)
+        return _split_by_fold(groups[split_by], test_fold, name=split_by, source=source)
     members = groups.get(split_by)
     if test_fold is not None:
-        folds = deal_folds(labels, members, name=split_by, source=source)
+        folds = _deal_folds(labels, members, name=split_by, source=source)
         name = f"{N_FOLDS} folds by {split_by}"
-        return split_by_fold(folds, test_fold, name=name, source=source)
+        return _split_by_fold(folds, test_fold, name=name, source=source)
     made = _divide(labels, members, FRACTIONS, seed=seed, source=source)
-    return _named(made), [_made_note(split_by, members, seed, has_patients="patient" in has)]
+    return np.array(SPLITS)[made], [
+        _made_note(split_by, members, seed, has_patients="patient" in has)
+    ]
 
 
 def ways_to_split(split: NDArray[np.str_] | None, groups: Mapping[str, Any]) -> list[str]:
     """Return what `split_by` can be, the one that is taken by default first."""
-    of_groups = [name for name in ("patient", "patient_fold", "series") if name in groups]
+    of_groups = [name for name in GROUPS if name in groups]
     return [*(["split"] if split is not None else []), *of_groups, "random"]
 
 
-def _named(parts: NDArray[np.int64]) -> NDArray[np.str_]:
-    return np.array(SPLITS)[parts]
+def fold_names(folds: NDArray[Any], *, source: str) -> list[str]:
+    """Return the names of a source's own folds, in order.
+
+    Raises
+    ------
+    ValueError
+        If they are no integers or text, or fewer than three.
+    """
+    if folds.dtype.kind not in "iuU":
+        raise ValueError(f"{source}: patient_fold is {folds.dtype}; give integers or text")
+    found = np.unique(folds).tolist()
+    if len(found) < 3:
+        raise ValueError(
+            f"split_by='patient_fold' needs at least 3 folds (test, valid, train), but {source} "
+            f"has {len(found)}; choose split_by='random'"
+        )
+    return [str(fold) for fold in found]
+
+
+def _split_by_fold(
+    folds: NDArray[Any], test_fold: int | str | None, *, name: str, source: str
+) -> tuple[NDArray[np.str_], list[str]]:
+    """Let one fold test (by default the lowest), the next validate, and the others train."""
+    names = fold_names(folds, source=source)
+    if test_fold is not None and str(test_fold) not in names:
+        raise ValueError(f"test_fold={test_fold}: {source} has the folds {', '.join(names)}")
+    first = 0 if test_fold is None else names.index(str(test_fold))
+    test, valid, *train = names[first:] + names[:first]
+    of_image = folds.astype(np.str_)
+    split = np.select([of_image == test, of_image == valid], ["test", "valid"], "train")
+    return split.astype(np.str_), [
+        f"Split by {name}: {', '.join(train)} train, {valid} validates, {test} tests"
+    ]
+
+
+def _deal_folds(
+    labels: NDArray[np.int64], groups: NDArray[Any] | None, *, name: str, source: str
+) -> NDArray[np.int64]:
+    """Deal images (n_images,) into folds 1..N_FOLDS with near the same share of each class.
+
+    Whole groups go together where they are given. The folds depend on the data alone, not on a
+    seed, so that runs from several seeds are tested on the same ones.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    folds = np.zeros(len(labels), dtype=np.int64)
+    dealer = StratifiedKFold(N_FOLDS) if groups is None else StratifiedGroupKFold(N_FOLDS)
+    n_members = np.bincount(labels).min() if groups is None else len(np.unique(groups))
+    if n_members >= N_FOLDS:
+        for fold, (_, rows) in enumerate(dealer.split(labels, labels, groups), start=1):
+            folds[rows] = fold
+    classes = {tuple(np.unique(labels[folds == fold])) for fold in range(1, N_FOLDS + 1)}
+    if classes != {tuple(np.unique(labels))}:
+        raise ValueError(
+            f"{source}: its images cannot be dealt into {N_FOLDS} folds by {name} so that each has"
+            " every class: add images, or leave test_fold out"
+        )
+    return folds
 
 
 def _made_note(
@@ -138,7 +203,7 @@ def _complete(
         source=source,
     )
     completed = split.astype(f"<U{max(map(len, SPLITS))}")
-    completed[training] = _named(made)
+    completed[training] = np.array(SPLITS)[made]
     n_valid = int((made == 1).sum())
     return completed, [
         f"The source has no validation images: {n_valid} of its {len(training)} training images "
@@ -232,82 +297,3 @@ def _deal(
         parts[group] = part
         lacking[part] -= shares[group]
     return parts
-
-
-# Folds: which part of the images tests, when every image is to be tested once.
-
-N_FOLDS = 5
-"""Folds that are dealt where the source has none."""
-
-
-def fold_names(folds: NDArray[Any], *, source: str) -> list[str]:
-    """Return the names of a source's own folds, in order.
-
-    Raises
-    ------
-    ValueError
-        If they are no integers or text, or fewer than three.
-    """
-    if folds.dtype.kind not in "iuU":
-        raise ValueError(f"{source}: patient_fold is {folds.dtype}; give integers or text")
-    found = np.unique(folds).tolist()
-    if len(found) < 3:
-        raise ValueError(
-            f"split_by='patient_fold' needs at least 3 folds (test, valid, train), but {source} "
-            f"has {len(found)}; choose split_by='random'"
-        )
-    return [str(fold) for fold in found]
-
-
-def split_by_fold(
-    folds: NDArray[Any], test_fold: int | str | None, *, name: str, source: str
-) -> tuple[NDArray[np.str_], list[str]]:
-    """Let one fold test (by default the lowest), the next validate, and the others train."""
-    names = fold_names(folds, source=source)
-    if test_fold is not None and str(test_fold) not in names:
-        raise ValueError(f"test_fold={test_fold}: {source} has the folds {', '.join(names)}")
-    first = 0 if test_fold is None else names.index(str(test_fold))
-    test, valid, *train = names[first:] + names[:first]
-    of_image = folds.astype(np.str_)
-    split = np.select([of_image == test, of_image == valid], ["test", "valid"], "train")
-    return split.astype(np.str_), [
-        f"Split by {name}: {', '.join(train)} train, {valid} validates, {test} tests"
-    ]
-
-
-def deal_folds(
-    labels: NDArray[np.int64], groups: NDArray[Any] | None, *, name: str, source: str
-) -> NDArray[np.int64]:
-    """Deal images into folds 1..N_FOLDS with near the same share of each class.
-
-    Whole groups go together where they are given. The folds depend on the data alone, not on a
-    seed, so that runs from several seeds are tested on the same ones.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (n_images,), int64
-    groups : ndarray of shape (n_images,), or None
-        Such as patients.
-    name, source : str
-        What the groups are, and the path, for messages.
-
-    Raises
-    ------
-    ValueError
-        If a fold would lack a class.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    folds = np.zeros(len(labels), dtype=np.int64)
-    dealer = StratifiedKFold(N_FOLDS) if groups is None else StratifiedGroupKFold(N_FOLDS)
-    n_members = np.bincount(labels).min() if groups is None else len(np.unique(groups))
-    if n_members >= N_FOLDS:
-        for fold, (_, rows) in enumerate(dealer.split(labels, labels, groups), start=1):
-            folds[rows] = fold
-    classes = {tuple(np.unique(labels[folds == fold])) for fold in range(1, N_FOLDS + 1)}
-    if classes != {tuple(np.unique(labels))}:
-        raise ValueError(
-            f"{source}: its images cannot be dealt into {N_FOLDS} folds by {name} so that each has"
-            " every class: add images, or leave test_fold out"
-        )
-    return folds

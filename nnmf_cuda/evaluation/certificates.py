@@ -1,4 +1,8 @@
-"""Certified radii by randomised smoothing, with the one-shot denoiser or with plain noise."""
+"""Certified radii by randomised smoothing, with the one-shot denoiser or with plain noise.
+
+`certify` lets a `BaseClassifier` vote on noisy copies of each sample, and turns a clear majority
+into a radius.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,10 @@ from torch import Tensor, nn
 
 from nnmf_cuda import ops
 from nnmf_cuda.evaluation.metrics import check_labels
-from nnmf_cuda.evaluation.rows import device_of, evaluation_mode
+from nnmf_cuda.evaluation.rows import device_of
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
+from nnmf_cuda.models.modes import frozen
 
 __all__ = ["ABSTAINED", "BaseClassifier", "Certificate", "base_classifier", "certify"]
 
@@ -24,6 +29,10 @@ ABSTAINED = -1
 """The prediction of a smoothed classifier that cannot tell which class is the likeliest."""
 
 _SELECTION, _ESTIMATION = 0, 1
+"""Words of the seeds of a sample's two sets of draws."""
+
+_ENTRIES = 2**21
+"""Numbers of features held at a time."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +225,7 @@ def certify(
     labels = check_labels(y)
     features = _features(x, len(labels), device_of(defended))
     _check_counts(n_selection, n_estimation, alpha, seed)
-    with evaluation_mode(defended), evaluation_mode(base.model):
+    with frozen(defended), frozen(base.model), torch.no_grad():
         found = [
             _certify_one(base, row, (seed, i), n_selection, n_estimation, alpha)
             for i, row in enumerate(features)
@@ -289,12 +298,6 @@ def _check_counts(n_selection: int, n_estimation: int, alpha: float, seed: int) 
             f"n_estimation={n_estimation} at alpha={alpha:g} abstains even where all draws agree; "
             f"give at least {least} draws"
         )
-
-
-# Classifiers of noisy features, one draw and one vote at a time: what smoothing is made of.
-
-_ENTRIES = 2**21
-"""Numbers of features held at a time."""
 
 
 class BaseClassifier:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from nnmf_cuda.evaluation.metrics import (
     classification_metrics,
     majority_class_accuracy,
 )
+from nnmf_cuda.models.modes import frozen
 
 __all__ = [
     "ROW_NAMES",
@@ -27,22 +27,8 @@ __all__ = [
     "denoising_error",
     "device_of",
     "evaluate_rows",
-    "evaluation_mode",
     "predict_probabilities",
 ]
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set every module to evaluation, without gradients, and put each back as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -81,19 +67,24 @@ def predict_probabilities(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; need at least 1")
-    features = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach()
-    if features.ndim != 2 or len(features) == 0:
-        raise ValueError(
-            f"x has shape {tuple(features.shape)}; give (n_samples, n_features), not empty"
-        )
-    features = features.to(device_of(model), torch.float32)
+    features = _features(x, device_of(model), name="x")
     options = {} if generator is None else {"generator": generator}
-    with evaluation_mode(model):
+    with frozen(model), torch.no_grad():
         starts = range(0, len(features), batch_size)
         logits = torch.cat([model(features[i : i + batch_size], **options) for i in starts])
     if not torch.isfinite(logits).all():
         raise ValueError("the model returned NaN or infinite logits; check its weights and x")
     return logits.double().softmax(dim=1).cpu().numpy()
+
+
+def _features(x: ArrayLike | Tensor, device: torch.device, *, name: str) -> Tensor:
+    """Return x as float32 on a device, or say that it is no array (n_samples, n_features)."""
+    features = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach()
+    if features.ndim != 2 or len(features) == 0:
+        raise ValueError(
+            f"{name} has shape {tuple(features.shape)}; give (n_samples, n_features), not empty"
+        )
+    return features.to(device, torch.float32)
 
 
 ROW_NAMES = ("Clean_Baseline", "Clean_Defended", "Robust_Baseline", "Robust_Defended")
@@ -289,12 +280,7 @@ def denoising_error(
         If ``x_start`` is not two-dimensional or empty, or a timestep is outside the schedule.
     """
     device = device_of(denoiser)
-    x = torch.as_tensor(x_start if isinstance(x_start, Tensor) else np.asarray(x_start))
-    x = x.detach().to(device, torch.float32)
-    if x.ndim != 2 or len(x) == 0:
-        raise ValueError(
-            f"x_start has shape {tuple(x.shape)}; give (n_samples, n_features), not empty"
-        )
+    x = _features(x_start, device, name="x_start")
     schedule = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
     if timesteps is None:
         timesteps = _evenly_spread_levels((1 - schedule).sqrt().numpy(), 25)
@@ -304,7 +290,7 @@ def denoising_error(
     generator = torch.Generator(device).manual_seed(seed)
     clean = x.repeat(n_draws, 1)
     noisy_errors, denoised_errors = [], []
-    with evaluation_mode(denoiser):
+    with frozen(denoiser), torch.no_grad():
         for t in timesteps:
             kept = float(schedule[t])
             noise = torch.randn(clean.shape, generator=generator, device=device)

@@ -19,6 +19,7 @@ __all__ = [
     "NNMFConfig",
     "PRESETS",
     "SelectionConfig",
+    "SplitBy",
 ]
 
 
@@ -94,6 +95,9 @@ _Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", 
 _Method = Literal["pgd", "trades"]
 _Norm = Literal["Linf", "L2"]
 
+SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
+"""Where a split comes from."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -105,7 +109,7 @@ class DataConfig:
     """COCO categories as "2=Normal,1=Tumor", in label order; the last class is the positive one."""
     label_key: str = "labels"
     """Which array of an .npz holds the labels."""
-    split_by: Literal["split", "patient_fold", "patient", "series", "random"] | None = None
+    split_by: SplitBy | None = None
     """Where the split comes from; None takes the source's own, else makes one by patient or
     image."""
     test_fold: int | str | None = None

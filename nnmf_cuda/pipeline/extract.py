@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnmf_cuda.data import ImageBatch, ReadFailure, iter_image_batches
+from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, iter_image_batches
 from nnmf_cuda.models.features import FeatureExtractor
 
 __all__ = ["FORMATS", "Streams", "computed_batches", "extract_to_file", "pipelined"]
@@ -56,8 +56,8 @@ def computed_batches(
     batches : iterable of ImageBatch
         Also without images: nothing is then computed.
     compute : callable
-        Maps uint8 images (n, height, width) on `device` to a tensor (n, n_columns) there. Called
-        without gradients, on the stream that is current when the first batch is asked for.
+        Maps the images of a batch (n, height, width) on `device` to a tensor (n, n_columns) there.
+        Called without gradients, on the stream that is current when the first batch is asked for.
     device : torch.device
         Where `compute` works.
     n_columns : int
@@ -132,13 +132,15 @@ class _Slot:
             None  # the event of a batch that has not been received
         )
 
-    def send(self, images: NDArray[np.uint8], compute: Compute) -> None:
+    def send(self, batch: NDArray[Any], compute: Compute) -> None:
         """Start a batch; only where the one before has been received."""
         assert self._returned is None
-        if len(images) > self._capacity[0] or images.shape[1:] != self._capacity[1:]:
-            self._allocate(images.shape)
+        images = torch.from_numpy(batch)
+        fits = len(images) <= self._capacity[0] and images.shape[1:] == self._capacity[1:]
+        if not fits or images.dtype != self._staged.dtype:
+            self._allocate(tuple(images.shape), images.dtype)
         self._n_rows = n = len(images)
-        self._staged[:n].copy_(torch.from_numpy(images))
+        self._staged[:n].copy_(images)
         streams = self._streams
         streams.submit("upload", lambda: _copy(self._images[:n], self._staged[:n]))
         streams.hold("compute", streams.record("upload"))
@@ -155,12 +157,12 @@ class _Slot:
         result: NDArray[Any] = self._landed[: self._n_rows].numpy().copy()
         return result
 
-    def _allocate(self, shape: tuple[int, ...]) -> None:
+    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         streams, results = self._streams, (shape[0], self._n_columns)
         self._capacity = shape
-        self._staged = streams.host_memory(shape, torch.uint8)
+        self._staged = streams.host_memory(shape, dtype)
         self._landed = streams.host_memory(results, self._dtype)
-        self._images = streams.device_memory(shape, torch.uint8)
+        self._images = streams.device_memory(shape, dtype)
         self._results = streams.device_memory(results, self._dtype)
         # What "compute" has still to do may work in memory that was handed to us.
         streams.hold("upload", streams.record("compute"))
@@ -230,7 +232,7 @@ def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
 
 
 def extract_to_file(
-    files: Iterable[str | Path],
+    files: Iterable[str | ImageSource],
     extractor: FeatureExtractor,
     out: Path,
     *,
@@ -240,14 +242,14 @@ def extract_to_file(
     overwrite: bool = False,
     progress: bool = False,
 ) -> tuple[int, int]:
-    r"""Write the features of image files, in memory that their number does not change.
+    r"""Write the features of images, in memory that their number does not change.
 
     Images are decoded by threads while those before them are projected; on a GPU, copies to and
     from it go on beside both.
 
     Parameters
     ----------
-    files : iterable of paths
+    files : iterable of paths or ArrayImage
         Images, in the order of the rows, asked for as the work goes on (see
         `nnmf_cuda.data.iter_images`).
     extractor : FeatureExtractor

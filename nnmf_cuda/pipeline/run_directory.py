@@ -39,7 +39,7 @@ SUMMARIES = ("summary.json", "summary.html")
 """What stands above several runs."""
 
 _SPLITS = ("own_split", "fold_*")
-_BELOW = ("seed_*", *_SPLITS, *(f"{split}/seed_*" for split in _SPLITS))
+_BELOW = ("seed_*", "preset_*", *_SPLITS, *(f"{split}/seed_*" for split in _SPLITS))
 """Where several runs stand below the directory of all."""
 
 _SHOWN = 4

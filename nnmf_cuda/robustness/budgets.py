@@ -68,6 +68,16 @@ class EvaluationBudget:
 
 EVALUATION_BUDGETS: Mapping[str, EvaluationBudget] = {
     "paper": EvaluationBudget(),
+    "quick": EvaluationBudget(
+        suite=LIGHT,
+        curve_iter=20,
+        attack_eps=(0.0, 0.05, 0.1, 0.2, 1.0),
+        n_iter=(10, 20, 40),
+        n_restarts=(1, 2),
+        eot_iter=(1, 8),
+        pixels=PixelBudget(eps_255=(2.0, 8.0), n_iter=15),
+        n_estimation=1_000,
+    ),
     "standard": EvaluationBudget(suite=BUDGETS["standard"]),
     "thorough": EvaluationBudget(
         suite=BUDGETS["thorough"],
@@ -78,4 +88,4 @@ EVALUATION_BUDGETS: Mapping[str, EvaluationBudget] = {
         n_estimation=100_000,
     ),
 }
-"""By preset. `paper` counts again what the run's own attack has found."""
+"""By preset. `paper` counts again what the run's own attack has found; `quick` is a first look."""

@@ -108,7 +108,7 @@ def evaluate_robustness(
     ----------
     run : SavedRun
         Model, features and threat model.
-    preset : {"paper", "standard", "thorough"}, default="standard"
+    preset : {"paper", "quick", "standard", "thorough"}, default="standard"
         How much to spend; see `EVALUATION_BUDGETS`.
     budget : EvaluationBudget, optional
         In the preset's place.

@@ -38,7 +38,7 @@ __all__ = ["EVALUATIONS", "Experiment", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
-EVALUATIONS = {"paper": None, "honest": "standard", "thorough": "thorough"}
+EVALUATIONS = {"paper": None, "quick": "quick", "honest": "standard", "thorough": "thorough"}
 """The preset of `evaluate_robustness` for each evaluation; the paper's ends with its own attack."""
 
 
@@ -108,7 +108,7 @@ def run_experiment(
     bench_records : sequence of mapping, optional
         Of benchmarks: the newest that `nnmf-cuda bench stages` has made on these images is plotted
         in the report.
-    evaluation : {"paper", "honest", "thorough"}, default="paper"
+    evaluation : {"paper", "quick", "honest", "thorough"}, default="paper"
         Whether `nnmf_cuda.robustness.evaluate_robustness` follows, with how much effort.
 
     Returns

@@ -10,6 +10,7 @@ from typing import Any
 
 from nnmf_cuda.data import folds_by
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
+from nnmf_cuda.pipeline.config import SplitBy
 from nnmf_cuda.pipeline.run_directory import RESULTS, runs_below
 from nnmf_cuda.report.repeats import EVALUATED, OWN_SPLIT, SeedsSummary, Spread
 
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 _MISSING = object()
-_FOLDABLE = ("patient_fold", "patient", "series")
+_FOLDABLE: tuple[SplitBy, ...] = ("patient_fold", "patient", "series")
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,19 @@ class Repeat:
     home: str
     seed: int
     split: str = ""
-    split_by: str | None = None
+    split_by: SplitBy | None = None
     test_fold: int | str | None = None
 
 
 def plan_seeds(
-    seeds: Sequence[int], split_by: str | None, test_fold: int | str | None
+    seeds: Sequence[int], split_by: SplitBy | None, test_fold: int | str | None
 ) -> list[Repeat]:
     """Return a run for each seed, all on one split."""
     return [Repeat(f"seed_{seed}", seed, "", split_by, test_fold) for seed in seeds]
 
 
 def plan_folds(
-    path: str, seeds: Sequence[int], *, split_by: str | None, label_key: str = "labels"
+    path: str, seeds: Sequence[int], *, split_by: SplitBy | None, label_key: str = "labels"
 ) -> list[Repeat]:
     """Return a run for each fold and seed, after one on the source's own split where it has one.
 
@@ -88,7 +89,7 @@ def plan_folds(
         raise ValueError(
             f"--cross_validate: {path} cannot be folded by {split_by}; give --split_by {there}"
         )
-    splits: list[tuple[str, str, str | None]] = [
+    splits: list[tuple[str, SplitBy, str | None]] = [
         (f"fold {fold}", split_by, fold) for fold in folds[split_by]
     ]
     if "split" in folds:

@@ -1,413 +1,340 @@
-"""bench/gpu_check.sh and its helpers, on made-up outcomes: no GPU is needed."""
+"""The visits of bench/gpu_check.sh: order and limits by a made-up clock, and what a kill leaves."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-BENCH = Path(__file__).parents[2] / "bench"
-if not BENCH.is_dir():
-    pytest.skip("needs the source tree", allow_module_level=True)
+from bench.gpu_check import VISITS, Part, Settings, Visit, main, run_command, run_visit
+from bench.gpu_table import read_visit, table
+from bench.journal import DEVICE_LOST, Journal, read_lines
+
+ROOT = Path(__file__).parents[2]
+
+
+class FakeMachine:
+    """Runs nothing, but lets the clock go on, and keeps what it was asked to run."""
+
+    def __init__(self, takes=None, ends=None):
+        self.now = 1000.0
+        self.takes = takes or {}
+        self.ends = {name: list(codes) for name, codes in (ends or {}).items()}
+        self.ran = []
+
+    def clock(self):
+        return self.now
+
+    def run(self, command, seconds, log):
+        name = command[0]
+        self.ran.append((name, seconds))
+        takes = self.takes.get(name, 10.0)
+        self.now += min(takes, seconds)
+        if takes > seconds:
+            return None
+        codes = self.ends.get(name, [])
+        return codes.pop(0) if codes else 0
 
 
 @pytest.fixture
-def helper(monkeypatch):
-    """Import a module of bench/."""
-    monkeypatch.syspath_prepend(str(BENCH))
-
-    def load(name):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-        return importlib.import_module(name)
-
-    return load
+def settings(tmp_path):
+    return Settings("cuda", tmp_path / "visit.jsonl", tmp_path / "visit.log")
 
 
-def write_lines(path, lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+def named(visit):
+    """Return a visit whose commands are the names of its parts."""
+
+    def command_of(part):
+        return lambda settings, limit: [part.name]
+
+    return replace(
+        visit, parts=tuple(replace(part, command=command_of(part)) for part in visit.parts)
+    )
 
 
-# Tests that take their process with them --------------------------------------------------------
+def outcomes(settings):
+    return {p["part"]: p["outcome"] for p in read_visit(settings.journal).of_kind("part")}
 
-MADE_UP = """
-import os, time, pytest
 
-def test_good(): pass
-def test_wrong(): assert 1 == 2, "one is not two"
-def test_dies(): os._exit(11)
-def test_after(): pass
-@pytest.mark.skip(reason="no device")
-def test_left_out(): pass
-@pytest.fixture
-def broken(): raise RuntimeError("no fixture")
-def test_of_a_broken_fixture(broken): pass
-def test_hangs(): time.sleep(60)
-def test_last(): pass
+def visited(visit, settings, machine, *, seconds=None, here=lambda name: True):
+    return run_visit(
+        named(visit),
+        settings,
+        seconds=seconds or visit.seconds,
+        run=machine.run,
+        clock=machine.clock,
+        is_here=here,
+    )
+
+
+# Order and limits ------------------------------------------------------------------------------
+
+
+def test_the_first_visit_begins_with_what_is_worth_most(settings):
+    machine = FakeMachine()
+    assert VISITS["first"].seconds <= 255
+    assert visited(VISITS["first"], settings, machine) == 0
+    assert [name for name, _ in machine.ran] == ["object", "parity", "headlines", "sanitizer"]
+    limits = dict(machine.ran)
+    # With an object that is there, each of them has a minute at least.
+    assert min(limits.values()) >= 60
+    assert machine.now < 1000 + 255
+
+
+def test_the_second_visit_does_the_rest(settings):
+    machine = FakeMachine(takes=dict.fromkeys(("object",), 5.0))
+    assert VISITS["second"].seconds <= 400
+    visited(VISITS["second"], settings, machine)
+    ran = [name for name, _ in machine.ran]
+    assert ran[:2] == ["object", "tests"]
+    order = ["tests", "peers nnmf_mu", "extract", "stages", "experiment"]
+    assert [name for name in ran if name in order] == order
+
+
+@pytest.mark.parametrize("visit", list(VISITS))
+def test_a_visit_ends_in_time_whatever_its_parts_do(settings, visit):
+    for seconds in (30, 100, VISITS[visit].seconds):
+        machine = FakeMachine(takes={part.name: 1e6 for part in VISITS[visit].parts})
+        patient = replace(
+            VISITS[visit],
+            parts=tuple(replace(part, essential=False) for part in VISITS[visit].parts),
+        )
+        assert visited(patient, settings, machine, seconds=seconds) == 1
+        assert machine.now - 1000 <= seconds
+        known = outcomes(settings)
+        assert set(known) == {part.name for part in patient.parts}
+        assert set(known.values()) <= {"out of time", "no time left"}
+        settings.journal.unlink()
+
+
+def test_a_build_takes_from_the_later_parts_not_from_the_earlier(settings):
+    machine = FakeMachine(takes={"object": 150.0, "parity": 40.0, "headlines": 50.0})
+    visited(VISITS["first"], settings, machine)
+    assert outcomes(settings) == {
+        "object": "ok",
+        "parity": "ok",
+        "headlines": "ok",
+        "sanitizer": "ok",
+    }
+    limits = dict(machine.ran)
+    assert limits["parity"] == 70
+    assert limits["sanitizer"] < 15
+
+
+def test_without_an_object_there_is_a_record_and_nothing_else(settings):
+    machine = FakeMachine(ends={"object": [1]})
+    assert visited(VISITS["first"], settings, machine) == 1
+    assert outcomes(settings) == {"object": "failed (1)"}
+
+
+def test_a_part_that_fails_takes_no_other_with_it(settings):
+    machine = FakeMachine(ends={"tests": [3]})
+    assert visited(VISITS["second"], settings, machine) == 1
+    known = outcomes(settings)
+    assert known.pop("tests") == "failed (3)"
+    assert set(known.values()) == {"ok"}
+
+
+def test_a_part_goes_on_after_what_it_died_of(settings):
+    ends = {"parity": [-signal.SIGSEGV, DEVICE_LOST, -signal.SIGALRM, 1], "sanitizer": [-9, 0]}
+    machine = FakeMachine(ends=ends)
+    assert visited(VISITS["first"], settings, machine) == 1
+    ran = [name for name, _ in machine.ran]
+    assert ran.count("parity") == 4
+    assert ran.count("sanitizer") == 1
+    known = outcomes(settings)
+    assert known["parity"] == "failed (1)"
+    assert known["headlines"] == "ok"
+    assert known["sanitizer"] == "failed (-9)"
+
+
+def test_death_counts_although_the_next_process_ends_well(settings):
+    machine = FakeMachine(ends={"headlines": [-signal.SIGSEGV, 0]})
+    assert visited(VISITS["first"], settings, machine) == 1
+    assert outcomes(settings)["headlines"] == "failed (-11)"
+
+
+def test_what_lacks_a_module_is_left_out(settings):
+    machine = FakeMachine()
+    here = {"pytest", "sklearn", "PIL"}
+    assert visited(VISITS["second"], settings, machine, here=here.__contains__) == 0
+    known = outcomes(settings)
+    assert known["experiment"].startswith("left out: no jsonargparse, safetensors")
+    assert known["stages"].startswith("left out: no pyautoattack")
+    assert known["tests"] == "ok"
+
+
+def test_every_part_has_a_command_on_either_device(tmp_path):
+    for device in ("cuda", "cpu"):
+        settings = Settings(device, tmp_path / "a.jsonl", tmp_path / "a.log", "now", ["--seed=1"])
+        for visit in VISITS.values():
+            for part in visit.parts:
+                command = part.command(settings, 30)
+                assert command[0] == sys.executable
+                assert command[1] in ("-m", "-c")
+                if command[1] == "-c":
+                    compile(command[2], part.name, "exec")
+                else:
+                    assert (ROOT / f"{command[2].replace('.', '/')}.py").exists()
+    (experiment,) = (p for p in VISITS["second"].parts if p.name == "experiment")
+    assert "--seed=1" in experiment.command(settings, 30)[2]
+
+
+# What is on disk -------------------------------------------------------------------------------
+
+
+def python(code):
+    return lambda settings, limit: [sys.executable, "-c", code.format(journal=settings.journal)]
+
+
+ADDS = "from bench.journal import Journal; Journal('{journal}').add('parity', what='w')"
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+from tests.bench.test_gpu_check import three_parts
+from bench.gpu_check import Settings, run_command, run_visit
+folder = Path({folder!r})
+settings = Settings("cpu", folder / "visit.jsonl", folder / "visit.log")
+run_visit(three_parts(), settings, seconds=120, run=run_command)
 """
 
 
-def test_neither_crash_nor_hang_loses_other_tests(helper, tmp_path, monkeypatch):
-    gpu_tests, gpu_record = helper("gpu_tests"), helper("gpu_record")
-    monkeypatch.setenv("GPU_TEST_SECONDS", "1")
-    file = tmp_path / "test_made_up.py"
-    file.write_text(MADE_UP)
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    end = time.monotonic() + 60
-    assert gpu_tests.run_file(str(file), logs, marker="not slow", end=end, extra=[])
-    tests = gpu_record.count_tests(logs)
-    assert tests["counts"] == {"passed": 3, "failed": 2, "died": 1, "skipped": 1, "too long": 1}
-    found = {f["test"].partition("::")[2]: (f["outcome"], f["message"]) for f in tests["failures"]}
-    assert found["test_dies"] == ("died", "")
-    assert found["test_hangs"][0] == "too long"
-    assert found["test_wrong"][0] == "failed"
-    assert found["test_wrong"][1]
-    assert found["test_of_a_broken_fixture"][0] == "failed"
-    line = "3 passed, 2 failed, 1 died, 1 too long, 1 skipped"
-    assert gpu_record.tests_line(tests) == line
-
-
-def test_a_lost_device_ends_the_process_and_the_rest_goes_on(helper, tmp_path, monkeypatch):
-    """torch is made to fail as after an illegal access, in the process of one failing test."""
-    gpu_tests, gpu_record = helper("gpu_tests"), helper("gpu_record")
-    monkeypatch.setenv("GPU_TEST_SECONDS", "20")
-    file = tmp_path / "test_made_up.py"
-    file.write_text(
-        "import torch\n"
-        "def lost(): raise RuntimeError('CUDA error: an illegal memory access')\n"
-        "def test_first():\n"
-        "    torch.cuda.is_available = lambda: True\n"
-        "    torch.cuda.synchronize = lost\n"
-        "    assert False\n"
-        "def test_second():\n"
-        "    assert torch.cuda.synchronize is not lost\n"
+def three_parts():
+    """Return a visit whose second part writes half of its results and then waits."""
+    waits = ADDS + "; import os, time; Journal('{journal}').add('pid', pid=os.getpid())"
+    return Visit(
+        120,
+        (
+            Part("one", 60, python(ADDS)),
+            Part("two", 60, python(waits + "; time.sleep(100)")),
+            Part("three", 60, python(ADDS)),
+        ),
     )
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    end = time.monotonic() + 60
-    assert gpu_tests.run_file(str(file), logs, marker="not slow", end=end, extra=[])
-    assert gpu_record.count_tests(logs)["counts"] == {"device lost": 1, "passed": 1}
 
 
-def test_a_file_that_cannot_begin_is_not_tried_for_ever(helper, tmp_path):
-    gpu_tests = helper("gpu_tests")
-    file = tmp_path / "test_made_up.py"
-    file.write_text("import no_such_module\n")
+def wait_for(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_a_kill_leaves_everything_that_was_known(tmp_path):
+    journal = tmp_path / "visit.jsonl"
+    driver = DRIVER.format(root=str(ROOT), tests=str(ROOT), folder=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT)
+    try:
+        wait_for(lambda: any(r["kind"] == "pid" for r in read_lines([journal])))
+    finally:
+        process.kill()  # no handler runs
+        process.wait()
+    lines = read_lines([journal])
+    kinds = [line["kind"] for line in lines]
+    assert kinds == ["begin", "parity", "part", "begin", "parity", "pid"]
+    assert lines[2]["part"] == "one"
+    assert lines[2]["outcome"] == "ok"
+    # The table of what had ended lies beside it, and can be made again with what had begun.
+    assert "one" in (tmp_path / "visit.txt").read_text()
+    shown = table(read_visit(journal))
+    assert "has not ended" in next(line for line in shown.splitlines() if line.startswith("two"))
+    if sys.platform == "linux":  # what it had started went with it
+        child = Path("/proc", str(lines[-1]["pid"]), "stat")
+        wait_for(lambda: not child.exists() or child.read_text().split()[2] == "Z", seconds=10)
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    journal = Journal(tmp_path / "new" / "visit.jsonl")
+    journal.add("part", part="one", outcome="ok", seconds=1, limit=2)
+    with journal.path.open("a") as file:
+        file.write('{"kind": "part", "part": "tw')
+    assert [line["part"] for line in read_lines([journal.path])] == ["one"]
+    assert "one" in table(read_visit(journal.path))
+
+
+def test_what_is_tried_is_known_to_the_next_process(tmp_path):
+    code = (
+        "from bench.journal import Journal\n"
+        f"journal = Journal({str(tmp_path / 'visit.jsonl')!r})\n"
+        "with journal.trying('parity', 'hangs', seconds=1):\n"
+        "    import time; time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=50)
+    assert done.returncode == -signal.SIGALRM
+    assert Journal(tmp_path / "visit.jsonl").tried("parity") == {"hangs"}
+    assert Journal(tmp_path / "visit.jsonl").tried("headlines") == set()
+    assert Journal(tmp_path / "none.jsonl").tried("parity") == set()
+
+
+def test_a_command_is_ended_with_what_it_has_started(tmp_path):
+    code = "import subprocess, time; subprocess.Popen(['sleep', '77']); print('begun', flush=True)"
+    log = tmp_path / "log"
     begin = time.monotonic()
-    ended = gpu_tests.run_file(str(file), tmp_path, marker="x", end=begin + 60, extra=[])
-    assert not ended
-    assert time.monotonic() - begin < 30
-    assert "no_such_module" in next(tmp_path.glob("*made_up.txt")).read_text()
-    assert not gpu_tests.run_file(str(file), tmp_path, marker="x", end=begin, extra=[])
+    slow = [sys.executable, "-c", code + "; time.sleep(60)"]
+    assert run_command(slow, 5, log) is None
+    assert time.monotonic() - begin < 40
+    assert "begun" in log.read_text()
+    assert run_command([sys.executable, "-c", "raise SystemExit(3)"], 60, log) == 3
+    assert "raise SystemExit(3)" in log.read_text()
 
 
-def test_files_with_cuda_tests_are_found_and_the_ops_come_first(helper):
-    found = helper("gpu_tests").test_files(BENCH.parent)
-    assert found[:2] == ["tests/ops/test_cuda.py", "tests/ops/test_devices.py"]
-    assert "tests/benchmarks/test_kernels.py" in found
-    assert "tests/data/test_npz.py" not in found
-    assert len(found) == len(set(found))
-
-
-# The record and the table -----------------------------------------------------------------------
-
-
-def bench_record(op, size, impl, ms, *, dtype="float32", status="ok", n_iter=None, **others):
-    return {
-        "suite": "kernels",
-        "op": op,
-        "size": size,
-        "dtype": dtype,
-        "impl": impl,
-        "status": status,
-        "reason": None if status == "ok" else "no such kernel",
-        "median_ms": ms,
-        "iteration_ms": None if n_iter is None or ms is None else ms / n_iter,
-        "rates": None if ms is None else {"gemm_share": 0.61},
-        **others,
-    }
-
-
-@pytest.mark.parametrize(
-    ("ours", "reference", "met", "speed"),
-    [
-        (1.0, 6.0, True, 6.0),
-        (1.3, 9.1, False, 7.0),
-        (1.0, 4.0, False, 4.0),
-        (1.0, None, None, None),
-    ],
-)
-def test_targets_need_both_the_time_and_the_speed(helper, ours, reference, met, speed):
-    gpu_record = helper("gpu_record")
-    records = [bench_record("nnmf_mu", "paper", "ours", ours, n_iter=10)]
-    if reference is not None:
-        records.append(bench_record("nnmf_mu", "paper", "reference", reference, n_iter=10))
-    found = {t["problem"]: t for t in gpu_record.targets(records)}
-    paper = found["nnmf_mu paper float32"]
-    assert paper["ms"] == pytest.approx(ours / 10)
-    assert paper["speed"] == (None if speed is None else pytest.approx(speed))
-    assert paper["met"] is met
-    assert found["nnls many rows float32"]["met"] is None
-    too_slow = [bench_record("nnmf_mu", "paper", "ours", 5.0, n_iter=10)]
-    assert gpu_record.targets(too_slow)[0]["met"] is False  # whatever the reference takes
-
-
-def test_stages_are_shown_by_path(helper):
-    stage = {"median_s": 2.5}
-    paths = {name: {"stages": {"cnn_training": stage, "total": stage}} for name in ("a", "a b")}
-    attacks = {"cuda": {"baseline": {"differing_decisions": 0.025}}}
-    record = {"suite": "stages", "paths": paths, "attacks": attacks}
-    *lines, attacked = helper("gpu_record").other_lines([record])
-    assert attacked == "decisions that differ from the reference's, cuda: baseline 2.5%"
-    assert [line.split() for line in lines] == [
-        ["seconds", "a", "a", "b"],
-        ["cnn_training", "2.50", "2.50"],
-        ["total", "2.50", "2.50"],
-    ]
-
-
-def test_targets_are_about_problems_that_are_measured(helper):
-    from nnmf_cuda.benchmarks.registry import get_cases
-
-    device = torch.device("cuda")
-    measured = {
-        f"{case.op} {size.name} {size.dtype}"
-        for case in get_cases()
-        for size in case.sizes_on(device, smoke=False)
-    }
-    assert {name for name, *_ in helper("gpu_record").TARGETS} <= measured
-
-
-@pytest.fixture
-def work(tmp_path):
-    """A work folder of a check of which every part left something."""
-    folder = tmp_path / "work"
-    part = {"seconds": 7, "limit": 150}
-    write_lines(
-        folder / "parts.jsonl",
-        [
-            {"part": "build", "outcome": "ok", **part},
-            {"part": "tests", "outcome": "out of time", **part},
-            {"part": "experiment", "outcome": "left out", "seconds": 0, "limit": 0},
-        ],
-    )
-    started = [{"test": f"tests/t.py::{i}", "outcome": "started"} for i in range(3)]
-    ends = [
-        {"test": "tests/t.py::0", "outcome": "passed", "message": ""},
-        {"test": "tests/t.py::1", "outcome": "failed", "message": "off by 3"},
-    ]
-    write_lines(folder / "tests" / "a.jsonl", [*started, *ends])
-    tool = {"tool": "memcheck", "outcome": "passed", "calls": 9, "message": "ERROR SUMMARY: 0"}
-    write_lines(folder / "sanitizer.jsonl", [tool])
-    write_lines(
-        folder / "bench.jsonl",
-        [
-            bench_record("nnmf_mu", "paper", "reference", 7.0, n_iter=10),
-            bench_record("nnmf_mu", "paper", "ours", 1.0, n_iter=10),
-            bench_record("nnmf_mu", "paper", "ours, CUDA graph", 0.9, n_iter=10),
-            bench_record("nnmf_mu", "paper", "CuPy", None, status="skipped"),
-            bench_record("nnls", "many rows", "ours", None, status="failed"),
-            bench_record("project", "images", "ours", 0.5, dtype="uint8"),
-            {"suite": "equality", "status": "ok"},
-            {"suite": "equality", "status": "failed"},
-        ],
-    )
-    with (folder / "bench.jsonl").open("a") as file:
-        file.write('{"suite": "kernels", "op": "cut o')  # ended in the middle of a line
-    return folder
-
-
-def test_record_and_table_hold_every_part(helper, work, tmp_path, capsys):
-    gpu_record = helper("gpu_record")
-    results = tmp_path / "results"
-    assert gpu_record.main(str(work), str(results)) == 1  # not all parts are ok
-    (file,) = results.glob("*.jsonl")
-    record, *bench = (json.loads(line) for line in file.read_text().splitlines())
-    assert record["kind"] == "gpu_check"
-    assert [p["outcome"] for p in record["parts"]] == ["ok", "out of time", "left out"]
-    assert record["tests"]["counts"] == {"passed": 1, "failed": 1, "died": 1}
-    assert len(bench) == 8
+def test_a_table_can_be_asked_for(settings, capsys):
+    visited(VISITS["first"], settings, FakeMachine())
+    capsys.readouterr()
+    assert main(["table", str(settings.journal)]) == 0
     printed = capsys.readouterr().out
-    assert "1 passed, 1 failed, 1 died" in printed
-    assert "failed: t.py::1: off by 3" in printed
-    assert "out of time" in printed
-    assert "memcheck" in printed
-    assert "CUDA graph 0.90x" in printed
-    assert "reference 7.00x" in printed
-    assert "0.1000 ms" in printed
-    assert "failed: no such kernel" in printed
-    assert "equal to scikit-learn: 1 of 2" in printed
-    assert "target nnmf_mu paper float32        MET: 0.1000 ms" in printed
-    assert printed.rstrip().endswith("did not end")
+    assert "sanitizer" in printed
+    assert printed.strip() == settings.journal.with_suffix(".txt").read_text().strip()
+    with pytest.raises(SystemExit):
+        main(["table"])
 
 
-def test_records_of_a_check_can_be_read_with_the_benchmarks(helper, work, tmp_path):
-    from nnmf_cuda.benchmarks import read_records, run_kernel_benchmarks
-
-    bench = work / "bench.jsonl"
-    bench.unlink()
-    run_kernel_benchmarks(cases=["nnls"], smoke=True, json_path=bench)
-    gpu_record = helper("gpu_record")
-    gpu_record.main(str(work), str(tmp_path))
-    (file,) = tmp_path.glob("*.jsonl")
-    assert {r["op"] for r in read_records([file])} == {"nnls"}
-
-
-def test_a_check_that_did_nothing_is_recorded(helper, tmp_path, capsys):
-    (tmp_path / "work").mkdir()
-    assert helper("gpu_record").main(str(tmp_path / "work"), str(tmp_path)) == 0
-    printed = capsys.readouterr().out
-    assert "none ran" in printed
-    assert printed.count("not measured") == len(helper("gpu_record").TARGETS)
-
-
-def test_experiment_in_the_table(helper, work, tmp_path, capsys):
-    run = work / "run"
-    run.mkdir()
-    (run / "metrics.json").write_text(json.dumps({"rows": {"Baseline clean": {"accuracy": 0.75}}}))
-    (run / "timings.json").write_text('{"rows": [{"stage": "cnn_training", "seconds": 2.5}]}')
-    helper("gpu_record").main(str(work), str(tmp_path))
-    printed = capsys.readouterr().out
-    assert "accuracy: Baseline clean 0.7500" in printed
-    assert "seconds: cnn_training 2.50" in printed
-
-
-# compute-sanitizer ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("code", "text", "outcome"),
-    [
-        (0, "1 nnmf_mu\n2 nnls\n========= ERROR SUMMARY: 0 errors\n", "passed"),
-        (99, "1 nnmf_mu\n========= ERROR SUMMARY: 3 errors\n", "failed"),
-        (1, "1 nnmf_mu\n========= ERROR SUMMARY: 3 errors\n", "failed"),
-        (0, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", "passed"),
-        (0, "========= RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)\n", "failed"),
-        (None, "1 nnmf_mu\n", "did not end"),
-        (1, "Traceback\nImportError: torch\n", "broken"),
-    ],
-)
-def test_outcome_of_a_tool(helper, code, text, outcome):
-    found = helper("sanitize").outcome("memcheck", code, text)
-    assert found["outcome"] == outcome
-    assert found["calls"] == text.count("1 nnmf_mu") + text.count("2 nnls")
-    if "ImportError" in text:
-        assert found["message"] == "ImportError: torch"
-
-
-def script(path, text):
-    path.write_text(f"#!/bin/bash\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
-def test_tools_run_at_once_and_are_ended_in_time(helper, tmp_path, monkeypatch):
-    script(
-        tmp_path / "compute-sanitizer",
-        'if [[ $2 == memcheck ]]; then echo "1 nnmf_mu"; echo "========= ERROR SUMMARY: 0 errors"\n'
-        "else sleep 60; fi",
-    )
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    begin = time.monotonic()
-    found = helper("sanitize").run_tools(
-        ["racecheck", "memcheck"], seconds=1, device="cpu", folder=tmp_path
-    )
-    assert time.monotonic() - begin < 10
-    assert [(f["tool"], f["outcome"]) for f in found] == [
-        ("racecheck", "did not end"),
-        ("memcheck", "passed"),
-    ]
-
-
-def test_a_missing_sanitizer_is_left_out(helper, monkeypatch, tmp_path):
-    sanitize = helper("sanitize")
-    monkeypatch.setattr(sanitize, "find_sanitizer", lambda: None)
-    (found,) = sanitize.run_tools(["memcheck"], seconds=1, device="cpu", folder=tmp_path)
-    assert found["outcome"] == "skipped"
-
-
-def test_every_op_is_called_under_the_sanitizer(helper, capsys):
-    assert helper("sanitize").run_calls("cpu") == 0
-    printed = capsys.readouterr().out
-    for op in ("nnmf_mu", "nnmf_divergence", "nnls", "nnls_backward", "project", "philox_normal"):
-        assert f" {op} " in printed
-    assert "0 with results that are not finite" in printed
-
-
-# The script itself ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def check(tmp_path):
-    """Run gpu_check.sh with a python3 that does what a test says, except for the record."""
-
-    def run(behaviour, **environment):
-        folder = tmp_path / "bin"
-        folder.mkdir()
-        script(
-            folder / "python3",
-            f'case "$*" in *gpu_record.py*) exec {sys.executable} "$@";;\n'
-            f"{behaviour}\n*) exit 0;; esac",
-        )
-        out = tmp_path / "out"
-        done = subprocess.run(
-            ["bash", str(BENCH / "gpu_check.sh"), "--on-cpu"],
-            env={
-                **os.environ,
-                "PATH": f"{folder}:{os.environ['PATH']}",
-                "OUT": str(out),
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        (file,) = out.glob("*.jsonl")
-        record = json.loads(file.read_text().splitlines()[0])
-        return done, {p["part"]: p["outcome"] for p in record["parts"]}, out
-
-    if shutil.which("timeout") is None:
-        pytest.skip("needs timeout of coreutils")
-    return run
-
-
-def test_a_part_that_fails_takes_no_other_with_it(check):
-    done, parts, out = check('*gpu_tests.py*) echo "all is lost"; exit 3;;')
-    assert parts.pop("tests") == "failed (3)"
-    assert parts.pop("experiment") == "left out"
-    assert set(parts.values()) == {"ok"}
-    assert {"build", "info", "bench nnmf_mu", "bench nnls", "sanitizer", "equality"} <= set(parts)
-    assert done.returncode == 1
-    assert "all is lost" in done.stdout
-    assert "all is lost" in (out / "gpu_check.log").read_text()
-
-
-def test_without_a_build_there_is_a_record_and_nothing_else(check):
-    done, parts, _ = check('*setup.py*) echo "no compiler"; exit 1;;')
-    assert parts == {"build": "failed (1)"}
-    assert done.returncode == 1
-    assert "no compiler" in done.stdout
-
-
-def test_the_whole_ends_in_time(check):
-    begin = time.monotonic()
-    done, parts, _ = check("*gpu_tests.py*) sleep 60;;", GPU_CHECK_SECONDS="17")
-    assert time.monotonic() - begin < 30
-    assert parts["tests"] == "out of time"
-    assert parts["bench nnmf_mu"] == "no time left"
-    assert done.returncode == 1
-    assert "not measured" in done.stdout.splitlines()[-2]
-
-
-def test_the_script_parses():
-    for file in BENCH.glob("*.sh"):
+def test_the_script_parses_and_hands_its_words_on(tmp_path):
+    for file in (ROOT / "bench").glob("*.sh"):
         subprocess.run(["bash", "-n", str(file)], check=True)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    stub = folder / "python3"
+    stub.write_text('#!/bin/bash\necho "$@"; echo "$PYTHONPATH"\n')
+    stub.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "bench" / "gpu_check.sh"), "second", "--on-cpu", "--seed", "1"],
+        env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "NNMF_CUDA_WHEELS": "none"},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    words, path = done.stdout.splitlines()
+    assert words == "-m bench.gpu_check second --on-cpu --seed 1"
+    assert path.split(":")[0] == str(ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("visit", list(VISITS))
+def test_rehearsal(visit, tmp_path):
+    """The parts themselves, tiny and on the CPU."""
+    done = subprocess.run(
+        ["bash", str(ROOT / "bench" / "gpu_check.sh"), visit, "--on-cpu"],
+        env={**os.environ, "OUT": str(tmp_path), "GPU_CHECK_SECONDS": "900"},
+        capture_output=True,
+        text=True,
+    )
+    (journal,) = tmp_path.glob("gpu-check-*T??????.jsonl")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = read_visit(journal)
+    assert {p["outcome"] for p in found.of_kind("part")} == {"ok"}
+    assert json.loads(journal.read_text().splitlines()[0])["visit"] == visit
+    if visit == "first":
+        assert {line["outcome"] for line in found.of_kind("parity")} == {"passed"}
+        assert {r["impl"] for r in found.of_suite("kernels")} >= {"ours", "reference"}
+    else:
+        assert found.tests.counts["passed"] > 0
+        assert found.of_kind("experiment")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.models import FeatureExtractor
 from nnmf_cuda.pipeline.config import AttackConfig
 from nnmf_cuda.robustness import SavedRun
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from nnmf_cuda.data import parse_classes
-from nnmf_cuda.data.load import _mapping_note
+from nnmf_cuda.data.load import choose_classes
+from nnmf_cuda.data.readers import Records
 
 
 def test_the_mapping_keeps_the_order_given() -> None:
@@ -33,6 +35,13 @@ def test_what_is_no_mapping_is_refused(classes: str, message: str) -> None:
 
 
 def test_only_two_classes_have_a_positive_one() -> None:
-    two = _mapping_note({"2": "Normal", "1": "Tumor"}, chosen=True)
+    def note(values: str, classes: str | None) -> str:
+        found = np.array(list(values))
+        images = np.zeros((len(found), 2, 2), np.uint8)
+        records = Records(images, found, {value: value for value in values}, None, found)
+        *_, notes = choose_classes(records, classes=classes, source="here")
+        return notes[0]
+
+    two = note("12", "2=Normal,1=Tumor")
     assert two.endswith("label 1 is 'Tumor' (1 in the source), the positive class")
-    assert "positive" not in _mapping_note({"a": "a", "b": "b", "c": "c"}, chosen=False)
+    assert "positive" not in note("abc", None)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from nnmf_cuda.data import load_dataset, read_image
-from nnmf_cuda.data.readers.coco import read_coco
+from nnmf_cuda.data.readers import coco
 
 EditCoco = Callable[..., Path]
 ANNOTATIONS = "_annotations.coco.json"
@@ -29,7 +29,7 @@ def test_images_are_matched_to_annotations_by_id(coco_root: Path) -> None:
 
 
 def test_without_box_left_out_and_of_several_the_largest(coco_root: Path) -> None:
-    records = read_coco(coco_root)
+    records = coco.read(coco_root)
     assert records.split is not None
     train = dict(zip(records.files.tolist(), records.values.tolist(), strict=True))
     assert "87.png" not in records.files
@@ -164,14 +164,13 @@ def test_an_unknown_category_id_is_refused(coco_root: Path) -> None:
 
 def test_a_folder_without_splits_is_no_export(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no train, valid or test folder with _annotations"):
-        read_coco(tmp_path)
+        coco.read(tmp_path)
 
 
 def test_jpg_and_rgb_are_converted_by_pillow(coco_root: Path) -> None:
     with Image.open(coco_root / "train" / "7.png") as image:
         assert image.mode == "RGB"
         expected = image.convert("L").resize((128, 128), Image.Resampling.BILINEAR)
-    records = read_coco(coco_root)
-    assert records.split is not None
-    row = (records.files == "7.png") & (records.split == "train")
-    np.testing.assert_array_equal(records.images[row][0], np.asarray(expected))
+    dataset = load_dataset(coco_root)
+    row = (dataset.files == "7.png") & (dataset.split == "train")
+    np.testing.assert_array_equal(dataset.images[row][0], np.asarray(expected))

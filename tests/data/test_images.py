@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from nnmf_cuda.data import find_images, iter_images, read_image, resize_images
+from nnmf_cuda.data import ImageSource, iter_images, read_image, resize_images
 
 SaveImage = Callable[..., Path]
+
+
+def find_images(paths: str | Path | Iterable[str | Path]) -> list[ImageSource]:
+    return list(iter_images(paths))
 
 
 def pillow_grey(path: Path, size: tuple[int, int] = (128, 128)) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from nnmf_cuda.data import load_dataset
-from nnmf_cuda.data.readers.npz import read_npz
+from nnmf_cuda.data.readers import npz
 
 SaveNpz = Callable[..., Path]
 
@@ -24,7 +24,7 @@ def test_every_array_is_read(save_npz: SaveNpz) -> None:
         file=np.array([f"{index}.jpg" for index in range(40)]),
         masks=np.zeros(3),
     )
-    records = read_npz(path)
+    records = npz.read(path)
     np.testing.assert_array_equal(records.images, np.load(path)["images"])
     assert records.values[:3].tolist() == ["0", "1", "0"]
     assert records.names == {"0": "no", "1": "yes"}
@@ -37,11 +37,11 @@ def test_every_array_is_read(save_npz: SaveNpz) -> None:
 
 def test_names_may_be_called_files_as_savez_needs(save_npz: SaveNpz) -> None:
     names = np.array([f"{index}.jpg" for index in range(40)])
-    assert read_npz(save_npz(files=names)).files[39] == "39.jpg"
+    assert npz.read(save_npz(files=names)).files[39] == "39.jpg"
 
 
 def test_only_images_and_labels_are_needed(save_npz: SaveNpz) -> None:
-    records = read_npz(save_npz())
+    records = npz.read(save_npz())
     assert records.split is None
     assert records.groups == {}
     assert records.names == {"0": "labels 0", "1": "labels 1"}
@@ -57,7 +57,7 @@ def test_another_array_of_labels_has_its_own_names(
 ) -> None:
     three = {label_key: np.arange(40) % 3, names_key: np.array(["x", "y", "z"])}
     path = save_npz(label_names=np.array(["no", "yes"]), **three)
-    records = read_npz(path, label_key=label_key)
+    records = npz.read(path, label_key=label_key)
     assert list(records.names.values()) == ["x", "y", "z"]
     assert records.values[2] == "2"
 
@@ -82,25 +82,28 @@ def test_a_name_without_images_is_dropped(save_npz: SaveNpz) -> None:
 
 
 def test_float_images_become_float32(save_npz: SaveNpz) -> None:
-    records = read_npz(save_npz(images=np.full((40, 128, 128), 0.25)))
-    assert records.images.dtype == np.float32
-    assert (records.images == 0.25).all()
+    dataset = load_dataset(save_npz(images=np.full((40, 128, 128), 0.25)))
+    assert dataset.images.dtype == np.float32
+    assert (dataset.images == 0.25).all()
 
 
 def test_other_sizes_are_resized_with_a_note(save_npz: SaveNpz, rng: np.random.Generator) -> None:
     small = rng.integers(0, 256, size=(40, 60, 50), dtype=np.uint8)
-    records = read_npz(save_npz(images=small))
+    dataset = load_dataset(save_npz(images=small))
     expected = Image.fromarray(small[7]).resize((128, 128), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(records.images[7], np.asarray(expected))
-    assert records.notes == ("Images of 60 x 50 pixels were converted to grey images of 128 x 128",)
-    np.testing.assert_array_equal(read_npz(save_npz(images=small), image_shape=None).images, small)
+    np.testing.assert_array_equal(dataset.images[7], np.asarray(expected))
+    note = "Images of 60 x 50 pixels were converted to grey images of 128 x 128"
+    assert dataset.notes[1] == note
+    kept = load_dataset(save_npz(images=small), image_shape=(60, 50))
+    np.testing.assert_array_equal(kept.images, small)
+    assert not any("converted" in note for note in kept.notes)
 
 
 def test_float_images_are_resized_within_the_unit_interval(
     save_npz: SaveNpz, rng: np.random.Generator
 ) -> None:
     small = rng.integers(0, 2, size=(40, 60, 50)).astype(np.float64)
-    images = read_npz(save_npz(images=small)).images
+    images = load_dataset(save_npz(images=small)).images
     assert images.dtype == np.float32
     assert (images.min(), images.max()) == (0.0, 1.0)
     assert images.mean() == pytest.approx(small.mean(), abs=0.01)
@@ -108,10 +111,10 @@ def test_float_images_are_resized_within_the_unit_interval(
 
 def test_colours_become_grey(save_npz: SaveNpz, rng: np.random.Generator) -> None:
     colours = rng.integers(0, 256, size=(40, 128, 128, 3), dtype=np.uint8)
-    records = read_npz(save_npz(images=colours))
+    dataset = load_dataset(save_npz(images=colours))
     expected = Image.fromarray(colours[3]).convert("L")
-    np.testing.assert_array_equal(records.images[3], np.asarray(expected))
-    assert "with colours" in records.notes[0]
+    np.testing.assert_array_equal(dataset.images[3], np.asarray(expected))
+    assert "with colours" in dataset.notes[1]
 
 
 def with_pixel(value: float) -> np.ndarray:

@@ -133,6 +133,15 @@ def test_every_order_that_events_allow_gives_the_results(
         assert not any(streams.queues.values())
 
 
+def test_bytes_and_floats_take_turns() -> None:
+    batches = batches_of([4, 4, 4, 3])
+    for i in (1, 2):
+        batches[i] = batches[i]._replace(images=batches[i].images.astype(np.float32) / 255)
+    for seed in range(20):
+        streams = FakeStreams(seed, 0.5)
+        assert_right(list(pipelined(batches, compute, streams, N_COLUMNS, DTYPE)), batches)
+
+
 def only(kept: tuple[str, ...], streams: FakeStreams) -> FakeStreams:
     """Forget some of what holds streams or the host back."""
     hold, wait = streams.hold, streams.wait

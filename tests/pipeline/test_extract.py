@@ -60,6 +60,18 @@ def test_extract_normalized_npz(
     assert [path.name for path in tmp_path.iterdir()] == ["features.npz"]
 
 
+def test_extract_takes_the_archive_of_a_training(
+    small_run: tuple[Path, str], small_npz: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "features.npz"
+    command = ["extract", str(small_npz), f"--model={small_run[0]}", f"--out={out}"]
+    assert main([*command, "--normalize", "--batch_size=7"]) == 0
+    with np.load(out) as saved, np.load(small_npz) as given:
+        want = load_model(small_run[0]).features(given["images"]).numpy()
+        np.testing.assert_allclose(saved["features"], want, rtol=1e-4, atol=1e-5)
+        assert str(saved["files"][1]).startswith(f"{small_npz}/")
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
 def test_extract_to_file_takes_files_as_they_come(tmp_path: Path, suffix: str) -> None:
     """Odd names, failures and batches that do not divide the files, from a generator."""

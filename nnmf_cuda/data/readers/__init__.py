@@ -1,1 +1,87 @@
-"""What images are read from: one module for each kind of source."""
+"""The one list of readers, which whatever comes in is given to.
+
+A new kind of source is a module with the functions of `Reader`, and an entry in `READERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from nnmf_cuda.data.images import ImageSource, walk_reaches
+from nnmf_cuda.data.readers import coco, folders, npz
+from nnmf_cuda.data.readers.base import Reader, Records
+
+__all__ = ["READERS", "Reader", "Records", "iter_images", "reader_of"]
+
+
+READERS: tuple[Reader, ...] = (npz, coco, folders)
+"""Asked in this order; the last takes every file and folder that no other knows."""
+
+
+def reader_of(path: Path) -> Reader:
+    """Return the first reader that recognises a source.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing at the path.
+    """
+    if not path.exists():
+        raise ValueError(f"no such file or folder: {str(path)!r}")
+    return next(reader for reader in READERS if reader.recognises(path))
+
+
+def iter_images(paths: str | Path | Iterable[str | Path]) -> Iterator[ImageSource]:
+    """Give the images of any sources one by one, without labels.
+
+    Sources are read as the caller goes on: in memory are the names of one folder, or some images
+    of an archive, not all. Paths are checked at once, before the first image is asked for; what
+    cannot be read inside them is told when it is reached.
+
+    Parameters
+    ----------
+    paths : path or iterable of paths
+        Anything that `load_dataset` takes. A file that is no archive is taken for an image,
+        whatever its suffix. A folder is walked, its image files (`IMAGE_SUFFIXES`) in sorted
+        order; names that begin with a dot are left out, and symbolic links to folders are not
+        followed, unless given here themselves.
+
+    Yields
+    ------
+    Path or ArrayImage
+        In the order of `paths`; a file reached twice is given once.
+
+    Raises
+    ------
+    ValueError
+        If no path is given, one does not exist or holds no image, or cannot be read.
+    """
+    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not given:
+        raise ValueError("no images given; name at least one file or folder")
+    for path in given:
+        next(reader_of(path).images(path))  # raises where there is none
+    return _each_once(given)
+
+
+def _each_once(given: list[Path]) -> Iterator[ImageSource]:
+    """Give the images of each path, without files that an earlier path has reached.
+
+    What was reached is told from the paths alone: a set of all files would grow with them.
+    """
+    files: set[Path] = set()
+    folders: list[Path] = []
+    for path in given:
+        if path in files:
+            continue
+        for image in reader_of(path).images(path):
+            reached = isinstance(image, Path) and (
+                image in files or any(walk_reaches(folder, image) for folder in folders)
+            )
+            if not reached:
+                yield image
+        if path.is_dir():
+            folders.append(path)
+        else:
+            files.add(path)

@@ -10,28 +10,73 @@ from typing import Any
 
 import numpy as np
 
-from nnmf_cuda.data.dataset import SPLIT_ALIASES, Records, first_few
-from nnmf_cuda.data.images import IMAGE_SHAPE, read_images
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, first_few, refuse_label_key
+from nnmf_cuda.data.readers.folders import images
+
+__all__ = ["images", "read", "recognises"]  # images: every file, with a box or without
+
 
 ANNOTATIONS = "_annotations.coco.json"
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One split: its labelled files, and the categories of their largest boxes."""
-
-    split: str
-    files: list[Path]
-    category_ids: list[int]
-    category_names: dict[int, str]
-    n_unlabelled: int
-    n_several: int
+def recognises(path: Path) -> bool:
+    """Tell whether a folder for a split has annotations."""
+    try:
+        return any((folder / ANNOTATIONS).is_file() for folder in _split_folders(path))
+    except OSError:  # no folder, or one that the reader of image files cannot read either
+        return False
 
 
-def find_coco_splits(root: Path) -> dict[str, Path]:
+def read(path: Path, *, label_key: str = "labels") -> Records:
+    """List the images of ``path/{train,valid,test}/_annotations.coco.json``, which lie beside it.
+
+    An image's class is the category of its largest box. An image without a box is left out, and
+    counted in the notes. The json may begin with a UTF-8 byte order mark.
+
+    Parameters
+    ----------
+    path : Path
+    label_key : str
+        Must be left at "labels": the boxes are the labels.
+
+    Returns
+    -------
+    Records
+        Its `values` are category ids as text, its `names` the categories that are some image's
+        class, in id order.
+
+    Raises
+    ------
+    ValueError
+        If a json is malformed, names files that are not there or contradicts another.
+    """
+    refuse_label_key(path, label_key)
+    parts = [_read_part(split, file) for split, file in _annotation_files(path).items()]
+    if not parts:
+        raise ValueError(f"{path} has no train, valid or test folder with {ANNOTATIONS}")
+    files = [file for part in parts for file in part.files]
+    if not files:
+        raise ValueError(f"{path}: no image has an annotation; a class comes from an image's box")
+    ids = [category for part in parts for category in part.category_ids]
+    return Records(
+        images=files,
+        values=np.array([str(category) for category in ids]),
+        names=_merge_names(path, parts, set(ids)),
+        split=np.array([part.split for part in parts for _ in part.files]),
+        files=np.array([file.name for file in files]),
+        notes=tuple(_notes(parts)),
+    )
+
+
+def _split_folders(root: Path) -> list[Path]:
+    return sorted(
+        path for path in root.iterdir() if path.name.lower() in SPLIT_ALIASES and path.is_dir()
+    )
+
+
+def _annotation_files(root: Path) -> dict[str, Path]:
     """Return the annotation files below `root`, by split; empty if it is no COCO export."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
-    folders = [folder for folder in folders if folder.name.lower() in SPLIT_ALIASES]
+    folders = _split_folders(root)
     bare = [folder.name for folder in folders if not (folder / ANNOTATIONS).is_file()]
     if len(bare) == len(folders):
         return {}
@@ -52,54 +97,16 @@ def find_coco_splits(root: Path) -> dict[str, Path]:
     return found
 
 
-def read_coco(
-    root: str | Path,
-    *,
-    image_shape: tuple[int, int] = IMAGE_SHAPE,
-    progress: bool = False,
-) -> Records:
-    """Read ``root/{train,valid,test}/_annotations.coco.json`` and the images beside them.
+@dataclass(frozen=True)
+class _Part:
+    """One split: its labelled files, and the categories of their largest boxes."""
 
-    An image's class is the category of its largest box. An image without a box is left out, and
-    counted in the notes. The json may begin with a UTF-8 byte order mark.
-
-    Parameters
-    ----------
-    root : path
-    image_shape : tuple of int, default=(128, 128)
-        Height and width to which every image is brought.
-    progress : bool, default=False
-        Show a progress bar, if standard error is a terminal.
-
-    Returns
-    -------
-    Records
-        Its `values` are category ids as text, its `names` the categories that are some image's
-        class, in id order.
-
-    Raises
-    ------
-    ValueError
-        If a json is malformed, names files that are not there or contradicts another, or an image
-        cannot be read.
-    """
-    root = Path(root)
-    parts = [_read_part(split, path) for split, path in find_coco_splits(root).items()]
-    if not parts:
-        raise ValueError(f"{root} has no train, valid or test folder with {ANNOTATIONS}")
-    files = [file for part in parts for file in part.files]
-    if not files:
-        raise ValueError(f"{root}: no image has an annotation; a class comes from an image's box")
-    images, _, _ = read_images(files, image_shape=image_shape, progress=progress)
-    ids = [category for part in parts for category in part.category_ids]
-    return Records(
-        images=images,
-        values=np.array([str(category) for category in ids]),
-        names=_merge_names(root, parts, set(ids)),
-        split=np.array([part.split for part in parts for _ in part.files]),
-        files=np.array([file.name for file in files]),
-        notes=tuple(_notes(parts)),
-    )
+    split: str
+    files: list[Path]
+    category_ids: list[int]
+    category_names: dict[int, str]
+    n_unlabelled: int
+    n_several: int
 
 
 def _read_part(split: str, path: Path) -> _Part:

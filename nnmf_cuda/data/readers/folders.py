@@ -1,33 +1,51 @@
-"""Reader for class folders: ``root/split/class/*.png`` or ``root/class/*.png``."""
+"""Reader for image files: class folders, and files and folders of them without classes.
+
+Class folders are ``root/split/class/*.png`` or ``root/class/*.png``. This reader is the last of the
+list: whatever no other recognises is taken for an image.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from nnmf_cuda.data.dataset import SPLIT_ALIASES, Records
-from nnmf_cuda.data.images import IMAGE_SHAPE, IMAGE_SUFFIXES, find_images, is_image, read_images
+from nnmf_cuda.data.images import IMAGE_SUFFIXES, ImageSource, is_image, walk_images
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
 
 
-def read_folders(
-    root: str | Path,
-    *,
-    image_shape: tuple[int, int] = IMAGE_SHAPE,
-    progress: bool = False,
-) -> Records:
-    """Read images whose folder is their class.
+def recognises(path: Path) -> bool:
+    """Take every file and folder."""
+    return path.exists()
 
-    Folders ``train``, ``valid`` (or ``val``) and ``test`` below `root` are taken for splits if
+
+def images(path: Path) -> Iterator[ImageSource]:
+    """Give a file, or the image files of a folder; see `nnmf_cuda.data.images.walk_images`."""
+    if not path.is_dir():
+        yield path
+        return
+    empty = True
+    for file in walk_images(path):
+        yield file
+        empty = False
+    if empty:
+        raise ValueError(
+            f"no images in folder {str(path)!r}; looked for {', '.join(IMAGE_SUFFIXES)}"
+        )
+
+
+def read(path: Path, *, label_key: str = "labels") -> Records:
+    """List images whose folder is their class.
+
+    Folders ``train``, ``valid`` (or ``val``) and ``test`` below the path are taken for splits if
     all folders there are called so; otherwise every folder is a class.
 
     Parameters
     ----------
-    root : path
-    image_shape : tuple of int, default=(128, 128)
-        Height and width to which every image is brought.
-    progress : bool, default=False
-        Show a progress bar, if standard error is a terminal.
+    path : Path
+    label_key : str
+        Must be left at "labels": the folders are the labels.
 
     Returns
     -------
@@ -37,32 +55,36 @@ def read_folders(
     Raises
     ------
     ValueError
-        If there are no class folders with images, split and class folders are mixed, or an image
-        cannot be read.
+        If it is no folder, there are no class folders with images, or split and class folders are
+        mixed.
     """
-    root = Path(root)
+    if not path.is_dir():
+        raise ValueError(
+            f"{str(path)!r} is neither an .npz nor a folder; give an .npz, a COCO export or class "
+            "folders"
+        )
+    refuse_label_key(path, label_key)
     files: list[Path] = []
     values: list[str] = []
     splits: list[str] = []
-    for split, folder in _split_folders(root):
+    for split, folder in _split_folders(path):
         for class_folder in _subfolders(folder):
-            found = _images_in(class_folder)
+            found = list(walk_images(class_folder))
             files += found
             values += [class_folder.name] * len(found)
             splits += [split] * len(found)
     if not files:
         raise ValueError(
-            f"{root} holds no data set: expected class folders with images "
+            f"{path} holds no data set: expected class folders with images "
             f"({', '.join(IMAGE_SUFFIXES)}), as root/class/*.png or root/split/class/*.png, or "
             "root/{train,valid,test}/_annotations.coco.json"
         )
-    images, _, _ = read_images(files, image_shape=image_shape, progress=progress)
     return Records(
-        images=images,
+        images=files,
         values=np.array(values),
         names={name: name for name in sorted(set(values))},
         split=np.array(splits) if all(splits) else None,
-        files=np.array([file.relative_to(root).as_posix() for file in files]),
+        files=np.array([file.relative_to(path).as_posix() for file in files]),
     )
 
 
@@ -92,8 +114,3 @@ def _split_folders(root: Path) -> list[tuple[str, Path]]:
                 f"them into {split}/class/, or add _annotations.coco.json for a COCO data set"
             )
     return list(zip(splits, folders, strict=True))
-
-
-def _images_in(folder: Path) -> list[Path]:
-    # find_images refuses a folder without images; an empty class folder is only left out here.
-    return find_images(folder) if any(is_image(path) for path in folder.rglob("*")) else []

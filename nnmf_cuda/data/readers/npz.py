@@ -1,47 +1,52 @@
-"""Reader for ``.npz`` archives."""
+"""Reader for ``.npz`` archives, made with ``numpy.savez``. Pickled arrays are never loaded.
+
+Arrays:
+
+- ``images`` (N, height, width), uint8 or floating in [0, 1]; or (N, height, width, 3), uint8;
+- ``labels`` (N,), integers or text; another array with `label_key`;
+- ``label_names``, optional: the names of labels 0, 1, ... For ``label_key="class_labels"`` it is
+  ``class_names``, in general ``<stem>_names``;
+- ``split`` ("train", "valid", "test"), ``patient``, ``patient_fold``, ``series``, ``file`` or
+  ``files``, all (N,) and optional.
+"""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.dataset import SPLIT_ALIASES, Records, check_length, check_pixels, first_few
-from nnmf_cuda.data.images import IMAGE_SHAPE, resize_images
+from nnmf_cuda.data.dataset import GROUPS, check_length, check_pixels
+from nnmf_cuda.data.images import ArrayImage, ImageSource
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, first_few
 
-GROUP_KEYS = ("patient", "patient_fold", "series")
 # numpy.savez(path, file=...) clashes with its own first parameter; files=... does not.
 FILE_KEYS = ("file", "files")
 
+_BLOCK_BYTES = 2**24
+"""Bytes of images that are read at a time from an archive."""
 
-def read_npz(
-    path: str | Path,
-    *,
-    label_key: str = "labels",
-    image_shape: tuple[int, int] | None = IMAGE_SHAPE,
-) -> Records:
-    """Read images and labels from an archive made with ``numpy.savez``.
 
-    Pickled arrays are never loaded. Arrays:
+def recognises(path: Path) -> bool:
+    """Tell an archive by its suffix."""
+    return path.suffix.lower() == ".npz" and not path.is_dir()
 
-    - ``images`` (N, height, width), uint8 or floating in [0, 1]; or (N, height, width, 3), uint8;
-    - ``labels`` (N,), integers or text; another array with `label_key`;
-    - ``label_names``, optional: the names of labels 0, 1, ... For ``label_key="class_labels"`` it
-      is ``class_names``, in general ``<stem>_names``;
-    - ``split`` ("train", "valid", "test"), ``patient``, ``patient_fold``, ``series``, ``file`` or
-      ``files``, all (N,) and optional.
+
+def read(path: Path, *, label_key: str = "labels") -> Records:
+    """Read images and labels.
 
     Parameters
     ----------
-    path : path
+    path : Path
     label_key : str, default="labels"
         The array that holds the labels.
-    image_shape : tuple of int or None, default=(128, 128)
-        Images of another height and width are brought to this one; None keeps them.
 
     Returns
     -------
@@ -54,27 +59,55 @@ def read_npz(
         length, or pixels are negative, NaN, infinite, or above 1 in a floating array.
     """
     archive = _Archive(path)
-    images = archive.take("images")
-    colours = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8
-    if not (colours and images.size):
-        check_pixels(images, name=archive.of("images"))
-    n_images = len(images)
-    wanted = (label_key, "split", *GROUP_KEYS, *FILE_KEYS)
+    pixels = archive.take("images")
+    _check_images(pixels, name=archive.of("images"))
+    n_images = len(pixels)
+    wanted = (label_key, "split", *GROUPS, *FILE_KEYS)
     arrays = {key: archive.take(key) for key in wanted if key == label_key or key in archive.keys}
     for key, array in arrays.items():
         check_length(array, n_images, name=archive.of(key))
     values, names = _read_labels(archive, arrays[label_key], label_key)
-    images, notes = _convert(images, image_shape)
-    files = [arrays[key].astype(np.str_) for key in FILE_KEYS if key in arrays]
     return Records(
-        images=images,
+        images=pixels,
         values=values,
         names=names,
         split=_read_split(archive, arrays["split"]) if "split" in arrays else None,
-        files=files[0] if files else np.array([f"images[{index}]" for index in range(n_images)]),
-        groups={key: arrays[key] for key in GROUP_KEYS if key in arrays},
-        notes=notes,
+        files=_file_names(arrays, n_images),
+        groups={key: arrays[key] for key in GROUPS if key in arrays},
     )
+
+
+def images(path: Path) -> Iterator[ImageSource]:
+    """Give the images one by one; some MiB of them are in memory.
+
+    Raises
+    ------
+    ValueError
+        If the archive cannot be read, or pixels are as `read` refuses them.
+    """
+    archive = _Archive(path)
+    arrays = {key: archive.take(key) for key in FILE_KEYS if key in archive.keys}
+    start = 0
+    for shape, block in archive.blocks("images"):
+        _check_images(block, name=archive.of("images"), start=start)
+        if start == 0:
+            for key, array in arrays.items():
+                check_length(array, shape[0], name=archive.of(key))
+            names = _file_names(arrays, shape[0])
+        for name, pixels in zip(names[start : start + len(block)], block, strict=True):
+            yield ArrayImage(path / str(name), pixels)
+        start += len(block)
+
+
+def _check_images(images: NDArray[Any], *, name: str, start: int = 0) -> None:
+    colours = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8
+    if not (colours and images.size):
+        check_pixels(images, name=name, start=start)
+
+
+def _file_names(arrays: dict[str, NDArray[Any]], n_images: int) -> NDArray[np.str_]:
+    files = [arrays[key].astype(np.str_) for key in FILE_KEYS if key in arrays]
+    return files[0] if files else np.array([f"images[{index}]" for index in range(n_images)])
 
 
 class _Archive:
@@ -94,7 +127,8 @@ class _Archive:
                 f"{path} holds a single array; give an .npz with 'images' and 'labels', made with "
                 "numpy.savez"
             )
-        self._opened = opened
+        assert opened.zip is not None  # as it is until it is closed
+        self._opened, self._zip = opened, opened.zip
         self.keys = tuple(opened.files)
 
     def of(self, key: str) -> str:
@@ -103,10 +137,38 @@ class _Archive:
 
     def take(self, key: str) -> NDArray[Any]:
         """Load one array."""
+        self._check_key(key)
+        with self._named_errors(key):
+            array: NDArray[Any] = self._opened[key]
+        return array
+
+    def blocks(self, key: str) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
+        """Give the rows of an array, some MiB at a time, each time with the whole array's shape."""
+        self._check_key(key)
+        with self._named_errors(key), self._zip.open(f"{key}.npy") as member:
+            if np.lib.format.read_magic(member) == (1, 0):
+                shape, in_columns, dtype = np.lib.format.read_array_header_1_0(member)
+            else:
+                shape, in_columns, dtype = np.lib.format.read_array_header_2_0(member)
+            row_bytes = dtype.itemsize * prod(shape[1:])
+            if shape and shape[0] and row_bytes and not (in_columns or dtype.hasobject):
+                step = max(1, _BLOCK_BYTES // row_bytes)
+                for start in range(0, shape[0], step):
+                    n_rows = min(step, shape[0] - start)
+                    content = member.read(n_rows * row_bytes)
+                    yield shape, np.frombuffer(content, dtype).reshape(n_rows, *shape[1:])
+                return
+        array = self.take(key)
+        yield array.shape, array
+
+    def _check_key(self, key: str) -> None:
         if key not in self.keys:
             raise ValueError(f"{self.path} has no array {key!r}; it has {', '.join(self.keys)}")
+
+    @contextmanager
+    def _named_errors(self, key: str) -> Iterator[None]:
         try:
-            array: NDArray[Any] = self._opened[key]
+            yield
         except ValueError as error:
             if "allow_pickle" not in str(error):
                 raise ValueError(f"{self.of(key)} cannot be read: {error}") from error
@@ -117,7 +179,6 @@ class _Archive:
             ) from error
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{self.of(key)} is damaged: {error}; fetch the file anew") from error
-        return array
 
 
 def _names_key(label_key: str) -> str:
@@ -163,21 +224,3 @@ def _read_split(archive: _Archive, split: NDArray[Any]) -> NDArray[np.str_]:
             "'train', 'valid' and 'test'"
         )
     return np.array([SPLIT_ALIASES[str(name).lower()] for name in split.tolist()])
-
-
-def _convert(
-    images: NDArray[Any], image_shape: tuple[int, int] | None
-) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Bring checked images to one colour, one size and one of two dtypes."""
-    if images.dtype != np.uint8:
-        images = images.astype(np.float32, copy=False)
-    height, width = images.shape[1:3]
-    to_shape = image_shape or (height, width)
-    if images.ndim == 3 and (height, width) == to_shape:
-        return images, ()
-    colours = " with colours" if images.ndim == 4 else ""
-    note = (
-        f"Images of {height} x {width} pixels{colours} were converted to grey images of "
-        f"{to_shape[0]} x {to_shape[1]}"
-    )
-    return resize_images(images, to_shape), (note,)

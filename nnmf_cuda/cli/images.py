@@ -1,0 +1,119 @@
+"""The commands `nnmf-cuda extract` and `nnmf-cuda predict`: image files and a saved run."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse.typing import PositiveInt
+
+from nnmf_cuda.cli.options import DeviceOption, say
+
+if TYPE_CHECKING:
+    from nnmf_cuda.pipeline.artifacts import TrainedModel
+
+__all__ = ["IMAGES", "Extract", "Predict", "extract", "predict"]
+
+IMAGES = ("images", "Image files, or folders that are searched for them.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesAndModel(DeviceOption):
+    """Of the commands that take image files and what a run has saved."""
+
+    images: list[str]
+    model: str
+    """The --out directory of `nnmf-cuda run`."""
+    batch_size: PositiveInt = 256
+    """Images at once."""
+
+    def load(self) -> TrainedModel:
+        """Return the saved model on the device that was asked for."""
+        from nnmf_cuda.pipeline.artifacts import load_model
+        from nnmf_cuda.pipeline.environment import resolve_device
+
+        return load_model(self.model, device=resolve_device(self.device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extract(ImagesAndModel):
+    """Write the NNMF features of image files.
+
+    Columns are the raw NNLS coefficients, one a component.
+    """
+
+    out: str
+    """features.npy (streamed), .npz or .parquet."""
+    normalize: bool = False
+    """Write the classifier's features instead: selected and L2-normalised."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """skip leaves unreadable images out and lists them in OUT.failed.txt."""
+    overwrite: bool = False
+    """Replace --out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(ImagesAndModel):
+    """Print class probabilities of image files as CSV, by the defended model.
+
+    Every image gets the noise of --seed, so answers repeat; the robustness of a run was measured
+    with fresh noise and does not describe noise that an attacker knows. Not a medical device.
+    """
+
+    undefended: bool = False
+    """Ask the classifier alone, without the defence."""
+    seed: int = 0
+    """Seed of the defence's noise."""
+
+
+def extract(options: Extract) -> None:
+    """Write the features of image files."""
+    from nnmf_cuda.data import iter_images
+    from nnmf_cuda.pipeline.extract import extract_to_file
+
+    n_written, n_failed = extract_to_file(
+        iter_images(options.images),
+        options.load().extractor,
+        Path(options.out),
+        normalize=options.normalize,
+        on_error=options.on_error,
+        batch_size=options.batch_size,
+        overwrite=options.overwrite,
+        progress=True,
+    )
+    print(f"{n_written} images: {options.out}")
+    if n_failed:
+        say(f"{n_failed} images could not be read: {options.out}.failed.txt")
+
+
+def predict(options: Predict) -> None:
+    """Print a line of class probabilities for each image file."""
+    import torch
+
+    from nnmf_cuda.data import iter_image_batches, iter_images
+    from nnmf_cuda.pipeline.extract import computed_batches
+
+    model = options.load()
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["file", "label", *(f"p({name})" for name in model.label_names)])
+    batches = iter_image_batches(
+        iter_images(options.images),
+        batch_size=options.batch_size,
+        image_shape=model.image_shape,
+        progress=True,
+    )
+    for batch, probabilities in computed_batches(
+        batches,
+        model.answerer(defended=not options.undefended, seed=options.seed),
+        device=model.device,
+        n_columns=len(model.label_names),
+        dtype=torch.float64,
+    ):
+        for file, row in zip(batch.files, probabilities, strict=True):
+            label = model.label_names[int(row.argmax())]
+            table.writerow([file, label, *(f"{p:.6f}" for p in row)])
+    if model.info.synthetic:
+        say("this model was trained on synthetic images: its answers mean nothing on real ones")

@@ -1,0 +1,108 @@
+"""What a reader is, and what it hands over before classes are chosen and images are divided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnmf_cuda.data.images import ImageSource
+
+SPLIT_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "test": "test",
+    "testing": "test",
+}
+"""What sources call the three parts, in lower case."""
+
+
+class Reader(Protocol):
+    """A module that reads one kind of source.
+
+    Errors are ValueErrors that name the source.
+    """
+
+    def recognises(self, path: Path) -> bool:
+        """Tell whether an existing path is a source of this kind; cheap, and never raises."""
+
+    def read(self, path: Path, *, label_key: str = "labels") -> Records:
+        """Return every labelled image, for training; files are listed, not decoded.
+
+        `label_key` chooses among several sets of labels; see `refuse_label_key`.
+        """
+
+    def images(self, path: Path) -> Iterator[ImageSource]:
+        """Give every image, labelled or not, one by one; memory does not grow with their number.
+
+        A source without images is a ValueError, raised before anything is given.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Images and the classes that their source gives them.
+
+    Attributes
+    ----------
+    images : list of Path, or ndarray of shape (n_images, height, width[, 3])
+        Files to decode, or checked pixels: uint8, or grey floats in [0, 1].
+    values : ndarray of shape (n_images,), str
+        The class of each image in the source's own words: a category id, a folder, a label.
+    names : mapping of str to str
+        From such a value to the class's name, in label order; may name classes without images.
+    split : ndarray of shape (n_images,), str, or None
+        "train", "valid", "test", or None where the source does not say.
+    files : ndarray of shape (n_images,), str
+        The name of each image in its source.
+    groups : mapping of str to ndarray of shape (n_images,)
+        Of `nnmf_cuda.data.dataset.GROUPS`, those that the source knows.
+    notes : tuple of str
+        What the reader decided or skipped, one sentence each, for the report.
+    """
+
+    images: Sequence[Path] | NDArray[Any]
+    values: NDArray[np.str_]
+    names: Mapping[str, str]
+    split: NDArray[np.str_] | None
+    files: NDArray[np.str_]
+    groups: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def take(self, rows: NDArray[np.bool_]) -> Records:
+        """Return the records of the images marked in `rows`."""
+        if rows.all():
+            return self
+        images = self.images
+        return Records(
+            images=images[rows] if isinstance(images, np.ndarray) else list(compress(images, rows)),
+            values=self.values[rows],
+            names=self.names,
+            split=None if self.split is None else self.split[rows],
+            files=self.files[rows],
+            groups={name: array[rows] for name, array in self.groups.items()},
+            notes=self.notes,
+        )
+
+
+def refuse_label_key(path: Path, label_key: str) -> None:
+    """Raise ValueError if labels are chosen where there is nothing to choose: in a folder."""
+    if label_key != "labels":
+        raise ValueError(
+            f"label_key={label_key!r} picks an array of an .npz, but {path} is a folder; "
+            "leave it out"
+        )
+
+
+def first_few(names: list[str], limit: int = 3) -> str:
+    """Return at most `limit` names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
