@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from tabulate import tabulate
+
 from nnmf_cuda.evaluation.robustness import NOT_RUN, RobustnessReport
 from nnmf_cuda.report.robustness import is_one_count
 
@@ -94,16 +96,8 @@ def _certified(report: RobustnessReport) -> list[str]:
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
     """Set the first column to the left, numbers to the right, and text where it begins."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    is_text = any(len(row) == 2 for row in rows)
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [
-            cell if is_text else cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    numbers = ["left" if any(len(row) == 2 for row in rows) else "right"] * (len(rows[0]) - 1)
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=("left", *numbers))
 
 
 def _wrapped(text: str, start: str = "") -> str:

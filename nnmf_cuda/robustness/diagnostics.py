@@ -1,16 +1,27 @@
-"""Whether attacks could have succeeded: gradients, curves, and a weakness planted on purpose."""
+"""What an evaluation measures: whether attacks could have succeeded, and all that is found.
+
+Gradients are compared with finite differences, curves drawn against what an attack spends, and a
+weakness planted on purpose must be found.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks import Budget, GradientReport, Threat, gradient_report, run_suite
+from nnmf_cuda.attacks import (
+    Budget,
+    GradientReport,
+    SuiteResult,
+    Threat,
+    gradient_report,
+    run_suite,
+)
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.known_weakness import RIGHT, plant
 from nnmf_cuda.attacks.objectives import (
@@ -22,21 +33,22 @@ from nnmf_cuda.attacks.objectives import (
     majority_right,
 )
 from nnmf_cuda.attacks.surrogates import FixedNoise
-from nnmf_cuda.evaluation.robustness import Curve
+from nnmf_cuda.evaluation import Certificate
+from nnmf_cuda.evaluation.robustness import Curve, Curves, PixelAttack, WorstPoints
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.modes import frozen, isolated
+from nnmf_cuda.robustness.budgets import EvaluationBudget
 
 __all__ = [
+    "AdaptiveMeasurements",
     "Attacker",
     "GradientCheck",
     "KnownWeakness",
+    "Measurements",
     "check_gradients",
-    "draws_curve",
-    "eps_curve",
+    "draw_curves",
     "find_known_weakness",
     "gradient_agreement",
-    "restarts_curve",
-    "steps_curve",
 ]
 
 
@@ -192,52 +204,106 @@ class Attacker:
         )
         return float(majority(right).double().mean())
 
-    def robust_accuracy(self, **settings: Any) -> float:
-        """Return the accuracy under APGD on the margin, one start if `settings` give no other."""
+    def curve(self, setting: str, values: Sequence[float], **held: Any) -> Curve:
+        """Return the robust accuracy under APGD on the margin against one of its settings.
+
+        Parameters
+        ----------
+        setting : str
+            The argument of `vector_apgd` that takes each of the values; an "attack_eps" of 0 is no
+            attack.
+        values : sequence of float
+        **held
+            Other arguments; from one random start if they name no other number.
+        """
         arguments = {
             **self.threat.as_keywords(),
             "n_restarts": 1,
             "judge": self.model,
             "seed": self.seed,
-            **settings,
+            **held,
         }
-        return self.accuracy(vector_apgd(self.target, self.x, self.y, **arguments))
+        accuracies = []
+        for value in values:
+            points, settings = self.x, {**arguments, setting: value}
+            if settings["attack_eps"] > 0:
+                points = vector_apgd(self.target, self.x, self.y, **settings)
+            accuracies.append(self.accuracy(points))
+        return Curve(setting, values, accuracies)
 
 
-def _curve(setting: str, values: Sequence[float], accuracy: Callable[[Any], float]) -> Curve:
-    return Curve(setting, values, [accuracy(value) for value in values])
+def draw_curves(attacker: Attacker, budget: EvaluationBudget) -> Curves:
+    """Return robust accuracy against eps, steps, random starts and answers averaged at each step.
 
-
-def eps_curve(attacker: Attacker, values: Sequence[float], *, n_iter: int) -> Curve:
-    """Robust accuracy against eps, and without a bound but the box: it must fall to nothing."""
-
-    def accuracy(eps: float) -> float:
-        if eps == 0:
-            return attacker.accuracy(attacker.x)
-        return attacker.robust_accuracy(attack_eps=eps, n_iter=n_iter)
-
-    return _curve("attack_eps", values, accuracy)
-
-
-def steps_curve(attacker: Attacker, values: Sequence[int]) -> Curve:
-    """Robust accuracy against the number of steps."""
-    return _curve("n_iter", values, lambda n: attacker.robust_accuracy(n_iter=n))
-
-
-def restarts_curve(attacker: Attacker, values: Sequence[int], *, n_iter: int) -> Curve:
-    """Robust accuracy against the number of random starts."""
-    return _curve(
-        "n_restarts", values, lambda n: attacker.robust_accuracy(n_restarts=n, n_iter=n_iter)
+    A curve against eps goes on until nothing bounds points but the box. To average answers needs no
+    surrogate: there the model itself is climbed.
+    """
+    n_iter, itself = budget.curve_iter, replace(attacker, target=attacker.model)
+    with isolated(attacker.seed):
+        has_noise = is_random(attacker.model, attacker.x)
+    return Curves(
+        eps=attacker.curve("attack_eps", budget.attack_eps, n_iter=n_iter),
+        steps=attacker.curve("n_iter", budget.n_iter),
+        restarts=attacker.curve("n_restarts", budget.n_restarts, n_iter=n_iter),
+        draws=itself.curve("eot_iter", budget.eot_iter, n_iter=n_iter) if has_noise else None,
     )
 
 
-def draws_curve(attacker: Attacker, values: Sequence[int], *, n_iter: int) -> Curve | None:
-    """Robust accuracy against the answers averaged at each step, without a surrogate.
+@dataclass(frozen=True)
+class AdaptiveMeasurements:
+    """What only an evaluation with adaptive attacks measures.
 
-    None of a model without noise.
+    Attributes
+    ----------
+    curves : Curves
+    gradients : GradientCheck
+    gradient_cosines : list of float or None
+        Of two independent gradients, for each number of averaged answers; None without noise.
+    known_weakness : KnownWeakness
+    flags_at_zero : float
+        Robust accuracy by AutoAttack's flags in a ball without room.
+    worst_points : WorstPoints
+    fixed_noise : float or None
+        Robust accuracy where the attacker knows the noise; None where there is none.
+    transfer_back : float
+        Accuracy of the undefended model on the defence's worst points.
+    certificates : mapping of str to Certificate
+        "denoised" and "plain noise"; nothing for a chain of several steps.
     """
-    with isolated(attacker.seed):
-        if not is_random(attacker.model, attacker.x):
-            return None
-    itself = replace(attacker, target=attacker.model)
-    return _curve("eot_iter", values, lambda n: itself.robust_accuracy(eot_iter=n, n_iter=n_iter))
+
+    curves: Curves
+    gradients: GradientCheck
+    gradient_cosines: list[float] | None
+    known_weakness: KnownWeakness
+    flags_at_zero: float
+    worst_points: WorstPoints
+    fixed_noise: float | None
+    transfer_back: float
+    certificates: Mapping[str, Certificate]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All that an evaluation has measured.
+
+    Attributes
+    ----------
+    budget : EvaluationBudget
+        What might be spent.
+    evaluation_seed : int
+        Of the decisions.
+    suites : mapping of str to SuiteResult
+        By model: "defended", "undefended", and where attacked the simpler defences and
+        "adversarially trained".
+    adaptive : AdaptiveMeasurements or None
+        None where only the paper's protocol was counted.
+    pixels : PixelAttack or None
+    seconds : float
+    """
+
+    budget: EvaluationBudget
+    evaluation_seed: int
+    suites: Mapping[str, SuiteResult]
+    adaptive: AdaptiveMeasurements | None
+    pixels: PixelAttack | None
+    seconds: float

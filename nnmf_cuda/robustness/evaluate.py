@@ -38,8 +38,9 @@ from nnmf_cuda.report.robustness import robustness_page
 from nnmf_cuda.robustness import diagnostics
 from nnmf_cuda.robustness.baselines import LinearDenoiser, NoiseOnly, WithoutNoise
 from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS, LIGHT, EvaluationBudget
+from nnmf_cuda.robustness.diagnostics import AdaptiveMeasurements, Measurements
 from nnmf_cuda.robustness.pixels import attack_pixels
-from nnmf_cuda.robustness.points import AdaptiveMeasurements, Measurements, report_of
+from nnmf_cuda.robustness.points import report_of
 from nnmf_cuda.robustness.saved_run import SavedRun
 
 __all__ = ["Robustness", "evaluate_robustness"]
@@ -270,13 +271,7 @@ class _Evaluation:
         attacker = diagnostics.Attacker(
             defended, target, self.x, self.y, self.run.threat, **self.seeds
         )
-        spent, n_iter = self.budget, self.budget.curve_iter
-        return Curves(
-            eps=diagnostics.eps_curve(attacker, spent.attack_eps, n_iter=n_iter),
-            steps=diagnostics.steps_curve(attacker, spent.n_iter),
-            restarts=diagnostics.restarts_curve(attacker, spent.n_restarts, n_iter=n_iter),
-            draws=diagnostics.draws_curve(attacker, spent.eot_iter, n_iter=n_iter),
-        )
+        return diagnostics.draw_curves(attacker, self.budget)
 
     def _flags_at_zero(self) -> float:
         """Count by AutoAttack's flags where the ball has no room: what its single looks cost."""

@@ -23,7 +23,6 @@ from nnmf_cuda.evaluation.robustness import (
     AttackLine,
     Certified,
     Curve,
-    Curves,
     ModelLine,
     PaperProtocol,
     PixelAttack,
@@ -32,16 +31,14 @@ from nnmf_cuda.evaluation.robustness import (
     Rounds,
     State,
     ThreatModel,
-    WorstPoints,
 )
 from nnmf_cuda.evaluation.verdict import Verdict
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.pipeline.environment import describe_environment
-from nnmf_cuda.robustness.budgets import EvaluationBudget
-from nnmf_cuda.robustness.diagnostics import GradientCheck, KnownWeakness
+from nnmf_cuda.robustness.diagnostics import AdaptiveMeasurements, Measurements
 from nnmf_cuda.robustness.saved_run import SavedRun
 
-__all__ = ["AdaptiveMeasurements", "Measurements", "POINT_NAMES", "report_of"]
+__all__ = ["POINT_NAMES", "report_of"]
 
 
 _ENOUGH = 0.9
@@ -57,66 +54,6 @@ _STRONGER = 0.002
 """A black box that leaves so much less than a white box shows that gradients are masked."""
 
 _TRAINED = "adversarially trained"
-
-
-@dataclass(frozen=True)
-class AdaptiveMeasurements:
-    """What only an evaluation with adaptive attacks measures.
-
-    Attributes
-    ----------
-    curves : Curves
-    gradients : GradientCheck
-    gradient_cosines : list of float or None
-        Of two independent gradients, for each number of averaged answers; None without noise.
-    known_weakness : KnownWeakness
-    flags_at_zero : float
-        Robust accuracy by AutoAttack's flags in a ball without room.
-    worst_points : WorstPoints
-    fixed_noise : float or None
-        Robust accuracy where the attacker knows the noise; None where there is none.
-    transfer_back : float
-        Accuracy of the undefended model on the defence's worst points.
-    certificates : mapping of str to Certificate
-        "denoised" and "plain noise"; nothing for a chain of several steps.
-    """
-
-    curves: Curves
-    gradients: GradientCheck
-    gradient_cosines: list[float] | None
-    known_weakness: KnownWeakness
-    flags_at_zero: float
-    worst_points: WorstPoints
-    fixed_noise: float | None
-    transfer_back: float
-    certificates: Mapping[str, Certificate]
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """All that an evaluation has measured.
-
-    Attributes
-    ----------
-    budget : EvaluationBudget
-        What might be spent.
-    evaluation_seed : int
-        Of the decisions.
-    suites : mapping of str to SuiteResult
-        By model: "defended", "undefended", and where attacked the simpler defences and
-        "adversarially trained".
-    adaptive : AdaptiveMeasurements or None
-        None where only the paper's protocol was counted.
-    pixels : PixelAttack or None
-    seconds : float
-    """
-
-    budget: EvaluationBudget
-    evaluation_seed: int
-    suites: Mapping[str, SuiteResult]
-    adaptive: AdaptiveMeasurements | None
-    pixels: PixelAttack | None
-    seconds: float
 
 
 def report_of(run: SavedRun, measured: Measurements, *, preset: str) -> RobustnessReport:
@@ -200,6 +137,13 @@ def _not_converged(what: str, curve: Curve) -> Iterator[str]:
             f"The attack has not converged in {what}: robust accuracy goes from {before:.4f} to"
             f" {last:.4f} at the last increase, and more may find more."
         )
+
+
+def _if_attacked(
+    answer: Callable[[_Points, AdaptiveMeasurements], _Answer],
+) -> Callable[[_Points], _Answer | None]:
+    """Leave a point out where only the paper's protocol was counted."""
+    return lambda points: None if points.adaptive is None else answer(points, points.adaptive)
 
 
 class _Points:
@@ -424,10 +368,9 @@ class _Points:
         missing = ("at eps 0, flags",) if at_zero is None else ()
         return _Answer(value, f"{paper['majority']:.3f}", sentence, shown=shown, missing=missing)
 
-    def gradient(self) -> _Answer | None:
-        if self.adaptive is None:
-            return None
-        found, report = self.adaptive.gradients, self.adaptive.gradients.report
+    @_if_attacked
+    def gradient(self, measured: AdaptiveMeasurements) -> _Answer:
+        found, report = measured.gradients, measured.gradients.report
         error, zero = found.median_error, report.zero_gradient_share
         bpda = list(self.under(lambda attack: attack.kind is AttackKind.BPDA).values())
         warnings = []
@@ -456,12 +399,11 @@ class _Points:
             missing=("bpda identity",) if self.is_purifying and not bpda else (),
         )
 
-    def draws(self) -> _Answer | None:
-        if self.adaptive is None:
-            return None
-        curve, more = self.adaptive.curves.draws, dict[str, Any]()
-        if self.adaptive.gradient_cosines is not None:
-            more["cosine_of_two_gradients"] = self.adaptive.gradient_cosines
+    @_if_attacked
+    def draws(self, measured: AdaptiveMeasurements) -> _Answer:
+        curve, more = measured.curves.draws, dict[str, Any]()
+        if measured.gradient_cosines is not None:
+            more["cosine_of_two_gradients"] = measured.gradient_cosines
         if self.is_purifying:
             more["draws_of_the_defence"] = self.run.model.purifier.n_draws
         if curve is None:
@@ -477,10 +419,9 @@ class _Points:
             tuple(_not_converged("draws averaged", curve)),
         )
 
-    def steps(self) -> _Answer | None:
-        if self.adaptive is None:
-            return None
-        curves = {"steps": self.adaptive.curves.steps, "restarts": self.adaptive.curves.restarts}
+    @_if_attacked
+    def steps(self, measured: AdaptiveMeasurements) -> _Answer:
+        curves = {"steps": measured.curves.steps, "restarts": measured.curves.restarts}
         steps, restarts = curves.values()
         converged = steps.converged and restarts.converged
         return _Answer(
@@ -496,10 +437,9 @@ class _Points:
             tuple(w for what, curve in curves.items() for w in _not_converged(what, curve)),
         )
 
-    def sweep(self) -> _Answer | None:
-        if self.adaptive is None:
-            return None
-        curve, lowest = self.adaptive.curves.eps, min(self.adaptive.curves.eps.robust_accuracy)
+    @_if_attacked
+    def sweep(self, measured: AdaptiveMeasurements) -> _Answer:
+        curve, lowest = measured.curves.eps, min(measured.curves.eps.robust_accuracy)
         warning = (
             f"An attack without a bound leaves {lowest:.4f} of the samples, where it must leave"
             " none: gradients are masked or the attack is too weak."
@@ -533,11 +473,10 @@ class _Points:
             (warning,) if is_stronger else (),
         )
 
-    def transfer(self) -> _Answer | None:
-        if self.adaptive is None:
-            return None
+    @_if_attacked
+    def transfer(self, measured: AdaptiveMeasurements) -> _Answer:
         shares = self.under(lambda attack: attack.kind is AttackKind.TRANSFER)
-        back = self.adaptive.transfer_back
+        back = measured.transfer_back
         return _Answer(
             {**shares, "back to the undefended": back},
             f"{min(shares.values()):.3f}",
@@ -546,10 +485,9 @@ class _Points:
             " defence's worst points.",
         )
 
-    def fixed_noise(self) -> _Answer | None:
-        if self.adaptive is None:
-            return None
-        found = self.adaptive.fixed_noise
+    @_if_attacked
+    def fixed_noise(self, measured: AdaptiveMeasurements) -> _Answer:
+        found = measured.fixed_noise
         if found is None:
             return _does_not_apply("the defence has no noise")
         return _Answer(
@@ -559,9 +497,8 @@ class _Points:
             f" with fresh noise, {self.worst_case}.",
         )
 
-    def purifier(self) -> _Answer | None:
-        if self.adaptive is None:
-            return None
+    @_if_attacked
+    def purifier(self, measured: AdaptiveMeasurements) -> _Answer:
         if not self.is_purifying:
             return _does_not_apply("there is no purifier")
         kinds = (AttackKind.BPDA, AttackKind.PURIFIER)
@@ -580,9 +517,8 @@ class _Points:
             f" worst case counts it: {self.worst_case}.",
         )
 
-    def baselines(self) -> _Answer | None:
-        if self.adaptive is None:
-            return None
+    @_if_attacked
+    def baselines(self, measured: AdaptiveMeasurements) -> _Answer:
         lines = {name: _line(suite) for name, suite in self.measured.suites.items()}
         worst = {name: line.worst_case_accuracy for name, line in lines.items()}
         mine, worst["constant answer"] = worst.pop("defended"), self.verdict.constant
@@ -600,10 +536,9 @@ class _Points:
             mine > max(worst.values()),
         )
 
-    def known_weakness(self) -> _Answer | None:
-        if self.adaptive is None:
-            return None
-        found = self.adaptive.known_weakness
+    @_if_attacked
+    def known_weakness(self, measured: AdaptiveMeasurements) -> _Answer:
+        found = measured.known_weakness
         together = {
             "gradient attacks together": found.by_gradients,
             "all attacks together": found.together,

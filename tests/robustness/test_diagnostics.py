@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nnmf_cuda.attacks import Threat
 from nnmf_cuda.evaluation.robustness import FLAT, Curve
-from nnmf_cuda.robustness import diagnostics
+from nnmf_cuda.robustness import EvaluationBudget, diagnostics
 
 
 class Line(nn.Module):
@@ -38,7 +38,7 @@ def attacker(model: nn.Module, target: nn.Module | None = None) -> diagnostics.A
 
 
 def test_accuracy_against_eps_is_the_distance_from_the_boundary() -> None:
-    found = diagnostics.eps_curve(attacker(Line()), (0.0, 0.1, 0.25, 0.5), n_iter=20)
+    found = attacker(Line()).curve("attack_eps", (0.0, 0.1, 0.25, 0.5), n_iter=20)
     # 4 of the 20 samples are nearer than 0.1, 10 nearer than 0.25.
     assert found.robust_accuracy == pytest.approx([1.0, 0.8, 0.5, 0.0], abs=0.051)
 
@@ -48,7 +48,7 @@ def test_masked_gradients_do_not_reach_zero() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(torch.round(x, decimals=2)) + 0 * x[:, :1]
 
-    found = diagnostics.eps_curve(attacker(Steps()), (0.0, 0.1), n_iter=5)
+    found = attacker(Steps()).curve("attack_eps", (0.0, 0.1), n_iter=5)
     assert min(found.robust_accuracy) > 0
 
 
@@ -62,21 +62,20 @@ def test_a_falling_curve_has_not_converged() -> None:
 
 
 def test_more_steps_and_starts_find_no_less() -> None:
-    model = Line()
-    for curve in (
-        diagnostics.steps_curve(attacker(model), (1, 20)),
-        diagnostics.restarts_curve(attacker(model), (1, 2), n_iter=20),
-    ):
-        first, last = curve.robust_accuracy
+    for setting, values in (("n_iter", (1, 20)), ("n_restarts", (1, 2))):
+        first, last = attacker(Line()).curve(setting, values).robust_accuracy
         assert last <= first
         assert last == pytest.approx(0.8, abs=0.051)
 
 
 def test_draws_are_not_averaged_where_there_is_no_noise() -> None:
-    assert diagnostics.draws_curve(attacker(Line()), (1, 8), n_iter=5) is None
-    found = diagnostics.draws_curve(attacker(Line(0.1)), (1, 8), n_iter=5)
-    assert found is not None
-    assert len(found.robust_accuracy) == 2
+    budget = EvaluationBudget(
+        curve_iter=2, attack_eps=(0.0, 0.1), n_iter=(1, 2), n_restarts=(1, 2), eot_iter=(1, 8, 9)
+    )
+    assert diagnostics.draw_curves(attacker(Line()), budget).draws is None
+    found = diagnostics.draw_curves(attacker(Line(0.1)), budget)
+    assert found.draws is not None
+    assert [len(c.robust_accuracy) for c in (found.eps, found.draws)] == [2, 3]
 
 
 def test_gradients_agree_more_the_more_answers_are_averaged() -> None:

@@ -15,8 +15,8 @@ from nnmf_cuda.data.leakage import Neighbours
 from nnmf_cuda.evaluation.robustness import NOT_RUN, Curve, PixelCurve, RobustnessReport, State
 from nnmf_cuda.robustness import EvaluationBudget, SavedRun, evaluate_robustness
 from nnmf_cuda.robustness.budgets import PixelBudget
-from nnmf_cuda.robustness.diagnostics import GradientCheck, KnownWeakness
-from nnmf_cuda.robustness.points import Measurements, report_of
+from nnmf_cuda.robustness.diagnostics import GradientCheck, KnownWeakness, Measurements
+from nnmf_cuda.robustness.points import report_of
 
 TINY = EvaluationBudget(
     suite=Budget(n_iter=2, n_restarts=1, eot_iter=2, surrogate_draws=4, pgd_iter=2, n_queries=5),
