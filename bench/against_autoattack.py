@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks import run_autoattack, run_suite
-from nnmf_cuda.robustness import Subject
+from nnmf_cuda.robustness import SavedRun
 from nnmf_cuda.training import train_classifier
 
 FACTORS = (30.0, 1000.0)
@@ -42,17 +42,17 @@ class Scaled(nn.Module):
         return logits
 
 
-def overfitted(subject: Subject, seed: int) -> nn.Module:
+def overfitted(run: SavedRun, seed: int) -> nn.Module:
     """Train a classifier of the run's size, whose best epoch is chosen on the training split."""
-    x, y = subject.x["train"], subject.y["train"]
-    n_classes = len(subject.model.label_names)
+    x, y = run.x["train"], run.y["train"]
+    n_classes = len(run.model.label_names)
     return train_classifier(x, y, x, y, n_classes=n_classes, seed=seed, **OVERFIT).model.eval()
 
 
-def line_of(subject: Subject, model: nn.Module, **what: Any) -> dict[str, Any]:
+def line_of(run: SavedRun, model: nn.Module, **what: Any) -> dict[str, Any]:
     """Attack a model in both ways; `what` says which one it is."""
-    x, y = subject.test
-    bounds: dict[str, Any] = {"attack_eps": subject.attack_eps, "norm": subject.norm}
+    x, y = run.test
+    bounds: dict[str, Any] = {"attack_eps": run.attack.attack_eps, "norm": run.attack.norm}
     theirs = run_autoattack(model, x, y, attacks=("apgd-ce", "square"), seed=0, **bounds)
     suite = run_suite(model, x, y, seed=0, **bounds)
     broken, broken_by_suite = ~theirs.robust_flags, ~suite.robust[0]
@@ -67,15 +67,15 @@ def line_of(subject: Subject, model: nn.Module, **what: Any) -> dict[str, Any]:
     }
 
 
-def data_of(home: Path, subject: Subject) -> dict[str, Any]:
+def data_of(home: Path, run: SavedRun) -> dict[str, Any]:
     """Say which features these are."""
     environment = json.loads((home / "environment.json").read_text(encoding="utf-8"))
-    info = subject.model.info
+    info = run.model.info
     return {
         "split_by": info.data.split_by,
         "test_fold": info.data.test_fold,
-        "n_features": subject.model.classifier.n_features,
-        "seed": subject.seed,
+        "n_features": run.model.classifier.n_features,
+        "seed": run.seed,
         "data_sha256": environment["data_sha256"],
         "commit": environment["commit"],
     }
@@ -83,14 +83,14 @@ def data_of(home: Path, subject: Subject) -> dict[str, Any]:
 
 def record_of(homes: Sequence[Path]) -> dict[str, Any]:
     """Return the record of all runs."""
-    subjects = [Subject.of_run(home) for home in homes]
-    first = subjects[0]
+    runs = [SavedRun.load(home) for home in homes]
+    first = runs[0]
     plain = first.model.classifier.eval()
     return {
         "threads": torch.get_num_threads(),
         "as_trained": [
-            line_of(subject, subject.model.classifier.eval(), **data_of(home, subject))
-            for home, subject in zip(homes, subjects, strict=True)
+            line_of(run, run.model.classifier.eval(), **data_of(home, run))
+            for home, run in zip(homes, runs, strict=True)
         ],
         "overfitted": [
             line_of(first, overfitted(first, seed), seed=seed, **OVERFIT) for seed in SEEDS

@@ -17,46 +17,43 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda.attacks import vector_apgd
-from nnmf_cuda.robustness import Subject
-from nnmf_cuda.robustness.evaluate import test_images
+from nnmf_cuda.robustness import SavedRun
 from nnmf_cuda.robustness.pixels import ImageChain
 
 EPS_255 = 8.0
-EFFORTS = ({"n_iter": 40, "n_restarts": 1}, {"n_iter": 150, "n_restarts": 2})
+BUDGETS = ({"n_iter": 40, "n_restarts": 1}, {"n_iter": 150, "n_restarts": 2})
 
 
 def line_of(home: Path, data: str) -> dict[str, Any]:
     """Return one run's line."""
-    subject = Subject.of_run(home)
+    run = SavedRun.load(home)
     environment = json.loads((home / "environment.json").read_text(encoding="utf-8"))
-    images, info = test_images(home, data, subject), subject.model.info
-    x, y = subject.test
-    moves = subject.paper["baseline"]["points"] - x
+    images, info = run.test_images(data), run.model.info
+    x, y = run.test
+    moves = run.paper["baseline"].points - x
     return {
         "split_by": info.data.split_by,
         "test_fold": info.data.test_fold,
-        "seed": subject.seed,
+        "seed": run.seed,
         "data_sha256": environment["data_sha256"],
         "commit": environment["commit"],
         "eps_255": EPS_255,
-        "by_pixels": [{**effort, **reach_of(subject, images, y, effort)} for effort in EFFORTS],
+        "by_pixels": [{**budget, **reach_of(run, images, y, budget)} for budget in BUDGETS],
         "by_features": lengths(moves[(moves != 0).any(1)]),
     }
 
 
-def reach_of(
-    subject: Subject, images: Tensor, y: Tensor, effort: dict[str, int]
-) -> dict[str, float]:
+def reach_of(run: SavedRun, images: Tensor, y: Tensor, budget: dict[str, int]) -> dict[str, float]:
     """Attack the undefended chain on pixels; say who holds and how far features moved."""
-    chain = ImageChain(subject.model.extractor, subject.model.classifier).eval()
+    chain = ImageChain(run.model.extractor, run.model.classifier).eval()
     points = vector_apgd(
         chain,
         images,
         y,
         attack_eps=EPS_255 / 255,
-        seed=subject.seed,
-        n_iter=effort["n_iter"],
-        n_restarts=effort["n_restarts"],
+        seed=run.seed,
+        n_iter=budget["n_iter"],
+        n_restarts=budget["n_restarts"],
     )
     with torch.no_grad():
         right = [chain(rows).argmax(1) == y for rows in (images, points)]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["BALLS", "Ball", "Box"]
+__all__ = ["BALLS", "BOX_TOLERANCE", "Ball", "Box", "Threat"]
 
 Box = tuple[float | Tensor, float | Tensor]
+
+BOX_TOLERANCE = 1e-6
+"""Rounding of an L2 normalisation in float32 may leave the box by an ulp or two."""
 
 # Keeps the direction of a zero vector finite.
 _TINY = 1e-12
@@ -133,3 +138,81 @@ def _length(vectors: Tensor) -> Tensor:
 
 
 BALLS: Mapping[str, type[Ball]] = {"Linf": _LinfBall, "L2": _L2Ball}
+
+
+@dataclass(frozen=True)
+class Threat:
+    """By how much an attacker may change features: the ball, and the box that they must stay in.
+
+    Attributes
+    ----------
+    attack_eps : float
+        Radius of the ball, in units of the features.
+    norm : {"Linf", "L2"}, default="Linf"
+        Norm of the ball.
+    box : pair of float or Tensor of shape (n_features,), default=(0, 1)
+        Lowest and highest value of each feature.
+
+    Raises
+    ------
+    ValueError
+        If there is no such norm, or the radius is not finite and above 0.
+    """
+
+    attack_eps: float
+    norm: str = "Linf"
+    box: Box = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.norm not in BALLS:
+            raise ValueError(f"norm must be one of {', '.join(BALLS)}; got {self.norm!r}")
+        if not (math.isfinite(self.attack_eps) and self.attack_eps > 0):
+            raise ValueError(f"attack_eps must be a finite number > 0, got {self.attack_eps}")
+
+    def as_keywords(self) -> dict[str, Any]:
+        """Return the arguments of the attacks that take them one by one."""
+        return {"attack_eps": self.attack_eps, "norm": self.norm, "box": self.box}
+
+    def ball(self, x: Tensor) -> Ball:
+        """Return the ball around each sample of x (n, n_features)."""
+        return BALLS[self.norm](x, self.attack_eps, self.box)
+
+    def distances(self, points: Tensor, x: Tensor) -> Tensor:
+        """Return how far (n,) points are from x, both (n, n_features), in the norm."""
+        lengths: Tensor = (points - x).norm(p=float("inf") if self.norm == "Linf" else 2.0, dim=1)
+        return lengths
+
+    def check_features(self, x: Tensor) -> None:
+        """Raise ValueError unless x is floating point (n, n_features) inside the box."""
+        if x.dim() != 2 or x.numel() == 0 or not x.is_floating_point():
+            raise ValueError(
+                "x must be floating point of shape (n_samples, n_features) and not empty, got"
+                f" {tuple(x.shape)} {x.dtype}"
+            )
+        low, high = (torch.as_tensor(edge).to(x) for edge in self.box)
+        outside = ~((x >= low - BOX_TOLERANCE) & (x <= high + BOX_TOLERANCE))
+        if bool(outside.any()):
+            raise ValueError(
+                f"x must be inside the box, {int(outside.sum())} of {x.numel()} entries are not"
+                f" (they span {float(x.min()):.6g} to {float(x.max()):.6g}): an attack would move"
+                " them by more than attack_eps; widen the box or rescale x"
+            )
+
+    def check_points(self, points: Tensor, x: Tensor, *, attack: str) -> float:
+        """Return the largest distance of points from x, both (n, n_features).
+
+        Raises
+        ------
+        RuntimeError
+            If the attack of that name has left the ball or the box.
+        """
+        distance = float(self.distances(points.double(), x.double()).max())
+        low, high = (torch.as_tensor(edge).to(points) for edge in self.box)
+        inside = bool(((points >= low) & (points <= high)).all())
+        # Not (a > b) but not (a <= b), so that NaN fails too.
+        if not (distance <= self.attack_eps + BOX_TOLERANCE and inside):
+            raise RuntimeError(
+                f"{attack}: the points broke the bound: largest {self.norm} distance"
+                f" {distance:.6g} for attack_eps {self.attack_eps}, inside the box: {inside}"
+            )
+        return distance

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +11,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnmf_cuda.attacks.balls import BALLS, Box
+from nnmf_cuda.attacks.balls import BOX_TOLERANCE
 
-__all__ = ["BOX_TOLERANCE", "MIN_CLASSES", "gradient_report"]
+__all__ = [
+    "Array",
+    "GradientReport",
+    "MIN_CLASSES",
+    "check_classes",
+    "check_features",
+    "check_labels",
+    "check_logits",
+    "check_settings",
+    "gradient_report",
+]
 
 Array = Tensor | NDArray[Any]
 
-# Rounding of an L2 normalisation in float32 may leave the box by an ulp or two.
-BOX_TOLERANCE = 1e-6
 # The DLR loss divides by the gap to the third largest logit, its targeted form by one that
 # needs the fourth.
 MIN_CLASSES = {
@@ -32,9 +40,25 @@ MIN_CLASSES = {
 _VERSIONS = ("standard", "plus", "rand")
 
 
+@dataclass(frozen=True)
+class GradientReport:
+    """How long the gradients of a model's cross-entropy with respect to its features are.
+
+    Attributes
+    ----------
+    grad_norm_mean : float
+        Mean L2 norm of the gradients of the samples.
+    zero_gradient_share : float
+        Share of samples whose gradient is exactly zero.
+    """
+
+    grad_norm_mean: float
+    zero_gradient_share: float
+
+
 def gradient_report(
     model: nn.Module, x: Array, y: Array, *, batch_size: int = 250
-) -> dict[str, float]:
+) -> GradientReport:
     """Say whether the cross-entropy has a gradient that an attack can follow.
 
     Parameters
@@ -50,13 +74,11 @@ def gradient_report(
 
     Returns
     -------
-    dict
-        "grad_norm_mean": mean L2 norm of the per-sample gradient with respect to x;
-        "zero_gradient_share": share of samples whose gradient is exactly zero.
+    GradientReport
 
     Raises
     ------
-    RuntimeError
+    ValueError
         If the output does not depend differentiably on x, or a gradient is not finite.
     """
     features = torch.as_tensor(x).detach()
@@ -71,10 +93,10 @@ def gradient_report(
             f"{int((~norm.isfinite()).sum())} of {len(norm)} gradients of the model are not "
             "finite: an attack cannot follow them"
         )
-    return {
-        "grad_norm_mean": float(norm.mean()),
-        "zero_gradient_share": float((norm == 0).float().mean()),
-    }
+    return GradientReport(
+        grad_norm_mean=float(norm.mean()),
+        zero_gradient_share=float((norm == 0).float().mean()),
+    )
 
 
 def _gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -129,14 +151,8 @@ def check_labels(y: Array, n_samples: int) -> Tensor:
     return labels.long()
 
 
-def check_settings(
-    attacks: Sequence[str], *, norm: str, attack_eps: float, seed: int, **counts: int
-) -> None:
-    """Raise unless the attacks exist for feature vectors and the numbers make sense."""
-    if norm not in ("Linf", "L2"):
-        raise ValueError(f"norm must be 'Linf' or 'L2', got {norm!r}")
-    if not (math.isfinite(attack_eps) and attack_eps > 0):
-        raise ValueError(f"attack_eps must be a finite number > 0, got {attack_eps}")
+def check_settings(attacks: Sequence[str], *, norm: str, seed: int, **counts: int) -> None:
+    """Raise unless AutoAttack's attacks exist for feature vectors and the numbers make sense."""
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be in [0, 2**63), got {seed}")
     for name, value in counts.items():
@@ -189,24 +205,3 @@ def check_logits(logits: object, n_samples: int, attacks: Sequence[str], y: Tens
             f"got {int(y.max())}"
         )
     return n_classes
-
-
-def check_ball(x: Tensor, *, attack_eps: float, norm: str, box: Box) -> None:
-    """Raise unless samples lie in the box and the ball is one."""
-    if norm not in BALLS:
-        raise ValueError(f"norm must be one of {', '.join(BALLS)}; got {norm!r}")
-    if not (math.isfinite(attack_eps) and attack_eps > 0):
-        raise ValueError(f"attack_eps must be a finite number > 0, got {attack_eps}")
-    if x.dim() != 2 or x.numel() == 0 or not x.is_floating_point():
-        raise ValueError(
-            "x must be floating point of shape (n_samples, n_features) and not empty, got"
-            f" {tuple(x.shape)} {x.dtype}"
-        )
-    low, high = (torch.as_tensor(edge).to(x) for edge in box)
-    outside = ~((x >= low - BOX_TOLERANCE) & (x <= high + BOX_TOLERANCE))
-    if bool(outside.any()):
-        raise ValueError(
-            f"x must be inside the box, {int(outside.sum())} of {x.numel()} entries are not (they"
-            f" span {float(x.min()):.6g} to {float(x.max()):.6g}): an attack would move them by"
-            " more than attack_eps; widen the box or rescale x"
-        )

@@ -1,4 +1,8 @@
-"""APGD for feature vectors and random models: any loss, any box, the best point of every sample."""
+"""Gradient ascent in a ball: APGD, whose steps halve where they stop helping, and PGD.
+
+`vector_apgd` is the attack on feature vectors and random models: any loss, any box, the worst point
+of every sample. `climb` is the ascent below it, which AutoAttack's APGD shares.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks.balls import BALLS, Ball, Box
-from nnmf_cuda.attacks.checks import check_ball
-from nnmf_cuda.attacks.objectives import ExpectedLoss, Objective, is_random, standing
+from nnmf_cuda.attacks.balls import Ball, Box, Threat
+from nnmf_cuda.attacks.objectives import ExpectedLoss, Objective, is_random, wrongness
 from nnmf_cuda.models.modes import frozen, isolated
 
-__all__ = ["Evaluate", "ascend", "ascend_objective", "climb", "pgd", "vector_apgd"]
+__all__ = ["Evaluate", "N_JUDGED", "ascend_objective", "climb", "pgd", "vector_apgd"]
 
 
 N_JUDGED = 20
-"""Answers of a random model by which the best of several points is chosen."""
+"""Answers of a random model by which the worst of several points is chosen."""
+
+Evaluate = Callable[[Tensor, Tensor], Tensor]
+"""Maps a leaf (n, M) to its losses (n, 1), and writes their gradient (n, M) into the second."""
+
+# Share of the last step that the momentum replaces, from the second step on.
+_OWN_STEP = 0.75
+# A step is halved unless the loss rose in more than this share of a window's steps.
+_RISING_SHARE = 0.75
+# PGD's steps add up to this many radii, so that any point of the ball can be reached: Madry et al.
+_REACH = 2.5
 
 
 def vector_apgd(
@@ -83,7 +96,7 @@ def vector_apgd(
 
     See Also
     --------
-    nnmf_cuda.attacks.apgd.apgd_attack : as the authors run it, for samples that still hold.
+    nnmf_cuda.attacks.autoattack.apgd.apgd_attack : as its authors run it.
     """
     if not 0 < eot_share <= 1:
         raise ValueError(f"eot_share must be in (0, 1], got {eot_share}")
@@ -94,9 +107,7 @@ def vector_apgd(
             judge or model,
             x,
             y,
-            attack_eps=attack_eps,
-            norm=norm,
-            box=box,
+            threat=Threat(attack_eps, norm, box),
             n_iter=n_iter,
             n_restarts=n_restarts,
             starts=starts,
@@ -109,35 +120,21 @@ def ascend_objective(
     x: Tensor,
     y: Tensor,
     *,
-    attack_eps: float,
-    norm: str = "Linf",
-    box: Box = (0.0, 1.0),
+    threat: Threat,
     n_iter: int = 100,
     n_restarts: int = 1,
     starts: Sequence[Tensor] = (),
 ) -> Tensor:
     """Climb any objective, and return of each sample the point that `judge` is worst on.
 
-    The arguments are those of `vector_apgd`; draws from torch's generators as they are.
+    The other arguments are those of `vector_apgd`; draws from torch's generators as they are.
     """
-    check_ball(x, attack_eps=attack_eps, norm=norm, box=box)
+    threat.check_features(x)
     if n_iter < 1 or n_restarts + len(starts) < 1:
         raise ValueError(f"n_iter={n_iter}, n_restarts={n_restarts}: need at least one of each")
-    ball = BALLS[norm](x, attack_eps, box)
+    ball = threat.ball(x)
     n_judged = N_JUDGED if is_random(judge, x) else 1
-    best, reached = x.clone(), standing(judge, x, y, n_judged)
-    for start in [*starts, *[None] * n_restarts]:
-        begin = ball.random_start() if start is None else start.clone()
-        points = ascend(objective, ball, begin, n_iter=n_iter)
-        worse = standing(judge, points, y, n_judged)
-        better = worse > reached
-        best = torch.where(better.unsqueeze(1), points, best)
-        reached = torch.where(better, worse, reached)
-    return best
-
-
-def ascend(objective: Objective, ball: Ball, start: Tensor, *, n_iter: int) -> Tensor:
-    """Climb an objective from one start by APGD's steps; returns the points of highest loss."""
+    worst, reached = x.clone(), wrongness(judge, x, y, n_judged)
 
     def evaluate(leaf: Tensor, gradient: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -146,20 +143,16 @@ def ascend(objective: Objective, ball: Ball, start: Tensor, *, n_iter: int) -> T
         gradient.copy_(found)
         return losses.detach().unsqueeze(1)
 
-    ball.project_(start)
-    with torch.no_grad():
-        return climb(evaluate, ball, start, n_iter=n_iter)
-
-
-# The ascent of APGD: steps along a gradient that halve where the loss stops rising.
-
-Evaluate = Callable[[Tensor, Tensor], Tensor]
-"""Maps a leaf (n, M) to its losses (n, 1), and writes their gradient (n, M) into the second."""
-
-# Share of the last step that the momentum replaces, from the second step on.
-_OWN_STEP = 0.75
-# A step is halved unless the loss rose in more than this share of a window's steps.
-_RISING_SHARE = 0.75
+    for start in [*starts, *[None] * n_restarts]:
+        points = ball.random_start() if start is None else start.clone()
+        ball.project_(points)
+        with torch.no_grad():
+            points = climb(evaluate, ball, points, n_iter=n_iter)
+        wrong = wrongness(judge, points, y, n_judged)
+        worse = wrong > reached
+        worst = torch.where(worse.unsqueeze(1), points, worst)
+        reached = torch.where(worse, wrong, reached)
+    return worst
 
 
 def climb(evaluate: Evaluate, ball: Ball, start: Tensor, *, n_iter: int) -> Tensor:
@@ -252,14 +245,10 @@ class _StepSizes:
         return stuck
 
 
-# Projected gradient ascent with a fixed step: what adversarial training defends from.
-
-_REACH = 2.5
-"""Steps add up to this many radii, so that any point of the ball can be reached: Madry et al."""
-
-
 def pgd(objective: Objective, ball: Ball, start: Tensor, *, n_iter: int) -> Tensor:
     """Climb an objective by equal steps; returns the last points (n, n_features).
+
+    What adversarial training defends from.
 
     Parameters
     ----------

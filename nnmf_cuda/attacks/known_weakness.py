@@ -13,13 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks.balls import BALLS, Ball
+from nnmf_cuda.attacks.balls import Ball, Threat
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
 from nnmf_cuda.models.modes import frozen, isolated
 from nnmf_cuda.models.networks import FeatureCNN
 
-__all__ = ["plant"]
+__all__ = ["RIGHT", "plant"]
 
 
 RIGHT = 0
@@ -90,9 +90,7 @@ class _PlantedDefence(DefendedClassifier):
         return _PlantedDefence(purifier, self.network, self.readouts)
 
 
-def plant(
-    model: nn.Module, x: Tensor, *, attack_eps: float, norm: str, seed: int
-) -> tuple[nn.Module, Tensor]:
+def plant(model: nn.Module, x: Tensor, threat: Threat, *, seed: int) -> tuple[nn.Module, Tensor]:
     """Return a model that a known point of the ball around each sample breaks.
 
     Parameters
@@ -100,9 +98,9 @@ def plant(
     model : FeatureCNN or DefendedClassifier of one
         The defence, of which everything but the last layer is kept, not copied.
     x : Tensor of shape (n, n_features)
-        Clean features in [0, 1].
-    attack_eps, norm : float, str
-        The ball.
+        Clean features inside the box.
+    threat : Threat
+        Ball and box of the known points.
     seed : int
         Of the known points.
 
@@ -133,7 +131,7 @@ def plant(
 
     units_of = make(nn.Identity()).eval()
     with frozen(model), isolated(seed), torch.no_grad():
-        ball = BALLS[norm](x, attack_eps, (0.0, 1.0))
+        ball = threat.ball(x)
         points = ball.random_corner()
         answers = 1 if purifier is None else _N_ANSWERS
         at_point = _mean_units(units_of, points, answers)

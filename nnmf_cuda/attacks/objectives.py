@@ -1,4 +1,9 @@
-"""What an adaptive attack climbs: a loss of each sample, differentiable in its features."""
+"""What an adaptive attack climbs, and how points are judged: losses and decisions of each sample.
+
+An attack climbs the mean loss of a random model's answers and keeps the points that answers of
+other draws get most wrong (`wrongness`); who is right at last is told by fresh decisions, which no
+attack has seen.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +34,15 @@ __all__ = [
     "majority_right",
     "margin_loss",
     "sampled_logits",
+    "wrongness",
 ]
 
+
+N_DECISIONS = 20
+"""R: fresh decisions of a random model on a point, of which a majority decides."""
+
+N_ROUNDS = 10
+"""How often these are taken anew: what is reported is the mean over rounds."""
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, n_classes) and labels (n,) to losses (n,), larger where the answer is worse."""
@@ -155,8 +167,8 @@ def finite(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def standing(model: nn.Module, points: Tensor, y: Tensor, n_answers: int) -> Tensor:
-    """Return how far (n,) points are from being right: more is better for an attacker.
+def wrongness(model: nn.Module, points: Tensor, y: Tensor, n_answers: int) -> Tensor:
+    """Return how wrong (n,) a model is on points: more is better for an attacker.
 
     The share of wrong answers, and among equals the mean margin, squeezed into a share of one.
     """
@@ -165,15 +177,6 @@ def standing(model: nn.Module, points: Tensor, y: Tensor, n_answers: int) -> Ten
     wrong = (logits.argmax(2) != y).double().mean(0)
     mean = margins.double().mean(0)
     return wrong + 0.5 / n_answers * mean / (1 + mean.abs())
-
-
-# Who is right on a point: fresh decisions of a model that may be random.
-
-N_DECISIONS = 20
-"""R: fresh decisions of a random model on a point, of which a majority decides."""
-
-N_ROUNDS = 10
-"""How often these are taken anew: what is reported is the mean over rounds."""
 
 
 def fresh_decisions(

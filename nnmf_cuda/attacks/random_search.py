@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks.balls import BALLS, Box
-from nnmf_cuda.attacks.checks import check_ball
+from nnmf_cuda.attacks.balls import Box, Threat
 from nnmf_cuda.attacks.objectives import ExpectedLoss
 from nnmf_cuda.models.modes import frozen, isolated
 
@@ -68,13 +67,14 @@ def vector_square(
     .. [1] Andriushchenko, Croce, Flammarion & Hein (2020), Square Attack: a query-efficient
        black-box adversarial attack via random search, ECCV.
     """
-    check_ball(x, attack_eps=attack_eps, norm=norm, box=box)
+    threat = Threat(attack_eps, norm, box)
+    threat.check_features(x)
     if n_queries < 1 or not 0 < first_share <= 1:
         raise ValueError(
             f"n_queries={n_queries} must be at least 1, first_share={first_share} in (0, 1]"
         )
     with frozen(model), isolated(seed), torch.no_grad():
-        ball = BALLS[norm](x, attack_eps, box)
+        ball = threat.ball(x)
         points = ball.random_corner()
         loss = ExpectedLoss(model, y, "margin", eot_iter)
         paired = ExpectedLoss(model, y.repeat(2), "margin", eot_iter)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks.balls import BALLS, Box
-from nnmf_cuda.attacks.checks import check_ball
+from nnmf_cuda.attacks.balls import Box, Threat
+from nnmf_cuda.attacks.checks import check_labels
 from nnmf_cuda.attacks.gradient_ascent import N_JUDGED, ascend_objective, pgd, vector_apgd
 from nnmf_cuda.attacks.objectives import (
     N_ROUNDS,
@@ -21,21 +23,208 @@ from nnmf_cuda.attacks.objectives import (
     fresh_decisions,
     is_random,
     majority,
-    standing,
+    wrongness,
 )
 from nnmf_cuda.attacks.random_search import vector_square
 from nnmf_cuda.attacks.surrogates import BPDAIdentity, PurifierShift, surrogate
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.modes import frozen, isolated
 
-__all__ = ["AttackOutcome", "BUDGETS", "Budget", "FROM_WORST", "SuiteResult", "run_suite"]
+__all__ = [
+    "Attack",
+    "AttackKind",
+    "AttackOutcome",
+    "BUDGETS",
+    "Budget",
+    "CallCount",
+    "SuiteResult",
+    "run_suite",
+]
 
-
-FROM_WORST = "APGD-margin from the worst points"
-"""Name of the last attack, which starts from what all others have found."""
 
 _SELECTED = 0.6
 """Share of a random model's answers that a selective attack pushes: a majority, and some more."""
+
+_TITLES = {"margin": "APGD-margin", "ce": "APGD-CE", "dlr": "APGD-DLR"}
+"""Of APGD by the loss that it climbs."""
+
+
+class AttackKind(Enum):
+    """Where an attack takes its points from."""
+
+    CLEAN = "no attack"
+    KNOWN_POINTS = "points that were known beforehand"
+    TRANSFER = "points found on another model"
+    GRADIENT = "gradients of the model or of a surrogate"
+    PURIFIER = "gradients, with a loss made for purifying or random defences"
+    BPDA = "gradients past the purifier, which is taken for the identity"
+    SEARCH = "random search, without gradients"
+    FROM_WORST = "gradients, from the worst points of all other attacks"
+
+    @property
+    def is_white_box(self) -> bool:
+        """Whether gradients of the attacked model are climbed, from starts of the attack's own."""
+        return self in (AttackKind.GRADIENT, AttackKind.PURIFIER, AttackKind.BPDA)
+
+    @property
+    def is_black_box(self) -> bool:
+        """Whether no gradient of the attacked model is asked for."""
+        return self in (AttackKind.TRANSFER, AttackKind.SEARCH)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack of the suite.
+
+    Attributes
+    ----------
+    name : str
+        What a reader sees.
+    kind : AttackKind
+        By which checks take it into account.
+    run : callable
+        Takes a seed; returns a point for every sample, (n, n_features).
+    loss : str or None
+        Of `LOSSES`, which APGD climbs on the attacked model; None of other attacks.
+    """
+
+    name: str
+    kind: AttackKind
+    run: Callable[[int], Tensor]
+    loss: str | None = None
+
+
+@dataclass
+class CallCount:
+    """How often a model and its surrogates were called, and about how many rows in all."""
+
+    n_calls: int = 0
+    n_rows: int = 0
+
+    def counted(self, model: nn.Module) -> nn.Module:
+        """Return a module with the model's answers, whose calls are counted."""
+        return _Counted(model, self)
+
+
+class _Counted(nn.Module):
+    def __init__(self, model: nn.Module, count: CallCount) -> None:
+        super().__init__()
+        self.model, self.count = model, count
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count.n_calls += 1
+        self.count.n_rows += len(x)
+        logits: Tensor = self.model(x)
+        return logits
+
+
+@dataclass(frozen=True)
+class AttackOutcome:
+    """What one attack found.
+
+    Attributes
+    ----------
+    attack : Attack
+    points : Tensor of shape (n, n_features)
+        A point for every sample.
+    right : Tensor of shape (n_rounds, N_DECISIONS, n)
+        bool: rounds of fresh decisions on the points; (1, 1, n) where the model is not random.
+    margins : Tensor of shape (n,)
+        Mean margin loss of these decisions: the larger, the worse for the defence.
+    seconds : float
+        Time of the attack.
+    """
+
+    attack: Attack
+    points: Tensor
+    right: Tensor
+    margins: Tensor
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The attack's name; "clean" is no attack."""
+        return self.attack.name
+
+    @property
+    def robust(self) -> Tensor:
+        """Who (n_rounds, n) is right by the majority of decisions of a round."""
+        return majority(self.right)
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of samples that the majority gets right, the mean over rounds."""
+        return float(self.robust.double().mean())
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """Success counted in three ways: "fresh" (mean), "majority" and "all" decisions right."""
+        return {
+            "fresh": float(self.right.double().mean()),
+            "majority": self.robust_accuracy,
+            "all": float(self.right.all(1).double().mean()),
+        }
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """What all attacks found.
+
+    Attributes
+    ----------
+    outcomes : list of AttackOutcome
+        The first is "clean".
+    calls : CallCount
+        Of the attacked model and its surrogates; models that points are transferred from are
+        others, and BPDA goes around the model's own way.
+    """
+
+    outcomes: list[AttackOutcome] = field(default_factory=list)
+    calls: CallCount = field(default_factory=CallCount)
+
+    def where(self, belongs: Callable[[Attack], bool]) -> dict[str, float]:
+        """Return the robust accuracy under each attack that belongs, by its name."""
+        return {o.name: o.robust_accuracy for o in self.outcomes if belongs(o.attack)}
+
+    @property
+    def robust(self) -> Tensor:
+        """Who (n_rounds, n) holds against every attack, by majority decisions."""
+        return torch.stack([outcome.robust for outcome in self.outcomes]).all(0)
+
+    @property
+    def robust_share(self) -> Tensor:
+        """In which share (n,) of the rounds a sample holds against every attack."""
+        return self.robust.double().mean(0)
+
+    @property
+    def worst_case_accuracies(self) -> Tensor:
+        """Share of samples that hold against every attack, in each round (n_rounds,)."""
+        return self.robust.double().mean(1)
+
+    @property
+    def worst_case_accuracy(self) -> float:
+        """Their mean: a single round of a random model is a matter of luck."""
+        return float(self.worst_case_accuracies.mean())
+
+    @property
+    def all_right_accuracy(self) -> float:
+        """The same, where every decision on every point must be right."""
+        held = torch.stack([outcome.right.all(1) for outcome in self.outcomes]).all(0)
+        return float(held.double().mean())
+
+    @property
+    def worst_points(self) -> Tensor:
+        """Of each sample the point (n, n_features) with the fewest right decisions.
+
+        Among equals the one of largest mean margin loss, so that of a sample which holds it is the
+        point that came nearest to breaking it. The clean point is none, if there is another.
+        """
+        attacked = self.outcomes[1:] or self.outcomes
+        shares = torch.stack([o.right.double().mean((0, 1)) for o in attacked])
+        margins = torch.stack([o.margins for o in attacked]).double()
+        margins = margins.where(shares == shares.amin(0), float("-inf"))
+        points = torch.stack([o.points for o in attacked])
+        return points[margins.argmax(0), torch.arange(points.shape[1], device=points.device)]
 
 
 @dataclass(frozen=True)
@@ -139,35 +328,39 @@ def run_suite(
     RuntimeError
         If points have left ball or box.
     """
-    check_ball(x, attack_eps=attack_eps, norm=norm, box=box)
-    if y.shape != x.shape[:1]:
-        raise ValueError(f"y must have shape ({len(x)},), a label a sample; got {tuple(y.shape)}")
+    threat = Threat(attack_eps, norm, box)
+    threat.check_features(x)
+    y = check_labels(y, len(x))
     result = SuiteResult()
     with frozen(model), isolated(seed):
-        run = _Suite(model, x, y, attack_eps, norm, box, is_random(model, x))
-
-        def note(name: str, points: Tensor, seconds: float) -> None:
-            right, margins = fresh_decisions(
-                model, points, y, seed=evaluation_seed, n_rounds=n_rounds
-            )
-            outcome = AttackOutcome(name, run.checked(name, points), right, margins, seconds)
-            result.outcomes.append(outcome)
-            say(f"  {name}: robust {outcome.accuracies['majority']:.4f} ({seconds:.1f} s)")
-
-        def attack(name: str, find: Callable[[int], Tensor]) -> None:
-            started = time.perf_counter()
-            points = find(_seed_of_attack(seed, len(result.outcomes)))
-            note(name, points, time.perf_counter() - started)
-
-        note("clean", x, 0.0)
-        for name, points in (known_points or {}).items():
-            note(name, points, 0.0)
+        asked = result.calls.counted(model)
+        has_noise = is_random(asked, x)
+        attacks: Iterable[Attack] = [
+            Attack("clean", AttackKind.CLEAN, lambda _: x),
+            *(
+                Attack(name, AttackKind.KNOWN_POINTS, partial(_known, points))
+                for name, points in (known_points or {}).items()
+            ),
+        ]
         if budget is not None:
-            for name, find in run.attacks(budget, transfer_from or {}):
-                attack(name, find)
-            found = [outcome.points for outcome in result.outcomes]
-            attack(FROM_WORST, partial(run.from_worst, budget, found))
+            suite = _Suite(model, asked, result, x, y, threat, budget, has_noise)
+            attacks = chain(attacks, suite.attacks(transfer_from or {}))
+        for i, attack in enumerate(attacks):
+            started = time.perf_counter()
+            points = attack.run(_seed_of_attack(seed, i))
+            seconds = time.perf_counter() - started
+            threat.check_points(points, x, attack=attack.name)
+            right, margins = fresh_decisions(
+                asked, points, y, seed=evaluation_seed, n_rounds=n_rounds
+            )
+            outcome = AttackOutcome(attack, points, right, margins, seconds)
+            result.outcomes.append(outcome)
+            say(f"  {attack.name}: robust {outcome.robust_accuracy:.4f} ({seconds:.1f} s)")
     return result
+
+
+def _known(points: Tensor, _: int) -> Tensor:
+    return points
 
 
 def _seed_of_attack(seed: int, index: int) -> int:
@@ -177,220 +370,106 @@ def _seed_of_attack(seed: int, index: int) -> int:
 
 @dataclass(frozen=True)
 class _Suite:
+    """The attacks on one model: `asked` is `model`, its calls counted into `result`."""
+
     model: nn.Module
+    asked: nn.Module
+    result: SuiteResult
     x: Tensor
     y: Tensor
-    attack_eps: float
-    norm: str
-    box: Box
-    is_random: bool
+    threat: Threat
+    budget: Budget
+    has_noise: bool
 
-    def attacks(
-        self, budget: Budget, transfer_from: Mapping[str, nn.Module]
-    ) -> Iterator[tuple[str, Callable[[int], Tensor]]]:
-        """Yield the name of each attack with what runs it from a seed."""
-        eot = budget.eot_iter if self.is_random else 1
-        averaged = f", EOT {eot}" if self.is_random else ""
+    def attacks(self, transfer_from: Mapping[str, nn.Module]) -> Iterator[Attack]:
+        """Yield the attacks in the order in which they are run; the last needs what all found."""
+        kind, eot = AttackKind, self.budget.eot_iter if self.has_noise else 1
         for name, other in transfer_from.items():
-            yield f"transfer from {name}", partial(self._transfer, budget, other)
+            run = partial(self._apgd, other, "margin", judge=other)
+            yield Attack(f"transfer from {name}", kind.TRANSFER, run)
         if isinstance(self.model, DefendedClassifier):
-            defended = self.model
-            wide = surrogate(defended, budget.surrogate_draws)
-            through = f", {budget.surrogate_draws}-draw surrogate"
-            yield "APGD-margin" + through, partial(self._apgd, budget, wide, "margin", 1)
-            yield "APGD-CE" + through, partial(self._apgd, budget, wide, "ce", 1)
-            past = BPDAIdentity(defended)
-            yield "APGD-margin, BPDA identity", partial(self._apgd, budget, past, "margin", 4)
-            at_purifier = partial(self._at_purifier, budget, defended)
-            yield "APGD on the purifier's output", partial(at_purifier, every_step=False)
-            if len(defended.purifier.timesteps) > 1:
-                yield "APGD on the purifier's every step", partial(at_purifier, every_step=True)
+            yield from self._on_a_purifier(self.model)
+        averaged = f", EOT {eot}" if self.has_noise else ""
         with torch.no_grad():
-            n_classes = self.model(self.x[:1]).shape[1]
-        titles = {"margin": "APGD-margin", "ce": "APGD-CE", "dlr": "APGD-DLR"}
+            n_classes = self.asked(self.x[:1]).shape[1]
         for loss in ("margin", "ce", *(("dlr",) if n_classes > 2 else ())):
-            yield titles[loss] + averaged, partial(self._apgd, budget, self.model, loss, eot)
+            name = _TITLES[loss] + averaged
+            yield self._climb(name, kind.GRADIENT, self.asked, loss, eot_iter=eot)
         if eot > 1:
-            selective = partial(self._apgd, budget, self.model, "margin", eot, eot_share=_SELECTED)
-            yield f"APGD-margin, selective EOT {eot}", selective
-        yield f"PGD-{budget.pgd_iter}{averaged}", partial(self._pgd, budget, eot)
-        yield f"Square, {budget.n_queries} queries", partial(self._square, budget, eot)
+            name, selected = f"APGD-margin, selective EOT {eot}", {"eot_share": _SELECTED}
+            yield self._climb(name, kind.PURIFIER, self.asked, "margin", eot_iter=eot, **selected)
+        name = f"PGD-{self.budget.pgd_iter}{averaged}"
+        yield Attack(name, kind.GRADIENT, partial(self._pgd, eot))
+        name = f"Square, {self.budget.n_queries} queries"
+        yield Attack(name, kind.SEARCH, partial(self._square, eot))
+        found = [outcome.points for outcome in self.result.outcomes]
+        run = partial(self._from_worst, found, eot)
+        yield Attack("APGD-margin from the worst points", kind.FROM_WORST, run, "margin")
 
-    def checked(self, name: str, points: Tensor) -> Tensor:
-        """Return points, or raise RuntimeError if they have left ball or box."""
-        order = float("inf") if self.norm == "Linf" else 2.0
-        distance = float((points.double() - self.x.double()).norm(p=order, dim=1).max())
-        low, high = (torch.as_tensor(edge).to(points) for edge in self.box)
-        inside = bool(((points >= low) & (points <= high)).all())
-        if not (distance <= self.attack_eps + 1e-6 and inside):
-            raise RuntimeError(
-                f"{name}: the points broke the bound: largest {self.norm} distance {distance:.6g}"
-                f" for attack_eps {self.attack_eps}, inside the box: {inside}"
-            )
-        return points
+    def _on_a_purifier(self, defended: DefendedClassifier) -> Iterator[Attack]:
+        kind, wide = AttackKind, self._wide(defended)
+        through = f", {self.budget.surrogate_draws}-draw surrogate"
+        for loss in ("margin", "ce"):
+            yield self._climb(_TITLES[loss] + through, kind.GRADIENT, wide, loss)
+        past = BPDAIdentity(defended)
+        yield self._climb("APGD-margin, BPDA identity", kind.BPDA, past, "margin", eot_iter=4)
+        run = partial(self._shift_purifier, defended, False)
+        yield Attack("APGD on the purifier's output", kind.PURIFIER, run)
+        if len(defended.purifier.timesteps) > 1:
+            run = partial(self._shift_purifier, defended, True)
+            yield Attack("APGD on the purifier's every step", kind.PURIFIER, run)
 
-    def from_worst(self, budget: Budget, found: Sequence[Tensor], seed: int) -> Tensor:
-        """Climb on from the worst points of other attacks, by answers that are asked for anew."""
-        with isolated(seed):
-            standings = [standing(self.model, points, self.y, N_JUDGED) for points in found]
-        chosen = torch.stack(standings).argmax(0)
-        worst = torch.stack(list(found))[chosen, torch.arange(len(self.x), device=self.x.device)]
-        target, eot_iter = self.model, budget.eot_iter if self.is_random else 1
-        if isinstance(target, DefendedClassifier):
-            target, eot_iter = surrogate(target, budget.surrogate_draws), 1
-        return self._apgd(budget, target, "margin", eot_iter, seed, starts=[worst], n_restarts=0)
+    def _wide(self, defended: DefendedClassifier) -> nn.Module:
+        return self.result.calls.counted(surrogate(defended, self.budget.surrogate_draws))
 
-    def _apgd(
-        self,
-        budget: Budget,
-        target: nn.Module,
-        loss: str,
-        eot_iter: int,
-        seed: int,
-        **changes: Any,
-    ) -> Tensor:
+    def _climb(
+        self, name: str, kind: AttackKind, target: nn.Module, loss: str, **settings: Any
+    ) -> Attack:
+        return Attack(name, kind, partial(self._apgd, target, loss, **settings), loss)
+
+    def _apgd(self, target: nn.Module, loss: str, seed: int, **changes: Any) -> Tensor:
+        budget = self.budget
         settings: dict[str, Any] = {
-            "loss": loss,
             "n_iter": budget.n_iter,
-            "n_restarts": budget.n_restarts if self.is_random else budget.n_cheap_restarts,
-            "eot_iter": eot_iter,
-            "judge": self.model,
-            "seed": seed,
-            **self._threat,
+            "n_restarts": budget.n_restarts if self.has_noise else budget.n_cheap_restarts,
+            "judge": self.asked,
+            **self.threat.as_keywords(),
             **changes,
         }
-        return vector_apgd(target, self.x, self.y, **settings)
+        return vector_apgd(target, self.x, self.y, loss=loss, seed=seed, **settings)
 
-    @property
-    def _threat(self) -> dict[str, Any]:
-        return {"attack_eps": self.attack_eps, "norm": self.norm, "box": self.box}
-
-    def _transfer(self, budget: Budget, other: nn.Module, seed: int) -> Tensor:
-        return self._apgd(budget, other, "margin", 1, seed, judge=other)
-
-    def _at_purifier(
-        self, budget: Budget, defended: DefendedClassifier, seed: int, *, every_step: bool
-    ) -> Tensor:
+    def _shift_purifier(self, defended: DefendedClassifier, every_step: bool, seed: int) -> Tensor:
         shift = PurifierShift(defended.purifier, self.x, seed, every_step)
         with frozen(defended), isolated(seed):
             return ascend_objective(
                 shift,
-                self.model,
+                self.asked,
                 self.x,
                 self.y,
-                **self._threat,
-                n_iter=budget.n_iter,
-                n_restarts=budget.n_restarts,
+                threat=self.threat,
+                n_iter=self.budget.n_iter,
+                n_restarts=self.budget.n_restarts,
             )
 
-    def _pgd(self, budget: Budget, eot_iter: int, seed: int) -> Tensor:
-        objective = ExpectedLoss(self.model, self.y, "margin", eot_iter)
-        ball = BALLS[self.norm](self.x, self.attack_eps, self.box)
+    def _pgd(self, eot_iter: int, seed: int) -> Tensor:
+        objective = ExpectedLoss(self.asked, self.y, "margin", eot_iter)
+        ball = self.threat.ball(self.x)
         with frozen(self.model), isolated(seed):
-            return pgd(objective, ball, ball.random_start(), n_iter=budget.pgd_iter)
+            return pgd(objective, ball, ball.random_start(), n_iter=self.budget.pgd_iter)
 
-    def _square(self, budget: Budget, eot_iter: int, seed: int) -> Tensor:
-        return vector_square(
-            self.model,
-            self.x,
-            self.y,
-            **self._threat,
-            n_queries=budget.n_queries,
-            eot_iter=eot_iter,
-            seed=seed,
-        )
+    def _square(self, eot_iter: int, seed: int) -> Tensor:
+        settings: dict[str, Any] = {**self.threat.as_keywords(), "eot_iter": eot_iter}
+        n_queries = self.budget.n_queries
+        return vector_square(self.asked, self.x, self.y, n_queries=n_queries, seed=seed, **settings)
 
-
-# What attacks have found, and the worst case over them for each sample.
-
-
-@dataclass(frozen=True)
-class AttackOutcome:
-    """What one attack found.
-
-    Attributes
-    ----------
-    name : str
-        Short name; "clean" is no attack.
-    points : Tensor of shape (n, n_features)
-        A point for every sample.
-    right : Tensor of shape (n_rounds, N_DECISIONS, n)
-        bool: rounds of fresh decisions on the points; (1, 1, n) where the model is not random.
-    margins : Tensor of shape (n,)
-        Mean margin loss of these decisions: the larger, the worse for the defence.
-    seconds : float
-        Time of the attack.
-    """
-
-    name: str
-    points: Tensor
-    right: Tensor
-    margins: Tensor
-    seconds: float
-
-    @property
-    def robust(self) -> Tensor:
-        """Who (n_rounds, n) is right by the majority of decisions of a round."""
-        return majority(self.right)
-
-    @property
-    def accuracies(self) -> dict[str, float]:
-        """Success counted in three ways: "fresh" (mean), "majority" and "all" decisions right."""
-        return {
-            "fresh": float(self.right.double().mean()),
-            "majority": float(self.robust.double().mean()),
-            "all": float(self.right.all(1).double().mean()),
-        }
-
-
-@dataclass(frozen=True)
-class SuiteResult:
-    """What all attacks found.
-
-    Attributes
-    ----------
-    outcomes : list of AttackOutcome
-        The first is "clean".
-    """
-
-    outcomes: list[AttackOutcome] = field(default_factory=list)
-
-    @property
-    def robust(self) -> Tensor:
-        """Who (n_rounds, n) holds against every attack, by majority decisions."""
-        return torch.stack([outcome.robust for outcome in self.outcomes]).all(0)
-
-    @property
-    def robust_share(self) -> Tensor:
-        """In which share (n,) of the rounds a sample holds against every attack."""
-        return self.robust.double().mean(0)
-
-    @property
-    def worst_case_accuracies(self) -> Tensor:
-        """Share of samples that hold against every attack, in each round (n_rounds,)."""
-        return self.robust.double().mean(1)
-
-    @property
-    def worst_case_accuracy(self) -> float:
-        """Their mean: a single round of a random model is a matter of luck."""
-        return float(self.worst_case_accuracies.mean())
-
-    @property
-    def all_right_accuracy(self) -> float:
-        """The same, where every decision on every point must be right."""
-        held = torch.stack([outcome.right.all(1) for outcome in self.outcomes]).all(0)
-        return float(held.double().mean())
-
-    @property
-    def worst_points(self) -> Tensor:
-        """Of each sample the point (n, n_features) with the fewest right decisions.
-
-        Among equals the one of largest mean margin loss, so that of a sample which holds it is the
-        point that came nearest to breaking it. The clean point is none, if there is another.
-        """
-        attacked = self.outcomes[1:] or self.outcomes
-        shares = torch.stack([o.right.double().mean((0, 1)) for o in attacked])
-        margins = torch.stack([o.margins for o in attacked]).double()
-        margins = margins.where(shares == shares.amin(0), float("-inf"))
-        points = torch.stack([o.points for o in attacked])
-        return points[margins.argmax(0), torch.arange(points.shape[1], device=points.device)]
+    def _from_worst(self, found: Sequence[Tensor], eot_iter: int, seed: int) -> Tensor:
+        """Climb on from the worst points of other attacks, by answers that are asked for anew."""
+        with isolated(seed):
+            wrong = [wrongness(self.asked, points, self.y, N_JUDGED) for points in found]
+        chosen = torch.stack(wrong).argmax(0)
+        worst = torch.stack(list(found))[chosen, torch.arange(len(self.x), device=self.x.device)]
+        target = self.asked
+        if isinstance(self.model, DefendedClassifier):
+            target, eot_iter = self._wide(self.model), 1
+        settings = {"eot_iter": eot_iter, "starts": [worst], "n_restarts": 0}
+        return self._apgd(target, "margin", seed, **settings)

@@ -40,19 +40,18 @@ def evaluate(options: Evaluate) -> None:
     """Evaluate a saved run."""
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.report.robustness_table import summary_table
-    from nnmf_cuda.robustness import Subject, evaluate_robustness
-    from nnmf_cuda.robustness.evaluate import test_images, write_results
+    from nnmf_cuda.robustness import SavedRun, evaluate_robustness
 
     home = Path(options.model)
     device = resolve_device(options.device)
     _make_way(home / "robustness.json", overwrite=options.overwrite)
-    run = Subject.of_run(home, device=device)
+    run = SavedRun.load(home, device=device)
     images = None
     if options.data is not None or run.model.info.synthetic:
-        images = test_images(home, options.data, run)
+        images = run.test_images(options.data)
     result = evaluate_robustness(run, preset=options.preset, images=images, say=say)
-    written = write_results(home, result, named=home)
-    print(summary_table(result.content))
+    written = result.write(home, named=home)
+    print(summary_table(result.report))
     print("\n" + "\n".join(f"{name}: {path}" for name, path in written.items()))
     if (home / "report.html").exists():
         print("report.html in the same directory still shows what the run itself has found")

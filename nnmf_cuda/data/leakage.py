@@ -139,6 +139,19 @@ class LeakageAudit:
     resolution: int
     threshold: float
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> LeakageAudit:
+        """Return the audit that `as_dict` wrote."""
+        return cls(
+            splits={name: Neighbours(**found) for name, found in content["splits"].items()},
+            folds={name: Neighbours(**found) for name, found in content["patient_folds"].items()},
+            counts=content["counts"],
+            duplicates=content["duplicates"],
+            pairs=[SimilarPair(*pair) for pair in content["most_similar_pairs"]],
+            resolution=content["resolution"],
+            threshold=content["threshold"],
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything, for JSON."""
         return {

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
+from nnmf_cuda.evaluation.robustness import About
 from nnmf_cuda.report.pages import environment
 from nnmf_cuda.report.robustness import Tile, about_text
 from nnmf_cuda.report.tables import METRIC_TITLES, NONE, plain_table
@@ -213,7 +214,7 @@ def folds_page(summary: FoldsSummary, *, home: str | Path | None = None) -> str:
     )
     page: str = templates.get_template("page.html").render(
         title="Own split and folds",
-        lead=about_text({"source": summary.source, "preset": summary.preset}, home),
+        lead=about_text(About(source=summary.source, preset=summary.preset), home),
         synthetic=False,
         section=Markup(section),
     )

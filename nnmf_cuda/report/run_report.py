@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data import SPLITS, ImageDataset
 from nnmf_cuda.evaluation import ROW_NAMES, DenoisingError
+from nnmf_cuda.evaluation.robustness import RobustnessReport
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.nnmf.selection import ComponentSelector
 from nnmf_cuda.report import figures
 from nnmf_cuda.report.details import readable
 from nnmf_cuda.report.pages import Picture, environment
-from nnmf_cuda.report.robustness import Tile, not_run_parts, robustness_parts
+from nnmf_cuda.report.robustness import Tile, robustness_parts
 from nnmf_cuda.report.tables import MetricTable, StageTable
 from nnmf_cuda.timing import Timings
 from nnmf_cuda.training import TrainingResult
@@ -53,11 +54,8 @@ class RunReport:
     timings : Timings
     stage_benchmark : mapping or None
         Record of the stage benchmark on these images.
-    robustness : mapping or None
-        Content of `robustness.json`.
-    pixel_examples : mapping or None
-        "clean" and "attacked" images (m, height, width) of the attack on pixels, and optionally
-        "titles" and "eps_255".
+    robustness : RobustnessReport or None
+        What the evaluation of robustness says.
     environment : mapping
         Content of `environment.json`.
     config_yaml : str
@@ -80,8 +78,7 @@ class RunReport:
     attacks: Mapping[str, Mapping[str, Any]]
     timings: Timings
     stage_benchmark: Mapping[str, Any] | None
-    robustness: Mapping[str, Any] | None
-    pixel_examples: Mapping[str, Any] | None
+    robustness: RobustnessReport | None
     environment: Mapping[str, Any]
     config_yaml: str
     notes: Sequence[str]
@@ -204,7 +201,7 @@ _SECTIONS = {
     "robustness": "Robustness",
     "metrics": "Metrics",
     "meaning": "What they mean",
-    "spent": "What attacks spent",
+    "attack_curves": "What attacks spent",
     "points": "Twenty points",
     "attack": "Attack",
     "curves": "ROC",
@@ -225,10 +222,9 @@ def render_report(report: RunReport, pictures: Mapping[str, Picture]) -> str:
     robustness: dict[str, Markup] = {}
     not_run = list(report.not_run)
     if report.robustness is not None:
-        rows = {name: row.as_dict() for name, row in report.table.rows.rows.items()}
-        robustness = robustness_parts(report.robustness, examples=report.pixel_examples, rows=rows)
-        not_run += [f"Point {part}." for part in not_run_parts(report.robustness)]
-    absent = {"robustness", "spent", "points"} - set(robustness)
+        robustness = robustness_parts(report.robustness, rows=report.table.rows.rows)
+        not_run += [f"Point {part}." for part in report.robustness.not_run]
+    absent = {"robustness", "attack_curves", "points"} - set(robustness)
     labels, n_classes = report.dataset.labels_of, report.dataset.n_classes
     return templates.get_template("run.html").render(
         report=report,

@@ -1,15 +1,21 @@
 """How robust a saved model is: twenty points that an honest evaluation answers.
 
-`subject` is what is evaluated and `efforts` what may be spent on it; `curves` and `checks` measure
-single things, `baselines` are compared with, `pixels` attacks images end to end; `evaluation` does
-all of it and returns `findings`; `points` turns these into the twenty answers, `standing` into the
-verdict, and `cautions` says what speaks against believing them.
+`saved_run` is what is evaluated and `budgets` what may be spent on it; `diagnostics` measures
+whether attacks could have succeeded, `baselines` are compared with, `pixels` attacks images end to
+end; `evaluate` does all of it, and `points` puts it into words.
 """
 
 from __future__ import annotations
 
-from nnmf_cuda.robustness.budgets import EFFORTS, Effort
+from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS, EvaluationBudget
 from nnmf_cuda.robustness.evaluate import Robustness, evaluate_robustness
-from nnmf_cuda.robustness.saved_run import Subject, save_features
+from nnmf_cuda.robustness.saved_run import SavedRun, save_features
 
-__all__ = ["EFFORTS", "Effort", "Robustness", "Subject", "evaluate_robustness", "save_features"]
+__all__ = [
+    "EVALUATION_BUDGETS",
+    "EvaluationBudget",
+    "Robustness",
+    "SavedRun",
+    "evaluate_robustness",
+    "save_features",
+]

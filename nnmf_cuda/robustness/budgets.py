@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nnmf_cuda.attacks import BUDGETS, Budget
-from nnmf_cuda.robustness.pixels import PixelBudget
 
-__all__ = ["EFFORTS", "Effort", "LIGHT"]
+__all__ = ["EVALUATION_BUDGETS", "EvaluationBudget", "LIGHT", "PixelBudget"]
 
 
 LIGHT = Budget(
@@ -19,7 +18,28 @@ LIGHT = Budget(
 
 
 @dataclass(frozen=True)
-class Effort:
+class PixelBudget:
+    """How much the attack on pixels spends.
+
+    Attributes
+    ----------
+    eps_255 : tuple of float
+        Radii of the Linf ball, in 1/255 of the range, ascending.
+    n_iter, n_restarts : int
+        Of APGD on the margin, at each radius; it also climbs on from the points of the radius
+        before.
+    surrogate_draws : int
+        Draws through which a purifying defence is climbed.
+    """
+
+    eps_255: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    n_iter: int = 40
+    n_restarts: int = 1
+    surrogate_draws: int = 64
+
+
+@dataclass(frozen=True)
+class EvaluationBudget:
     """How much an evaluation spends.
 
     Attributes
@@ -46,9 +66,9 @@ class Effort:
     n_estimation: int = 10_000
 
 
-EFFORTS: Mapping[str, Effort] = {
-    "paper": Effort(),
-    "quick": Effort(
+EVALUATION_BUDGETS: Mapping[str, EvaluationBudget] = {
+    "paper": EvaluationBudget(),
+    "quick": EvaluationBudget(
         suite=LIGHT,
         curve_iter=20,
         attack_eps=(0.0, 0.05, 0.1, 0.2, 1.0),
@@ -58,8 +78,8 @@ EFFORTS: Mapping[str, Effort] = {
         pixels=PixelBudget(eps_255=(2.0, 8.0), n_iter=15),
         n_estimation=1_000,
     ),
-    "standard": Effort(suite=BUDGETS["standard"]),
-    "thorough": Effort(
+    "standard": EvaluationBudget(suite=BUDGETS["standard"]),
+    "thorough": EvaluationBudget(
         suite=BUDGETS["thorough"],
         curve_iter=100,
         n_iter=(50, 100, 200, 500),

@@ -1,16 +1,27 @@
-"""Whether the attacks could have succeeded: gradients, boxes, and a weakness planted on purpose."""
+"""What an evaluation measures: whether attacks could have succeeded, and all that is found.
+
+Gradients are compared with finite differences, curves drawn against what an attack spends, and a
+weakness planted on purpose must be found.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks import Budget, gradient_report, run_suite
+from nnmf_cuda.attacks import (
+    Budget,
+    GradientReport,
+    SuiteResult,
+    Threat,
+    gradient_report,
+    run_suite,
+)
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.known_weakness import RIGHT, plant
 from nnmf_cuda.attacks.objectives import (
@@ -21,37 +32,50 @@ from nnmf_cuda.attacks.objectives import (
     majority,
     majority_right,
 )
-from nnmf_cuda.attacks.suite import FROM_WORST
 from nnmf_cuda.attacks.surrogates import FixedNoise
+from nnmf_cuda.evaluation import Certificate
+from nnmf_cuda.evaluation.robustness import Curve, Curves, PixelAttack, WorstPoints
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.modes import frozen, isolated
+from nnmf_cuda.robustness.budgets import EvaluationBudget
 
 __all__ = [
+    "AdaptiveMeasurements",
     "Attacker",
-    "eot_curve",
-    "eps_curve",
+    "GradientCheck",
+    "KnownWeakness",
+    "Measurements",
+    "check_gradients",
+    "draw_curves",
+    "find_known_weakness",
     "gradient_agreement",
-    "gradient_check",
-    "planted_points",
-    "restart_curve",
-    "step_curve",
 ]
 
 
 _STEP = 1e-6
 
 
-def gradient_check(model: nn.Module, x: Tensor, y: Tensor, *, n_rows: int = 16) -> dict[str, Any]:
-    """Compare gradients with central differences, in float64 and with the noise held.
+@dataclass(frozen=True)
+class GradientCheck:
+    """How the gradients of a model stand to central differences.
 
-    Returns
-    -------
-    dict
-        "grad_norm_mean" and "zero_gradient_share" on all rows; "median_error" and "largest_error"
-        over `n_rows` rows, of the directional derivative, relative to the gradient's length.
+    Attributes
+    ----------
+    report : GradientReport
+        Of the gradients of all rows.
+    median_error, largest_error : float
+        Over some rows, of the directional derivative, relative to the gradient's length.
     """
+
+    report: GradientReport
+    median_error: float
+    largest_error: float
+
+
+def check_gradients(model: nn.Module, x: Tensor, y: Tensor, *, n_rows: int = 16) -> GradientCheck:
+    """Compare gradients with central differences, in float64 and with the noise held."""
     with isolated(0):
-        found: dict[str, Any] = dict(gradient_report(model, x, y))
+        report = gradient_report(model, x, y)
     held = copy.deepcopy(model).double().eval()
     still = FixedNoise(held, 0) if isinstance(held, DefendedClassifier) else held
     leaf = x[:n_rows].double().requires_grad_()
@@ -61,61 +85,88 @@ def gradient_check(model: nn.Module, x: Tensor, y: Tensor, *, n_rows: int = 16) 
     with torch.no_grad():
         ahead, behind = (still(leaf + s * _STEP * direction)[:, 0] for s in (1, -1))
     difference = (ahead - behind) / (2 * _STEP)
-    error = (difference - (gradient * direction).sum(1)).abs() / gradient.norm(dim=1).clamp_min(
-        1e-9
-    )
+    length = gradient.norm(dim=1).clamp_min(1e-9)
+    error = (difference - (gradient * direction).sum(1)).abs() / length
     # A kink of a ReLU between the two points shows as one large error: the middle one is telling.
-    return found | {"median_error": float(error.median()), "largest_error": float(error.max())}
+    return GradientCheck(report, float(error.median()), float(error.max()))
 
 
-def planted_points(
+def gradient_agreement(
+    model: nn.Module, x: Tensor, y: Tensor, n_answers: Sequence[int], *, seed: int
+) -> list[float]:
+    """Return the mean cosine of two independent gradients, each averaged over so many answers."""
+
+    def gradient(objective: ExpectedLoss) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        (found,) = torch.autograd.grad(objective(leaf).sum(), leaf)
+        return found
+
+    cosines = []
+    with frozen(model), isolated(seed):
+        for n in n_answers:
+            objective = ExpectedLoss(model, y, "margin", n)
+            first, second = gradient(objective), gradient(objective)
+            cosines.append(float(torch.cosine_similarity(first, second, dim=1).mean()))
+    return cosines
+
+
+@dataclass(frozen=True)
+class KnownWeakness:
+    """What the suite found of the points that are known to break a copy of the defence.
+
+    Attributes
+    ----------
+    n : int
+        Samples whose known point breaks the copy.
+    broken : mapping of str to float
+        For each attack the share of these that it broke too; nothing where `n` is 0.
+    by_gradients, together : float or None
+        The same of all white-box attacks, and of all attacks, together.
+    """
+
+    n: int
+    broken: Mapping[str, float | None]
+    by_gradients: float | None
+    together: float | None
+
+
+def find_known_weakness(
     model: nn.Module,
     x: Tensor,
+    threat: Threat,
     *,
-    attack_eps: float,
-    norm: str,
     budget: Budget,
     seed: int,
     evaluation_seed: int,
     n_rows: int = 64,
-) -> dict[str, Any]:
-    """Run the suite on a copy of the defence of which a point that breaks it is known.
-
-    Returns
-    -------
-    dict
-        "n": samples whose known point breaks the copy; "broken": for each attack the share of these
-        that it broke too, and of "all attacks together" and "gradient attacks together", the last
-        attack left out, which starts from what others have found; None where no point breaks it.
-    """
+) -> KnownWeakness:
+    """Run the suite on a copy of the defence of which a point that breaks it is known."""
     rows = x[:n_rows]
-    planted, points = plant(model, rows, attack_eps=attack_eps, norm=norm, seed=seed)
+    planted, points = plant(model, rows, threat, seed=seed)
     y = torch.full((len(rows),), RIGHT, device=x.device)
     known = ~majority_right(planted, points, y, seed=evaluation_seed)
     found = run_suite(
         planted,
         rows,
         y,
-        attack_eps=attack_eps,
-        norm=norm,
+        **threat.as_keywords(),
         budget=budget,
         n_rounds=1,
         seed=seed + 1,
         evaluation_seed=evaluation_seed,
     )
-    count = int(known.sum())
-    broken = {o.name: ~o.robust[0] for o in found.outcomes if o.name != "clean"}
-    by_gradient = [b for name, b in broken.items() if "PGD" in name and name != FROM_WORST]
-    broken["gradient attacks together"] = torch.stack(by_gradient).any(0)
-    broken["all attacks together"] = ~found.robust[0]
-    shares = {name: float(b[known].float().mean()) if count else None for name, b in broken.items()}
-    return {"n": count, "broken": shares}
 
+    def share(broken: Tensor) -> float | None:
+        return float(broken[known].float().mean()) if bool(known.any()) else None
 
-# Robust accuracy against what an attack may spend: flat where it has spent enough.
-
-FLAT = 0.01
-"""A curve has converged where its last value is at most this far from the one before."""
+    attacks = found.outcomes[1:]
+    by_gradients = [~o.robust[0] for o in attacks if o.attack.kind.is_white_box]
+    return KnownWeakness(
+        n=int(known.sum()),
+        broken={o.name: share(~o.robust[0]) for o in attacks},
+        by_gradients=share(torch.stack(by_gradients).any(0)),
+        together=share(~found.robust[0]),
+    )
 
 
 @dataclass(frozen=True)
@@ -130,8 +181,7 @@ class Attacker:
         What is climbed: the model, or a surrogate.
     x, y : Tensor
         Samples.
-    attack_eps, norm : float, str
-        The ball.
+    threat : Threat
     seed, evaluation_seed : int
         Of the attack and of the decisions.
     """
@@ -140,8 +190,7 @@ class Attacker:
     target: nn.Module
     x: Tensor
     y: Tensor
-    attack_eps: float
-    norm: str
+    threat: Threat
     seed: int
     evaluation_seed: int
 
@@ -155,91 +204,106 @@ class Attacker:
         )
         return float(majority(right).double().mean())
 
-    def robust_accuracy(self, **changes: Any) -> float:
-        """Return the accuracy under APGD on the margin, with settings changed."""
-        settings: dict[str, Any] = {
-            "attack_eps": self.attack_eps,
-            "n_iter": 100,
+    def curve(self, setting: str, values: Sequence[float], **held: Any) -> Curve:
+        """Return the robust accuracy under APGD on the margin against one of its settings.
+
+        Parameters
+        ----------
+        setting : str
+            The argument of `vector_apgd` that takes each of the values; an "attack_eps" of 0 is no
+            attack.
+        values : sequence of float
+        **held
+            Other arguments; from one random start if they name no other number.
+        """
+        arguments = {
+            **self.threat.as_keywords(),
             "n_restarts": 1,
-            "eot_iter": 1,
+            "judge": self.model,
             "seed": self.seed,
-            **changes,
+            **held,
         }
-        target = settings.pop("target", self.target)
-        points = vector_apgd(target, self.x, self.y, norm=self.norm, judge=self.model, **settings)
-        return self.accuracy(points)
+        accuracies = []
+        for value in values:
+            points, settings = self.x, {**arguments, setting: value}
+            if settings["attack_eps"] > 0:
+                points = vector_apgd(self.target, self.x, self.y, **settings)
+            accuracies.append(self.accuracy(points))
+        return Curve(setting, values, accuracies)
 
 
-def _curve(
-    name: str,
-    values: Sequence[float],
-    accuracy: Callable[[Any], float],
-    *,
-    must_settle: bool = True,
-) -> dict[str, Any]:
-    found = [accuracy(value) for value in values]
-    curve: dict[str, Any] = {name: list(values), "robust_accuracy": found}
-    if must_settle:
-        curve["converged"] = len(found) > 1 and abs(found[-2] - found[-1]) <= FLAT
-    return curve
+def draw_curves(attacker: Attacker, budget: EvaluationBudget) -> Curves:
+    """Return robust accuracy against eps, steps, random starts and answers averaged at each step.
 
-
-def eps_curve(attacker: Attacker, values: Sequence[float], *, n_iter: int) -> dict[str, Any]:
-    """Robust accuracy against eps, and without a bound but the box: it must fall to nothing."""
-    curve = _curve(
-        "attack_eps",
-        values,
-        lambda eps: (
-            attacker.robust_accuracy(attack_eps=eps, n_iter=n_iter)
-            if eps > 0
-            else attacker.accuracy(attacker.x)
-        ),
-        must_settle=False,
-    )
-    return curve | {"reaches_zero": min(curve["robust_accuracy"]) == 0}
-
-
-def step_curve(attacker: Attacker, values: Sequence[int]) -> dict[str, Any]:
-    """Robust accuracy against the number of steps."""
-    return _curve("n_iter", values, lambda n: attacker.robust_accuracy(n_iter=n))
-
-
-def restart_curve(attacker: Attacker, values: Sequence[int], *, n_iter: int) -> dict[str, Any]:
-    """Robust accuracy against the number of random starts."""
-    return _curve(
-        "n_restarts",
-        values,
-        lambda n: attacker.robust_accuracy(n_restarts=n, n_iter=n_iter),
-    )
-
-
-def eot_curve(attacker: Attacker, values: Sequence[int], *, n_iter: int) -> dict[str, Any]:
-    """Robust accuracy against the answers averaged at each step, without a surrogate."""
+    A curve against eps goes on until nothing bounds points but the box. To average answers needs no
+    surrogate: there the model itself is climbed.
+    """
+    n_iter, itself = budget.curve_iter, replace(attacker, target=attacker.model)
     with isolated(attacker.seed):
         has_noise = is_random(attacker.model, attacker.x)
-    if not has_noise:
-        return {"eot_iter": [1], "note": "the model has no noise to average over"}
-    return _curve(
-        "eot_iter",
-        values,
-        lambda n: attacker.robust_accuracy(target=attacker.model, eot_iter=n, n_iter=n_iter),
+    return Curves(
+        eps=attacker.curve("attack_eps", budget.attack_eps, n_iter=n_iter),
+        steps=attacker.curve("n_iter", budget.n_iter),
+        restarts=attacker.curve("n_restarts", budget.n_restarts, n_iter=n_iter),
+        draws=itself.curve("eot_iter", budget.eot_iter, n_iter=n_iter) if has_noise else None,
     )
 
 
-def gradient_agreement(
-    model: nn.Module, x: Tensor, y: Tensor, values: Sequence[int], *, seed: int
-) -> dict[str, Any]:
-    """Mean cosine between two independent gradients, each averaged over so many answers."""
-    cosines = []
-    with frozen(model), isolated(seed):
-        for n in values:
-            objective = ExpectedLoss(model, y, "margin", n)
-            first, second = _gradient(objective, x), _gradient(objective, x)
-            cosines.append(float(torch.cosine_similarity(first, second, dim=1).mean()))
-    return {"eot_iter": list(values), "cosine": cosines}
+@dataclass(frozen=True)
+class AdaptiveMeasurements:
+    """What only an evaluation with adaptive attacks measures.
+
+    Attributes
+    ----------
+    curves : Curves
+    gradients : GradientCheck
+    gradient_cosines : list of float or None
+        Of two independent gradients, for each number of averaged answers; None without noise.
+    known_weakness : KnownWeakness
+    flags_at_zero : float
+        Robust accuracy by AutoAttack's flags in a ball without room.
+    worst_points : WorstPoints
+    fixed_noise : float or None
+        Robust accuracy where the attacker knows the noise; None where there is none.
+    transfer_back : float
+        Accuracy of the undefended model on the defence's worst points.
+    certificates : mapping of str to Certificate
+        "denoised" and "plain noise"; nothing for a chain of several steps.
+    """
+
+    curves: Curves
+    gradients: GradientCheck
+    gradient_cosines: list[float] | None
+    known_weakness: KnownWeakness
+    flags_at_zero: float
+    worst_points: WorstPoints
+    fixed_noise: float | None
+    transfer_back: float
+    certificates: Mapping[str, Certificate]
 
 
-def _gradient(objective: ExpectedLoss, x: Tensor) -> Tensor:
-    leaf = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(objective(leaf).sum(), leaf)
-    return gradient
+@dataclass(frozen=True)
+class Measurements:
+    """All that an evaluation has measured.
+
+    Attributes
+    ----------
+    budget : EvaluationBudget
+        What might be spent.
+    evaluation_seed : int
+        Of the decisions.
+    suites : mapping of str to SuiteResult
+        By model: "defended", "undefended", and where attacked the simpler defences and
+        "adversarially trained".
+    adaptive : AdaptiveMeasurements or None
+        None where only the paper's protocol was counted.
+    pixels : PixelAttack or None
+    seconds : float
+    """
+
+    budget: EvaluationBudget
+    evaluation_seed: int
+    suites: Mapping[str, SuiteResult]
+    adaptive: AdaptiveMeasurements | None
+    pixels: PixelAttack | None
+    seconds: float

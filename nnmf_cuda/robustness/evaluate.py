@@ -1,4 +1,4 @@
-"""The whole evaluation: every attack, curve, check and certificate on one saved model."""
+"""The whole evaluation: every attack, curve, check and certificate on one saved run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,31 @@ from nnmf_cuda.attacks import Budget, SuiteResult, run_autoattack, run_suite
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.objectives import is_random
 from nnmf_cuda.attacks.surrogates import FixedNoise, surrogate
-from nnmf_cuda.data import ImageDataset, load_dataset
 from nnmf_cuda.evaluation import Certificate, certify, evaluate_rows, measure_uncertainty
+from nnmf_cuda.evaluation.robustness import (
+    PAPER_PROTOCOL,
+    Curves,
+    PixelAttack,
+    RobustnessReport,
+    WorstPoints,
+)
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.modes import isolated
 from nnmf_cuda.models.networks import FeatureCNN
-from nnmf_cuda.pipeline.artifacts import TrainedModel
 from nnmf_cuda.pipeline.config import PRESETS
 from nnmf_cuda.pipeline.defences import train_adversarially
 from nnmf_cuda.pipeline.run_directory import write_text
-from nnmf_cuda.robustness import diagnostics as checks
-from nnmf_cuda.robustness import diagnostics as curves
+from nnmf_cuda.report.robustness import robustness_page
+from nnmf_cuda.robustness import diagnostics
 from nnmf_cuda.robustness.baselines import LinearDenoiser, NoiseOnly, WithoutNoise
-from nnmf_cuda.robustness.budgets import EFFORTS, LIGHT, Effort
-from nnmf_cuda.robustness.pixels import PixelAttack, attack_pixels
-from nnmf_cuda.robustness.points import PAPER, Findings, answer_points
-from nnmf_cuda.robustness.saved_run import Subject
+from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS, LIGHT, EvaluationBudget
+from nnmf_cuda.robustness.diagnostics import AdaptiveMeasurements, Measurements
+from nnmf_cuda.robustness.pixels import attack_pixels
+from nnmf_cuda.robustness.points import report_of
+from nnmf_cuda.robustness.saved_run import SavedRun
 
-__all__ = ["Robustness", "evaluate_robustness", "pixels_of_test", "test_images", "write_results"]
+__all__ = ["Robustness", "evaluate_robustness"]
 
 
 _TINY_EPS = 1e-9
@@ -50,24 +56,18 @@ class Robustness:
 
     Attributes
     ----------
-    content : dict
-        Content of `robustness.json`.
-    findings : Findings
+    report : RobustnessReport
+        What it says.
+    measured : Measurements
         What is behind it.
     """
 
-    content: dict[str, Any]
-    findings: Findings
-
-    @property
-    def examples(self) -> Mapping[str, Any] | None:
-        """Images of the attack on pixels, and their titles, where it was run."""
-        pixels = self.findings.pixels
-        return None if pixels is None else pixels.examples
+    report: RobustnessReport
+    measured: Measurements
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the attacked features of every attack on the defence, for others to test again."""
-        outcomes = self.findings.suites["defended"].outcomes
+        outcomes = self.measured.suites["defended"].outcomes
         return {
             "names": np.array([outcome.name for outcome in outcomes]),
             "points": np.stack([outcome.points.float().cpu().numpy() for outcome in outcomes]),
@@ -76,12 +76,30 @@ class Robustness:
             ),
         }
 
+    def write(self, home: Path, *, named: Path | None = None) -> dict[str, Path]:
+        """Write `robustness.json`, `robustness.npz` and `robustness.html`; returns their paths.
+
+        `named` is what the page calls the directory.
+        """
+        paths = {
+            "numbers": home / "robustness.json",
+            "points": home / "robustness.npz",
+            "page": home / "robustness.html",
+        }
+        page = robustness_page(self.report, home=named)
+        partial = home / ".robustness.partial.npz"
+        np.savez(partial, **self.arrays())  # type: ignore[arg-type]
+        os.replace(partial, paths["points"])
+        write_text(paths["page"], page)
+        write_text(paths["numbers"], json.dumps(self.report.as_dict(), indent=2))
+        return paths
+
 
 def evaluate_robustness(
-    subject: Subject,
+    run: SavedRun,
     *,
     preset: str = "standard",
-    effort: Effort | None = None,
+    budget: EvaluationBudget | None = None,
     images: Tensor | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Robustness:
@@ -89,11 +107,11 @@ def evaluate_robustness(
 
     Parameters
     ----------
-    subject : Subject
+    run : SavedRun
         Model, features and threat model.
     preset : {"paper", "quick", "standard", "thorough"}, default="standard"
-        How much to spend; see `EFFORTS`.
-    effort : Effort, optional
+        How much to spend; see `EVALUATION_BUDGETS`.
+    budget : EvaluationBudget, optional
         In the preset's place.
     images : Tensor of shape (n_test, height * width), optional
         The test images in [0, 1], for the attack on pixels, which is not run without them.
@@ -109,116 +127,92 @@ def evaluate_robustness(
     ValueError
         If the preset is unknown or the images do not fit.
     """
-    if preset not in EFFORTS:
-        raise ValueError(f"preset must be one of {', '.join(EFFORTS)}; got {preset!r}")
+    if preset not in EVALUATION_BUDGETS:
+        raise ValueError(f"preset must be one of {', '.join(EVALUATION_BUDGETS)}; got {preset!r}")
     started = time.perf_counter()
-    found = _Evaluation(subject, effort or EFFORTS[preset], say).run(images)
-    findings = Findings(**found, seconds=time.perf_counter() - started)
-    return Robustness(answer_points(subject, findings, preset=preset), findings)
-
-
-class _Counted:
-    """Counts the calls of every model of a kind inside the block, surrogates included.
-
-    The class is patched for so long: a hook would take the models from the fused path, and a
-    wrapper would not be attacked as a `DefendedClassifier`.
-    """
-
-    def __init__(self, kind: type[nn.Module]) -> None:
-        self.kind, self.n_calls, self.n_rows = kind, 0, 0
-
-    def __enter__(self) -> _Counted:
-        self._forward = forward = self.kind.forward
-
-        def counting(model: nn.Module, x: Tensor, *args: Any, **options: Any) -> Any:
-            self.n_calls += 1
-            self.n_rows += len(x)
-            return forward(model, x, *args, **options)
-
-        setattr(self.kind, "forward", counting)  # noqa: B010
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        setattr(self.kind, "forward", self._forward)  # noqa: B010
+    evaluation = _Evaluation(run, budget or EVALUATION_BUDGETS[preset], say)
+    pixels = None if images is None else evaluation.attack_pixels(images)
+    suites, adaptive = evaluation.attack()
+    measured = Measurements(
+        budget=evaluation.budget,
+        evaluation_seed=evaluation.evaluation_seed,
+        suites=suites,
+        adaptive=adaptive,
+        pixels=pixels,
+        seconds=time.perf_counter() - started,
+    )
+    return Robustness(report_of(run, measured, preset=preset), measured)
 
 
 class _Evaluation:
-    def __init__(self, subject: Subject, effort: Effort, say: Callable[[str], object]) -> None:
-        self.subject, self.effort, self.say = subject, effort, say
-        self.x, self.y = subject.test
-        self.seed = subject.seed
-        self.evaluation_seed = seed_word(subject.seed, Purpose.DECISIONS)
-        self.calls = _Counted(type(subject.defended))
-        subject.defended.eval()
-        with isolated(self.seed):
-            self.is_random = is_random(subject.defended, self.x)
+    def __init__(
+        self, run: SavedRun, budget: EvaluationBudget, say: Callable[[str], object]
+    ) -> None:
+        self.run, self.budget, self.say = run, budget, say
+        self.x, self.y = run.test
+        self.seed = run.seed
+        self.evaluation_seed = seed_word(run.seed, Purpose.DECISIONS)
+        self.seeds: dict[str, Any] = {"seed": self.seed, "evaluation_seed": self.evaluation_seed}
+        run.defended.eval()
 
-    def run(self, images: Tensor | None) -> dict[str, Any]:
-        found: dict[str, Any] = {
-            "effort": self.effort,
-            "evaluation_seed": self.evaluation_seed,
-            "pixels": None if images is None else self._pixels(images),
-        }
-        if self.effort.suite is None:
-            parts = ("curves", "gradients", "planted", "counts_at_zero", "worst_points")
-            nothing = dict.fromkeys((*parts, "fixed_noise", "transfer_back"))
-            found |= {**nothing, "suites": self._counted_again(), "certificates": {}}
-            return {**found, "n_calls": self.calls.n_calls, "n_rows": self.calls.n_rows}
-        suites = self._suites(self.effort.suite)
-        found |= {"suites": suites, "n_calls": self.calls.n_calls, "n_rows": self.calls.n_rows}
+    def attack(self) -> tuple[dict[str, SuiteResult], AdaptiveMeasurements | None]:
+        """Return the suites by model, and what else adaptive attacks measure."""
+        if self.budget.suite is None:
+            return self._counted_again(), None
+        suites, model = self._suites(self.budget.suite), self.run.defended
         self.say("curves against eps, steps, restarts and draws")
-        found |= {"curves": self._curves(), "gradients": self._gradients()}
+        curves = self._curves(self.budget.suite)
+        gradients = diagnostics.check_gradients(model, self.x, self.y)
+        with isolated(self.seed):
+            has_noise = is_random(model, self.x)
+        cosines = None
+        if has_noise:
+            cosines = diagnostics.gradient_agreement(
+                model, self.x, self.y, self.budget.eot_iter, seed=self.seed
+            )
         self.say("a copy of the defence with a known weakness")
-        found["planted"] = checks.planted_points(
-            self.subject.defended, self.x, **self._threat, budget=LIGHT
+        known_weakness = diagnostics.find_known_weakness(
+            model, self.x, self.run.threat, budget=LIGHT, **self.seeds
         )
         self.say("counting at eps 0, on the worst points, with known noise")
-        return {
-            **found,
-            "counts_at_zero": self._counts_at_zero(),
-            "worst_points": self._rows_on_worst_points(suites),
-            "fixed_noise": self._fixed_noise(),
-            "transfer_back": self._transfer_back(suites["defended"]),
-            "certificates": self._certificates(),
-        }
-
-    @property
-    def _threat(self) -> dict[str, Any]:
-        subject = self.subject
-        return {
-            "attack_eps": subject.attack_eps,
-            "norm": subject.norm,
-            "seed": self.seed,
-            "evaluation_seed": self.evaluation_seed,
-        }
+        return suites, AdaptiveMeasurements(
+            curves=curves,
+            gradients=gradients,
+            gradient_cosines=cosines,
+            known_weakness=known_weakness,
+            flags_at_zero=self._flags_at_zero(),
+            worst_points=self._on_worst_points(suites),
+            fixed_noise=self._fixed_noise(),
+            transfer_back=self._transfer_back(suites["defended"]),
+            certificates=self._certificates(),
+        )
 
     def _counted_again(self) -> dict[str, SuiteResult]:
         """Count by fresh decisions what the paper's protocol found."""
-        models = {"defended": self.subject.defended, "baseline": self.subject.model.classifier}
+        models = {"defended": self.run.defended, "baseline": self.run.model.classifier}
         names = {"defended": "defended", "baseline": "undefended"}
         return {
             names[name]: self._attack(
                 f"nothing, but counting what was found on the {names[name]} model",
                 model,
                 None,
-                known_points={PAPER: self.subject.paper[name]["points"]},
+                known_points={PAPER_PROTOCOL: self.run.paper[name].points},
             )
             for name, model in models.items()
         }
 
     def _suites(self, budget: Budget) -> dict[str, SuiteResult]:
-        defended, plain = self.subject.defended, self.subject.model.classifier
-        points = {name: found["points"] for name, found in self.subject.paper.items()}
-        with self.calls:
-            of_defended = self._attack(
-                "the defended model",
-                defended,
-                budget,
-                transfer_from={"the undefended": plain},
-                known_points={PAPER: points["defended"]},
-            )
+        defended, plain = self.run.defended, self.run.model.classifier
+        points = {name: found.points for name, found in self.run.paper.items()}
+        of_defended = self._attack(
+            "the defended model",
+            defended,
+            budget,
+            transfer_from={"the undefended": plain},
+            known_points={PAPER_PROTOCOL: points["defended"]},
+        )
         of_plain = self._attack(
-            "the undefended model", plain, budget, known_points={PAPER: points["baseline"]}
+            "the undefended model", plain, budget, known_points={PAPER_PROTOCOL: points["baseline"]}
         )
         suites = {"defended": of_defended, "undefended": of_plain}
         for name, simpler in self._simpler_defences().items():
@@ -235,8 +229,9 @@ class _Evaluation:
     ) -> SuiteResult:
         self.say(f"attacking {what}")
         model.eval()
+        threat: dict[str, Any] = self.run.threat.as_keywords()
         return run_suite(
-            model, self.x, self.y, **self._threat, budget=budget, say=self.say, **known
+            model, self.x, self.y, **threat, **self.seeds, budget=budget, say=self.say, **known
         )
 
     def _simpler_defences(self) -> dict[str, nn.Module]:
@@ -244,106 +239,67 @@ class _Evaluation:
         behind = self._purified_classifier()
         return {
             "noise only": NoiseOnly(behind),
-            "linear denoiser": LinearDenoiser(behind, self.subject.x["train"]),
+            "linear denoiser": LinearDenoiser(behind, self.run.x["train"]),
             "denoiser without noise": WithoutNoise(behind),
         }
 
     def _purified_classifier(self) -> DefendedClassifier:
         """Return the defence's classifier behind the run's purifier, whether it defends or not."""
-        model = self.subject.model
+        model = self.run.model
         return DefendedClassifier(model.purifier, model.robust_classifier or model.classifier)
 
     def _adversarially_trained(self) -> FeatureCNN:
         """Return the defence's classifier if it is such a one, else one that is trained here."""
-        model, settings = self.subject.model, self.subject.model.defence
+        model, settings = self.run.model, self.run.model.defence
         own = model.robust_classifier
         if own is not None and settings.kind.startswith("adversarial"):
             return own
         self.say("training an adversarially trained classifier of the same size")
         return train_adversarially(
-            self.subject.x,
-            self.subject.y,
-            replace(PRESETS["robust"].defence, train_eps=self.subject.attack_eps),
-            norm=self.subject.norm,
+            self.run.x,
+            self.run.y,
+            replace(PRESETS["robust"].defence, train_eps=self.run.attack.attack_eps),
+            norm=self.run.attack.norm,
             n_classes=len(model.label_names),
             seed=self.seed,
         ).model
 
-    def _target(self) -> nn.Module:
-        """Return what the strongest attack climbs."""
-        defended = self.subject.defended
-        if isinstance(defended, DefendedClassifier) and self.effort.suite is not None:
-            return surrogate(defended, self.effort.suite.surrogate_draws)
-        return defended
-
-    def _curves(self) -> dict[str, Any]:
-        attacker = curves.Attacker(
-            model=self.subject.defended,
-            target=self._target(),
-            x=self.x,
-            y=self.y,
-            **self._threat,
+    def _curves(self, budget: Budget) -> Curves:
+        defended = target = self.run.defended
+        if isinstance(defended, DefendedClassifier):
+            target = surrogate(defended, budget.surrogate_draws)
+        attacker = diagnostics.Attacker(
+            defended, target, self.x, self.y, self.run.threat, **self.seeds
         )
-        effort, n_iter = self.effort, self.effort.curve_iter
-        return {
-            "eps": curves.eps_curve(attacker, effort.attack_eps, n_iter=n_iter),
-            "steps": curves.step_curve(attacker, effort.n_iter),
-            "restarts": curves.restart_curve(attacker, effort.n_restarts, n_iter=n_iter),
-            "eot": curves.eot_curve(attacker, effort.eot_iter, n_iter=n_iter),
-        }
+        return diagnostics.draw_curves(attacker, self.budget)
 
-    def _gradients(self) -> dict[str, Any]:
-        model = self.subject.defended
-        found = checks.gradient_check(model, self.x, self.y)
-        if self.is_random:
-            found["agreement"] = curves.gradient_agreement(
-                model, self.x, self.y, self.effort.eot_iter, seed=self.seed
-            )
-        return found
-
-    def _counts_at_zero(self) -> dict[str, float]:
+    def _flags_at_zero(self) -> float:
         """Count by AutoAttack's flags where the ball has no room: what its single looks cost."""
-        run = self.subject.findings["attacks"]["defended"]
-        names = ("attacks", "norm", "n_iter", "n_restarts", "n_queries", "eot_iter", "batch_size")
-        settings = {name: run[name] for name in names}
-        result = run_autoattack(
-            self.subject.defended, self.x, self.y, attack_eps=_TINY_EPS, seed=self.seed, **settings
-        )
-        return {"flags": float(result.robust_flags.float().mean())}
+        settings = replace(self.run.attack, attack_eps=_TINY_EPS)
+        result = run_autoattack(self.run.defended, self.x, self.y, seed=self.seed, **vars(settings))
+        return float(result.robust_flags.float().mean())
 
-    def _rows_on_worst_points(self, suites: Mapping[str, SuiteResult]) -> dict[str, Any]:
-        """Return the nine metrics where every sample is at its worst point."""
+    def _on_worst_points(self, suites: Mapping[str, SuiteResult]) -> WorstPoints:
         rows = evaluate_rows(
-            self.subject.model.classifier,
-            self.subject.defended,
+            self.run.model.classifier,
+            self.run.defended,
             self.x,
             suites["undefended"].worst_points,
             suites["defended"].worst_points,
             self.y.cpu().numpy(),
             seed=seed_word(self.seed, Purpose.WORST_POINTS),
-            random=isinstance(self.subject.defended, DefendedClassifier),
+            random=isinstance(self.run.defended, DefendedClassifier),
         )
-        uncertainty = measure_uncertainty(rows, groupings=self.subject.groupings, seed=self.seed)
-        return {
-            "rows": {name: row.as_dict() for name, row in rows.rows.items()},
-            "spread": rows.spread,
-            **uncertainty.as_dict(),
-        }
+        uncertainty = measure_uncertainty(rows, groupings=self.run.groupings, seed=self.seed)
+        return WorstPoints(rows, uncertainty)
 
     def _fixed_noise(self) -> float | None:
-        defended = self.subject.defended
+        defended = self.run.defended
         if not isinstance(defended, DefendedClassifier):
             return None
         known = FixedNoise(defended, self.seed).eval()
-        points = vector_apgd(
-            known,
-            self.x,
-            self.y,
-            attack_eps=self.subject.attack_eps,
-            norm=self.subject.norm,
-            n_restarts=2,
-            seed=self.seed,
-        )
+        threat: dict[str, Any] = self.run.threat.as_keywords()
+        points = vector_apgd(known, self.x, self.y, **threat, n_restarts=2, seed=self.seed)
         with torch.no_grad():
             # A batch keeps its order: each row meets the noise that was attacked.
             right = (known(points).argmax(1) == self.y) & (known(self.x).argmax(1) == self.y)
@@ -351,7 +307,7 @@ class _Evaluation:
 
     def _transfer_back(self, defended: SuiteResult) -> float:
         with torch.no_grad():
-            answers = self.subject.model.classifier(defended.worst_points).argmax(1)
+            answers = self.run.model.classifier(defended.worst_points).argmax(1)
         return float((answers == self.y).float().mean())
 
     def _certificates(self) -> dict[str, Certificate]:
@@ -360,13 +316,14 @@ class _Evaluation:
         if len(behind.purifier.timesteps) != 1:
             return {}
         self.say("certifying by randomised smoothing")
-        options: dict[str, Any] = {"n_estimation": self.effort.n_estimation, "seed": self.seed}
+        options: dict[str, Any] = {"n_estimation": self.budget.n_estimation, "seed": self.seed}
         smoothed = certify(behind, self.x, self.y.cpu(), **options)
         plain = certify(behind.classifier, self.x, self.y.cpu(), sigma=smoothed.sigma, **options)
         return {"denoised": smoothed, "plain noise": plain}
 
-    def _pixels(self, images: Tensor) -> PixelAttack:
-        shape = (len(self.x), self.subject.model.extractor.components.shape[1])
+    def attack_pixels(self, images: Tensor) -> PixelAttack:
+        """Attack the test images (n, height * width), end to end."""
+        shape = (len(self.x), self.run.model.extractor.components.shape[1])
         if tuple(images.shape) != shape:
             raise ValueError(
                 f"images must have shape {shape}, the test images of the run; got"
@@ -374,67 +331,5 @@ class _Evaluation:
             )
         self.say("attacking pixels, end to end")
         return attack_pixels(
-            self.subject.model,
-            images,
-            self.y,
-            budget=self.effort.pixels,
-            seed=self.seed,
-            evaluation_seed=self.evaluation_seed,
+            self.run.model, images, self.y, budget=self.budget.pixels, **self.seeds
         )
-
-
-# What an evaluation writes beside a run, and the images that it attacks.
-
-
-def test_images(home: Path, data: str | None, subject: Subject) -> Tensor:
-    """Return the run's test images (n, height * width) in [0, 1], on the model's device.
-
-    `data` is a path, or None for the built-in phantom.
-
-    Raises
-    ------
-    ValueError
-        If the images are not those of the run.
-    """
-    info = subject.model.info
-    dataset = load_dataset(
-        **asdict(replace(info.data, path=data)),
-        seed=info.seed,
-        image_shape=subject.model.image_shape,
-    )
-    if dataset.sha256() != info.data_sha256:
-        raise ValueError(
-            f"--data {data} does not hold the images, labels and split that the model in {home} was"
-            f" trained and tested on ({info.source}): give the same data"
-        )
-    return pixels_of_test(dataset, subject.model)
-
-
-def pixels_of_test(dataset: ImageDataset, model: TrainedModel) -> Tensor:
-    """Return the test images (n, height * width) in [0, 1], float32 on the model's device."""
-    pixels = torch.from_numpy(dataset.matrix("test"))
-    if pixels.dtype == torch.uint8:
-        pixels = pixels.float() / 255
-    return pixels.to(model.device, torch.float32)
-
-
-def write_results(home: Path, result: Robustness, *, named: Path | None = None) -> dict[str, Path]:
-    """Write `robustness.json`, `robustness.npz` and `robustness.html`; returns their paths.
-
-    `named` is what the page calls the directory.
-    """
-    from nnmf_cuda.report.robustness import robustness_page
-
-    page = robustness_page(result.content, examples=result.examples, home=named)
-    texts = {"robustness.html": page, "robustness.json": json.dumps(result.content, indent=2)}
-    arrays = home / "robustness.npz"
-    partial = arrays.with_name(".robustness.partial.npz")
-    np.savez(partial, **result.arrays())  # type: ignore[arg-type]
-    os.replace(partial, arrays)
-    for name, text in texts.items():
-        write_text(home / name, text)
-    return {
-        "numbers": home / "robustness.json",
-        "points": arrays,
-        "page": home / "robustness.html",
-    }

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.attacks.surrogates import surrogate
+from nnmf_cuda.evaluation.robustness import PixelAttack, PixelCurve, PixelExamples
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.models.modes import isolated
 from nnmf_cuda.pipeline.artifacts import TrainedModel
+from nnmf_cuda.robustness.budgets import PixelBudget
 
-__all__ = ["ImageChain", "PixelAttack", "PixelBudget", "attack_pixels"]
+__all__ = ["ImageChain", "attack_pixels"]
 
 
 class ImageChain(nn.Module):
@@ -39,46 +38,6 @@ class ImageChain(nn.Module):
         """Return logits (n, n_classes) of images (n, height * width) in [0, 1]."""
         logits: Tensor = self.classifier(self.extractor(images))
         return logits
-
-
-@dataclass(frozen=True)
-class PixelAttack:
-    """What moving pixels within eps/255 does.
-
-    Attributes
-    ----------
-    curves : dict
-        "eps_255"; for "undefended" and "defended" the "robust_accuracy" at each, the
-        "mean_largest_feature_move" that came of it, and "after_twice_the_steps": the robust
-        accuracy at the largest eps when the attack goes on for as many steps again.
-    examples : dict
-        For the first samples that the attack broke at the largest eps: "clean" and "attacked"
-        images (m, height, width), and "titles", what they are and what they are taken for.
-    """
-
-    curves: dict[str, Any]
-    examples: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PixelBudget:
-    """How much the attack on pixels spends.
-
-    Attributes
-    ----------
-    eps_255 : tuple of float
-        Radii of the Linf ball, in 1/255 of the range, ascending.
-    n_iter, n_restarts : int
-        Of APGD on the margin, at each radius; it also climbs on from the points of the radius
-        before.
-    surrogate_draws : int
-        Draws through which a purifying defence is climbed.
-    """
-
-    eps_255: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
-    n_iter: int = 40
-    n_restarts: int = 1
-    surrogate_draws: int = 64
 
 
 def attack_pixels(
@@ -107,13 +66,16 @@ def attack_pixels(
     -------
     PixelAttack
     """
-    curves: dict[str, Any] = {"eps_255": [0.0, *budget.eps_255]}
-    examples: dict[str, Any] = {}
-    for name, classifier in (("undefended", model.classifier), ("defended", model.defended)):
-        attack = _ChainAttack(model, classifier, images, y, budget, seed, evaluation_seed)
-        curves[name] = attack.climb_through()
-        examples = attack.examples()
-    return PixelAttack(curves, examples)
+    undefended, defended = (
+        _ChainAttack(model, classifier, images, y, budget, seed, evaluation_seed)
+        for classifier in (model.classifier, model.defended)
+    )
+    return PixelAttack(
+        eps_255=[0.0, *budget.eps_255],
+        undefended=undefended.climb_through(),
+        defended=defended.climb_through(),
+        examples=defended.examples(),
+    )
 
 
 class _ChainAttack:
@@ -139,7 +101,7 @@ class _ChainAttack:
         self.points = images.clone()
         self.held = self.right_at_first = self._right()
 
-    def climb_through(self) -> dict[str, Any]:
+    def climb_through(self) -> PixelCurve:
         """Attack at every radius; returns the curve."""
         largest, n_restarts = self.budget.eps_255[-1], self.budget.n_restarts
         accuracies, moves = [self._accuracy()], [0.0]
@@ -148,11 +110,7 @@ class _ChainAttack:
             accuracies.append(self._accuracy())
             moves.append(self._feature_move())
         self._attack(largest, 0)
-        return {
-            "robust_accuracy": accuracies,
-            "mean_largest_feature_move": moves,
-            "after_twice_the_steps": self._accuracy(),
-        }
+        return PixelCurve(accuracies, moves, after_twice_the_steps=self._accuracy())
 
     def _attack(self, eps_255: float, n_restarts: int) -> None:
         rows = self.held.nonzero().squeeze(1)
@@ -185,18 +143,18 @@ class _ChainAttack:
         return float(moved.mean()) if len(moved) else 0.0
 
     @torch.no_grad()
-    def examples(self, n: int = 4) -> dict[str, Any]:
+    def examples(self, n: int = 4) -> PixelExamples:
         """Return the first broken samples."""
         rows = (self.right_at_first & ~self.held).nonzero().squeeze(1)[:n]
         shape = (-1, *self.model.image_shape)
         with isolated(self.evaluation_seed):
             answers = self.chain(self.points[rows]).argmax(1) if len(rows) else self.y[rows]
         names = self.model.label_names
-        return {
-            "clean": self.images[rows].reshape(shape).float().cpu().numpy(),
-            "attacked": self.points[rows].reshape(shape).float().cpu().numpy(),
-            "titles": [
+        return PixelExamples(
+            clean=self.images[rows].reshape(shape).float().cpu().numpy(),
+            attacked=self.points[rows].reshape(shape).float().cpu().numpy(),
+            titles=[
                 f"{names[int(was)]} \N{RIGHTWARDS ARROW} {names[int(now)]}"
                 for was, now in zip(self.y[rows], answers, strict=True)
             ],
-        }
+        )

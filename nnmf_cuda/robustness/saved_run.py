@@ -1,10 +1,10 @@
-"""What is evaluated: a model with its features, as a run has left them."""
+"""What is evaluated: a model with its features and what its run found, as a run has left them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnmf_cuda.data import SPLITS, ImageDataset, groupings_of_test
+from nnmf_cuda.attacks import Threat
+from nnmf_cuda.data import SPLITS, ImageDataset, LeakageAudit, groupings_of_test, load_dataset
 from nnmf_cuda.pipeline.artifacts import TrainedModel, load_model
+from nnmf_cuda.pipeline.config import AttackConfig
 from nnmf_cuda.pipeline.stages import Features
 
-__all__ = ["FEATURES_FILE", "Subject", "save_features"]
+__all__ = ["FEATURES_FILE", "PaperAttack", "SavedRun", "save_features"]
 
 
 FEATURES_FILE = "features.npz"
@@ -37,7 +39,31 @@ def save_features(path: Path, features: Features, dataset: ImageDataset) -> None
 
 
 @dataclass(frozen=True)
-class Subject:
+class PaperAttack:
+    """What the paper's protocol, the run's own attack, found on one model.
+
+    Attributes
+    ----------
+    points : Tensor of shape (n_test, n_features)
+    flags : Tensor of shape (n_test,)
+        bool: robust by AutoAttack's own count.
+    accuracy : float
+        Of fresh predictions on the points: the row of `metrics.json`.
+    layout : str
+        How AutoAttack's Square saw the features.
+    warnings : sequence of str
+        AutoAttack's own.
+    """
+
+    points: Tensor
+    flags: Tensor
+    accuracy: float
+    layout: str
+    warnings: Sequence[str]
+
+
+@dataclass(frozen=True)
+class SavedRun:
     """A trained model, the features of every split, and the threat that it is tested against.
 
     Attributes
@@ -46,15 +72,14 @@ class Subject:
     x, y : mapping of str to Tensor
         Features (n, n_features) and labels (n,) of "train", "valid" and "test", on the model's
         device.
-    attack_eps, norm : float, str
-        The threat model, in the box [0, 1].
-    paper : mapping of str to mapping
-        For "baseline" and "defended" what the paper's protocol found: "points" (n, n_features) and
-        "flags" (n,), AutoAttack's own count.
-    findings : mapping of str to Any
-        Content of the run's `metrics.json`.
+    attack : AttackConfig
+        Settings of the run's own attack, whose ball, in the box [0, 1], is the threat.
+    paper : mapping of str to PaperAttack
+        What that attack found on the "baseline" and the "defended" model.
     seed : int
         Of the run.
+    audit : LeakageAudit or None
+        Of the run's images.
     groupings : mapping of str to array of shape (n_test,)
         Patient and series of each test image, where they are known.
     """
@@ -62,12 +87,16 @@ class Subject:
     model: TrainedModel
     x: Mapping[str, Tensor]
     y: Mapping[str, Tensor]
-    attack_eps: float
-    norm: str
-    paper: Mapping[str, Mapping[str, Tensor]]
-    findings: Mapping[str, Any]
+    attack: AttackConfig
+    paper: Mapping[str, PaperAttack]
     seed: int
+    audit: LeakageAudit | None = None
     groupings: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def threat(self) -> Threat:
+        """The ball and box in which the model is attacked."""
+        return Threat(self.attack.attack_eps, self.attack.norm)
 
     @property
     def defended(self) -> nn.Module:
@@ -80,7 +109,7 @@ class Subject:
         return self.x["test"].clamp(0, 1), self.y["test"]
 
     @classmethod
-    def of_run(cls, directory: str | Path, *, device: torch.device | str = "cpu") -> Subject:
+    def load(cls, directory: str | Path, *, device: torch.device | str = "cpu") -> SavedRun:
         """Read what `nnmf-cuda run` has written.
 
         Raises
@@ -99,26 +128,62 @@ class Subject:
             )
         features, attacked = np.load(home / FEATURES_FILE), np.load(home / "adversarial.npz")
         metrics = json.loads((home / "metrics.json").read_text(encoding="utf-8"))
-        paper = {
-            name: {
-                "points": torch.from_numpy(attacked[f"x_adv_{name}"]).to(device),
-                "flags": torch.from_numpy(attacked[f"robust_flags_{name}"]).to(device),
-            }
-            for name in ("baseline", "defended")
-        }
-        settings = metrics["attacks"]["defended"]
+        attacks, audit = metrics["attacks"], metrics.get("audit")
+        settings = {f.name: attacks["defended"][f.name] for f in fields(AttackConfig)}
+        settings["attacks"] = tuple(settings["attacks"])
         return cls(
             model=model,
             x={split: torch.from_numpy(features[f"x_{split}"]).to(device) for split in SPLITS},
             y={split: torch.from_numpy(features[f"y_{split}"]).to(device) for split in SPLITS},
-            attack_eps=settings["attack_eps"],
-            norm=settings["norm"],
-            paper=paper,
-            findings=metrics,
+            attack=AttackConfig(**settings),
+            paper={
+                name: PaperAttack(
+                    points=torch.from_numpy(attacked[f"x_adv_{name}"]).to(device),
+                    flags=torch.from_numpy(attacked[f"robust_flags_{name}"]).to(device),
+                    accuracy=metrics["rows"][f"Robust_{name.capitalize()}"]["accuracy"],
+                    layout=attacks[name]["layout"],
+                    warnings=attacks[name]["warnings"],
+                )
+                for name in ("baseline", "defended")
+            },
             seed=model.info.seed,
+            audit=None if audit is None else LeakageAudit.from_dict(audit),
             groupings={
                 name.removeprefix(_GROUPING): features[name]
                 for name in features.files
                 if name.startswith(_GROUPING)
             },
         )
+
+    def test_images(self, data: str | None) -> Tensor:
+        """Return the run's test images (n, height * width) in [0, 1], on the model's device.
+
+        Parameters
+        ----------
+        data : str or None
+            The run's images as for `load_dataset`; None is the built-in phantom.
+
+        Raises
+        ------
+        ValueError
+            If the images are not those of the run.
+        """
+        info = self.model.info
+        dataset = load_dataset(
+            **asdict(replace(info.data, path=data)),
+            seed=info.seed,
+            image_shape=self.model.image_shape,
+        )
+        if dataset.sha256() != info.data_sha256:
+            raise ValueError(
+                f"--data {data} does not hold the images, labels and split that the model was"
+                f" trained and tested on ({info.source}): give the same data"
+            )
+        return self.images_of(dataset)
+
+    def images_of(self, dataset: ImageDataset) -> Tensor:
+        """Return a data set's test images (n, height * width) in [0, 1], on the model's device."""
+        pixels = torch.from_numpy(dataset.matrix("test"))
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 255
+        return pixels.to(self.model.device, torch.float32)

@@ -28,9 +28,8 @@ from nnmf_cuda.pipeline.run_directory import results_directory
 from nnmf_cuda.pipeline.stages import StageOutputs, evaluate_stages, run_stages
 from nnmf_cuda.report import MetricTable, RunReport, StageTable, bullet_list, write_report
 from nnmf_cuda.report.robustness_table import summary_table
-from nnmf_cuda.robustness import Robustness, Subject, evaluate_robustness
-from nnmf_cuda.robustness.evaluate import pixels_of_test, write_results
-from nnmf_cuda.robustness.saved_run import FEATURES_FILE, save_features
+from nnmf_cuda.robustness import Robustness, SavedRun, evaluate_robustness
+from nnmf_cuda.robustness.saved_run import FEATURES_FILE, PaperAttack, save_features
 from nnmf_cuda.run.metrics import AttackRecord, RunMetrics
 from nnmf_cuda.run.notes import NOT_RUN, notes_of
 from nnmf_cuda.timing import StageTimer, Timings
@@ -72,7 +71,7 @@ class Experiment:
         stages = StageTable(self.timings, paper=self.table.papers_images)
         parts = [self.table.text(), stages.text(), bullet_list(self.metrics.notes)]
         if self.robustness is not None:
-            parts.append(summary_table(self.robustness.content))
+            parts.append(summary_table(self.robustness.report))
         return "\n\n".join(parts)
 
 
@@ -139,11 +138,9 @@ def run_experiment(
         robustness = None
         if preset is not None:
             with timer.stage("robustness_evaluation", n_items=len(dataset.labels_of("test"))):
+                saved = _saved_run(dataset, config, outputs, model, metrics)
                 robustness = evaluate_robustness(
-                    _subject(dataset, config, outputs, model, metrics),
-                    preset=preset,
-                    images=pixels_of_test(dataset, model),
-                    say=say,
+                    saved, preset=preset, images=saved.images_of(dataset), say=say
                 )
         with timer.stage("writing_results"):
             save_model(model, partial / "model")
@@ -153,7 +150,7 @@ def run_experiment(
             _save_json(partial / "metrics.json", metrics.as_dict())
             (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
             if robustness is not None:
-                write_results(partial, robustness)
+                robustness.write(partial)
             report = RunReport(
                 dataset=dataset,
                 table=table,
@@ -175,8 +172,7 @@ def run_experiment(
                 },
                 timings=timer.timings(),
                 stage_benchmark=benchmark,
-                robustness=None if robustness is None else robustness.content,
-                pixel_examples=None if robustness is None else robustness.examples,
+                robustness=None if robustness is None else robustness.report,
                 environment=environment,
                 config_yaml=config_yaml,
                 notes=metrics.notes,
@@ -295,26 +291,31 @@ def _trained_model(
     )
 
 
-def _subject(
+def _saved_run(
     dataset: ImageDataset,
     config: ExperimentConfig,
     outputs: StageOutputs,
     model: TrainedModel,
     metrics: RunMetrics,
-) -> Subject:
+) -> SavedRun:
     features = outputs.features
-    return Subject(
+    return SavedRun(
         model=model,
         x={split: features.x[split].float() for split in SPLITS},
         y={split: torch.from_numpy(features.y[split]).to(model.device) for split in SPLITS},
-        attack_eps=config.attack.attack_eps,
-        norm=config.attack.norm,
+        attack=config.attack,
         paper={
-            name: {"points": result.x_adv, "flags": result.robust_flags}
+            name: PaperAttack(
+                points=result.x_adv,
+                flags=result.robust_flags,
+                accuracy=metrics.rows.rows[f"Robust_{name.capitalize()}"].accuracy,
+                layout=result.layout,
+                warnings=result.warnings,
+            )
             for name, result in outputs.attacks.items()
         },
-        findings=metrics.as_dict(),
         seed=config.seed,
+        audit=metrics.audit,
         groupings=groupings_of_test(dataset),
     )
 

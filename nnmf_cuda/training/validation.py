@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nnmf_cuda.attacks.balls import BALLS
-from nnmf_cuda.attacks.checks import BOX_TOLERANCE
+from nnmf_cuda.attacks.balls import BALLS, BOX_TOLERANCE, Threat
 from nnmf_cuda.attacks.gradient_ascent import pgd
 from nnmf_cuda.attacks.objectives import margin_loss
 
@@ -67,10 +65,7 @@ class Samples:
 
     def check_ball(self, attack_eps: float, norm: str) -> None:
         """Raise ValueError unless this is a ball that an attack can stay in around the samples."""
-        if norm not in BALLS:
-            raise ValueError(f"norm must be one of {', '.join(BALLS)}; got {norm!r}")
-        if not (math.isfinite(attack_eps) and attack_eps > 0):
-            raise ValueError(f"attack_eps must be a finite number > 0, got {attack_eps}")
+        Threat(attack_eps, norm)  # raises
         for name, x in (("features", self.x), ("valid_features", self.valid_x)):
             low, high = float(x.min()), float(x.max())
             if low < -BOX_TOLERANCE or high > 1 + BOX_TOLERANCE:

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks import gradient_report, run_autoattack
-from nnmf_cuda.attacks.autoattack import run as autoattack
+from nnmf_cuda.attacks import Threat, gradient_report, run_autoattack
 from nnmf_cuda.models.networks import FeatureCNN
 
 QUICK = {"n_iter": 2, "n_restarts": 1, "n_queries": 2}
@@ -39,8 +38,8 @@ def test_gradient_report_of_a_linear_model():
     x = torch.tensor([[0.2, 0.1], [0.5, 0.5], [0.0, 1.0]])
     expected = 5 * (1 - (x @ weight).sigmoid())
     report = gradient_report(model, x, torch.ones(3).long(), batch_size=2)
-    assert report["grad_norm_mean"] == pytest.approx(float(expected.mean()), rel=1e-5)
-    assert report["zero_gradient_share"] == 0
+    assert report.grad_norm_mean == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert report.zero_gradient_share == 0
     assert not x.requires_grad
 
 
@@ -49,7 +48,7 @@ def test_gradient_report_counts_zero_rows(classifier, samples):
     mask = torch.ones(len(x), 1)
     mask[:10] = 0
     report = gradient_report(Wrapped(classifier, lambda x: x * mask), x, y)
-    assert report["zero_gradient_share"] == pytest.approx(10 / 40)
+    assert report.zero_gradient_share == pytest.approx(10 / 40)
 
 
 def test_zero_gradient_share_reaches_the_result(classifier, samples):
@@ -122,7 +121,7 @@ def test_rounding_at_the_edge_of_the_box_is_clamped(classifier, samples):
         ({"y": torch.full((40,), -1)}, ValueError, "y must not be negative, got -1"),
         ({"y": torch.full((40,), 2)}, ValueError, r"y must be within 0\.\.1 .* got 2"),
         ({"model": lambda x: x}, TypeError, "model must be a torch.nn.Module, got function"),
-        ({"norm": "L1"}, ValueError, "norm must be 'Linf' or 'L2', got 'L1'"),
+        ({"norm": "L1"}, ValueError, "norm must be one of Linf, L2; got 'L1'"),
         ({"norm": "L2"}, ValueError, "'square' for norm='L2' needs two-dimensional images"),
         ({"attack_eps": 0.0}, ValueError, "attack_eps must be a finite number > 0, got 0.0"),
         ({"attack_eps": float("inf")}, ValueError, "attack_eps must be a finite number"),
@@ -176,13 +175,13 @@ def test_bad_logits_are_refused(samples, output, error, message):
     [("Linf", 0.11), ("L2", 0.08), ("Linf", float("nan"))],
 )
 def test_a_point_outside_the_ball_is_an_error(norm, shift):
-    x = torch.full((2, 3), 0.5)
-    assert autoattack._max_perturbation(x + 0.05, x, norm, 0.1) <= 0.1
-    with pytest.raises(RuntimeError, match=f"broke its own bound: largest {norm} distance"):
-        autoattack._max_perturbation(x + shift, x, norm, 0.1)
+    x, threat = torch.full((2, 3), 0.5), Threat(0.1, norm)
+    assert threat.check_points(x + 0.05, x, attack="it") <= 0.1
+    with pytest.raises(RuntimeError, match=f"it: the points broke the bound: largest {norm} dist"):
+        threat.check_points(x + shift, x, attack="it")
 
 
 def test_a_point_outside_the_box_is_an_error():
     x = torch.full((2, 3), 0.95)
-    with pytest.raises(RuntimeError, match="broke its own bound"):
-        autoattack._max_perturbation(x + 0.08, x, "Linf", 0.1)
+    with pytest.raises(RuntimeError, match="inside the box: False"):
+        Threat(0.1).check_points(x + 0.08, x, attack="it")

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from nnmf_cuda.attacks import run_suite
+from nnmf_cuda.attacks import Threat, run_suite
 from nnmf_cuda.attacks.known_weakness import RIGHT, plant
 from nnmf_cuda.attacks.objectives import majority_right
-from nnmf_cuda.attacks.suite import FROM_WORST
 from nnmf_cuda.attacks.surrogates import surrogate
 from nnmf_cuda.robustness.budgets import LIGHT
 
@@ -29,18 +28,12 @@ def broken_by_gradients(model, samples, norm="Linf", least_known=0.8):
     """Share of the known weaknesses that APGD finds."""
     x, _ = samples
     y = torch.full((len(x),), RIGHT)
-    planted, points = plant(model, x, attack_eps=EPS, norm=norm, seed=0)
+    planted, points = plant(model, x, Threat(EPS, norm), seed=0)
     known = ~majority_right(planted, points, y, seed=1)
     assert float(known.float().mean()) > least_known
     assert float(majority_right(planted, x, y, seed=1).float().mean()) > 0.9
     result = run_suite(planted, x, y, attack_eps=EPS, norm=norm, budget=LIGHT, n_rounds=1)
-    broken = torch.stack(
-        [
-            ~o.robust[0]
-            for o in result.outcomes
-            if o.name.startswith("APGD-") and o.name != FROM_WORST
-        ]
-    )
+    broken = torch.stack([~o.robust[0] for o in result.outcomes if o.attack.kind.is_white_box])
     return float(broken.any(0)[known].float().mean())
 
 
@@ -62,7 +55,7 @@ def test_masked_gradients_are_noticed(classifier, samples):
 
 def test_random_points_do_not_break_a_planted_model(classifier, samples):
     x, _ = samples
-    planted, _ = plant(classifier, x, attack_eps=EPS, norm="Linf", seed=0)
+    planted, _ = plant(classifier, x, Threat(EPS), seed=0)
     generator = torch.Generator().manual_seed(7)
     moved = (x + EPS * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
     right = majority_right(planted, moved, torch.full((len(x),), RIGHT), seed=1)
@@ -71,7 +64,7 @@ def test_random_points_do_not_break_a_planted_model(classifier, samples):
 
 def test_a_surrogate_of_a_planted_defence_keeps_its_readouts(defended, samples):
     x, _ = samples
-    planted, points = plant(defended, x, attack_eps=EPS, norm="Linf", seed=0)
+    planted, points = plant(defended, x, Threat(EPS), seed=0)
     noise = planted.purifier.draw_noise(points, torch.Generator().manual_seed(1))
     wide = surrogate(planted, 3 * noise.shape[2])
     torch.testing.assert_close(
@@ -84,4 +77,4 @@ def test_a_surrogate_of_a_planted_defence_keeps_its_readouts(defended, samples):
 
 def test_other_models_are_refused(samples):
     with pytest.raises(TypeError, match="model must be a FeatureCNN"):
-        plant(nn.Linear(6, 2), samples[0], attack_eps=EPS, norm="Linf", seed=0)
+        plant(nn.Linear(6, 2), samples[0], Threat(EPS), seed=0)

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from nnmf_cuda.attacks import Budget, run_suite
+from nnmf_cuda.attacks import (
+    Attack,
+    AttackKind,
+    AttackOutcome,
+    Budget,
+    SuiteResult,
+    Threat,
+    run_suite,
+)
 from nnmf_cuda.attacks.known_weakness import plant
 from nnmf_cuda.attacks.objectives import (
     N_DECISIONS,
@@ -17,13 +25,13 @@ from nnmf_cuda.attacks.objectives import (
     fresh_decisions,
     majority_right,
 )
-from nnmf_cuda.attacks.suite import FROM_WORST, AttackOutcome, SuiteResult
 from nnmf_cuda.attacks.surrogates import BPDAIdentity, FixedNoise, PurifierShift, surrogate
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.robustness.baselines import NoiseOnly
 
+FROM_WORST = "APGD-margin from the worst points"
 SMALL = Budget(n_iter=10, n_restarts=1, eot_iter=2, surrogate_draws=4, pgd_iter=5, n_queries=10)
 
 
@@ -94,11 +102,45 @@ def test_suite_of_a_model_without_noise(defended, samples):
     assert all(outcome.right.shape == (1, 1, 10) for outcome in result.outcomes)
 
 
+def test_what_an_attack_is_shows_in_its_kind(defended, samples):
+    x, y = samples
+    result = run_suite(
+        defended, x, y, attack_eps=0.2, budget=SMALL, transfer_from={"a": defended.classifier}
+    )
+    kinds = {outcome.name: outcome.attack.kind for outcome in result.outcomes}
+    assert kinds["clean"] is AttackKind.CLEAN
+    assert kinds["APGD-margin, BPDA identity"] is AttackKind.BPDA
+    assert kinds[FROM_WORST] is AttackKind.FROM_WORST
+    assert not kinds[FROM_WORST].is_white_box
+    black = [name for name, kind in kinds.items() if kind.is_black_box]
+    assert black == ["transfer from a", "Square, 10 queries"]
+    assert sum(kind.is_white_box for kind in kinds.values()) == 8
+    margins = result.where(lambda attack: attack.loss == "margin")
+    assert list(margins) == [name for name in kinds if "margin" in name]
+
+
+def test_calls_of_the_model_and_its_surrogates_are_counted(samples):
+    """Of a model without noise every answer can be told from the budget."""
+    x, y = samples
+    torch.manual_seed(0)
+    model = FeatureCNN(6, 2)
+    budget = Budget(n_iter=3, n_cheap_restarts=2, pgd_iter=4, n_queries=5)
+    calls = run_suite(model, x, y, attack_eps=0.1, budget=budget).calls
+    decisions = 6 * (2 + 1)  # on the points of each attack: is it random, and a decision
+    apgd = 2 * (2 + 1 + 2 * (4 + 1))  # is it random, the clean points, and from each start
+    last = 5 + 2 + 1 + (4 + 1)  # how wrong the points of each are, then APGD from the worst
+    expected = 2 + decisions + 1 + apgd + 4 + (1 + 5) + last
+    assert calls.n_calls == expected
+    # The classes are counted on one row, and how wrong points are is asked 20 times.
+    assert calls.n_rows == (expected - 1) * len(x) + 1 + 5 * 19 * len(x)
+
+
 def outcome_of(name, points, right, margins=None):
     """An outcome of one round; `right` is (decisions, n)."""
     margins = torch.zeros(len(points)) if margins is None else torch.tensor(margins)
     right = torch.tensor(right, dtype=torch.bool).unsqueeze(0)
-    return AttackOutcome(name, points, right, margins, 0.0)
+    attack = Attack(name, AttackKind.GRADIENT, lambda _: points)
+    return AttackOutcome(attack, points, right, margins, 0.0)
 
 
 def test_worst_case_is_counted_sample_by_sample():
@@ -127,7 +169,9 @@ def test_worst_points_are_not_clean_where_a_sample_holds():
 
 def test_the_mean_over_rounds_is_reported():
     right = torch.tensor([[[True, True]], [[True, False]]])  # two rounds of one decision
-    outcome = AttackOutcome("clean", torch.zeros(2, 1), right, torch.zeros(2), 0.0)
+    points = torch.zeros(2, 1)
+    attack = Attack("clean", AttackKind.CLEAN, lambda _: points)
+    outcome = AttackOutcome(attack, points, right, torch.zeros(2), 0.0)
     result = SuiteResult([outcome])
     assert result.worst_case_accuracies.tolist() == [1.0, 0.5]
     assert result.worst_case_accuracy == 0.75
@@ -330,7 +374,7 @@ def test_suite_and_planted_weaknesses_on_a_gpu(defended, samples):
     result = run_suite(there, x, y, attack_eps=0.2, budget=SMALL)
     assert result.worst_points.is_cuda
     assert 0 <= result.worst_case_accuracy <= 1
-    planted, points = plant(there, x, attack_eps=0.2, norm="Linf", seed=0)
+    planted, points = plant(there, x, Threat(0.2), seed=0)
     assert planted(points).is_cuda
     accuracies = [
         run_suite(model, *at, attack_eps=0.2, budget=SMALL).worst_case_accuracy

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from nnmf_cuda.models import FeatureExtractor
-from nnmf_cuda.robustness import Subject
+from nnmf_cuda.pipeline.config import AttackConfig
+from nnmf_cuda.robustness import SavedRun
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -91,19 +92,17 @@ def test_saturation_deceives_autoattack_and_not_the_suite() -> None:
     y = logits.argmax(1)
     # Beyond a margin of 104 the gradient of the cross-entropy is zero in float32.
     saturating = 104 / float((logits[:, 0] - logits[:, 1]).abs().median())
-    subject = Subject(
+    run = SavedRun(
         model=None,  # type: ignore[arg-type]
         x={"test": x},
         y={"test": y},
-        attack_eps=0.15,
-        norm="Linf",
+        attack=AttackConfig(attack_eps=0.15),
         paper={},
-        findings={},
         seed=0,
     )
     module = script("against_autoattack")
     plain, scaled = (
-        module.line_of(subject, module.Scaled(model, factor).eval(), factor=factor)
+        module.line_of(run, module.Scaled(model, factor).eval(), factor=factor)
         for factor in (1.0, saturating)
     )
     assert scaled["worst_case_accuracy"] == pytest.approx(plain["worst_case_accuracy"], abs=0.051)
@@ -127,18 +126,16 @@ def test_pixels_reach_a_classifier_of_one_coefficient() -> None:
     Model.extractor = extractor  # type: ignore[attr-defined]
     Model.classifier.weight.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
     Model.classifier.bias.data.zero_()
-    subject = Subject(
+    run = SavedRun(
         model=Model(),  # type: ignore[arg-type]
         x={},
         y={},
-        attack_eps=0.1,
-        norm="Linf",
+        attack=AttackConfig(attack_eps=0.1),
         paper={},
-        findings={},
         seed=0,
     )
     near, far = [0.5, 0.5, 0.48, 0.48], [0.9, 0.9, 0.2, 0.2]
     images, y = torch.tensor([near, far]), torch.zeros(2, dtype=torch.int64)
-    found = script("pixel_reach").reach_of(subject, images, y, {"n_iter": 20, "n_restarts": 1})
+    found = script("pixel_reach").reach_of(run, images, y, {"n_iter": 20, "n_restarts": 1})
     assert found["robust_accuracy"] == 0.5
     assert 0 < found["mean_linf"] < found["mean_l2"]

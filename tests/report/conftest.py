@@ -13,6 +13,7 @@ from nnmf_cuda.evaluation import (
     METRIC_NAMES,
     ROW_NAMES,
     AUCComparison,
+    Certificate,
     Comparison,
     DenoisingError,
     EvaluatedRows,
@@ -23,6 +24,21 @@ from nnmf_cuda.evaluation import (
     Uncertainty,
     classification_metrics,
 )
+from nnmf_cuda.evaluation.robustness import (
+    About,
+    AttackLine,
+    Certified,
+    Curve,
+    Curves,
+    ModelLine,
+    PaperProtocol,
+    Point,
+    RobustnessReport,
+    Rounds,
+    State,
+    ThreatModel,
+)
+from nnmf_cuda.evaluation.verdict import Verdict
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.nnmf.selection import ComponentSelector
 from nnmf_cuda.report import MetricTable, RunReport
@@ -199,7 +215,6 @@ def make_report(timings: Timings, make_table: Callable[..., MetricTable]) -> Cal
             timings=timings,
             stage_benchmark=None,
             robustness=None,
-            pixel_examples=None,
             environment={"torch": "2.13.0", "device": "cpu", "threads": 2, "commit": "abc"},
             config_yaml="seed: 0\nnnmf:\n  n_components: 15\n",
             notes=("category 2 = Normal, category 1 = Tumor", "1 image left out"),
@@ -210,115 +225,107 @@ def make_report(timings: Timings, make_table: Callable[..., MetricTable]) -> Cal
     return make
 
 
-NAMES = {1: "Threat model", 6: "Gradient", 12: "Fixed noise", 13: "Attacks on the purifier"}
-
-
-def _points(values):
-    return [{"id": i, "name": NAMES.get(i, "Another"), "value": values[i]} for i in range(1, 21)]
+def point(number: int, **fields) -> Point:
+    names = {1: "Threat model", 13: "Attacks on the purifier"}
+    made = {
+        "value": {"n": number},
+        "state": State.PLAIN,
+        "figure": f"{number / 100:.3f}",
+        "sentence": f"What point {number} says.",
+        "shown": {"n": number},
+    }
+    return Point(number, names.get(number, f"Another, {number}"), **{**made, **fields})
 
 
 @pytest.fixture
-def evaluation() -> dict:
-    """Content of `robustness.json` of a defence with noise; pixels and point 13 were not run."""
+def evaluation() -> RobustnessReport:
+    """An evaluation of a defence with noise; pixels and point 13 were not run."""
     counts = {"fresh": 0.6063, "majority": 0.5721, "all": 0.4977}
-    certificate = {
-        "sigma": 0.147,
-        "n_features": 15,
-        "certified_at_attack_eps": 0.1209,
-        "curve": {
-            "radius": [i / 40 for i in range(21)],
-            "linf_equivalent": [i / 155 for i in range(21)],
-            "certified_accuracy": [0.86 - i / 25 for i in range(21)],
-        },
-        "certifies": "The majority of single draws is certified.",
+    flat = (0.53, 0.52, 0.51)
+    certificate = Certificate(
+        predictions=np.zeros(50, np.int64),
+        radii=np.linspace(0.0, 0.4, 50),
+        labels=np.zeros(50, np.int64),
+        sigma=0.147,
+        n_features=15,
+        n_selection=100,
+        n_estimation=1000,
+        alpha=1e-3,
+    )
+    points = {i: point(i) for i in range(1, 21)}
+    points |= {
+        1: point(1, missing=("pixel space (give --data)",)),
+        13: Point(13, "Attacks on the purifier"),
+        17: point(17, state=State.BAD, shown={"defended": ["<it seems> randomized!"]}),
+        18: point(18, state=State.GOOD, warnings=("The test images are near.",)),
     }
-    threat = {
-        "norm": "Linf",
-        "attack_eps": 0.1,
-        "box": [0.0, 1.0],
-        "noise": "fresh at every decision",
-        "knowledge": "white box",
-        "robust_if": "on the point of every attack the majority of 20 fresh decisions is right",
-    }
-    curve = {"robust_accuracy": [0.53, 0.52, 0.51], "converged": True}
-    leak = {"n": 9, "near_share": 0.237, "nearest_accuracy": 0.949, "majority_accuracy": 0.549}
-    values = {
-        1: {**threat, "eps_in_feature_ranges": [0.1] * 15, "pixel_space": "not run"},
-        2: {"lowest": 0.0, "highest": 1.0, "largest_move": 0.1, "attack_eps": 0.1},
-        3: {"the paper's protocol": "(N, M, 1, 1)"},
-        4: {"n_classes": 2, "dlr": "does not exist", "attacks": ["APGD-margin"]},
-        5: {"the paper's protocol": {"flags": 0.507, **counts}, "at eps 0": counts},
-        6: {"zero_gradient_share": 0.0, "median_error": 2e-11, "bpda_identity": 0.5442},
-        7: {"eot_iter": [1, 8, 64], **curve},
-        8: {
-            "steps": {"n_iter": [25, 50, 100], **curve},
-            "restarts": {"n_restarts": [1, 2, 5], **curve},
-            "converged": False,
+    return RobustnessReport(
+        preset="standard",
+        about=About(),
+        threat_model=ThreatModel(
+            norm="Linf",
+            attack_eps=0.1,
+            noise="fresh at every decision",
+            knowledge="white box",
+            robust_if="on the point of every attack the majority of 20 fresh decisions is right",
+            is_random=True,
+        ),
+        verdict=Verdict(
+            robust=0.50698,
+            low=0.441,
+            high=0.573,
+            method="Wilson",
+            drawn="image",
+            constant=0.5488,
+            less_constant=Interval(-0.042, -0.11, 0.02),
+        ),
+        rounds=Rounds(1, 0.0, 0.507, 0.507),
+        defence=ModelLine(
+            0.8698,
+            0.50698,
+            [
+                AttackLine("clean", fresh=0.8686, majority=0.8698, all=0.7767, seconds=0.0),
+                AttackLine("the paper's protocol", **counts, seconds=0.0),
+                AttackLine("APGD-margin", **{**counts, "majority": 0.5116}, seconds=8.4),
+            ],
+        ),
+        all_right_accuracy=0.2465,
+        others={
+            "undefended": ModelLine(0.907, 0.0186, []),
+            "adversarially trained": ModelLine(0.8512, 0.7581, []),
         },
-        9: {"attack_eps": [0.0, 0.1, 1.0], "robust_accuracy": [0.9, 0.5, 0], "reaches_zero": True},
-        10: {"black_box": 0.5442, "white_box": 0.5116, "black_box_is_stronger": False},
-        11: {"transfer from the undefended": 0.6186, "back to the undefended": 0.2977},
-        12: {"robust_accuracy": 0.4837},
-        13: "not run",
-        14: {"defended": {"clean": 0.87, "worst_case": 0.507}, "constant answer": 0.5488},
-        15: {"n": 62, "broken": {"Square": 0.4, "all attacks together": 0.8}},
-        16: {"n": 215, "wilson_95": [0.44, 0.573]},
-        17: {"baseline": "no warning", "defended": ["<it seems> randomized!"]},
-        18: {
-            "splits": {"test": leak},
-            "most_similar_pairs": [[0.98, "a.jpg", "test", "b.jpg"]] * 10,
-            "warnings": ["Leakage: much"],
-        },
-        19: {"denoised": certificate},
-        20: {
-            "seed": 0,
-            "rows_asked": 17563329,
-            "seconds": 426.3,
-            "environment": {"nnmf_cuda": "0.1.0", "packages": {"torch": "2.13", "other": None}},
-        },
-    }
-    return {
-        "worst_case_accuracy": 0.50698,
-        "worst_case_interval": [0.441, 0.573],
-        "all_right_accuracy": 0.2465,
-        "clean_accuracy": 0.8698,
-        "constant_answer_accuracy": 0.5488,
-        "verdict": "The worst case, 0.5070, does not beat the constant answer, 0.5488.",
-        "preset": "standard",
-        "threat_model": threat,
-        "points": _points(values),
-        "attacks": [
-            {"name": "clean", "fresh": 0.8686, "majority": 0.8698, "all": 0.7767, "seconds": 0.0},
-            {"name": "the paper's protocol", **counts, "seconds": 0.0},
-            {"name": "APGD-margin", **counts, "majority": 0.5116, "seconds": 8.4},
-        ],
-        "others": {
-            "undefended": {"clean_accuracy": 0.907, "worst_case_accuracy": 0.0186},
-            "adversarially trained": {"clean_accuracy": 0.8512, "worst_case_accuracy": 0.7581},
-        },
-    }
+        others_notes=(),
+        paper_protocol=PaperProtocol("APGD-CE + Square", 0.0186, 0.6063, 0.5721),
+        points=list(points.values()),
+        seconds=426.3,
+        curves=Curves(
+            eps=Curve("attack_eps", (0.0, 0.1, 1.0), (0.9, 0.5, 0.0)),
+            steps=Curve("n_iter", (25, 50, 100), flat),
+            restarts=Curve("n_restarts", (1, 2, 5), flat),
+            draws=Curve("eot_iter", (1, 8, 64), flat),
+        ),
+        pixels=None,
+        certificates={"denoised": Certified("the majority of single draws", certificate, 0.1209)},
+        fixed_noise=0.4837,
+        worst_points=None,
+    )
 
 
 @pytest.fixture
-def quiet_evaluation(evaluation) -> dict:
+def quiet_evaluation(evaluation) -> RobustnessReport:
     """The same of a defence without noise, itself adversarially trained."""
-    threat = {**evaluation["threat_model"], "noise": "none", "robust_if": "the answer is right"}
-    lines = [
-        {**line, "fresh": line["majority"], "all": line["majority"]}
-        for line in evaluation["attacks"]
+    threat = replace(
+        evaluation.threat_model, noise="none", robust_if="the answer is right", is_random=False
+    )
+    attacks = [
+        replace(line, fresh=line.majority, all=line.majority) for line in evaluation.defence.attacks
     ]
-    values = {point["id"]: point["value"] for point in evaluation["points"]}
-    values |= {
-        1: {**values[1], **threat},
-        7: {"eot_iter": [1], "note": "the model has no noise to average over"},
-        12: {"note": "the defence has no noise"},
-        13: {"note": "there is no purifier"},
-    }
-    return {
-        **evaluation,
-        "threat_model": threat,
-        "attacks": lines,
-        "points": _points(values),
-        "others": {"undefended": evaluation["others"]["undefended"]},
-        "others_notes": ["The adversarially trained classifier is the defence itself."],
-    }
+    return replace(
+        evaluation,
+        threat_model=threat,
+        defence=replace(evaluation.defence, attacks=attacks),
+        others={"undefended": evaluation.others["undefended"]},
+        others_notes=["The adversarially trained classifier is the defence itself."],
+        curves=replace(evaluation.curves, draws=None),
+        fixed_noise=None,
+    )

@@ -148,7 +148,7 @@ def test_the_worst_case_leads(make_report, evaluation):
         page.text.index(words)
         for words in (
             *("worst case over all attacks", "the paper's protocol", "adversarially trained"),
-            *("constant answer", evaluation["verdict"], "Four rows, every metric"),
+            *("constant answer", evaluation.verdict.sentence, "Four rows, every metric"),
         )
     ]
     assert places == sorted(places)

@@ -14,21 +14,19 @@ from nnmf_cuda import load_model
 from nnmf_cuda.attacks import Budget
 from nnmf_cuda.attacks.surrogates import FixedNoise
 from nnmf_cuda.cli.main import main
+from nnmf_cuda.evaluation.robustness import NOT_RUN
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
-from nnmf_cuda.report.robustness import robustness_page
-from nnmf_cuda.report.robustness_table import summary_table
-from nnmf_cuda.robustness import EFFORTS, Effort, Subject, evaluate_robustness
+from nnmf_cuda.robustness import EVALUATION_BUDGETS, EvaluationBudget, SavedRun, evaluate_robustness
 from nnmf_cuda.robustness.baselines import LinearDenoiser, WithoutNoise
-from nnmf_cuda.robustness.evaluate import test_images as images_of_test
-from nnmf_cuda.robustness.pixels import ImageChain, PixelBudget
-from nnmf_cuda.robustness.points import NOT_RUN, POINTS
-from nnmf_cuda.robustness.verdict import Standing, cautions, standing_of, verdict
+from nnmf_cuda.robustness.budgets import PixelBudget
+from nnmf_cuda.robustness.pixels import ImageChain
+from nnmf_cuda.robustness.points import POINT_NAMES
 from tests.saved_runs import SMALL, make_npz
 
-LIGHT = Effort(
+LIGHT = EvaluationBudget(
     suite=Budget(n_iter=5, n_restarts=1, eot_iter=2, surrogate_draws=16, pgd_iter=5, n_queries=10),
     curve_iter=5,
     attack_eps=(0.0, 0.1, 1.0),
@@ -43,7 +41,7 @@ KEYS = {"worst_case_accuracy", "threat_model", "points", "attacks"}
 
 @pytest.fixture
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EFFORTS, "standard", LIGHT)  # type: ignore[arg-type]
+    monkeypatch.setitem(EVALUATION_BUDGETS, "standard", LIGHT)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -61,7 +59,7 @@ def test_evaluate_answers_every_point(
     content = json.loads((run_copy / "robustness.json").read_text())
     assert set(content) > KEYS
     assert [point["id"] for point in content["points"]] == list(range(1, 21))
-    assert [point["name"] for point in content["points"]] == [name for name, _ in POINTS]
+    assert tuple(point["name"] for point in content["points"]) == POINT_NAMES
     assert NOT_RUN not in [point["value"] for point in content["points"]]
     assert "worst case over all" in printed
     lowest = min(line["majority"] for line in content["attacks"])
@@ -96,7 +94,9 @@ def test_evaluate_answers_every_point(
     assert "--overwrite" in capsys.readouterr().err
 
 
-def test_the_papers_preset_only_counts_again(run_copy: Path) -> None:
+def test_the_papers_preset_only_counts_again(
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["evaluate", f"--model={run_copy}", "--preset=paper", "--device=cpu"]) == 0
     content = json.loads((run_copy / "robustness.json").read_text())
     assert [line["name"] for line in content["attacks"]] == ["clean", "the paper's protocol"]
@@ -104,7 +104,8 @@ def test_the_papers_preset_only_counts_again(run_copy: Path) -> None:
     for i in (6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 19):
         assert values[i] == NOT_RUN
     assert values[1]["pixel_space"] == NOT_RUN
-    assert "Not run: 6 Gradient" in summary_table(content)
+    assert values[20]["model_calls"] == 0
+    assert "Not run: 6 Gradient" in capsys.readouterr().out
 
 
 def test_run_with_an_honest_evaluation_of_a_robust_preset(
@@ -179,10 +180,10 @@ def test_groups_of_the_test_images_come_back_from_a_saved_run(light: None, tmp_p
         arrays = dict(saved)
     np.savez(data, **arrays, series=np.arange(60) // 3)
     assert main(["run", f"--data={data}", f"--out={out}", *SMALL]) == 0
-    subject = Subject.of_run(out)
-    np.testing.assert_array_equal(subject.groupings["series"], np.arange(45, 60) // 3)
-    result = evaluate_robustness(subject, preset="paper")
-    assert result.content["worst_case_interval_by"] == "series"
+    saved_run = SavedRun.load(out)
+    np.testing.assert_array_equal(saved_run.groupings["series"], np.arange(45, 60) // 3)
+    result = evaluate_robustness(saved_run, preset="paper")
+    assert result.report.verdict.drawn == "series"
 
 
 def test_the_joint_classifier_stands_alone(
@@ -201,11 +202,11 @@ def test_the_joint_classifier_stands_alone(
 
 
 def test_other_images_are_refused(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    subject = Subject.of_run(run_copy)
+    run = SavedRun.load(run_copy)
     with pytest.raises(ValueError, match="does not hold the images"):
-        images_of_test(run_copy, str(_shifted(run_copy)), subject)
+        run.test_images(str(_shifted(run_copy)))
     with pytest.raises(ValueError, match="images must have shape"):
-        evaluate_robustness(subject, effort=LIGHT, images=torch.rand(3, 16384))
+        evaluate_robustness(run, budget=LIGHT, images=torch.rand(3, 16384))
     (run_copy / "features.npz").unlink()
     assert main(["evaluate", f"--model={run_copy}"]) == 2
     assert "features.npz missing" in capsys.readouterr().err
@@ -282,84 +283,3 @@ def test_the_chain_from_pixels_has_the_right_gradient(small_run: tuple[Path, str
             ahead, behind = (chain(images + s * 1e-5 * direction)[:, 0].sum() for s in (1, -1))
         difference = float(ahead - behind) / 2e-5
         assert difference == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
-
-
-def test_page_shows_perturbed_images(run_copy: Path) -> None:
-    assert main(["evaluate", f"--model={run_copy}", "--preset=paper", "--device=cpu"]) == 0
-    content = json.loads((run_copy / "robustness.json").read_text())
-    clean = np.full((2, 16, 16), 0.5)
-    page = robustness_page(content, examples={"clean": clean, "attacked": clean + 0.03})
-    assert page.count("data:image/png") == 1
-    assert "data:image/png" not in robustness_page(content)
-
-
-def planted(every: float, by_gradient: float) -> dict[str, object]:
-    shares = {"all attacks together": every, "gradient attacks together": by_gradient}
-    return {"n": 64, "broken": shares}
-
-
-def test_cautions_name_what_speaks_against_the_figures() -> None:
-    flat = {"robust_accuracy": [0.5, 0.5], "converged": True}
-    falling = {"robust_accuracy": [0.5, 0.4], "converged": False}
-    points: dict[int, object] = {
-        1: {"pixel_space": "not run"},
-        6: {"zero_gradient_share": 0.0, "median_error": 1e-6},
-        7: flat,
-        8: {"steps": flat, "restarts": flat, "converged": True},
-        9: {"robust_accuracy": [0.9, 0.0], "reaches_zero": True},
-        10: {"black_box": 0.5, "white_box": 0.5, "black_box_is_stronger": False},
-        15: planted(1.0, 1.0),
-        18: {"splits": {"test": {"near_share": 0.0}}},
-    }
-    assert cautions(points) == []
-    changes: list[tuple[int, object, str]] = [
-        (7, falling, "not converged in draws averaged: robust accuracy goes from 0.5000 to 0.4000"),
-        (8, {"steps": falling, "restarts": flat}, "not converged in steps"),
-        (9, {"robust_accuracy": [0.9, 0.1], "reaches_zero": False}, "leaves 0.1000"),
-        (10, points[10] | {"black_box_is_stronger": True}, "gradients are masked"),  # type: ignore[operator]
-        (15, planted(0.5, 1.0), "50.0% were found by all attacks together"),
-        (15, planted(1.0, 0.4), "40.0% were found by gradient attacks together"),
-        (15, {"n": 0}, "could be planted"),
-        (6, {"zero_gradient_share": 0.2, "median_error": 0.0}, "20.0% of the samples"),
-        (6, {"zero_gradient_share": 0.0, "median_error": 0.5}, "differ from finite differences"),
-        (18, {"splits": {"test": {"near_share": 0.237}}}, "23.7% of the test images"),
-    ]
-    for point, value, sentence in changes:
-        (found,) = cautions(points | {point: value})
-        assert sentence in found
-    parted = {"near_share": 0.237, "parted_by": "patient"}
-    assert cautions(points | {18: {"splits": {"test": parted}}}) == []
-    pixels = {"eps_255": [0.0, 8.0]} | dict.fromkeys(
-        ("undefended", "defended"), {"robust_accuracy": [0.9, 0.5], "after_twice_the_steps": 0.4}
-    )
-    assert len(cautions(points | {1: {"pixel_space": pixels}})) == 2
-    nothing = dict.fromkeys(points) | {1: points[1]}
-    assert cautions(nothing) == []
-
-
-def standing_at(robust: np.ndarray, **groupings: np.ndarray) -> Standing:
-    labels = (np.arange(len(robust)) % 5 < 2).astype(np.int64)  # the constant answer has 0.6
-    return standing_of(robust, labels, groupings=groupings, seed=0)
-
-
-def test_verdicts() -> None:
-    rng = np.random.default_rng(0)
-    shares = {0.95: "beats", 0.6: "does not beat", 0.2: "is below"}
-    for share, says in shares.items():
-        stands = standing_at((rng.random(400) < share).astype(float))
-        assert stands.constant == 0.6
-        assert f"{says} the constant answer, 0.6000" in verdict(stands)
-        assert "95 % Wilson interval by image" in verdict(stands)
-        assert "no worst case" in verdict(stands, is_worst_case=False)
-
-
-def test_intervals_are_wider_where_groups_agree() -> None:
-    rng = np.random.default_rng(0)
-    groups = np.arange(300) // 10
-    robust = (rng.random(30) < 0.7)[groups].astype(float)
-    alone, together = standing_at(robust), standing_at(robust, series=groups)
-    assert together.low < alone.low < robust.mean() < alone.high < together.high
-    assert "by series" in verdict(together)
-    none, every = (standing_at(np.full(300, v), series=groups) for v in (0.0, 1.0))
-    assert none.low == 0 < none.high
-    assert every.low < 1 == every.high

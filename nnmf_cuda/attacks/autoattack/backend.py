@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nnmf_cuda import ops
 from nnmf_cuda.attacks.autoattack.apgd import apgd_attack
 from nnmf_cuda.attacks.autoattack.square import square_attack
+from nnmf_cuda.attacks.balls import Threat
 
 __all__ = ["AttackSettings", "AutoAttackBackend", "Meter", "WarningLog"]
 
@@ -28,8 +29,7 @@ logger = logging.getLogger(__name__)
 class AttackSettings:
     """What is attacked and how hard; the names of `run_autoattack`."""
 
-    norm: str
-    attack_eps: float
+    threat: Threat
     attacks: tuple[str, ...]
     n_classes: int
     seed: int
@@ -154,8 +154,8 @@ class AutoAttackBackend:
         self._settings = settings
         self._auto = attack_class(
             model,
-            norm=settings.norm,
-            eps=settings.attack_eps,
+            norm=settings.threat.norm,
+            eps=settings.threat.attack_eps,
             seed=settings.seed,
             device=settings.device,
             version="custom",
@@ -188,8 +188,8 @@ class AutoAttackBackend:
         # Built anew because APGD derives its step-size checkpoints from n_iter when it is made.
         common = {
             "n_iter": s.n_iter,
-            "norm": s.norm,
-            "eps": s.attack_eps,
+            "norm": s.threat.norm,
+            "eps": s.threat.attack_eps,
             "seed": s.seed,
             "eot_iter": s.eot_iter,
             "device": s.device,
@@ -216,8 +216,8 @@ class AutoAttackBackend:
                 model,
                 images.flatten(1),
                 y,
-                attack_eps=s.attack_eps,
-                norm=s.norm,
+                attack_eps=s.threat.attack_eps,
+                norm=s.threat.norm,
                 loss=auto.apgd.loss,
                 n_iter=s.n_iter,
                 n_restarts=s.n_restarts,
@@ -231,7 +231,7 @@ class AutoAttackBackend:
                 model,
                 images.flatten(1),
                 y,
-                attack_eps=s.attack_eps,
+                attack_eps=s.threat.attack_eps,
                 n_queries=s.n_queries,
                 seed=s.seed,
             )

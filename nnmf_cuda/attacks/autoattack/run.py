@@ -14,8 +14,8 @@ from nnmf_cuda.attacks.autoattack.backend import (
     Meter,
     expected_calls,
 )
+from nnmf_cuda.attacks.balls import Threat
 from nnmf_cuda.attacks.checks import (
-    BOX_TOLERANCE,
     Array,
     check_features,
     check_labels,
@@ -161,9 +161,8 @@ def run_autoattack(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     budget = {"n_iter": n_iter, "n_restarts": n_restarts, "n_queries": n_queries}
     budget["eot_iter"] = eot_iter
-    check_settings(
-        attacks, norm=norm, attack_eps=attack_eps, seed=seed, batch_size=batch_size, **budget
-    )
+    threat = Threat(float(attack_eps), norm)
+    check_settings(attacks, norm=norm, seed=seed, batch_size=batch_size, **budget)
     features, n_clamped = check_features(x)
     labels = check_labels(y, len(features))
     home, device = features.device, _device_of(model, features)
@@ -176,15 +175,14 @@ def run_autoattack(
             logits = model(features[:batch_size].to(target.dtype))
         n_classes = check_logits(logits, len(features[:batch_size]), attacks, labels)
         gradient = gradient_report(model, features.to(target.dtype), labels, batch_size=batch_size)
-        if gradient["zero_gradient_share"] == 1:
+        if gradient.zero_gradient_share == 1:
             raise ValueError(
                 "the gradient of the model is exactly zero on every sample (saturated or "
                 "piecewise constant): gradient attacks would find nothing and robustness would "
                 "look better than it is"
             )
         settings = AttackSettings(
-            norm=norm,
-            attack_eps=float(attack_eps),
+            threat=threat,
             attacks=tuple(attacks),
             n_classes=n_classes,
             seed=int(seed),
@@ -204,9 +202,9 @@ def run_autoattack(
         seconds={name: meter.seconds.get(name, 0.0) for name in attacks},
         warnings=backend.log.warnings,
         layout=LAYOUT,
-        max_perturbation=_max_perturbation(x_adv, features, norm, attack_eps),
-        grad_norm_mean=gradient["grad_norm_mean"],
-        zero_gradient_share=gradient["zero_gradient_share"],
+        max_perturbation=threat.check_points(x_adv, features, attack="AutoAttack"),
+        grad_norm_mean=gradient.grad_norm_mean,
+        zero_gradient_share=gradient.zero_gradient_share,
         n_clamped=n_clamped,
         package=backend.package,
     )
@@ -237,23 +235,6 @@ def _accuracy_after(attacks: Sequence[str], meter: Meter, robust_flags: Tensor) 
     """Return the robust share after each attack: what the next one was given is what it left."""
     left = [meter.rows.get(name, 0) for name in attacks[1:]] + [int(robust_flags.sum())]
     return {name: n / len(robust_flags) for name, n in zip(attacks, left, strict=True)}
-
-
-def _max_perturbation(x_adv: Tensor, x: Tensor, norm: str, attack_eps: float) -> float:
-    """Return the largest distance; raise if an attack left the ball or the box."""
-    order = float("inf") if norm == "Linf" else 2
-    distance = float((x_adv.double() - x.double()).norm(p=order, dim=1).max())
-    low, high = float(x_adv.min()), float(x_adv.max())
-    # Not (a <= b) rather than a > b, so that NaN fails too.
-    if not (distance <= attack_eps + BOX_TOLERANCE and low >= 0 and high <= 1):
-        raise RuntimeError(
-            f"the attack broke its own bound: largest {norm} distance {distance:.6g} for "
-            f"attack_eps {attack_eps}, values from {low:.6g} to {high:.6g}"
-        )
-    return distance
-
-
-# Two results of an attack on the same samples, side by side.
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,415 @@
+"""What an evaluation of robustness says: its twenty points, its attacks, curves and verdict.
+
+These types are filled by `nnmf_cuda.robustness`, shown by `nnmf_cuda.report`, and written to
+`robustness.json` by `RobustnessReport.as_dict` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nnmf_cuda.evaluation.certificates import Certificate
+from nnmf_cuda.evaluation.rows import EvaluatedRows
+from nnmf_cuda.evaluation.uncertainty import Uncertainty
+from nnmf_cuda.evaluation.verdict import Verdict
+
+__all__ = [
+    "About",
+    "AttackLine",
+    "Certified",
+    "Curve",
+    "Curves",
+    "FLAT",
+    "ModelLine",
+    "NOT_RUN",
+    "PAPER_PROTOCOL",
+    "PaperProtocol",
+    "PixelAttack",
+    "PixelCurve",
+    "PixelExamples",
+    "Point",
+    "RobustnessReport",
+    "Rounds",
+    "State",
+    "ThreatModel",
+    "WorstPoints",
+]
+
+
+NOT_RUN = "not run"
+
+PAPER_PROTOCOL = "the paper's protocol"
+"""Name of what the run's own attack has found."""
+
+FLAT = 0.01
+"""A curve has converged where its last value is at most this far from the one before."""
+
+_ORDER_OF_WARNINGS = (8, 7, 9, 1, 10, 15, 6, 18)
+"""Points that may warn: first whether attacks were strong enough, then gradients, then data."""
+
+
+class State(Enum):
+    """How a point came out."""
+
+    GOOD = "good"
+    BAD = "bad"
+    PLAIN = "plain"
+    """Answered, and nothing to judge."""
+    NOT_RUN = "none"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One of the twenty points of an honest evaluation.
+
+    Attributes
+    ----------
+    number, name : int, str
+        From 1 on, and what it is about.
+    value : Any
+        All that was found, as JSON holds it; `NOT_RUN` where nothing was.
+    state : State
+    figure : str
+        The main figure, or nothing.
+    sentence : str
+        What the figure is, and what a good one is.
+    warnings : tuple of str
+        What speaks against believing the evaluation.
+    shown : Any
+        What of `value` is worth a table below the sentence.
+    missing : tuple of str
+        Parts of `value` that were not run.
+    """
+
+    number: int
+    name: str
+    value: Any = NOT_RUN
+    state: State = State.NOT_RUN
+    figure: str = ""
+    sentence: str = "Not run."
+    warnings: tuple[str, ...] = ()
+    shown: Any = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Robust accuracy against one setting of an attack, the others held.
+
+    Attributes
+    ----------
+    setting : str
+        The argument of the attack that varies, such as "n_iter".
+    values, robust_accuracy : sequence of float
+        One accuracy for each value.
+    """
+
+    setting: str
+    values: Sequence[float]
+    robust_accuracy: Sequence[float]
+
+    @property
+    def converged(self) -> bool:
+        """Whether the last increase of the setting changed next to nothing."""
+        found = self.robust_accuracy
+        return len(found) > 1 and abs(found[-2] - found[-1]) <= FLAT
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the two columns, for JSON."""
+        columns = {self.setting: self.values, "robust_accuracy": self.robust_accuracy}
+        return {name: list(column) for name, column in columns.items()}
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves of one attack: against its ball, steps, random starts and averaged draws.
+
+    `draws` is None where the defence has no noise to average over.
+    """
+
+    eps: Curve
+    steps: Curve
+    restarts: Curve
+    draws: Curve | None
+
+
+@dataclass(frozen=True)
+class PixelCurve:
+    """What moving pixels does to one chain from image to answer.
+
+    Attributes
+    ----------
+    robust_accuracy, mean_largest_feature_move : sequence of float
+        At each radius of `PixelAttack.eps_255`.
+    after_twice_the_steps : float
+        Robust accuracy at the largest radius after as many steps again.
+    """
+
+    robust_accuracy: Sequence[float]
+    mean_largest_feature_move: Sequence[float]
+    after_twice_the_steps: float
+
+    @property
+    def converged(self) -> bool:
+        """Whether the second half of the steps found next to nothing."""
+        return self.robust_accuracy[-1] - self.after_twice_the_steps <= FLAT
+
+
+@dataclass(frozen=True)
+class PixelExamples:
+    """Images that the attack on pixels broke at its largest radius.
+
+    Attributes
+    ----------
+    clean, attacked : array of shape (m, height, width)
+        In [0, 1].
+    titles : sequence of str
+        What each is and what it is taken for.
+    """
+
+    clean: NDArray[Any]
+    attacked: NDArray[Any]
+    titles: Sequence[str]
+
+
+@dataclass(frozen=True)
+class PixelAttack:
+    """The attack on images, end to end, at growing radii.
+
+    Attributes
+    ----------
+    eps_255 : sequence of float
+        Radii of the Linf ball in 1/255 of the range, the first 0.
+    undefended, defended : PixelCurve
+    examples : PixelExamples
+        Of the defended chain.
+    """
+
+    eps_255: Sequence[float]
+    undefended: PixelCurve
+    defended: PixelCurve
+    examples: PixelExamples
+
+    @property
+    def chains(self) -> dict[str, PixelCurve]:
+        """Both curves by name."""
+        return {"undefended": self.undefended, "defended": self.defended}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return radii and curves, for JSON."""
+        return {
+            "eps_255": list(self.eps_255),
+            **{name: asdict(curve) for name, curve in self.chains.items()},
+        }
+
+
+@dataclass(frozen=True)
+class AttackLine:
+    """One attack: its success counted in three ways, as shares of samples, and its seconds."""
+
+    name: str
+    fresh: float
+    majority: float
+    all: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ModelLine:
+    """A model under all its attacks, "clean" first: a share of samples each."""
+
+    clean_accuracy: float
+    worst_case_accuracy: float
+    attacks: Sequence[AttackLine]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How far the worst case moves over `n` rounds with the noise of the decisions alone."""
+
+    n: int
+    std: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PaperProtocol:
+    """Accuracies under the run's own attack: of the two rows, and by majority decisions."""
+
+    name: str
+    robust_baseline: float
+    robust_defended: float
+    robust_defended_by_majority: float
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A certificate, what is certified by it, and the share of samples certified at attack_eps."""
+
+    certifies: str
+    certificate: Certificate
+    at_attack_eps: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return settings and curve, for JSON."""
+        found = self.certificate.as_dict()
+        kept = {name: v for name, v in found.items() if name not in ("predictions", "radii")}
+        return {
+            "certifies": self.certifies,
+            **kept,
+            "certified_at_attack_eps": self.at_attack_eps,
+        }
+
+
+@dataclass(frozen=True)
+class WorstPoints:
+    """The nine metrics where every sample is at its worst point."""
+
+    rows: EvaluatedRows
+    uncertainty: Uncertainty
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return rows, spread and uncertainty, as `metrics.json` has them of the run's attack."""
+        rows = {name: row.as_dict() for name, row in self.rows.rows.items()}
+        return {"rows": rows, "spread": self.rows.spread, **self.uncertainty.as_dict()}
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the attacker may do, in words and figures; `is_random` says whether there is noise."""
+
+    norm: str
+    attack_eps: float
+    noise: str
+    knowledge: str
+    robust_if: str
+    is_random: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the threat model, for JSON."""
+        return {
+            "space": "selected, L2-normalised NNMF features",
+            "norm": self.norm,
+            "attack_eps": self.attack_eps,
+            "box": [0.0, 1.0],
+            "noise": self.noise,
+            "knowledge": self.knowledge,
+            "robust_if": self.robust_if,
+        }
+
+
+@dataclass(frozen=True)
+class About:
+    """Of what, when and how an evaluation was made."""
+
+    source: str | None = None
+    synthetic: bool = False
+    defence: str | None = None
+    preset: str | None = None
+    run_seed: int | None = None
+    device: str | None = None
+    threads: int | None = None
+    date: str | None = None
+
+
+@dataclass(frozen=True)
+class RobustnessReport:
+    """All that an evaluation says.
+
+    Attributes
+    ----------
+    preset : str
+        How much it was allowed to spend.
+    about : About
+    threat_model : ThreatModel
+    verdict : Verdict
+        Of the worst case, or of the paper's protocol where no more was run.
+    rounds : Rounds
+        Of the worst case.
+    defence : ModelLine
+    all_right_accuracy : float
+        Worst case where every decision on every point must be right.
+    others : mapping of str to ModelLine
+        Models that stand beside the defence.
+    others_notes : sequence of str
+    paper_protocol : PaperProtocol
+    points : sequence of Point
+        Twenty, in order.
+    seconds : float
+    curves : Curves or None
+        None where only the paper's protocol was counted.
+    pixels : PixelAttack or None
+    certificates : mapping of str to Certified
+    fixed_noise : float or None
+        Robust accuracy where the attacker knows the noise.
+    worst_points : WorstPoints or None
+    """
+
+    preset: str
+    about: About
+    threat_model: ThreatModel
+    verdict: Verdict
+    rounds: Rounds
+    defence: ModelLine
+    all_right_accuracy: float
+    others: Mapping[str, ModelLine]
+    others_notes: Sequence[str]
+    paper_protocol: PaperProtocol
+    points: Sequence[Point]
+    seconds: float
+    curves: Curves | None
+    pixels: PixelAttack | None
+    certificates: Mapping[str, Certified]
+    fixed_noise: float | None
+    worst_points: WorstPoints | None
+
+    @property
+    def is_worst_case(self) -> bool:
+        """Whether adaptive attacks were run, not only the paper's protocol counted."""
+        return self.verdict.is_worst_case
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the defence draws noise at each decision."""
+        return self.threat_model.is_random
+
+    @property
+    def warnings(self) -> list[str]:
+        """What speaks against believing the evaluation, sentence by sentence."""
+        return [w for number in _ORDER_OF_WARNINGS for w in self.points[number - 1].warnings]
+
+    @property
+    def not_run(self) -> list[str]:
+        """The points that were not run, then the parts of others that were not."""
+        whole = [f"{p.number} {p.name}" for p in self.points if p.state is State.NOT_RUN]
+        return whole + [f"{p.number} {p.name}: {part}" for p in self.points for part in p.missing]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of `robustness.json`."""
+        return {
+            "worst_case_accuracy": self.defence.worst_case_accuracy,
+            "worst_case_interval": [self.verdict.low, self.verdict.high],
+            "worst_case_interval_by": self.verdict.drawn,
+            "worst_case_rounds": asdict(self.rounds),
+            "all_right_accuracy": self.all_right_accuracy,
+            "clean_accuracy": self.defence.clean_accuracy,
+            "constant_answer_accuracy": self.verdict.constant,
+            "verdict": self.verdict.sentence,
+            "warnings": self.warnings,
+            "paper_protocol": asdict(self.paper_protocol),
+            "preset": self.preset,
+            "about": asdict(self.about),
+            "threat_model": self.threat_model.as_dict(),
+            "points": [{"id": p.number, "name": p.name, "value": p.value} for p in self.points],
+            "attacks": [asdict(line) for line in self.defence.attacks],
+            "others": {name: asdict(line) for name, line in self.others.items()},
+            "others_notes": list(self.others_notes),
+            "worst_points": None if self.worst_points is None else self.worst_points.as_dict(),
+            "seconds": self.seconds,
+        }
