@@ -80,6 +80,8 @@ class Run:
 
         config: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))  # tuples become lists
         data = config.pop("data")
+        if str(data["test_fold"]).isdecimal():  # a fold's name, which --config reads as a number
+            data["test_fold"] = int(data["test_fold"])
         fold = data["test_fold"]
         if isinstance(fold, str) and fold.isdigit():
             data["test_fold"] = int(fold)  # as the option of the command line is read
