@@ -252,7 +252,7 @@ class _Evaluation:
         """Return the defence's classifier if it is such a one, else one that is trained here."""
         model, settings = self.run.model, self.run.model.defence
         own = model.robust_classifier
-        if own is not None and settings.kind.startswith("adversarial"):
+        if own is not None and settings.kind in ("adversarial", "adversarial-purifier"):
             return own
         self.say("training an adversarially trained classifier of the same size")
         return train_adversarially(
