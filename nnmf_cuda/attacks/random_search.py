@@ -11,8 +11,6 @@ from nnmf_cuda.attacks.balls import Box, Threat
 from nnmf_cuda.attacks.objectives import ExpectedLoss
 from nnmf_cuda.models.modes import frozen, isolated
 
-__all__ = ["vector_square"]
-
 
 # The share of features that change at once, halved at these shares of the queries: Andriushchenko
 # et al. (2020), section 4, whose schedule is for 10,000 queries.

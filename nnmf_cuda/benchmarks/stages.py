@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from nnmf_cuda.pipeline.config import ExperimentConfig
     from nnmf_cuda.pipeline.stages import StageOutputs
 
-__all__ = ["QualityError", "run_stage_benchmarks"]
-
 
 @dataclass(frozen=True)
 class _Path:

@@ -16,8 +16,6 @@ from jsonargparse.typing import PositiveInt
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig, ExperimentConfig
 
-__all__ = ["Run", "RunOptions", "asked_presets", "run_of", "run_parser"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(DeviceOption):
