@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from nnmf_cuda.models.modes import frozen, isolated
 
-
 N_DECISIONS = 20
 """R: fresh decisions of a random model on a point, of which a majority decides."""
 

@@ -27,7 +27,6 @@ from torch import Tensor
 from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, iter_image_batches
 from nnmf_cuda.models.features import FeatureExtractor
 
-
 FORMATS = (".npy", ".npz", ".parquet")
 
 Compute = Callable[[Tensor], Tensor]

@@ -26,7 +26,6 @@ from nnmf_cuda.report.robustness_figures import (
 )
 from nnmf_cuda.report.tables import METRIC_TITLES, Line, calibration_note, comparison_note
 
-
 COUNTS = {"fresh": "mean of fresh decisions", "majority": "majority of 20", "all": "all 20"}
 """The three ways in which an attack's success is counted, by their names in `AttackLine`."""
 

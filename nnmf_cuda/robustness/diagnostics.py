@@ -39,7 +39,6 @@ from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.modes import frozen, isolated
 from nnmf_cuda.robustness.budgets import EvaluationBudget
 
-
 _STEP = 1e-6
 
 

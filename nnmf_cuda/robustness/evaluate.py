@@ -43,7 +43,6 @@ from nnmf_cuda.robustness.pixels import attack_pixels
 from nnmf_cuda.robustness.points import report_of
 from nnmf_cuda.robustness.saved_run import SavedRun
 
-
 _TINY_EPS = 1e-9
 """A ball without room: what an attack still "finds" in it is noise."""
 
