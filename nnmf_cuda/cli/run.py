@@ -79,7 +79,7 @@ def _bench_records(path: str | None) -> list[dict[str, Any]]:
     """Return the stages among the records of a file."""
     if path is None:
         return []
-    from nnmf_cuda.benchmarks import read_records
+    from nnmf_cuda.benchmarks.records import read_records
 
     records = [record for record in read_records([path]) if record["suite"] == "stages"]
     if not records:

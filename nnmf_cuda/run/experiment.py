@@ -26,8 +26,9 @@ from nnmf_cuda.pipeline.defences import noise_schedule
 from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.pipeline.run_directory import results_directory
 from nnmf_cuda.pipeline.stages import StageOutputs, evaluate_stages, run_stages
-from nnmf_cuda.report import MetricTable, RunReport, StageTable, bullet_list, write_report
 from nnmf_cuda.report.robustness_table import summary_table
+from nnmf_cuda.report.run_report import RunReport, write_report
+from nnmf_cuda.report.tables import MetricTable, StageTable, bullet_list
 from nnmf_cuda.robustness import Robustness, SavedRun, evaluate_robustness
 from nnmf_cuda.robustness.saved_run import FEATURES_FILE, PaperAttack, save_features
 from nnmf_cuda.run.metrics import AttackRecord, RunMetrics
