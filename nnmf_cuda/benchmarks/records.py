@@ -47,6 +47,10 @@ _KEYS = {
     "stages": (*_PROBLEM_AND_MACHINE, *_STAGES),
 }
 """What tables and figures read of a record, by suite."""
+_MACHINE = (
+    *("device", "device_name", "gpu", "cpu_count", "cpu_isa", "load_average"),
+    *("torch", "cuda", "nnmf_cuda", "commit", "uncommitted_changes"),
+)
 
 
 class Recorder:
@@ -150,20 +154,14 @@ def _machine(device: torch.device) -> Record:
     """Return what a time depends on."""
     from nnmf_cuda.pipeline.environment import describe_environment
 
-    environment = describe_environment(device, data_sha256="")
-    return {
-        "device": str(device),
-        "device_name": environment["device_name"],
+    told = describe_environment(device, data_sha256="")
+    told |= {
         "gpu": describe_gpu(device) if device.type == "cuda" else None,
-        "cpu_count": environment["cpu_count"],
-        "cpu_isa": environment["cpu_isa"],
-        "load_average": environment["load_average"][0],
+        "load_average": told["load_average"][0],
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "nnmf_cuda": environment["nnmf_cuda"],
-        "commit": environment["commit"],
-        "uncommitted_changes": environment["uncommitted_changes"],
     }
+    return {name: told[name] for name in _MACHINE}
 
 
 def describe_gpu(device: torch.device) -> Record:

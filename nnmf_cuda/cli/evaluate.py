@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, parser_of, say
 from nnmf_cuda.pipeline.config import DataConfig
+from nnmf_cuda.pipeline.run_directory import read_json, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def _make_way(present: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ValueError(f"{present} exists: give --overwrite to replace it")
-    earlier = json.loads(present.read_text(encoding="utf-8")).get("preset", "unknown")
+    earlier = read_json(present).get("preset", "unknown")
     say(f"{present}, an evaluation of preset {earlier}, will be replaced")
 
 
@@ -95,21 +96,12 @@ def audit(options: Audit, data: DataConfig) -> None:
     """Audit a data set."""
     from nnmf_cuda.data import audit_dataset, load_dataset
     from nnmf_cuda.data.leakage import check_audit
-    from nnmf_cuda.pipeline.run_directory import write_text
 
     check_audit(resolution=options.resolution, threshold=options.threshold)
     target = None if options.json is None else Path(options.json)
     if target is not None and (target.is_dir() or not target.parent.is_dir()):
         raise ValueError(f"--json {target}: give a file in a folder that exists")
-    dataset = load_dataset(
-        data.path,
-        classes=data.classes,
-        label_key=data.label_key,
-        split_by=data.split_by,
-        test_fold=data.test_fold,
-        seed=options.seed,
-        progress=True,
-    )
+    dataset = load_dataset(**asdict(data), seed=options.seed, progress=True)
     found = audit_dataset(dataset, resolution=options.resolution, threshold=options.threshold)
     print(f"{dataset.source}: {len(dataset.images)} images\n{found.text()}", flush=True)
     if target is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nnmf_cuda.cli.options import say
 from nnmf_cuda.cli.run_options import Run
 from nnmf_cuda.cli.summary import comparison, outcome_of, run_summary
+from nnmf_cuda.pipeline.run_directory import check_free, remove_runs, write_text
 
 if TYPE_CHECKING:
     from nnmf_cuda.run.experiment import Experiment
@@ -94,8 +95,6 @@ class Planned:
 
 
 def _run_presets(runs: Sequence[Run]) -> None:
-    from nnmf_cuda.pipeline.run_directory import write_text
-
     out, evaluation = runs[0].out, runs[0].options.evaluation
     planned = {
         asked.options.preset: Planned(
@@ -111,7 +110,6 @@ def _run_presets(runs: Sequence[Run]) -> None:
 
 
 def _run_seeds(asked: Run) -> None:
-    from nnmf_cuda.pipeline.run_directory import write_text
     from nnmf_cuda.report.repeats import seeds_table
     from nnmf_cuda.run.repeats import plan_seeds, summarize_seeds
 
@@ -124,7 +122,6 @@ def _run_seeds(asked: Run) -> None:
 
 
 def _run_folds(asked: Run) -> None:
-    from nnmf_cuda.pipeline.run_directory import write_text
     from nnmf_cuda.report.repeats import OWN_SPLIT, FoldsSummary, folds_page, folds_table
     from nnmf_cuda.run.repeats import plan_folds, summarize_seeds
 
@@ -164,7 +161,6 @@ def _planned(asked: Run, repeat: Repeat) -> Planned:
 
 def _run_all(out: Path, planned: Sequence[Planned], *, line_each: bool = True) -> list[Path]:
     """Run them all, each in its own directory, and print a line each; returns the directories."""
-    from nnmf_cuda.pipeline.run_directory import check_free, remove_runs
     from nnmf_cuda.run.repeats import check_other_runs, is_finished, result_line
 
     homes = [one.run.out for one in planned]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from nnmf_cuda.pipeline.run_directory import read_json
 
 _WIDTH = 79
 _STAGES = {
@@ -57,9 +57,9 @@ class Outcome:
 
 def outcome_of(home: Path) -> Outcome:
     """Read what the run in a directory has found."""
-    metrics, timings = _read(home / "metrics.json"), _read(home / "timings.json")
+    metrics, timings = read_json(home / "metrics.json"), read_json(home / "timings.json")
     evaluated = home / "robustness.json"
-    found = _read(evaluated) if evaluated.exists() else {}
+    found = read_json(evaluated) if evaluated.exists() else {}
     others = found.get("others", {}).get("undefended", {})
     rows, attack = metrics["rows"], metrics["attacks"]["defended"]
     undefended, defended = (
@@ -80,13 +80,8 @@ def outcome_of(home: Path) -> Outcome:
         verdict=found.get("verdict", ""),
         warnings=tuple(found.get("warnings", ())),
         seconds={row["stage"]: row["seconds"] for row in timings["rows"]},
-        synthetic=_read(home / "model" / "model.json")["info"]["synthetic"],
+        synthetic=read_json(home / "model" / "model.json")["info"]["synthetic"],
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 def run_summary(outcome: Outcome, *, preset: str, evaluation: str, home: Path) -> str:

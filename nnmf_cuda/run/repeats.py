@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from nnmf_cuda.data import folds_by
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 from nnmf_cuda.pipeline.config import SplitBy
-from nnmf_cuda.pipeline.run_directory import RESULTS, runs_below
+from nnmf_cuda.pipeline.run_directory import RESULTS, read_json, runs_below
 from nnmf_cuda.report.repeats import EVALUATED, OWN_SPLIT, SeedsSummary, Spread
 
 _MISSING = object()
@@ -62,17 +62,11 @@ def plan_folds(
     ]
     if "split" in folds:
         splits.insert(0, (OWN_SPLIT, "split", None))
-    return [
-        Repeat(
-            name.replace(" ", "_") + (f"/seed_{seed}" if len(seeds) > 1 else ""),
-            seed,
-            name,
-            by,
-            fold,
-        )
-        for name, by, fold in splits
-        for seed in seeds
-    ]
+    repeats = []
+    for (name, by, fold), seed in product(splits, seeds):
+        below = f"/seed_{seed}" if len(seeds) > 1 else ""
+        repeats.append(Repeat(name.replace(" ", "_") + below, seed, name, by, fold))
+    return repeats
 
 
 def check_other_runs(out: Path, homes: Collection[Path]) -> None:
@@ -128,7 +122,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def result_line(home: Path) -> str:
     """Return what a finished run found, in one line, and where its report is."""
-    rows = _read(home / "metrics.json")["rows"]
+    rows = read_json(home / "metrics.json")["rows"]
     clean, robust = (
         f"{rows[f'{name}_Baseline']['accuracy']:.4f} baseline,"
         f" {rows[f'{name}_Defended']['accuracy']:.4f} defended"
@@ -137,18 +131,18 @@ def result_line(home: Path) -> str:
     evaluated = home / "robustness.json"
     worst = ""
     if evaluated.exists():
-        worst = f" worst case {_read(evaluated)['worst_case_accuracy']:.4f};"
+        worst = f" worst case {read_json(evaluated)['worst_case_accuracy']:.4f};"
     return f"accuracy clean {clean}; attacked {robust};{worst} {home / 'report.html'}"
 
 
 def summarize_seeds(homes: Mapping[int, Path]) -> SeedsSummary:
     """Summarise finished runs, given the directory of each seed's."""
-    metrics = [_read(home / "metrics.json") for home in homes.values()]
-    images = {_read(home / "environment.json")["data_sha256"] for home in homes.values()}
+    metrics = [read_json(home / "metrics.json") for home in homes.values()]
+    images = {read_json(home / "environment.json")["data_sha256"] for home in homes.values()}
     evaluations = [home / "robustness.json" for home in homes.values()]
     robustness = {}
     if all(path.exists() for path in evaluations):
-        contents = [_read(path) for path in evaluations]
+        contents = [read_json(path) for path in evaluations]
         robustness = {name: Spread.of([found[name] for found in contents]) for name in EVALUATED}
     return SeedsSummary(
         seeds=tuple(homes),
@@ -160,8 +154,3 @@ def summarize_seeds(homes: Mapping[int, Path]) -> SeedsSummary:
         },
         robustness=robustness,
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
@@ -25,6 +24,9 @@ from nnmf_cuda.training.loop import TrainingResult, fit
 from nnmf_cuda.training.validation import Answer, Array, RobustScores, Samples
 
 Method = Literal["pgd", "trades"]
+
+Worst = Callable[[Callable[[Tensor], Tensor]], Tensor]
+"""Losses of points, (n,), to the points that a few steps of PGD on them reach in the ball."""
 
 
 def train_robust_classifier(
@@ -59,12 +61,8 @@ def train_robust_classifier(
 
     Parameters
     ----------
-    features, valid_features : array of shape (n_samples, n_features)
-        Finite, in [0, 1]; used in float32.
-    labels, valid_labels : array of shape (n_samples,)
-        Integers in 0..n_classes-1.
-    n_classes : int
-        Number of classes.
+    features, labels, valid_features, valid_labels, n_classes
+        As for `train_classifier`; features in [0, 1].
     method : {"pgd", "trades"}, default="trades"
         What is minimised.
     purifier : DiffusionPurifier, optional
@@ -111,13 +109,11 @@ def train_robust_classifier(
     scores = RobustScores(samples, attack_eps, norm)
     x, y = samples.x, samples.y
     model = new_classifier(samples, seed)
-    ball = _Ball(attack_eps, norm, n_steps)
     noise_of = _HeldNoise(purifier)
     seen, fresh = (
         noise_of.draw(samples.valid_x, torch.Generator().manual_seed(seed + 1 + i))
         for i in range(2)
     )
-    loss_of = _pgd_loss if method == "pgd" else partial(_trades_loss, trades_beta=trades_beta)
 
     def draw_epoch(generator: torch.Generator) -> tuple[Tensor, ...]:
         order = torch.randperm(len(x), generator=generator)
@@ -125,9 +121,19 @@ def train_robust_classifier(
         noise = noise_of.draw(x, generator)
         return x[order.to(x.device)], y[order.to(x.device)], jitter.to(x), noise
 
-    def batch_loss(network: nn.Module, rows: Tensor, of: Tensor, *draws: Tensor) -> Tensor:
-        jitter, noise = draws
-        return loss_of(ball, partial(noise_of.answer, network, noise), network, rows, of, jitter)
+    def batch_loss(
+        network: nn.Module, rows: Tensor, of: Tensor, jitter: Tensor, noise: Tensor
+    ) -> Tensor:
+        answer = partial(noise_of.answer, network, noise)
+
+        def worst(loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+            with frozen(network):
+                ball = BALLS[norm](rows, attack_eps)
+                return pgd(loss_of, ball, rows + attack_eps * jitter, n_iter=n_steps)
+
+        if method == "pgd":
+            return _pgd_loss(answer, of, worst)
+        return _trades_loss(answer, rows, of, worst, trades_beta)
 
     def evaluate(network: nn.Module) -> dict[str, Tensor]:
         return scores.of(*(partial(noise_of.answer, network, noise) for noise in (seen, fresh)))
@@ -164,50 +170,15 @@ class _HeldNoise:
         return logits
 
 
-@dataclass(frozen=True)
-class _Ball:
-    radius: float
-    norm: str
-    n_steps: int
-
-    def worst(
-        self, network: nn.Module, x: Tensor, start: Tensor, loss_of: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """Return the points that a few steps of PGD reach in the ball around x."""
-        with frozen(network):
-            return pgd(loss_of, BALLS[self.norm](x, self.radius), start, n_iter=self.n_steps)
-
-
-def _pgd_loss(
-    ball: _Ball, answer: Answer, network: nn.Module, x: Tensor, y: Tensor, jitter: Tensor
-) -> Tensor:
-    attacked = ball.worst(
-        network,
-        x,
-        x + ball.radius * jitter,
-        lambda points: functional.cross_entropy(answer(points), y, reduction="none"),
-    )
+def _pgd_loss(answer: Answer, y: Tensor, worst: Worst) -> Tensor:
+    attacked = worst(lambda points: functional.cross_entropy(answer(points), y, reduction="none"))
     return functional.cross_entropy(answer(attacked), y)
 
 
-def _trades_loss(
-    ball: _Ball,
-    answer: Answer,
-    network: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    jitter: Tensor,
-    *,
-    trades_beta: float,
-) -> Tensor:
+def _trades_loss(answer: Answer, x: Tensor, y: Tensor, worst: Worst, trades_beta: float) -> Tensor:
     with torch.no_grad():
         clean = answer(x).softmax(1)
-    attacked = ball.worst(
-        network,
-        x,
-        x + ball.radius * jitter,
-        lambda points: _divergence(answer(points), clean),
-    )
+    attacked = worst(lambda points: _divergence(answer(points), clean))
     of_clean, of_attacked = answer(torch.cat((x, attacked))).chunk(2)
     divergence = _divergence(of_attacked, of_clean.softmax(1)).mean()
     return functional.cross_entropy(of_clean, y) + trades_beta * divergence

@@ -46,12 +46,8 @@ def train_joint_classifier(
 
     Parameters
     ----------
-    features, valid_features : array of shape (n_samples, n_features)
-        Finite, in [0, 1]; used in float32.
-    labels, valid_labels : array of shape (n_samples,)
-        Integers in 0..n_classes-1.
-    n_classes : int
-        Number of classes.
+    features, labels, valid_features, valid_labels, n_classes
+        As for `train_classifier`; features in [0, 1].
     sigma_max : float, default=0.2
         Largest standard deviation of the noise, in units of the features.
     denoising_weight : float, default=10
