@@ -89,24 +89,6 @@ def _figures(report: RunReport) -> Iterator[tuple[str, Figure]]:
     yield "reliability", figures.reliability_figure(rows, label_names)
 
 
-_SECTIONS = {
-    "robustness": "Robustness",
-    "metrics": "Metrics",
-    "meaning": "What they mean",
-    "attack_curves": "What attacks spent",
-    "points": "Twenty points",
-    "attack": "Attack",
-    "curves": "ROC",
-    "features": "Features",
-    "training": "Training",
-    "times": "Stage times",
-    "data": "Data",
-    "not-run": "Not run",
-    "environment": "Environment",
-}
-"""Every section that a report may have, in the template's order, with its title in the list."""
-
-
 def render_report(report: RunReport, pictures: Mapping[str, Picture]) -> str:
     """Return the page with those pictures that are given."""
     templates = environment()
@@ -116,7 +98,6 @@ def render_report(report: RunReport, pictures: Mapping[str, Picture]) -> str:
     if report.robustness is not None:
         robustness = robustness_parts(report.robustness, rows=report.table.rows.rows)
         not_run += [f"Point {part}." for part in report.robustness.not_run]
-    absent = {"robustness", "attack_curves", "points"} - set(robustness)
     labels, n_classes = report.dataset.labels_of, report.dataset.n_classes
     return templates.get_template("run.html").render(
         report=report,
@@ -124,12 +105,11 @@ def render_report(report: RunReport, pictures: Mapping[str, Picture]) -> str:
         dataset=report.dataset,
         split_counts={s: np.bincount(labels(s), minlength=n_classes).tolist() for s in SPLITS},
         pictures=pictures,
-        sections={name: title for name, title in _SECTIONS.items() if name not in absent},
         tiles=_tiles(report.table),
         stages=StageTable(report.timings, report.table.papers_images),
         robustness=robustness,
         not_run=not_run,
-        attack_rows=_attack_rows(report.attacks),
+        attack_names=dict.fromkeys(name for found in report.attacks.values() for name in found),
     )
 
 
@@ -143,30 +123,6 @@ def _tiles(table: MetricTable) -> list[Tile]:
     constant = f"{table.constant_accuracy:.3f}"
     tiles.insert(1, Tile(constant, "constant answer", "always the most frequent class"))
     return tiles
-
-
-_ATTACK_NAMES = {
-    "accuracy_after": "AutoAttack's own flags, after each attack",
-    "all_right_accuracy": "all fresh decisions right",
-    "clean_accuracy": "AutoAttack's own flags, before the attack",
-    "fresh_accuracy": "mean of fresh decisions",
-    "fresh_accuracy_on_changed": "mean of fresh decisions on changed points",
-    "majority_accuracy": "majority of fresh decisions right",
-    "max_perturbation": "largest change of a sample",
-    "n_clamped": "features moved into the box beforehand",
-    "n_queries": "queries of Square",
-    "n_unchanged": "points returned unchanged",
-    "warnings": "AutoAttack's own warnings",
-}
-
-
-def _attack_rows(attacks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """Return settings and counts of the attacks, a column for each attacked model."""
-    names = dict.fromkeys(name for record in attacks.values() for name in record)
-    return [
-        (_ATTACK_NAMES.get(name) or readable(name), [r.get(name, "–") for r in attacks.values()])
-        for name in names
-    ]
 
 
 def _shown(value: Any) -> str:
