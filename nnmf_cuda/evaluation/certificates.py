@@ -20,7 +20,7 @@ from nnmf_cuda.evaluation.metrics import check_labels
 from nnmf_cuda.evaluation.rows import device_of
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
-from nnmf_cuda.models.modes import frozen
+from nnmf_cuda.models.networks import frozen
 
 __all__ = ["ABSTAINED", "BaseClassifier", "Certificate", "base_classifier", "certify"]
 

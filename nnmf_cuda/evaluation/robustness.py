@@ -46,6 +46,9 @@ NOT_RUN = "not run"
 PAPER_PROTOCOL = "the paper's protocol"
 """Name of what the run's own attack has found."""
 
+ADVERSARIALLY_TRAINED = "adversarially trained"
+"""Name of the classifier of the same size that is attacked beside a defence."""
+
 FLAT = 0.01
 """A curve has converged where its last value is at most this far from the one before."""
 

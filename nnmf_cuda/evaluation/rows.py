@@ -18,7 +18,7 @@ from nnmf_cuda.evaluation.metrics import (
     classification_metrics,
     majority_class_accuracy,
 )
-from nnmf_cuda.models.modes import frozen
+from nnmf_cuda.models.networks import frozen
 
 __all__ = [
     "ROW_NAMES",
