@@ -12,17 +12,6 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import GROUPS, SPLITS, ImageDataset
 
-__all__ = [
-    "LeakageAudit",
-    "Neighbours",
-    "SimilarPair",
-    "audit_dataset",
-    "block_means",
-    "check_audit",
-    "perceptual_hashes",
-]
-
-
 _ROWS = 1024
 """Images compared at a time, so that memory does not grow with the square of their number."""
 

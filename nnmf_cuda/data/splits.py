@@ -10,9 +10,6 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import GROUPS, SPLITS
 
-__all__ = ["N_FOLDS", "SplitBy", "fold_names", "make_split", "ways_to_split"]
-
-
 SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
 
 FRACTIONS = (0.70, 0.15, 0.15)

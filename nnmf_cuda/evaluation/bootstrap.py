@@ -19,15 +19,6 @@ from nnmf_cuda.evaluation.metrics import (
     check_predictions,
 )
 
-__all__ = [
-    "Interval",
-    "NoResampleError",
-    "ResampledMetrics",
-    "bootstrap_mean",
-    "resample_metrics",
-]
-
-
 _BLOCK = 2**22
 """Counts held at a time: 32 MiB in float64."""
 

@@ -22,9 +22,6 @@ from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
 from nnmf_cuda.models.modes import frozen
 
-__all__ = ["ABSTAINED", "BaseClassifier", "Certificate", "base_classifier", "certify"]
-
-
 ABSTAINED = -1
 """The prediction of a smoothed classifier that cannot tell which class is the likeliest."""
 

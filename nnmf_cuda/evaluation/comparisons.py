@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from nnmf_cuda.evaluation.metrics import check_labels
 
-__all__ = ["AUCComparison", "McNemarResult", "delong", "mcnemar"]
-
 
 @dataclass(frozen=True)
 class McNemarResult:

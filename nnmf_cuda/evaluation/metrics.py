@@ -15,22 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics
 
-__all__ = [
-    "METRICS",
-    "METRIC_NAMES",
-    "Metric",
-    "Metrics",
-    "ReliabilityCurve",
-    "WeightedMetrics",
-    "check_labels",
-    "check_predictions",
-    "classification_metrics",
-    "expected_calibration_error",
-    "majority_class_accuracy",
-    "reliability_curve",
-    "wilson_interval",
-]
-
 
 @dataclass(frozen=True)
 class Metric:

@@ -6,8 +6,6 @@ Classification", Mach. Learn. Knowl. Extr. 2026, 8(4), 105, doi 10.3390/make8040
 
 from __future__ import annotations
 
-__all__ = ["PAPER_METRICS", "PAPER_TEST_COUNTS", "PAPER_TIMINGS"]
-
 PAPER_TEST_COUNTS = (97, 118)
 """Test images of the negative and of the positive class behind `PAPER_METRICS`."""
 

@@ -18,29 +18,6 @@ from nnmf_cuda.evaluation.rows import EvaluatedRows
 from nnmf_cuda.evaluation.uncertainty import Uncertainty
 from nnmf_cuda.evaluation.verdict import Verdict
 
-__all__ = [
-    "About",
-    "AttackLine",
-    "Certified",
-    "Curve",
-    "Curves",
-    "FLAT",
-    "ModelLine",
-    "NOT_RUN",
-    "PAPER_PROTOCOL",
-    "PaperProtocol",
-    "PixelAttack",
-    "PixelCurve",
-    "PixelExamples",
-    "Point",
-    "RobustnessReport",
-    "Rounds",
-    "State",
-    "ThreatModel",
-    "WorstPoints",
-]
-
-
 NOT_RUN = "not run"
 
 PAPER_PROTOCOL = "the paper's protocol"

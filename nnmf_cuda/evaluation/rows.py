@@ -20,16 +20,6 @@ from nnmf_cuda.evaluation.metrics import (
 )
 from nnmf_cuda.models.modes import frozen
 
-__all__ = [
-    "ROW_NAMES",
-    "DenoisingError",
-    "EvaluatedRows",
-    "denoising_error",
-    "device_of",
-    "evaluate_rows",
-    "predict_probabilities",
-]
-
 
 def device_of(model: nn.Module) -> torch.device:
     """Return where a model's parameters live."""

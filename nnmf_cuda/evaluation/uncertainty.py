@@ -20,9 +20,6 @@ from nnmf_cuda.evaluation.metrics import expected_calibration_error, wilson_inte
 from nnmf_cuda.evaluation.rows import ROW_NAMES, EvaluatedRows
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 
-__all__ = ["Comparison", "RowIntervals", "Uncertainty", "measure_uncertainty"]
-
-
 _N_BINS = 10
 
 

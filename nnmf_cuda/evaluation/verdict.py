@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from nnmf_cuda.evaluation.bootstrap import Interval, bootstrap_mean
 from nnmf_cuda.evaluation.metrics import wilson_interval
 
-__all__ = ["Verdict"]
-
 
 @dataclass(frozen=True)
 class Verdict:

@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, first_few, refuse_label_key
-from nnmf_cuda.data.readers.folders import images
-
-__all__ = ["images", "read", "recognises"]  # images: every file, with a box or without
-
+from nnmf_cuda.data.readers.folders import images as images  # every file, with a box or without
 
 ANNOTATIONS = "_annotations.coco.json"
 
