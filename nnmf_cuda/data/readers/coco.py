@@ -27,25 +27,9 @@ def recognises(path: Path) -> bool:
 def read(path: Path, *, label_key: str = "labels") -> Records:
     """List the images of ``path/{train,valid,test}/_annotations.coco.json``, which lie beside it.
 
-    An image's class is the category of its largest box. An image without a box is left out, and
-    counted in the notes. The json may begin with a UTF-8 byte order mark.
-
-    Parameters
-    ----------
-    path : Path
-    label_key : str
-        Must be left at "labels": the boxes are the labels.
-
-    Returns
-    -------
-    Records
-        Its `values` are category ids as text, its `names` the categories that are some image's
-        class, in id order.
-
-    Raises
-    ------
-    ValueError
-        If a json is malformed, names files that are not there or contradicts another.
+    An image's class, in the values its category's id as text, is that of its largest box. An image
+    without a box is left out, and counted in the notes. The json may begin with a UTF-8 byte order
+    mark.
     """
     refuse_label_key(path, label_key)
     parts = [_read_part(split, file) for split, file in _annotation_files(path).items()]

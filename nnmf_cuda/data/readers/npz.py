@@ -40,24 +40,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, *, label_key: str = "labels") -> Records:
-    """Read images and labels.
-
-    Parameters
-    ----------
-    path : Path
-    label_key : str, default="labels"
-        The array that holds the labels.
-
-    Returns
-    -------
-    Records
-
-    Raises
-    ------
-    ValueError
-        If the archive cannot be read or needs pickle, an array is missing, arrays disagree in
-        length, or pixels are negative, NaN, infinite, or above 1 in a floating array.
-    """
+    """Read images and labels, those in the array `label_key`; see the module."""
     archive = _Archive(path)
     pixels = archive.take("images")
     _check_images(pixels, name=archive.of("images"))
@@ -78,13 +61,7 @@ def read(path: Path, *, label_key: str = "labels") -> Records:
 
 
 def images(path: Path) -> Iterator[ImageSource]:
-    """Give the images one by one; some MiB of them are in memory.
-
-    Raises
-    ------
-    ValueError
-        If the archive cannot be read, or pixels are as `read` refuses them.
-    """
+    """Give the images one by one; some MiB of them are in memory."""
     archive = _Archive(path)
     arrays = {key: archive.take(key) for key in FILE_KEYS if key in archive.keys}
     start = 0
