@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nnmf_cuda import ops
 from nnmf_cuda.evaluation.metrics import check_labels
-from nnmf_cuda.evaluation.rows import device_of
+from nnmf_cuda.evaluation.rows import device_of, read_features
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
 from nnmf_cuda.models.modes import frozen
@@ -47,12 +47,8 @@ class Certificate:
         True classes.
     sigma : float
         Standard deviation of the noise, in units of the features.
-    n_features : int
-        Dimension d of the features.
-    n_selection, n_estimation : int
-        Draws a sample that chose the class, and that bounded its probability.
-    alpha : float
-        Each sample's certificate is wrong with at most this probability.
+    n_features, n_selection, n_estimation, alpha
+        Dimension d of the features, and the arguments of `certify`.
     """
 
     predictions: NDArray[np.int64]
@@ -82,26 +78,13 @@ class Certificate:
     @property
     def max_radius(self) -> float:
         """The radius of a sample all of whose draws agree: no sample can have a larger one."""
-        return self.sigma * _normal_quantile(
-            _lower_bound(self.n_estimation, self.n_estimation, self.alpha)
-        )
+        return self.sigma * _lowest_quantile(self.n_estimation, self.n_estimation, self.alpha)
 
     def certified_accuracy(self, radii: ArrayLike) -> NDArray[np.float64]:
-        """Return the share of samples that are right, with at least each L2 radius.
+        """Return the share of samples that are right, with at least each of the L2 radii.
 
-        Parameters
-        ----------
-        radii : array-like
-            At 0 this is the clean accuracy of the smoothed classifier.
-
-        Returns
-        -------
-        array of the shape of radii
-
-        Raises
-        ------
-        ValueError
-            If a radius is negative or NaN.
+        At 0 this is the clean accuracy of the smoothed classifier. The result has the shape of
+        `radii`; none of them may be negative or NaN.
         """
         wanted = np.asarray(radii, dtype=np.float64)
         if not (wanted >= 0).all():
@@ -115,13 +98,7 @@ class Certificate:
         return self.certified_accuracy(eps * math.sqrt(self.n_features))
 
     def as_dict(self, *, n_points: int = 21) -> dict[str, Any]:
-        """Return settings, the curve of `certified_accuracy` and each sample's radius, for JSON.
-
-        Parameters
-        ----------
-        n_points : int, default=21
-            Radii of the curve, from 0 to `max_radius`.
-        """
+        """Return settings, the curve of `certified_accuracy` and each radius, for JSON."""
         grid = np.linspace(0, max(self.max_radius, 0.0), n_points)
         return {
             "method": "randomised smoothing, L2",
@@ -220,7 +197,9 @@ def certify(
     """
     base = base_classifier(defended, sigma)
     labels = check_labels(y)
-    features = _features(x, len(labels), device_of(defended))
+    features = read_features(x, device_of(defended), name="x", n_samples=len(labels))
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("x holds NaN or infinity; give finite features")
     _check_counts(n_selection, n_estimation, alpha, seed)
     with frozen(defended), frozen(base.model), torch.no_grad():
         found = [
@@ -251,34 +230,20 @@ def _certify_one(
     """Return class and radius of one sample."""
     chosen = int(base.votes(x, n_selection, (*seed, _SELECTION)).argmax())
     n_chosen = int(base.votes(x, n_estimation, (*seed, _ESTIMATION))[chosen])
-    low = _lower_bound(n_chosen, n_estimation, alpha)
-    return (chosen, base.sigma * _normal_quantile(low)) if low > 0.5 else (ABSTAINED, 0.0)
+    lowest = _lowest_quantile(n_chosen, n_estimation, alpha)
+    return (chosen, base.sigma * lowest) if lowest > 0 else (ABSTAINED, 0.0)
 
 
-def _lower_bound(k: int, n: int, alpha: float) -> float:
-    """Return Clopper & Pearson's one-sided lower bound of a share, of confidence 1 - alpha."""
+def _lowest_quantile(k: int, n: int, alpha: float) -> float:
+    """Return the normal quantile of Clopper & Pearson's lower bound of a share k / n.
+
+    The bound is one-sided, of confidence 1 - alpha.
+    """
+    from scipy.special import ndtri
     from scipy.stats import binomtest
 
     interval = binomtest(k, n, alternative="greater").proportion_ci(1 - alpha, method="exact")
-    return float(interval.low)
-
-
-def _normal_quantile(p: float) -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri(p))
-
-
-def _features(x: ArrayLike | Tensor, n_samples: int, device: torch.device) -> Tensor:
-    features = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach()
-    if features.ndim != 2 or len(features) != n_samples or features.shape[1] == 0:
-        raise ValueError(
-            f"x has shape {tuple(features.shape)}; y asks for ({n_samples}, n_features)"
-        )
-    features = features.to(device, torch.float32)
-    if not bool(torch.isfinite(features).all()):
-        raise ValueError("x holds NaN or infinity; give finite features")
-    return features
+    return float(ndtri(interval.low))
 
 
 def _check_counts(n_selection: int, n_estimation: int, alpha: float, seed: int) -> None:
@@ -297,41 +262,18 @@ def _check_counts(n_selection: int, n_estimation: int, alpha: float, seed: int) 
         )
 
 
+@dataclass(frozen=True)
 class BaseClassifier:
-    """Votes of a classifier on x + sigma * noise.
+    """Votes of a classifier on x + sigma * noise."""
 
-    Parameters
-    ----------
-    model : nn.Module
-        ``model(x, noise=seed)`` noises each row once and gives logits.
-    sigma : float
-        Standard deviation of that noise, in units of the features.
-    """
-
-    def __init__(self, model: nn.Module, sigma: float) -> None:
-        self.model = model
-        self.sigma = sigma
+    model: nn.Module  # model(x, noise=seed) noises each row once and gives logits
+    sigma: float  # standard deviation of that noise, in units of the features
 
     def votes(self, x: Tensor, n_draws: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
-        """Count how often each class is named for one sample.
+        """Count how often each class (n_classes,) is named for one sample (n_features,).
 
-        Parameters
-        ----------
-        x : Tensor of shape (n_features,)
-        n_draws : int
-            Draws of noise, one vote each. Calls hold a number of them that depends on n_features
-            alone, so neither batches nor devices change what is drawn.
-        seed : tuple of int
-            Words of the seed of this sample's noise.
-
-        Returns
-        -------
-        array of shape (n_classes,)
-
-        Raises
-        ------
-        ValueError
-            If logits are not finite.
+        Each draw of noise has one vote. Calls hold a number of draws that depends on n_features
+        alone, so neither batches nor devices change what is drawn from the words of the seed.
         """
         size, counts = max(1, _ENTRIES // len(x)), []
         for call, start in enumerate(range(0, n_draws, size)):
@@ -362,14 +304,7 @@ class _Noised(nn.Module):
 
 
 def base_classifier(model: nn.Module, sigma: float | None) -> BaseClassifier:
-    """Return the base classifier of a defended model, or of one behind plain noise.
-
-    Raises
-    ------
-    ValueError
-        If a defended model is given with sigma, has a chain of timesteps, or another model is given
-        without a positive sigma.
-    """
+    """Return the base classifier of a defended model, or of one behind plain noise."""
     if isinstance(model, DefendedClassifier):
         if sigma is not None:
             raise ValueError(

@@ -42,51 +42,24 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Point:
-    """One of the twenty points of an honest evaluation.
-
-    Attributes
-    ----------
-    number, name : int, str
-        From 1 on, and what it is about.
-    value : Any
-        All that was found, as JSON holds it; `NOT_RUN` where nothing was.
-    state : State
-    figure : str
-        The main figure, or nothing.
-    sentence : str
-        What the figure is, and what a good one is.
-    warnings : tuple of str
-        What speaks against believing the evaluation.
-    shown : Any
-        What of `value` is worth a table below the sentence.
-    missing : tuple of str
-        Parts of `value` that were not run.
-    """
+    """One of the twenty points of an honest evaluation, numbered from 1."""
 
     number: int
     name: str
-    value: Any = NOT_RUN
+    value: Any = NOT_RUN  # all that was found, as JSON holds it
     state: State = State.NOT_RUN
-    figure: str = ""
-    sentence: str = "Not run."
-    warnings: tuple[str, ...] = ()
-    shown: Any = None
-    missing: tuple[str, ...] = ()
+    figure: str = ""  # the main one, or nothing
+    sentence: str = "Not run."  # what the figure is, and what a good one is
+    warnings: tuple[str, ...] = ()  # what speaks against believing the evaluation
+    shown: Any = None  # what of `value` is worth a table below the sentence
+    missing: tuple[str, ...] = ()  # parts of `value` that were not run
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Robust accuracy against one setting of an attack, the others held.
+    """Robust accuracy at each value of one setting of an attack, the others held."""
 
-    Attributes
-    ----------
-    setting : str
-        The argument of the attack that varies, such as "n_iter".
-    values, robust_accuracy : sequence of float
-        One accuracy for each value.
-    """
-
-    setting: str
+    setting: str  # the argument of the attack that varies, such as "n_iter"
     values: Sequence[float]
     robust_accuracy: Sequence[float]
 
@@ -117,14 +90,9 @@ class Curves:
 
 @dataclass(frozen=True)
 class PixelCurve:
-    """What moving pixels does to one chain from image to answer.
+    """What moving pixels does to one chain from image to answer, at each of `PixelAttack.eps_255`.
 
-    Attributes
-    ----------
-    robust_accuracy, mean_largest_feature_move : sequence of float
-        At each radius of `PixelAttack.eps_255`.
-    after_twice_the_steps : float
-        Robust accuracy at the largest radius after as many steps again.
+    `after_twice_the_steps` is the robust accuracy at the largest radius after as many steps again.
     """
 
     robust_accuracy: Sequence[float]
@@ -139,14 +107,9 @@ class PixelCurve:
 
 @dataclass(frozen=True)
 class PixelExamples:
-    """Images that the attack on pixels broke at its largest radius.
+    """Images (m, height, width), in [0, 1], that the attack on pixels broke at its largest radius.
 
-    Attributes
-    ----------
-    clean, attacked : array of shape (m, height, width)
-        In [0, 1].
-    titles : sequence of str
-        What each is and what it is taken for.
+    `titles` say what each is and what it is taken for.
     """
 
     clean: NDArray[Any]
@@ -156,21 +119,12 @@ class PixelExamples:
 
 @dataclass(frozen=True)
 class PixelAttack:
-    """The attack on images, end to end, at growing radii.
+    """The attack on images, end to end, at growing radii."""
 
-    Attributes
-    ----------
-    eps_255 : sequence of float
-        Radii of the Linf ball in 1/255 of the range, the first 0.
-    undefended, defended : PixelCurve
-    examples : PixelExamples
-        Of the defended chain.
-    """
-
-    eps_255: Sequence[float]
+    eps_255: Sequence[float]  # of the Linf ball in 1/255 of the range, the first 0
     undefended: PixelCurve
     defended: PixelCurve
-    examples: PixelExamples
+    examples: PixelExamples  # of the defended chain
 
     @property
     def chains(self) -> dict[str, PixelCurve]:
@@ -237,11 +191,7 @@ class Certified:
         """Return settings and curve, for JSON."""
         found = self.certificate.as_dict()
         kept = {name: v for name, v in found.items() if name not in ("predictions", "radii")}
-        return {
-            "certifies": self.certifies,
-            **kept,
-            "certified_at_attack_eps": self.at_attack_eps,
-        }
+        return {"certifies": self.certifies, **kept, "certified_at_attack_eps": self.at_attack_eps}
 
 
 @dataclass(frozen=True)
@@ -297,53 +247,24 @@ class About:
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """All that an evaluation says.
+    """All that an evaluation says; None where only the paper's protocol was counted."""
 
-    Attributes
-    ----------
-    preset : str
-        How much it was allowed to spend.
-    about : About
-    threat_model : ThreatModel
-    verdict : Verdict
-        Of the worst case, or of the paper's protocol where no more was run.
-    rounds : Rounds
-        Of the worst case.
-    defence : ModelLine
-    all_right_accuracy : float
-        Worst case where every decision on every point must be right.
-    others : mapping of str to ModelLine
-        Models that stand beside the defence.
-    others_notes : sequence of str
-    paper_protocol : PaperProtocol
-    points : sequence of Point
-        Twenty, in order.
-    seconds : float
-    curves : Curves or None
-        None where only the paper's protocol was counted.
-    pixels : PixelAttack or None
-    certificates : mapping of str to Certified
-    fixed_noise : float or None
-        Robust accuracy where the attacker knows the noise.
-    worst_points : WorstPoints or None
-    """
-
-    preset: str
+    preset: str  # how much it was allowed to spend
     about: About
     threat_model: ThreatModel
-    verdict: Verdict
-    rounds: Rounds
+    verdict: Verdict  # of the worst case, or of the paper's protocol where no more was run
+    rounds: Rounds  # of the worst case
     defence: ModelLine
-    all_right_accuracy: float
-    others: Mapping[str, ModelLine]
+    all_right_accuracy: float  # worst case where every decision on every point must be right
+    others: Mapping[str, ModelLine]  # models that stand beside the defence
     others_notes: Sequence[str]
     paper_protocol: PaperProtocol
-    points: Sequence[Point]
+    points: Sequence[Point]  # twenty, in order
     seconds: float
     curves: Curves | None
     pixels: PixelAttack | None
     certificates: Mapping[str, Certified]
-    fixed_noise: float | None
+    fixed_noise: float | None  # robust accuracy where the attacker knows the noise
     worst_points: WorstPoints | None
 
     @property

@@ -15,32 +15,16 @@ from nnmf_cuda.evaluation.metrics import wilson_interval
 
 @dataclass(frozen=True)
 class Verdict:
-    """A robust accuracy beside the accuracy of always naming the larger class.
-
-    Attributes
-    ----------
-    robust, low, high : float
-        Robust accuracy and its 95 % interval.
-    method : str
-        "bootstrap" or "Wilson".
-    drawn : str
-        What is drawn as a whole: "patient", "series" or "image".
-    constant : float
-        Accuracy of the constant answer, on the same samples.
-    less_constant : Interval
-        Robust accuracy less the constant answer's, each sample with itself.
-    is_worst_case : bool
-        Whether the accuracy is that under adaptive attacks; else it is not compared.
-    """
+    """A robust accuracy beside the accuracy of always naming the larger class."""
 
     robust: float
-    low: float
+    low: float  # ends of its 95 % interval
     high: float
-    method: str
-    drawn: str
-    constant: float
-    less_constant: Interval
-    is_worst_case: bool = True
+    method: str  # "bootstrap" or "Wilson"
+    drawn: str  # what is drawn as a whole: "patient", "series" or "image"
+    constant: float  # accuracy of the constant answer, on the same samples
+    less_constant: Interval  # robust less constant, each sample with itself
+    is_worst_case: bool = True  # under adaptive attacks; else it is not compared
 
     @classmethod
     def of(
@@ -54,16 +38,8 @@ class Verdict:
     ) -> Verdict:
         """Compare with the constant answer, by a bootstrap of whole groups where they are known.
 
-        Parameters
-        ----------
-        robust : array of shape (n,)
-            For each sample the share of rounds in which it is robust.
-        labels : array of shape (n,)
-        groupings : mapping of str to array of shape (n,)
-            The first is drawn as a whole.
-        seed : int
-            Of the bootstrap.
-        is_worst_case : bool, default=True
+        `robust` is for each sample (n,) the share of rounds in which it is robust; the first of the
+        `groupings` is drawn as a whole.
         """
         drawn, groups = next(iter(groupings.items()), ("image", None))
         constant = (labels == np.bincount(labels).argmax()).astype(np.float64)
