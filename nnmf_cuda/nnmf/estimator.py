@@ -458,12 +458,11 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         check_choice("transform_solver", self.transform_solver, TRANSFORM_SOLVERS)
         for name in ("max_iter", "n_init", "transform_max_iter", "fresh_restarts_max_iter"):
             check_integer(name, getattr(self, name), low=1)
-        check_real("tol", self.tol, low=0)
-        check_real("alpha_W", self.alpha_W, low=0)
-        if self.alpha_H != "same":
-            check_real("alpha_H", self.alpha_H, low=0)
-        check_real("forget_factor", self.forget_factor, low=0, high=1)
-        check_real("l1_ratio", self.l1_ratio, low=0, high=1)
+        for name in ("tol", "alpha_W", "alpha_H"):
+            if (name, getattr(self, name)) != ("alpha_H", "same"):
+                check_real(name, getattr(self, name), low=0)
+        for name in ("forget_factor", "l1_ratio"):
+            check_real(name, getattr(self, name), low=0, high=1)
 
     def _read(self, X: Any, *, reset: bool) -> Tensor:
         """Return X as a checked matrix where it is computed with, its features recorded.
@@ -541,8 +540,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
 
     def _progress(self, what: str, unit: str, items: Any = None, *, total: int) -> Any:
         # None shows the bar on a terminal only.
-        hidden = None if self.verbose else True
-        return tqdm(items, desc=what, unit=unit, total=total, disable=hidden)
+        return tqdm(items, what, total, unit=unit, disable=None if self.verbose else True)
 
     def _keep(self, run: Run) -> None:
         """Store the best run as fitted attributes, or raise if even that one overflowed."""
@@ -593,15 +591,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             return torch.tensor(getattr(self, name), device=X.device)
 
         components = stored("components_")
-        self._check_stream(len(components))
-        if hasattr(self, "n_steps_"):
-            return components, Statistics(*map(stored, _MEMORY))
-        W = stored("W_")
-        return components, statistics_of_fit(W, components, self._objective(len(W), X.shape[1]))
-
-    def _check_stream(self, n_components: int) -> None:
-        """Raise where a parameter no longer fits what the stream remembers."""
-        before: dict[str, Any] = {"n_components": n_components}
+        before: dict[str, Any] = {"n_components": len(components)}
         if hasattr(self, "n_steps_"):
             before["beta_loss"] = self._beta_loss_of_stream
         for name, value in before.items():
@@ -611,6 +601,10 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
                     f"{name}={now!r} has changed from {value!r} since the stream began; set it "
                     "back, or start anew with sklearn.base.clone"
                 )
+        if hasattr(self, "n_steps_"):
+            return components, Statistics(*map(stored, _MEMORY))
+        W = stored("W_")
+        return components, statistics_of_fit(W, components, self._objective(len(W), X.shape[1]))
 
     def _keep_step(self, components: Tensor, statistics: Statistics) -> None:
         """Store what a mini-batch has led to, and drop what holds for the end of a fit only."""

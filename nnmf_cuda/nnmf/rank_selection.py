@@ -194,26 +194,14 @@ def grid_runs(
     width: int | None = None,
     batch_entries: int = BATCH_ENTRIES,
 ) -> Iterator[Run]:
-    """Minimise from `n_init` starts of each rank and yield each run when it ends.
+    """Minimise from `n_init` starts of each of the ascending ranks and yield each run when it ends.
 
-    Each run is the one that its start has alone, up to the rounding of sums.
+    Each run is the one that its start has alone, up to the rounding of sums. Starts are those of
+    `iter_starts`, drawn rank after rank; `solver`, `max_iter` and `tol` are those of `all_runs`.
 
-    Parameters
-    ----------
-    problem : Problem
-        What is minimised, and where.
-    ranks : sequence of int
-        Ascending.
-    init, n_init, random_state
-        The starts of each rank, as for `iter_starts`; drawn rank after rank.
-    solver, max_iter, tol
-        As for `all_runs`.
-    width : int, optional
-        Ranks with the same multiple of it above them share batches, filled up with zeros to the
-        largest: every start of a batch costs what that one costs. By default `_WIDTH_ON_GPU` on a
-        GPU, 1 on the CPU.
-    batch_entries : int, default=BATCH_ENTRIES
-        A group with more entries is split into batches of about the same number of starts.
+    Ranks with the same multiple of `width` above them (by default `_WIDTH_ON_GPU` on a GPU, 1 on
+    the CPU) share batches, filled up with zeros to the largest: every start of a batch costs what
+    that one costs. A group of more than `batch_entries` is split into batches of about one size.
     """
     shape, on_cpu = problem.X.shape, problem.X.device.type == "cpu"
     step = width or (1 if on_cpu else _WIDTH_ON_GPU)
@@ -228,8 +216,10 @@ def grid_runs(
             iter_starts(problem.X, rank, init=init, n_init=n_init, random_state=random_state)
             for rank in members
         )
-        most = max(1, batch_entries // (sum(shape) * members[-1]))
-        for size in _even_sizes(len(members) * n_init, most):
+        total = len(members) * n_init
+        n_batches = math.ceil(total / max(1, batch_entries // (sum(shape) * members[-1])))
+        for index in range(n_batches):  # the fewest, alike in size
+            size = total * (index + 1) // n_batches - total * index // n_batches
             batch = list(islice(keys, size))
             runs = all_runs(
                 problem,
@@ -241,13 +231,6 @@ def grid_runs(
             )
             for run in runs:
                 yield replace(run, restart=batch[run.restart][1])
-
-
-def _even_sizes(total: int, most: int) -> Iterator[int]:
-    """Yield the sizes of the fewest batches of at most `most` that hold `total`, alike in size."""
-    n_batches = math.ceil(total / most)
-    for index in range(n_batches):
-        yield total * (index + 1) // n_batches - total * index // n_batches
 
 
 def _stacked(X: Tensor, starts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -278,13 +261,8 @@ def compare_ranks(
     ranks = np.array(sorted(scores))
     curves = {name: np.array([scores[rank][name] for rank in ranks]) for name in scores[ranks[0]]}
     stable = curves[criterion] >= curves[criterion].max() - SLACK[criterion]
-    return RankSelection(
-        ranks=ranks,
-        n_init=n_init,
-        criterion=criterion,
-        chosen=int(ranks[stable][-1]),
-        **curves,
-    )
+    chosen = int(ranks[stable][-1])
+    return RankSelection(ranks, n_init=n_init, criterion=criterion, chosen=chosen, **curves)
 
 
 @dataclass(frozen=True)
