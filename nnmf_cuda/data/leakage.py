@@ -203,10 +203,6 @@ def audit_dataset(
     threshold : float, default=0.95
         Correlation above which two images count as near.
 
-    Returns
-    -------
-    LeakageAudit
-
     Raises
     ------
     ValueError

@@ -62,10 +62,6 @@ def load_dataset(
     progress : bool, default=False
         Show a progress bar, if standard error is a terminal.
 
-    Returns
-    -------
-    ImageDataset
-
     Raises
     ------
     ValueError

@@ -59,9 +59,14 @@ def make_split(
         name = f"{N_FOLDS} folds by {split_by}"
         return _split_by_fold(folds, test_fold, name=name, source=source)
     made = _divide(labels, members, FRACTIONS, seed=seed, source=source)
-    return np.array(SPLITS)[made], [
-        _made_note(split_by, members, seed, has_patients="patient" in has)
-    ]
+    note = f"Split made here: 70/15/15, stratified by class, seed {seed}"
+    if members is not None:
+        note += f", by {split_by}: none is in two splits ({len(np.unique(members))} of them)"
+    elif "patient" in has:
+        note += ", image by image: images of one patient may be in several splits"
+    else:
+        note += "; the source names no patients, so images of one may be in several splits"
+    return np.array(SPLITS)[made], [note]
 
 
 def ways_to_split(split: NDArray[np.str_] | None, groups: Mapping[str, Any]) -> list[str]:
@@ -122,18 +127,6 @@ def _deal_folds(
             " every class: add images, or leave test_fold out"
         )
     return folds
-
-
-def _made_note(
-    split_by: str, members: NDArray[Any] | None, seed: int, *, has_patients: bool
-) -> str:
-    note = f"Split made here: 70/15/15, stratified by class, seed {seed}"
-    if members is not None:
-        n_members = len(np.unique(members))
-        return f"{note}, by {split_by}: none is in two splits ({n_members} of them)"
-    if has_patients:
-        return f"{note}, image by image: images of one patient may be in several splits"
-    return f"{note}; the source names no patients, so images of one may be in several splits"
 
 
 def _complete(

@@ -116,10 +116,6 @@ def resample_metrics(
     seed : int
         Of the draws, which do not depend on the models.
 
-    Returns
-    -------
-    ResampledMetrics
-
     Raises
     ------
     ValueError

@@ -160,10 +160,6 @@ def certify(
     seed : int
         0 or more. The noise of a sample depends on it and on the sample's place in x alone.
 
-    Returns
-    -------
-    Certificate
-
     Raises
     ------
     ValueError
@@ -201,15 +197,18 @@ def certify(
     if not bool(torch.isfinite(features).all()):
         raise ValueError("x holds NaN or infinity; give finite features")
     _check_counts(n_selection, n_estimation, alpha, seed)
+    predictions = np.full(len(labels), ABSTAINED)
+    radii = np.zeros(len(labels))
     with frozen(defended), frozen(base.model), torch.no_grad():
-        found = [
-            _certify_one(base, row, (seed, i), n_selection, n_estimation, alpha)
-            for i, row in enumerate(features)
-        ]
-    predictions, radii = zip(*found, strict=True)
+        for i, row in enumerate(features):
+            chosen = int(base.votes(row, n_selection, (seed, i, _SELECTION)).argmax())
+            n_chosen = int(base.votes(row, n_estimation, (seed, i, _ESTIMATION))[chosen])
+            lowest = _lowest_quantile(n_chosen, n_estimation, alpha)
+            if lowest > 0:
+                predictions[i], radii[i] = chosen, base.sigma * lowest
     return Certificate(
-        predictions=np.array(predictions, dtype=np.int64),
-        radii=np.array(radii, dtype=np.float64),
+        predictions=predictions,
+        radii=radii,
         labels=labels,
         sigma=base.sigma,
         n_features=features.shape[1],
@@ -217,21 +216,6 @@ def certify(
         n_estimation=n_estimation,
         alpha=alpha,
     )
-
-
-def _certify_one(
-    base: BaseClassifier,
-    x: Tensor,
-    seed: tuple[int, ...],
-    n_selection: int,
-    n_estimation: int,
-    alpha: float,
-) -> tuple[int, float]:
-    """Return class and radius of one sample."""
-    chosen = int(base.votes(x, n_selection, (*seed, _SELECTION)).argmax())
-    n_chosen = int(base.votes(x, n_estimation, (*seed, _ESTIMATION))[chosen])
-    lowest = _lowest_quantile(n_chosen, n_estimation, alpha)
-    return (chosen, base.sigma * lowest) if lowest > 0 else (ABSTAINED, 0.0)
 
 
 def _lowest_quantile(k: int, n: int, alpha: float) -> float:
@@ -303,24 +287,20 @@ class _Noised(nn.Module):
         return logits
 
 
-def base_classifier(model: nn.Module, sigma: float | None) -> BaseClassifier:
+def base_classifier(defended: nn.Module, sigma: float | None) -> BaseClassifier:
     """Return the base classifier of a defended model, or of one behind plain noise."""
-    if isinstance(model, DefendedClassifier):
-        if sigma is not None:
+    if not isinstance(defended, DefendedClassifier):
+        if sigma is None or not (sigma > 0 and math.isfinite(sigma)):
             raise ValueError(
-                f"sigma={sigma} is given with a defended model, whose timestep sets its noise; "
-                "leave sigma out, or give the classifier alone (model.classifier)"
+                f"sigma={sigma}; a model other than a DefendedClassifier is certified behind plain "
+                "noise: give sigma > 0, its standard deviation in units of the features"
             )
-        return _one_shot(model)
-    if sigma is None or not (sigma > 0 and math.isfinite(sigma)):
+        return BaseClassifier(_Noised(defended, float(sigma)), float(sigma))
+    if sigma is not None:
         raise ValueError(
-            f"sigma={sigma}; a model other than a DefendedClassifier is certified behind plain "
-            "noise: give sigma > 0, its standard deviation in units of the features"
+            f"sigma={sigma} is given with a defended model, whose timestep sets its noise; "
+            "leave sigma out, or give the classifier alone (model.classifier)"
         )
-    return BaseClassifier(_Noised(model, float(sigma)), float(sigma))
-
-
-def _one_shot(defended: DefendedClassifier) -> BaseClassifier:
     purifier = defended.purifier
     steps = [int(t) for t in purifier.timesteps]
     if len(steps) != 1:

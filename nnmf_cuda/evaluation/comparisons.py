@@ -41,10 +41,6 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemarResult:
     right_a, right_b : array-like of bool, shape (n_samples,)
         Whether each model got each sample right.
 
-    Returns
-    -------
-    McNemarResult
-
     Raises
     ------
     ValueError

@@ -160,10 +160,6 @@ def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> Metri
     probabilities : array-like of shape (n_samples, n_classes)
         Each row sums to 1. The predicted class is the first largest.
 
-    Returns
-    -------
-    Metrics
-
     Raises
     ------
     ValueError

@@ -258,10 +258,6 @@ def denoising_error(
     n_draws : int, default=8
         Noise draws a sample and level.
 
-    Returns
-    -------
-    DenoisingError
-
     Raises
     ------
     ValueError

@@ -161,10 +161,6 @@ def measure_uncertainty(
         Of the bootstrap; the same for all four rows.
     level : float, default=0.95
         Coverage that intervals aim at.
-
-    Returns
-    -------
-    Uncertainty
     """
     models = [rows.probabilities[name] for name in ROW_NAMES]
     word = seed_word(seed, Purpose.RESAMPLING)
