@@ -87,7 +87,7 @@ def walk_reaches(folder: Path, file: Path) -> bool:
 def read_image(
     path: str | Path, *, image_shape: tuple[int, int] = IMAGE_SHAPE
 ) -> NDArray[np.uint8]:
-    """Read one image file as grey values.
+    """Read one image file as grey values (height, width), uint8.
 
     Parameters
     ----------
@@ -96,10 +96,6 @@ def read_image(
         dropped. Of several frames the first is read.
     image_shape : tuple of int, default=(128, 128)
         Height and width of the result, in pixels.
-
-    Returns
-    -------
-    ndarray of shape (height, width), uint8
 
     Raises
     ------
@@ -234,8 +230,7 @@ def iter_image_batches(
     Yields
     ------
     ImageBatch
-        ``start``, ``images``, ``files``, ``failures``. A batch has no image where it has only
-        failures to tell: at the end, or because there are many.
+        Without an image where it has only failures to tell: at the end, or because there are many.
 
     Raises
     ------

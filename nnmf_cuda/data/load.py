@@ -155,7 +155,7 @@ def _check_phantom(
 
 
 def parse_classes(classes: str) -> dict[str, str]:
-    """Read a class mapping such as ``"2=Normal,1=Tumor"``.
+    """Read a class mapping such as ``"2=Normal,1=Tumor"``: from value to name, in label order.
 
     Parameters
     ----------
@@ -163,11 +163,6 @@ def parse_classes(classes: str) -> dict[str, str]:
         Comma-separated ``value=name`` in label order, the positive class last. ``value`` is what
         the source calls the class: a COCO category id, a folder's name, a label. ``name`` alone
         stands for ``name=name``.
-
-    Returns
-    -------
-    dict of str to str
-        From value to name, in label order.
 
     Raises
     ------

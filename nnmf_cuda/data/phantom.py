@@ -35,7 +35,7 @@ def phantom(
     *,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
 ) -> ImageDataset:
-    """Draw a synthetic two-class data set.
+    """Draw a synthetic two-class data set: uint8 images with ``synthetic=True``.
 
     Parameters
     ----------
@@ -46,11 +46,6 @@ def phantom(
         The same seed gives the same images.
     image_shape : tuple of int, default=(128, 128)
         Height and width, in pixels.
-
-    Returns
-    -------
-    ImageDataset
-        uint8 images with ``synthetic=True``.
 
     Raises
     ------

@@ -33,7 +33,7 @@ def predict_probabilities(
     batch_size: int = 1024,
     generator: torch.Generator | None = None,
 ) -> NDArray[np.float64]:
-    """Return the softmax of a model's logits, computed in float64, without gradients.
+    """Return the softmax (n_samples, n_classes) of a model's logits, in float64, no gradients.
 
     Parameters
     ----------
@@ -45,10 +45,6 @@ def predict_probabilities(
         Rows a call. The noise of a random model depends on it.
     generator : torch.Generator, optional
         Passed on as ``model(x, generator=generator)``: for models that draw noise.
-
-    Returns
-    -------
-    array of shape (n_samples, n_classes)
 
     Raises
     ------

@@ -240,10 +240,6 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
             The start of ``init="custom"``; not modified, cast to the type of X.
 
-        Returns
-        -------
-        self : NNMF
-
         Raises
         ------
         TypeError
@@ -283,20 +279,11 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         X : array-like or Tensor of shape (n_samples, n_features)
             Non-negative data. The first call may have fewer rows than components, except with the
             starts of "nndsvd..."; a stream goes on from where `fit` has ended, the rows of the fit
-            counting as the mini-batch before.
+            counting as the mini-batch before. Errors are those of `fit`.
         y : Ignored
             Present for scikit-learn's convention.
         H : array-like or Tensor of shape (n_components, n_features)
             The start of ``init="custom"``, used by the first call.
-
-        Returns
-        -------
-        self : NNMF
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `fit`.
         """
         matrix = self._read_training(X, reset=not hasattr(self, "components_"))
         components, past = self._stream(matrix, H)
@@ -388,8 +375,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         Returns
         -------
         RankSelection
-            ``chosen`` and the curves it was chosen by, and in its notes what they mean and how
-            far to trust them; ``plot()`` draws them.
+            ``chosen`` and its curves, with notes on how far to trust them; ``plot()`` draws them.
 
         Raises
         ------

@@ -251,11 +251,18 @@ def compare_ranks(
 
     Clusters are compared on the samples `rows` (n_rows,).
     """
-    ended: dict[int, list[_Ended]] = defaultdict(list)
+    ended: dict[int, list[tuple[Tensor, Run]]] = defaultdict(list)
     scores: dict[int, dict[str, float]] = {}
     for run in runs:
         rank = run.n_components
-        ended[rank].append(_Ended.of(run, rows))
+        if not math.isfinite(run.objective[-1]):
+            raise ValueError(
+                f"the factorisation with n_components={rank} overflowed in restart {run.restart}; "
+                "scale X to values around 1, use float64 or another beta_loss"
+            )
+        # All of W would be too much to keep.
+        kept = replace(run, W=run.W.new_empty(0))
+        ended[rank].append((assignments(run.W[rows], run.H), kept))
         if len(ended[rank]) == n_init:
             scores[rank] = _scores(ended.pop(rank))
     ranks = np.array(sorted(scores))
@@ -265,36 +272,19 @@ def compare_ranks(
     return RankSelection(ranks, n_init=n_init, criterion=criterion, chosen=chosen, **curves)
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """What the scores need of a run; all of W would be too much to keep."""
-
-    labels: Tensor  # (n_rows,)
-    run: Run  # W of no rows
-
-    @classmethod
-    def of(cls, run: Run, rows: Tensor) -> _Ended:
-        if not math.isfinite(run.objective[-1]):
-            raise ValueError(
-                f"the factorisation with n_components={run.n_components} overflowed in restart "
-                f"{run.restart}; scale X to values around 1, use float64 or another beta_loss"
-            )
-        return cls(assignments(run.W[rows], run.H), replace(run, W=run.W.new_empty(0)))
-
-
-def _scores(ended: Sequence[_Ended]) -> dict[str, float]:
+def _scores(ended: Sequence[tuple[Tensor, Run]]) -> dict[str, float]:
+    """Score the runs of one rank, given with the components (n_rows,) of the compared samples."""
     # Runs end in an order of their own; sums should not depend on it.
-    ended = sorted(ended, key=lambda one: one.run.restart)
-    labels = torch.stack([one.labels for one in ended])
-    pairs = consensus(labels)
-    best = min((one.run for one in ended), key=Run.order)
+    labels, runs = zip(*sorted(ended, key=lambda one: one[1].restart), strict=True)
+    pairs = consensus(torch.stack(labels))
+    best = min(runs, key=Run.order)
     return {
-        "components": component_similarity(torch.stack([one.run.H for one in ended])),
-        "dispersion": dispersion(pairs, labels.shape[1]),
+        "components": component_similarity(torch.stack([run.H for run in runs])),
+        "dispersion": dispersion(pairs, len(labels[0])),
         "cophenetic": cophenetic_correlation(pairs),
         "objective": best.objective[-1],
         "reconstruction_err": best.error,
-        "converged": float(np.mean([one.run.converged for one in ended])),
+        "converged": float(np.mean([run.converged for run in runs])),
     }
 
 

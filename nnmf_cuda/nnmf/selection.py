@@ -97,10 +97,6 @@ class ComponentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         labels : array-like or Tensor of shape (n_samples,)
             Class of each row, at least two classes with two rows each.
 
-        Returns
-        -------
-        self : ComponentSelector
-
         Raises
         ------
         TypeError
@@ -132,17 +128,13 @@ class ComponentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, features: Any) -> Any:
-        """Keep the selected columns, unchanged.
+        """Keep the selected columns (n_samples, n_selected), unchanged.
 
         Parameters
         ----------
         features : array-like or Tensor of shape (n_samples, n_components)
-            The values of a tensor are not looked at; an array must be finite.
-
-        Returns
-        -------
-        ndarray or Tensor of shape (n_samples, n_selected)
-            A tensor, differentiable, for a tensor.
+            An array must be finite. The values of a tensor are not looked at; the result is a
+            tensor too, differentiable.
         """
         check_is_fitted(self)
         if not isinstance(features, Tensor):
