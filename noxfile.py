@@ -73,10 +73,11 @@ def run_tests(session: nox.Session, *arguments: str, python: str = "python", **e
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Build, run the whole experiment on the built-in phantom, print its tables."""
+    """Build, run the paper's defence and the best one on the built-in phantom, side by side."""
     install_dependencies(session)
     install_package(session)
-    session.run("nnmf-cuda", "run", "--out", "demo-run", "--overwrite", *session.posargs)
+    presets = ("--preset=paper", "--preset=robust", "--evaluation=quick")
+    session.run("nnmf-cuda", "run", *presets, "--out=demo-run", "--overwrite", *session.posargs)
 
 
 @nox.session

@@ -14,15 +14,6 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "PAPER_STAGES",
-    "StageRow",
-    "StageTimer",
-    "Timings",
-    "peak_rss_bytes",
-    "reset_peak_rss",
-]
-
 PAPER_STAGES = (
     "nnmf_feature_extraction",
     "cnn_training",

@@ -26,4 +26,4 @@ def test_the_example_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_every_example_is_found() -> None:
-    assert len(EXAMPLES) == README.read_text(encoding="utf-8").count("```python") == 4
+    assert len(EXAMPLES) == README.read_text(encoding="utf-8").count("```python") == 5

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BALLS", "BOX_TOLERANCE", "Ball", "Box", "Threat"]
-
 Box = tuple[float | Tensor, float | Tensor]
 
 BOX_TOLERANCE = 1e-6

@@ -13,18 +13,6 @@ from torch.nn import functional
 
 from nnmf_cuda.attacks.balls import BOX_TOLERANCE
 
-__all__ = [
-    "Array",
-    "GradientReport",
-    "MIN_CLASSES",
-    "check_classes",
-    "check_features",
-    "check_labels",
-    "check_logits",
-    "check_settings",
-    "gradient_report",
-]
-
 Array = Tensor | NDArray[Any]
 
 # The DLR loss divides by the gap to the third largest logit, its targeted form by one that

@@ -16,9 +16,6 @@ from nnmf_cuda.attacks.balls import Ball, Box, Threat
 from nnmf_cuda.attacks.objectives import ExpectedLoss, Objective, is_random, wrongness
 from nnmf_cuda.models.modes import frozen, isolated
 
-__all__ = ["Evaluate", "N_JUDGED", "ascend_objective", "climb", "pgd", "vector_apgd"]
-
-
 N_JUDGED = 20
 """Answers of a random model by which the worst of several points is chosen."""
 

@@ -19,9 +19,6 @@ from nnmf_cuda.models.diffusion import DiffusionPurifier
 from nnmf_cuda.models.modes import frozen, isolated
 from nnmf_cuda.models.networks import FeatureCNN
 
-__all__ = ["RIGHT", "plant"]
-
-
 RIGHT = 0
 """The class of every sample of a planted model, which has two."""
 

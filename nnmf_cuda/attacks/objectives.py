@@ -17,27 +17,6 @@ from torch.nn import functional
 
 from nnmf_cuda.models.modes import frozen, isolated
 
-__all__ = [
-    "ExpectedLoss",
-    "LOSSES",
-    "LossOf",
-    "N_DECISIONS",
-    "N_ROUNDS",
-    "Objective",
-    "cross_entropy",
-    "dlr_loss",
-    "finite",
-    "fresh_decisions",
-    "is_random",
-    "loss_named",
-    "majority",
-    "majority_right",
-    "margin_loss",
-    "sampled_logits",
-    "wrongness",
-]
-
-
 N_DECISIONS = 20
 """R: fresh decisions of a random model on a point, of which a majority decides."""
 

@@ -11,9 +11,6 @@ from nnmf_cuda.attacks.balls import Box, Threat
 from nnmf_cuda.attacks.objectives import ExpectedLoss
 from nnmf_cuda.models.modes import frozen, isolated
 
-__all__ = ["vector_square"]
-
-
 # The share of features that change at once, halved at these shares of the queries: Andriushchenko
 # et al. (2020), section 4, whose schedule is for 10,000 queries.
 _HALVED_AT = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)

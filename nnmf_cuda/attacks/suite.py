@@ -30,18 +30,6 @@ from nnmf_cuda.attacks.surrogates import BPDAIdentity, PurifierShift, surrogate
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.modes import frozen, isolated
 
-__all__ = [
-    "Attack",
-    "AttackKind",
-    "AttackOutcome",
-    "BUDGETS",
-    "Budget",
-    "CallCount",
-    "SuiteResult",
-    "run_suite",
-]
-
-
 _SELECTED = 0.6
 """Share of a random model's answers that a selective attack pushes: a majority, and some more."""
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
 
-__all__ = ["BPDAIdentity", "FixedNoise", "PurifierShift", "surrogate"]
-
 
 def surrogate(defended: DefendedClassifier, n_draws: int) -> DefendedClassifier:
     """Return the same defence with more draws: less noise in its gradient. Shares the weights.

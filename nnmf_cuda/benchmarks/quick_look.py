@@ -16,8 +16,6 @@ from torch.utils.benchmark import Timer
 from nnmf_cuda import ops
 from nnmf_cuda.benchmarks.records import MEASURED, Record, Recorder, where
 
-__all__ = ["OPS_LOOKED_AT", "quick_look_table", "run_quick_look"]
-
 logger = logging.getLogger(__name__)
 
 Draw = Callable[..., Tensor]

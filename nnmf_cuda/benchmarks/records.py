@@ -12,17 +12,6 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "MEASURED",
-    "Record",
-    "Recorder",
-    "append_json_line",
-    "ask_driver",
-    "describe_gpu",
-    "read_records",
-    "where",
-]
-
 Record = dict[str, Any]
 
 _MEASURED = (

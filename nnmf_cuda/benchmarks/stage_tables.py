@@ -7,8 +7,6 @@ from typing import Any
 
 from nnmf_cuda.benchmarks.records import where
 
-__all__ = ["stages_markdown", "stages_table"]
-
 Record = Mapping[str, Any]
 _Table = list[tuple[str, ...]]
 _NONE = "–"

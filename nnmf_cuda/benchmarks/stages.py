@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from nnmf_cuda.pipeline.config import ExperimentConfig
     from nnmf_cuda.pipeline.stages import StageOutputs
 
-__all__ = ["QualityError", "run_stage_benchmarks"]
-
 
 @dataclass(frozen=True)
 class _Path:
@@ -313,7 +311,7 @@ class QualityError(ValueError):
     """Raised where paths differ in what they find: their seconds are then not to be compared."""
 
 
-class MetricRows(Protocol):
+class _MetricRows(Protocol):
     """The four metric rows of a run, and the spread over predictions of those that have one."""
 
     @property
@@ -323,7 +321,7 @@ class MetricRows(Protocol):
     def spread(self) -> Mapping[str, Mapping[str, float]]: ...
 
 
-def metric_differences(runs: Mapping[str, Sequence[MetricRows]]) -> Record:
+def metric_differences(runs: Mapping[str, Sequence[_MetricRows]]) -> Record:
     """Return by row and metric how far all runs of all paths are apart.
 
     Parameters
@@ -345,7 +343,7 @@ def metric_differences(runs: Mapping[str, Sequence[MetricRows]]) -> Record:
     return {"largest_difference": differences, "allowed": allowed}
 
 
-def _allowed(every: Sequence[MetricRows], row: str, metric: str) -> float:
+def _allowed(every: Sequence[_MetricRows], row: str, metric: str) -> float:
     condition = row.partition("_")[0]
     allowed = _ALLOWED[condition] * _RANGE.get(metric, 1.0)
     if condition == "Clean":
@@ -353,7 +351,7 @@ def _allowed(every: Sequence[MetricRows], row: str, metric: str) -> float:
     return max([allowed, *(run.spread[row][metric] for run in every if row in run.spread)])
 
 
-def require_equal_metrics(runs: Mapping[str, Sequence[MetricRows]]) -> None:
+def require_equal_metrics(runs: Mapping[str, Sequence[_MetricRows]]) -> None:
     """Raise `QualityError` where a metric of a row is further apart than is allowed."""
     found = metric_differences(runs)
     texts = []
@@ -369,7 +367,7 @@ def require_equal_metrics(runs: Mapping[str, Sequence[MetricRows]]) -> None:
         )
 
 
-def _values(runs: Mapping[str, Sequence[MetricRows]], row: str, metric: str) -> str:
+def _values(runs: Mapping[str, Sequence[_MetricRows]], row: str, metric: str) -> str:
     of_paths = [
         f"{name} {', '.join(f'{run.rows[row][metric]:.4f}' for run in of_path)}"
         for name, of_path in runs.items()

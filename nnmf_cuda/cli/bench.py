@@ -8,8 +8,6 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nnmf_cuda.cli.options import DeviceOption, built, parser_of
 
-__all__ = ["Kernels", "Stages", "add_bench_commands", "bench"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RecordOptions:

@@ -10,8 +10,6 @@ from typing import Literal
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, parser_of, say
 from nnmf_cuda.pipeline.config import DataConfig
 
-__all__ = ["Audit", "Evaluate", "audit", "audit_parser", "evaluate"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(DeviceOption):

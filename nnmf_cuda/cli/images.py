@@ -15,8 +15,6 @@ from nnmf_cuda.cli.options import DeviceOption, say
 if TYPE_CHECKING:
     from nnmf_cuda.pipeline.artifacts import TrainedModel
 
-__all__ = ["IMAGES", "Extract", "Predict", "extract", "predict"]
-
 IMAGES = ("images", "Image files, or folders that are searched for them.")
 
 

@@ -21,9 +21,6 @@ from nnmf_cuda.cli.run import run
 from nnmf_cuda.cli.run_options import asked_presets, run_of, run_parser
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig
 
-__all__ = ["main"]
-
-
 _ABOUT = """\
 NNMF features of images, a light classifier, a diffusion defence in feature space, and how much of
 it an attack leaves standing. Compiled kernels serve the heavy steps. Not a medical device.

@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["DeviceOption", "OptionParser", "built", "one_line", "parser_of", "say"]
-
 Built = TypeVar("Built")
 
 

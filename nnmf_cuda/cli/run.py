@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from nnmf_cuda.run.experiment import Experiment
     from nnmf_cuda.run.repeats import Repeat
 
-__all__ = ["run"]
-
 
 def run(runs: Sequence[Run]) -> None:
     """Run the experiment as often as is asked for, and print what came out.

@@ -16,8 +16,6 @@ from jsonargparse.typing import PositiveInt
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig, ExperimentConfig
 
-__all__ = ["Run", "RunOptions", "asked_presets", "run_of", "run_parser"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(DeviceOption):
@@ -80,6 +78,8 @@ class Run:
 
         config: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))  # tuples become lists
         data = config.pop("data")
+        if str(data["test_fold"]).isdecimal():  # a fold's name, which --config reads as a number
+            data["test_fold"] = int(data["test_fold"])
         fold = data["test_fold"]
         if isinstance(fold, str) and fold.isdigit():
             data["test_fold"] = int(fold)  # as the option of the command line is read

@@ -11,8 +11,6 @@ from typing import Any
 
 from tabulate import tabulate
 
-__all__ = ["Outcome", "Shares", "comparison", "outcome_of", "run_summary"]
-
 _WIDTH = 79
 _STAGES = {
     "nnmf_feature_extraction": "features",

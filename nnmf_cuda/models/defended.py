@@ -11,8 +11,6 @@ from nnmf_cuda import ops
 from nnmf_cuda.models.diffusion import DiffusionPurifier
 from nnmf_cuda.models.networks import Fusible, FusibleLayers, why_not_part
 
-__all__ = ["DefendedClassifier"]
-
 
 class DefendedClassifier(Fusible):
     """Purify features, classify every draw, average the logits.

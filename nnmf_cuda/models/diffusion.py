@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from nnmf_cuda import ops, reference
 from nnmf_cuda.models.networks import Fusible, FusibleLayers, why_not_part
 
-__all__ = ["DiffusionPurifier", "NoiseSchedule"]
-
 
 class NoiseSchedule:
     """Variances of the forward process x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise.

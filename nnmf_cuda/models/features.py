@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from nnmf_cuda import ops
 
-__all__ = ["FeatureExtractor", "l2_normalize"]
-
 
 def l2_normalize(x: Tensor) -> Tensor:
     """Scale each row to length 1; a zero row stays zero and has zero gradient.

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["deterministic_convolutions", "frozen", "isolated"]
-
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from nnmf_cuda import ops
 from nnmf_cuda.reference import sinusoidal_embedding
 
-__all__ = ["FeatureCNN", "FeatureDenoiser", "Fusible", "FusibleLayers"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -23,8 +23,6 @@ from nnmf_cuda.pipeline.config import DataConfig, DefenceConfig, DiffusionConfig
 from nnmf_cuda.pipeline.defences import assemble, purifier_of
 from nnmf_cuda.pipeline.run_directory import runs_below
 
-__all__ = ["FORMAT_VERSION", "ModelInfo", "TrainedModel", "load_model", "save_model"]
-
 FORMAT_VERSION = 1
 """Raised when a file of an older version could be misread."""
 

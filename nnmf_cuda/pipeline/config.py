@@ -8,20 +8,6 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal, get_args
 
-__all__ = [
-    "AttackConfig",
-    "Checks",
-    "ClassifierConfig",
-    "DataConfig",
-    "DefenceConfig",
-    "DiffusionConfig",
-    "ExperimentConfig",
-    "NNMFConfig",
-    "PRESETS",
-    "SelectionConfig",
-    "SplitBy",
-]
-
 
 class Checks:
     """Checks of one group of settings, before any work.

@@ -19,16 +19,6 @@ from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig, ExperimentConfig
 from nnmf_cuda.training import TrainingResult, train_joint_classifier, train_robust_classifier
 
-__all__ = [
-    "Defence",
-    "NoiseLevel",
-    "assemble",
-    "fit_defence",
-    "noise_schedule",
-    "purifier_of",
-    "train_adversarially",
-]
-
 _SURROGATE_DRAWS, _N_ITER = 64, 40
 
 Labels = Tensor | NDArray[Any]

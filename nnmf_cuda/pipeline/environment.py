@@ -15,8 +15,6 @@ import torch
 from nnmf_cuda import show_config
 from nnmf_cuda._version import __version__
 
-__all__ = ["describe_environment", "resolve_device"]
-
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pyautoattack", "autoattack", "pillow")
 
 

@@ -27,9 +27,6 @@ from torch import Tensor
 from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, iter_image_batches
 from nnmf_cuda.models.features import FeatureExtractor
 
-__all__ = ["FORMATS", "Streams", "computed_batches", "extract_to_file", "pipelined"]
-
-
 FORMATS = (".npy", ".npz", ".parquet")
 
 Compute = Callable[[Tensor], Tensor]

@@ -9,16 +9,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = [
-    "RESULTS",
-    "SUMMARIES",
-    "check_free",
-    "remove_runs",
-    "results_directory",
-    "runs_below",
-    "write_text",
-]
-
 RESULTS = (
     "model",
     "figures",

@@ -31,17 +31,6 @@ from nnmf_cuda.pipeline.defences import Defence, fit_defence, noise_schedule
 from nnmf_cuda.timing import StageTimer
 from nnmf_cuda.training import TrainingResult, train_classifier, train_denoiser
 
-__all__ = [
-    "Features",
-    "StageOutputs",
-    "attack_model",
-    "evaluate_stages",
-    "extract_features",
-    "fit_classifier",
-    "fit_denoiser",
-    "run_stages",
-]
-
 logger = logging.getLogger(__name__)
 
 

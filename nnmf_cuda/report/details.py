@@ -7,8 +7,6 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-__all__ = ["details", "readable"]
-
 _FEW = 12
 """Up to so many numbers are shown one by one."""
 

@@ -25,19 +25,6 @@ from nnmf_cuda.nnmf.selection import ComponentSelector
 from nnmf_cuda.report.tables import STAGE_TITLES
 from nnmf_cuda.timing import PAPER_STAGES, Timings
 
-__all__ = [
-    "class_means_figure",
-    "components_figure",
-    "denoising_figure",
-    "reliability_figure",
-    "roc_figure",
-    "selection_figure",
-    "stage_benchmark_figure",
-    "stage_times_figure",
-    "training_figure",
-]
-
-
 WIDTH = 9.0  # inches; at 130 dots an inch wider than the report's column, so that it stays sharp
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8f98"  # Okabe & Ito (2008)
 LIGHT_GREY, INK, FAINT = "#c6cad0", "#22262d", "#d9dce1"

@@ -10,8 +10,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-__all__ = ["Picture", "environment"]
-
 _DPI = 130
 
 

@@ -17,17 +17,6 @@ from nnmf_cuda.report.pages import environment
 from nnmf_cuda.report.robustness import Tile, about_text
 from nnmf_cuda.report.tables import METRIC_TITLES, NONE, plain_table
 
-__all__ = [
-    "EVALUATED",
-    "OWN_SPLIT",
-    "FoldsSummary",
-    "SeedsSummary",
-    "Spread",
-    "folds_page",
-    "folds_table",
-    "seeds_table",
-]
-
 OWN_SPLIT = "own split"
 EVALUATED = {
     "worst_case_accuracy": "worst case over all attacks",

@@ -26,17 +26,6 @@ from nnmf_cuda.report.robustness_figures import (
 )
 from nnmf_cuda.report.tables import METRIC_TITLES, Line, calibration_note, comparison_note
 
-__all__ = [
-    "COUNTS",
-    "Tile",
-    "about_text",
-    "is_one_count",
-    "robustness_page",
-    "robustness_parts",
-    "tiles",
-]
-
-
 COUNTS = {"fresh": "mean of fresh decisions", "majority": "majority of 20", "all": "all 20"}
 """The three ways in which an attack's success is counted, by their names in `AttackLine`."""
 

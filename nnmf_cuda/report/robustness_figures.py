@@ -17,8 +17,6 @@ from nnmf_cuda.evaluation import Certificate
 from nnmf_cuda.evaluation.robustness import PixelExamples
 from nnmf_cuda.report.figures import BLUE, GREEN, GREY, INK, VERMILION, WIDTH, new_figure, style
 
-__all__ = ["Panel", "certificate_figure", "curves_figure", "perturbations_figure"]
-
 _COLOURS = {"undefended": VERMILION, "defended": BLUE}
 _CERTIFIED = {"denoised": BLUE, "plain noise": GREY}
 _COLUMNS = 3

@@ -10,8 +10,6 @@ from tabulate import tabulate
 from nnmf_cuda.evaluation.robustness import NOT_RUN, RobustnessReport
 from nnmf_cuda.report.robustness import is_one_count
 
-__all__ = ["summary_table"]
-
 _WIDTH = 100
 _COUNTS = {"fresh": "fresh", "majority": "majority", "all": "all 20"}
 _LEGEND = (

@@ -25,8 +25,6 @@ from nnmf_cuda.report.tables import MetricTable, StageTable
 from nnmf_cuda.timing import Timings
 from nnmf_cuda.training import TrainingResult
 
-__all__ = ["RunReport", "write_report"]
-
 
 @dataclass(frozen=True)
 class RunReport:

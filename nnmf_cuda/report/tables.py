@@ -24,19 +24,6 @@ from nnmf_cuda.evaluation import (
 )
 from nnmf_cuda.timing import PAPER_STAGES, Timings
 
-__all__ = [
-    "METRIC_TITLES",
-    "PAPER_SECONDS_NOTE",
-    "STAGE_TITLES",
-    "Line",
-    "MetricTable",
-    "StageTable",
-    "bullet_list",
-    "calibration_note",
-    "comparison_note",
-    "plain_table",
-]
-
 METRIC_TITLES = {metric.name: metric.title for metric in METRICS}
 
 STAGE_TITLES = {

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from nnmf_cuda.attacks.surrogates import surrogate
 from nnmf_cuda.models.defended import DefendedClassifier
 
-__all__ = ["LinearDenoiser", "NoiseOnly", "WithoutNoise"]
-
 
 class NoiseOnly(nn.Module):
     """Plain noise before the classifier, at the purifier's level, without a denoiser.

@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 
 from nnmf_cuda.attacks import BUDGETS, Budget
 
-__all__ = ["EVALUATION_BUDGETS", "EvaluationBudget", "LIGHT", "PixelBudget"]
-
-
 LIGHT = Budget(
     n_iter=40, n_restarts=1, n_cheap_restarts=5, eot_iter=8, surrogate_draws=32, pgd_iter=40,
     n_queries=100,

@@ -39,19 +39,6 @@ from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.modes import frozen, isolated
 from nnmf_cuda.robustness.budgets import EvaluationBudget
 
-__all__ = [
-    "AdaptiveMeasurements",
-    "Attacker",
-    "GradientCheck",
-    "KnownWeakness",
-    "Measurements",
-    "check_gradients",
-    "draw_curves",
-    "find_known_weakness",
-    "gradient_agreement",
-]
-
-
 _STEP = 1e-6
 
 

@@ -43,9 +43,6 @@ from nnmf_cuda.robustness.pixels import attack_pixels
 from nnmf_cuda.robustness.points import report_of
 from nnmf_cuda.robustness.saved_run import SavedRun
 
-__all__ = ["Robustness", "evaluate_robustness"]
-
-
 _TINY_EPS = 1e-9
 """A ball without room: what an attack still "finds" in it is noise."""
 
@@ -252,7 +249,7 @@ class _Evaluation:
         """Return the defence's classifier if it is such a one, else one that is trained here."""
         model, settings = self.run.model, self.run.model.defence
         own = model.robust_classifier
-        if own is not None and settings.kind.startswith("adversarial"):
+        if own is not None and settings.kind in ("adversarial", "adversarial-purifier"):
             return own
         self.say("training an adversarially trained classifier of the same size")
         return train_adversarially(

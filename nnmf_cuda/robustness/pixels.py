@@ -15,8 +15,6 @@ from nnmf_cuda.models.modes import isolated
 from nnmf_cuda.pipeline.artifacts import TrainedModel
 from nnmf_cuda.robustness.budgets import PixelBudget
 
-__all__ = ["ImageChain", "attack_pixels"]
-
 
 class ImageChain(nn.Module):
     """Images to logits, differentiably: the projection is differentiated implicitly.

@@ -38,9 +38,6 @@ from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.robustness.diagnostics import AdaptiveMeasurements, Measurements
 from nnmf_cuda.robustness.saved_run import SavedRun
 
-__all__ = ["POINT_NAMES", "report_of"]
-
-
 _ENOUGH = 0.9
 """Share of the planted weaknesses that the attacks together, and those by gradients, must find."""
 

@@ -19,9 +19,6 @@ from nnmf_cuda.pipeline.artifacts import TrainedModel, load_model
 from nnmf_cuda.pipeline.config import AttackConfig
 from nnmf_cuda.pipeline.stages import Features
 
-__all__ = ["FEATURES_FILE", "PaperAttack", "SavedRun", "save_features"]
-
-
 FEATURES_FILE = "features.npz"
 _GROUPING = "test_by_"
 """Begins the name of an array that says to which group each test image belongs."""

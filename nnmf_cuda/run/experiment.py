@@ -34,8 +34,6 @@ from nnmf_cuda.run.metrics import AttackRecord, RunMetrics
 from nnmf_cuda.run.notes import NOT_RUN, notes_of
 from nnmf_cuda.timing import StageTimer, Timings
 
-__all__ = ["EVALUATIONS", "Experiment", "run_experiment"]
-
 logger = logging.getLogger(__name__)
 
 EVALUATIONS = {"paper": None, "quick": "quick", "honest": "standard", "thorough": "thorough"}

@@ -18,8 +18,6 @@ from nnmf_cuda.evaluation import (
 from nnmf_cuda.pipeline.config import AttackConfig
 from nnmf_cuda.pipeline.defences import NoiseLevel
 
-__all__ = ["AttackRecord", "RunMetrics"]
-
 
 @dataclass(frozen=True)
 class AttackRecord:

@@ -12,9 +12,6 @@ from nnmf_cuda.evaluation import EvaluatedRows, majority_class_accuracy, wilson_
 from nnmf_cuda.pipeline.config import PRESETS, ExperimentConfig
 from nnmf_cuda.run.metrics import AttackRecord
 
-__all__ = ["NOT_RUN", "notes_of"]
-
-
 NOT_RUN = (
     "Averaging the attack's gradient over more noise (EOT beyond the K draws of one call), and"
     " surrogates with more draws.",

@@ -14,16 +14,6 @@ from nnmf_cuda.pipeline.config import SplitBy
 from nnmf_cuda.pipeline.run_directory import RESULTS, runs_below
 from nnmf_cuda.report.repeats import EVALUATED, OWN_SPLIT, SeedsSummary, Spread
 
-__all__ = [
-    "Repeat",
-    "check_other_runs",
-    "is_finished",
-    "plan_folds",
-    "plan_seeds",
-    "result_line",
-    "summarize_seeds",
-]
-
 _MISSING = object()
 _FOLDABLE: tuple[SplitBy, ...] = ("patient_fold", "patient", "series")
 

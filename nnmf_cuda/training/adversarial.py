@@ -24,8 +24,6 @@ from nnmf_cuda.training.epochs import Settings, Task
 from nnmf_cuda.training.loop import TrainingResult, fit
 from nnmf_cuda.training.validation import Answer, Array, RobustScores, Samples
 
-__all__ = ["Method", "train_robust_classifier"]
-
 Method = Literal["pgd", "trades"]
 
 

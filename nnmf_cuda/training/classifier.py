@@ -11,8 +11,6 @@ from nnmf_cuda.training.epochs import EpochOp, Settings, Task
 from nnmf_cuda.training.loop import TrainingResult, fit, initialised
 from nnmf_cuda.training.validation import Array, Samples
 
-__all__ = ["new_classifier", "train_classifier"]
-
 
 def train_classifier(
     features: Array,

@@ -14,8 +14,6 @@ from nnmf_cuda.training.epochs import Settings, Task
 from nnmf_cuda.training.loop import TrainingResult, fit
 from nnmf_cuda.training.validation import Array, RobustScores, Samples
 
-__all__ = ["logits_and_score", "train_joint_classifier"]
-
 
 def train_joint_classifier(
     features: Array,

@@ -15,8 +15,6 @@ from nnmf_cuda.attacks.balls import BALLS, BOX_TOLERANCE, Threat
 from nnmf_cuda.attacks.gradient_ascent import pgd
 from nnmf_cuda.attacks.objectives import margin_loss
 
-__all__ = ["Answer", "Array", "RobustScores", "Samples", "as_features"]
-
 Array = Tensor | NDArray[Any]
 
 Answer = Callable[[Tensor], Tensor]

@@ -139,7 +139,7 @@ def test_presets_are_not_run_over_seeds_or_folds(option: str, capsys: Printed) -
 
 def test_settings_are_read_back_as_they_were(tmp_path: Path, capsys: Printed) -> None:
     config = ExperimentConfig(
-        data=DataConfig(path="x.npz", classes="2=Größe,1=b", split_by="patient", test_fold=3),
+        data=DataConfig(path="x.npz", classes="2=Größe,1=b", split_by="patient", test_fold="3"),
         defence=PRESETS["smoothing"].defence,
         seed=7,
     )

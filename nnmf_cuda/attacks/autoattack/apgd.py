@@ -12,9 +12,6 @@ from nnmf_cuda.attacks.balls import BALLS
 from nnmf_cuda.attacks.gradient_ascent import climb
 from nnmf_cuda.attacks.objectives import LossOf, loss_named
 
-__all__ = ["apgd_attack"]
-
-
 LogitsOf = Callable[[Tensor], Tensor]
 
 

@@ -19,9 +19,6 @@ from nnmf_cuda.attacks.autoattack.apgd import apgd_attack
 from nnmf_cuda.attacks.autoattack.square import square_attack
 from nnmf_cuda.attacks.balls import Threat
 
-__all__ = ["AttackSettings", "AutoAttackBackend", "Meter", "WarningLog"]
-
-
 logger = logging.getLogger(__name__)
 
 

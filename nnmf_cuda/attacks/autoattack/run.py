@@ -25,9 +25,6 @@ from nnmf_cuda.attacks.checks import (
 )
 from nnmf_cuda.models.modes import deterministic_convolutions, frozen, isolated
 
-__all__ = ["AttackComparison", "AttackResult", "LAYOUT", "compare_attacks", "run_autoattack"]
-
-
 LAYOUT = "(N, M, 1, 1), the weakest for Square"
 
 

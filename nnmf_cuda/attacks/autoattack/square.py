@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["square_attack"]
-
-
 LogitsOf = Callable[[Tensor], Tensor]
 
 # Random numbers that place the square. It has one place only here, but they are drawn all the same,
