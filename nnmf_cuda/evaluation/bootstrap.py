@@ -118,10 +118,8 @@ def resample_metrics(
 
     Raises
     ------
-    ValueError
-        If arguments are not as described, or there is one group only.
     NoResampleError
-        If hardly a resample holds every class. A ValueError too.
+        If hardly a resample holds every class. A ValueError, as is a single group.
 
     Notes
     -----
@@ -228,17 +226,11 @@ def bootstrap_mean(
     Parameters
     ----------
     values : array-like of shape (n_samples,)
-        A number for each sample.
+        A finite number for each sample.
     groups, n_resamples, seed
         As for `resample_metrics`.
     level : float, default=0.95
         Coverage aimed at, between 0 and 1.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, values are not finite, there are fewer than two groups, or level is not
-        between 0 and 1.
     """
     from scipy.stats import bootstrap
 

@@ -151,10 +151,9 @@ def certify(
         Noise of the second form. That of a defended model follows from its timestep t:
         sqrt((1 - alphas_cumprod[t]) / alphas_cumprod[t]), as x_t / sqrt(alphas_cumprod[t]) is
         x + sigma * noise.
-    n_selection : int, default=100
-        Draws that choose the class of each sample.
-    n_estimation : int, default=10_000
-        Further draws, of other noise, that bound this class's probability from below.
+    n_selection, n_estimation : int, default=100, 10_000
+        Draws that choose the class of each sample, and further draws, of other noise, that bound
+        this class's probability from below.
     alpha : float, default=1e-3
         Each sample's certificate fails with at most this probability over the draws.
     seed : int

@@ -38,13 +38,8 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemarResult:
 
     Parameters
     ----------
-    right_a, right_b : array-like of bool, shape (n_samples,)
+    right_a, right_b : array-like of bool, shape (n_samples,), not empty
         Whether each model got each sample right.
-
-    Raises
-    ------
-    ValueError
-        If they are not one-dimensional, of one length, not empty, and of True and False alone.
 
     Notes
     -----
@@ -127,7 +122,7 @@ def delong(
     labels : array-like of int, shape (n_samples,)
         0 and 1; at least two samples of each.
     scores_a, scores_b : array-like of shape (n_samples,)
-        Higher for 1; ties count half.
+        Finite, higher for 1; ties count half.
     level : float, default=0.95
         Coverage of the interval.
 
@@ -137,11 +132,6 @@ def delong(
         Equal areas without variance, such as those of one score given twice, have z = 0 and p = 1.
         Unequal ones without variance (both curves perfect or perfectly wrong) have NaN: the normal
         approximation says nothing there.
-
-    Raises
-    ------
-    ValueError
-        If arguments are not as described, or a score is not finite.
 
     Notes
     -----

@@ -150,10 +150,8 @@ def evaluate_rows(
         True classes.
     seed : int
         Of the generator from which all defended predictions draw.
-    n_predictions : int, default=20
-        Predictions for each defended row.
-    batch_size : int, default=1024
-        Rows a call.
+    n_predictions, batch_size : int, default=20, 1024
+        Predictions for each defended row, and rows a call.
     random : bool, default=True
         False for a defence without noise: called as ``defended(x)``, and once is enough.
 
@@ -168,15 +166,12 @@ def evaluate_rows(
     if not random:
         n_predictions = 1
     models, device = (baseline, defended) * 2, device_of(defended)
-    clean, adv_baseline, adv_defended = (
+    names = ("x_clean", "x_clean", "x_adv_baseline", "x_adv_defended")
+    given = (x_clean, x_clean, x_adv_baseline, x_adv_defended)
+    inputs = [
         read_features(x, device, name=name, n_samples=len(y))
-        for name, x in (
-            ("x_clean", x_clean),
-            ("x_adv_baseline", x_adv_baseline),
-            ("x_adv_defended", x_adv_defended),
-        )
-    )
-    inputs = clean, clean, adv_baseline, adv_defended
+        for name, x in zip(names, given, strict=True)
+    ]
     generator = torch.Generator(device).manual_seed(seed) if random else None
     rows, spread, probabilities = {}, {}, {}
     for name, model, x in zip(ROW_NAMES, models, inputs, strict=True):
@@ -253,11 +248,6 @@ def denoising_error(
         Indices counted from 0; by default up to 25 whose noise levels are evenly spread.
     n_draws : int, default=8
         Noise draws a sample and level.
-
-    Raises
-    ------
-    ValueError
-        If ``x_start`` is not two-dimensional or empty, or a timestep is outside the schedule.
     """
     device = device_of(denoiser)
     x = read_features(x_start, device, name="x_start")

@@ -444,9 +444,10 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         check_choice("transform_solver", self.transform_solver, TRANSFORM_SOLVERS)
         for name in ("max_iter", "n_init", "transform_max_iter", "fresh_restarts_max_iter"):
             check_integer(name, getattr(self, name), low=1)
-        for name in ("tol", "alpha_W", "alpha_H"):
-            if (name, getattr(self, name)) != ("alpha_H", "same"):
-                check_real(name, getattr(self, name), low=0)
+        check_real("tol", self.tol, low=0)
+        check_real("alpha_W", self.alpha_W, low=0)
+        if self.alpha_H != "same":
+            check_real("alpha_H", self.alpha_H, low=0)
         for name in ("forget_factor", "l1_ratio"):
             check_real(name, getattr(self, name), low=0, high=1)
 

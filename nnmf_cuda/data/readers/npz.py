@@ -158,13 +158,6 @@ class _Archive:
             raise ValueError(f"{self.of(key)} is damaged: {error}; fetch the file anew") from error
 
 
-def _names_key(label_key: str) -> str:
-    if label_key == "labels":
-        return "label_names"
-    stem = label_key.removesuffix("_labels")
-    return (stem if stem != label_key else label_key.removesuffix("s")) + "_names"
-
-
 def _read_labels(
     archive: _Archive, labels: NDArray[Any], label_key: str
 ) -> tuple[NDArray[np.str_], dict[str, str]]:
@@ -177,7 +170,8 @@ def _read_labels(
             f"{archive.of(label_key)} are {labels.dtype}; give integers or text, e.g. "
             ".astype('int64')"
         )
-    names_key = _names_key(label_key)
+    stem = label_key.removesuffix("_labels")
+    names_key = (stem if stem != label_key else label_key.removesuffix("s")) + "_names"
     if names_key not in archive.keys:
         return labels.astype(np.str_), {str(value): f"{label_key} {value}" for value in found}
     names = archive.take(names_key).astype(np.str_).ravel().tolist()
