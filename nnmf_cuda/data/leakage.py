@@ -336,15 +336,14 @@ def block_means(images: NDArray[Any], resolution: int) -> NDArray[np.float64]:
             f" {resolution}"
         )
     rows, columns = (np.arange(resolution) * side // resolution for side in (height, width))
-    heights = np.diff(np.append(rows, height))
-    widths = np.diff(np.append(columns, width))
+    heights, widths = np.diff(np.append(rows, height)), np.diff(np.append(columns, width))
     sums = np.empty((len(images), resolution, resolution))
     for start in range(0, len(images), _ROWS):
         block = images[start : start + _ROWS].astype(np.float64)
         block = np.add.reduceat(np.add.reduceat(block, rows, axis=1), columns, axis=2)
         sums[start : start + _ROWS] = block
-    means: NDArray[np.float64] = sums / np.outer(heights, widths)
-    return means
+    sums /= np.outer(heights, widths)
+    return sums
 
 
 def perceptual_hashes(images: NDArray[Any]) -> NDArray[np.bool_]:

@@ -250,8 +250,7 @@ def _hats(size: int, knots: int) -> Floats:
 def _ramp(values: Floats, low: float, high: float) -> Floats:
     """Rise from 0 at `low` to 1 at `high`, smoothly."""
     share: Floats = np.clip((values - low) / (high - low), 0.0, 1.0)
-    ramp: Floats = share * share * (3.0 - 2.0 * share)
-    return ramp
+    return share * share * (3.0 - 2.0 * share)
 
 
 def _inside(radius: Floats, edge: Any, softness: float) -> Floats:
@@ -267,7 +266,6 @@ def _ellipse(
     return _inside(radius, 1.0, softness)
 
 
-def _mix(below: Floats, above: Any, weight: Floats) -> Floats:
+def _mix(below: Floats, above: Floats | float, weight: Floats) -> Floats:
     """Paint `above` over `below` with opacity `weight`."""
-    mixed: Floats = below + weight * (above - below)
-    return mixed
+    return below + weight * (above - below)

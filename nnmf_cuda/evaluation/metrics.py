@@ -252,8 +252,7 @@ class _RankedScores:
         np.cumsum(counts[self._negative], axis=0, out=below[1:])
         won = np.einsum("ib,ib->b", weights, below[self._n_below])
         won += np.einsum("ib,ib->b", weights, below[self._n_up_to])
-        area: _Floats = won / 2 / (weights.sum(axis=0) * below[-1])
-        return area
+        return np.asarray(won / 2 / (weights.sum(axis=0) * below[-1]))
 
 
 def _of_confusion(confusion: _Floats) -> Mapping[str, _Floats]:
@@ -279,8 +278,7 @@ def _of_confusion(confusion: _Floats) -> Mapping[str, _Floats]:
 
 def _share(part: _Floats, whole: _Floats) -> _Floats:
     """Divide, and return 0 where there is nothing to divide by."""
-    found: _Floats = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-    return found
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 def check_level(name: str, level: float) -> None:

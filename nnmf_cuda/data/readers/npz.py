@@ -114,14 +114,12 @@ class _Archive:
 
     def take(self, key: str) -> NDArray[Any]:
         """Load one array."""
-        self._check_key(key)
         with self._named_errors(key):
             array: NDArray[Any] = self._opened[key]
         return array
 
     def blocks(self, key: str) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
         """Give the rows of an array, some MiB at a time, each time with the whole array's shape."""
-        self._check_key(key)
         with self._named_errors(key), self._zip.open(f"{key}.npy") as member:
             if np.lib.format.read_magic(member) == (1, 0):
                 shape, in_columns, dtype = np.lib.format.read_array_header_1_0(member)
@@ -138,12 +136,10 @@ class _Archive:
         array = self.take(key)
         yield array.shape, array
 
-    def _check_key(self, key: str) -> None:
-        if key not in self.keys:
-            raise ValueError(f"{self.path} has no array {key!r}; it has {', '.join(self.keys)}")
-
     @contextmanager
     def _named_errors(self, key: str) -> Iterator[None]:
+        if key not in self.keys:
+            raise ValueError(f"{self.path} has no array {key!r}; it has {', '.join(self.keys)}")
         try:
             yield
         except ValueError as error:
