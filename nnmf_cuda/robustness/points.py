@@ -32,8 +32,8 @@ from nnmf_cuda.evaluation.robustness import (
     Rounds,
     State,
     ThreatModel,
+    Verdict,
 )
-from nnmf_cuda.evaluation.verdict import Verdict
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.robustness.diagnostics import AdaptiveMeasurements, Measurements
