@@ -219,7 +219,7 @@ def _kernels(op: str) -> Command:
     return _measure(kernels, cases=[op], min_run_seconds=0.2)
 
 
-_STAGE_BENCHMARK = "nnmf_cuda.benchmarks:run_stage_benchmarks"
+_STAGE_BENCHMARK = "nnmf_cuda.benchmarks.stages:run_stage_benchmarks"
 _EQUALITY = "bench.equality:run_equality_benchmarks"
 _BREAK_EVEN = "bench.break_even:run_break_even_benchmarks"
 _STAGES = ("pyautoattack", "matplotlib", "jinja2")

@@ -15,9 +15,9 @@ from bench.tables import (
     equality_table,
     markdown_table,
     problem_name,
+    stages_markdown,
     stages_on_gpus_table,
 )
-from nnmf_cuda.benchmarks import stages_markdown
 from nnmf_cuda.benchmarks.records import Record, read_records
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.break_even import COPIES, ON_CPU, ON_DEVICE, break_even_size
-from nnmf_cuda.benchmarks import stages_markdown
 from nnmf_cuda.benchmarks.records import where
 
 __all__ = [
@@ -20,6 +19,7 @@ __all__ = [
     "markdown_table",
     "problem_name",
     "records_table",
+    "stages_markdown",
     "stages_on_gpus_table",
 ]
 
@@ -39,13 +39,40 @@ def records_table(records: Iterable[Record]) -> str:
     rows = list(records)
     if not rows:
         return "no records"
-    return f"{_set(rows, 'simple')}\n\n{where(rows)}"
+    return f"{_set(rows, 'simple')}\n\n{_where(rows)}"
 
 
 def markdown_table(records: Iterable[Record]) -> str:
     """Return the same as a Markdown table, with the machine below it."""
     rows = list(records)
-    return f"{_set(rows, 'pipe')}\n\n{where(rows)}" if rows else "No records yet."
+    return f"{_set(rows, 'pipe')}\n\n{_where(rows)}" if rows else "No records yet."
+
+
+def stages_markdown(records: Iterable[Record]) -> str:
+    """Return the tables of each record of the stages as Markdown, with the notes below."""
+    from nnmf_cuda.benchmarks.stage_tables import stage_notes, stage_tables
+
+    parts = []
+    for record in records:
+        notes = "\n".join(f"- {note}" for note in stage_notes(record))
+        parts.append("\n\n".join((*stage_tables(record, "pipe"), notes)))
+    return "\n\n".join(parts) or "No records yet."
+
+
+def _where(records: Sequence[Record]) -> str:
+    """Return the machine of the records and its ceilings, where they were measured."""
+    measured = [r["ceilings"] for r in records if r.get("ceilings")]
+    if not measured or records[-1]["smoke"]:
+        return where(records)
+    gemm, read = (
+        _range(sorted(c[name] for c in measured)) for name in ("gemm_gflops", "read_gb_per_s")
+    )
+    return f"{where(records)} Ceilings: {gemm} GFLOP/s of matrix products, {read} GB/s read."
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{values[0]:.0f}", f"{values[-1]:.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _set(records: Sequence[Record], layout: str) -> str:
@@ -301,7 +328,7 @@ def _break_even_of(records: Sequence[Record]) -> str:
             lines.append([op, shape, *times])
     header = ["op", "size", ON_CPU, ON_DEVICE, COPIES]
     table = tabulate(lines, header, "pipe", disable_numparse=True)
-    return "\n\n".join([" ".join(sentences), table, where(records)])
+    return "\n\n".join([" ".join(sentences), table, _where(records)])
 
 
 def stages_on_gpus_table(records: Sequence[Record]) -> str:
@@ -344,4 +371,4 @@ def _three_differences(record: Record | None, names: Sequence[str]) -> list[str]
 
 def _sentences(records: Sequence[Record]) -> list[str]:
     machines = _machines(records)
-    return [where([r for r in records if _machine(r) == machine]) for machine in machines]
+    return [_where([r for r in records if _machine(r) == machine]) for machine in machines]

@@ -27,14 +27,10 @@ _RESET_SLACK_KB = 16 * 1024  # what the process may give back between the reset 
 
 
 def reset_peak_rss() -> bool:
-    """Set the process's peak resident set back to its present size.
+    """Set the process's peak resident set back to its present size; say whether that worked.
 
-    Returns
-    -------
-    bool
-        False where the system does not allow it (only Linux does, and some containers do not, or
-        take the request and ignore it); `peak_rss_bytes` is then the peak since the process
-        started.
+    Only Linux allows it, and some containers do not, or take the request and ignore it;
+    `peak_rss_bytes` is then the peak since the process started.
     """
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -60,36 +56,17 @@ def peak_rss_bytes() -> int:
 
 @dataclass(frozen=True)
 class StageRow:
-    """Cost of one stage.
-
-    Attributes
-    ----------
-    stage : str
-        Name.
-    seconds : float
-    n_items : int
-        Samples that it worked on; 0 where it counts none.
-    peak_bytes : int
-        Largest memory during the stage, see `StageTimer`.
-    """
+    """Cost of one stage."""
 
     stage: str
     seconds: float
-    n_items: int
-    peak_bytes: int
+    n_items: int  # samples that it worked on; 0 where it counts none
+    peak_bytes: int  # largest memory during the stage, see `StageTimer`
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Cost of the stages of a run.
-
-    Attributes
-    ----------
-    device : str
-        Where they ran.
-    stages : tuple of StageRow
-        In the order in which they ended.
-    """
+    """Cost of the stages of a run, in the order in which they ended."""
 
     device: str
     stages: tuple[StageRow, ...]
@@ -118,40 +95,20 @@ class Timings:
         return {"device": self.device, "rows": [asdict(row) for row in self.rows]}
 
 
+@dataclass
 class _OpenStage:
     """What `StageTimer.stage` yields: set ``n_items`` where it is known only at the end."""
 
-    def __init__(self, n_items: int) -> None:
-        self.n_items = n_items
+    n_items: int
 
 
 class StageTimer:
-    """Measure stages of a run, one row a stage.
+    """Measure stages of a run, one row a stage that ended; one left by an exception has none.
 
-    Parameters
-    ----------
-    device : str or torch.device, default="cpu"
-        Where the work runs. On CUDA the device is synchronised at the edges of each stage, and
-        each stage is an NVTX range.
-
-    Attributes
-    ----------
-    rows : list of StageRow
-        One for each stage that ended, in order. A stage left by an exception has no row.
-
-    Notes
-    -----
-    ``peak_bytes`` on CUDA is what torch's allocator held at most during the stage. On CPU it is
-    the largest resident set of the whole process during the stage, interpreter and libraries
-    included. It is the process's peak so far where the system cannot reset the peak.
-
-    Examples
-    --------
-    >>> timer = StageTimer("cpu")
-    >>> with timer.stage("cnn_training", n_items=1500):
-    ...     pass
-    >>> [row.stage for row in timer.timings().rows]
-    ['cnn_training', 'total']
+    On CUDA the device is synchronised at the edges of each stage, each is an NVTX range, and
+    ``peak_bytes`` is what torch's allocator held at most during the stage. On CPU it is the largest
+    resident set of the whole process during the stage, interpreter and libraries included, or,
+    where the system cannot reset the peak, the process's peak so far.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
@@ -163,56 +120,35 @@ class StageTimer:
     def stage(self, name: str, *, n_items: int = 0) -> Iterator[_OpenStage]:
         """Measure the body of a ``with`` statement.
 
-        Parameters
-        ----------
-        name : str
-            Unique in this timer, and not ``"total"``.
-        n_items : int, default=0
-            How many samples the stage works on; the yielded object's ``n_items`` may be set
-            instead.
-
-        Raises
-        ------
-        ValueError
-            If the name was used before or is ``"total"``.
-        RuntimeError
-            If another stage is open: their peaks and seconds would overlap.
+        The name is unique in this timer, and not ``"total"``. `n_items`, the samples that the stage
+        works on, may be set on what is yielded instead. Raises RuntimeError if another stage is
+        open: their peaks and seconds would overlap.
         """
         if name == "total" or any(row.stage == name for row in self.rows):
             raise ValueError(f"stage={name!r} is taken; give each stage a name of its own")
         if self._open is not None:
             raise RuntimeError(f"stage {name!r} started inside stage {self._open!r}; end it first")
         self._open = name
-        handle = _OpenStage(n_items)
-        self._enter(name)
-        start = time.perf_counter()
-        try:
-            yield handle
-            self._synchronize()
-            seconds = time.perf_counter() - start
-        finally:
-            self._open = None
-            if self.device.type == "cuda":
-                torch.cuda.nvtx.range_pop()
-        self.rows.append(StageRow(name, seconds, int(handle.n_items), self._peak_bytes()))
-
-    def timings(self) -> Timings:
-        """Return the rows so far."""
-        return Timings(str(self.device), tuple(self.rows))
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def _enter(self, name: str) -> None:
-        if self.device.type == "cuda":
+        handle, on_cuda = _OpenStage(n_items), self.device.type == "cuda"
+        if on_cuda:
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             torch.cuda.nvtx.range_push(name)
         else:
             reset_peak_rss()
+        start = time.perf_counter()
+        try:
+            yield handle
+            if on_cuda:
+                torch.cuda.synchronize(self.device)
+            seconds = time.perf_counter() - start
+        finally:
+            self._open = None
+            if on_cuda:
+                torch.cuda.nvtx.range_pop()
+        peak = torch.cuda.max_memory_allocated(self.device) if on_cuda else peak_rss_bytes()
+        self.rows.append(StageRow(name, seconds, int(handle.n_items), int(peak)))
 
-    def _peak_bytes(self) -> int:
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device))
-        return peak_rss_bytes()
+    def timings(self) -> Timings:
+        """Return the rows so far."""
+        return Timings(str(self.device), tuple(self.rows))

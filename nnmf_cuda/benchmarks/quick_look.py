@@ -15,6 +15,7 @@ from torch.utils.benchmark import Timer
 
 from nnmf_cuda import ops
 from nnmf_cuda.benchmarks.records import MEASURED, Record, Recorder, where
+from nnmf_cuda.ops.show_config import served_by
 
 logger = logging.getLogger(__name__)
 
@@ -74,46 +75,35 @@ def _classifier(draw: Draw, n_features: int) -> list[Tensor]:
     return _layers(draw, (16, 1, 3), (32, 16, 3), (64, 32 * (n_features // 2)), (2, 64))
 
 
+def _classification(draw: Draw, n_samples: int, n_features: int) -> tuple[Any, ...]:
+    return draw(n_samples, n_features), _classifier(draw, n_features)
+
+
 def _defence(draw: Draw, **sizes: int) -> tuple[Any, ...]:
     return *_purification(draw, **sizes), _classifier(draw, sizes["n_features"])
 
 
 _PAPER = {"n_samples": 1500, "n_features": 128 * 128, "n_components": 15}
 _TINY = {"n_samples": 33, "n_features": 129, "n_components": 5}
+_SOLVED, _TINY_SOLVED = (
+    {"n_samples": 2145, "n_components": 15},
+    {"n_samples": 33, "n_components": 5},
+)
+_PROJECTED = {**_PAPER, "n_samples": 215}
+_CLASSIFIED, _TINY_CLASSIFIED = (
+    {"n_samples": 1720, "n_features": 15},
+    {"n_samples": 9, "n_features": 5},
+)
 _ATTACKED = {"n_samples": 215, "n_features": 15, "n_draws": 8, "hidden": 128}
 _TINY_ATTACKED = {"n_samples": 9, "n_features": 5, "n_draws": 3, "hidden": 16}
 _LOOKS = (
     _Look("nnmf_mu", _PAPER, _TINY, _factors, lambda *a: ops.nnmf_mu(*a, n_iter=2)[:2], 1e-4),
     _Look("nnmf_hals", _PAPER, _TINY, _factors, lambda *a: ops.nnmf_hals(*a, n_iter=2)[:2], 1e-3),
     _Look("nnmf_divergence", _PAPER, _TINY, _factors, ops.nnmf_divergence, 1e-5),
-    _Look(
-        "nnls",
-        {"n_samples": 2145, "n_components": 15},
-        {"n_samples": 33, "n_components": 5},
-        _normal_equations,
-        ops.nnls,
-        1e-4,
-    ),
-    _Look(
-        "project",
-        {**_PAPER, "n_samples": 215},
-        _TINY,
-        lambda draw, **sizes: _factors(draw, **sizes)[::2],
-        ops.project,
-        1e-3,
-    ),
+    _Look("nnls", _SOLVED, _TINY_SOLVED, _normal_equations, ops.nnls, 1e-4),
+    _Look("project", _PROJECTED, _TINY, lambda *a, **n: _factors(*a, **n)[::2], ops.project, 1e-3),
     _Look("purify", _ATTACKED, _TINY_ATTACKED, _purification, ops.purify, 1e-5),
-    _Look(
-        "feature_cnn",
-        {"n_samples": 1720, "n_features": 15},
-        {"n_samples": 9, "n_features": 5},
-        lambda draw, n_samples, n_features: (
-            draw(n_samples, n_features),
-            _classifier(draw, n_features),
-        ),
-        ops.feature_cnn,
-        1e-5,
-    ),
+    _Look("feature_cnn", _CLASSIFIED, _TINY_CLASSIFIED, _classification, ops.feature_cnn, 1e-5),
     _Look("defended_logits", _ATTACKED, _TINY_ATTACKED, _defence, ops.defended_logits, 1e-5),
 )
 OPS_LOOKED_AT = tuple(look.op for look in _LOOKS)
@@ -134,31 +124,9 @@ def run_quick_look(
     The op's float32 result is compared with the reference's in float64. One that is further off
     than is allowed is recorded as failed and not timed. Then both are timed in turns.
 
-    Parameters
-    ----------
-    cases : iterable of str, optional
-        Some of `OPS_LOOKED_AT`; all by default.
-    device : str or torch.device, default="cpu"
-        Where they run.
-    min_run_seconds : float, default=1.0
-        Time spent on each of the two.
-    smoke : bool, default=False
-        Tiny sizes: shows that it works, not how fast it is.
-    json_path : path, optional
-        Each record is appended to this file as a line of JSON.
-    progress : bool, default=False
-        Whether to show a progress bar, on a terminal.
-
-    Returns
-    -------
-    list of dict
-        Records of the suite "kernels", two an op (``impl`` "ours" and "reference"), in the layout
-        of `nnmf_cuda.benchmarks.records`; what is not measured here, such as memory, is None.
-
-    Raises
-    ------
-    ValueError
-        If an op or the device is unknown, or `min_run_seconds` not positive.
+    `min_run_seconds` are spent on each of the two; `smoke` takes tiny sizes. Returns two records an
+    op (``impl`` "ours" and "reference") of the suite "kernels", and appends each to `json_path`;
+    what is not measured here, such as memory, is None.
     """
     from tqdm import tqdm
 
@@ -167,12 +135,10 @@ def run_quick_look(
     if not min_run_seconds > 0:
         raise ValueError(f"min_run_seconds={min_run_seconds}; need a positive number of seconds")
     chosen = OPS_LOOKED_AT if cases is None else tuple(cases)
-    unknown = [op for op in chosen if op not in OPS_LOOKED_AT]
-    if unknown:
-        choice = ", ".join(OPS_LOOKED_AT)
+    if unknown := [op for op in chosen if op not in OPS_LOOKED_AT]:
         raise ValueError(
-            f"there is no benchmark case {unknown}; choose from {choice}, or see the folder bench"
-            " of the source tree"
+            f"there is no benchmark case {unknown}; choose from {', '.join(OPS_LOOKED_AT)}, or see"
+            " the folder bench of the source tree"
         )
     on = resolve_device(str(device))
     recorder = Recorder("kernels", device=on, smoke=smoke, json_path=json_path)
@@ -185,7 +151,7 @@ def run_quick_look(
                 op=look.op,
                 size="smoke" if smoke else "quick look",
                 impl=impl,
-                served_by=_served_by(look.op, on) if impl == "ours" else "reference",
+                served_by=served_by(look.op, on.type) if impl == "ours" else "reference",
                 shape=dict(shape),
                 dtype="float32",
                 options={},
@@ -213,9 +179,8 @@ def _look(
         found["reference"].update(status="skipped", reason="nothing to compare with")
         return found
     found["ours"]["max_err"] = error
-    samples = _samples(look.call, arguments, seconds)
     n_iter = 2 if look.op in ("nnmf_mu", "nnmf_hals") else None
-    for impl, values in samples.items():
+    for impl, values in _samples(look.call, arguments, seconds).items():
         p25, median, p75 = (1e3 * float(v) for v in np.percentile(values, (25, 50, 75)))
         found[impl].update(
             status="ok",
@@ -238,10 +203,8 @@ def _samples(
         with ops.reference_path():
             return call(*arguments)
 
-    calls: dict[str, Callable[[], Any]] = {
-        "reference": on_reference,
-        "ours": lambda: call(*arguments),
-    }
+    calls: dict[str, Callable[[], Any]]
+    calls = {"reference": on_reference, "ours": lambda: call(*arguments)}
     samples: dict[str, list[float]] = {impl: [] for impl in calls}
     for _ in range(_ROUNDS):
         for impl, function in calls.items():
@@ -267,12 +230,6 @@ def _largest_error(found: Any, truth: Any) -> float:
     pairs = zip(*(v if isinstance(v, tuple) else (v,) for v in (found, truth)), strict=True)
     errors = [float(((a.double() - b).abs().max() / b.abs().max()).cpu()) for a, b in pairs]
     return float(np.max(errors))  # NaN stays NaN
-
-
-def _served_by(op: str, device: torch.device) -> str:
-    from nnmf_cuda import show_config
-
-    return str(show_config()["ops"][op][device.type])
 
 
 def quick_look_table(records: Sequence[Record]) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 Record = dict[str, Any]
+Question = Callable[[Any, Any], float | str]
+"""Asked of the module ``pynvml`` and its handle of a GPU."""
 
 _MEASURED = (
     *("status", "reason", "median_ms", "p25", "p75", "n", "timer", "peak_bytes"),
@@ -48,30 +50,10 @@ _KEYS = {
 
 
 class Recorder:
-    """Keep the records of one run, and append each to a file as soon as it is there.
+    """Keep the `records` of one run of a suite, and append each to a file of JSON lines at once.
 
-    Parameters
-    ----------
-    suite : str
-        Which benchmark: "kernels", "scaling", "convergence", "memory", "break_even", "equality",
-        "stages".
-    device : torch.device
-        Where it runs.
-    smoke : bool
-        Whether the sizes are too small to say anything about speed.
-    json_path : path, optional
-        File of JSON lines.
-    run : str, optional
-        When the run began, of which these records are a part; now by default.
-
-    Attributes
-    ----------
-    records : list of dict
-
-    Raises
-    ------
-    ValueError
-        If `json_path` is no place for a file: better now than after minutes of measuring.
+    `run` says when the run began of which they are a part, now by default. Raises ValueError if
+    `json_path` is no place for a file: better now than after minutes of measuring.
     """
 
     def __init__(
@@ -105,7 +87,11 @@ class Recorder:
         }
         self.records.append(record)
         if self._json_path is not None:
-            append_json_line(self._json_path, record)
+            # On disk when this returns: whatever becomes of the process, the record stays.
+            with Path(self._json_path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         return record
 
 
@@ -119,30 +105,11 @@ def _require_place(path: Path) -> None:
         raise ValueError(f"cannot write records to {path}; name a file that can be written")
 
 
-def append_json_line(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Append a record to a file of JSON lines, making its folder where there is none.
-
-    It is on disk when this returns: whatever becomes of the process, the record stays.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def read_records(paths: Iterable[str | Path]) -> list[Record]:
     """Read the records of `Recorder` from files of JSON lines.
 
     Blank lines are passed over, and so are records without "suite": those of `gpu_check.sh` itself,
-    and of an older layout.
-
-    Raises
-    ------
-    ValueError
-        If a file cannot be read, or a line of it is no JSON object or a record that lacks
-        something.
+    and of an older layout. Raises ValueError where a line is damaged or lacks something.
     """
     records: list[Record] = []
     for path in paths:
@@ -200,29 +167,8 @@ def _machine(device: torch.device) -> Record:
 
 
 def describe_gpu(device: torch.device) -> Record:
-    """Return what does not change while benchmarks run on a GPU.
-
-    Returns
-    -------
-    dict
-        ``name, compute_capability, sm_count, memory_bytes, l2_bytes, cuda`` (that torch was built
-        with), and as the driver tells them ``driver``, ``max_sm_mhz``, ``max_memory_mhz`` and
-        ``power_limit_watts``; see `ask_driver`.
-    """
+    """Return what does not change while benchmarks run on a GPU, from torch and the driver."""
     properties = torch.cuda.get_device_properties(device)
-    told = ask_driver(
-        device,
-        {
-            "driver": lambda nvml, _: nvml.nvmlSystemGetDriverVersion(),
-            "max_sm_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM),
-            "max_memory_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetMaxClockInfo(
-                gpu, nvml.NVML_CLOCK_MEM
-            ),
-            "power_limit_watts": lambda nvml, gpu: (
-                nvml.nvmlDeviceGetPowerManagementLimit(gpu) / 1e3
-            ),
-        },
-    )
     return {
         "name": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
@@ -230,26 +176,22 @@ def describe_gpu(device: torch.device) -> Record:
         "memory_bytes": properties.total_memory,
         "l2_bytes": properties.L2_cache_size,
         "cuda": torch.version.cuda,
-        **told,
+        **ask_driver(device, _OF_DRIVER),
     }
 
 
+_OF_DRIVER: Mapping[str, Question] = {
+    "driver": lambda nvml, _: nvml.nvmlSystemGetDriverVersion(),
+    "max_sm_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM),
+    "max_memory_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_MEM),
+    "power_limit_watts": lambda nvml, gpu: nvml.nvmlDeviceGetPowerManagementLimit(gpu) / 1e3,
+}
+
+
 def ask_driver(
-    device: torch.device, questions: Mapping[str, Callable[[Any, Any], float | str]]
+    device: torch.device, questions: Mapping[str, Question]
 ) -> dict[str, float | str | None]:
-    """Ask the driver of a GPU, through nvidia-ml-py.
-
-    Parameters
-    ----------
-    device : torch.device
-    questions : mapping of str to callable
-        Each is called with the module ``pynvml`` and its handle of the GPU.
-
-    Returns
-    -------
-    dict
-        The answers by name; None where the driver does not tell, or nvidia-ml-py is not installed.
-    """
+    """Ask the driver of a GPU; None is what it does not tell, or nvidia-ml-py is not there for."""
     found: dict[str, float | str | None] = dict.fromkeys(questions)
     try:
         import pynvml
@@ -272,43 +214,24 @@ def ask_driver(
 
 
 def where(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the machine of the records, its ceilings and the versions, in a sentence or two.
+    """Return the machine of the records and the versions, commits and days of all, in a sentence.
 
-    The records may come from several runs: all their versions, commits and days are named.
+    The records may come from several runs on one machine.
     """
-    record = records[-1]
+    record, dated = records[-1], sorted(records, key=lambda r: str(r["date"]))
+    isa = f", {record['cpu_isa']}" if record["cpu_isa"] else ""
     threads = sorted({r["threads"] for r in records})
-    counts = ", ".join(map(str, threads))
-    text = (
-        f"{record['device_name']} ({record['device']}"
-        + (f", {record['cpu_isa']}" if record["cpu_isa"] else "")
-        + f"), {counts} thread{'' if threads == [1] else 's'}, {_versions(records)}."
-    )
-    measured = [r["ceilings"] for r in records if r.get("ceilings")]
-    if measured and not record["smoke"]:
-        gemm = sorted(c["gemm_gflops"] for c in measured)
-        read = sorted(c["read_gb_per_s"] for c in measured)
-        text += f" Ceilings: {_range(gemm)} GFLOP/s of matrix products, {_range(read)} GB/s read."
-    if record["smoke"]:
-        text += " Smoke run: sizes too small to say anything about speed."
-    return text
-
-
-def _versions(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return torch, commits and days of the records, the oldest first."""
-    dated = sorted(records, key=lambda r: str(r["date"]))
-    torch = dict.fromkeys(r["torch"] for r in dated)
+    versions = dict.fromkeys(r["torch"] for r in dated)
     commits = dict.fromkeys(
         (r["commit"][:10] or "unknown") + (" with changes" if r["uncommitted_changes"] else "")
         for r in dated
     )
     days = dict.fromkeys((dated[0]["date"][:10], dated[-1]["date"][:10]))
-    return (
-        f"torch {', '.join(torch)}, commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}, "
-        f"{' to '.join(days)}"
+    text = (
+        f"{record['device_name']} ({record['device']}{isa}), {', '.join(map(str, threads))}"
+        f" thread{'' if threads == [1] else 's'}, torch {', '.join(versions)},"
+        f" commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}, {' to '.join(days)}."
     )
-
-
-def _range(values: Sequence[float]) -> str:
-    low, high = f"{values[0]:.0f}", f"{values[-1]:.0f}"
-    return low if low == high else f"{low} to {high}"
+    if record["smoke"]:
+        text += " Smoke run: sizes too small to say anything about speed."
+    return text

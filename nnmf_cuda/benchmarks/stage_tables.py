@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from tabulate import tabulate
+
 from nnmf_cuda.benchmarks.records import where
+from nnmf_cuda.evaluation import PAPER_TIMINGS
+from nnmf_cuda.report.tables import (
+    METRIC_TITLES,
+    NONE,
+    PAPER_SECONDS_NOTE,
+    STAGE_TITLES,
+    bullet_list,
+)
 
 Record = Mapping[str, Any]
 _Table = list[tuple[str, ...]]
-_NONE = "–"
 _SHARES = ("differing_decisions", "equal_points")
 
 
 def stages_table(record: Record) -> str:
-    """Return the record of `run_stage_benchmarks` for a terminal.
+    """Return the record of `run_stage_benchmarks` for a terminal: its tables, then its notes."""
+    return "\n\n".join([*stage_tables(record, "simple"), bullet_list(stage_notes(record))])
 
-    The four metric rows by path; the attacks on one model by both; the paper's six rows in seconds
-    by path, with how many times as fast as the reference path this package is and the paper's
-    columns beside; peak memory by path; notes.
+
+def stage_tables(record: Record, layout: str) -> list[str]:
+    """Set four tables in a layout of tabulate.
+
+    The metric rows by path; the attacks on one model by both; the paper's six rows in seconds by
+    path, with how many times as fast as the reference path this package is and the paper's columns
+    beside; peak memory by path.
     """
-    from nnmf_cuda.report.tables import bullet_list
-
-    tables = [_set(table, "simple") for table in _tables(record)]
-    return "\n\n".join([*tables, bullet_list(_notes(record))])
-
-
-def stages_markdown(records: Iterable[Record]) -> str:
-    """Return the tables of each record as Markdown, with the notes below."""
-    parts = []
-    for record in records:
-        tables = (_set(table, "pipe") for table in _tables(record))
-        parts.append("\n\n".join((*tables, "\n".join(f"- {n}" for n in _notes(record)))))
-    return "\n\n".join(parts) or "No records yet."
-
-
-def _tables(record: Record) -> list[_Table]:
-    return [_quality(record), _attacks(record), _seconds(record), _memory(record)]
+    tables = []
+    for make in (_quality, _attacks, _seconds, _memory):
+        header, *body = make(record)
+        aligned = ("left", *("right" for _ in header[1:]))
+        tables.append(tabulate(body, header, layout, disable_numparse=True, colalign=aligned))
+    return tables
 
 
 def _quality(record: Record) -> _Table:
     """Return each metric row, the mean of the runs, by path, and how far the runs are apart."""
-    from nnmf_cuda.report.tables import METRIC_TITLES
-
     table: _Table = [("metrics", *METRIC_TITLES.values())]
     for row, differences in record["quality"]["largest_difference"].items():
         for name, path in record["paths"].items():
@@ -71,17 +72,15 @@ def _attacks(record: Record) -> _Table:
 
 def _speed(record: Record, ours: float, reference: float) -> str:
     # A tiny experiment measures overheads only.
-    return _NONE if record["smoke"] else f"{reference / ours:.2f} x"
+    return NONE if record["smoke"] else f"{reference / ours:.2f} x"
 
 
 def _seconds(record: Record) -> _Table:
-    from nnmf_cuda.evaluation import PAPER_TIMINGS
-
     paths = record["paths"]
     devices = list(dict.fromkeys(name.partition(" ")[0] for name in paths))
     titles = [title for d in devices for title in (f"{d}, s", f"{d} reference, s", "speed")]
     table: _Table = [("stage", *titles, "paper CPU", "paper GPU")]
-    for stage, title in _stage_titles():
+    for stage, title in STAGE_TITLES.items():
         cells = []
         for device in devices:
             ours, reference = (paths[n]["stages"][stage] for n in (device, f"{device} reference"))
@@ -90,14 +89,6 @@ def _seconds(record: Record) -> _Table:
         published = PAPER_TIMINGS[stage]
         table.append((title, *cells, f"{published['cpu']:.2f}", f"{published['gpu']:.2f}"))
     return table
-
-
-def _stage_titles() -> list[tuple[str, str]]:
-    """Return the paper's six rows, by name and as they are shown."""
-    from nnmf_cuda.report.tables import STAGE_TITLES
-    from nnmf_cuda.timing import PAPER_STAGES
-
-    return [(stage, STAGE_TITLES[stage]) for stage in (*PAPER_STAGES, "total")]
 
 
 def _median(stage: Mapping[str, Any]) -> str:
@@ -110,27 +101,31 @@ def _median(stage: Mapping[str, Any]) -> str:
 def _memory(record: Record) -> _Table:
     paths = record["paths"]
     table: _Table = [("peak memory", *paths)]
-    for stage, title in _stage_titles():
+    for stage, title in STAGE_TITLES.items():
         peaks = (path["stages"][stage]["peak_bytes"] for path in paths.values())
         table.append((title, *(f"{peak / 2**20:,.0f} MiB" for peak in peaks)))
     return table
 
 
-def _notes(record: Record) -> list[str]:
-    from nnmf_cuda.report.tables import PAPER_SECONDS_NOTE
-
+def stage_notes(record: Record) -> list[str]:
+    """Return what was measured, how, and how to read the tables."""
     shape, environments = record["shape"], record["environments"]
+    allowed = record["quality"]["allowed"]
+    compared = ", ".join(METRIC_TITLES[metric] for metric in next(iter(allowed.values())))
+    limits = ", ".join(f"{found['accuracy']:.3f} in {row}" for row, found in allowed.items())
     machines = "; ".join(f"{name}: {e['device_name']}" for name, e in environments.items())
     counts = ", ".join(f"{shape[f'n_{s}']} {s}" for s in ("train", "valid", "test"))
     size = f"{shape['height']} x {shape['width']}"
     synthetic = ", synthetic" if record["synthetic"] else ""
-    notes = [
+    return [
         f"Data: {record['size']} ({counts} images of {size}{synthetic}); settings:"
         f" {record['options']['preset']}. {machines}.",
         "Reference: the same experiment in plain eager torch, in the same process. Seconds: median"
         f" of {_runs(record['repeats'])} and of {_runs(record['reference_repeats'])} of the"
         " reference, in turns, with the range in brackets; the total is that of a run.",
-        _metrics_note(record),
+        "Metrics: means of the runs. Before any time was shown, the largest difference between"
+        f" runs of all paths was found to be within what is allowed of {compared}: in accuracy"
+        f" {limits}.",
         "Attacks on one model: those of the first run of this package, attacked once more by the"
         " reference with the same samples, seed and noise. Robust: the share of the samples that"
         " AutoAttack counts as robust; a decision differs where one attack breaks a sample and the"
@@ -141,30 +136,7 @@ def _notes(record: Record) -> list[str]:
         PAPER_SECONDS_NOTE,
         where([record]),
     ]
-    return notes
-
-
-def _metrics_note(record: Record) -> str:
-    from nnmf_cuda.report.tables import METRIC_TITLES
-
-    allowed = record["quality"]["allowed"]
-    compared = ", ".join(METRIC_TITLES[metric] for metric in next(iter(allowed.values())))
-    limits = ", ".join(f"{limits['accuracy']:.3f} in {row}" for row, limits in allowed.items())
-    return (
-        "Metrics: means of the runs. Before any time was shown, the largest difference between"
-        f" runs of all paths was found to be within what is allowed of {compared}: in accuracy"
-        f" {limits}."
-    )
 
 
 def _runs(n: int) -> str:
     return f"{n} run{'' if n == 1 else 's'}"
-
-
-def _set(table: _Table, layout: str) -> str:
-    """Return a table whose first row is its header, first column left, numbers right."""
-    from tabulate import tabulate
-
-    header, *body = table
-    aligned = ("left", *("right" for _ in header[1:]))
-    return tabulate(body, header, layout, disable_numparse=True, colalign=aligned)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from nnmf_cuda import ops
+from nnmf_cuda.attacks import compare_attacks
 from nnmf_cuda.benchmarks.records import Record, Recorder
-
-if TYPE_CHECKING:
-    from nnmf_cuda.data import ImageDataset
-    from nnmf_cuda.pipeline.config import ExperimentConfig
-    from nnmf_cuda.pipeline.stages import StageOutputs
+from nnmf_cuda.data import ImageDataset, load_dataset, phantom
+from nnmf_cuda.pipeline import config as settings
+from nnmf_cuda.pipeline import stages as experiment
+from nnmf_cuda.pipeline.environment import describe_environment, resolve_device
+from nnmf_cuda.timing import StageTimer
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def run_stage_benchmarks(
     reference_repeats: int = 1,
     smoke: bool = False,
     json_path: str | Path | None = None,
-    config: ExperimentConfig | None = None,
+    config: settings.ExperimentConfig | None = None,
     progress: bool = False,
 ) -> Record:
     """Run the experiment's five stages on this package and on its reference path, in turns.
@@ -67,45 +69,18 @@ def run_stage_benchmarks(
     reference attacks the models of each device's first run as well: with the same model, samples,
     seed and noise it should find the same points.
 
-    Parameters
-    ----------
-    data : str, optional
-        As for ``nnmf-cuda run``; the phantom by default.
-    device : str or torch.device, default="auto"
-        "cpu", "cuda", or "auto": the CPU and, where there is one, the GPU.
-    repeats : int, default=3
-        Runs of this package on each device.
-    reference_repeats : int, default=1
-        Runs of the reference path, which takes minutes.
-    smoke : bool, default=False
-        A tiny experiment on a tiny phantom: shows that it works, not how fast it is.
-    json_path : path, optional
-        The record is appended to this file as a line of JSON.
-    config : ExperimentConfig, optional
-        Other settings than the preset ``paper``; its data are replaced by ``data``.
-    progress : bool, default=False
-        Whether to show a progress bar, on a terminal.
+    `data` is as for ``nnmf-cuda run``, `device` "cpu", "cuda", or "auto": the CPU and, where there
+    is one, the GPU. `repeats` and `reference_repeats` are runs on each device. `smoke` takes a tiny
+    experiment on a tiny phantom; `config` replaces the preset ``paper`` but for its data.
 
-    Returns
-    -------
-    dict
-        ``suite`` and ``op`` "stages"; ``size`` (name of the data), ``shape``, ``dtype``,
-        ``options`` (``preset``), ``synthetic``, ``data_sha256``, ``config``; ``repeats``,
-        ``reference_repeats``, ``order`` (of the runs); ``paths``: of each ``device``,
-        ``reference``, ``stages`` (by name, and ``total``: ``median_s, low_s, high_s, seconds,
-        peak_bytes``; a total is that of a run, not the sum of medians), ``rows`` and ``spread``
-        (metrics of each run); ``quality``: ``largest_difference`` and ``allowed``, by row and
-        metric; ``attacks``: by device and model what `attack_by_both` returns; ``environments`` by
-        device; and the machine, as in `run_kernel_benchmarks`.
+    Returns the record, which is appended to `json_path`. ``paths`` holds for each path ``stages``
+    (by name, and ``total``, which is that of a run and not the sum of medians), and the metric
+    ``rows`` and their ``spread`` for each run; ``quality`` and ``attacks`` are those of
+    `metric_differences` and, by device, `attack_by_both`; all else says on what, and where.
 
-    Raises
-    ------
-    ValueError
-        If data, device, repeats or the file do not allow it.
-    QualityError
-        If a metric of a row differs by more than 0.05 (clean), or 0.1 or the spread of fresh
-        predictions (attacked), MCC by twice as much; or if attacks on one model decide differently
-        on more than 0.1 of the samples. Nothing is recorded.
+    Raises `QualityError`, and records nothing, if a metric of a row differs by more than 0.05
+    (clean), or 0.1 or the spread of fresh predictions (attacked), MCC by twice as much; or if
+    attacks on one model decide differently on more than 0.1 of the samples.
     """
     for name, value in (("repeats", repeats), ("reference_repeats", reference_repeats)):
         if value < 1:
@@ -113,9 +88,16 @@ def run_stage_benchmarks(
     paths = _paths(str(device))
     dataset, config, preset = _problem(data, config, smoke=smoke)
     recorder = Recorder("stages", device=paths[-1].device, smoke=smoke, json_path=json_path)
-    environments = _environments(paths, dataset)
+    environments = {
+        path.device.type: describe_environment(path.device, data_sha256=dataset.sha256())
+        for path in paths
+        if path.is_reference
+    }
     order = _order(paths, repeats, reference_repeats)
     runs, attacks = _run_all(order, dataset, config, progress=progress)
+    told = asdict(config)
+    if config.data.path is not None:  # a record is made to be shown, and a path tells its author
+        told["data"]["path"] = Path(config.data.path).name
     counts = {f"n_{split}": len(dataset.labels_of(split)) for split in ("train", "valid", "test")}
     height, width = dataset.image_shape
     return recorder.add(
@@ -126,7 +108,7 @@ def run_stage_benchmarks(
         options={"preset": preset},
         synthetic=dataset.synthetic,
         data_sha256=dataset.sha256(),
-        config=_without_folders(config),
+        config=told,
         repeats=repeats,
         reference_repeats=reference_repeats,
         order=[path.name for path in order],
@@ -137,17 +119,7 @@ def run_stage_benchmarks(
     )
 
 
-def _without_folders(config: ExperimentConfig) -> Record:
-    """Return the settings; a record is made to be shown, and a path tells about its author."""
-    settings = asdict(config)
-    if settings["data"]["path"] is not None:
-        settings["data"]["path"] = Path(settings["data"]["path"]).name
-    return settings
-
-
 def _paths(device: str) -> list[_Path]:
-    from nnmf_cuda.pipeline.environment import resolve_device
-
     devices = [resolve_device(device)]
     if device == "auto" and devices[0].type == "cuda":
         devices.insert(0, torch.device("cpu"))
@@ -155,31 +127,25 @@ def _paths(device: str) -> list[_Path]:
 
 
 def _problem(
-    data: str | None, config: ExperimentConfig | None, *, smoke: bool
-) -> tuple[ImageDataset, ExperimentConfig, str]:
+    data: str | None, config: settings.ExperimentConfig | None, *, smoke: bool
+) -> tuple[ImageDataset, settings.ExperimentConfig, str]:
     """Return images, settings, and the preset's name, or "custom"."""
-    from nnmf_cuda.data import load_dataset
-    from nnmf_cuda.pipeline.config import PRESETS, DataConfig
-
     if smoke:
         if data is not None or config is not None:
             raise ValueError("smoke brings its own data and settings: give no others")
         return *_tiny_problem(), "smoke"
     preset = "paper" if config is None else "custom"
-    config = replace(config or PRESETS["paper"], data=DataConfig(path=data))
+    config = replace(config or settings.PRESETS["paper"], data=settings.DataConfig(path=data))
     return load_dataset(data, seed=config.seed), config, preset
 
 
-def _tiny_problem() -> tuple[ImageDataset, ExperimentConfig]:
+def _tiny_problem() -> tuple[ImageDataset, settings.ExperimentConfig]:
     """Return an experiment of a second or two that goes through everything."""
-    from nnmf_cuda.data import phantom
-    from nnmf_cuda.pipeline import config
-
-    tiny = config.ExperimentConfig(
-        nnmf=config.NNMFConfig(n_components=6, max_iter=20),
-        classifier=config.ClassifierConfig(epochs=8),
-        diffusion=config.DiffusionConfig(epochs=4, n_draws=2),
-        attack=config.AttackConfig(n_iter=5, n_restarts=1, n_queries=20),
+    tiny = settings.ExperimentConfig(
+        nnmf=settings.NNMFConfig(n_components=6, max_iter=20),
+        classifier=settings.ClassifierConfig(epochs=8),
+        diffusion=settings.DiffusionConfig(epochs=4, n_draws=2),
+        attack=settings.AttackConfig(n_iter=5, n_restarts=1, n_queries=20),
         n_predictions=3,
     )
     return phantom((80, 40, 40), tiny.seed, image_shape=(32, 32)), tiny
@@ -196,14 +162,16 @@ def _order(paths: Sequence[_Path], repeats: int, reference_repeats: int) -> list
 
 
 def _run_all(
-    order: Sequence[_Path], dataset: ImageDataset, config: ExperimentConfig, *, progress: bool
+    order: Sequence[_Path],
+    dataset: ImageDataset,
+    config: settings.ExperimentConfig,
+    *,
+    progress: bool,
 ) -> tuple[dict[str, list[_Run]], dict[str, Record]]:
     """Return the runs of each path, and by device the attacks on the models of its first run."""
-    from tqdm import tqdm
-
     paths = list(dict.fromkeys(order))
     runs: dict[str, list[_Run]] = {path.name: [] for path in paths}
-    models: dict[str, StageOutputs] = {}
+    models: dict[str, experiment.StageOutputs] = {}
     attacks: dict[str, Record] = {}
     n_steps = len(order) + len(paths) // 2
     hidden = None if progress else True
@@ -227,20 +195,17 @@ def _run_all(
 
 
 def _run(
-    path: _Path, dataset: ImageDataset, config: ExperimentConfig, *, bar: Any = None
-) -> tuple[_Run, StageOutputs]:
-    from nnmf_cuda.pipeline.stages import evaluate_stages, run_stages
-    from nnmf_cuda.timing import StageTimer
-
+    path: _Path, dataset: ImageDataset, config: settings.ExperimentConfig, *, bar: Any = None
+) -> tuple[_Run, experiment.StageOutputs]:
     def say(line: str) -> None:
         if bar is not None:
             bar.set_postfix_str(f"{path.name}: {line}")
 
     timer = StageTimer(path.device)
     _give_back_memory(path.device)
-    with _on(path):
-        outputs = run_stages(dataset, config, device=path.device, timer=timer, say=say)
-        evaluated = evaluate_stages(outputs, config)
+    with ops.reference_path() if path.is_reference else contextlib.nullcontext():
+        outputs = experiment.run_stages(dataset, config, device=path.device, timer=timer, say=say)
+        evaluated = experiment.evaluate_stages(outputs, config)
     rows = timer.timings().rows
     found = _Run(
         seconds={row.stage: row.seconds for row in rows},
@@ -249,12 +214,6 @@ def _run(
         spread=evaluated.spread,
     )
     return found, outputs
-
-
-@contextlib.contextmanager
-def _on(path: _Path) -> Iterator[None]:
-    with ops.reference_path() if path.is_reference else contextlib.nullcontext():
-        yield
 
 
 def _give_back_memory(device: torch.device) -> None:
@@ -286,14 +245,6 @@ def _summary(path: _Path, runs: Sequence[_Run]) -> Record:
     }
 
 
-def _environments(paths: Sequence[_Path], dataset: ImageDataset) -> Record:
-    from nnmf_cuda.pipeline.environment import describe_environment
-
-    sha256 = dataset.sha256()
-    devices = dict.fromkeys(path.device for path in paths)
-    return {where.type: describe_environment(where, data_sha256=sha256) for where in devices}
-
-
 # Equal quality: only then are seconds compared --------------------------------------------------
 
 COMPARED = ("accuracy", "f1", "mcc", "balanced_accuracy", "roc_auc", "brier")
@@ -311,28 +262,10 @@ class QualityError(ValueError):
     """Raised where paths differ in what they find: their seconds are then not to be compared."""
 
 
-class _MetricRows(Protocol):
-    """The four metric rows of a run, and the spread over predictions of those that have one."""
+def metric_differences(runs: Mapping[str, Sequence[_Run]]) -> Record:
+    """Return by row and metric how far the runs of all paths are apart, and may be.
 
-    @property
-    def rows(self) -> Mapping[str, Mapping[str, float]]: ...
-
-    @property
-    def spread(self) -> Mapping[str, Mapping[str, float]]: ...
-
-
-def metric_differences(runs: Mapping[str, Sequence[_MetricRows]]) -> Record:
-    """Return by row and metric how far all runs of all paths are apart.
-
-    Parameters
-    ----------
-    runs : mapping of str to sequence
-        The runs of each path.
-
-    Returns
-    -------
-    dict
-        ``largest_difference``, of every metric; ``allowed``, of those in `COMPARED`.
+    ``largest_difference`` is of every metric, ``allowed`` of those in `COMPARED`.
     """
     every = [run for found in runs.values() for run in found]
     differences: Record = {}
@@ -343,7 +276,7 @@ def metric_differences(runs: Mapping[str, Sequence[_MetricRows]]) -> Record:
     return {"largest_difference": differences, "allowed": allowed}
 
 
-def _allowed(every: Sequence[_MetricRows], row: str, metric: str) -> float:
+def _allowed(every: Sequence[_Run], row: str, metric: str) -> float:
     condition = row.partition("_")[0]
     allowed = _ALLOWED[condition] * _RANGE.get(metric, 1.0)
     if condition == "Clean":
@@ -351,7 +284,7 @@ def _allowed(every: Sequence[_MetricRows], row: str, metric: str) -> float:
     return max([allowed, *(run.spread[row][metric] for run in every if row in run.spread)])
 
 
-def require_equal_metrics(runs: Mapping[str, Sequence[_MetricRows]]) -> None:
+def require_equal_metrics(runs: Mapping[str, Sequence[_Run]]) -> None:
     """Raise `QualityError` where a metric of a row is further apart than is allowed."""
     found = metric_differences(runs)
     texts = []
@@ -359,7 +292,12 @@ def require_equal_metrics(runs: Mapping[str, Sequence[_MetricRows]]) -> None:
         for metric, limit in allowed.items():
             # Not (a > b), so that NaN fails too; 0.9 - 0.85 is above 0.05.
             if not found["largest_difference"][row][metric] <= limit + 1e-9:
-                texts.append(_values(runs, row, metric) + f" (may differ by {limit:.3f})")
+                values = "; ".join(
+                    f"{name} {', '.join(f'{run.rows[row][metric]:.4f}' for run in of_path)}"
+                    for name, of_path in runs.items()
+                    if of_path
+                )
+                texts.append(f"{row} {metric} {values} (may differ by {limit:.3f})")
     if texts:
         raise QualityError(
             "the paths differ in what they found, so that their seconds are not compared, nor"
@@ -367,41 +305,19 @@ def require_equal_metrics(runs: Mapping[str, Sequence[_MetricRows]]) -> None:
         )
 
 
-def _values(runs: Mapping[str, Sequence[_MetricRows]], row: str, metric: str) -> str:
-    of_paths = [
-        f"{name} {', '.join(f'{run.rows[row][metric]:.4f}' for run in of_path)}"
-        for name, of_path in runs.items()
-        if of_path
-    ]
-    return f"{row} {metric} {'; '.join(of_paths)}"
-
-
-def attack_by_both(outputs: StageOutputs, config: ExperimentConfig) -> Record:
+def attack_by_both(outputs: experiment.StageOutputs, config: settings.ExperimentConfig) -> Record:
     """Attack the models of a run of this package once more, on the reference path, and compare.
 
     Networks that were trained on two paths differ by rounding, and so do the points of attacks on
     them. Here both attacks have the same model, samples, seed and noise.
 
-    Parameters
-    ----------
-    outputs : StageOutputs
-        Of a run of this package.
-    config : ExperimentConfig
-        That of the run.
-
-    Returns
-    -------
-    dict
-        By model ("baseline", "defended") what `nnmf_cuda.attacks.compare_attacks` returns, and of
-        both attacks ``accuracy_after`` and ``seconds``, by path ("ours", "reference") and attack.
+    Returns by model ("baseline", "defended") what `nnmf_cuda.attacks.compare_attacks` does, and of
+    both attacks ``accuracy_after`` and ``seconds``, by path ("ours", "reference") and attack.
     """
-    from nnmf_cuda.attacks import compare_attacks
-    from nnmf_cuda.pipeline.stages import attack_model
-
     found = {}
     for name, model in outputs.targets.items():
         with ops.reference_path():
-            plain = attack_model(model, outputs.features, config)
+            plain = experiment.attack_model(model, outputs.features, config)
         both = {"ours": outputs.attacks[name], "reference": plain}
         found[name] = {
             **asdict(compare_attacks(*both.values())),
@@ -412,13 +328,7 @@ def attack_by_both(outputs: StageOutputs, config: ExperimentConfig) -> Record:
 
 
 def require_equal_attacks(attacks: Mapping[str, Record]) -> None:
-    """Raise `QualityError` where attacks on one model disagree on more samples than is allowed.
-
-    Parameters
-    ----------
-    attacks : mapping of str to dict
-        By device what `attack_by_both` returns.
-    """
+    """Raise `QualityError` where attacks on one model (see `attack_by_both`) disagree too much."""
     texts = [
         f"{device} {model} {compared['differing_decisions']:.4f}"
         for device, models in attacks.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -71,28 +71,17 @@ def add_bench_commands(parser: ArgumentParser) -> None:
 
 def bench(values: Namespace) -> None:
     """Run the benchmark that was chosen and print its table."""
-    from nnmf_cuda import benchmarks
-
     if values.subcommand == "stages":
-        stages = built(Stages, values.stages)
-        record = benchmarks.run_stage_benchmarks(
-            data=stages.data,
-            device=stages.device,
-            repeats=stages.repeats,
-            reference_repeats=stages.reference_repeats,
-            smoke=stages.smoke,
-            json_path=stages.json,
-            progress=True,
-        )
-        print(benchmarks.stages_table(record))
+        from nnmf_cuda.benchmarks.stage_tables import stages_table
+        from nnmf_cuda.benchmarks.stages import run_stage_benchmarks
+
+        stages = asdict(built(Stages, values.stages))
+        json_path = stages.pop("json")
+        print(stages_table(run_stage_benchmarks(json_path=json_path, progress=True, **stages)))
         return
-    kernels = built(Kernels, values.kernels)
-    records = benchmarks.run_quick_look(
-        cases=kernels.case,
-        device=kernels.device,
-        min_run_seconds=kernels.min_run_seconds,
-        smoke=kernels.smoke,
-        json_path=kernels.json,
-        progress=True,
-    )
-    print(benchmarks.quick_look_table(records))
+    from nnmf_cuda.benchmarks.quick_look import quick_look_table, run_quick_look
+
+    kernels = asdict(built(Kernels, values.kernels))
+    cases, json_path = kernels.pop("case"), kernels.pop("json")
+    records = run_quick_look(cases=cases, json_path=json_path, progress=True, **kernels)
+    print(quick_look_table(records))

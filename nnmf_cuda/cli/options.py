@@ -43,19 +43,11 @@ def parser_of(
     positional: tuple[str, str] | None = None,
     reads_config: bool = False,
 ) -> OptionParser:
-    """Return the parser of a command.
+    """Return the parser of a command, whose description and options are those of a dataclass.
 
-    Parameters
-    ----------
-    options : dataclass
-        Its docstring describes the command; its fields are the options, and what stands below them
-        their help.
-    name : str
-        What stands after ``nnmf-cuda``.
-    positional : (str, str), optional
-        The field of which one or more are given without a flag, and its help.
-    reads_config : bool, default=False
-        Whether options can stand in a file, which --config names.
+    What stands below its fields is their help. `positional` is the field of which one or more are
+    given without a flag, and its help; with `reads_config` options can stand in a file, which
+    --config names.
     """
     usage, skip = f"nnmf-cuda {name} [options]", set[str | int]()
     if positional is not None:

@@ -18,40 +18,35 @@ if TYPE_CHECKING:
 
 
 def run(runs: Sequence[Run]) -> None:
-    """Run the experiment as often as is asked for, and print what came out.
+    """Run the experiment as often as is asked for, a `Run` a preset, and print what came out."""
+    from nnmf_cuda.pipeline.environment import resolve_device
 
-    Parameters
-    ----------
-    runs : sequence of Run
-        One for each preset; the options are the same.
-    """
-    first = runs[0]
-    several = first.options.seeds > 1 or first.options.cross_validate
+    first, options = runs[0], runs[0].options
+    several = options.seeds > 1 or options.cross_validate
     if len(runs) == 1 and not several:
-        if first.options.resume:
+        if options.resume:
             raise ValueError(
                 "--resume is for several runs: give --seeds or --cross_validate, or several"
                 " --preset, with it"
             )
         experiment = _run_once(first)
-        if first.options.verbose:
+        if options.verbose:
             print(f"{experiment.tables()}\n")
-        options = first.options
-        print(
-            run_summary(
-                outcome_of(first.out),
-                preset=options.preset,
-                evaluation=options.evaluation,
-                home=first.out,
-            )
-        )
+        preset, evaluation = options.preset, options.evaluation
+        outcome = outcome_of(first.out)
+        print(run_summary(outcome, preset=preset, evaluation=evaluation, home=first.out))
         return
     if len(runs) > 1 and several:
         raise ValueError("--seeds and --cross_validate are for one preset: give --preset once")
-    _check_several(first)
+    if options.bench_records is not None:
+        raise ValueError(
+            "--bench_records is for the report of one run: leave out --seeds, --cross_validate and"
+            " all but one --preset"
+        )
+    resolve_device(options.device)
     if len(runs) > 1:
         _run_presets(runs)
-    elif first.options.cross_validate:
+    elif options.cross_validate:
         _run_folds(first)
     else:
         _run_seeds(first)
@@ -79,7 +74,7 @@ def _bench_records(path: str | None) -> list[dict[str, Any]]:
     """Return the stages among the records of a file."""
     if path is None:
         return []
-    from nnmf_cuda.benchmarks import read_records
+    from nnmf_cuda.benchmarks.records import read_records
 
     records = [record for record in read_records([path]) if record["suite"] == "stages"]
     if not records:
@@ -96,17 +91,6 @@ class Planned:
 
     name: str
     run: Run
-
-
-def _check_several(first: Run) -> None:
-    from nnmf_cuda.pipeline.environment import resolve_device
-
-    if first.options.bench_records is not None:
-        raise ValueError(
-            "--bench_records is for the report of one run: leave out --seeds, --cross_validate and"
-            " all but one --preset"
-        )
-    resolve_device(first.options.device)
 
 
 def _run_presets(runs: Sequence[Run]) -> None:

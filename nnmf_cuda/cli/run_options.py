@@ -80,9 +80,6 @@ class Run:
         data = config.pop("data")
         if str(data["test_fold"]).isdecimal():  # a fold's name, which --config reads as a number
             data["test_fold"] = int(data["test_fold"])
-        fold = data["test_fold"]
-        if isinstance(fold, str) and fold.isdigit():
-            data["test_fold"] = int(fold)  # as the option of the command line is read
         options = {name: getattr(self.options, name) for name in ("preset", "evaluation", "device")}
         groups = {name: config.pop(name) for name in list(config) if isinstance(config[name], dict)}
         settings = {"data": data.pop("path"), **options, "seed": config.pop("seed")}
@@ -115,18 +112,10 @@ def run_of(values: Namespace) -> Run:
 
 
 def asked_presets(argv: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the presets from which the other options start.
+    """Return the names of the presets from which the other options of `run` start.
 
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments of `run`. What --preset says counts before what a file of --config says; of
-        several files that name a preset, the last.
-
-    Raises
-    ------
-    ValueError
-        If there is no such preset.
+    What --preset says counts before what a file of --config says; of several files that name a
+    preset, the last. Raises ValueError if there is no such preset.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--preset", action="append", default=[])

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 _WIDTH = 79
 _STAGES = {
     "nnmf_feature_extraction": "features",
@@ -24,20 +22,11 @@ _STAGES = {
 
 @dataclass(frozen=True)
 class Shares:
-    """Accuracy of one model on the test images.
+    """Accuracy of one model on the test images."""
 
-    Attributes
-    ----------
-    clean, attacked : float
-        As they are and attacked by the paper's protocol, mean of fresh predictions.
-    worst_case : float or None
-        On the worst of what all attacks have found, majority of fresh decisions; None where the
-        evaluation was not run.
-    """
-
-    clean: float
-    attacked: float
-    worst_case: float | None
+    clean: float  # as they are, mean of fresh predictions
+    attacked: float  # by the paper's protocol, the same mean
+    worst_case: float | None  # of all attacks, by majority of fresh decisions; None where not run
 
     def cells(self) -> list[str]:
         """Return them as three cells of a table."""
@@ -47,37 +36,18 @@ class Shares:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run has found, as its files say.
-
-    Attributes
-    ----------
-    undefended, defended : Shares
-    constant : float
-        Accuracy of always naming the most frequent class.
-    n_test, n_predictions : int
-        Number of test images, and of fresh predictions of a random model on each.
-    protocol : str
-        The attacks of the paper's protocol and their radius.
-    verdict : str
-        How the worst case stands to the constant answer; "" where it was not run.
-    warnings : tuple of str
-        What to doubt in the evaluation.
-    seconds : dict
-        Of each stage; "total" is that of the paper's five.
-    synthetic : bool
-        Whether the images are the built-in phantom.
-    """
+    """What a finished run has found, as its files say."""
 
     undefended: Shares
     defended: Shares
-    constant: float
+    constant: float  # accuracy of always naming the most frequent class
     n_test: int
-    n_predictions: int
-    protocol: str
-    verdict: str
-    warnings: tuple[str, ...]
-    seconds: dict[str, float]
-    synthetic: bool
+    n_predictions: int  # fresh ones of a random model on each image
+    protocol: str  # the attacks of the paper's protocol and their radius
+    verdict: str  # how the worst case stands to the constant answer; "" where it was not run
+    warnings: tuple[str, ...]  # what to doubt in the evaluation
+    seconds: dict[str, float]  # of each stage; "total" is that of the paper's five
+    synthetic: bool  # whether the images are the built-in phantom
 
     @property
     def all_seconds(self) -> float:
@@ -165,6 +135,8 @@ def _screen(
     places: Iterable[str],
 ) -> str:
     """Set the table, how to read it, and where the rest lies."""
+    from nnmf_cuda.report.tables import plain_table
+
     synthetic = "Synthetic images: this says that the software works, nothing else."
     worst = f"over all attacks of --evaluation {evaluation}, majority of 20 decisions."
     if evaluation == "paper":
@@ -176,13 +148,7 @@ def _screen(
         f" {outcome.n_predictions} fresh predictions, as clean is.",
         f"worst case: {worst}",
     ]
-    table = tabulate(
-        [[name, *cells] for name, cells in rows.items()],
-        headers=["", *header],
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=["left", *("right" for _ in header)],
-    )
+    table = plain_table(["", *header], [[name, *cells] for name, cells in rows.items()])
     wrapped = [textwrap.fill(text, _WIDTH, subsequent_indent="  ") for text in (*legend, *notes)]
     lines = [f"Accuracy on {outcome.n_test} test images:", "", table, "", *wrapped, "", *places]
     return "\n".join([synthetic, *lines] if outcome.synthetic else lines)

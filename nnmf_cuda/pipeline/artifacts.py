@@ -32,27 +32,13 @@ _WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Where a model comes from.
+    """Where a model comes from."""
 
-    Attributes
-    ----------
-    source : str
-        What the images are, in words.
-    synthetic : bool
-        Whether they were generated.
-    seed : int
-        Of the run.
-    data_sha256 : str
-        Of images, labels and split.
-    data : DataConfig
-        How they were read.
-    """
-
-    source: str
+    source: str  # what the images are, in words
     synthetic: bool
     seed: int
-    data_sha256: str
-    data: DataConfig
+    data_sha256: str  # of images, labels and split
+    data: DataConfig  # how they were read
 
 
 @dataclass(frozen=True)
@@ -145,16 +131,9 @@ class TrainedModel:
     def answerer(self, *, defended: bool = True, seed: int = 0) -> Callable[[Tensor], Tensor]:
         """Return what maps images to their probabilities as `predict_proba` does.
 
-        Parameters
-        ----------
-        defended, seed
-            As for `predict_proba`; the noise is drawn and brought to the device here, once.
-
-        Returns
-        -------
-        callable
-            Maps a tensor of images to a float64 tensor (n, n_classes) on the model's device,
-            differentiably where the images are floating point.
+        It maps a tensor of images to a float64 tensor (n, n_classes) on the model's device,
+        differentiably where the images are floating point. The noise is drawn and brought to the
+        device here, once.
         """
         chosen = self.defended if defended else self.classifier
         if not isinstance(chosen, DefendedClassifier):
@@ -173,15 +152,7 @@ class TrainedModel:
 
 
 def save_model(model: TrainedModel, directory: Path) -> None:
-    """Write a model into a directory, which is made.
-
-    Parameters
-    ----------
-    model : TrainedModel
-        On any device.
-    directory : path
-        Holds `model.json` and `model.safetensors` afterwards.
-    """
+    """Write a model, on any device, as `model.json` and `model.safetensors` into a directory."""
     from safetensors.torch import save
 
     parts: dict[str, nn.Module] = {
@@ -283,8 +254,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             f" {description.get('nnmf_cuda', '(unknown version)')}, but this is {__version__},"
             f" which reads format {FORMAT_VERSION}: use that version or run the experiment again"
         )
-    content: dict[str, Any] = description
-    return content
+    return dict(description)
 
 
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
@@ -320,27 +290,21 @@ def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
     denoiser = FeatureDenoiser(
         n_features, hidden=diffusion.hidden, embedding_dim=diffusion.embedding_dim
     )
-    robust_classifier = None
-    modules: dict[str, nn.Module] = {"classifier": classifier, "denoiser": denoiser}
-    if defence.has_own_classifier:
-        robust_classifier = FeatureCNN(n_features, len(label_names))
-        modules["robust_classifier"] = robust_classifier
-    for name, module in modules.items():
-        module.load_state_dict(_part(tensors, name))
+    own = FeatureCNN(n_features, len(label_names)) if defence.has_own_classifier else None
+    parts = {"classifier.": classifier, "denoiser.": denoiser, "robust_classifier.": own}
+    for prefix, module in parts.items():
+        if module is not None:
+            found = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            module.load_state_dict(found)
     purifier = purifier_of(denoiser, diffusion)
     return TrainedModel(
         extractor=extractor,
         classifier=classifier,
         purifier=purifier,
-        defended=assemble(purifier, classifier, robust_classifier, defence),
-        robust_classifier=robust_classifier,
+        defended=assemble(purifier, classifier, own, defence),
+        robust_classifier=own,
         label_names=label_names,
         diffusion=diffusion,
         defence=defence,
         info=ModelInfo(**{**info, "data": DataConfig(**info.get("data", {}))}),
     )
-
-
-def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    prefix = name + "."
-    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}

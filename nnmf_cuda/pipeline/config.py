@@ -12,14 +12,8 @@ from typing import Any, Literal, get_args
 class Checks:
     """Checks of one group of settings, before any work.
 
-    Each raises ValueError with the option as the command line calls it, its value and a remedy.
-
-    Parameters
-    ----------
-    settings : object
-        Has the settings as attributes.
-    group : str
-        What stands before their names on the command line; "" for none.
+    Each raises ValueError with the option as the command line calls it (`group` stands before its
+    name there), its value and a remedy.
     """
 
     def __init__(self, settings: Any, group: str = "") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,12 +29,8 @@ Labels = Tensor | NDArray[Any]
 class NoiseLevel:
     """Validation accuracy of a defence that works at one timestep.
 
-    Attributes
-    ----------
-    timestep : int
-    clean, attacked : float
-        Share of validation samples that the majority of fresh decisions names rightly: as they
-        are, and also after an attack of 40 steps.
+    Shares of the samples that the majority of fresh decisions names rightly: `clean` as they are,
+    `attacked` also after an attack of 40 steps.
     """
 
     timestep: int
@@ -43,18 +40,11 @@ class NoiseLevel:
 
 @dataclass(frozen=True)
 class Defence:
-    """A trained defence.
+    """A trained defence: features (n, n_features) to logits (n, n_classes).
 
-    Attributes
-    ----------
-    model : nn.Module
-        Features (n, n_features) to logits (n, n_classes).
-    purifier : DiffusionPurifier
-        Noise and denoiser, whether the defence uses them or not.
-    training : TrainingResult of FeatureCNN or None
-        Of the defence's own classifier; None where it takes the plain one.
-    noise_levels : tuple of NoiseLevel
-        The timesteps among which validation chose; empty where there was no choice.
+    It has a purifier, whether it uses it or not. `training` is that of its own classifier, None
+    where it takes the plain one; `noise_levels` are the timesteps among which validation chose, if
+    it did.
     """
 
     model: nn.Module
@@ -79,43 +69,26 @@ def fit_defence(
 ) -> Defence:
     """Train what the defence trains, on the training split, and choose on the validation split.
 
-    Parameters
-    ----------
-    x, y : mapping of str to Tensor (n, n_features) and array (n,)
-        Features and labels of "train" and "valid".
-    plain : FeatureCNN
-        The plainly trained classifier.
-    denoiser : FeatureDenoiser
-        For the purifier. Its timesteps are those of ``config.diffusion`` where ``config.defence``
-        names none to choose from.
-    config : ExperimentConfig
-        Of its parts: defence, diffusion, the norm of the attack and the seed.
-    progress : bool, default=False
-        Show progress bars, where stderr is a terminal.
+    `x` holds features (n, n_features) and `y` labels (n,) of "train" and "valid". The purifier's
+    timesteps are those of ``config.diffusion`` where ``config.defence`` names none to choose from.
     """
     settings, norm, n_classes = config.defence, config.attack.norm, plain.n_classes
-
-    def train(purifier: DiffusionPurifier | None = None) -> TrainingResult[FeatureCNN]:
-        return train_adversarially(
-            x,
-            y,
-            settings,
-            norm=norm,
-            n_classes=n_classes,
-            seed=config.seed,
-            purifier=purifier,
-            progress=progress,
-        )
-
+    train = partial(
+        train_adversarially,
+        x,
+        y,
+        settings,
+        norm=norm,
+        n_classes=n_classes,
+        seed=config.seed,
+        progress=progress,
+    )
     training = None
     if settings.kind.startswith("adversarial"):
         training = train()
     elif settings.kind == "joint":
         training = train_joint_classifier(
-            x["train"],
-            y["train"],
-            x["valid"],
-            y["valid"],
+            *(of[split] for split in ("train", "valid") for of in (x, y)),
             n_classes=n_classes,
             sigma_max=settings.sigma_max,
             denoising_weight=settings.denoising_weight,
@@ -134,7 +107,7 @@ def fit_defence(
     for timesteps in candidates or [config.diffusion.timesteps]:
         purifier = purifier_of(denoiser, replace(config.diffusion, timesteps=timesteps))
         if settings.kind == "smoothing":
-            training = train(purifier)
+            training = train(purifier=purifier)
         own = None if training is None else training.model
         tried.append(Defence(assemble(purifier, plain, own, settings), purifier, training))
     return tried[0] if len(tried) == 1 else _best_of(tried, x["valid"], y["valid"], config)
@@ -153,23 +126,11 @@ def train_adversarially(
 ) -> TrainingResult[FeatureCNN]:
     """Train a CNN of the plain one's size on attacked features, behind a purifier where given.
 
-    Parameters
-    ----------
-    x, y : mapping of str to Tensor (n, n_features) and array (n,)
-        Features and labels of "train" and "valid".
-    settings : DefenceConfig
-    norm : str
-        Of the ball in which training attacks.
-    n_classes, seed : int
-    purifier : DiffusionPurifier, optional
-    progress : bool, default=False
-        Show progress bars, where stderr is a terminal.
+    `x` holds features (n, n_features) and `y` labels (n,) of "train" and "valid"; `norm` is that of
+    the ball in which training attacks.
     """
     return train_robust_classifier(
-        x["train"],
-        y["train"],
-        x["valid"],
-        y["valid"],
+        *(of[split] for split in ("train", "valid") for of in (x, y)),
         n_classes=n_classes,
         method=settings.method,
         purifier=purifier,

@@ -19,13 +19,7 @@ _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pyautoattack", "autoatt
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device behind "auto", "cpu", "cuda" or "cuda:1".
-
-    Raises
-    ------
-    ValueError
-        If there is no such device here.
-    """
+    """Return the device behind "auto", "cpu", "cuda" or "cuda:1"; ValueError if it is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

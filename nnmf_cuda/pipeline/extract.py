@@ -42,31 +42,13 @@ def computed_batches(
     n_columns: int,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Result]:
-    """Yield each batch with what `compute` makes of its images, in order.
+    """Yield each batch with what `compute` makes of its images, an array (n, n_columns), in order.
 
     On a GPU batch i + 1 is staged and uploaded while batch i is computed, and a result is yielded
     when the batch after it is on its way; there are never more than two batches on the device.
-    Elsewhere a result is computed when it is asked for.
-
-    Parameters
-    ----------
-    batches : iterable of ImageBatch
-        Also without images: nothing is then computed.
-    compute : callable
-        Maps the images of a batch (n, height, width) on `device` to a tensor (n, n_columns) there.
-        Called without gradients, on the stream that is current when the first batch is asked for.
-    device : torch.device
-        Where `compute` works.
-    n_columns : int
-        Columns of a result.
-    dtype : torch.dtype, default=torch.float32
-        Of the results.
-
-    Yields
-    ------
-    batch : ImageBatch
-    result : ndarray of shape (n, n_columns)
-        The caller's to keep.
+    Elsewhere a result is computed when it is asked for. `compute` maps images (n, height, width) on
+    `device` to a tensor (n, n_columns) there; it is called without gradients, on the stream that is
+    current when the first batch is asked for, and not at all for a batch without images.
     """
     if device.type == "cuda":
         yield from pipelined(batches, compute, Streams(device), n_columns, dtype)
@@ -175,12 +157,7 @@ def _compute(to: Tensor, compute: Compute, images: Tensor) -> None:
 
 
 class Streams:
-    """Memory and queues of a CUDA device: two streams for copies beside the one that is current.
-
-    Parameters
-    ----------
-    device : torch.device
-    """
+    """Memory and queues of a CUDA device: two streams for copies beside the one that is current."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -239,49 +216,23 @@ def extract_to_file(
     overwrite: bool = False,
     progress: bool = False,
 ) -> tuple[int, int]:
-    r"""Write the features of images, in memory that their number does not change.
+    r"""Write the features of images to `out`, in memory that their number does not change.
 
     Images are decoded by threads while those before them are projected; on a GPU, copies to and
-    from it go on beside both.
+    from it go on beside both. Rows are in the order of `files`, which are asked for as the work
+    goes on (see `nnmf_cuda.data.iter_images`); they are the raw NNLS coefficients or, with
+    `normalize`, the classifier's features.
 
-    Parameters
-    ----------
-    files : iterable of paths or ArrayImage
-        Images, in the order of the rows, asked for as the work goes on (see
-        `nnmf_cuda.data.iter_images`).
-    extractor : FeatureExtractor
-        On the device that computes. A GPU holds two batches at a time.
-    out : path
-        `.npy`: one float32 array (n_images, n_columns), fit for memory-mapping, with the names in
-        `<out>.files.txt`, one a line. `.npz`: arrays `features` and `files`; takes twice the space
-        on disk while it is written. `.parquet`: a column `file` and one a feature; needs pyarrow.
-        Names are written as UTF-8; in them a byte that is not becomes a backslash escape
-        (``\xff``), so do control characters and line separators (``\n``, ``\x1b``,
-        ``\u2028``), and a backslash is doubled. `.npz` keeps them as Python has them.
-    normalize : bool, default=False
-        Write the classifier's features instead of the raw NNLS coefficients.
-    on_error : {"raise", "skip"}
-        What to do with unreadable images; skipped ones are listed in `<out>.failed.txt`, a name, a
-        tab and the reason on each line.
-    batch_size : int, default=256
-        Images at once.
-    overwrite : bool, default=False
-        Whether `out` may exist.
-    progress : bool, default=False
-        Show a progress bar, where stderr is a terminal.
+    `.npy`: one float32 array (n_images, n_columns), fit for memory-mapping, with the names in
+    `<out>.files.txt`, one a line. `.npz`: arrays `features` and `files`; takes twice the space on
+    disk while it is written. `.parquet`: a column `file` and one a feature; needs pyarrow. Names
+    are written as UTF-8; in them a byte that is not becomes a backslash escape (``\xff``), so do
+    control characters and line separators (``\n``, ``\x1b``, ``\u2028``), and a backslash is
+    doubled. `.npz` keeps them as Python has them.
 
-    Returns
-    -------
-    n_written : int
-        Number of rows.
-    n_failed : int
-        Number of images that could not be read.
-
-    Raises
-    ------
-    ValueError
-        If the ending of `out` is unknown, `out` exists or cannot be written, or an image cannot
-        be read. Nothing is then written.
+    With `on_error` "skip" unreadable images are left out and listed in `<out>.failed.txt`: a name,
+    a tab and the reason on each line. Returns the numbers of rows and of images that could not be
+    read. Raises ValueError, and writes nothing, if an image or `out` does not allow it.
     """
     _check_out(out, overwrite=overwrite)
     transform: Callable[[torch.Tensor], torch.Tensor] = (

@@ -52,13 +52,8 @@ def runs_below(out: Path) -> list[Path]:
 def remove_runs(out: Path, *, keep: Collection[Path] = ()) -> None:
     """Remove the results of earlier runs in `out` and below it, and what summarised them.
 
-    Files that no run writes stay, with the directories that they are in.
-
-    Parameters
-    ----------
-    out : path
-    keep : collection of path
-        Directories whose results stay.
+    Directories in `keep` keep their results; files that no run writes stay, with the directories
+    that they are in.
     """
     for name in SUMMARIES:
         (out / name).unlink(missing_ok=True)
@@ -100,13 +95,9 @@ def results_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary directory whose content moves to `out` when the block ends well.
 
     The temporary directory is made inside `out` at once, so that a place without room or the right
-    to write is found before any work. After an exception nothing of it is left. Files in `out`
-    that no run writes are not touched.
-
-    Raises
-    ------
-    ValueError
-        If `out` is a file, cannot be written, or holds results and `overwrite` is false.
+    to write is found before any work. After an exception nothing of it is left. Files in `out` that
+    no run writes are not touched. Raises ValueError if `out` cannot be written, or holds results
+    and `overwrite` is false.
     """
     check_free(out, overwrite=overwrite)
     existed = out.exists()

@@ -36,30 +36,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Features:
-    """Features of every image, and what they are made with.
-
-    Attributes
-    ----------
-    extractor : FeatureExtractor
-        Images to features, with the components and the selection inside.
-    nnmf : NNMF
-        The fitted factorisation.
-    selector : ComponentSelector
-        The fitted selection, with its statistics.
-    x : mapping of str to Tensor of shape (n_samples, n_selected)
-        Features of "train", "valid" and "test", on the device that computes.
-    y : mapping of str to array of shape (n_samples,)
-        Their labels.
-    n_classes : int
-        Of the data set, whether or not a split has them all.
-    """
+    """Features of every image, and what they are made with."""
 
     extractor: FeatureExtractor
     nnmf: NNMF
-    selector: ComponentSelector
-    x: Mapping[str, Tensor]
-    y: Mapping[str, NDArray[np.int64]]
-    n_classes: int
+    selector: ComponentSelector  # with its statistics
+    x: Mapping[str, Tensor]  # by split (n_samples, n_selected), on the device that computes
+    y: Mapping[str, NDArray[np.int64]]  # by split (n_samples,)
+    n_classes: int  # of the data set, whether or not a split has them all
 
 
 def extract_features(
@@ -150,27 +134,13 @@ def attack_model(
 
 @dataclass(frozen=True)
 class StageOutputs:
-    """What `run_stages` returns.
-
-    Attributes
-    ----------
-    features : Features
-        Extractor and features of every split.
-    cnn : TrainingResult of FeatureCNN
-        The classifier.
-    denoiser : TrainingResult of FeatureDenoiser
-        The denoiser.
-    defence : Defence
-        The defence, with its purifier, and its own classifier where it has one.
-    attacks : mapping of str to AttackResult
-        By model: "baseline" and "defended".
-    """
+    """What `run_stages` returns."""
 
     features: Features
     cnn: TrainingResult[FeatureCNN]
     denoiser: TrainingResult[FeatureDenoiser]
     defence: Defence
-    attacks: Mapping[str, AttackResult]
+    attacks: Mapping[str, AttackResult]  # by model: "baseline" and "defended"
 
     @property
     def targets(self) -> dict[str, torch.nn.Module]:
@@ -189,26 +159,8 @@ def run_stages(
 ) -> StageOutputs:
     """Run the stages of `PAPER_STAGES`, each on what those before it have returned.
 
-    A defence with a classifier of its own is trained before the attacks, as a stage more.
-
-    Parameters
-    ----------
-    dataset : ImageDataset
-        Images.
-    config : ExperimentConfig
-        What to do; ``config.data`` is not looked at.
-    device : torch.device
-        Where to compute.
-    timer : StageTimer
-        Gets a row for each stage.
-    progress : bool, default=False
-        Show progress bars, where stderr is a terminal.
-    say : callable, optional
-        Takes one line before each stage.
-
-    Returns
-    -------
-    StageOutputs
+    A defence with a classifier of its own is trained before the attacks, as a stage more. The timer
+    gets a row for each stage, `say` takes a line before it; ``config.data`` is not looked at.
     """
     say("fitting the components and projecting every image")
     with timer.stage("nnmf_feature_extraction", n_items=len(dataset.images)):

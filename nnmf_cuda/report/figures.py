@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_curve
 
 from nnmf_cuda.evaluation import (
@@ -29,6 +30,7 @@ WIDTH = 9.0  # inches; at 130 dots an inch wider than the report's column, so th
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8f98"  # Okabe & Ito (2008)
 LIGHT_GREY, INK, FAINT = "#c6cad0", "#22262d", "#d9dce1"
 _STAGES = (*PAPER_STAGES, "total")
+_OF_RUNS = ("low", "median", "high")
 _PANELS = {"Clean": "Clean features", "Robust": "Attacked features"}
 _MODELS = {"Baseline": VERMILION, "Defended": BLUE}
 _CLASS_COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
@@ -67,16 +69,27 @@ def _log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def components_figure(components: NDArray[Any], selector: ComponentSelector) -> Figure:
-    """Draw each component as an image, on a scale of its own from 0 to its largest value.
+def mark(axes: Axes, x: float, label: str) -> None:
+    """Draw a dotted vertical line with a place in the legend."""
+    axes.axvline(x, color=INK, linewidth=1, linestyle=":", label=label)
 
-    Parameters
-    ----------
-    components : array of shape (n_components, height, width)
-        Non-negative.
-    selector : ComponentSelector
-        Fitted: ranks stand in the titles.
-    """
+
+def _square(axes: Axes, *, title: str, xlabel: str, margin: float) -> None:
+    """Style square axes from 0 to 1 with their diagonal."""
+    style(axes, title=title, xlabel=xlabel)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    axes.set_box_aspect(1)
+    axes.set_xlim(-margin, 1 + margin)
+    axes.set_ylim(-margin, 1 + margin)
+
+
+def _legend_below(axes: Axes) -> None:
+    """Set the legend under the axes: attacked curves go through every corner."""
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+
+
+def components_figure(components: NDArray[Any], selector: ComponentSelector) -> Figure:
+    """Draw each component (height, width) as an image, from 0 to its largest value."""
     n = len(components)
     columns = min(n, 5)
     n_rows = math.ceil(n / columns)
@@ -95,15 +108,7 @@ def components_figure(components: NDArray[Any], selector: ComponentSelector) -> 
 def class_means_figure(
     class_means: NDArray[Any], label_names: Sequence[str], selected: Sequence[int] | NDArray[Any]
 ) -> Figure:
-    """Draw the mean of each selected feature in each class as a heat map.
-
-    Parameters
-    ----------
-    class_means : array of shape (n_classes, n_features)
-    label_names : sequence of str
-    selected : sequence of int
-        Component behind each feature, for the axis.
-    """
+    """Draw the mean of each feature in each class, (n_classes, n_features), as a heat map."""
     n_classes, n_features = class_means.shape
     figure = new_figure(1.3 + 0.55 * n_classes)
     axes = figure.subplots()
@@ -117,21 +122,14 @@ def class_means_figure(
         middle = float(np.nanmax(class_means)) * 0.6
         for (row, column), value in np.ndenumerate(class_means):
             color = INK if value > middle else "white"
-            axes.text(
-                column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color
-            )
+            looks: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": color}
+            axes.text(column, row, f"{value:.2f}", **looks)
     figure.colorbar(image, ax=axes, label="mean feature", pad=0.01)
     return figure
 
 
 def selection_figure(selector: ComponentSelector) -> Figure:
-    """Draw AUC, Cohen's d and Welch's p of each component, best ranked first.
-
-    Parameters
-    ----------
-    selector : ComponentSelector
-        Fitted.
-    """
+    """Draw AUC, Cohen's d and Welch's p of each component, best ranked first."""
     ranking = selector.ranking_
     kept = np.isin(ranking, selector.selected_)
     smallest = np.finfo(np.float64).tiny  # Welch's p underflows to 0 on clear differences
@@ -162,12 +160,7 @@ def training_figure(
 ) -> Figure:
     """Draw training curves: names that end in "loss" on one axis, the others on another.
 
-    Parameters
-    ----------
-    history : mapping of str to sequence of float
-        One value an epoch.
-    best_epoch : int, optional
-        Marked; counted from 0.
+    Each has one value an epoch; `best_epoch`, counted from 0, is marked.
     """
     losses = {name: values for name, values in history.items() if name.endswith("loss")}
     others = {name: values for name, values in history.items() if name not in losses}
@@ -184,8 +177,7 @@ def training_figure(
         if title and all(min(values) > 0 for values in group.values()):
             _log_scale(axes)
         if best_epoch is not None:
-            label = f"kept: epoch {best_epoch + 1}"
-            axes.axvline(best_epoch + 1, color=INK, linewidth=1, linestyle=":", label=label)
+            mark(axes, best_epoch + 1, f"kept: epoch {best_epoch + 1}")
         axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -193,19 +185,12 @@ def training_figure(
 def denoising_figure(error: DenoisingError, *, purify_t: int | None = None) -> Figure:
     """Draw the mean squared error before and after denoising against the noise level.
 
-    Parameters
-    ----------
-    error : DenoisingError
-    purify_t : int, optional
-        Timestep of the defence, marked.
+    The defence's timestep `purify_t` is marked.
     """
     figure = new_figure(3.6)
     axes = figure.subplots()
-    style(
-        axes,
-        xlabel="noise level sigma = sqrt(1 - alphas_cumprod[t])",
-        ylabel="mean squared error",
-    )
+    level = "noise level sigma = sqrt(1 - alphas_cumprod[t])"
+    style(axes, xlabel=level, ylabel="mean squared error")
     for values, label, color, line in (
         (error.mse_noisy, "noisy, only rescaled", VERMILION, "-"),
         (error.mse_denoised, "denoised in one shot", BLUE, "-"),
@@ -214,8 +199,7 @@ def denoising_figure(error: DenoisingError, *, purify_t: int | None = None) -> F
         axes.plot(error.sigma, values, color=color, linestyle=line, label=label)
     if purify_t is not None:
         at = float(np.interp(purify_t, error.t, error.sigma))
-        label = f"the defence: t = {purify_t}"
-        axes.axvline(at, color=INK, linewidth=1, linestyle=":", label=label)
+        mark(axes, at, f"the defence: t = {purify_t}")
     _log_scale(axes)
     # Rescaled, pure noise has an error in the thousands, which would flatten everything else.
     axes.set_ylim(top=10 * float(max(error.mse_denoised.max(), error.mse_mean.max())))
@@ -224,14 +208,7 @@ def denoising_figure(error: DenoisingError, *, purify_t: int | None = None) -> F
 
 
 def stage_times_figure(timings: Timings, *, paper: bool) -> Figure:
-    """Draw the seconds of the paper's five stages and their total.
-
-    Parameters
-    ----------
-    timings : Timings
-    paper : bool
-        Whether the paper's seconds stand beside ours.
-    """
+    """Draw the seconds of the paper's five stages and their total, the paper's beside or not."""
     measured = {row.stage: row.seconds for row in timings.rows}
     series = [(f"this run ({timings.device})", BLUE, [measured.get(s) for s in _STAGES])]
     for device, color in (("cpu", GREY), ("gpu", LIGHT_GREY)) if paper else ():
@@ -240,28 +217,37 @@ def stage_times_figure(timings: Timings, *, paper: bool) -> Figure:
     figure = new_figure(1.0 + 0.19 * len(_STAGES) * (len(series) + 0.6))
     axes = figure.subplots()
     style(axes, xlabel="seconds")
-    axes.grid(visible=False, axis="y")
-    height = 0.8 / len(series)
     for i, (label, color, values) in enumerate(series):
-        places = [p + (i - (len(series) - 1) / 2) * height for p, _ in enumerate(_STAGES)]
         lengths = [0.0 if value is None else value for value in values]
-        bars = axes.barh(places, lengths, height=0.9 * height, color=color, label=label)
         texts = ["not run" if value is None else f"{value:.1f}" for value in values]
+        bars = _stage_bars(axes, lengths, i, len(series), 0.8, color=color, label=label)
         axes.bar_label(bars, texts, padding=3, fontsize=8, color=INK)
-    axes.set_yticks(range(len(_STAGES)), [STAGE_TITLES[s] for s in _STAGES])
-    axes.invert_yaxis()
-    axes.margins(x=0.08)
+    _stage_axis(axes, margin=0.08)
     axes.legend(frameon=False, fontsize=9, loc="best")
     return figure
+
+
+def _stage_bars(
+    axes: Axes, seconds: ArrayLike, index: int, n_series: int, share: float, **looks: Any
+) -> BarContainer:
+    """Draw a bar a stage: of several series, which fill a share of the space of each stage."""
+    height = share / n_series
+    places = np.arange(len(_STAGES)) + (index - (n_series - 1) / 2) * height
+    return axes.barh(places, seconds, height=0.9 * height, **looks)
+
+
+def _stage_axis(axes: Axes, *, margin: float, **looks: Any) -> None:
+    """Name the stages, the first at the top, with room beside the bars for their labels."""
+    axes.set_yticks(range(len(_STAGES)), [STAGE_TITLES[s] for s in _STAGES], **looks)
+    axes.invert_yaxis()
+    axes.margins(x=margin)
+    axes.grid(visible=False, axis="y")
 
 
 def stage_benchmark_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the seconds of each stage, this package's beside those of plain eager torch.
 
-    Parameters
-    ----------
-    records : sequence of mapping
-        At least one of `nnmf_cuda.benchmarks.run_stage_benchmarks`; each gets a panel.
+    Each record of `run_stage_benchmarks` gets a panel.
     """
     bars = [len(_STAGES) * (len(record["paths"]) + 1) for record in records]
     figure = new_figure(0.21 * (sum(bars) + 4 * len(records)))
@@ -278,39 +264,21 @@ def _draw_stages(axes: Axes, record: Mapping[str, Any]) -> None:
     """Draw by stage a bar for each path of the stage benchmark, with the range of its runs."""
     style(axes)
     paths = record["paths"]
-    height = 1 / (len(paths) + 1)
     for i, (name, path) in enumerate(paths.items()):
         found = [path["stages"][stage] for stage in _STAGES]
-        medians = [f["median_s"] for f in found]
-        ranges = [[f["median_s"] - f["low_s"] for f in found]]
-        ranges.append([f["high_s"] - f["median_s"] for f in found])
-        bars = axes.barh(
-            [place + (i - (len(paths) - 1) / 2) * height for place in range(len(_STAGES))],
-            medians,
-            xerr=ranges,
-            height=0.9 * height,
-            color=_PATH_COLOURS[name],
-            label=name,
-            error_kw={"linewidth": 1},
-        )
-        axes.bar_label(bars, _seconds_and_speeds(record, name), padding=3, fontsize=8)
+        low, median, high = np.array([[f[f"{n}_s"] for f in found] for n in _OF_RUNS])
+        texts = [f"{s:.3g} s" for s in median]
+        if not record["smoke"] and not path["reference"]:  # tiny stages have no speed
+            theirs = paths[f"{name} reference"]["stages"]
+            speeds = [theirs[stage]["median_s"] for stage in _STAGES] / median
+            texts = [f"{text} ({speed:.1f} x)" for text, speed in zip(texts, speeds, strict=True)]
+        looks = {"color": _PATH_COLOURS[name], "label": name, "error_kw": {"linewidth": 1}}
+        ranges, share = [median - low, high - median], len(paths) / (len(paths) + 1)
+        bars = _stage_bars(axes, median, i, len(paths), share, xerr=ranges, **looks)
+        axes.bar_label(bars, texts, padding=3, fontsize=8)
     axes.set_title(record["size"], loc="left", fontsize=9, fontweight="bold")
-    axes.set_yticks(range(len(_STAGES)), [STAGE_TITLES[s] for s in _STAGES], fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(x=0.1)
-    axes.grid(visible=False, axis="y")
+    _stage_axis(axes, margin=0.1, fontsize=8)
     axes.legend(frameon=False, fontsize=8)
-
-
-def _seconds_and_speeds(record: Mapping[str, Any], name: str) -> list[str]:
-    """Return the labels of a path's bars; speeds where it has any and the stages are not tiny."""
-    paths = record["paths"]
-    seconds = [paths[name]["stages"][stage]["median_s"] for stage in _STAGES]
-    if record["smoke"] or paths[name]["reference"]:
-        return [f"{s:.3g} s" for s in seconds]
-    of_reference = paths[f"{name} reference"]["stages"]
-    reference = [of_reference[stage]["median_s"] for stage in _STAGES]
-    return [f"{s:.3g} s ({r / s:.1f} x)" for s, r in zip(seconds, reference, strict=True)]
 
 
 def _pooled(rows: EvaluatedRows, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -324,18 +292,13 @@ def roc_figure(rows: EvaluatedRows, label_names: Sequence[str]) -> Figure:
 
     With more than two classes, one panel a row of the table with one-vs-rest curves. The
     predictions of a defended row are pooled; the area in the legend is the table's.
-
-    Parameters
-    ----------
-    rows : EvaluatedRows
-    label_names : sequence of str
     """
     if len(label_names) > 2:
         return _roc_one_vs_rest(rows, label_names)
     figure = new_figure(5.6)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (condition, title) in zip(panels, _PANELS.items(), strict=True):
-        _roc_axes(axes, title)
+        _square(axes, title=title, xlabel="false positive rate", margin=0.01)
         for model, color in _MODELS.items():
             name = f"{condition}_{model}"
             y, p = _pooled(rows, name)
@@ -350,7 +313,8 @@ def roc_figure(rows: EvaluatedRows, label_names: Sequence[str]) -> Figure:
 def _roc_one_vs_rest(rows: EvaluatedRows, label_names: Sequence[str]) -> Figure:
     figure = new_figure(11.4)
     for axes, name in zip(figure.subplots(2, 2).ravel(), ROW_NAMES, strict=True):
-        _roc_axes(axes, f"{name}, mean area {rows.rows[name].roc_auc:.3f}")
+        title = f"{name}, mean area {rows.rows[name].roc_auc:.3f}"
+        _square(axes, title=title, xlabel="false positive rate", margin=0.01)
         y, p = _pooled(rows, name)
         for index, label in enumerate(label_names):
             fpr, tpr, _ = roc_curve(y == index, p[:, index])
@@ -361,37 +325,18 @@ def _roc_one_vs_rest(rows: EvaluatedRows, label_names: Sequence[str]) -> Figure:
     return figure
 
 
-def _legend_below(axes: Axes) -> None:
-    """Set the legend under the axes: attacked curves go through every corner."""
-    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-
-
-def _roc_axes(axes: Axes, title: str) -> None:
-    style(axes, title=title, xlabel="false positive rate")
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-    axes.set_box_aspect(1)
-    axes.set_xlim(-0.01, 1.01)
-    axes.set_ylim(-0.01, 1.01)
-
-
 def reliability_figure(rows: EvaluatedRows, label_names: Sequence[str]) -> Figure:
     """Draw observed frequency against predicted probability, clean and attacked.
 
     The area of a point follows the share of predictions in its bin. Predictions of a defended row
     are pooled.
-
-    Parameters
-    ----------
-    rows : EvaluatedRows
-    label_names : sequence of str
     """
     binary = len(label_names) == 2
     figure = new_figure(5.6)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (condition, title) in zip(panels, _PANELS.items(), strict=True):
         what = f"probability of {label_names[-1]}" if binary else "probability of the answer"
-        style(axes, title=title, xlabel=f"predicted {what}")
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+        _square(axes, title=title, xlabel=f"predicted {what}", margin=0.04)
         for model, color in _MODELS.items():
             y, p = _pooled(rows, f"{condition}_{model}")
             curve = reliability_curve(y, p)
@@ -400,9 +345,6 @@ def reliability_figure(rows: EvaluatedRows, label_names: Sequence[str]) -> Figur
             axes.plot(curve.predicted, curve.observed, color=color, linewidth=1.2, label=label)
             sizes = 8 + 250 * curve.counts / curve.counts.sum()
             axes.scatter(curve.predicted, curve.observed, s=sizes, color=color, alpha=0.75)
-        axes.set_box_aspect(1)
-        axes.set_xlim(-0.04, 1.04)
-        axes.set_ylim(-0.04, 1.04)
         _legend_below(axes)
     panels[0].set_ylabel(f"share of {label_names[-1]}" if binary else "share of right answers")
     panels[0].yaxis.label.set_color(INK)

@@ -29,12 +29,12 @@ class Picture:
     """A figure as a page shows it."""
 
     png: bytes
-    alt: str
-    caption: str
+    alt: str = ""
+    caption: str = ""
 
     @classmethod
-    def of(cls, figure: Figure, alt: str, caption: str) -> Picture:
-        """Draw a figure."""
+    def of(cls, figure: Figure, alt: str = "", caption: str = "") -> Picture:
+        """Draw a figure; what it shows is said here, or by the page."""
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=_DPI)
         return cls(buffer.getvalue(), alt, caption)

@@ -52,33 +52,21 @@ class Spread:
         std = float(array.std(ddof=1)) if len(array) > 1 else 0.0
         return cls(float(array.mean()), std, float(array.min()), float(array.max()))
 
-    def text(self, digits: int = 4) -> str:
-        """Return mean and standard deviation."""
-        return f"{self.mean:.{digits}f} ± {self.std:.{digits}f}"
+    def text(self, digits: int = 4, *, several: bool = True) -> str:
+        """Return mean and, of several runs, standard deviation."""
+        mean = f"{self.mean:.{digits}f}"
+        return f"{mean} ± {self.std:.{digits}f}" if several else mean
 
 
 @dataclass(frozen=True)
 class SeedsSummary:
-    """Runs from several seeds.
-
-    Attributes
-    ----------
-    seeds : tuple of int
-    one_split : bool
-        Whether all have the same images and split.
-    majority_class_accuracy : float
-        Accuracy of the constant answer, of the first.
-    rows : mapping of str to mapping of str to Spread
-        Each metric of the four rows.
-    robustness : mapping of str to Spread
-        Each figure of `EVALUATED`; empty where not every run was evaluated.
-    """
+    """Runs from several seeds."""
 
     seeds: tuple[int, ...]
-    one_split: bool
-    majority_class_accuracy: float
-    rows: Mapping[str, Mapping[str, Spread]]
-    robustness: Mapping[str, Spread]
+    one_split: bool  # whether all have the same images and split
+    majority_class_accuracy: float  # of the constant answer, of the first
+    rows: Mapping[str, Mapping[str, Spread]]  # each metric of the four rows
+    robustness: Mapping[str, Spread]  # each of `EVALUATED`; empty where not every run was evaluated
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of `summary.json`."""
@@ -89,26 +77,10 @@ class SeedsSummary:
 
 
 class FoldsSummary:
-    """Runs fold by fold, each from one or several seeds.
+    """Runs fold by fold, from one or several seeds each, beside the source's own split if any.
 
-    Parameters
-    ----------
-    splits : mapping of str to SeedsSummary
-        Of each fold, and of `OWN_SPLIT` where the source has one.
-    split_by : str
-        By what the folds were made.
-    source, preset : str
-        Of which images and settings.
-
-    Attributes
-    ----------
-    own : SeedsSummary or None
-        Of the source's own split.
-    folds : mapping of str to SeedsSummary
-        Of all others.
-    seeds : tuple of int
-    constant, rows, robustness
-        As in `SeedsSummary`, the spread of the seeds' means over folds.
+    `constant`, `rows` and `robustness` are as in `SeedsSummary`, the spread of the seeds' means
+    over folds.
     """
 
     def __init__(
@@ -183,23 +155,21 @@ def folds_table(summary: FoldsSummary) -> str:
 
 
 def folds_page(summary: FoldsSummary, *, home: str | Path | None = None) -> str:
-    """Return the same, and every metric, as a page of HTML that needs nothing else.
-
-    Parameters
-    ----------
-    summary : FoldsSummary
-    home : path, optional
-        Directory of the runs, named at the top.
-    """
+    """Return the same, and every metric, as a page that needs nothing else and names `home`."""
     templates = environment()
     section = templates.get_template("folds.html").render(
         title=_title(summary),
-        tiles=_tiles(summary),
+        tiles=[
+            Tile(f"{s.mean:.3f}", title, f"folds: {s.low:.3f}–{s.high:.3f}", i == 0)
+            for i, (title, s) in enumerate(_headline(summary).items())
+        ],
         header=_header(summary),
         rows=_accuracies(summary),
         counted=_counted(summary),
-        detail_header=_detail_header(summary),
-        details=_details(summary),
+        summary=summary,
+        evaluated=EVALUATED,
+        metrics=METRIC_TITLES,
+        own_split=OWN_SPLIT,
     )
     page: str = templates.get_template("page.html").render(
         title="Own split and folds",
@@ -244,7 +214,7 @@ def _accuracies(summary: FoldsSummary) -> list[list[str]]:
         spreads: list[Spread | None] = [found.rows[row]["accuracy"] for row in _COLUMNS]
         if summary.robustness:
             spreads.append(found.robustness.get("worst_case_accuracy"))
-        return [_cell(spread, several, 3) for spread in spreads]
+        return [NONE if s is None else s.text(3, several=several) for s in spreads]
 
     table = [
         [label, *cells(found, several), f"{found.majority_class_accuracy:.3f}"]
@@ -253,62 +223,16 @@ def _accuracies(summary: FoldsSummary) -> list[list[str]]:
     return [*table, ["mean of folds", *cells(summary, several=True), summary.constant.text(3)]]
 
 
-def _cell(spread: Spread | None, several: bool, digits: int = 4) -> str:
-    """Show a figure: with its deviation where it is of several runs."""
-    if spread is None:
-        return NONE
-    return spread.text(digits) if several else f"{spread.mean:.{digits}f}"
-
-
-def _tiles(summary: FoldsSummary) -> list[Tile]:
-    """Return the means over folds in large type, all counted in one way."""
+def _headline(summary: FoldsSummary) -> dict[str, Spread]:
+    """Return what stands in large type, all counted in one way."""
     if summary.robustness:
-        shown = {
+        return {
             EVALUATED["worst_case_accuracy"]: summary.robustness["worst_case_accuracy"],
             _CONSTANT: summary.constant,
             "clean": summary.robustness["clean_accuracy"],
         }
-    else:
-        shown = {
-            "robust, by the paper's protocol": summary.rows["Robust_Defended"]["accuracy"],
-            _CONSTANT: summary.constant,
-            "clean, Defended": summary.rows["Clean_Defended"]["accuracy"],
-        }
-    return [
-        Tile(f"{s.mean:.3f}", title, f"folds: {s.low:.3f}–{s.high:.3f}", i == 0)
-        for i, (title, s) in enumerate(shown.items())
-    ]
-
-
-def _detail_header(summary: FoldsSummary) -> tuple[str, ...]:
-    n_seeds = len(summary.seeds)
-    own = f"{OWN_SPLIT}, mean ± over {n_seeds} seeds" if n_seeds > 1 else OWN_SPLIT
-    return (own, f"folds, mean ± over {len(summary.folds)} folds", "lowest–highest fold")
-
-
-def _details(summary: FoldsSummary) -> dict[str, list[tuple[str, ...]]]:
-    """Return every metric by the row of the table, and what the evaluation found."""
-    own, several = summary.own, len(summary.seeds) > 1
-
-    def lines(
-        titles: Mapping[str, str], mine: Mapping[str, Spread], folds: Mapping[str, Spread]
-    ) -> list[tuple[str, ...]]:
-        return [
-            (
-                title,
-                _cell(mine.get(name), several),
-                folds[name].text(),
-                f"{folds[name].low:.4f}–{folds[name].high:.4f}",
-            )
-            for name, title in titles.items()
-            if name in folds
-        ]
-
-    rows = {
-        row: lines(METRIC_TITLES, own.rows[row] if own else {}, summary.rows[row])
-        for row in ROW_NAMES
+    return {
+        "robust, by the paper's protocol": summary.rows["Robust_Defended"]["accuracy"],
+        _CONSTANT: summary.constant,
+        "clean, Defended": summary.rows["Clean_Defended"]["accuracy"],
     }
-    if not summary.robustness:
-        return rows
-    evaluated = lines(EVALUATED, own.robustness if own else {}, summary.robustness)
-    return {"Evaluation": evaluated, **rows}

@@ -28,171 +28,65 @@ from nnmf_cuda.training import TrainingResult
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything that the report of a run shows.
-
-    Attributes
-    ----------
-    dataset : ImageDataset
-        The images with their split.
-    table : MetricTable
-        The four rows, and how far they are uncertain.
-    nnmf : NNMF
-        The fitted factorisation of the training images.
-    selector : ComponentSelector
-        The fitted selection.
-    x_train : array of shape (n_train, n_features)
-        Selected features of the training images.
-    classifier, denoiser : TrainingResult
-    denoising_error : DenoisingError
-        On the test features.
-    purify_t : int or None
-        Timestep at which the defence adds noise; None where it adds none.
-    attacks : mapping of str to mapping
-        For each attacked model, settings and counts by name, as `metrics.json` has them.
-    timings : Timings
-    stage_benchmark : mapping or None
-        Record of the stage benchmark on these images.
-    robustness : RobustnessReport or None
-        What the evaluation of robustness says.
-    environment : mapping
-        Content of `environment.json`.
-    config_yaml : str
-        Content of `config.yaml`.
-    notes : sequence of str
-        What the reader and the run decided or skipped.
-    not_run : sequence of str
-        What was left out of this run.
-    """
+    """Everything that the report of a run shows."""
 
     dataset: ImageDataset
     table: MetricTable
     nnmf: NNMF
     selector: ComponentSelector
-    x_train: NDArray[np.floating[Any]]
+    x_train: NDArray[np.floating[Any]]  # selected features (n_train, n_features)
     classifier: TrainingResult[Any]
     denoiser: TrainingResult[Any]
-    denoising_error: DenoisingError
-    purify_t: int | None
-    attacks: Mapping[str, Mapping[str, Any]]
+    denoising_error: DenoisingError  # on the test features
+    purify_t: int | None  # timestep at which the defence adds noise; None where it adds none
+    attacks: Mapping[str, Mapping[str, Any]]  # by model, as `metrics.json` has them
     timings: Timings
-    stage_benchmark: Mapping[str, Any] | None
+    stage_benchmark: Mapping[str, Any] | None  # record of the stages on these images
     robustness: RobustnessReport | None
-    environment: Mapping[str, Any]
-    config_yaml: str
-    notes: Sequence[str]
-    not_run: Sequence[str]
+    environment: Mapping[str, Any]  # content of `environment.json`
+    config_yaml: str  # content of `config.yaml`
+    notes: Sequence[str]  # what the reader and the run decided or skipped
+    not_run: Sequence[str]  # what was left out of this run
 
 
 def write_report(out_dir: str | Path, report: RunReport) -> Path:
-    """Write ``report.html`` and ``figures/*.png`` into a folder.
+    """Write ``report.html`` and ``figures/*.png`` into a folder; return the path of the page.
 
-    Parameters
-    ----------
-    out_dir : path
-        Made where it does not exist; a report in it is replaced.
-    report : RunReport
-        What to show.
-
-    Returns
-    -------
-    Path
-        The HTML file. It holds its figures and styles and asks the network for nothing.
+    A report in it is replaced. The page holds its figures and styles and asks the network for
+    nothing.
     """
     out_dir = Path(out_dir)
     (out_dir / "figures").mkdir(parents=True, exist_ok=True)
     pictures = {}
-    for name, figure, alt, caption in _figures(report):
-        pictures[name] = Picture.of(figure, alt, caption)
+    for name, figure in _figures(report):
+        pictures[name] = Picture.of(figure)
         (out_dir / "figures" / f"{name}.png").write_bytes(pictures[name].png)
     path = out_dir / "report.html"
     path.write_text(render_report(report, pictures), encoding="utf-8")
     return path
 
 
-def _figures(report: RunReport) -> Iterator[tuple[str, Figure, str, str]]:
-    """Yield name, figure, alternative text and caption."""
+def _figures(report: RunReport) -> Iterator[tuple[str, Figure]]:
+    """Yield each figure with its name; the template says what it shows."""
     selector, label_names, rows = report.selector, report.dataset.label_names, report.table.rows
-    yield (
-        "stage_times",
-        figures.stage_times_figure(report.timings, paper=report.table.papers_images),
-        "Bar chart of seconds per stage",
-        "Seconds of each stage.",
-    )
+    paper = report.table.papers_images
+    yield "stage_times", figures.stage_times_figure(report.timings, paper=paper)
     if report.stage_benchmark is not None:
-        yield (
-            "stage_benchmark",
-            figures.stage_benchmark_figure([report.stage_benchmark]),
-            "Bar chart of seconds per stage, of this package and of plain eager torch",
-            _benchmark_caption(report.stage_benchmark),
-        )
+        yield "stage_benchmark", figures.stage_benchmark_figure([report.stage_benchmark])
     components = report.nnmf.components_.reshape(-1, *report.dataset.image_shape)
-    yield (
-        "components",
-        figures.components_figure(components, selector),
-        f"{len(components)} NNMF components as images",
-        "The NNMF components, numbered from 0, each on a gray scale of its own from 0 (black) to"
-        " its largest value (white).",
-    )
+    yield "components", figures.components_figure(components, selector)
     y_train = report.dataset.labels_of("train")
-    means = [report.x_train[y_train == c].mean(0) for c in range(len(label_names))]
-    yield (
-        "class_means",
-        figures.class_means_figure(np.stack(means), label_names, selector.selected_),
-        "Heat map of the mean of each feature in each class",
-        "Mean of each feature in each class, on the training images.",
-    )
-    yield (
-        "selection",
-        figures.selection_figure(selector),
-        "Bar charts of ROC-AUC, Cohen's d and Welch's p for each component",
-        "How well each component alone tells the classes apart, on the training images. A bar to"
-        " either side of the line separates; the ranking takes the three together.",
-    )
-    classifier, denoiser = report.classifier, report.denoiser
-    yield (
-        "classifier_training",
-        figures.training_figure(classifier.history, best_epoch=classifier.best_epoch),
-        "Training curves of the classifier",
-        "The classifier over its epochs; the dotted line is the epoch kept.",
-    )
-    yield (
-        "denoiser_training",
-        figures.training_figure(denoiser.history),
-        "Training curve of the denoiser",
-        "The denoiser over its epochs: mean squared error of the predicted clean features.",
-    )
-    yield (
-        "denoising_error",
-        figures.denoising_figure(report.denoising_error, purify_t=report.purify_t),
-        "Mean squared error of noisy and denoised features against the noise level",
-        "Error of the features before and after one-shot denoising. The denoiser helps where its"
-        " line is below both others.",
-    )
-    yield (
-        "roc",
-        figures.roc_figure(rows, label_names),
-        "ROC curves on clean and on attacked features",
-        "ROC curves on the test images. Dashed: guessing. Below it, the scores of the two classes"
-        " have been exchanged by the attack.",
-    )
-    yield (
-        "reliability",
-        figures.reliability_figure(rows, label_names),
-        "Reliability curves on clean and on attacked features",
-        "Observed against predicted frequency in ten bins; larger points hold more predictions."
-        " Dashed: perfect calibration.",
-    )
-
-
-def _benchmark_caption(record: Mapping[str, Any]) -> str:
-    """Say what a record of the stage benchmark has measured, where and when."""
-    machines = " and ".join(e["device_name"] for e in record["environments"].values())
-    return (
-        "This package and the same experiment in plain eager torch (reference), measured by"
-        f" nnmf-cuda bench stages on these images, settings {record['options']['preset']}, on"
-        f" {machines} with {record['threads']} threads, commit {record['commit'][:10]},"
-        f" {record['date'][:10]}. Both found the same, within what the benchmark allows."
-    )
+    means = np.stack([report.x_train[y_train == c].mean(0) for c in range(len(label_names))])
+    yield "class_means", figures.class_means_figure(means, label_names, selector.selected_)
+    yield "selection", figures.selection_figure(selector)
+    classifier = report.classifier
+    curves = figures.training_figure(classifier.history, best_epoch=classifier.best_epoch)
+    yield "classifier_training", curves
+    yield "denoiser_training", figures.training_figure(report.denoiser.history)
+    error = figures.denoising_figure(report.denoising_error, purify_t=report.purify_t)
+    yield "denoising_error", error
+    yield "roc", figures.roc_figure(rows, label_names)
+    yield "reliability", figures.reliability_figure(rows, label_names)
 
 
 _SECTIONS = {

@@ -49,46 +49,22 @@ _FEW_CLUSTERS = 20
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table.
+    """One line of a table: its first cell, and the others, formatted."""
 
-    Attributes
-    ----------
-    kind : str
-        "measured", "interval", "spread", "paper", "constant", "total" or "other": how to set it.
-    label : str
-        First cell.
-    cells : tuple of str
-        The other cells, formatted.
-    """
-
-    kind: str
+    kind: str  # "measured", "interval", "spread", "paper", "constant", "total" or "other"
     label: str
     cells: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class MetricTable:
-    """The paper's four rows by its metrics, with all that stands beside them.
-
-    Attributes
-    ----------
-    rows : EvaluatedRows
-        The metrics, and their spread over predictions.
-    uncertainty : Uncertainty
-        Of the rows.
-    papers_images : bool
-        Whether the test images are the paper's, so that its figures stand under ours.
-    papers_defence : bool
-        Whether the defence is the paper's purifier.
-    draws_noise : bool
-        Whether the defence has several answers to a sample.
-    """
+    """The paper's four rows by its metrics, with all that stands beside them."""
 
     rows: EvaluatedRows
     uncertainty: Uncertainty
-    papers_images: bool
-    papers_defence: bool = True
-    draws_noise: bool = True
+    papers_images: bool  # whether the paper's figures, of the same test images, stand under ours
+    papers_defence: bool = True  # whether the defence is the paper's purifier
+    draws_noise: bool = True  # whether the defence has several answers to a sample
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -204,17 +180,10 @@ def _intervals_note(intervals: RowIntervals | None) -> str:
 def comparison_note(
     found: Comparison, condition: str, *, level: float, is_random: bool = True
 ) -> str:
-    """Return the sentence on the two models' differences.
+    """Return the sentence on the two models' differences on "clean" or "robust" features.
 
-    Parameters
-    ----------
-    found : Comparison
-    condition : str
-        "clean" or "robust": the features on which they are compared.
-    level : float
-        Coverage of the intervals.
-    is_random : bool, default=True
-        Whether the defended model has several answers to a sample.
+    `level` is the coverage of the intervals; with `is_random` the defended model has several
+    answers to a sample.
     """
     covers = f"{100 * level:.0f} %"
     parts = []
@@ -253,18 +222,10 @@ def calibration_note(errors: Mapping[str, float], *, n_bins: int) -> str:
 
 @dataclass(frozen=True)
 class StageTable:
-    """Seconds and memory of each stage.
-
-    Attributes
-    ----------
-    timings : Timings
-        Measured.
-    paper : bool
-        Whether the paper's seconds stand beside ours: true where the images are the paper's.
-    """
+    """Seconds and memory of each stage."""
 
     timings: Timings
-    paper: bool
+    paper: bool  # whether the paper's seconds stand beside ours: its images are the same
 
     @property
     def header(self) -> tuple[str, ...]:

@@ -26,8 +26,9 @@ from nnmf_cuda.pipeline.defences import noise_schedule
 from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.pipeline.run_directory import results_directory
 from nnmf_cuda.pipeline.stages import StageOutputs, evaluate_stages, run_stages
-from nnmf_cuda.report import MetricTable, RunReport, StageTable, bullet_list, write_report
 from nnmf_cuda.report.robustness_table import summary_table
+from nnmf_cuda.report.run_report import RunReport, write_report
+from nnmf_cuda.report.tables import MetricTable, StageTable, bullet_list
 from nnmf_cuda.robustness import Robustness, SavedRun, evaluate_robustness
 from nnmf_cuda.robustness.saved_run import FEATURES_FILE, PaperAttack, save_features
 from nnmf_cuda.run.metrics import AttackRecord, RunMetrics
@@ -42,21 +43,7 @@ EVALUATIONS = {"paper": None, "quick": "quick", "honest": "standard", "thorough"
 
 @dataclass(frozen=True)
 class Experiment:
-    """A finished run.
-
-    Attributes
-    ----------
-    model : TrainedModel
-        Extractor, classifier and defence.
-    metrics : RunMetrics
-        What `metrics.json` holds.
-    table : MetricTable
-        The four rows for a reader.
-    timings : Timings
-        What `timings.json` holds.
-    robustness : Robustness or None
-        What `robustness.json` holds, where it was evaluated.
-    """
+    """A finished run; `robustness` is None where it was not evaluated."""
 
     model: TrainedModel
     metrics: RunMetrics
@@ -85,38 +72,13 @@ def run_experiment(
     bench_records: Sequence[Mapping[str, Any]] = (),
     evaluation: str = "paper",
 ) -> Experiment:
-    """Run every stage and write the results.
+    """Run every stage and write the results into `out` (see `nnmf_cuda.pipeline.run_directory`).
 
-    Parameters
-    ----------
-    config : ExperimentConfig
-        What to do.
-    out : path
-        Directory of the results; see `nnmf_cuda.pipeline.run_directory`.
-    config_yaml : str
-        The configuration as the command line reads it back, for `config.yaml`.
-    device : torch.device
-        Where to compute.
-    overwrite : bool, default=False
-        Whether results in `out` may be replaced.
-    progress : bool, default=False
-        Show progress bars, where stderr is a terminal.
-    say : callable, optional
-        Takes one line about each decision and each stage.
-    bench_records : sequence of mapping, optional
-        Of benchmarks: the newest that `nnmf-cuda bench stages` has made on these images is plotted
-        in the report.
-    evaluation : {"paper", "quick", "honest", "thorough"}, default="paper"
-        Whether `nnmf_cuda.robustness.evaluate_robustness` follows, with how much effort.
-
-    Returns
-    -------
-    Experiment
-
-    Raises
-    ------
-    ValueError
-        If data, configuration or `out` do not allow a run, or none of `bench_records` fits.
+    `config_yaml` is the configuration as the command line reads it back, for `config.yaml`. Of
+    `bench_records` the newest that `nnmf-cuda bench stages` has made on these images is plotted in
+    the report. `evaluation`, a key of `EVALUATIONS`, says whether
+    `nnmf_cuda.robustness.evaluate_robustness` follows. Raises ValueError if data, configuration,
+    records or `out` do not allow a run.
     """
     if evaluation not in EVALUATIONS:
         raise ValueError(f"evaluation must be one of {', '.join(EVALUATIONS)}; got {evaluation!r}")

@@ -21,31 +21,15 @@ from nnmf_cuda.pipeline.defences import NoiseLevel
 
 @dataclass(frozen=True)
 class AttackRecord:
-    """One attack of the paper's protocol, its success counted in every way.
-
-    Attributes
-    ----------
-    config : AttackConfig
-        Settings.
-    result : AttackResult
-        What the attack returned, with AutoAttack's own counts.
-    fresh_accuracy : float
-        Share of right answers among fresh predictions on the attacked features.
-    majority_accuracy, all_right_accuracy : float
-        Share of samples that more than half, or all, of the fresh predictions name rightly.
-    n_unchanged : int
-        Samples that the attack returned as they were.
-    fresh_accuracy_on_changed : float or None
-        `fresh_accuracy` among the others; None where there are none.
-    """
+    """One attack of the paper's protocol, its success counted in every way."""
 
     config: AttackConfig
     result: AttackResult
-    fresh_accuracy: float
-    majority_accuracy: float
-    all_right_accuracy: float
-    n_unchanged: int
-    fresh_accuracy_on_changed: float | None
+    fresh_accuracy: float  # share of right answers among fresh predictions on the attacked features
+    majority_accuracy: float  # share of samples that more than half of them name rightly
+    all_right_accuracy: float  # share of samples that all of them name rightly
+    n_unchanged: int  # samples that the attack returned as they were
+    fresh_accuracy_on_changed: float | None  # among the others; None where there are none
 
     @classmethod
     def count(
@@ -56,17 +40,10 @@ class AttackRecord:
         labels: NDArray[np.int64],
         probabilities: NDArray[np.float64],
     ) -> AttackRecord:
-        """Count an attack's success.
+        """Count an attack's success, before which the features were `x_clean` (n, n_features).
 
-        Parameters
-        ----------
-        config, result
-            Settings of the attack and what it returned.
-        x_clean : array of shape (n, n_features)
-            Features before the attack.
-        labels : array of shape (n,)
-        probabilities : array of shape (n_predictions, n, n_classes)
-            Fresh predictions on the attacked features.
+        `probabilities` (n_predictions, n, n_classes) are fresh predictions on the attacked
+        features.
         """
         right = probabilities.argmax(2) == labels  # (n_predictions, n)
         changed = (result.x_adv.cpu().numpy() != x_clean).any(1)
@@ -105,33 +82,15 @@ class AttackRecord:
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """Everything that a run has measured but its times.
-
-    Attributes
-    ----------
-    rows : EvaluatedRows
-        The paper's four rows.
-    uncertainty : Uncertainty
-        Of the rows.
-    attacks : mapping of str to AttackRecord
-        By model: "baseline" and "defended".
-    audit : LeakageAudit
-        Of the split.
-    noise_levels : tuple of NoiseLevel
-        Timesteps among which validation chose.
-    notes : tuple of str
-        What a reader must know beside the rows.
-    not_run : tuple of str
-        What the paper's protocol leaves out; empty where the evaluation of robustness followed.
-    """
+    """Everything that a run has measured but its times."""
 
     rows: EvaluatedRows
     uncertainty: Uncertainty
-    attacks: Mapping[str, AttackRecord]
+    attacks: Mapping[str, AttackRecord]  # by model: "baseline" and "defended"
     audit: LeakageAudit
-    noise_levels: tuple[NoiseLevel, ...]
-    notes: tuple[str, ...]
-    not_run: tuple[str, ...]
+    noise_levels: tuple[NoiseLevel, ...]  # timesteps among which validation chose
+    notes: tuple[str, ...]  # what a reader must know beside the rows
+    not_run: tuple[str, ...]  # what the paper's protocol leaves out; empty with an evaluation
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of `metrics.json`."""

@@ -20,22 +20,11 @@ _FOLDABLE: tuple[SplitBy, ...] = ("patient_fold", "patient", "series")
 
 @dataclass(frozen=True)
 class Repeat:
-    """One run of several.
-
-    Attributes
-    ----------
-    home : str
-        Its directory, below that of all.
-    seed : int
-    split : str
-        `OWN_SPLIT`, "fold K", or "" where all runs have the same split.
-    split_by, test_fold
-        As in `DataConfig`.
-    """
+    """One run of several, and where it goes below the directory of all."""
 
     home: str
     seed: int
-    split: str = ""
+    split: str = ""  # `OWN_SPLIT`, "fold K", or "" where all runs have the same split
     split_by: SplitBy | None = None
     test_fold: int | str | None = None
 
@@ -52,19 +41,8 @@ def plan_folds(
 ) -> list[Repeat]:
     """Return a run for each fold and seed, after one on the source's own split where it has one.
 
-    Parameters
-    ----------
-    path, label_key
-        As for `load_dataset`.
-    seeds : sequence of int
-    split_by : str or None
-        By what to fold: None is the first of "patient_fold", "patient" and "series" that the
-        source has.
-
-    Raises
-    ------
-    ValueError
-        If the source cannot be folded so.
+    `split_by` says by what to fold: None is the first of "patient_fold", "patient" and "series"
+    that the source has. Raises ValueError if the source cannot be folded so.
     """
     folds = folds_by(path, label_key=label_key)
     if split_by is None:
@@ -98,15 +76,7 @@ def plan_folds(
 
 
 def check_other_runs(out: Path, homes: Collection[Path]) -> None:
-    """Raise ValueError if `out` holds a run that is none of `homes`: a summary would leave it out.
-
-    Parameters
-    ----------
-    out : path
-        Directory of several runs, which need not exist.
-    homes : collection of path
-        Directories of the runs that are asked for.
-    """
+    """Raise ValueError if `out` holds a run beside `homes`: a summary would leave it out."""
     others = [home for home in runs_below(out) if home not in homes]
     if any((out / name).exists() for name in RESULTS):
         others.insert(0, out)
@@ -120,19 +90,8 @@ def check_other_runs(out: Path, homes: Collection[Path]) -> None:
 def is_finished(home: Path, config_yaml: str, *, evaluated: bool) -> bool:
     """Return whether a directory holds a whole run of these settings, to be used again.
 
-    Parameters
-    ----------
-    home : path
-        The run's directory, which need not exist.
-    config_yaml : str
-        What the run's `config.yaml` is to be.
-    evaluated : bool
-        Whether `robustness.json` belongs to it.
-
-    Raises
-    ------
-    ValueError
-        If it holds a whole run of other settings.
+    `robustness.json` belongs to it where it is to be `evaluated`. Raises ValueError if it holds a
+    whole run of other settings.
     """
     config = home / "config.yaml"
     # metrics.json is written last.
@@ -183,13 +142,7 @@ def result_line(home: Path) -> str:
 
 
 def summarize_seeds(homes: Mapping[int, Path]) -> SeedsSummary:
-    """Summarise finished runs from several seeds.
-
-    Parameters
-    ----------
-    homes : mapping of int to path
-        The directory of each seed's run.
-    """
+    """Summarise finished runs, given the directory of each seed's."""
     metrics = [_read(home / "metrics.json") for home in homes.values()]
     images = {_read(home / "environment.json")["data_sha256"] for home in homes.values()}
     evaluations = [home / "robustness.json" for home in homes.values()]

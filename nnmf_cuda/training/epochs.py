@@ -28,40 +28,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EpochOp:
-    """An op of `nnmf_cuda.ops` that trains a network for one epoch.
-
-    Attributes
-    ----------
-    name : str
-        The op's name.
-    widths : sequence of int
-        Sizes of the network, as the op takes them.
-    inputs : callable
-        Turns an epoch's samples into the op's rows and what they should become.
-    """
+    """An op of `nnmf_cuda.ops` that trains a network for one epoch."""
 
     name: str
-    widths: Sequence[int]
-    inputs: Callable[..., tuple[Tensor, Tensor]]
+    widths: Sequence[int]  # of the network, as the op takes them
+    inputs: Callable[..., tuple[Tensor, Tensor]]  # an epoch's samples to its rows and their targets
 
 
 @dataclass(frozen=True)
 class Task(Generic[Model]):
-    """What is learnt.
+    """What is learnt."""
 
-    Attributes
-    ----------
-    model : nn.Module
-        With its initial weights, on the device of the samples.
-    batch_loss : callable
-        Mean loss of a model on a batch of samples, (model, *samples).
-    op : EpochOp, optional
-        Makes the same steps, where it is compiled.
-    """
-
-    model: Model
-    batch_loss: Callable[..., Tensor]
-    op: EpochOp | None = None
+    model: Model  # with its initial weights, on the device of the samples
+    batch_loss: Callable[..., Tensor]  # mean loss of a batch, (model, *samples)
+    op: EpochOp | None = None  # makes the same steps, where it is compiled
 
 
 @dataclass(frozen=True)

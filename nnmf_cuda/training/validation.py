@@ -26,19 +26,10 @@ _N_STEPS = 20
 
 @dataclass(frozen=True)
 class Samples:
-    """Training and validation samples of a classifier, on one device.
+    """Training and validation samples of a classifier, on one device: rows, and classes from 0."""
 
-    Attributes
-    ----------
-    x, valid_x : Tensor of shape (n_samples, n_features)
-        Finite, float32.
-    y, valid_y : Tensor of shape (n_samples,)
-        int64, in 0..n_classes-1.
-    n_classes : int
-    """
-
-    x: Tensor
-    y: Tensor
+    x: Tensor  # (n_samples, n_features), float32, finite
+    y: Tensor  # (n_samples,), int64
     valid_x: Tensor
     valid_y: Tensor
     n_classes: int
@@ -107,20 +98,7 @@ def _as_labels(
 
 
 class RobustScores:
-    """Scores of the validation samples, as they are and under a short attack.
-
-    Parameters
-    ----------
-    samples : Samples
-        With features in [0, 1].
-    attack_eps, norm : float, str
-        The ball.
-
-    Raises
-    ------
-    ValueError
-        If there is no such ball around the samples.
-    """
+    """Scores of the validation samples, as they are and under a short attack in a ball."""
 
     def __init__(self, samples: Samples, attack_eps: float, norm: str) -> None:
         samples.check_ball(attack_eps, norm)
@@ -130,12 +108,8 @@ class RobustScores:
     def of(self, attacked: Answer, judged: Answer | None = None) -> dict[str, Tensor]:
         """Return loss, accuracy and attacked accuracy.
 
-        Parameters
-        ----------
-        attacked : callable
-            Whose gradient the attack climbs.
-        judged : callable, optional
-            Who answers; of a random model with noise that the attack has not seen.
+        `attacked` is whose gradient the attack climbs, `judged` who answers: of a random model with
+        noise that the attack has not seen.
         """
         judged = judged or attacked
         points = pgd(

@@ -15,7 +15,7 @@ from bench.cases import get_cases
 from bench.plot import write_device_tables
 from bench.tables import break_even_table, equality_table, records_table
 from nnmf_cuda import ops
-from nnmf_cuda.benchmarks import read_records
+from nnmf_cuda.benchmarks.records import read_records
 from tests.helpers import DEVICES
 
 

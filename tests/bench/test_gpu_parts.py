@@ -22,7 +22,7 @@ from bench.kernels import run_kernel_benchmarks, verify
 from bench.op_calls import op_calls
 from bench.predictions import TARGETS, Target, predictions, problem_key
 from nnmf_cuda import ops, show_config
-from nnmf_cuda.benchmarks import read_records
+from nnmf_cuda.benchmarks.records import read_records
 
 # The object ------------------------------------------------------------------------------------
 

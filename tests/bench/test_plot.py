@@ -12,8 +12,7 @@ import pytest
 from bench.__main__ import main
 from bench.plot import bound_ms, latest_records, plot_records, write_parts
 from bench.tables import markdown_table
-from nnmf_cuda.benchmarks import read_records
-from nnmf_cuda.benchmarks.records import MEASURED
+from nnmf_cuda.benchmarks.records import MEASURED, read_records
 
 MACHINE = {
     "device": "cpu",

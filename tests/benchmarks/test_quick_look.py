@@ -8,13 +8,9 @@ import pytest
 import torch
 
 from nnmf_cuda import ops, show_config
-from nnmf_cuda.benchmarks import (
-    OPS_LOOKED_AT,
-    quick_look,
-    quick_look_table,
-    read_records,
-    run_quick_look,
-)
+from nnmf_cuda.benchmarks import quick_look
+from nnmf_cuda.benchmarks.quick_look import OPS_LOOKED_AT, quick_look_table, run_quick_look
+from nnmf_cuda.benchmarks.records import read_records
 from nnmf_cuda.cli.main import main
 from tests.helpers import DEVICES
 

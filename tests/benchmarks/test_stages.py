@@ -12,15 +12,12 @@ import pytest
 import torch
 
 from bench.plot import plot_records, write_device_tables
+from bench.tables import stages_markdown
 from nnmf_cuda import ops
-from nnmf_cuda.benchmarks import (
-    QualityError,
-    read_records,
-    run_stage_benchmarks,
-    stages,
-    stages_markdown,
-    stages_table,
-)
+from nnmf_cuda.benchmarks import stages
+from nnmf_cuda.benchmarks.records import read_records
+from nnmf_cuda.benchmarks.stage_tables import stages_table
+from nnmf_cuda.benchmarks.stages import QualityError, run_stage_benchmarks
 from nnmf_cuda.cli.main import main
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 from nnmf_cuda.timing import PAPER_STAGES

@@ -41,7 +41,8 @@ from nnmf_cuda.evaluation.robustness import (
 )
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.nnmf.selection import ComponentSelector
-from nnmf_cuda.report import MetricTable, RunReport
+from nnmf_cuda.report.run_report import RunReport
+from nnmf_cuda.report.tables import MetricTable
 from nnmf_cuda.timing import PAPER_STAGES, StageRow, Timings
 from nnmf_cuda.training import TrainingResult
 

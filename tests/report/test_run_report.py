@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from nnmf_cuda.evaluation import ROW_NAMES
-from nnmf_cuda.report import figures, write_report
-from nnmf_cuda.report.run_report import render_report
+from nnmf_cuda.report import figures
+from nnmf_cuda.report.run_report import render_report, write_report
 
 FIGURES = {
     *("stage_times", "components", "class_means", "selection", "classifier_training"),

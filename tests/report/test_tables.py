@@ -16,7 +16,7 @@ from nnmf_cuda.evaluation import (
     EvaluatedRows,
     Metrics,
 )
-from nnmf_cuda.report import MetricTable, StageTable
+from nnmf_cuda.report.tables import MetricTable, StageTable
 
 
 @pytest.fixture

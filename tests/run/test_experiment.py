@@ -222,7 +222,7 @@ def test_run_with_three_classes(tmp_path: Path) -> None:
 def test_run_plots_the_newest_stage_benchmark_of_its_images(
     small_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from nnmf_cuda.benchmarks import run_stage_benchmarks
+    from nnmf_cuda.benchmarks.stages import run_stage_benchmarks
     from nnmf_cuda.pipeline import config
 
     settings = config.ExperimentConfig(
