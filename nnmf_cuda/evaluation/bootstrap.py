@@ -137,7 +137,7 @@ def resample_metrics(
     >>> labels = np.array([0, 1] * 20)
     >>> p = np.clip(0.5 + 0.3 * (labels - 0.5) + np.linspace(-0.3, 0.3, 40), 0, 1)
     >>> found = resample_metrics(labels, [np.stack((1 - p, p), 1)], seed=0)
-    >>> found.intervals(0)["accuracy"].low < found.estimates[0, 0]
+    >>> bool(found.intervals(0)["accuracy"].low < found.estimates[0, 0])
     True
     """
     y = check_labels(labels)
