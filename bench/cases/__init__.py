@@ -5,29 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bench.case import Case
-from bench.cases.defence import DEFENDED_LOGITS, DEFENDED_LOGITS_GRADIENT
-from bench.cases.extraction import EXTRACT
-from bench.cases.factorization import NNMF_DIVERGENCE, NNMF_HALS, NNMF_MU
-from bench.cases.projection import NNLS, PROJECT
-from bench.cases.purification import PURIFY, PURIFY_GRADIENT
-from bench.cases.training import TRAIN_CLASSIFIER, TRAIN_DENOISER
+from bench.cases import defence, extraction, factorization, projection, purification, training
 
 __all__ = ["CASES", "get_cases"]
 
-CASES: tuple[Case, ...] = (
-    NNMF_MU,
-    NNMF_HALS,
-    NNMF_DIVERGENCE,
-    NNLS,
-    PROJECT,
-    EXTRACT,
-    PURIFY,
-    PURIFY_GRADIENT,
-    DEFENDED_LOGITS,
-    DEFENDED_LOGITS_GRADIENT,
-    TRAIN_CLASSIFIER,
-    TRAIN_DENOISER,
-)
+_FAMILIES = (factorization, projection, extraction, purification, defence, training)
+CASES: tuple[Case, ...] = tuple(case for family in _FAMILIES for case in family.CASES)
 
 
 def get_cases(names: Iterable[str] | None = None) -> list[Case]:

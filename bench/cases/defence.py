@@ -192,3 +192,8 @@ DEFENDED_LOGITS_GRADIENT = Case(
     tolerance=_TOLERANCE,
     work=_gradient_work,
 )
+
+CASES = (
+    DEFENDED_LOGITS,
+    DEFENDED_LOGITS_GRADIENT,
+)

@@ -153,3 +153,5 @@ EXTRACT = Case(
     tolerance={"float32": 1e-4},
     work=_work,
 )
+
+CASES = (EXTRACT,)

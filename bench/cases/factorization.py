@@ -323,3 +323,9 @@ NNMF_DIVERGENCE = Case(
     tolerance={"float32": 1e-5, "float64": 1e-10},
     work=_divergence_work,
 )
+
+CASES = (
+    NNMF_MU,
+    NNMF_HALS,
+    NNMF_DIVERGENCE,
+)

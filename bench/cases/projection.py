@@ -156,3 +156,8 @@ PROJECT = Case(
     tolerance={"float32": 1e-4, "float64": 1e-10},
     work=project_work,
 )
+
+CASES = (
+    NNLS,
+    PROJECT,
+)

@@ -153,3 +153,8 @@ PURIFY_GRADIENT = Case(
     tolerance=_TOLERANCE,
     work=_gradient_work,
 )
+
+CASES = (
+    PURIFY,
+    PURIFY_GRADIENT,
+)

@@ -102,3 +102,8 @@ def _case(op: str, train: Train, *, epochs: int, batch_size: int) -> Case:
 
 TRAIN_CLASSIFIER = _case("train_classifier", _classifier, epochs=100, batch_size=32)
 TRAIN_DENOISER = _case("train_denoiser", _denoiser, epochs=300, batch_size=64)
+
+CASES = (
+    TRAIN_CLASSIFIER,
+    TRAIN_DENOISER,
+)

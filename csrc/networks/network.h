@@ -3,12 +3,14 @@
 
 #include <cstdint>
 
+#include "common/inline.h"
+
 namespace nnmf_cuda {
 
 constexpr int kBlockRows = 32;  // rows whose signs share a word
 
 inline int64_t n_blocks(int64_t n_rows) {
-  return (n_rows + kBlockRows - 1) / kBlockRows;
+  return blocks_of(n_rows, kBlockRows);
 }
 
 constexpr int64_t kMostLayers = 16;

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnmf_cuda.attacks.balls import Ball, Box, Threat
 from nnmf_cuda.attacks.objectives import ExpectedLoss, Objective, is_random, wrongness
-from nnmf_cuda.models.modes import frozen, isolated
+from nnmf_cuda.models.networks import frozen, isolated
 
 N_JUDGED = 20
 """Answers of a random model by which the worst of several points is chosen."""

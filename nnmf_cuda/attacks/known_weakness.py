@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from nnmf_cuda.attacks.balls import Ball, Threat
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
-from nnmf_cuda.models.modes import frozen, isolated
-from nnmf_cuda.models.networks import FeatureCNN
+from nnmf_cuda.models.networks import FeatureCNN, frozen, isolated
 
 RIGHT = 0
 """The class of every sample of a planted model, which has two."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnmf_cuda.models.modes import frozen, isolated
+from nnmf_cuda.models.networks import frozen, isolated
 
 N_DECISIONS = 20
 """R: fresh decisions of a random model on a point, of which a majority decides."""

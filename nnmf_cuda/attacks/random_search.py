@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnmf_cuda.attacks.balls import Box, Threat
 from nnmf_cuda.attacks.objectives import ExpectedLoss
-from nnmf_cuda.models.modes import frozen, isolated
+from nnmf_cuda.models.networks import frozen, isolated
 
 # The share of features that change at once, halved at these shares of the queries: Andriushchenko
 # et al. (2020), section 4, whose schedule is for 10,000 queries.

@@ -28,7 +28,7 @@ from nnmf_cuda.attacks.objectives import (
 from nnmf_cuda.attacks.random_search import vector_square
 from nnmf_cuda.attacks.surrogates import BPDAIdentity, PurifierShift, surrogate
 from nnmf_cuda.models.defended import DefendedClassifier
-from nnmf_cuda.models.modes import frozen, isolated
+from nnmf_cuda.models.networks import frozen, isolated
 
 _SELECTED = 0.6
 """Share of a random model's answers that a selective attack pushes: a majority, and some more."""

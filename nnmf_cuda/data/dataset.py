@@ -71,10 +71,6 @@ class ImageDataset:
         arrays = {"labels": self.labels, "split": self.split, "files": self.files, **self.groups}
         for name, array in arrays.items():
             check_length(array, n_images, name=f"{self.source}: {name}")
-        self._check_labels()
-        self._check_split()
-
-    def _check_labels(self) -> None:
         if not np.issubdtype(self.labels.dtype, np.integer):
             raise ValueError(f"{self.source}: labels are {self.labels.dtype}; give integers")
         if self.n_classes < 2:
@@ -88,6 +84,7 @@ class ImageDataset:
                 f"{self.source}: labels run from {low} to {high}, but label_names has "
                 f"{self.n_classes} names; labels must lie in 0..{self.n_classes - 1}"
             )
+        self._check_split()
 
     def _check_split(self) -> None:
         unknown = sorted(set(np.unique(self.split).tolist()) - set(SPLITS))
@@ -123,17 +120,7 @@ class ImageDataset:
         return int(self.images.shape[1]), int(self.images.shape[2])
 
     def matrix(self, split: str) -> NDArray[Any]:
-        """Return the images of a split as rows of a matrix.
-
-        Parameters
-        ----------
-        split : {"train", "valid", "test"}
-
-        Returns
-        -------
-        ndarray of shape (n, height * width)
-            A copy, in the images' dtype and the dataset's order.
-        """
+        """Return a copy (n, height * width) of the images of a split, in their dtype and order."""
         images = self.images[self._rows(split)]
         return images.reshape(len(images), -1)
 
@@ -176,16 +163,9 @@ def check_length(array: NDArray[Any], n_images: int, *, name: str) -> None:
 
 
 def check_pixels(images: NDArray[Any], *, name: str, start: int = 0) -> None:
-    """Raise ValueError unless `images` is a stack of grey images with values that are intensities.
+    """Raise ValueError unless `images` are (n_images, height, width), uint8 or floats in [0, 1].
 
-    Parameters
-    ----------
-    images : ndarray
-        Expected of shape (n_images, height, width), uint8 or floating in [0, 1].
-    name : str
-        What the message calls the array.
-    start : int, default=0
-        Number of the first image, where the stack is a part of a larger one.
+    `start` is the number of the first one, where they are a part of a larger stack.
     """
     if images.ndim != 3:
         raise ValueError(f"{name} have shape {images.shape}; expected (n_images, height, width)")
@@ -194,10 +174,8 @@ def check_pixels(images: NDArray[Any], *, name: str, start: int = 0) -> None:
     if images.dtype == np.uint8:
         return
     is_float = np.issubdtype(images.dtype, np.floating)
-    if not is_float and not np.issubdtype(images.dtype, np.signedinteger):
-        raise ValueError(f"{name} are {images.dtype}; give uint8, or floats in [0, 1]")
-    # One pass over the data in the good case; NaN makes both comparisons false.
-    low, high = images.min(), images.max()
+    # One pass over the data in the good case.
+    low, high = (images.min(), images.max()) if images.dtype.kind in "if" else (0, 0)
     if is_float and not (np.isfinite(low) and np.isfinite(high)):
         index = int(np.argmin(np.isfinite(images).all(axis=(1, 2))))
         raise ValueError(

@@ -10,7 +10,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
@@ -59,14 +59,15 @@ def is_image(path: Path) -> bool:
 def walk_images(folder: Path) -> Iterator[Path]:
     """Give the image files of a folder and those below it, in sorted order.
 
-    Names that begin with a dot are left out, and symbolic links to folders are not followed.
-
-    Raises
-    ------
-    ValueError
-        If a folder cannot be read.
+    Names that begin with a dot are left out, and symbolic links to folders are not followed. A
+    folder that cannot be read is a ValueError.
     """
-    for where, folders, names in os.walk(folder, onerror=_refuse_folder):
+
+    def refuse(error: OSError) -> None:
+        text = f"cannot read folder {str(error.filename)!r}: {_reason(error)}"
+        raise ValueError(text) from error
+
+    for where, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(where, name)
@@ -74,26 +75,19 @@ def walk_images(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _refuse_folder(error: OSError) -> None:
-    raise ValueError(f"cannot read folder {str(error.filename)!r}: {_reason(error)}") from error
-
-
 def walk_reaches(folder: Path, file: Path) -> bool:
     """Tell whether `walk_images(folder)` gives `file`, without walking."""
     if not file.is_relative_to(folder) or not is_image(file):
         return False
     inside = file.relative_to(folder)
-    between = [folder / parent for parent in inside.parents][:-1]
-    return not (
-        any(part.startswith(".") for part in inside.parts)
-        or any(parent.is_symlink() for parent in between)
-    )
+    hidden = any(part.startswith(".") for part in inside.parts)
+    return not hidden and not any((folder / p).is_symlink() for p in inside.parents[:-1])
 
 
 def read_image(
     path: str | Path, *, image_shape: tuple[int, int] = IMAGE_SHAPE
 ) -> NDArray[np.uint8]:
-    """Read one image file as grey values.
+    """Read one image file as grey values (height, width), uint8.
 
     Parameters
     ----------
@@ -102,10 +96,6 @@ def read_image(
         dropped. Of several frames the first is read.
     image_shape : tuple of int, default=(128, 128)
         Height and width of the result, in pixels.
-
-    Returns
-    -------
-    ndarray of shape (height, width), uint8
 
     Raises
     ------
@@ -225,8 +215,8 @@ def iter_image_batches(
     files : iterable of paths or ArrayImage
         For example from `iter_images`.
     batch_size : int, default=256
-        Images a batch; the last may hold fewer, and so does one before sources that hold floats
-        instead of bytes, or the other way round.
+        Images a batch; fewer in the last, and before sources that go over from bytes to floats or
+        back.
     image_shape : tuple of int, default=(128, 128)
         Height and width of the result, in pixels.
     on_error : {"raise", "skip"}, default="raise"
@@ -240,8 +230,7 @@ def iter_image_batches(
     Yields
     ------
     ImageBatch
-        ``start``, ``images``, ``files``, ``failures``. A batch has no image where it has only
-        failures to tell: at the end, or because there are many.
+        Without an image where it has only failures to tell: at the end, or because there are many.
 
     Raises
     ------
@@ -254,15 +243,12 @@ def iter_image_batches(
         raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
     if n_workers is not None and n_workers < 1:
         raise ValueError(f"n_workers={n_workers} must be at least 1")
-    workers = n_workers or min(8, _usable_processors())
-    decoded = _decode(files, 2 * batch_size, image_shape, workers, progress)
+    if n_workers is None:
+        # Linux: fewer than cpu_count in a container
+        on_linux = hasattr(os, "sched_getaffinity")
+        n_workers = min(8, len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1)
+    decoded = _decode(files, 2 * batch_size, image_shape, n_workers, progress)
     return _batches(decoded, batch_size, image_shape, on_error)
-
-
-def _usable_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: fewer than cpu_count in a container
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _decode(
@@ -297,9 +283,7 @@ def _decode(
             (source.name if isinstance(source, ArrayImage) else source, pool.submit(read, source))
             for source in sources
         )
-        queue: deque[tuple[Path, Future[NDArray[Any] | ValueError]]] = deque(
-            islice(waiting, window)
-        )
+        queue = deque(islice(waiting, window))
         while queue:
             name, future = queue.popleft()
             yield name, future.result()
@@ -359,12 +343,7 @@ def read_images(
     Parameters
     ----------
     files, image_shape, progress
-        As in `iter_image_batches`.
-
-    Raises
-    ------
-    ValueError
-        As `read_image`.
+        As in `iter_image_batches`; errors are those of `read_image`.
     """
     images = np.empty((len(files), *image_shape), dtype=np.uint8)
     for batch in iter_image_batches(files, image_shape=image_shape, progress=progress):

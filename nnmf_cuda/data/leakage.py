@@ -12,17 +12,6 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import GROUPS, SPLITS, ImageDataset
 
-__all__ = [
-    "LeakageAudit",
-    "Neighbours",
-    "SimilarPair",
-    "audit_dataset",
-    "block_means",
-    "check_audit",
-    "perceptual_hashes",
-]
-
-
 _ROWS = 1024
 """Images compared at a time, so that memory does not grow with the square of their number."""
 
@@ -39,35 +28,21 @@ _N_PAIRS = 10
 
 @dataclass(frozen=True)
 class Neighbours:
-    """How near a part of the images comes to the images that it is compared with.
-
-    Attributes
-    ----------
-    n : int
-        Images of the part.
-    near_share : float
-        Share whose most similar image on the other side correlates above the threshold.
-    nearest_accuracy : float
-        Accuracy of giving each image the label of its most similar one on the other side: what
-        memory alone scores.
-    majority_accuracy : float
-        Accuracy of always naming the most frequent label of the part itself, as everywhere else:
-        the best that an answer which does not look can score.
-    identical : int
-        Images with an equal one, byte for byte, on the other side.
-    same_hash : int
-        Images with one of nearly the same perceptual hash on the other side.
-    parted_by : str or None, default=None
-        What is known to stand on one side only: a group of the data set, or a drawn image.
-    """
+    """How near a part of the images comes to the images that it is compared with."""
 
     n: int
     near_share: float
+    """Share whose most similar image on the other side correlates above the threshold."""
     nearest_accuracy: float
+    """Of giving each image the label of its most similar one: what memory alone scores."""
     majority_accuracy: float
+    """Of the part's most frequent label: the best that an answer which does not look can score."""
     identical: int
+    """Images with an equal one, byte for byte, on the other side."""
     same_hash: int
+    """Images with one of nearly the same perceptual hash on the other side."""
     parted_by: str | None = None
+    """What is known to stand on one side only: a group of the data set, or a drawn image."""
 
     @property
     def many_near(self) -> bool:
@@ -91,19 +66,9 @@ def _at_least(k: int, n: int) -> float:
 
 
 class SimilarPair(NamedTuple):
-    """Two images on either side of the split that are among the most similar.
+    """Two of the most similar images, one evaluated ("valid" or "test"), and one of training."""
 
-    Attributes
-    ----------
-    correlation : float
-        Of their block means.
-    file, split : str
-        The evaluated image, and whether it is of "valid" or "test".
-    training_file : str
-        The training image.
-    """
-
-    correlation: float
+    correlation: float  # of their block means
     file: str
     split: str
     training_file: str
@@ -238,10 +203,6 @@ def audit_dataset(
     threshold : float, default=0.95
         Correlation above which two images count as near.
 
-    Returns
-    -------
-    LeakageAudit
-
     Raises
     ------
     ValueError
@@ -252,9 +213,11 @@ def audit_dataset(
     A high nearest-neighbour accuracy is no proof of leakage: a task may be that easy.
     """
     check_audit(resolution=resolution, threshold=threshold)
-    means = block_means(dataset.images, resolution)
     images = _Compared(
-        _standardised(means), dataset.labels, _digests(dataset), perceptual_hashes(dataset.images)
+        _standardised(block_means(dataset.images, resolution)),
+        dataset.labels,
+        np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in dataset.images]),
+        perceptual_hashes(dataset.images),
     )
     train = dataset.split == "train"
     splits: dict[str, Neighbours] = {}
@@ -281,7 +244,13 @@ def audit_dataset(
     return LeakageAudit(
         splits=splits,
         folds=folds,
-        counts=_class_counts(dataset),
+        counts={
+            split: {
+                name: int((dataset.labels_of(split) == label).sum())
+                for label, name in enumerate(dataset.label_names)
+            }
+            for split in SPLITS
+        },
         duplicates=int(counted[counted > 1].sum()),
         pairs=sorted(pairs, reverse=True)[:_N_PAIRS],
         resolution=resolution,
@@ -327,9 +296,15 @@ class _Compared:
         self, rows: NDArray[np.bool_], others: NDArray[np.bool_], threshold: float
     ) -> tuple[Neighbours, NDArray[np.float64], NDArray[np.int64]]:
         """Return what was found, each row's highest correlation, and with which of the others."""
-        best, nearest, close = self._nearest(rows, others)
-        known = self.labels[others]
-        labels = self.labels[rows]
+        theirs, known, labels = self.vectors[others].T, self.labels[others], self.labels[rows]
+        signs = np.where(self.hashes, 1.0, -1.0)
+        chosen, parts = np.flatnonzero(rows), []
+        for start in range(0, len(chosen), _ROWS):
+            part = chosen[start : start + _ROWS]
+            correlations = self.vectors[part] @ theirs
+            differing = (signs.shape[1] - (signs[part] @ signs[others].T).max(1)) / 2
+            parts.append((correlations.max(1), correlations.argmax(1), differing <= _HASH_BITS))
+        best, nearest, close = map(np.concatenate, zip(*parts, strict=True))
         found = Neighbours(
             n=int(rows.sum()),
             near_share=float((best > threshold).mean()),
@@ -339,23 +314,6 @@ class _Compared:
             same_hash=int(close.sum()),
         )
         return found, best, nearest
-
-    def _nearest(
-        self, rows: NDArray[np.bool_], others: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-        theirs = self.vectors[others].T
-        signs = np.where(self.hashes, 1.0, -1.0)
-        n_bits = signs.shape[1]
-        best, nearest, close = [], [], []
-        chosen = np.flatnonzero(rows)
-        for start in range(0, len(chosen), _ROWS):
-            part = chosen[start : start + _ROWS]
-            correlations = self.vectors[part] @ theirs
-            nearest.append(correlations.argmax(1))
-            best.append(correlations.max(1))
-            differing = (n_bits - (signs[part] @ signs[others].T).max(1)) / 2
-            close.append(differing <= _HASH_BITS)
-        return np.concatenate(best), np.concatenate(nearest), np.concatenate(close)
 
 
 def _standardised(means: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -369,29 +327,8 @@ def _standardised(means: NDArray[np.float64]) -> NDArray[np.float64]:
     return unit
 
 
-def _digests(dataset: ImageDataset) -> NDArray[np.str_]:
-    return np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in dataset.images])
-
-
-def _class_counts(dataset: ImageDataset) -> dict[str, dict[str, int]]:
-    counts = {}
-    for split in SPLITS:
-        labels = dataset.labels[dataset.split == split]
-        counts[split] = {
-            name: int((labels == c).sum()) for c, name in enumerate(dataset.label_names)
-        }
-    return counts
-
-
 def block_means(images: NDArray[Any], resolution: int) -> NDArray[np.float64]:
-    """Return the means (n, resolution, resolution) of a grid of blocks as equal as can be.
-
-    Parameters
-    ----------
-    images : array of shape (n, height, width)
-    resolution : int
-        Blocks to a side, at most the smaller side of the images.
-    """
+    """Return the means (n, resolution, resolution) of a grid of blocks as equal as can be."""
     height, width = images.shape[1:]
     if not 1 <= resolution <= min(height, width):
         raise ValueError(
@@ -399,15 +336,14 @@ def block_means(images: NDArray[Any], resolution: int) -> NDArray[np.float64]:
             f" {resolution}"
         )
     rows, columns = (np.arange(resolution) * side // resolution for side in (height, width))
-    heights = np.diff(np.append(rows, height))
-    widths = np.diff(np.append(columns, width))
+    heights, widths = np.diff(np.append(rows, height)), np.diff(np.append(columns, width))
     sums = np.empty((len(images), resolution, resolution))
     for start in range(0, len(images), _ROWS):
         block = images[start : start + _ROWS].astype(np.float64)
         block = np.add.reduceat(np.add.reduceat(block, rows, axis=1), columns, axis=2)
         sums[start : start + _ROWS] = block
-    means: NDArray[np.float64] = sums / np.outer(heights, widths)
-    return means
+    sums /= np.outer(heights, widths)
+    return sums
 
 
 def perceptual_hashes(images: NDArray[Any]) -> NDArray[np.bool_]:

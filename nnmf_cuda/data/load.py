@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +43,24 @@ def load_dataset(
     label_key : str, default="labels"
         The array of labels in an ``.npz``; other sources have none to choose.
     split_by : {"split", "patient_fold", "patient", "series", "random"}, optional
-        See `make_split`.
+        - "split": the source's own. Without validation images, 15/85 of its training images are
+          taken for them, by patient where given.
+        - "patient_fold": `test_fold` tests, the next fold validates (after the last the first),
+          the others train.
+        - "patient", "series": 70/15/15, near the same share of each class, no patient or series in
+          two splits.
+        - "random": 70/15/15 of each class, whoever the images belong to.
+        - None: the first of "split", "patient", "patient_fold", "series" that the source has, or
+          "random".
     test_fold : int or str, optional
-        See `make_split`.
+        Of "patient_fold"; by default the lowest. With "patient", "series" or "random": one of five
+        folds, 1 to 5, that are dealt by it, in the place of 70/15/15.
     seed : int, default=0
-        For the splits made here, and for the phantom.
+        For shares of 70/15/15, and for the phantom.
     image_shape : tuple of int, default=(128, 128)
         Height and width to which every image is brought.
     progress : bool, default=False
         Show a progress bar, if standard error is a terminal.
-
-    Returns
-    -------
-    ImageDataset
 
     Raises
     ------
@@ -68,7 +73,7 @@ def load_dataset(
     source = str(path)
     if classes is not None:
         parse_classes(classes)  # before any image is read
-    found = _read(path, label_key)
+    found = reader_of(Path(path)).read(Path(path), label_key=label_key)
     records, labels, label_names, class_notes = choose_classes(
         found, classes=classes, source=source
     )
@@ -111,16 +116,12 @@ def folds_by(path: str | Path, *, label_key: str = "labels") -> dict[str, list[s
         For each `split_by`, the first being the default, the values that `test_fold` can take;
         none for "split".
     """
-    found = _read(path, label_key)
+    found = reader_of(Path(path)).read(Path(path), label_key=label_key)
     dealt = [str(fold) for fold in range(1, N_FOLDS + 1)]
     folds = {name: dealt for name in ways_to_split(found.split, found.groups)}
     if "patient_fold" in folds:
         folds["patient_fold"] = fold_names(found.groups["patient_fold"], source=str(path))
     return folds | ({"split": []} if "split" in folds else {})
-
-
-def _read(path: str | Path, label_key: str) -> Records:
-    return reader_of(Path(path)).read(Path(path), label_key=label_key)
 
 
 def _decoded(
@@ -144,13 +145,9 @@ def _check_phantom(
 ) -> None:
     if test_fold is not None:
         raise ValueError(f"test_fold={test_fold}: the built-in images have no patient_fold")
-    given = {
-        "classes": classes is not None,
-        "label_key": label_key != "labels",
-        "split_by": split_by not in (None, "split"),
-    }
-    for name, is_given in given.items():
-        if is_given:
+    left = {"classes": (None,), "label_key": ("labels",), "split_by": (None, "split")}
+    for (name, allowed), value in zip(left.items(), (classes, label_key, split_by), strict=True):
+        if value not in allowed:
             raise ValueError(
                 f"{name} is for a data set of yours, but no path was given, which stands for the "
                 f"built-in synthetic images; give a path, or leave {name} out"
@@ -158,7 +155,7 @@ def _check_phantom(
 
 
 def parse_classes(classes: str) -> dict[str, str]:
-    """Read a class mapping such as ``"2=Normal,1=Tumor"``.
+    """Read a class mapping such as ``"2=Normal,1=Tumor"``: from value to name, in label order.
 
     Parameters
     ----------
@@ -166,11 +163,6 @@ def parse_classes(classes: str) -> dict[str, str]:
         Comma-separated ``value=name`` in label order, the positive class last. ``value`` is what
         the source calls the class: a COCO category id, a folder's name, a label. ``name`` alone
         stands for ``name=name``.
-
-    Returns
-    -------
-    dict of str to str
-        From value to name, in label order.
 
     Raises
     ------
@@ -195,68 +187,37 @@ def parse_classes(classes: str) -> dict[str, str]:
 def choose_classes(
     records: Records, *, classes: str | None, source: str
 ) -> tuple[Records, NDArray[np.int64], tuple[str, ...], list[str]]:
-    """Turn the source's own classes into labels.
+    """Return the chosen classes' records, labels (n_images,), label names, and notes on both.
 
-    Parameters
-    ----------
-    records : Records
-        What the reader found.
-    classes : str or None
-        See `parse_classes`; None takes every class that has images, in the source's order.
-    source : str
-        The path, for messages.
-
-    Returns
-    -------
-    records : Records
-        Without the images of classes that were not chosen.
-    labels : ndarray of shape (n_images,), int64
-    label_names : tuple of str
-    notes : list of str
-        The mapping, and how many images it left out.
-
-    Raises
-    ------
-    ValueError
-        If a chosen class has no image, or fewer than two classes are left.
+    `classes` is read by `parse_classes`; None takes every class that has images, in the source's
+    order. `source` is the path, for messages.
     """
-    found, n_found = np.unique(records.values, return_counts=True)
-    counts = dict(zip(found.tolist(), n_found.tolist(), strict=True))
-    if classes is None:
-        mapping = {value: name for value, name in records.names.items() if value in counts}
-    else:
-        mapping = parse_classes(classes)
-        for value in mapping:
-            if value not in counts:
-                raise ValueError(
-                    f"{source}: classes={classes!r} asks for {value!r}, which no image has; "
-                    f"the images have {_listed(records.names, counts)}"
-                )
+    counts = Counter(records.values.tolist())
+    found = {value: name for value, name in records.names.items() if value in counts}
+    listed = ", ".join(
+        f"{value} ({name!r}, {counts[value]} images)" for value, name in found.items()
+    )
+    mapping = found if classes is None else parse_classes(classes)
+    for value in mapping:
+        if value not in counts:
+            raise ValueError(
+                f"{source}: classes={classes!r} asks for {value!r}, which no image has; the images "
+                f"have {listed}"
+            )
     if len(mapping) < 2:
         raise ValueError(
-            f"{source}: only one class, {_listed(records.names, counts)}; "
-            "a classifier needs images of at least two"
+            f"{source}: only one class, {listed}; a classifier needs images of at least two"
         )
     index = {value: label for label, value in enumerate(mapping)}
     labels = np.array([index.get(value, -1) for value in records.values.tolist()], dtype=np.int64)
     kept = labels >= 0
-    notes = [_mapping_note(mapping, chosen=classes is not None)]
-    if not kept.all():
-        notes.append(f"{int((~kept).sum())} images of classes not chosen are left out")
-    return records.take(kept), labels[kept], tuple(mapping.values()), notes
-
-
-def _listed(names: Mapping[str, str], counts: Mapping[str, int]) -> str:
-    return ", ".join(
-        f"{value} ({names[value]!r}, {counts[value]} images)" for value in names if value in counts
-    )
-
-
-def _mapping_note(mapping: Mapping[str, str], *, chosen: bool) -> str:
     parts = [
         f"label {label} is {name!r}" + (f" ({value} in the source)" if value != name else "")
         for label, (value, name) in enumerate(mapping.items())
     ]
-    how = "As chosen" if chosen else "In the source's order (--classes chooses another)"
+    how = "As chosen" if classes else "In the source's order (--classes chooses another)"
     positive = ", the positive class" if len(mapping) == 2 else ""
-    return f"{how}, {', '.join(parts)}{positive}"
+    notes = [f"{how}, {', '.join(parts)}{positive}"]
+    if not kept.all():
+        notes.append(f"{int((~kept).sum())} images of classes not chosen are left out")
+    return records.take(kept), labels[kept], tuple(mapping.values()), notes

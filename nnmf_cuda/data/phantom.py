@@ -35,7 +35,7 @@ def phantom(
     *,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
 ) -> ImageDataset:
-    """Draw a synthetic two-class data set.
+    """Draw a synthetic two-class data set: uint8 images with ``synthetic=True``.
 
     Parameters
     ----------
@@ -46,11 +46,6 @@ def phantom(
         The same seed gives the same images.
     image_shape : tuple of int, default=(128, 128)
         Height and width, in pixels.
-
-    Returns
-    -------
-    ImageDataset
-        uint8 images with ``synthetic=True``.
 
     Raises
     ------
@@ -86,7 +81,7 @@ def phantom(
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What is to be seen in each image: arrays of shape (n,) unless said.
+    """What is to be seen in each image: arrays of shape (n, 1, 1) unless said.
 
     Lengths are in half sides of the picture; x to the right, y down, from the head's centre.
     """
@@ -94,14 +89,14 @@ class _Plan:
     is_ring: Floats
     level: Floats  # 0 skull base .. 1 vertex
     angle: Floats  # sine of the head's turn
-    shift: Floats  # (n, 2) x, y
-    size: Floats  # (n, 2) half width, half height of the head
+    shift: Floats  # (n, 2, 1, 1) x, y
+    size: Floats  # (n, 2, 1, 1) half width, half height of the head
     ventricle: Floats  # scale of the ventricles
-    lesion_at: Floats  # (n, 2) x, y
+    lesion_at: Floats  # (n, 2, 1, 1) x, y
     lesion_radius: Floats
     lesion_stretch: Floats  # width over height
     lesion_brightness: Floats
-    outline: Floats  # (n, 2, N_HARMONICS) cosine and sine parts of the outline
+    outline: Floats  # (n, 2, N_HARMONICS, 1, 1) cosine and sine parts of the outline
     noise: Floats  # standard deviation
 
     def rows(self, rows: slice) -> _Plan:
@@ -141,7 +136,8 @@ def _draw_plan(labels: NDArray[np.int64], rng: np.random.Generator) -> _Plan:
         / np.arange(1, N_HARMONICS + 1),
         "noise": between(0.01, 0.03),
     }
-    return _Plan(**{name: values.astype(np.float32) for name, values in plan.items()})
+    wide = {name: v.astype(np.float32)[..., None, None] for name, v in plan.items()}
+    return _Plan(**wide)
 
 
 def _draw_images(
@@ -153,7 +149,7 @@ def _draw_images(
     head, brain = _draw_head(plan, x, y, texture)
     picture = _add_lesion(plan, head, brain, x, y, texture)
     picture *= 1.0 + 0.12 * _smooth_noise(n, image_shape, 4, rng)  # uneven coil sensitivity
-    noise = rng.standard_normal((2, *picture.shape), dtype=np.float32) * _wide(plan.noise)
+    noise = rng.standard_normal((2, *picture.shape), dtype=np.float32) * plan.noise
     magnitude = np.sqrt((picture + noise[0]) ** 2 + noise[1] ** 2)
     grey: NDArray[np.uint8] = np.clip(magnitude * 215.0 + 0.5, 0.0, 255.0).astype(np.uint8)
     return grey
@@ -164,18 +160,15 @@ def _head_coordinates(plan: _Plan, image_shape: tuple[int, int]) -> tuple[Floats
     height, width = image_shape
     column = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, None, :]
     row = np.linspace(-1.0, 1.0, height, dtype=np.float32)[None, :, None]
-    column = column - _wide(plan.shift[:, 0])
-    row = row - _wide(plan.shift[:, 1])
-    sine = _wide(plan.angle)
-    cosine = np.sqrt(1.0 - sine**2)
+    column, row = column - plan.shift[:, 0], row - plan.shift[:, 1]
+    sine, cosine = plan.angle, np.sqrt(1.0 - plan.angle**2)
     return cosine * column + sine * row, cosine * row - sine * column
 
 
 def _draw_head(plan: _Plan, x: Floats, y: Floats, texture: Floats) -> tuple[Floats, Floats]:
     """Return the head without lesion, and where its brain is (0 .. 1)."""
-    half_width, half_height = _wide(plan.size[:, 0]), _wide(plan.size[:, 1])
-    radius = np.sqrt((x / half_width) ** 2 + (y / half_height) ** 2)
-    upper = _ramp(_wide(plan.level), 0.25, 0.65)  # how much of this slice lies above the base
+    radius = np.sqrt((x / plan.size[:, 0]) ** 2 + (y / plan.size[:, 1]) ** 2)
+    upper = _ramp(plan.level, 0.25, 0.65)  # how much of this slice lies above the base
     inner = 0.86 - 0.03 * texture * (1.0 - upper)
     brain = _inside(radius, inner, 0.04)
     scalp = _inside(radius, 1.0, 0.03) * (1.0 - _inside(radius, 0.95, 0.03))
@@ -193,8 +186,7 @@ def _draw_head(plan: _Plan, x: Floats, y: Floats, texture: Floats) -> tuple[Floa
 
 def _ventricles(plan: _Plan, x: Floats, y: Floats) -> Floats:
     """Two horns a side, apart in front and behind, together in the middle."""
-    scale = _wide(plan.ventricle)
-    across = np.abs(x)
+    across, scale = np.abs(x), plan.ventricle
     front = _ellipse(across - 0.35 * np.abs(y), y, 0.035, -0.17, 0.055 * scale, 0.20, 0.3)
     back = _ellipse(across - 0.45 * y, y, 0.03, 0.22, 0.06 * scale, 0.22, 0.3)
     return np.maximum(front, back)
@@ -218,10 +210,8 @@ def _skull_base(tissue: Floats, x: Floats, y: Floats, weight: Floats) -> Floats:
 def _add_lesion(
     plan: _Plan, head: Floats, brain: Floats, x: Floats, y: Floats, texture: Floats
 ) -> Floats:
-    ring = _wide(plan.is_ring)
-    stretch = _wide(plan.lesion_stretch)
-    dx = (x - _wide(plan.lesion_at[:, 0])) / stretch
-    dy = (y - _wide(plan.lesion_at[:, 1])) * stretch
+    dx = (x - plan.lesion_at[:, 0]) / plan.lesion_stretch
+    dy = (y - plan.lesion_at[:, 1]) * plan.lesion_stretch
     distance = np.sqrt(dx**2 + dy**2) + 1e-6
     cosine, sine = dx / distance, dy / distance
     # c, s: cosine and sine of 2, 3, ... times the angle around the lesion (addition theorem)
@@ -229,14 +219,14 @@ def _add_lesion(
     wobble = np.zeros_like(distance)
     for harmonic in range(N_HARMONICS):
         c, s = c * cosine - s * sine, s * cosine + c * sine
-        wobble += c * _wide(plan.outline[:, 0, harmonic]) + s * _wide(plan.outline[:, 1, harmonic])
+        wobble += c * plan.outline[:, 0, harmonic] + s * plan.outline[:, 1, harmonic]
     # 1 on the outline
-    radius = distance / (_wide(plan.lesion_radius) * np.clip(1.0 + wobble, 0.6, 1.5))
-    swelling = ring * (1.0 - _ramp(radius, 0.8, 1.9))
+    radius = distance / (plan.lesion_radius * np.clip(1.0 + wobble, 0.6, 1.5))
+    swelling = plan.is_ring * (1.0 - _ramp(radius, 0.8, 1.9))
     picture = _mix(head, 0.26, 0.8 * brain * swelling)
     solid = brain * _inside(radius, 1.0, 0.15)
-    core = ring * _inside(radius + 0.1 * texture, 0.66, 0.2)
-    lesion = _mix(_wide(plan.lesion_brightness) + 0.05 * texture, 0.22, core)
+    core = plan.is_ring * _inside(radius + 0.1 * texture, 0.66, 0.2)
+    lesion = _mix(plan.lesion_brightness + 0.05 * texture, 0.22, core)
     return _mix(picture, lesion, solid)
 
 
@@ -257,17 +247,10 @@ def _hats(size: int, knots: int) -> Floats:
     return weights
 
 
-def _wide(values: Floats) -> Floats:
-    """Give each image's number the shape (n, 1, 1)."""
-    wide: Floats = values[:, None, None]
-    return wide
-
-
 def _ramp(values: Floats, low: float, high: float) -> Floats:
     """Rise from 0 at `low` to 1 at `high`, smoothly."""
     share: Floats = np.clip((values - low) / (high - low), 0.0, 1.0)
-    ramp: Floats = share * share * (3.0 - 2.0 * share)
-    return ramp
+    return share * share * (3.0 - 2.0 * share)
 
 
 def _inside(radius: Floats, edge: Any, softness: float) -> Floats:
@@ -283,7 +266,6 @@ def _ellipse(
     return _inside(radius, 1.0, softness)
 
 
-def _mix(below: Floats, above: Any, weight: Floats) -> Floats:
+def _mix(below: Floats, above: Floats | float, weight: Floats) -> Floats:
     """Paint `above` over `below` with opacity `weight`."""
-    mixed: Floats = below + weight * (above - below)
-    return mixed
+    return below + weight * (above - below)

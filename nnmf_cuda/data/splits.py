@@ -10,19 +10,11 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import GROUPS, SPLITS
 
-__all__ = ["N_FOLDS", "SplitBy", "fold_names", "make_split", "ways_to_split"]
-
-
 SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
 
-FRACTIONS = (0.70, 0.15, 0.15)
-"""Shares of the three parts."""
-
-N_FOLDS = 5
-"""Folds that are dealt where the source has none."""
-
-N_TRIALS = 32
-"""Random orders in which whole groups are dealt out, to keep the best deal."""
+FRACTIONS = (0.70, 0.15, 0.15)  # of the three parts
+N_FOLDS = 5  # dealt where the source has none
+N_TRIALS = 32  # random orders in which whole groups are dealt out, to keep the best deal
 
 
 def make_split(
@@ -35,43 +27,11 @@ def make_split(
     seed: int,
     source: str,
 ) -> tuple[NDArray[np.str_], list[str]]:
-    """Say of every image whether it trains, validates or tests.
+    """Say of every image (n_images,) whether it trains, validates or tests, and how it was decided.
 
-    Parameters
-    ----------
-    labels : ndarray of shape (n_images,), int64
-    split : ndarray of shape (n_images,), str, or None
-        The source's own split.
-    groups : mapping of str to ndarray
-        May hold "patient", "series" and "patient_fold".
-    split_by : {"split", "patient_fold", "patient", "series", "random"} or None
-        - "split": the source's own. Without validation images, 15/85 of its training images are
-          taken for them, by patient where given.
-        - "patient_fold": `test_fold` tests, the next fold validates (after the last the first),
-          the others train.
-        - "patient", "series": 70/15/15, near the same share of each class, no patient or series in
-          two splits.
-        - "random": 70/15/15 of each class, whoever the images belong to.
-        - None: the first of "split", "patient", "patient_fold", "series" that the source has, or
-          "random".
-    test_fold : int or str, optional
-        Of "patient_fold"; by default the lowest. With "patient", "series" or "random": one of five
-        folds, 1 to 5, that are dealt by it, in the place of 70/15/15.
-    seed : int
-        For shares of 70/15/15.
-    source : str
-        The path, for messages.
-
-    Returns
-    -------
-    split : ndarray of shape (n_images,), str
-    notes : list of str
-
-    Raises
-    ------
-    ValueError
-        If `split_by` is unknown or the source lacks what it needs, or the images or patients are
-        too few to be divided.
+    `split` is the source's own and `groups` may hold all of `GROUPS`; `split_by`, `test_fold` and
+    `seed` are those of `load_dataset`, `source` is the path, for messages. What cannot be divided
+    as asked, for want of images, groups or folds, is a ValueError.
     """
     has = ways_to_split(split, groups)
     if split_by is None:
@@ -99,9 +59,14 @@ def make_split(
         name = f"{N_FOLDS} folds by {split_by}"
         return _split_by_fold(folds, test_fold, name=name, source=source)
     made = _divide(labels, members, FRACTIONS, seed=seed, source=source)
-    return np.array(SPLITS)[made], [
-        _made_note(split_by, members, seed, has_patients="patient" in has)
-    ]
+    note = f"Split made here: 70/15/15, stratified by class, seed {seed}"
+    if members is not None:
+        note += f", by {split_by}: none is in two splits ({len(np.unique(members))} of them)"
+    elif "patient" in has:
+        note += ", image by image: images of one patient may be in several splits"
+    else:
+        note += "; the source names no patients, so images of one may be in several splits"
+    return np.array(SPLITS)[made], [note]
 
 
 def ways_to_split(split: NDArray[np.str_] | None, groups: Mapping[str, Any]) -> list[str]:
@@ -111,13 +76,7 @@ def ways_to_split(split: NDArray[np.str_] | None, groups: Mapping[str, Any]) -> 
 
 
 def fold_names(folds: NDArray[Any], *, source: str) -> list[str]:
-    """Return the names of a source's own folds, in order.
-
-    Raises
-    ------
-    ValueError
-        If they are no integers or text, or fewer than three.
-    """
+    """Return the names of a source's own folds, in order; there must be three."""
     if folds.dtype.kind not in "iuU":
         raise ValueError(f"{source}: patient_fold is {folds.dtype}; give integers or text")
     found = np.unique(folds).tolist()
@@ -170,18 +129,6 @@ def _deal_folds(
     return folds
 
 
-def _made_note(
-    split_by: str, members: NDArray[Any] | None, seed: int, *, has_patients: bool
-) -> str:
-    note = f"Split made here: 70/15/15, stratified by class, seed {seed}"
-    if members is not None:
-        n_members = len(np.unique(members))
-        return f"{note}, by {split_by}: none is in two splits ({n_members} of them)"
-    if has_patients:
-        return f"{note}, image by image: images of one patient may be in several splits"
-    return f"{note}; the source names no patients, so images of one may be in several splits"
-
-
 def _complete(
     split: NDArray[np.str_],
     labels: NDArray[np.int64],
@@ -204,10 +151,9 @@ def _complete(
     )
     completed = split.astype(f"<U{max(map(len, SPLITS))}")
     completed[training] = np.array(SPLITS)[made]
-    n_valid = int((made == 1).sum())
     return completed, [
-        f"The source has no validation images: {n_valid} of its {len(training)} training images "
-        f"are taken, stratified by class, seed {seed}"
+        f"The source has no validation images: {int((made == 1).sum())} of its {len(training)} "
+        f"training images are taken, stratified by class, seed {seed}"
     ]
 
 
@@ -221,18 +167,8 @@ def _divide(
 ) -> NDArray[np.int64]:
     """Return the part of each image: stratified, and group by group where groups are given."""
     rng = np.random.Generator(np.random.PCG64(seed))
-    if groups is None:
-        return _divide_images(labels, fractions, rng, source=source)
-    return _divide_groups(labels, groups, fractions, rng, source=source)
-
-
-def _divide_images(
-    labels: NDArray[np.int64],
-    fractions: tuple[float, ...],
-    rng: np.random.Generator,
-    *,
-    source: str,
-) -> NDArray[np.int64]:
+    if groups is not None:
+        return _divide_groups(labels, groups, fractions, rng, source=source)
     parts = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels).tolist():
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -265,7 +201,7 @@ def _divide_groups(
     members, group_of = np.unique(groups, return_inverse=True)
     n_classes = int(labels.max()) + 1
     counts = np.zeros((len(members), n_classes))
-    np.add.at(counts, (group_of.ravel(), labels), 1.0)
+    np.add.at(counts, (group_of, labels), 1.0)
     shares = counts / np.maximum(counts.sum(axis=0), 1.0)
     targets = np.outer(fractions, np.ones(n_classes))
     best, best_cost = None, np.inf
@@ -281,7 +217,7 @@ def _divide_groups(
             f"{len(fractions)} splits has every class; choose split_by='random', which may put "
             "one of them into several splits"
         )
-    return best[group_of.ravel()]
+    return best[group_of]
 
 
 def _deal(
@@ -293,7 +229,6 @@ def _deal(
     for group in rng.permutation(len(shares)):
         # |lacking - share|^2 - |lacking|^2 of each part
         change = ((shares[group] - 2.0 * lacking) * shares[group]).sum(axis=1)
-        part = int(np.argmin(change))
-        parts[group] = part
-        lacking[part] -= shares[group]
+        parts[group] = np.argmin(change)
+        lacking[parts[group]] -= shares[group]
     return parts

@@ -6,7 +6,7 @@ replacement. Intervals lie between percentiles of what resamples give.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,9 @@ from nnmf_cuda.evaluation.metrics import (
     METRIC_NAMES,
     WeightedMetrics,
     check_labels,
+    check_level,
     check_predictions,
 )
-
-__all__ = [
-    "Interval",
-    "NoResampleError",
-    "ResampledMetrics",
-    "bootstrap_mean",
-    "resample_metrics",
-]
-
 
 _BLOCK = 2**22
 """Counts held at a time: 32 MiB in float64."""
@@ -41,15 +33,7 @@ class NoResampleError(ValueError):
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and how far it is uncertain.
-
-    Attributes
-    ----------
-    estimate : float
-        The figure on the samples themselves.
-    low, high : float
-        Ends of the interval.
-    """
+    """A figure on the samples themselves, and the ends of an interval around it."""
 
     estimate: float
     low: float
@@ -58,14 +42,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class ResampledMetrics:
-    """Metrics of models on the same resamples of a test set.
+    """Metrics of models on the same resamples of a test set, in the order of `METRIC_NAMES`.
 
     Attributes
     ----------
     values : array of shape (n_models, n_metrics, n_resamples)
-        Metrics in the order of `METRIC_NAMES`.
     estimates : array of shape (n_models, n_metrics)
-        Metrics on the test set itself.
+        On the test set itself.
     n_clusters : int
         Groups that were drawn from; the number of samples where no groups were given.
     n_redrawn : int
@@ -80,17 +63,8 @@ class ResampledMetrics:
     def intervals(self, model: int, *, level: float = 0.95) -> dict[str, Interval]:
         """Return the percentile interval of each metric of a model, by the metric's name.
 
-        Parameters
-        ----------
-        model : int
-            Its place among the models.
-        level : float, default=0.95
-            Coverage aimed at: the share of resamples within the interval.
-
-        Raises
-        ------
-        ValueError
-            If level is not between 0 and 1.
+        `model` is its place among the models, `level` the share of resamples within the interval,
+        between 0 and 1.
         """
         return _percentiles(self.estimates[model], self.values[model], level)
 
@@ -109,17 +83,12 @@ def _percentiles(
     estimates: NDArray[np.float64], values: NDArray[np.float64], level: float
 ) -> dict[str, Interval]:
     """Return intervals of estimates (n_metrics,) by their resamples (n_metrics, n_resamples)."""
-    _check_level(level)
+    check_level("level", level)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=1)
     return {
         name: Interval(float(estimates[i]), float(low[i]), float(high[i]))
         for i, name in enumerate(METRIC_NAMES)
     }
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}; need a value between 0 and 1, such as 0.95")
 
 
 def resample_metrics(
@@ -147,16 +116,10 @@ def resample_metrics(
     seed : int
         Of the draws, which do not depend on the models.
 
-    Returns
-    -------
-    ResampledMetrics
-
     Raises
     ------
-    ValueError
-        If arguments are not as described, or there is one group only.
     NoResampleError
-        If hardly a resample holds every class. A ValueError too.
+        If hardly a resample holds every class. A ValueError, as is a single group.
 
     Notes
     -----
@@ -174,7 +137,7 @@ def resample_metrics(
     >>> labels = np.array([0, 1] * 20)
     >>> p = np.clip(0.5 + 0.3 * (labels - 0.5) + np.linspace(-0.3, 0.3, 40), 0, 1)
     >>> found = resample_metrics(labels, [np.stack((1 - p, p), 1)], seed=0)
-    >>> found.intervals(0)["accuracy"].low < found.estimates[0, 0]
+    >>> bool(found.intervals(0)["accuracy"].low < found.estimates[0, 0])
     True
     """
     y = check_labels(labels)
@@ -183,11 +146,26 @@ def resample_metrics(
     if n_resamples < 1:
         raise ValueError(f"n_resamples={n_resamples}; need at least 1, better 1000 or more")
     measured = [_predictions_of(y, model, i) for i, model in enumerate(models)]
-    clusters = _clusters(y, groups)
-    resampler = _Resampler(y, clusters, n_resamples, seed)
-    values = np.concatenate([_mean_metrics(measured, counts) for counts in resampler], axis=2)
+    clusters = _clusters(len(y), groups)
+    n_clusters = int(clusters.max()) + 1
+    of_class = np.zeros((int(y.max()) + 1, n_clusters))
+    np.add.at(of_class, (y, clusters), 1)
+    rng = np.random.default_rng(seed)
+    size, missing, n_redrawn, values = max(1, _BLOCK // len(y)), n_resamples, 0, []
+    while missing:
+        drawn = _draw(rng, n_clusters, min(size, missing))
+        complete = ((of_class @ drawn) > 0).all(axis=0)
+        missing -= int(complete.sum())
+        n_redrawn += int((~complete).sum())
+        if n_redrawn > _MOST_REDRAWN * n_resamples:
+            raise NoResampleError(
+                f"{n_redrawn} resamples of {n_clusters} groups lacked a class; give samples of "
+                "each class from more groups, or a finer grouping"
+            )
+        if complete.any():
+            values.append(_mean_metrics(measured, drawn[:, complete][clusters]))
     itself = _mean_metrics(measured, np.ones((len(y), 1)))[:, :, 0]
-    return ResampledMetrics(values, itself, int(clusters.max()) + 1, resampler.n_redrawn)
+    return ResampledMetrics(np.concatenate(values, axis=2), itself, n_clusters, n_redrawn)
 
 
 def _predictions_of(y: NDArray[np.int64], model: ArrayLike, index: int) -> list[WeightedMetrics]:
@@ -211,15 +189,13 @@ def _mean_metrics(
     return found
 
 
-def _clusters(y: NDArray[np.int64], groups: ArrayLike | None) -> NDArray[np.intp]:
-    """Return the number of each sample's group, counted from 0."""
-    if groups is None:
-        return np.arange(len(y))
-    names = np.asarray(groups)
-    if names.shape != y.shape:
-        raise ValueError(
-            f"groups has shape {names.shape}; labels asks for {y.shape}, the group of each sample"
-        )
+def _clusters(n: int, groups: ArrayLike | None) -> NDArray[np.intp]:
+    """Return the number of each sample's group, counted from 0; at least two groups."""
+    if groups is None and n < 2:
+        raise ValueError("there is a single sample or none; give at least two")
+    names = np.arange(n) if groups is None else np.asarray(groups)
+    if names.shape != (n,):
+        raise ValueError(f"groups has shape {names.shape}; give the group of each of {n} samples")
     _, clusters = np.unique(names, return_inverse=True)
     if clusters.max() == 0:
         raise ValueError(
@@ -229,41 +205,12 @@ def _clusters(y: NDArray[np.int64], groups: ArrayLike | None) -> NDArray[np.intp
     return np.asarray(clusters, dtype=np.intp)
 
 
-class _Resampler:
-    """Iterates over blocks of counts (n_samples, n_of_block); what is drawn depends on no block."""
-
-    def __init__(
-        self, y: NDArray[np.int64], clusters: NDArray[np.intp], n_resamples: int, seed: int
-    ) -> None:
-        self._clusters = clusters
-        self._n_clusters = int(clusters.max()) + 1
-        self._n_resamples = n_resamples
-        self._rng = np.random.default_rng(seed)
-        self._of_class = np.zeros((int(y.max()) + 1, self._n_clusters))
-        np.add.at(self._of_class, (y, clusters), 1)
-        self.n_redrawn = 0
-
-    def __iter__(self) -> Iterator[NDArray[np.float64]]:
-        size, missing = max(1, _BLOCK // len(self._clusters)), self._n_resamples
-        while missing:
-            drawn = self._draw(min(size, missing))
-            complete = ((self._of_class @ drawn) > 0).all(axis=0)
-            missing -= int(complete.sum())
-            self.n_redrawn += int((~complete).sum())
-            if self.n_redrawn > _MOST_REDRAWN * self._n_resamples:
-                raise NoResampleError(
-                    f"{self.n_redrawn} resamples of {self._n_clusters} groups lacked a class; give "
-                    "samples of each class from more groups, or a finer grouping"
-                )
-            if complete.any():
-                yield drawn[:, complete][self._clusters]
-
-    def _draw(self, n: int) -> NDArray[np.float64]:
-        """Return how often each of n resamples holds each cluster: (n_clusters, n)."""
-        chosen = self._rng.integers(0, self._n_clusters, size=(n, self._n_clusters))
-        chosen += self._n_clusters * np.arange(n)[:, None]
-        counts = np.bincount(chosen.ravel(), minlength=n * self._n_clusters)
-        return counts.reshape(n, self._n_clusters).T.astype(np.float64)
+def _draw(rng: np.random.Generator, n_clusters: int, n: int) -> NDArray[np.float64]:
+    """Return how often each of n resamples holds each cluster: (n_clusters, n)."""
+    chosen = rng.integers(0, n_clusters, size=(n, n_clusters))
+    chosen += n_clusters * np.arange(n)[:, None]
+    counts = np.bincount(chosen.ravel(), minlength=n * n_clusters)
+    return counts.reshape(n, n_clusters).T.astype(np.float64)
 
 
 def bootstrap_mean(
@@ -279,41 +226,24 @@ def bootstrap_mean(
     Parameters
     ----------
     values : array-like of shape (n_samples,)
-        A number for each sample.
-    groups : array-like of shape (n_samples,), optional
-        What to draw as a whole, such as patients, whose samples are not independent.
-    n_resamples : int, default=2000
-        Resamples behind the interval.
+        A finite number for each sample.
+    groups, n_resamples, seed
+        As for `resample_metrics`.
     level : float, default=0.95
         Coverage aimed at, between 0 and 1.
-    seed : int
-        Of the draws.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, values are not finite, there are fewer than two groups, or level is not
-        between 0 and 1.
     """
     from scipy.stats import bootstrap
 
-    _check_level(level)
+    check_level("level", level)
     numbers = np.asarray(values, dtype=np.float64)
-    names = np.arange(len(numbers)) if groups is None else np.asarray(groups)
-    if numbers.ndim != 1 or names.shape != numbers.shape:
+    if numbers.ndim != 1 or not np.isfinite(numbers).all():
         raise ValueError(
-            f"values has shape {numbers.shape}, groups {names.shape}; give one of each a sample"
+            f"values has shape {numbers.shape}, or holds NaN or infinity; give a finite number for "
+            "each sample"
         )
-    if not np.isfinite(numbers).all():
-        raise ValueError("values holds NaN or infinity; give a finite number for each sample")
-    _, cluster = np.unique(names, return_inverse=True)
-    sums, sizes = np.bincount(cluster, weights=numbers), np.bincount(cluster)
-    if len(sizes) < 2 and groups is None:
-        raise ValueError("values holds a single sample or none; give at least two")
-    if len(sizes) < 2:
-        raise ValueError("groups holds a single group; leave groups out, or give a finer grouping")
+    clusters = _clusters(len(numbers), groups)
     found = bootstrap(
-        (sums, sizes),
+        (np.bincount(clusters, weights=numbers), np.bincount(clusters)),
         lambda total, size, axis: total.sum(axis) / size.sum(axis),
         paired=True,
         vectorized=True,

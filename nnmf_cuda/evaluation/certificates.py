@@ -17,13 +17,10 @@ from torch import Tensor, nn
 
 from nnmf_cuda import ops
 from nnmf_cuda.evaluation.metrics import check_labels
-from nnmf_cuda.evaluation.rows import device_of
+from nnmf_cuda.evaluation.rows import device_of, read_features
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
-from nnmf_cuda.models.modes import frozen
-
-__all__ = ["ABSTAINED", "BaseClassifier", "Certificate", "base_classifier", "certify"]
-
+from nnmf_cuda.models.networks import frozen
 
 ABSTAINED = -1
 """The prediction of a smoothed classifier that cannot tell which class is the likeliest."""
@@ -50,12 +47,8 @@ class Certificate:
         True classes.
     sigma : float
         Standard deviation of the noise, in units of the features.
-    n_features : int
-        Dimension d of the features.
-    n_selection, n_estimation : int
-        Draws a sample that chose the class, and that bounded its probability.
-    alpha : float
-        Each sample's certificate is wrong with at most this probability.
+    n_features, n_selection, n_estimation, alpha
+        Dimension d of the features, and the arguments of `certify`.
     """
 
     predictions: NDArray[np.int64]
@@ -85,26 +78,13 @@ class Certificate:
     @property
     def max_radius(self) -> float:
         """The radius of a sample all of whose draws agree: no sample can have a larger one."""
-        return self.sigma * _normal_quantile(
-            _lower_bound(self.n_estimation, self.n_estimation, self.alpha)
-        )
+        return self.sigma * _lowest_quantile(self.n_estimation, self.n_estimation, self.alpha)
 
     def certified_accuracy(self, radii: ArrayLike) -> NDArray[np.float64]:
-        """Return the share of samples that are right, with at least each L2 radius.
+        """Return the share of samples that are right, with at least each of the L2 radii.
 
-        Parameters
-        ----------
-        radii : array-like
-            At 0 this is the clean accuracy of the smoothed classifier.
-
-        Returns
-        -------
-        array of the shape of radii
-
-        Raises
-        ------
-        ValueError
-            If a radius is negative or NaN.
+        At 0 this is the clean accuracy of the smoothed classifier. The result has the shape of
+        `radii`; none of them may be negative or NaN.
         """
         wanted = np.asarray(radii, dtype=np.float64)
         if not (wanted >= 0).all():
@@ -118,13 +98,7 @@ class Certificate:
         return self.certified_accuracy(eps * math.sqrt(self.n_features))
 
     def as_dict(self, *, n_points: int = 21) -> dict[str, Any]:
-        """Return settings, the curve of `certified_accuracy` and each sample's radius, for JSON.
-
-        Parameters
-        ----------
-        n_points : int, default=21
-            Radii of the curve, from 0 to `max_radius`.
-        """
+        """Return settings, the curve of `certified_accuracy` and each radius, for JSON."""
         grid = np.linspace(0, max(self.max_radius, 0.0), n_points)
         return {
             "method": "randomised smoothing, L2",
@@ -177,18 +151,13 @@ def certify(
         Noise of the second form. That of a defended model follows from its timestep t:
         sqrt((1 - alphas_cumprod[t]) / alphas_cumprod[t]), as x_t / sqrt(alphas_cumprod[t]) is
         x + sigma * noise.
-    n_selection : int, default=100
-        Draws that choose the class of each sample.
-    n_estimation : int, default=10_000
-        Further draws, of other noise, that bound this class's probability from below.
+    n_selection, n_estimation : int, default=100, 10_000
+        Draws that choose the class of each sample, and further draws, of other noise, that bound
+        this class's probability from below.
     alpha : float, default=1e-3
         Each sample's certificate fails with at most this probability over the draws.
     seed : int
         0 or more. The noise of a sample depends on it and on the sample's place in x alone.
-
-    Returns
-    -------
-    Certificate
 
     Raises
     ------
@@ -223,17 +192,22 @@ def certify(
     """
     base = base_classifier(defended, sigma)
     labels = check_labels(y)
-    features = _features(x, len(labels), device_of(defended))
+    features = read_features(x, device_of(defended), name="x", n_samples=len(labels))
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("x holds NaN or infinity; give finite features")
     _check_counts(n_selection, n_estimation, alpha, seed)
+    predictions = np.full(len(labels), ABSTAINED)
+    radii = np.zeros(len(labels))
     with frozen(defended), frozen(base.model), torch.no_grad():
-        found = [
-            _certify_one(base, row, (seed, i), n_selection, n_estimation, alpha)
-            for i, row in enumerate(features)
-        ]
-    predictions, radii = zip(*found, strict=True)
+        for i, row in enumerate(features):
+            chosen = int(base.votes(row, n_selection, (seed, i, _SELECTION)).argmax())
+            n_chosen = int(base.votes(row, n_estimation, (seed, i, _ESTIMATION))[chosen])
+            lowest = _lowest_quantile(n_chosen, n_estimation, alpha)
+            if lowest > 0:
+                predictions[i], radii[i] = chosen, base.sigma * lowest
     return Certificate(
-        predictions=np.array(predictions, dtype=np.int64),
-        radii=np.array(radii, dtype=np.float64),
+        predictions=predictions,
+        radii=radii,
         labels=labels,
         sigma=base.sigma,
         n_features=features.shape[1],
@@ -243,45 +217,16 @@ def certify(
     )
 
 
-def _certify_one(
-    base: BaseClassifier,
-    x: Tensor,
-    seed: tuple[int, ...],
-    n_selection: int,
-    n_estimation: int,
-    alpha: float,
-) -> tuple[int, float]:
-    """Return class and radius of one sample."""
-    chosen = int(base.votes(x, n_selection, (*seed, _SELECTION)).argmax())
-    n_chosen = int(base.votes(x, n_estimation, (*seed, _ESTIMATION))[chosen])
-    low = _lower_bound(n_chosen, n_estimation, alpha)
-    return (chosen, base.sigma * _normal_quantile(low)) if low > 0.5 else (ABSTAINED, 0.0)
+def _lowest_quantile(k: int, n: int, alpha: float) -> float:
+    """Return the normal quantile of Clopper & Pearson's lower bound of a share k / n.
 
-
-def _lower_bound(k: int, n: int, alpha: float) -> float:
-    """Return Clopper & Pearson's one-sided lower bound of a share, of confidence 1 - alpha."""
+    The bound is one-sided, of confidence 1 - alpha.
+    """
+    from scipy.special import ndtri
     from scipy.stats import binomtest
 
     interval = binomtest(k, n, alternative="greater").proportion_ci(1 - alpha, method="exact")
-    return float(interval.low)
-
-
-def _normal_quantile(p: float) -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri(p))
-
-
-def _features(x: ArrayLike | Tensor, n_samples: int, device: torch.device) -> Tensor:
-    features = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach()
-    if features.ndim != 2 or len(features) != n_samples or features.shape[1] == 0:
-        raise ValueError(
-            f"x has shape {tuple(features.shape)}; y asks for ({n_samples}, n_features)"
-        )
-    features = features.to(device, torch.float32)
-    if not bool(torch.isfinite(features).all()):
-        raise ValueError("x holds NaN or infinity; give finite features")
-    return features
+    return float(ndtri(interval.low))
 
 
 def _check_counts(n_selection: int, n_estimation: int, alpha: float, seed: int) -> None:
@@ -300,41 +245,18 @@ def _check_counts(n_selection: int, n_estimation: int, alpha: float, seed: int) 
         )
 
 
+@dataclass(frozen=True)
 class BaseClassifier:
-    """Votes of a classifier on x + sigma * noise.
+    """Votes of a classifier on x + sigma * noise."""
 
-    Parameters
-    ----------
-    model : nn.Module
-        ``model(x, noise=seed)`` noises each row once and gives logits.
-    sigma : float
-        Standard deviation of that noise, in units of the features.
-    """
-
-    def __init__(self, model: nn.Module, sigma: float) -> None:
-        self.model = model
-        self.sigma = sigma
+    model: nn.Module  # model(x, noise=seed) noises each row once and gives logits
+    sigma: float  # standard deviation of that noise, in units of the features
 
     def votes(self, x: Tensor, n_draws: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
-        """Count how often each class is named for one sample.
+        """Count how often each class (n_classes,) is named for one sample (n_features,).
 
-        Parameters
-        ----------
-        x : Tensor of shape (n_features,)
-        n_draws : int
-            Draws of noise, one vote each. Calls hold a number of them that depends on n_features
-            alone, so neither batches nor devices change what is drawn.
-        seed : tuple of int
-            Words of the seed of this sample's noise.
-
-        Returns
-        -------
-        array of shape (n_classes,)
-
-        Raises
-        ------
-        ValueError
-            If logits are not finite.
+        Each draw of noise has one vote. Calls hold a number of draws that depends on n_features
+        alone, so neither batches nor devices change what is drawn from the words of the seed.
         """
         size, counts = max(1, _ENTRIES // len(x)), []
         for call, start in enumerate(range(0, n_draws, size)):
@@ -364,31 +286,20 @@ class _Noised(nn.Module):
         return logits
 
 
-def base_classifier(model: nn.Module, sigma: float | None) -> BaseClassifier:
-    """Return the base classifier of a defended model, or of one behind plain noise.
-
-    Raises
-    ------
-    ValueError
-        If a defended model is given with sigma, has a chain of timesteps, or another model is given
-        without a positive sigma.
-    """
-    if isinstance(model, DefendedClassifier):
-        if sigma is not None:
+def base_classifier(defended: nn.Module, sigma: float | None) -> BaseClassifier:
+    """Return the base classifier of a defended model, or of one behind plain noise."""
+    if not isinstance(defended, DefendedClassifier):
+        if sigma is None or not (sigma > 0 and math.isfinite(sigma)):
             raise ValueError(
-                f"sigma={sigma} is given with a defended model, whose timestep sets its noise; "
-                "leave sigma out, or give the classifier alone (model.classifier)"
+                f"sigma={sigma}; a model other than a DefendedClassifier is certified behind plain "
+                "noise: give sigma > 0, its standard deviation in units of the features"
             )
-        return _one_shot(model)
-    if sigma is None or not (sigma > 0 and math.isfinite(sigma)):
+        return BaseClassifier(_Noised(defended, float(sigma)), float(sigma))
+    if sigma is not None:
         raise ValueError(
-            f"sigma={sigma}; a model other than a DefendedClassifier is certified behind plain "
-            "noise: give sigma > 0, its standard deviation in units of the features"
+            f"sigma={sigma} is given with a defended model, whose timestep sets its noise; "
+            "leave sigma out, or give the classifier alone (model.classifier)"
         )
-    return BaseClassifier(_Noised(model, float(sigma)), float(sigma))
-
-
-def _one_shot(defended: DefendedClassifier) -> BaseClassifier:
     purifier = defended.purifier
     steps = [int(t) for t in purifier.timesteps]
     if len(steps) != 1:

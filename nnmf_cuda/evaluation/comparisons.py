@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nnmf_cuda.evaluation.metrics import check_labels
-
-__all__ = ["AUCComparison", "McNemarResult", "delong", "mcnemar"]
+from nnmf_cuda.evaluation.metrics import check_labels, check_level
 
 
 @dataclass(frozen=True)
@@ -40,17 +38,8 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemarResult:
 
     Parameters
     ----------
-    right_a, right_b : array-like of bool, shape (n_samples,)
+    right_a, right_b : array-like of bool, shape (n_samples,), not empty
         Whether each model got each sample right.
-
-    Returns
-    -------
-    McNemarResult
-
-    Raises
-    ------
-    ValueError
-        If they are not one-dimensional, of one length, not empty, and of True and False alone.
 
     Notes
     -----
@@ -99,18 +88,13 @@ class AUCComparison:
     ----------
     auc_a, auc_b : float
         Areas under the two ROC curves.
-    difference : float
-        auc_a - auc_b.
-    standard_error : float
-        Of the difference.
-    z : float
-        difference / standard_error; NaN where both are not 0 and 0, see `delong`.
-    p_value : float
-        Two-sided, of z under the normal distribution; NaN with z.
-    low, high : float
-        Interval of the difference.
-    level : float
-        Coverage that the interval aims at.
+    difference, standard_error : float
+        auc_a - auc_b, and its standard error.
+    z, p_value : float
+        difference / standard_error and its two-sided p under the normal distribution; both may be
+        NaN, see `delong`.
+    low, high, level : float
+        Interval of the difference, and the coverage that it aims at.
     """
 
     auc_a: float
@@ -138,7 +122,7 @@ def delong(
     labels : array-like of int, shape (n_samples,)
         0 and 1; at least two samples of each.
     scores_a, scores_b : array-like of shape (n_samples,)
-        Higher for 1; ties count half.
+        Finite, higher for 1; ties count half.
     level : float, default=0.95
         Coverage of the interval.
 
@@ -148,11 +132,6 @@ def delong(
         Equal areas without variance, such as those of one score given twice, have z = 0 and p = 1.
         Unequal ones without variance (both curves perfect or perfectly wrong) have NaN: the normal
         approximation says nothing there.
-
-    Raises
-    ------
-    ValueError
-        If arguments are not as described, or a score is not finite.
 
     Notes
     -----
@@ -164,20 +143,32 @@ def delong(
     .. [1] DeLong, DeLong & Clarke-Pearson (1988), Biometrics 44(3), 837-845.
     .. [2] Sun & Xu (2014), IEEE Signal Processing Letters 21(11), 1389-1393.
     """
+    from scipy.stats import norm
+
     y = check_labels(labels)
     if set(np.unique(y)) != {0, 1} or np.bincount(y).min() < 2:
         raise ValueError(
             f"labels holds classes {np.unique(y).tolist()} with {np.bincount(y).tolist()} samples; "
             "give 0 and 1, at least two samples of each"
         )
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}; need a value between 0 and 1, such as 0.95")
+    check_level("level", level)
     scores = np.stack([_scores(scores_a, y, "scores_a"), _scores(scores_b, y, "scores_b")])
     areas, of_positives, of_negatives = _structural_components(scores, y == 1)
     # The variance of a difference, not the sum of a covariance matrix, in which rounding would
     # leave something of two equal scores.
     variance = sum(np.var(v[0] - v[1], ddof=1) / v.shape[1] for v in (of_positives, of_negatives))
-    return _compared(float(areas[0]), float(areas[1]), math.sqrt(variance), level)
+    auc_a, auc_b, error = float(areas[0]), float(areas[1]), math.sqrt(variance)
+    difference = auc_a - auc_b
+    if error > 0:
+        z = difference / error
+    else:
+        z = 0.0 if difference == 0 else math.nan
+    half = float(norm.ppf(0.5 + level / 2)) * error
+    low, high = max(-1.0, difference - half), min(1.0, difference + half)
+    if math.isnan(z):  # the estimated error is 0, which is no knowledge of the true one
+        low = high = math.nan
+    p_value = float(2 * norm.sf(abs(z)))
+    return AUCComparison(auc_a, auc_b, difference, error, z, p_value, low, high, level)
 
 
 def _scores(value: ArrayLike, y: NDArray[np.int64], name: str) -> NDArray[np.float64]:
@@ -207,19 +198,3 @@ def _structural_components(
     of_positives = (among_all[:, positive] - among_positives) / n
     of_negatives = 1 - (among_all[:, ~positive] - among_negatives) / m
     return of_positives.mean(axis=1), of_positives, of_negatives
-
-
-def _compared(auc_a: float, auc_b: float, error: float, level: float) -> AUCComparison:
-    from scipy.stats import norm
-
-    difference = auc_a - auc_b
-    if error > 0:
-        z = difference / error
-    else:
-        z = 0.0 if difference == 0 else math.nan
-    half = float(norm.ppf(0.5 + level / 2)) * error
-    low, high = max(-1.0, difference - half), min(1.0, difference + half)
-    if math.isnan(z):  # the estimated error is 0, which is no knowledge of the true one
-        low = high = math.nan
-    p_value = float(2 * norm.sf(abs(z)))
-    return AUCComparison(auc_a, auc_b, difference, error, z, p_value, low, high, level)

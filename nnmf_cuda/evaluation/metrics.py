@@ -15,22 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics
 
-__all__ = [
-    "METRICS",
-    "METRIC_NAMES",
-    "Metric",
-    "Metrics",
-    "ReliabilityCurve",
-    "WeightedMetrics",
-    "check_labels",
-    "check_predictions",
-    "classification_metrics",
-    "expected_calibration_error",
-    "majority_class_accuracy",
-    "reliability_curve",
-    "wilson_interval",
-]
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -112,13 +96,7 @@ class Metrics:
 
 
 def check_labels(labels: ArrayLike) -> NDArray[np.int64]:
-    """Return ``labels`` as a 1-D int64 array.
-
-    Raises
-    ------
-    ValueError
-        If they are empty, not one-dimensional, not whole numbers, or negative.
-    """
+    """Return ``labels`` (n_samples,) as int64; they must be whole numbers of at least 0."""
     y = np.asarray(labels)
     if y.ndim != 1 or y.size == 0:
         raise ValueError(f"labels has shape {y.shape}; give a 1-D array with one label a sample")
@@ -132,14 +110,11 @@ def check_labels(labels: ArrayLike) -> NDArray[np.int64]:
 def check_predictions(
     labels: ArrayLike, probabilities: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return labels and class probabilities as arrays, or say what is wrong with them.
+    """Return labels (n_samples,) and class probabilities (n_samples, n_classes) as arrays.
 
-    Raises
-    ------
-    ValueError
-        If lengths disagree, a probability is NaN or outside [0, 1], a row does not sum to 1
-        (within 1e-4), a label has no column, or a class has no sample: its ROC-AUC would be
-        undefined.
+    It is a ValueError if lengths disagree, a probability is NaN or outside [0, 1], a row does not
+    sum to 1 (within 1e-4), a label has no column, or a class has no sample: its ROC-AUC would be
+    undefined.
     """
     y = check_labels(labels)
     p = np.asarray(probabilities, dtype=np.float64)
@@ -185,14 +160,11 @@ def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> Metri
     probabilities : array-like of shape (n_samples, n_classes)
         Each row sums to 1. The predicted class is the first largest.
 
-    Returns
-    -------
-    Metrics
-
     Raises
     ------
     ValueError
-        See `check_predictions`.
+        If lengths disagree, a probability is NaN or outside [0, 1], a row does not sum to 1
+        (within 1e-4), a label has no column, or a class has no sample.
     """
     y, p = check_predictions(labels, probabilities)
     predicted, n_classes = p.argmax(axis=1), p.shape[1]
@@ -225,12 +197,7 @@ _Floats = NDArray[np.float64]
 class WeightedMetrics:
     """What `classification_metrics` gives, for many resamples of one test set at once.
 
-    Parameters
-    ----------
-    labels : array of shape (n_samples,)
-        True classes, as `check_predictions` returns them.
-    probabilities : array of shape (n_samples, n_classes)
-        Likewise.
+    Labels and probabilities are those that `check_predictions` returns.
     """
 
     def __init__(self, labels: NDArray[np.int64], probabilities: _Floats) -> None:
@@ -238,17 +205,20 @@ class WeightedMetrics:
         cells = labels * self.n_classes + probabilities.argmax(axis=1)
         self._cells = np.zeros((self.n_classes**2, n))
         self._cells[cells, np.arange(n)] = 1
-        self._losses = np.stack((_brier(labels, probabilities), _log_loss(labels, probabilities)))
+        if self.n_classes == 2:
+            brier = (probabilities[:, 1] - labels) ** 2
+        else:
+            brier = ((probabilities - np.eye(self.n_classes)[labels]) ** 2).sum(axis=1)
+        eps = np.finfo(np.float64).eps
+        log_loss = -np.log(np.clip(probabilities[np.arange(n), labels], eps, 1 - eps))
+        self._losses = np.stack((brier, log_loss))
         scored = (1,) if self.n_classes == 2 else range(self.n_classes)
         self._curves = [_RankedScores(probabilities[:, c], labels == c) for c in scored]
 
     def __call__(self, counts: _Floats) -> _Floats:
-        """Return the metrics (len(METRIC_NAMES), n_resamples).
+        """Return the metrics (len(METRIC_NAMES), n_resamples) of resamples with every class.
 
-        Parameters
-        ----------
-        counts : array of shape (n_samples, n_resamples)
-            How often each resample holds each sample; every class must occur in each.
+        `counts` (n_samples, n_resamples) says how often each resample holds each sample.
         """
         confusion = (self._cells @ counts).reshape(self.n_classes, self.n_classes, -1)
         brier, log_loss = self._losses @ counts / counts.sum(axis=0)
@@ -282,21 +252,7 @@ class _RankedScores:
         np.cumsum(counts[self._negative], axis=0, out=below[1:])
         won = np.einsum("ib,ib->b", weights, below[self._n_below])
         won += np.einsum("ib,ib->b", weights, below[self._n_up_to])
-        area: _Floats = won / 2 / (weights.sum(axis=0) * below[-1])
-        return area
-
-
-def _brier(labels: NDArray[np.int64], p: _Floats) -> _Floats:
-    if p.shape[1] == 2:
-        return np.asarray((p[:, 1] - labels) ** 2, dtype=np.float64)
-    truth = np.eye(p.shape[1])[labels]
-    return np.asarray(((p - truth) ** 2).sum(axis=1), dtype=np.float64)
-
-
-def _log_loss(labels: NDArray[np.int64], p: _Floats) -> _Floats:
-    eps = np.finfo(np.float64).eps
-    of_truth = p[np.arange(len(labels)), labels]
-    return np.asarray(-np.log(np.clip(of_truth, eps, 1 - eps)), dtype=np.float64)
+        return np.asarray(won / 2 / (weights.sum(axis=0) * below[-1]))
 
 
 def _of_confusion(confusion: _Floats) -> Mapping[str, _Floats]:
@@ -306,28 +262,29 @@ def _of_confusion(confusion: _Floats) -> Mapping[str, _Floats]:
     total = of_class.sum(axis=0)
     precision, recall = _share(right, predicted), _share(right, of_class)
     f1 = _share(2 * right, of_class + predicted)
+    # The multi-class Matthews correlation (Gorodkin 2004).
+    covariance = right.sum(axis=0) * total - (of_class * predicted).sum(axis=0)
+    variances = (total**2 - (of_class**2).sum(axis=0)) * (total**2 - (predicted**2).sum(axis=0))
     averaged = slice(1, 2) if len(confusion) == 2 else slice(None)
     return {
         "accuracy": right.sum(axis=0) / total,
         "precision": precision[averaged].mean(axis=0),
         "recall": recall[averaged].mean(axis=0),
         "f1": f1[averaged].mean(axis=0),
-        "mcc": _correlation(right.sum(axis=0), of_class, predicted, total),
+        "mcc": _share(covariance, np.sqrt(variances)),
         "balanced_accuracy": recall.mean(axis=0),
     }
 
 
-def _correlation(right: _Floats, of_class: _Floats, predicted: _Floats, total: _Floats) -> _Floats:
-    """Return the multi-class Matthews correlation (Gorodkin 2004), 0 where undefined."""
-    covariance = right * total - (of_class * predicted).sum(axis=0)
-    variances = (total**2 - (of_class**2).sum(axis=0)) * (total**2 - (predicted**2).sum(axis=0))
-    return _share(covariance, np.sqrt(variances))
-
-
 def _share(part: _Floats, whole: _Floats) -> _Floats:
     """Divide, and return 0 where there is nothing to divide by."""
-    found: _Floats = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-    return found
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def check_level(name: str, level: float) -> None:
+    """Raise ValueError unless the coverage that an interval aims at is between 0 and 1."""
+    if not 0 < level < 1:
+        raise ValueError(f"{name}={level}; need a value between 0 and 1, such as 0.95")
 
 
 def majority_class_accuracy(labels: ArrayLike) -> float:
@@ -344,19 +301,13 @@ def wilson_interval(k: float, n: int, *, confidence: float = 0.95) -> tuple[floa
     It takes the trials as independent: neighbouring slices of one patient are not, so the true
     interval is then wider.
 
-    Raises
-    ------
-    ValueError
-        If not ``0 <= k <= n``, ``n < 1``, or ``confidence`` is not between 0 and 1.
-
     References
     ----------
     .. [1] E. B. Wilson (1927), J. Am. Stat. Assoc. 22(158), 209-212.
     """
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"k={k}, n={n}; need n >= 1 and 0 <= k <= n")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}; need a value between 0 and 1, such as 0.95")
+    check_level("confidence", confidence)
     from scipy.stats import norm
 
     z = float(norm.ppf(0.5 + confidence / 2))
@@ -373,12 +324,8 @@ class ReliabilityCurve:
 
     Attributes
     ----------
-    predicted : array of shape (n_filled_bins,)
-        Mean predicted probability in each bin.
-    observed : array of shape (n_filled_bins,)
-        Share of events in each bin.
-    counts : array of shape (n_filled_bins,)
-        Number of predictions in each bin.
+    predicted, observed, counts : array of shape (n_filled_bins,)
+        Mean predicted probability, share of events and number of predictions in each bin.
     """
 
     predicted: NDArray[np.float64]
@@ -397,17 +344,10 @@ def reliability_curve(
 
     Parameters
     ----------
-    labels : array-like of int, shape (n_samples,)
-        True classes.
-    probabilities : array-like of shape (n_samples, n_classes)
-        Class probabilities.
+    labels, probabilities : array-like of shape (n_samples,), (n_samples, n_classes)
+        True classes and class probabilities; errors are those of `classification_metrics`.
     n_bins : int, default=10
         Bins of [0, 1]; a value on an inner edge belongs to the upper bin.
-
-    Raises
-    ------
-    ValueError
-        If ``n_bins < 1``, or see `check_predictions`.
     """
     if n_bins < 1:
         raise ValueError(f"n_bins={n_bins}; need at least 1")
@@ -419,9 +359,11 @@ def reliability_curve(
     bins = np.minimum((predicted * n_bins).astype(np.int64), n_bins - 1)
     counts = np.bincount(bins, minlength=n_bins)
     filled = counts > 0
-    sums = np.bincount(bins, weights=predicted, minlength=n_bins)[filled]
-    events = np.bincount(bins, weights=event, minlength=n_bins)[filled]
-    return ReliabilityCurve(sums / counts[filled], events / counts[filled], counts[filled])
+    means = [
+        np.bincount(bins, weights, minlength=n_bins)[filled] / counts[filled]
+        for weights in (predicted, event)
+    ]
+    return ReliabilityCurve(means[0], means[1], counts[filled])
 
 
 def expected_calibration_error(

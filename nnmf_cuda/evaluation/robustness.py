@@ -11,40 +11,22 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from nnmf_cuda.evaluation.bootstrap import Interval, bootstrap_mean
 from nnmf_cuda.evaluation.certificates import Certificate
+from nnmf_cuda.evaluation.metrics import wilson_interval
 from nnmf_cuda.evaluation.rows import EvaluatedRows
 from nnmf_cuda.evaluation.uncertainty import Uncertainty
-from nnmf_cuda.evaluation.verdict import Verdict
-
-__all__ = [
-    "About",
-    "AttackLine",
-    "Certified",
-    "Curve",
-    "Curves",
-    "FLAT",
-    "ModelLine",
-    "NOT_RUN",
-    "PAPER_PROTOCOL",
-    "PaperProtocol",
-    "PixelAttack",
-    "PixelCurve",
-    "PixelExamples",
-    "Point",
-    "RobustnessReport",
-    "Rounds",
-    "State",
-    "ThreatModel",
-    "WorstPoints",
-]
-
 
 NOT_RUN = "not run"
 
 PAPER_PROTOCOL = "the paper's protocol"
 """Name of what the run's own attack has found."""
+
+ADVERSARIALLY_TRAINED = "adversarially trained"
+"""Name of the classifier of the same size that is attacked beside a defence."""
 
 FLAT = 0.01
 """A curve has converged where its last value is at most this far from the one before."""
@@ -65,51 +47,24 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Point:
-    """One of the twenty points of an honest evaluation.
-
-    Attributes
-    ----------
-    number, name : int, str
-        From 1 on, and what it is about.
-    value : Any
-        All that was found, as JSON holds it; `NOT_RUN` where nothing was.
-    state : State
-    figure : str
-        The main figure, or nothing.
-    sentence : str
-        What the figure is, and what a good one is.
-    warnings : tuple of str
-        What speaks against believing the evaluation.
-    shown : Any
-        What of `value` is worth a table below the sentence.
-    missing : tuple of str
-        Parts of `value` that were not run.
-    """
+    """One of the twenty points of an honest evaluation, numbered from 1."""
 
     number: int
     name: str
-    value: Any = NOT_RUN
+    value: Any = NOT_RUN  # all that was found, as JSON holds it
     state: State = State.NOT_RUN
-    figure: str = ""
-    sentence: str = "Not run."
-    warnings: tuple[str, ...] = ()
-    shown: Any = None
-    missing: tuple[str, ...] = ()
+    figure: str = ""  # the main one, or nothing
+    sentence: str = "Not run."  # what the figure is, and what a good one is
+    warnings: tuple[str, ...] = ()  # what speaks against believing the evaluation
+    shown: Any = None  # what of `value` is worth a table below the sentence
+    missing: tuple[str, ...] = ()  # parts of `value` that were not run
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Robust accuracy against one setting of an attack, the others held.
+    """Robust accuracy at each value of one setting of an attack, the others held."""
 
-    Attributes
-    ----------
-    setting : str
-        The argument of the attack that varies, such as "n_iter".
-    values, robust_accuracy : sequence of float
-        One accuracy for each value.
-    """
-
-    setting: str
+    setting: str  # the argument of the attack that varies, such as "n_iter"
     values: Sequence[float]
     robust_accuracy: Sequence[float]
 
@@ -140,14 +95,9 @@ class Curves:
 
 @dataclass(frozen=True)
 class PixelCurve:
-    """What moving pixels does to one chain from image to answer.
+    """What moving pixels does to one chain from image to answer, at each of `PixelAttack.eps_255`.
 
-    Attributes
-    ----------
-    robust_accuracy, mean_largest_feature_move : sequence of float
-        At each radius of `PixelAttack.eps_255`.
-    after_twice_the_steps : float
-        Robust accuracy at the largest radius after as many steps again.
+    `after_twice_the_steps` is the robust accuracy at the largest radius after as many steps again.
     """
 
     robust_accuracy: Sequence[float]
@@ -162,14 +112,9 @@ class PixelCurve:
 
 @dataclass(frozen=True)
 class PixelExamples:
-    """Images that the attack on pixels broke at its largest radius.
+    """Images (m, height, width), in [0, 1], that the attack on pixels broke at its largest radius.
 
-    Attributes
-    ----------
-    clean, attacked : array of shape (m, height, width)
-        In [0, 1].
-    titles : sequence of str
-        What each is and what it is taken for.
+    `titles` say what each is and what it is taken for.
     """
 
     clean: NDArray[Any]
@@ -179,21 +124,12 @@ class PixelExamples:
 
 @dataclass(frozen=True)
 class PixelAttack:
-    """The attack on images, end to end, at growing radii.
+    """The attack on images, end to end, at growing radii."""
 
-    Attributes
-    ----------
-    eps_255 : sequence of float
-        Radii of the Linf ball in 1/255 of the range, the first 0.
-    undefended, defended : PixelCurve
-    examples : PixelExamples
-        Of the defended chain.
-    """
-
-    eps_255: Sequence[float]
+    eps_255: Sequence[float]  # of the Linf ball in 1/255 of the range, the first 0
     undefended: PixelCurve
     defended: PixelCurve
-    examples: PixelExamples
+    examples: PixelExamples  # of the defended chain
 
     @property
     def chains(self) -> dict[str, PixelCurve]:
@@ -260,11 +196,72 @@ class Certified:
         """Return settings and curve, for JSON."""
         found = self.certificate.as_dict()
         kept = {name: v for name, v in found.items() if name not in ("predictions", "radii")}
-        return {
-            "certifies": self.certifies,
-            **kept,
-            "certified_at_attack_eps": self.at_attack_eps,
-        }
+        return {"certifies": self.certifies, **kept, "certified_at_attack_eps": self.at_attack_eps}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A robust accuracy beside the accuracy of always naming the larger class."""
+
+    robust: float
+    low: float  # ends of its 95 % interval
+    high: float
+    method: str  # "bootstrap" or "Wilson"
+    drawn: str  # what is drawn as a whole: "patient", "series" or "image"
+    constant: float  # accuracy of the constant answer, on the same samples
+    less_constant: Interval  # robust less constant, each sample with itself
+    is_worst_case: bool = True  # under adaptive attacks; else it is not compared
+
+    @classmethod
+    def of(
+        cls,
+        robust: NDArray[np.float64],
+        labels: NDArray[np.int64],
+        *,
+        groupings: Mapping[str, NDArray[Any]],
+        seed: int,
+        is_worst_case: bool = True,
+    ) -> Verdict:
+        """Compare with the constant answer, by a bootstrap of whole groups where they are known.
+
+        `robust` is for each sample (n,) the share of rounds in which it is robust; the first of the
+        `groupings` is drawn as a whole.
+        """
+        drawn, groups = next(iter(groupings.items()), ("image", None))
+        constant = (labels == np.bincount(labels).argmax()).astype(np.float64)
+        accuracy = float(robust.mean())
+        if groups is None or accuracy in (0, 1):
+            # A bootstrap of zeros or ones alone knows no error; Wilson's interval does.
+            method, n = "Wilson", len(robust) if groups is None else len(np.unique(groups))
+            low, high = wilson_interval(accuracy * n, n)
+        else:
+            found = bootstrap_mean(robust, groups=groups, seed=seed)
+            method, low, high = "bootstrap", found.low, found.high
+        less = bootstrap_mean(robust - constant, groups=groups, seed=seed)
+        return cls(accuracy, low, high, method, drawn, float(constant.mean()), less, is_worst_case)
+
+    @property
+    def sentence(self) -> str:
+        """How the robust accuracy stands to the constant answer."""
+        figures = (
+            f"{self.robust:.4f} (95 % {self.method} interval by {self.drawn}"
+            f" {self.low:.3f}-{self.high:.3f})"
+        )
+        if not self.is_worst_case:
+            return (
+                f"Only the paper's protocol was counted: {figures} is no worst case, and no"
+                f" comparison with the constant answer, {self.constant:.4f}."
+            )
+        less = self.less_constant
+        says = "does not beat"
+        if less.low > 0:
+            says = "beats"
+        elif less.high < 0:
+            says = "is below"
+        return (
+            f"The worst case, {figures}, {says} the constant answer, {self.constant:.4f}:"
+            f" difference {less.estimate:+.3f} (95 % {less.low:+.3f} to {less.high:+.3f})."
+        )
 
 
 @dataclass(frozen=True)
@@ -320,53 +317,24 @@ class About:
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """All that an evaluation says.
+    """All that an evaluation says; None where only the paper's protocol was counted."""
 
-    Attributes
-    ----------
-    preset : str
-        How much it was allowed to spend.
-    about : About
-    threat_model : ThreatModel
-    verdict : Verdict
-        Of the worst case, or of the paper's protocol where no more was run.
-    rounds : Rounds
-        Of the worst case.
-    defence : ModelLine
-    all_right_accuracy : float
-        Worst case where every decision on every point must be right.
-    others : mapping of str to ModelLine
-        Models that stand beside the defence.
-    others_notes : sequence of str
-    paper_protocol : PaperProtocol
-    points : sequence of Point
-        Twenty, in order.
-    seconds : float
-    curves : Curves or None
-        None where only the paper's protocol was counted.
-    pixels : PixelAttack or None
-    certificates : mapping of str to Certified
-    fixed_noise : float or None
-        Robust accuracy where the attacker knows the noise.
-    worst_points : WorstPoints or None
-    """
-
-    preset: str
+    preset: str  # how much it was allowed to spend
     about: About
     threat_model: ThreatModel
-    verdict: Verdict
-    rounds: Rounds
+    verdict: Verdict  # of the worst case, or of the paper's protocol where no more was run
+    rounds: Rounds  # of the worst case
     defence: ModelLine
-    all_right_accuracy: float
-    others: Mapping[str, ModelLine]
+    all_right_accuracy: float  # worst case where every decision on every point must be right
+    others: Mapping[str, ModelLine]  # models that stand beside the defence
     others_notes: Sequence[str]
     paper_protocol: PaperProtocol
-    points: Sequence[Point]
+    points: Sequence[Point]  # twenty, in order
     seconds: float
     curves: Curves | None
     pixels: PixelAttack | None
     certificates: Mapping[str, Certified]
-    fixed_noise: float | None
+    fixed_noise: float | None  # robust accuracy where the attacker knows the noise
     worst_points: WorstPoints | None
 
     @property

@@ -18,17 +18,7 @@ from nnmf_cuda.evaluation.metrics import (
     classification_metrics,
     majority_class_accuracy,
 )
-from nnmf_cuda.models.modes import frozen
-
-__all__ = [
-    "ROW_NAMES",
-    "DenoisingError",
-    "EvaluatedRows",
-    "denoising_error",
-    "device_of",
-    "evaluate_rows",
-    "predict_probabilities",
-]
+from nnmf_cuda.models.networks import frozen
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -43,7 +33,7 @@ def predict_probabilities(
     batch_size: int = 1024,
     generator: torch.Generator | None = None,
 ) -> NDArray[np.float64]:
-    """Return the softmax of a model's logits, computed in float64, without gradients.
+    """Return the softmax (n_samples, n_classes) of a model's logits, in float64, no gradients.
 
     Parameters
     ----------
@@ -56,10 +46,6 @@ def predict_probabilities(
     generator : torch.Generator, optional
         Passed on as ``model(x, generator=generator)``: for models that draw noise.
 
-    Returns
-    -------
-    array of shape (n_samples, n_classes)
-
     Raises
     ------
     ValueError
@@ -67,7 +53,7 @@ def predict_probabilities(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; need at least 1")
-    features = _features(x, device_of(model), name="x")
+    features = read_features(x, device_of(model), name="x")
     options = {} if generator is None else {"generator": generator}
     with frozen(model), torch.no_grad():
         starts = range(0, len(features), batch_size)
@@ -77,12 +63,15 @@ def predict_probabilities(
     return logits.double().softmax(dim=1).cpu().numpy()
 
 
-def _features(x: ArrayLike | Tensor, device: torch.device, *, name: str) -> Tensor:
-    """Return x as float32 on a device, or say that it is no array (n_samples, n_features)."""
+def read_features(
+    x: ArrayLike | Tensor, device: torch.device, *, name: str, n_samples: int | None = None
+) -> Tensor:
+    """Return x (n_samples, n_features), not empty, as float32 on a device."""
     features = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach()
-    if features.ndim != 2 or len(features) == 0:
+    if features.ndim != 2 or not features.numel() or len(features) != (n_samples or len(features)):
         raise ValueError(
-            f"{name} has shape {tuple(features.shape)}; give (n_samples, n_features), not empty"
+            f"{name} has shape {tuple(features.shape)}; give ({n_samples or 'n_samples'}, "
+            "n_features), not empty"
         )
     return features.to(device, torch.float32)
 
@@ -161,10 +150,8 @@ def evaluate_rows(
         True classes.
     seed : int
         Of the generator from which all defended predictions draw.
-    n_predictions : int, default=20
-        Predictions for each defended row.
-    batch_size : int, default=1024
-        Rows a call.
+    n_predictions, batch_size : int, default=20, 1024
+        Predictions for each defended row, and rows a call.
     random : bool, default=True
         False for a defence without noise: called as ``defended(x)``, and once is enough.
 
@@ -178,17 +165,14 @@ def evaluate_rows(
         raise ValueError(f"n_predictions={n_predictions}; need at least 1")
     if not random:
         n_predictions = 1
-    given = {
-        "x_clean": x_clean,
-        "x_adv_baseline": x_adv_baseline,
-        "x_adv_defended": x_adv_defended,
-    }
-    for name, value in given.items():
-        shape = tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
-        if len(shape) != 2 or shape[0] != len(y):
-            raise ValueError(f"{name} has shape {shape}; labels asks for ({len(y)}, n_features)")
-    generator = torch.Generator(device_of(defended)).manual_seed(seed) if random else None
-    models, inputs = (baseline, defended) * 2, (x_clean, x_clean, x_adv_baseline, x_adv_defended)
+    models, device = (baseline, defended) * 2, device_of(defended)
+    names = ("x_clean", "x_clean", "x_adv_baseline", "x_adv_defended")
+    given = (x_clean, x_clean, x_adv_baseline, x_adv_defended)
+    inputs = [
+        read_features(x, device, name=name, n_samples=len(y))
+        for name, x in zip(names, given, strict=True)
+    ]
+    generator = torch.Generator(device).manual_seed(seed) if random else None
     rows, spread, probabilities = {}, {}, {}
     for name, model, x in zip(ROW_NAMES, models, inputs, strict=True):
         is_defended = name.endswith("Defended")
@@ -225,16 +209,11 @@ class DenoisingError:
 
     Attributes
     ----------
-    t : array of float
-        Timesteps, counted from 0.
-    sigma : array
-        sqrt(1 - alphas_cumprod[t]).
-    mse_noisy : array
-        Of x_t / sqrt(alphas_cumprod[t]), left as it is.
-    mse_denoised : array
-        Of the denoiser's answer.
-    mse_mean : array
-        Of always answering the mean of the clean features.
+    t, sigma : array of float
+        Timesteps, counted from 0, and their sqrt(1 - alphas_cumprod[t]).
+    mse_noisy, mse_denoised, mse_mean : array of float
+        Errors of x_t / sqrt(alphas_cumprod[t]), left as it is, of the denoiser's answer, and of
+        always answering the mean of the clean features.
     """
 
     t: NDArray[np.float64]
@@ -269,21 +248,15 @@ def denoising_error(
         Indices counted from 0; by default up to 25 whose noise levels are evenly spread.
     n_draws : int, default=8
         Noise draws a sample and level.
-
-    Returns
-    -------
-    DenoisingError
-
-    Raises
-    ------
-    ValueError
-        If ``x_start`` is not two-dimensional or empty, or a timestep is outside the schedule.
     """
     device = device_of(denoiser)
-    x = _features(x_start, device, name="x_start")
+    x = read_features(x_start, device, name="x_start")
     schedule = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
+    sigma = (1 - schedule).sqrt().numpy()
     if timesteps is None:
-        timesteps = _evenly_spread_levels((1 - schedule).sqrt().numpy(), 25)
+        targets = np.linspace(sigma[0], sigma[-1], 25)
+        nearest = np.abs(sigma[None, :] - targets[:, None]).argmin(axis=1)
+        timesteps = np.unique(nearest).tolist()
     outside = [t for t in timesteps if not 0 <= t < len(schedule)]
     if outside:
         raise ValueError(f"timesteps holds {outside}; the schedule has 0..{len(schedule) - 1}")
@@ -300,15 +273,8 @@ def denoising_error(
             denoised_errors.append(float((denoiser(x_t, index) - clean).square().mean()))
     return DenoisingError(
         t=np.asarray(timesteps, dtype=np.float64),
-        sigma=(1 - schedule[list(timesteps)]).sqrt().numpy(),
+        sigma=sigma[list(timesteps)],
         mse_noisy=np.array(noisy_errors),
         mse_denoised=np.array(denoised_errors),
         mse_mean=np.full(len(timesteps), float((x - x.mean(0)).square().mean())),
     )
-
-
-def _evenly_spread_levels(sigma: NDArray[np.float64], n: int) -> list[int]:
-    """Return the timesteps whose noise levels come nearest to n levels from first to last."""
-    targets = np.linspace(sigma[0], sigma[-1], n)
-    nearest = np.abs(sigma[None, :] - targets[:, None]).argmin(axis=1)
-    return [int(t) for t in np.unique(nearest)]

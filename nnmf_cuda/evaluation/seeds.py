@@ -6,8 +6,6 @@ from enum import IntEnum
 
 import numpy as np
 
-__all__ = ["Purpose", "seed_word"]
-
 
 class Purpose(IntEnum):
     """What is drawn; stages that train or attack take the run's seed as it is."""

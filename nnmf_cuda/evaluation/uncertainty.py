@@ -20,9 +20,6 @@ from nnmf_cuda.evaluation.metrics import expected_calibration_error, wilson_inte
 from nnmf_cuda.evaluation.rows import ROW_NAMES, EvaluatedRows
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 
-__all__ = ["Comparison", "RowIntervals", "Uncertainty", "measure_uncertainty"]
-
-
 _N_BINS = 10
 
 
@@ -105,8 +102,22 @@ class Uncertainty:
 
     def as_dict(self) -> dict[str, Any]:
         """Return intervals, wilson, comparisons and calibration, as `metrics.json` holds them."""
+        found, intervals = self.intervals, None
+        if found is not None:
+            intervals = {
+                "method": "percentile bootstrap",
+                "level": self.level,
+                "clustered_by": found.clustered_by,
+                "n_clusters": found.n_clusters,
+                "n_resamples": found.n_resamples,
+                "n_redrawn": found.n_redrawn,
+                "rows": {
+                    name: {metric: _ends(interval) for metric, interval in row.items()}
+                    for name, row in found.rows.items()
+                },
+            }
         return {
-            "intervals": self._intervals(),
+            "intervals": intervals,
             "wilson": {name: _ends(interval) for name, interval in self.wilson.items()},
             "comparisons": {
                 "a": "defended",
@@ -118,23 +129,6 @@ class Uncertainty:
             "calibration": {
                 "n_bins": self.n_bins,
                 "expected_calibration_error": dict(self.calibration_errors),
-            },
-        }
-
-    def _intervals(self) -> dict[str, Any] | None:
-        found = self.intervals
-        if found is None:
-            return None
-        return {
-            "method": "percentile bootstrap",
-            "level": self.level,
-            "clustered_by": found.clustered_by,
-            "n_clusters": found.n_clusters,
-            "n_resamples": found.n_resamples,
-            "n_redrawn": found.n_redrawn,
-            "rows": {
-                name: {metric: _ends(interval) for metric, interval in row.items()}
-                for name, row in found.rows.items()
             },
         }
 
@@ -167,10 +161,6 @@ def measure_uncertainty(
         Of the bootstrap; the same for all four rows.
     level : float, default=0.95
         Coverage that intervals aim at.
-
-    Returns
-    -------
-    Uncertainty
     """
     models = [rows.probabilities[name] for name in ROW_NAMES]
     word = seed_word(seed, Purpose.RESAMPLING)
@@ -190,15 +180,14 @@ def measure_uncertainty(
     return Uncertainty(
         level=level,
         intervals=intervals,
-        wilson={name: _wilson(rows, name, level) for name in ROW_NAMES},
+        wilson={name: _wilson(row.accuracy, row.n, level) for name, row in rows.rows.items()},
         clean=_compare(rows, "Clean", found, level),
         robust=_compare(rows, "Robust", found, level),
         calibration_errors={name: _calibration_error(rows, name) for name in ROW_NAMES},
     )
 
 
-def _wilson(rows: EvaluatedRows, name: str, level: float) -> Interval:
-    accuracy, n = rows.rows[name].accuracy, len(rows.labels)
+def _wilson(accuracy: float, n: int, level: float) -> Interval:
     return Interval(accuracy, *wilson_interval(accuracy * n, n, confidence=level))
 
 

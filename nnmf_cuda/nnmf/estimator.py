@@ -240,10 +240,6 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
             The start of ``init="custom"``; not modified, cast to the type of X.
 
-        Returns
-        -------
-        self : NNMF
-
         Raises
         ------
         TypeError
@@ -283,20 +279,11 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         X : array-like or Tensor of shape (n_samples, n_features)
             Non-negative data. The first call may have fewer rows than components, except with the
             starts of "nndsvd..."; a stream goes on from where `fit` has ended, the rows of the fit
-            counting as the mini-batch before.
+            counting as the mini-batch before. Errors are those of `fit`.
         y : Ignored
             Present for scikit-learn's convention.
         H : array-like or Tensor of shape (n_components, n_features)
             The start of ``init="custom"``, used by the first call.
-
-        Returns
-        -------
-        self : NNMF
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `fit`.
         """
         matrix = self._read_training(X, reset=not hasattr(self, "components_"))
         components, past = self._stream(matrix, H)
@@ -388,8 +375,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         Returns
         -------
         RankSelection
-            ``chosen`` and the curves it was chosen by, and in its notes what they mean and how
-            far to trust them; ``plot()`` draws them.
+            ``chosen`` and its curves, with notes on how far to trust them; ``plot()`` draws them.
 
         Raises
         ------
@@ -462,8 +448,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         check_real("alpha_W", self.alpha_W, low=0)
         if self.alpha_H != "same":
             check_real("alpha_H", self.alpha_H, low=0)
-        check_real("forget_factor", self.forget_factor, low=0, high=1)
-        check_real("l1_ratio", self.l1_ratio, low=0, high=1)
+        for name in ("forget_factor", "l1_ratio"):
+            check_real(name, getattr(self, name), low=0, high=1)
 
     def _read(self, X: Any, *, reset: bool) -> Tensor:
         """Return X as a checked matrix where it is computed with, its features recorded.
@@ -541,8 +527,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
 
     def _progress(self, what: str, unit: str, items: Any = None, *, total: int) -> Any:
         # None shows the bar on a terminal only.
-        hidden = None if self.verbose else True
-        return tqdm(items, desc=what, unit=unit, total=total, disable=hidden)
+        return tqdm(items, what, total, unit=unit, disable=None if self.verbose else True)
 
     def _keep(self, run: Run) -> None:
         """Store the best run as fitted attributes, or raise if even that one overflowed."""
@@ -593,15 +578,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             return torch.tensor(getattr(self, name), device=X.device)
 
         components = stored("components_")
-        self._check_stream(len(components))
-        if hasattr(self, "n_steps_"):
-            return components, Statistics(*map(stored, _MEMORY))
-        W = stored("W_")
-        return components, statistics_of_fit(W, components, self._objective(len(W), X.shape[1]))
-
-    def _check_stream(self, n_components: int) -> None:
-        """Raise where a parameter no longer fits what the stream remembers."""
-        before: dict[str, Any] = {"n_components": n_components}
+        before: dict[str, Any] = {"n_components": len(components)}
         if hasattr(self, "n_steps_"):
             before["beta_loss"] = self._beta_loss_of_stream
         for name, value in before.items():
@@ -611,6 +588,10 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
                     f"{name}={now!r} has changed from {value!r} since the stream began; set it "
                     "back, or start anew with sklearn.base.clone"
                 )
+        if hasattr(self, "n_steps_"):
+            return components, Statistics(*map(stored, _MEMORY))
+        W = stored("W_")
+        return components, statistics_of_fit(W, components, self._objective(len(W), X.shape[1]))
 
     def _keep_step(self, components: Tensor, statistics: Statistics) -> None:
         """Store what a mini-batch has led to, and drop what holds for the end of a fit only."""

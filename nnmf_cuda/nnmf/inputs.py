@@ -17,22 +17,22 @@ BLOCK_ENTRIES = 2**19
 """Entries of X in one block: whatever is computed beside the kernels holds no more at once."""
 
 
-def check_integer(name: str, value: Any, *, low: int) -> None:
-    """Raise unless `value` is an integer of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer >= {low}, got {value!r}")
-    if value < low:
-        raise ValueError(f"{name} must be an integer >= {low}, got {value}")
+def check_integer(name: str, value: Any, *, low: int, high: float = math.inf) -> None:
+    """Raise unless `value` is an integer in [low, high]."""
+    _check_number(name, value, Integral, "an integer", low, high)
 
 
 def check_real(name: str, value: Any, *, low: float, high: float = math.inf) -> None:
     """Raise unless `value` is a finite number in [low, high]."""
-    allowed = f"a finite number >= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {allowed}, got {value!r}")
-    number = float(value)
-    if not math.isfinite(number) or not low <= number <= high:
-        raise ValueError(f"{name} must be {allowed}, got {value}")
+    _check_number(name, value, Real, "a finite number", low, high)
+
+
+def _check_number(name: str, value: Any, kind: Any, what: str, low: float, high: float) -> None:
+    bounds = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} must be {what} {bounds}, got {value!r}")
+    if value == math.inf or not low <= value <= high:
+        raise ValueError(f"{name} must be {what} {bounds}, got {value}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -194,26 +194,14 @@ def grid_runs(
     width: int | None = None,
     batch_entries: int = BATCH_ENTRIES,
 ) -> Iterator[Run]:
-    """Minimise from `n_init` starts of each rank and yield each run when it ends.
+    """Minimise from `n_init` starts of each of the ascending ranks and yield each run when it ends.
 
-    Each run is the one that its start has alone, up to the rounding of sums.
+    Each run is the one that its start has alone, up to the rounding of sums. Starts are those of
+    `iter_starts`, drawn rank after rank; `solver`, `max_iter` and `tol` are those of `all_runs`.
 
-    Parameters
-    ----------
-    problem : Problem
-        What is minimised, and where.
-    ranks : sequence of int
-        Ascending.
-    init, n_init, random_state
-        The starts of each rank, as for `iter_starts`; drawn rank after rank.
-    solver, max_iter, tol
-        As for `all_runs`.
-    width : int, optional
-        Ranks with the same multiple of it above them share batches, filled up with zeros to the
-        largest: every start of a batch costs what that one costs. By default `_WIDTH_ON_GPU` on a
-        GPU, 1 on the CPU.
-    batch_entries : int, default=BATCH_ENTRIES
-        A group with more entries is split into batches of about the same number of starts.
+    Ranks with the same multiple of `width` above them (by default `_WIDTH_ON_GPU` on a GPU, 1 on
+    the CPU) share batches, filled up with zeros to the largest: every start of a batch costs what
+    that one costs. A group of more than `batch_entries` is split into batches of about one size.
     """
     shape, on_cpu = problem.X.shape, problem.X.device.type == "cpu"
     step = width or (1 if on_cpu else _WIDTH_ON_GPU)
@@ -228,8 +216,10 @@ def grid_runs(
             iter_starts(problem.X, rank, init=init, n_init=n_init, random_state=random_state)
             for rank in members
         )
-        most = max(1, batch_entries // (sum(shape) * members[-1]))
-        for size in _even_sizes(len(members) * n_init, most):
+        total = len(members) * n_init
+        n_batches = math.ceil(total / max(1, batch_entries // (sum(shape) * members[-1])))
+        for index in range(n_batches):  # the fewest, alike in size
+            size = total * (index + 1) // n_batches - total * index // n_batches
             batch = list(islice(keys, size))
             runs = all_runs(
                 problem,
@@ -241,13 +231,6 @@ def grid_runs(
             )
             for run in runs:
                 yield replace(run, restart=batch[run.restart][1])
-
-
-def _even_sizes(total: int, most: int) -> Iterator[int]:
-    """Yield the sizes of the fewest batches of at most `most` that hold `total`, alike in size."""
-    n_batches = math.ceil(total / most)
-    for index in range(n_batches):
-        yield total * (index + 1) // n_batches - total * index // n_batches
 
 
 def _stacked(X: Tensor, starts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -268,55 +251,40 @@ def compare_ranks(
 
     Clusters are compared on the samples `rows` (n_rows,).
     """
-    ended: dict[int, list[_Ended]] = defaultdict(list)
+    ended: dict[int, list[tuple[Tensor, Run]]] = defaultdict(list)
     scores: dict[int, dict[str, float]] = {}
     for run in runs:
         rank = run.n_components
-        ended[rank].append(_Ended.of(run, rows))
+        if not math.isfinite(run.objective[-1]):
+            raise ValueError(
+                f"the factorisation with n_components={rank} overflowed in restart {run.restart}; "
+                "scale X to values around 1, use float64 or another beta_loss"
+            )
+        # All of W would be too much to keep.
+        kept = replace(run, W=run.W.new_empty(0))
+        ended[rank].append((assignments(run.W[rows], run.H), kept))
         if len(ended[rank]) == n_init:
             scores[rank] = _scores(ended.pop(rank))
     ranks = np.array(sorted(scores))
     curves = {name: np.array([scores[rank][name] for rank in ranks]) for name in scores[ranks[0]]}
     stable = curves[criterion] >= curves[criterion].max() - SLACK[criterion]
-    return RankSelection(
-        ranks=ranks,
-        n_init=n_init,
-        criterion=criterion,
-        chosen=int(ranks[stable][-1]),
-        **curves,
-    )
+    chosen = int(ranks[stable][-1])
+    return RankSelection(ranks, n_init=n_init, criterion=criterion, chosen=chosen, **curves)
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """What the scores need of a run; all of W would be too much to keep."""
-
-    labels: Tensor  # (n_rows,)
-    run: Run  # W of no rows
-
-    @classmethod
-    def of(cls, run: Run, rows: Tensor) -> _Ended:
-        if not math.isfinite(run.objective[-1]):
-            raise ValueError(
-                f"the factorisation with n_components={run.n_components} overflowed in restart "
-                f"{run.restart}; scale X to values around 1, use float64 or another beta_loss"
-            )
-        return cls(assignments(run.W[rows], run.H), replace(run, W=run.W.new_empty(0)))
-
-
-def _scores(ended: Sequence[_Ended]) -> dict[str, float]:
+def _scores(ended: Sequence[tuple[Tensor, Run]]) -> dict[str, float]:
+    """Score the runs of one rank, given with the components (n_rows,) of the compared samples."""
     # Runs end in an order of their own; sums should not depend on it.
-    ended = sorted(ended, key=lambda one: one.run.restart)
-    labels = torch.stack([one.labels for one in ended])
-    pairs = consensus(labels)
-    best = min((one.run for one in ended), key=Run.order)
+    labels, runs = zip(*sorted(ended, key=lambda one: one[1].restart), strict=True)
+    pairs = consensus(torch.stack(labels))
+    best = min(runs, key=Run.order)
     return {
-        "components": component_similarity(torch.stack([one.run.H for one in ended])),
-        "dispersion": dispersion(pairs, labels.shape[1]),
+        "components": component_similarity(torch.stack([run.H for run in runs])),
+        "dispersion": dispersion(pairs, len(labels[0])),
         "cophenetic": cophenetic_correlation(pairs),
         "objective": best.objective[-1],
         "reconstruction_err": best.error,
-        "converged": float(np.mean([one.run.converged for one in ended])),
+        "converged": float(np.mean([run.converged for run in runs])),
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,8 @@ from sklearn.base import BaseEstimator
 from sklearn.feature_selection import SelectorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
+
+from nnmf_cuda.nnmf.inputs import check_integer
 
 FloatArray = NDArray[np.float64]
 
@@ -97,10 +97,6 @@ class ComponentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         labels : array-like or Tensor of shape (n_samples,)
             Class of each row, at least two classes with two rows each.
 
-        Returns
-        -------
-        self : ComponentSelector
-
         Raises
         ------
         TypeError
@@ -111,32 +107,34 @@ class ComponentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         """
         features = validate_data(self, _as_array(features), dtype=np.float64)
         labels = _as_array(labels)
-        n_components = features.shape[1]
-        n_selected = self._checked_n_selected(n_components)
+        if self.n_selected is not None:
+            check_integer("n_selected", self.n_selected, low=1, high=features.shape[1])
         self.classes_ = _checked_classes(labels, len(features))
-        strongest = _strongest_statistics(features, labels, self.classes_)
-        self.auc_, self.cohens_d_, self.p_value_ = strongest.auc, strongest.d, strongest.p
+        # With two classes, class against rest is the same question twice: ask it of the last.
+        positives = self.classes_ if len(self.classes_) > 2 else self.classes_[-1:]
+        each = [_statistics(features, labels == positive) for positive in positives]
+        auc, d, p = map(np.stack, zip(*each, strict=True))
+        column = np.arange(features.shape[1])
+        self.auc_ = auc[np.abs(auc - 0.5).argmax(0), column]
+        self.cohens_d_ = d[np.abs(d).argmax(0), column]
+        self.p_value_ = p.min(0)
         self.rank_sum_ = (
-            rankdata(-np.abs(strongest.auc - 0.5))
-            + rankdata(-np.abs(strongest.d))
-            + rankdata(strongest.p)
+            rankdata(-np.abs(self.auc_ - 0.5))
+            + rankdata(-np.abs(self.cohens_d_))
+            + rankdata(self.p_value_)
         )
         self.ranking_ = np.argsort(self.rank_sum_, kind="stable")
-        self.selected_ = np.sort(self.ranking_[:n_selected])
+        self.selected_ = np.sort(self.ranking_[: self.n_selected])
         return self
 
     def transform(self, features: Any) -> Any:
-        """Keep the selected columns, unchanged.
+        """Keep the selected columns (n_samples, n_selected), unchanged.
 
         Parameters
         ----------
         features : array-like or Tensor of shape (n_samples, n_components)
-            The values of a tensor are not looked at; an array must be finite.
-
-        Returns
-        -------
-        ndarray or Tensor of shape (n_samples, n_selected)
-            A tensor, differentiable, for a tensor.
+            An array must be finite. The values of a tensor are not looked at; the result is a
+            tensor too, differentiable.
         """
         check_is_fitted(self)
         if not isinstance(features, Tensor):
@@ -147,17 +145,6 @@ class ComponentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
                 f"(n_samples, {self.n_features_in_})"
             )
         return features[:, torch.as_tensor(self.selected_, device=features.device)]
-
-    def _checked_n_selected(self, n_components: int) -> int:
-        wanted: Any = self.n_selected
-        if wanted is None:
-            return n_components
-        allowed = f"None or an integer from 1 to n_components={n_components}"
-        if isinstance(wanted, bool) or not isinstance(wanted, Integral):
-            raise TypeError(f"n_selected must be {allowed}, got {wanted!r}")
-        if not 1 <= int(wanted) <= n_components:
-            raise ValueError(f"n_selected must be {allowed}, got {wanted}")
-        return int(wanted)
 
     def _get_support_mask(self) -> NDArray[np.bool_]:
         check_is_fitted(self)
@@ -171,32 +158,10 @@ class ComponentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-@dataclass(frozen=True)
-class _Statistics:
-    """AUC, Cohen's d and p of every component, each (n_components,)."""
-
-    auc: FloatArray
-    d: FloatArray
-    p: FloatArray
-
-
-def _strongest_statistics(
-    features: FloatArray, labels: NDArray[Any], classes: NDArray[Any]
-) -> _Statistics:
-    # With two classes, class against rest is the same question twice: ask it of the last.
-    positives = classes if len(classes) > 2 else classes[-1:]
-    each = [_statistics(features, labels == positive) for positive in positives]
-    auc, d, p = (np.stack([getattr(s, name) for s in each]) for name in ("auc", "d", "p"))
-    column = np.arange(features.shape[1])
-    return _Statistics(
-        auc=auc[np.abs(auc - 0.5).argmax(0), column],
-        d=d[np.abs(d).argmax(0), column],
-        p=p.min(0),
-    )
-
-
-def _statistics(features: FloatArray, positive: NDArray[np.bool_]) -> _Statistics:
-    """Compare the rows `positive` with the others."""
+def _statistics(
+    features: FloatArray, positive: NDArray[np.bool_]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return AUC, Cohen's d and p of each component, the rows `positive` against the others."""
     first, second = features[positive], features[~positive]
     n_first, n_second = len(first), len(second)
     rank_sum = rankdata(features, axis=0)[positive].sum(0)
@@ -207,21 +172,12 @@ def _statistics(features: FloatArray, positive: NDArray[np.bool_]) -> _Statistic
     pooled = ((n_first - 1) * var_first + (n_second - 1) * var_second) / (n_first + n_second - 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         d = difference / np.sqrt(pooled)
-        p = ttest_ind_from_stats(
-            mean_first,
-            np.sqrt(var_first),
-            n_first,
-            mean_second,
-            np.sqrt(var_second),
-            n_second,
-            equal_var=False,
-        ).pvalue
+        one = mean_first, np.sqrt(var_first), n_first
+        other = mean_second, np.sqrt(var_second), n_second
+        p = ttest_ind_from_stats(*one, *other, equal_var=False).pvalue
     equal, rigid = difference == 0, pooled == 0
-    return _Statistics(
-        auc=auc,
-        d=np.where(rigid & equal, 0.0, d),
-        p=np.where(rigid, np.where(equal, 1.0, 0.0), p),
-    )
+    d = np.where(rigid & equal, 0.0, d)
+    return auc, d, np.where(rigid, np.where(equal, 1.0, 0.0), p)
 
 
 def _moments(features: FloatArray) -> tuple[FloatArray, FloatArray]:

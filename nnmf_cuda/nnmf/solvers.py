@@ -81,9 +81,7 @@ class Iterate:
     objective: Tensor  # (B,) float64, with the penalty
 
     def __getitem__(self, chosen: Tensor) -> Iterate:
-        return Iterate(
-            self.W[chosen], self.H[chosen], self.divergence[chosen], self.objective[chosen]
-        )
+        return Iterate(*(value[chosen] for value in vars(self).values()))
 
     def where(self, chosen: Tensor, other: Iterate) -> Iterate:
         """Return the starts in the (B,) bool `chosen` from here, the rest from `other`."""
@@ -320,7 +318,9 @@ def all_runs(
         met = counts & (previous - error <= tol * error_at_start)
         tested, last = tol > 0 and steps == CHECK_EVERY, iterations[-1] == max_iter
         left = []
-        for place, numbers in enumerate(_on_host(at.objective, at.divergence, met)):
+        # One transfer for all starts.
+        table = torch.stack([at.objective.double(), at.divergence.double(), met.double()], 1)
+        for place, numbers in enumerate(table.tolist()):
             start, (objective, divergence, converged) = running[place], numbers
             objectives[start].append(objective)
             if last or (tested and converged):
@@ -346,9 +346,3 @@ def all_runs(
 
 def _error(divergence: Tensor) -> Tensor:
     return (2 * divergence.double().clamp_min(0)).sqrt()
-
-
-def _on_host(*columns: Tensor) -> list[list[float]]:
-    """Return the rows of a table of (B,) columns: one transfer for all of them."""
-    table: list[list[float]] = torch.stack([column.double() for column in columns], 1).tolist()
-    return table

@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnmf_cuda.ops._checks import (
+from nnmf_cuda.ops._schema import (
     FLOATS,
+    LIBRARY,
+    is_reference_path,
+    raise_in_backward,
     require_dims,
     require_dtype,
     require_same_device,
     require_shape,
     require_tensor,
+    serving,
 )
-from nnmf_cuda.ops._schema import LIBRARY, is_reference_path, raise_in_backward, serving
 
 _BLOCK_ROWS = 32
 
@@ -207,9 +210,6 @@ def empty_signs(x: Tensor, n_rows: int, n_words: int, *, keep_signs: bool) -> Te
     return x.new_empty(shape, dtype=torch.int32)
 
 
-# How the ops are called: with the gradient to features alone, at little cost.
-
-
 def call_defence(name: str, x: Tensor, chain: Chain | None, *networks: list[Tensor]) -> Tensor:
     """Return the first result of an op on features, a chain where it has one, and weights."""
     op = serving(name)
@@ -272,9 +272,6 @@ class _InputGradient(torch.autograd.Function):
         x, signs, *_ = ctx.saved_tensors
         with _below_autograd():
             return ctx.through(grad, x, signs), None, None, None
-
-
-# What torch knows of an op: the shapes of its results, and its gradients to all that may want one.
 
 
 def register_defence(name: str, fake: Callable[..., tuple[Tensor, Tensor]]) -> None:

@@ -1,4 +1,4 @@
-"""One schema per op, with the reference as the fallback for every device.
+"""One schema per op, with the reference as the fallback for every device; what wrappers share.
 
 The ops exist whether or not the extension was built: a compiled CPU or CUDA kernel registers
 itself for its dispatch key and then outranks the reference (`CompositeExplicitAutograd`).
@@ -6,22 +6,25 @@ itself for its dispatch key and then outranks the reference (`CompositeExplicitA
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from nnmf_cuda import _extension, reference
 
 LIBRARY = torch.library.Library("nnmf_cuda", "FRAGMENT")
+FLOATS = (torch.float32, torch.float64)
 
 
 def _philox_normal(
-    like: torch.Tensor, *, seed: int, n_steps: int, n_rows: int, n_draws: int, n_features: int
-) -> torch.Tensor:
+    like: Tensor, *, seed: int, n_steps: int, n_rows: int, n_draws: int, n_features: int
+) -> Tensor:
     """Call the reference, which has no tensor argument that could choose a device for an op."""
     shape = (n_steps, n_rows, n_draws, n_features)
     return reference.philox_normal(seed, shape, dtype=like.dtype, device=like.device)
@@ -136,7 +139,7 @@ def is_reference_path() -> bool:
     return _on_reference_path
 
 
-def serving(name: str, *arguments: torch.Tensor) -> Callable[..., Any]:
+def serving(name: str, *arguments: Tensor) -> Callable[..., Any]:
     """Return what serves an op: the op, or inside `reference_path` its reference.
 
     `arguments` are those that may ask for gradients which only the op has.
@@ -157,10 +160,7 @@ def _without_tangents(name: str, op: Callable[..., Any], *args: Any, **kwargs: A
     """Call an op in forward mode, which would take a missing tangent for zero."""
     for argument in args:
         for value in argument if isinstance(argument, list) else (argument,):
-            if (
-                isinstance(value, torch.Tensor)
-                and forward_ad.unpack_dual(value).tangent is not None
-            ):
+            if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
                 raise RuntimeError(
                     f"nnmf_cuda.ops.{name} has no forward-mode gradient: use reverse mode, or "
                     "reference_path()"
@@ -171,7 +171,57 @@ def _without_tangents(name: str, op: Callable[..., Any], *args: Any, **kwargs: A
 def raise_in_backward(name: str, remedy: str) -> None:
     """Give an op a gradient that raises; no gradient at all would be taken for zero."""
 
-    def backward(_ctx: Any, *_grads: torch.Tensor) -> None:
+    def backward(_ctx: Any, *_grads: Tensor) -> None:
         raise RuntimeError(f"nnmf_cuda.ops.{name} is not differentiable: {remedy}")
 
     torch.library.register_autograd(f"nnmf_cuda::{name}", backward, lib=LIBRARY)
+
+
+def require_tensor(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a dense tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got layout {value.layout}: use .to_dense()")
+
+
+def require_dtype(name: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    """Raise TypeError unless `value` has one of the dtypes."""
+    if value.dtype not in allowed:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise TypeError(f"{name} must be {names}, got {value.dtype}")
+
+
+def require_dims(name: str, value: Tensor, allowed: tuple[int, ...]) -> None:
+    """Raise ValueError unless `value` has one of the numbers of dimensions."""
+    if value.dim() not in allowed:
+        counts = " or ".join(map(str, allowed))
+        raise ValueError(f"{name} must have {counts} dimensions, got shape {tuple(value.shape)}")
+
+
+def require_shape(name: str, value: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    """Raise ValueError unless `value` has exactly this shape."""
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(value.shape)}")
+
+
+def require_same_device(**tensors: Tensor) -> None:
+    """Raise ValueError unless all tensors live on one device."""
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        where = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise ValueError(f"all tensors must be on one device, got {where}")
+
+
+def require_count(name: str, value: object, *, low: int) -> None:
+    """Raise unless `value` is an integer of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer >= {low}, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be >= {low}, got {value}")
+
+
+def require_non_negative(**values: float) -> None:
+    """Raise ValueError unless all values are finite numbers >= 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number >= 0, got {value}")

@@ -7,15 +7,16 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from nnmf_cuda.ops._checks import (
+from nnmf_cuda.ops._schema import (
     FLOATS,
+    LIBRARY,
     require_dims,
     require_dtype,
     require_same_device,
     require_shape,
     require_tensor,
+    serving,
 )
-from nnmf_cuda.ops._schema import LIBRARY, serving
 from nnmf_cuda.reference.nnmf import as_float
 
 __all__ = ["nnls", "project"]

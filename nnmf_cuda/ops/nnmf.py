@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnmf_cuda.ops._checks import (
+from nnmf_cuda.ops._schema import (
     FLOATS,
+    LIBRARY,
+    raise_in_backward,
     require_count,
     require_dims,
     require_dtype,
@@ -17,8 +19,8 @@ from nnmf_cuda.ops._checks import (
     require_same_device,
     require_shape,
     require_tensor,
+    serving,
 )
-from nnmf_cuda.ops._schema import LIBRARY, raise_in_backward, serving
 from nnmf_cuda.reference import EPSILON
 
 __all__ = ["EPSILON", "beta_loss_to_float", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]

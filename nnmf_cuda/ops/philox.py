@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nnmf_cuda.ops._checks import FLOATS, require_count
-from nnmf_cuda.ops._schema import LIBRARY, serving
+from nnmf_cuda.ops._schema import FLOATS, LIBRARY, require_count, serving
 
 __all__ = ["philox_normal"]
 

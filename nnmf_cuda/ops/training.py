@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nnmf_cuda.ops._checks import (
+from nnmf_cuda.ops._schema import (
     FLOATS,
+    LIBRARY,
+    raise_in_backward,
     require_count,
     require_dims,
     require_dtype,
     require_same_device,
     require_shape,
     require_tensor,
+    serving,
 )
-from nnmf_cuda.ops._schema import LIBRARY, raise_in_backward, serving
 
 __all__ = ["train_feature_cnn_epoch", "train_mlp_epoch"]
 

@@ -1,4 +1,4 @@
-"""Multiplicative updates and the beta-divergence, as scikit-learn defines them."""
+"""Multiplicative updates, HALS and the beta-divergence, as scikit-learn defines them."""
 
 from __future__ import annotations
 
@@ -119,9 +119,6 @@ def _updated(
     ratio = numerator / denominator
     gamma = mm_exponent(beta_loss)
     return W * (ratio if gamma == 1 else ratio**gamma)
-
-
-# Hierarchical alternating least squares: coordinate descent, one component at a time.
 
 
 def nnmf_hals(

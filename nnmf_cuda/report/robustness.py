@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, Metrics
 from nnmf_cuda.evaluation.robustness import (
+    ADVERSARIALLY_TRAINED,
     PAPER_PROTOCOL,
     About,
     Curve,
@@ -29,7 +30,6 @@ from nnmf_cuda.report.tables import METRIC_TITLES, Line, calibration_note, compa
 COUNTS = {"fresh": "mean of fresh decisions", "majority": "majority of 20", "all": "all 20"}
 """The three ways in which an attack's success is counted, by their names in `AttackLine`."""
 
-_TRAINED = "adversarially trained"
 _GROUPS = {
     "patient": "over whole patients",
     "series": "over whole slice series",
@@ -137,9 +137,11 @@ def tiles(report: RobustnessReport) -> list[Tile]:
     if report.is_worst_case:
         paper = report.paper_protocol.robust_defended_by_majority
         found.append(Tile(f"{paper:.3f}", PAPER_PROTOCOL, "one attack of those in the worst case"))
-    if _TRAINED in report.others:
-        worst = report.others[_TRAINED].worst_case_accuracy
-        found.append(Tile(f"{worst:.3f}", f"{_TRAINED}, worst case", "same size, no purifier"))
+    if ADVERSARIALLY_TRAINED in report.others:
+        worst = report.others[ADVERSARIALLY_TRAINED].worst_case_accuracy
+        found.append(
+            Tile(f"{worst:.3f}", f"{ADVERSARIALLY_TRAINED}, worst case", "same size, no purifier")
+        )
     constant = f"{verdict.constant:.3f}"
     found.append(Tile(constant, "constant answer", "always the most frequent class"))
     found.append(Tile(f"{clean:.3f}", "clean", "not attacked"))

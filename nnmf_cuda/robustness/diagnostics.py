@@ -36,7 +36,7 @@ from nnmf_cuda.attacks.surrogates import FixedNoise
 from nnmf_cuda.evaluation import Certificate
 from nnmf_cuda.evaluation.robustness import Curve, Curves, PixelAttack, WorstPoints
 from nnmf_cuda.models.defended import DefendedClassifier
-from nnmf_cuda.models.modes import frozen, isolated
+from nnmf_cuda.models.networks import frozen, isolated
 from nnmf_cuda.robustness.budgets import EvaluationBudget
 
 _STEP = 1e-6

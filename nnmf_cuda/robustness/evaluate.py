@@ -21,6 +21,7 @@ from nnmf_cuda.attacks.objectives import is_random
 from nnmf_cuda.attacks.surrogates import FixedNoise, surrogate
 from nnmf_cuda.evaluation import Certificate, certify, evaluate_rows, measure_uncertainty
 from nnmf_cuda.evaluation.robustness import (
+    ADVERSARIALLY_TRAINED,
     PAPER_PROTOCOL,
     Curves,
     PixelAttack,
@@ -29,8 +30,7 @@ from nnmf_cuda.evaluation.robustness import (
 )
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.models.defended import DefendedClassifier
-from nnmf_cuda.models.modes import isolated
-from nnmf_cuda.models.networks import FeatureCNN
+from nnmf_cuda.models.networks import FeatureCNN, isolated
 from nnmf_cuda.pipeline.config import PRESETS
 from nnmf_cuda.pipeline.defences import train_adversarially
 from nnmf_cuda.pipeline.run_directory import write_text
@@ -216,7 +216,7 @@ class _Evaluation:
             suites[name] = self._attack(f"a simpler defence: {name}", simpler, LIGHT)
         trained = self._adversarially_trained()
         if trained is not defended:
-            suites["adversarially trained"] = self._attack(
+            suites[ADVERSARIALLY_TRAINED] = self._attack(
                 "an adversarially trained classifier of the same size", trained, budget
             )
         return suites

@@ -11,7 +11,7 @@ from nnmf_cuda.attacks.surrogates import surrogate
 from nnmf_cuda.evaluation.robustness import PixelAttack, PixelCurve, PixelExamples
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.features import FeatureExtractor
-from nnmf_cuda.models.modes import isolated
+from nnmf_cuda.models.networks import isolated
 from nnmf_cuda.pipeline.artifacts import TrainedModel
 from nnmf_cuda.robustness.budgets import PixelBudget
 

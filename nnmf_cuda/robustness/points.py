@@ -17,6 +17,7 @@ from nnmf_cuda.attacks import Attack, AttackKind, SuiteResult
 from nnmf_cuda.attacks.objectives import N_DECISIONS
 from nnmf_cuda.evaluation import Certificate, wilson_interval
 from nnmf_cuda.evaluation.robustness import (
+    ADVERSARIALLY_TRAINED,
     NOT_RUN,
     PAPER_PROTOCOL,
     About,
@@ -31,8 +32,8 @@ from nnmf_cuda.evaluation.robustness import (
     Rounds,
     State,
     ThreatModel,
+    Verdict,
 )
-from nnmf_cuda.evaluation.verdict import Verdict
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.robustness.diagnostics import AdaptiveMeasurements, Measurements
@@ -49,8 +50,6 @@ _NEAR_SHARE = 0.05
 
 _STRONGER = 0.002
 """A black box that leaves so much less than a white box shows that gradients are masked."""
-
-_TRAINED = "adversarially trained"
 
 
 def report_of(run: SavedRun, measured: Measurements, *, preset: str) -> RobustnessReport:
@@ -214,7 +213,7 @@ class _Points:
             " defence's classifier, at the run's noise level; they are attacked with less effort"
             " than the defence, so their figures are rather too high."
         ]
-        if _TRAINED not in self.measured.suites:
+        if ADVERSARIALLY_TRAINED not in self.measured.suites:
             notes.append("The adversarially trained classifier is the defence itself.")
         return notes
 

@@ -16,8 +16,7 @@ from nnmf_cuda.attacks.balls import BALLS
 from nnmf_cuda.attacks.gradient_ascent import pgd
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
-from nnmf_cuda.models.modes import frozen
-from nnmf_cuda.models.networks import FeatureCNN
+from nnmf_cuda.models.networks import FeatureCNN, frozen
 from nnmf_cuda.training.classifier import new_classifier
 from nnmf_cuda.training.epochs import Settings, Task
 from nnmf_cuda.training.loop import TrainingResult, fit

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nnmf_cuda import ops
-from nnmf_cuda.models.modes import deterministic_convolutions
+from nnmf_cuda.models.networks import deterministic_convolutions
 from nnmf_cuda.ops.show_config import served_by
 
 Model = TypeVar("Model", bound=nn.Module)

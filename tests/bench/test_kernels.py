@@ -12,7 +12,7 @@ import torch
 
 from bench import cases, peers
 from bench.case import Case, NotApplicableError, Size, Work
-from bench.cases import get_cases
+from bench.cases import CASES, get_cases
 from bench.ceilings import Ceilings, measure_ceilings, rates
 from bench.inputs import low_rank
 from bench.kernels import (
@@ -27,11 +27,7 @@ from bench.measure import extra_peak_bytes, largest_error
 from bench.tables import records_table
 
 CPU = torch.device("cpu")
-OPS = (
-    *("nnmf_mu", "nnmf_hals", "nnmf_divergence", "nnls", "project", "extract"),
-    *("purify", "purify_gradient", "defended_logits", "defended_logits_gradient"),
-    *("train_classifier", "train_denoiser"),
-)
+OPS = tuple(case.op for case in CASES)
 KEYS = {
     *("suite", "run", "op", "size", "impl", "served_by", "shape", "dtype", "options", "status"),
     *("reason", "median_ms", "p25", "p75", "n", "timer", "peak_bytes", "max_err", "tolerance"),

@@ -288,7 +288,7 @@ def test_table_has_quality_before_seconds_before_memory(measured):
     places = [text.index(part) for part in ("Clean_Baseline", "CNN training", "peak memory")]
     assert places == sorted(places)
     accuracy = {
-        line.split(",")[1].partition("0.")[0].strip(): line.split()[-9]
+        line.split(",")[1].partition("0.")[0].strip(): line.split()[-len(METRIC_NAMES)]
         for line in lines
         if line.startswith("Clean_Baseline, ")
     }

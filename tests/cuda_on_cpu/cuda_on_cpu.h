@@ -160,12 +160,3 @@ void launch(const char* name, Kernel kernel, dim3 grid, dim3 block, size_t share
   T(&name)                                         \
   __VA_ARGS__ = *static_cast<T(*) __VA_ARGS__>(    \
       cuda_on_cpu::array_of_this_block(name##_of_block, sizeof(T __VA_ARGS__)))
-
-namespace nnmf_cuda {
-
-// A small device: the work of a test is then cut as that of a large problem is on a large one.
-inline int64_t multiprocessors(int32_t /*device*/) {
-  return 3;
-}
-
-}  // namespace nnmf_cuda

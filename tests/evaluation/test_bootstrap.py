@@ -238,8 +238,8 @@ def test_the_interval_of_a_mean_is_that_of_accuracy():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"values": [1.0]}, "values holds a single sample"),
-        ({"values": [1.0, np.nan]}, "values holds NaN"),
+        ({"values": [1.0]}, "a single sample or none"),
+        ({"values": [1.0, np.nan]}, "holds NaN"),
         ({"values": np.ones((2, 2))}, "values has shape"),
         ({"groups": [0, 0, 0]}, "groups holds a single group"),
         ({"groups": [0, 0]}, "groups has shape|groups \\(2,\\)"),

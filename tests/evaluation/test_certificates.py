@@ -283,7 +283,7 @@ def test_agreeing_draws_reach_the_largest_radius():
         ({"n_estimation": 9, "alpha": 0.001}, "give at least 11 draws"),
         ({"alpha": 1.0}, "alpha=1.0"),
         ({"seed": -1}, "seed=-1"),
-        ({"y": [0, 1]}, r"x has shape \(3, 4\); y asks for \(2, n_features\)"),
+        ({"y": [0, 1]}, r"x has shape \(3, 4\); give \(2, n_features\)"),
         ({"x": np.full((3, 4), np.nan)}, "x holds NaN or infinity"),
         ({"y": [0.5, 1.0, 1.0]}, "labels has dtype float64"),
     ],

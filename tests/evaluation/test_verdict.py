@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nnmf_cuda.evaluation.verdict import Verdict
+from nnmf_cuda.evaluation.robustness import Verdict
 
 
 def verdict_at(

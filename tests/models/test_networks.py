@@ -5,8 +5,7 @@ import torch
 
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models.modes import deterministic_convolutions
-from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser, deterministic_convolutions
 from nnmf_cuda.reference import sinusoidal_embedding
 
 

@@ -164,7 +164,7 @@ def test_selector_names_what_it_keeps(features, labels):
     ("n_selected", "error"), [(0, ValueError), (6, ValueError), (2.0, TypeError), (True, TypeError)]
 )
 def test_selector_rejects_a_bad_number(features, labels, n_selected, error):
-    message = f"n_selected must be None or an integer from 1 to n_components=5, got {n_selected}"
+    message = rf"n_selected must be an integer in \[1, 5\], got {n_selected}"
     with pytest.raises(error, match=message):
         ComponentSelector(n_selected=n_selected).fit(features, labels)
 

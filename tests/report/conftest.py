@@ -37,8 +37,8 @@ from nnmf_cuda.evaluation.robustness import (
     Rounds,
     State,
     ThreatModel,
+    Verdict,
 )
-from nnmf_cuda.evaluation.verdict import Verdict
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.nnmf.selection import ComponentSelector
 from nnmf_cuda.report.run_report import RunReport

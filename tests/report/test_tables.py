@@ -30,7 +30,9 @@ def make(uncertainty):
         rows = {}
         for name, published in PAPER_METRICS.items():
             changed = {"accuracy": (accuracies or {}).get(name, published["accuracy"])}
-            rows[name] = Metrics(**{**published, **changed}, n=215)
+            rows[name] = Metrics(
+                **{**dict.fromkeys(METRIC_NAMES, 0.5), **published, **changed}, n=215
+            )
         spreads = {} if spread is None else {"Robust_Defended": dict.fromkeys(METRIC_NAMES, spread)}
         labels = (np.arange(215) < n_positive).astype(np.int64)
         fields = {"uncertainty": uncertainty, "papers_images": True, **fields}
@@ -52,7 +54,7 @@ def test_metric_table_holds_ours_the_papers_and_the_constant_answer(make, uncert
     assert body[0].split()[1] == "0.8701"
     assert body[1].split()[1] == "0.8605"
     assert body[4].split()[1:6] == ["0.0047", "0.0000", "0.0000", "0.0000", "-0.9906"]
-    assert body[7].split()[2:] == ["±0.0123"] * 9
+    assert body[7].split()[2:] == ["±0.0123"] * len(METRIC_NAMES)
     assert body[9].split()[2] == "0.5488"
     assert len({len(line) for line in body[:9]}) == 1  # columns line up
     notes = " ".join(text.split())
@@ -78,7 +80,7 @@ def test_metric_table_with_intervals(make):
         *("Clean_Baseline", "95", "Clean_Defended", "95", "Robust_Baseline", "95"),
         *("Robust_Defended", "95", "noise", "Constant"),
     ]
-    assert body[3].split() == ["95", "%", "interval", *["0.20–0.30"] * 9]
+    assert body[3].split() == ["95", "%", "interval", *["0.20–0.30"] * len(METRIC_NAMES)]
     assert max(map(len, text.splitlines())) <= 120
     notes = " ".join(text.split())
     assert "2000 resamples of whole slice series (152), as patients are not known." in notes

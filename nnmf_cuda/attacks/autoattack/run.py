@@ -23,7 +23,7 @@ from nnmf_cuda.attacks.checks import (
     check_settings,
     gradient_report,
 )
-from nnmf_cuda.models.modes import deterministic_convolutions, frozen, isolated
+from nnmf_cuda.models.networks import deterministic_convolutions, frozen, isolated
 
 LAYOUT = "(N, M, 1, 1), the weakest for Square"
 

@@ -20,13 +20,7 @@ READERS: tuple[Reader, ...] = (npz, coco, folders)
 
 
 def reader_of(path: Path) -> Reader:
-    """Return the first reader that recognises a source.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing at the path.
-    """
+    """Return the first reader that recognises a source; there must be something at the path."""
     if not path.exists():
         raise ValueError(f"no such file or folder: {str(path)!r}")
     return next(reader for reader in READERS if reader.recognises(path))

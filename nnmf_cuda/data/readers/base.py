@@ -49,33 +49,22 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """Images and the classes that their source gives them.
-
-    Attributes
-    ----------
-    images : list of Path, or ndarray of shape (n_images, height, width[, 3])
-        Files to decode, or checked pixels: uint8, or grey floats in [0, 1].
-    values : ndarray of shape (n_images,), str
-        The class of each image in the source's own words: a category id, a folder, a label.
-    names : mapping of str to str
-        From such a value to the class's name, in label order; may name classes without images.
-    split : ndarray of shape (n_images,), str, or None
-        "train", "valid", "test", or None where the source does not say.
-    files : ndarray of shape (n_images,), str
-        The name of each image in its source.
-    groups : mapping of str to ndarray of shape (n_images,)
-        Of `nnmf_cuda.data.dataset.GROUPS`, those that the source knows.
-    notes : tuple of str
-        What the reader decided or skipped, one sentence each, for the report.
-    """
+    """Images and the classes that their source gives them; arrays are (n_images,) unless said."""
 
     images: Sequence[Path] | NDArray[Any]
+    """Files, or checked pixels (n_images, height, width[, 3]): uint8, or grey floats in [0, 1]."""
     values: NDArray[np.str_]
+    """The class of each image in the source's own words: a category id, a folder, a label."""
     names: Mapping[str, str]
+    """From such a value to the class's name, in label order; may name classes without images."""
     split: NDArray[np.str_] | None
+    """"train", "valid", "test"; None where the source does not say."""
     files: NDArray[np.str_]
+    """The name of each image in its source."""
     groups: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Of `nnmf_cuda.data.dataset.GROUPS`, those that the source knows."""
     notes: tuple[str, ...] = ()
+    """What the reader decided or skipped, one sentence each, for the report."""
 
     def take(self, rows: NDArray[np.bool_]) -> Records:
         """Return the records of the images marked in `rows`."""

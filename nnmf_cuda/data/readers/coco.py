@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, first_few, refuse_label_key
-from nnmf_cuda.data.readers.folders import images
-
-__all__ = ["images", "read", "recognises"]  # images: every file, with a box or without
-
+from nnmf_cuda.data.readers.folders import images as images  # every file, with a box or without
 
 ANNOTATIONS = "_annotations.coco.json"
 
@@ -30,41 +25,33 @@ def recognises(path: Path) -> bool:
 def read(path: Path, *, label_key: str = "labels") -> Records:
     """List the images of ``path/{train,valid,test}/_annotations.coco.json``, which lie beside it.
 
-    An image's class is the category of its largest box. An image without a box is left out, and
-    counted in the notes. The json may begin with a UTF-8 byte order mark.
-
-    Parameters
-    ----------
-    path : Path
-    label_key : str
-        Must be left at "labels": the boxes are the labels.
-
-    Returns
-    -------
-    Records
-        Its `values` are category ids as text, its `names` the categories that are some image's
-        class, in id order.
-
-    Raises
-    ------
-    ValueError
-        If a json is malformed, names files that are not there or contradicts another.
+    An image's class, in the values its category's id as text, is that of its largest box. An image
+    without a box is left out, and counted in the notes. The json may begin with a UTF-8 byte order
+    mark.
     """
     refuse_label_key(path, label_key)
-    parts = [_read_part(split, file) for split, file in _annotation_files(path).items()]
+    parts = {split: _read_part(split, file) for split, file in _annotation_files(path).items()}
     if not parts:
         raise ValueError(f"{path} has no train, valid or test folder with {ANNOTATIONS}")
-    files = [file for part in parts for file in part.files]
+    files = [file for part in parts.values() for file in part.images]
     if not files:
         raise ValueError(f"{path}: no image has an annotation; a class comes from an image's box")
-    ids = [category for part in parts for category in part.category_ids]
+    names: dict[str, str] = {}
+    for split, part in parts.items():
+        for category, name in part.names.items():
+            if names.setdefault(category, name) != name:
+                raise ValueError(
+                    f"{path}: category {category} is {names[category]!r} in one split and "
+                    f"{name!r} in {split}; export the splits together"
+                )
+    values = np.concatenate([part.values for part in parts.values()])
     return Records(
         images=files,
-        values=np.array([str(category) for category in ids]),
-        names=_merge_names(path, parts, set(ids)),
-        split=np.array([part.split for part in parts for _ in part.files]),
+        values=values,
+        names={value: names.get(value, value) for value in sorted(set(values.tolist()), key=int)},
+        split=np.repeat(list(parts), [len(part.images) for part in parts.values()]),
         files=np.array([file.name for file in files]),
-        notes=tuple(_notes(parts)),
+        notes=tuple(note for part in parts.values() for note in part.notes),
     )
 
 
@@ -97,22 +84,11 @@ def _annotation_files(root: Path) -> dict[str, Path]:
     return found
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One split: its labelled files, and the categories of their largest boxes."""
-
-    split: str
-    files: list[Path]
-    category_ids: list[int]
-    category_names: dict[int, str]
-    n_unlabelled: int
-    n_several: int
-
-
-def _read_part(split: str, path: Path) -> _Part:
+def _read_part(split: str, path: Path) -> Records:
+    """Return the labelled files of one split, and the names of all its categories."""
     content = _read_json(path)
     try:
-        names = {int(item["id"]): str(item["name"]) for item in content["categories"]}
+        names = {str(int(item["id"])): str(item["name"]) for item in content["categories"]}
         largest, n_several = _largest_boxes(content)
         listed = {
             int(item["id"]): path.parent / str(item["file_name"]) for item in content["images"]
@@ -138,13 +114,18 @@ def _read_part(split: str, path: Path) -> _Part:
             f"{first_few(missing)}; fetch them, or export the data set anew"
         )
     labelled = [image_id for image_id in listed if image_id in largest]
-    return _Part(
-        split=split,
-        files=[listed[image_id] for image_id in labelled],
-        category_ids=[largest[image_id] for image_id in labelled],
-        category_names=names,
-        n_unlabelled=len(listed) - len(labelled),
-        n_several=n_several,
+    notes = {
+        "images without annotation are left out": len(listed) - len(labelled),
+        "images have several boxes; the largest gives the class": n_several,
+    }
+    files = [listed[image_id] for image_id in labelled]
+    return Records(
+        images=files,
+        values=np.array([str(largest[image_id]) for image_id in labelled], dtype=np.str_),
+        names=names,
+        split=None,
+        files=np.array([file.name for file in files]),
+        notes=tuple(f"{split}: {n} {what}" for what, n in notes.items() if n),
     )
 
 
@@ -171,26 +152,3 @@ def _largest_boxes(content: Any) -> tuple[dict[int, int], int]:
             areas[image_id] = width * height
             categories[image_id] = int(item["category_id"])
     return categories, len(several)
-
-
-def _merge_names(root: Path, parts: list[_Part], used: set[int]) -> dict[str, str]:
-    names: dict[int, str] = {}
-    for part in parts:
-        for category, name in part.category_names.items():
-            if names.setdefault(category, name) != name:
-                raise ValueError(
-                    f"{root}: category {category} is {names[category]!r} in one split and "
-                    f"{name!r} in {part.split}; export the splits together"
-                )
-    return {str(category): names.get(category, str(category)) for category in sorted(used)}
-
-
-def _notes(parts: list[_Part]) -> Iterator[str]:
-    for part in parts:
-        if part.n_unlabelled:
-            yield f"{part.split}: {part.n_unlabelled} images without annotation are left out"
-        if part.n_several:
-            yield (
-                f"{part.split}: {part.n_several} images have several boxes; the largest gives "
-                "the class"
-            )

@@ -39,24 +39,7 @@ def read(path: Path, *, label_key: str = "labels") -> Records:
     """List images whose folder is their class.
 
     Folders ``train``, ``valid`` (or ``val``) and ``test`` below the path are taken for splits if
-    all folders there are called so; otherwise every folder is a class.
-
-    Parameters
-    ----------
-    path : Path
-    label_key : str
-        Must be left at "labels": the folders are the labels.
-
-    Returns
-    -------
-    Records
-        Its `values` are folder names, its `names` those in alphabetical order.
-
-    Raises
-    ------
-    ValueError
-        If it is no folder, there are no class folders with images, or split and class folders are
-        mixed.
+    all folders there are called so; otherwise every folder is a class, in alphabetical order.
     """
     if not path.is_dir():
         raise ValueError(

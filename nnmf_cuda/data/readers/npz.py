@@ -40,24 +40,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, *, label_key: str = "labels") -> Records:
-    """Read images and labels.
-
-    Parameters
-    ----------
-    path : Path
-    label_key : str, default="labels"
-        The array that holds the labels.
-
-    Returns
-    -------
-    Records
-
-    Raises
-    ------
-    ValueError
-        If the archive cannot be read or needs pickle, an array is missing, arrays disagree in
-        length, or pixels are negative, NaN, infinite, or above 1 in a floating array.
-    """
+    """Read images and labels, those in the array `label_key`; see the module."""
     archive = _Archive(path)
     pixels = archive.take("images")
     _check_images(pixels, name=archive.of("images"))
@@ -78,13 +61,7 @@ def read(path: Path, *, label_key: str = "labels") -> Records:
 
 
 def images(path: Path) -> Iterator[ImageSource]:
-    """Give the images one by one; some MiB of them are in memory.
-
-    Raises
-    ------
-    ValueError
-        If the archive cannot be read, or pixels are as `read` refuses them.
-    """
+    """Give the images one by one; some MiB of them are in memory."""
     archive = _Archive(path)
     arrays = {key: archive.take(key) for key in FILE_KEYS if key in archive.keys}
     start = 0
@@ -137,14 +114,12 @@ class _Archive:
 
     def take(self, key: str) -> NDArray[Any]:
         """Load one array."""
-        self._check_key(key)
         with self._named_errors(key):
             array: NDArray[Any] = self._opened[key]
         return array
 
     def blocks(self, key: str) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
         """Give the rows of an array, some MiB at a time, each time with the whole array's shape."""
-        self._check_key(key)
         with self._named_errors(key), self._zip.open(f"{key}.npy") as member:
             if np.lib.format.read_magic(member) == (1, 0):
                 shape, in_columns, dtype = np.lib.format.read_array_header_1_0(member)
@@ -161,12 +136,10 @@ class _Archive:
         array = self.take(key)
         yield array.shape, array
 
-    def _check_key(self, key: str) -> None:
-        if key not in self.keys:
-            raise ValueError(f"{self.path} has no array {key!r}; it has {', '.join(self.keys)}")
-
     @contextmanager
     def _named_errors(self, key: str) -> Iterator[None]:
+        if key not in self.keys:
+            raise ValueError(f"{self.path} has no array {key!r}; it has {', '.join(self.keys)}")
         try:
             yield
         except ValueError as error:
@@ -181,13 +154,6 @@ class _Archive:
             raise ValueError(f"{self.of(key)} is damaged: {error}; fetch the file anew") from error
 
 
-def _names_key(label_key: str) -> str:
-    if label_key == "labels":
-        return "label_names"
-    stem = label_key.removesuffix("_labels")
-    return (stem if stem != label_key else label_key.removesuffix("s")) + "_names"
-
-
 def _read_labels(
     archive: _Archive, labels: NDArray[Any], label_key: str
 ) -> tuple[NDArray[np.str_], dict[str, str]]:
@@ -200,7 +166,8 @@ def _read_labels(
             f"{archive.of(label_key)} are {labels.dtype}; give integers or text, e.g. "
             ".astype('int64')"
         )
-    names_key = _names_key(label_key)
+    stem = label_key.removesuffix("_labels")
+    names_key = (stem if stem != label_key else label_key.removesuffix("s")) + "_names"
     if names_key not in archive.keys:
         return labels.astype(np.str_), {str(value): f"{label_key} {value}" for value in found}
     names = archive.take(names_key).astype(np.str_).ravel().tolist()
