@@ -163,22 +163,17 @@ def _run_all(out: Path, planned: Sequence[Planned], *, line_each: bool = True) -
     """Run them all, each in its own directory, and print a line each; returns the directories."""
     from nnmf_cuda.run.repeats import check_other_runs, is_finished, result_line
 
-    homes = [one.run.out for one in planned]
-    resume = planned[0].run.options.resume
+    homes, options = [one.run.out for one in planned], planned[0].run.options
     finished = [False] * len(planned)
-    if resume:
+    if options.resume:
         check_other_runs(out, homes)
+        evaluated = options.evaluation != "paper"
         finished = [
-            is_finished(
-                one.run.out,
-                one.run.config_yaml(),
-                evaluated=one.run.options.evaluation != "paper",
-            )
-            for one in planned
+            is_finished(one.run.out, one.run.config_yaml(), evaluated=evaluated) for one in planned
         ]
     else:
         for home in (out, *homes):
-            check_free(home, overwrite=planned[0].run.options.overwrite)
+            check_free(home, overwrite=options.overwrite)
     for number, (one, is_there) in enumerate(zip(planned, finished, strict=True)):
         kept = ": finished before" if is_there else ""
         say(f"run {number + 1} of {len(planned)}: {one.name}{kept}")
@@ -186,7 +181,7 @@ def _run_all(out: Path, planned: Sequence[Planned], *, line_each: bool = True) -
             _run_once(one.run)
         # The first to end has shown that the settings work: only now do older runs go.
         if number == 0:
-            remove_runs(out, keep=homes if resume else homes[:1])
+            remove_runs(out, keep=homes if options.resume else homes[:1])
         if line_each:
             print(f"{one.name}: {result_line(one.run.out)}", flush=True)
     return homes

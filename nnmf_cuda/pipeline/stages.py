@@ -47,11 +47,7 @@ class Features:
 
 
 def extract_features(
-    dataset: ImageDataset,
-    config: ExperimentConfig,
-    *,
-    device: torch.device,
-    progress: bool = False,
+    dataset: ImageDataset, config: ExperimentConfig, *, device: torch.device, progress: bool = False
 ) -> Features:
     """Fit the factorisation and the selection on the training split; project every split.
 

@@ -14,11 +14,7 @@ import torch
 
 from nnmf_cuda.attacks.checks import check_classes
 from nnmf_cuda.data import SPLITS, ImageDataset, audit_dataset, groupings_of_test, load_dataset
-from nnmf_cuda.evaluation import (
-    PAPER_TEST_COUNTS,
-    denoising_error,
-    measure_uncertainty,
-)
+from nnmf_cuda.evaluation import PAPER_TEST_COUNTS, denoising_error, measure_uncertainty
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.pipeline.artifacts import ModelInfo, TrainedModel, save_model
 from nnmf_cuda.pipeline.config import ExperimentConfig

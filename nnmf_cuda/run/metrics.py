@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.attacks import AttackResult
 from nnmf_cuda.data import LeakageAudit
-from nnmf_cuda.evaluation import (
-    EvaluatedRows,
-    Uncertainty,
-)
+from nnmf_cuda.evaluation import EvaluatedRows, Uncertainty
 from nnmf_cuda.pipeline.config import AttackConfig
 from nnmf_cuda.pipeline.defences import NoiseLevel
 

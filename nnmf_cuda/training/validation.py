@@ -113,10 +113,7 @@ class RobustScores:
         """
         judged = judged or attacked
         points = pgd(
-            lambda leaf: margin_loss(attacked(leaf), self._y),
-            self._ball,
-            self._x,
-            n_iter=_N_STEPS,
+            lambda leaf: margin_loss(attacked(leaf), self._y), self._ball, self._x, n_iter=_N_STEPS
         )
         with torch.no_grad():
             logits = judged(self._x)
