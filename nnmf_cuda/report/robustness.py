@@ -48,15 +48,7 @@ class Tile:
 
 
 def robustness_page(report: RobustnessReport, *, home: str | Path | None = None) -> str:
-    """Return a page of HTML that needs nothing else.
-
-    Parameters
-    ----------
-    report : RobustnessReport
-        What an evaluation says.
-    home : path, optional
-        Directory of the run, named at the top.
-    """
+    """Return a page of HTML that needs nothing else; it names the run's directory at its top."""
     page: str = (
         environment()
         .get_template("page.html")
@@ -73,19 +65,10 @@ def robustness_page(report: RobustnessReport, *, home: str | Path | None = None)
 def robustness_parts(
     report: RobustnessReport, *, rows: Mapping[str, Metrics] | None = None
 ) -> dict[str, Markup]:
-    """Return sections for a page that has the report's style.
+    """Return HTML sections "robustness", "attack_curves" (where there are any) and "points".
 
-    Parameters
-    ----------
-    report : RobustnessReport
-        What an evaluation says.
-    rows : mapping of str to Metrics, optional
-        The metric table of the paper's protocol, for reading beside the worst points.
-
-    Returns
-    -------
-    dict of str to Markup
-        "robustness", "attack_curves" (figures; missing where there are none) and "points".
+    They are for a page that has the report's style; `rows`, the metric table of the paper's
+    protocol, is for reading beside the worst points.
     """
     env, pictures = environment(), _pictures(report)
     names = ["robustness", "attack_curves", "points"]

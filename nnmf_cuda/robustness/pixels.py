@@ -17,15 +17,7 @@ from nnmf_cuda.robustness.budgets import PixelBudget
 
 
 class ImageChain(nn.Module):
-    """Images to logits, differentiably: the projection is differentiated implicitly.
-
-    Parameters
-    ----------
-    extractor : FeatureExtractor
-        Images to features.
-    classifier : nn.Module
-        Features to logits.
-    """
+    """Images to features to logits, differentiably: the projection is differentiated implicitly."""
 
     def __init__(self, extractor: FeatureExtractor, classifier: nn.Module) -> None:
         super().__init__()
@@ -49,20 +41,7 @@ def attack_pixels(
 ) -> PixelAttack:
     """Attack the undefended and the defended chain on pixels.
 
-    Parameters
-    ----------
-    model : TrainedModel
-    images : Tensor of shape (n, height * width)
-        In [0, 1], on the model's device.
-    y : Tensor of shape (n,)
-        int64 labels.
-    budget : PixelBudget
-    seed, evaluation_seed : int
-        Of the attack and of the decisions.
-
-    Returns
-    -------
-    PixelAttack
+    Images (n, height * width) are in [0, 1], on the model's device.
     """
     undefended, defended = (
         _ChainAttack(model, classifier, images, y, budget, seed, evaluation_seed)

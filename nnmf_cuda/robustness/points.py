@@ -53,16 +53,7 @@ _STRONGER = 0.002
 
 
 def report_of(run: SavedRun, measured: Measurements, *, preset: str) -> RobustnessReport:
-    """Put what was measured into words.
-
-    Parameters
-    ----------
-    run : SavedRun
-        What was evaluated.
-    measured : Measurements
-    preset : str
-        Name of the budget.
-    """
+    """Put what was measured on a run, by the budget of that name, into words."""
     made = _Points(run, measured, preset)
     adaptive, others = measured.adaptive, dict(measured.suites)
     del others["defended"]
