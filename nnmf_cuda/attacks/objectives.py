@@ -26,6 +26,9 @@ N_ROUNDS = 10
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, n_classes) and labels (n,) to losses (n,), larger where the answer is worse."""
 
+LogitsOf = Callable[[Tensor], Tensor]
+"""Features (n, n_features) to logits (n, n_classes)."""
+
 Objective = Callable[[Tensor], Tensor]
 """Points (n, n_features) to losses (n,); sample i is always in row i."""
 

@@ -74,12 +74,12 @@ def robustness_parts(
     names = ["robustness", "attack_curves", "points"]
     if not pictures:
         names.remove("attack_curves")
-    is_one = is_one_count(report)
+    is_one, low, high = is_one_count(report), report.verdict.low, report.verdict.high
     values = {
         "report": report,
         "counts": {"majority": "right"} if is_one else COUNTS,
         "details": details,
-        "interval": _interval_text(report),
+        "interval": f"95 % interval {low:.3f}–{high:.3f}, {_GROUPS[report.verdict.drawn]}",
         "metric_titles": tuple(METRIC_TITLES.values()),
         "pictures": pictures,
         "statistic": _statistic_text(report),
@@ -151,12 +151,6 @@ def _statistic_text(report: RobustnessReport) -> str:
         f"{text}; the worst case is the mean of {rounds.n} such rounds, which lie between"
         f" {rounds.low:.4f} and {rounds.high:.4f}."
     )
-
-
-def _interval_text(report: RobustnessReport) -> str:
-    verdict = report.verdict
-    interval = f"95 % interval {verdict.low:.3f}–{verdict.high:.3f}"
-    return f"{interval}, {_GROUPS[verdict.drawn]}"
 
 
 def _pictures(report: RobustnessReport) -> list[Picture]:

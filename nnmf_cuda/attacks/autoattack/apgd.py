@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +9,7 @@ from torch import Tensor
 
 from nnmf_cuda.attacks.balls import BALLS
 from nnmf_cuda.attacks.gradient_ascent import climb
-from nnmf_cuda.attacks.objectives import LossOf, loss_named
-
-LogitsOf = Callable[[Tensor], Tensor]
+from nnmf_cuda.attacks.objectives import LogitsOf, LossOf, loss_named
 
 
 def apgd_attack(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-LogitsOf = Callable[[Tensor], Tensor]
+from nnmf_cuda.attacks.objectives import LogitsOf, margin_loss
 
 # Random numbers that place the square. It has one place only here, but they are drawn all the same,
 # so that those after them are the authors'.
@@ -53,13 +52,11 @@ def _search(logits_of: LogitsOf, x: Tensor, y: Tensor, attack_eps: float, n_quer
     """Return the points (n, M) of smallest margin that were found."""
     start = _draw_signs_(torch.empty(x.shape)).to(x.device)
     start = start.mul_(attack_eps).add_(x).clamp_(0, 1)
-    labels = y.unsqueeze(1)
-    margins = _margins(logits_of(start), labels)
     active = _Active(
         torch.arange(len(x), device=x.device),
-        labels,
+        y,
         start,
-        margins,
+        _margins(logits_of(start), y),
         lower=(x - attack_eps).clamp_(min=0),
         upper=(x + attack_eps).clamp_(max=1),
     )
@@ -79,8 +76,7 @@ def _search(logits_of: LogitsOf, x: Tensor, y: Tensor, attack_eps: float, n_quer
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Return by how much (n, 1) the label's logit exceeds the largest other one."""
-    others = logits.scatter(1, labels, float("-inf")).amax(1, keepdim=True)
-    return logits.gather(1, labels) - others
+    return -margin_loss(logits, labels).unsqueeze(1)
 
 
 def _draw_signs_(tensor: Tensor) -> Tensor:
@@ -106,7 +102,7 @@ class _Signs:
 class _Active:
     """The samples that are still asked about, kept dense: the model sees no others.
 
-    rows (n,) into all samples; labels, margins (n, 1); points, lower, upper (n, M).
+    rows (n,) into all samples; labels (n,); margins (n, 1); points, lower, upper (n, M).
     """
 
     rows: Tensor
