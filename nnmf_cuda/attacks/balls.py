@@ -199,10 +199,7 @@ class Threat:
     def check_points(self, points: Tensor, x: Tensor, *, attack: str) -> float:
         """Return the largest distance of points from x, both (n, n_features).
 
-        Raises
-        ------
-        RuntimeError
-            If the attack of that name has left the ball or the box.
+        Raises RuntimeError if the attack of that name has left the ball or the box.
         """
         distance = float(self.distances(points.double(), x.double()).max())
         low, high = (torch.as_tensor(edge).to(points) for edge in self.box)

@@ -243,25 +243,10 @@ class _StepSizes:
 
 
 def pgd(objective: Objective, ball: Ball, start: Tensor, *, n_iter: int) -> Tensor:
-    """Climb an objective by equal steps; returns the last points (n, n_features).
+    """Climb an objective by `n_iter` equal steps; returns the last points (n, n_features).
 
-    What adversarial training defends from.
-
-    Parameters
-    ----------
-    objective : callable
-        Maps points to losses (n,), differentiably.
-    ball : Ball
-        Where points stay.
-    start : Tensor of shape (n, n_features)
-        Not modified.
-    n_iter : int
-        Steps, each of 2.5 radii over `n_iter`.
-
-    References
-    ----------
-    .. [1] Madry, Makelov, Schmidt, Tsipras & Vladu (2018), Towards deep learning models resistant
-       to adversarial attacks, ICLR.
+    What adversarial training defends from. Madry, Makelov, Schmidt, Tsipras & Vladu (2018), Towards
+    deep learning models resistant to adversarial attacks, ICLR.
     """
     size = torch.full_like(start[:, :1], _REACH * ball.radius / n_iter)
     points, moved = start.clone(), torch.empty_like(start)

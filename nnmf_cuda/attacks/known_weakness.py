@@ -37,10 +37,7 @@ _RIDGE = 1e-3
 class _Readouts(nn.Module):
     """A linear readout of the last hidden units for each sample: row i is about sample i modulo n.
 
-    Parameters
-    ----------
-    weight : Tensor of shape (n, n_units)
-    bias : Tensor of shape (n,)
+    Weights are (n, n_units), biases (n,).
     """
 
     weight: Tensor
@@ -87,34 +84,13 @@ class _PlantedDefence(DefendedClassifier):
 
 
 def plant(model: nn.Module, x: Tensor, threat: Threat, *, seed: int) -> tuple[nn.Module, Tensor]:
-    """Return a model that a known point of the ball around each sample breaks.
+    """Return a model that a known point in the ball around each sample breaks, and these points.
 
-    Parameters
-    ----------
-    model : FeatureCNN or DefendedClassifier of one
-        The defence, of which everything but the last layer is kept, not copied.
-    x : Tensor of shape (n, n_features)
-        Clean features inside the box.
-    threat : Threat
-        Ball and box of the known points.
-    seed : int
-        Of the known points.
+    Of the model, a `FeatureCNN` or a defended one, everything but the last layer is kept, not
+    copied. The planted one has two classes, of which the first is right for every sample; row i of
+    a batch is about sample i modulo n. A random defence may answer otherwise even at its point:
+    count first.
 
-    Returns
-    -------
-    model : nn.Module
-        Two classes, of which the first is right for every sample; row i of a batch is about sample
-        i modulo n.
-    points : Tensor of shape (n, n_features)
-        The known points. A random defence may answer otherwise even there: count first.
-
-    Raises
-    ------
-    TypeError
-        If the model is no such network.
-
-    Notes
-    -----
     Each readout is Fisher's discriminant between the point and 128 inner ones, with its threshold
     in the middle between the point and the nearest of them: few random points break the model.
     """
@@ -165,12 +141,9 @@ def _mean_units(units_of: Callable[[Tensor], Tensor], points: Tensor, answers: i
 
 
 def _discriminants(at_point: Tensor, inner: Tensor) -> _Readouts:
-    """Fit a readout for each sample.
+    """Fit a readout for each sample, from units (n, n_units) at its point and at inner ones.
 
-    Parameters
-    ----------
-    at_point : Tensor of shape (n, n_units)
-    inner : Tensor of shape (n_inner, n, n_units)
+    Those are (n_inner, n, n_units).
     """
     centred = (inner - inner.mean(0)).transpose(0, 1)  # (n, n_inner, n_units)
     covariance = centred.transpose(1, 2) @ centred / centred.shape[1]

@@ -26,6 +26,9 @@ N_ROUNDS = 10
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, n_classes) and labels (n,) to losses (n,), larger where the answer is worse."""
 
+LogitsOf = Callable[[Tensor], Tensor]
+"""Features (n, n_features) to logits (n, n_classes)."""
+
 Objective = Callable[[Tensor], Tensor]
 """Points (n, n_features) to losses (n,); sample i is always in row i."""
 
@@ -72,19 +75,9 @@ def loss_named(name: str, n_classes: int | None = None) -> LossOf:
 
 
 def sampled_logits(model: nn.Module, x: Tensor, n_samples: int) -> Tensor:
-    """Ask a random model several times at once.
+    """Return n_samples answers (n_samples, n, n_classes) of a random model, from one pass.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Maps features (n, n_features) to logits (n, n_classes), with noise of its own for each row.
-    x : Tensor of shape (n, n_features)
-    n_samples : int
-        Independent answers for each row.
-
-    Returns
-    -------
-    Tensor of shape (n_samples, n, n_classes)
+    Its noise must be drawn anew for each row of x (n, n_features).
     """
     logits: Tensor = model(x.repeat(n_samples, 1))
     return logits.reshape(n_samples, len(x), -1)
@@ -97,20 +90,9 @@ class ExpectedLoss:
     Athalye, Carlini & Wagner (2018), Obfuscated gradients give a false sense of security. The
     answers are one axis of one pass, so an average costs one call.
 
-    Attributes
-    ----------
-    model : nn.Module
-        Maps features to logits, differentiably.
-    y : Tensor of shape (n,)
-        int64 labels.
-    loss : str
-        Of `LOSSES`.
-    eot_iter : int
-        Answers that are averaged; 1 for a model without noise.
-    share : float
-        Of these answers, how many count: those nearest to being wrong. A defence that decides by
-        majority falls with a little more than half of its answers, and to push the others is
-        effort lost: the idea of selecting draws is DiffHammer's (Wang et al., 2024).
+    Of the answers only a share counts, those nearest to being wrong. A defence that decides by
+    majority falls with a little more than half of its answers, and to push the others is effort
+    lost: the idea of selecting draws is DiffHammer's (Wang et al., 2024).
     """
 
     model: nn.Module
@@ -163,12 +145,8 @@ def fresh_decisions(
 ) -> tuple[Tensor, Tensor]:
     """Ask a random model `N_DECISIONS` times a round, a model without noise once.
 
-    Returns
-    -------
-    right : Tensor of shape (n_rounds, N_DECISIONS, n)
-        bool; (1, 1, n) of a model without noise.
-    margins : Tensor of shape (n,)
-        Mean margin loss.
+    Returns who is right, bool (n_rounds, N_DECISIONS, n), or (1, 1, n) without noise, and the mean
+    margin losses (n,).
     """
     with frozen(model), isolated(seed), torch.no_grad():
         n_rounds, n_decisions = (n_rounds, N_DECISIONS) if is_random(model, points) else (1, 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -77,8 +75,8 @@ def vector_square(
         paired = ExpectedLoss(model, y.repeat(2), "margin", eot_iter)
         held = loss(points)
         for query in range(n_queries):
-            share = _share(query / n_queries, first_share)
-            proposed = ball.random_neighbour(points, share)
+            n_halvings = sum(query / n_queries > at for at in _HALVED_AT)
+            proposed = ball.random_neighbour(points, first_share / 2**n_halvings)
             if eot_iter > 1:
                 held, found = paired(torch.cat((points, proposed))).chunk(2)
             else:
@@ -88,8 +86,3 @@ def vector_square(
             points = torch.where(better.unsqueeze(1), proposed, points)
             held = torch.where(better, found, held)
     return points
-
-
-def _share(progress: float, first_share: float) -> float:
-    """Return the share of features to change when this share of the queries is done."""
-    return first_share / math.pow(2, sum(progress > at for at in _HALVED_AT))

@@ -89,12 +89,10 @@ class CallCount:
     n_calls: int = 0
     n_rows: int = 0
 
-    def counted(self, model: nn.Module) -> nn.Module:
-        """Return a module with the model's answers, whose calls are counted."""
-        return _Counted(model, self)
-
 
 class _Counted(nn.Module):
+    """The model, whose calls are counted."""
+
     def __init__(self, model: nn.Module, count: CallCount) -> None:
         super().__init__()
         self.model, self.count = model, count
@@ -321,7 +319,7 @@ def run_suite(
     y = check_labels(y, len(x))
     result = SuiteResult()
     with frozen(model), isolated(seed):
-        asked = result.calls.counted(model)
+        asked = _Counted(model, result.calls)
         has_noise = is_random(asked, x)
         attacks: Iterable[Attack] = [
             Attack("clean", AttackKind.CLEAN, lambda _: x),
@@ -335,7 +333,8 @@ def run_suite(
             attacks = chain(attacks, suite.attacks(transfer_from or {}))
         for i, attack in enumerate(attacks):
             started = time.perf_counter()
-            points = attack.run(_seed_of_attack(seed, i))
+            # Each attack has random starts of its own.
+            points = attack.run(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
             seconds = time.perf_counter() - started
             threat.check_points(points, x, attack=attack.name)
             right, margins = fresh_decisions(
@@ -349,11 +348,6 @@ def run_suite(
 
 def _known(points: Tensor, _: int) -> Tensor:
     return points
-
-
-def _seed_of_attack(seed: int, index: int) -> int:
-    """Return a seed for each attack, so that each has random starts of its own."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 @dataclass(frozen=True)
@@ -408,7 +402,7 @@ class _Suite:
             yield Attack("APGD on the purifier's every step", kind.PURIFIER, run)
 
     def _wide(self, defended: DefendedClassifier) -> nn.Module:
-        return self.result.calls.counted(surrogate(defended, self.budget.surrogate_draws))
+        return _Counted(surrogate(defended, self.budget.surrogate_draws), self.result.calls)
 
     def _climb(
         self, name: str, kind: AttackKind, target: nn.Module, loss: str, **settings: Any

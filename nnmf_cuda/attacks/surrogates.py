@@ -29,16 +29,11 @@ def surrogate(defended: DefendedClassifier, n_draws: int) -> DefendedClassifier:
 
 
 class BPDAIdentity(nn.Module):
-    """The defence, whose purifier's gradient is taken for the identity's.
+    """The defence with its own answers, but the identity's gradient in the purifier's place.
 
     Athalye, Carlini & Wagner (2018), Obfuscated gradients give a false sense of security, section
     4.1. Weaker than the true gradient where that is exact; stronger only where it is not, which
     would be a finding.
-
-    Parameters
-    ----------
-    defended : DefendedClassifier
-        Its answers are unchanged.
     """
 
     def __init__(self, defended: DefendedClassifier) -> None:
@@ -53,15 +48,9 @@ class BPDAIdentity(nn.Module):
 
 
 class FixedNoise(nn.Module):
-    """The defence with noise that the attacker knows: the same at every call.
+    """The defence with noise that the attacker knows: of one seed, the same at every call.
 
     Row i of a batch always meets the noise of row i, so batches must keep their order.
-
-    Parameters
-    ----------
-    defended : DefendedClassifier
-    seed : int
-        Of the noise.
     """
 
     def __init__(self, defended: DefendedClassifier, seed: int) -> None:
@@ -77,18 +66,11 @@ class FixedNoise(nn.Module):
 
 @dataclass(frozen=True)
 class PurifierShift:
-    """How far the purifier's output moves, for the same noise: an objective without the classifier.
+    """How far the purifier's output moves from that of clean features x, for the same noise.
 
-    Attributes
-    ----------
-    purifier : DiffusionPurifier
-    x : Tensor of shape (n, n_features)
-        Clean features.
-    seed : int
-        Of the noise under which both are purified.
-    every_step : bool
-        Whether the predictions of x_0 at every step of a chain are summed, as in DiffAttack (Kang,
-        Song & Li, 2023), which deviates each step of the reverse process; else the last alone.
+    An objective without the classifier. With `every_step` the predictions of x_0 at every step of a
+    chain are summed, as in DiffAttack (Kang, Song & Li, 2023), which deviates each step of the
+    reverse process; else the last alone counts.
     """
 
     purifier: DiffusionPurifier

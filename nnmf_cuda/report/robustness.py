@@ -48,15 +48,7 @@ class Tile:
 
 
 def robustness_page(report: RobustnessReport, *, home: str | Path | None = None) -> str:
-    """Return a page of HTML that needs nothing else.
-
-    Parameters
-    ----------
-    report : RobustnessReport
-        What an evaluation says.
-    home : path, optional
-        Directory of the run, named at the top.
-    """
+    """Return a page of HTML that needs nothing else; it names the run's directory at its top."""
     page: str = (
         environment()
         .get_template("page.html")
@@ -73,30 +65,21 @@ def robustness_page(report: RobustnessReport, *, home: str | Path | None = None)
 def robustness_parts(
     report: RobustnessReport, *, rows: Mapping[str, Metrics] | None = None
 ) -> dict[str, Markup]:
-    """Return sections for a page that has the report's style.
+    """Return HTML sections "robustness", "attack_curves" (where there are any) and "points".
 
-    Parameters
-    ----------
-    report : RobustnessReport
-        What an evaluation says.
-    rows : mapping of str to Metrics, optional
-        The metric table of the paper's protocol, for reading beside the worst points.
-
-    Returns
-    -------
-    dict of str to Markup
-        "robustness", "attack_curves" (figures; missing where there are none) and "points".
+    They are for a page that has the report's style; `rows`, the metric table of the paper's
+    protocol, is for reading beside the worst points.
     """
     env, pictures = environment(), _pictures(report)
     names = ["robustness", "attack_curves", "points"]
     if not pictures:
         names.remove("attack_curves")
-    is_one = is_one_count(report)
+    is_one, low, high = is_one_count(report), report.verdict.low, report.verdict.high
     values = {
         "report": report,
         "counts": {"majority": "right"} if is_one else COUNTS,
         "details": details,
-        "interval": _interval_text(report),
+        "interval": f"95 % interval {low:.3f}–{high:.3f}, {_GROUPS[report.verdict.drawn]}",
         "metric_titles": tuple(METRIC_TITLES.values()),
         "pictures": pictures,
         "statistic": _statistic_text(report),
@@ -168,12 +151,6 @@ def _statistic_text(report: RobustnessReport) -> str:
         f"{text}; the worst case is the mean of {rounds.n} such rounds, which lie between"
         f" {rounds.low:.4f} and {rounds.high:.4f}."
     )
-
-
-def _interval_text(report: RobustnessReport) -> str:
-    verdict = report.verdict
-    interval = f"95 % interval {verdict.low:.3f}–{verdict.high:.3f}"
-    return f"{interval}, {_GROUPS[verdict.drawn]}"
 
 
 def _pictures(report: RobustnessReport) -> list[Picture]:

@@ -26,16 +26,9 @@ _MOVES = LinearSegmentedColormap.from_list("moves", [BLUE, "white", VERMILION])
 
 @dataclass(frozen=True)
 class Panel:
-    """Robust accuracies against one thing that an attack spends.
+    """Robust accuracies by model against x, values of one thing that an attack spends.
 
-    Attributes
-    ----------
-    title, xlabel : str
-    x : sequence of float
-    lines : mapping of str to sequence of float
-        Robust accuracies by model, each as long as `x`.
-    mark : float, optional
-        The value that the evaluation's attacks have.
+    `mark` is the value that the evaluation's attacks have.
     """
 
     title: str
@@ -46,15 +39,9 @@ class Panel:
 
 
 def curves_figure(curves: Sequence[Panel], *, constant: float, attack: str) -> Figure:
-    """Draw robust accuracy against each thing that an attack spends.
+    """Draw robust accuracy against each thing that an attack spends, the constant answer's dashed.
 
-    Parameters
-    ----------
-    curves : sequence of Panel
-    constant : float
-        Accuracy of the constant answer, dashed.
-    attack : str
-        What is varied, for the title.
+    `attack` says in the title what is varied.
     """
     n_rows = 2 if len(curves) > 1 else 1
     columns = min(_COLUMNS, math.ceil(len(curves) / n_rows))
@@ -108,12 +95,7 @@ def certificate_figure(
 ) -> Figure:
     """Draw the share that is certified against the radius: L2 below, its Linf equivalent above.
 
-    Parameters
-    ----------
-    certificates : mapping of str to Certificate
-        At least one, all of the same features.
-    attack_eps, norm : float, str
-        The attacks' ball, marked.
+    At least one certificate, all of the same features; the radius of the attacks is marked.
     """
     figure = new_figure(4.2)
     axes = figure.subplots()
@@ -140,14 +122,9 @@ def _times(factor: float) -> Callable[[Any], Any]:
 
 
 def perturbations_figure(examples: PixelExamples, *, eps_255: float) -> Figure:
-    """Draw images, their perturbations and the attacked images, a column for each.
+    """Draw images, their perturbations and the attacked images, a column for each of at least one.
 
-    Parameters
-    ----------
-    examples : PixelExamples
-        At least one.
-    eps_255 : float
-        Radius of the ball in 1/255, where the colours of perturbations end.
+    Colours of perturbations end at the radius of the ball, `eps_255` in 1/255.
     """
     clean, attacked = np.asarray(examples.clean), np.asarray(examples.attacked)
     moves = 255 * (attacked - clean)

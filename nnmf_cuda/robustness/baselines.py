@@ -14,11 +14,6 @@ class NoiseOnly(nn.Module):
 
     x + sqrt((1 - abar) / abar) noise: x_t of the schedule, brought back to the scale of x. What
     this gains is not the denoiser's merit.
-
-    Parameters
-    ----------
-    defended : DefendedClassifier
-        Gives level, number of draws and classifier.
     """
 
     def __init__(self, defended: DefendedClassifier) -> None:
@@ -43,15 +38,8 @@ class LinearDenoiser(NoiseOnly):
     """Noise as before the diffusion denoiser, and the best linear denoiser behind it.
 
     The Wiener filter mean + C (C + sigma^2 I)^-1 (x + sigma noise - mean): of all linear maps it
-    has the least squared error on features of the training set's mean and covariance C. Of each of
-    their principal components it keeps the share variance / (variance + sigma^2).
-
-    Parameters
-    ----------
-    defended : DefendedClassifier
-        Gives noise level, number of draws and classifier.
-    x : Tensor of shape (n_train, n_features)
-        Training features.
+    has the least squared error on features of the mean and covariance C of x (n_train, n_features).
+    Of each of their principal components it keeps the share variance / (variance + sigma^2).
     """
 
     mean: Tensor
@@ -71,12 +59,7 @@ class LinearDenoiser(NoiseOnly):
 
 
 class WithoutNoise(nn.Module):
-    """The defence with zeros in its noise's place: the denoiser alone, which is not random.
-
-    Parameters
-    ----------
-    defended : DefendedClassifier
-    """
+    """The defence with zeros in its noise's place: the denoiser alone, which is not random."""
 
     def __init__(self, defended: DefendedClassifier) -> None:
         super().__init__()

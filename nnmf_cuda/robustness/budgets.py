@@ -16,17 +16,10 @@ LIGHT = Budget(
 
 @dataclass(frozen=True)
 class PixelBudget:
-    """How much the attack on pixels spends.
+    """How much the attack on pixels spends: APGD on the margin in Linf balls of ascending radii.
 
-    Attributes
-    ----------
-    eps_255 : tuple of float
-        Radii of the Linf ball, in 1/255 of the range, ascending.
-    n_iter, n_restarts : int
-        Of APGD on the margin, at each radius; it also climbs on from the points of the radius
-        before.
-    surrogate_draws : int
-        Draws through which a purifying defence is climbed.
+    At each radius, in 1/255 of the range, it also climbs on from the points of the radius before. A
+    purifying defence is climbed through `surrogate_draws` draws.
     """
 
     eps_255: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)

@@ -46,12 +46,8 @@ _STEP = 1e-6
 class GradientCheck:
     """How the gradients of a model stand to central differences.
 
-    Attributes
-    ----------
-    report : GradientReport
-        Of the gradients of all rows.
-    median_error, largest_error : float
-        Over some rows, of the directional derivative, relative to the gradient's length.
+    The report is of all rows, the errors are of some: of the directional derivative, relative to
+    the gradient's length.
     """
 
     report: GradientReport
@@ -99,16 +95,11 @@ def gradient_agreement(
 
 @dataclass(frozen=True)
 class KnownWeakness:
-    """What the suite found of the points that are known to break a copy of the defence.
+    """What the suite found of the `n` points that are known to break a copy of the defence.
 
-    Attributes
-    ----------
-    n : int
-        Samples whose known point breaks the copy.
-    broken : mapping of str to float
-        For each attack the share of these that it broke too; nothing where `n` is 0.
-    by_gradients, together : float or None
-        The same of all white-box attacks, and of all attacks, together.
+    `broken` says for each attack which share of these it broke too, None where `n` is 0;
+    `by_gradients` and `together` say the same of all white-box attacks, and of all attacks,
+    together.
     """
 
     n: int
@@ -160,17 +151,7 @@ def find_known_weakness(
 class Attacker:
     """The strongest single attack, with everything fixed but what a curve varies.
 
-    Attributes
-    ----------
-    model : nn.Module
-        What is attacked and judged.
-    target : nn.Module
-        What is climbed: the model, or a surrogate.
-    x, y : Tensor
-        Samples.
-    threat : Threat
-    seed, evaluation_seed : int
-        Of the attack and of the decisions.
+    `target` is climbed, the model or a surrogate of it; the model is attacked and judged.
     """
 
     model: nn.Module
@@ -194,14 +175,9 @@ class Attacker:
     def curve(self, setting: str, values: Sequence[float], **held: Any) -> Curve:
         """Return the robust accuracy under APGD on the margin against one of its settings.
 
-        Parameters
-        ----------
-        setting : str
-            The argument of `vector_apgd` that takes each of the values; an "attack_eps" of 0 is no
-            attack.
-        values : sequence of float
-        **held
-            Other arguments; from one random start if they name no other number.
+        `setting` is the argument of `vector_apgd` that takes each of the values, where an
+        "attack_eps" of 0 is no attack, and `held` are others; `n_restarts` is 1 if they do not name
+        it.
         """
         arguments = {
             **self.threat.as_keywords(),
@@ -238,24 +214,13 @@ def draw_curves(attacker: Attacker, budget: EvaluationBudget) -> Curves:
 
 @dataclass(frozen=True)
 class AdaptiveMeasurements:
-    """What only an evaluation with adaptive attacks measures.
+    """What only an evaluation with adaptive attacks measures, as shares of the test samples.
 
-    Attributes
-    ----------
-    curves : Curves
-    gradients : GradientCheck
-    gradient_cosines : list of float or None
-        Of two independent gradients, for each number of averaged answers; None without noise.
-    known_weakness : KnownWeakness
-    flags_at_zero : float
-        Robust accuracy by AutoAttack's flags in a ball without room.
-    worst_points : WorstPoints
-    fixed_noise : float or None
-        Robust accuracy where the attacker knows the noise; None where there is none.
-    transfer_back : float
-        Accuracy of the undefended model on the defence's worst points.
-    certificates : mapping of str to Certificate
-        "denoised" and "plain noise"; nothing for a chain of several steps.
+    `gradient_cosines` are of two gradients for each number of averaged answers, None without noise;
+    `flags_at_zero` is the robust accuracy by AutoAttack's flags in a ball without room;
+    `fixed_noise` that where the attacker knows the noise, None where there is none; `transfer_back`
+    the accuracy of the undefended model on the defence's worst points. `certificates` are
+    "denoised" and "plain noise", none for a chain of several steps.
     """
 
     curves: Curves
@@ -273,19 +238,8 @@ class AdaptiveMeasurements:
 class Measurements:
     """All that an evaluation has measured.
 
-    Attributes
-    ----------
-    budget : EvaluationBudget
-        What might be spent.
-    evaluation_seed : int
-        Of the decisions.
-    suites : mapping of str to SuiteResult
-        By model: "defended", "undefended", and where attacked the simpler defences and
-        "adversarially trained".
-    adaptive : AdaptiveMeasurements or None
-        None where only the paper's protocol was counted.
-    pixels : PixelAttack or None
-    seconds : float
+    `suites` are by model: "defended", "undefended", and where attacked the simpler defences and
+    "adversarially trained"; `adaptive` is None where only the paper's protocol was counted.
     """
 
     budget: EvaluationBudget

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -17,15 +19,7 @@ from nnmf_cuda.robustness.budgets import PixelBudget
 
 
 class ImageChain(nn.Module):
-    """Images to logits, differentiably: the projection is differentiated implicitly.
-
-    Parameters
-    ----------
-    extractor : FeatureExtractor
-        Images to features.
-    classifier : nn.Module
-        Features to logits.
-    """
+    """Images to features to logits, differentiably: the projection is differentiated implicitly."""
 
     def __init__(self, extractor: FeatureExtractor, classifier: nn.Module) -> None:
         super().__init__()
@@ -49,20 +43,7 @@ def attack_pixels(
 ) -> PixelAttack:
     """Attack the undefended and the defended chain on pixels.
 
-    Parameters
-    ----------
-    model : TrainedModel
-    images : Tensor of shape (n, height * width)
-        In [0, 1], on the model's device.
-    y : Tensor of shape (n,)
-        int64 labels.
-    budget : PixelBudget
-    seed, evaluation_seed : int
-        Of the attack and of the decisions.
-
-    Returns
-    -------
-    PixelAttack
+    Images (n, height * width) are in [0, 1], on the model's device.
     """
     undefended, defended = (
         _ChainAttack(model, classifier, images, y, budget, seed, evaluation_seed)
@@ -76,27 +57,26 @@ def attack_pixels(
     )
 
 
+@dataclass
 class _ChainAttack:
     """One chain under growing perturbations: what a smaller one has broken stays broken."""
 
-    def __init__(
-        self,
-        model: TrainedModel,
-        classifier: nn.Module,
-        images: Tensor,
-        y: Tensor,
-        budget: PixelBudget,
-        seed: int,
-        evaluation_seed: int,
-    ) -> None:
-        self.model, self.images, self.y = model, images, y
-        self.budget, self.seed, self.evaluation_seed = budget, seed, evaluation_seed
-        self.chain = ImageChain(model.extractor, classifier).eval()
-        self.climbed = self.chain
-        if isinstance(classifier, DefendedClassifier):
-            wide = surrogate(classifier, budget.surrogate_draws)
-            self.climbed = ImageChain(model.extractor, wide).eval()
-        self.points = images.clone()
+    model: TrainedModel
+    classifier: nn.Module
+    images: Tensor
+    y: Tensor
+    budget: PixelBudget
+    seed: int
+    evaluation_seed: int
+
+    def __post_init__(self) -> None:
+        climbed = self.classifier
+        if isinstance(climbed, DefendedClassifier):
+            climbed = surrogate(climbed, self.budget.surrogate_draws)
+        self.chain, self.climbed = (
+            ImageChain(self.model.extractor, c).eval() for c in (self.classifier, climbed)
+        )
+        self.points = self.images.clone()
         self.held = self.right_at_first = self._right()
 
     def climb_through(self) -> PixelCurve:

@@ -53,16 +53,7 @@ _STRONGER = 0.002
 
 
 def report_of(run: SavedRun, measured: Measurements, *, preset: str) -> RobustnessReport:
-    """Put what was measured into words.
-
-    Parameters
-    ----------
-    run : SavedRun
-        What was evaluated.
-    measured : Measurements
-    preset : str
-        Name of the budget.
-    """
+    """Put what was measured on a run, by the budget of that name, into words."""
     made = _Points(run, measured, preset)
     adaptive, others = measured.adaptive, dict(measured.suites)
     del others["defended"]
@@ -222,6 +213,10 @@ class _Points:
         if self.adaptive is None or not self.adaptive.certificates:
             return {}
         t = int(self.run.model.purifier.timesteps[0])
+        is_linf = self.run.attack.norm == "Linf"
+        certified_at = (
+            Certificate.certified_accuracy_linf if is_linf else Certificate.certified_accuracy
+        )
         before = {
             "denoised": f"one draw of noise at t = {t} and the denoiser",
             "plain noise": "plain noise of the same level",
@@ -231,16 +226,10 @@ class _Points:
                 f"hard votes of the defence's classifier behind {before[name]}, which is not the"
                 " evaluated defence",
                 found,
-                self._at_attack_eps(found),
+                float(certified_at(found, self.run.attack.attack_eps)),
             )
             for name, found in self.adaptive.certificates.items()
         }
-
-    def _at_attack_eps(self, found: Certificate) -> float:
-        eps, is_linf = self.run.attack.attack_eps, self.run.attack.norm == "Linf"
-        return float(
-            found.certified_accuracy_linf(eps) if is_linf else found.certified_accuracy(eps)
-        )
 
     def threat(self) -> _Answer:
         x, threat, pixels = self.run.x["train"].float(), self.threat_model, self.measured.pixels
@@ -676,6 +665,3 @@ _POINTS: tuple[tuple[str, Callable[[_Points], _Answer | None]], ...] = (
     ("Certificate", _Points.certificate),
     ("Record", _Points.record),
 )
-
-POINT_NAMES = tuple(name for name, _ in _POINTS)
-"""What each point is about, from 1 on."""

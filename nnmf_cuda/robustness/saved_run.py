@@ -39,17 +39,9 @@ def save_features(path: Path, features: Features, dataset: ImageDataset) -> None
 class PaperAttack:
     """What the paper's protocol, the run's own attack, found on one model.
 
-    Attributes
-    ----------
-    points : Tensor of shape (n_test, n_features)
-    flags : Tensor of shape (n_test,)
-        bool: robust by AutoAttack's own count.
-    accuracy : float
-        Of fresh predictions on the points: the row of `metrics.json`.
-    layout : str
-        How AutoAttack's Square saw the features.
-    warnings : sequence of str
-        AutoAttack's own.
+    Points (n_test, n_features) and their accuracy by fresh predictions, the row of `metrics.json`;
+    AutoAttack's own count of who is robust, bool (n_test,), its warnings, and how Square saw the
+    features.
     """
 
     points: Tensor
@@ -107,13 +99,7 @@ class SavedRun:
 
     @classmethod
     def load(cls, directory: str | Path, *, device: torch.device | str = "cpu") -> SavedRun:
-        """Read what `nnmf-cuda run` has written.
-
-        Raises
-        ------
-        ValueError
-            If the directory is not a whole run's.
-        """
+        """Read what `nnmf-cuda run` has written; raises ValueError if that is not a whole run's."""
         home = Path(directory)
         model = load_model(home, device=device)
         needed = (FEATURES_FILE, "adversarial.npz", "metrics.json")
@@ -155,15 +141,8 @@ class SavedRun:
     def test_images(self, data: str | None) -> Tensor:
         """Return the run's test images (n, height * width) in [0, 1], on the model's device.
 
-        Parameters
-        ----------
-        data : str or None
-            The run's images as for `load_dataset`; None is the built-in phantom.
-
-        Raises
-        ------
-        ValueError
-            If the images are not those of the run.
+        `data` is as for `load_dataset`, None the built-in phantom; raises ValueError if its images
+        are not those of the run.
         """
         info = self.model.info
         dataset = load_dataset(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +9,7 @@ from torch import Tensor
 
 from nnmf_cuda.attacks.balls import BALLS
 from nnmf_cuda.attacks.gradient_ascent import climb
-from nnmf_cuda.attacks.objectives import LossOf, loss_named
-
-LogitsOf = Callable[[Tensor], Tensor]
+from nnmf_cuda.attacks.objectives import LogitsOf, LossOf, loss_named
 
 
 def apgd_attack(
@@ -28,45 +25,19 @@ def apgd_attack(
     eot_iter: int = 1,
     seed: int = 0,
 ) -> Tensor:
-    """Climb a loss within a ball around each sample, from random starts.
+    """Climb a loss in a ball around features x (n, n_features) in [0, 1], from random starts.
 
-    Parameters
-    ----------
-    logits_of : callable
-        Maps features (n, n_features) to float32 logits (n, n_classes), differentiably.
-    x : Tensor of shape (n_samples, n_features)
-        float32 in [0, 1]; not modified.
-    y : Tensor of shape (n_samples,)
-        int64 labels, on the device of x.
-    attack_eps : float
-        Radius of the ball.
-    norm : {"Linf", "L2"}, default="Linf"
-        Norm of the ball.
-    loss : {"ce", "margin", "dlr"}, default="ce"
-        What is climbed; "dlr" needs three classes.
-    n_iter, n_restarts : int, default=100, 1
-        Steps from a start, and starts; each start is for the samples that no earlier one broke.
-    eot_iter : int, default=1
-        Gradients averaged at each step, for a random model.
-    seed : int, default=0
-        Seeds torch's global generators, after the first look at which samples are right.
+    Returns (n, n_features): of each sample that was broken the last wrong point, the others as they
+    are in x. `logits_of` maps features to float32 logits, differentiably; each start is for the
+    samples that no earlier one broke; a step averages `eot_iter` gradients. Croce & Hein (2020),
+    Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks, ICML, algorithm 1.
 
-    Returns
-    -------
-    Tensor of shape (n_samples, n_features)
-        The last misclassified point of each sample that was broken; the others as they are in x.
-
-    Notes
-    -----
-    Random numbers are drawn from torch's global CPU generator in the order and shapes of the
-    authors' implementation, between the calls of the model. So a model that draws its noise from
-    the global generators sees the same noise there and here, and the points are equal bit for
-    bit; the tests compare them. On a GPU, no step waits for the device.
-
-    References
-    ----------
-    .. [1] Croce & Hein (2020), Reliable evaluation of adversarial robustness with an ensemble of
-       diverse parameter-free attacks, ICML, algorithm 1.
+    `seed` is set after the first look at who is right, and random numbers are drawn from torch's
+    global CPU generator in the order and shapes of the authors' implementation, between the calls
+    of the model. So a model that draws its noise from the global generators sees the same noise
+    there and here, and the points are equal bit for bit; the tests compare them. On a GPU, no step
+    waits for the device.
     """
     with torch.no_grad():
         x_adv = x.clone()

@@ -66,16 +66,10 @@ class WarningLog:
 
 
 class Meter:
-    """Counts rows, seconds and model calls of each attack, and shows a bar.
+    """Counts rows, seconds and model calls of each attack, and may show a bar on a terminal.
 
-    Parameters
-    ----------
-    device : torch.device
-        Synchronised at the edges of every measurement.
-    expected_calls : dict of str to int
-        Most model calls that one batch of an attack can take, for the bar.
-    progress : bool
-        Show a bar, if the standard error is a terminal.
+    The device is synchronised at the edges of every measurement; `expected_calls` are the most
+    model calls that one batch of an attack can take, for the bar.
     """
 
     def __init__(
@@ -118,28 +112,12 @@ class Meter:
 
 
 class AutoAttackBackend:
-    """AutoAttack's custom version on one model.
+    """AutoAttack's custom version on a model of images (N, M, 1, 1) or features (N, M).
 
-    The package drives: it checks the defence, runs one attack after the other on the samples that
-    are left, and counts. APGD on the cross-entropy and Square are our own loops, which give the
-    package's points at less cost a step, except inside `nnmf_cuda.ops.reference_path`; its other
-    attacks are the package's everywhere.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Takes features as images (N, M, 1, 1) or as they are (N, M), returns float32 logits.
-    settings : AttackSettings
-        Already checked.
-    meter : Meter
-        Told about every batch of every attack.
-
-    Attributes
-    ----------
-    package : str
-        Name of the package.
-    log : WarningLog
-        AutoAttack's own warnings.
+    The package, of name `package`, drives: it checks the defence, runs one attack after the other
+    on the samples that are left, and counts; its warnings are in `log`. APGD on the cross-entropy
+    and Square are our own loops, which give the package's points at less cost a step, except inside
+    `nnmf_cuda.ops.reference_path`; its other attacks are the package's everywhere.
     """
 
     def __init__(self, model: nn.Module, settings: AttackSettings, meter: Meter) -> None:

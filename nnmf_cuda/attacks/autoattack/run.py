@@ -162,7 +162,8 @@ def run_autoattack(
     check_settings(attacks, norm=norm, seed=seed, batch_size=batch_size, **budget)
     features, n_clamped = check_features(x)
     labels = check_labels(y, len(features))
-    home, device = features.device, _device_of(model, features)
+    home = features.device
+    device = next((p.device for p in model.parameters()), home)
     features, labels = features.to(device), labels.to(device)
 
     meter = Meter(device, expected_calls(**budget), progress=progress)
@@ -191,11 +192,13 @@ def run_autoattack(
         images, y_adv = backend.run(features[:, :, None, None], labels)
     x_adv = images.flatten(1)
     robust_flags = y_adv == labels
+    # What an attack left is what the next one was given.
+    left = [meter.rows.get(name, 0) for name in attacks[1:]] + [int(robust_flags.sum())]
     return AttackResult(
         x_adv=x_adv.to(home),
         robust_flags=robust_flags.to(home),
         clean_accuracy=meter.rows.get(attacks[0], 0) / len(features),
-        accuracy_after=_accuracy_after(attacks, meter, robust_flags),
+        accuracy_after={a: n / len(features) for a, n in zip(attacks, left, strict=True)},
         seconds={name: meter.seconds.get(name, 0.0) for name in attacks},
         warnings=backend.log.warnings,
         layout=LAYOUT,
@@ -221,17 +224,6 @@ class _FeaturesAsImages(nn.Module):
         self.meter.count_call()
         logits: Tensor = self.model(images.flatten(1).to(self.dtype))
         return logits.float()
-
-
-def _device_of(model: nn.Module, x: Tensor) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return x.device if parameter is None else parameter.device
-
-
-def _accuracy_after(attacks: Sequence[str], meter: Meter, robust_flags: Tensor) -> dict[str, float]:
-    """Return the robust share after each attack: what the next one was given is what it left."""
-    left = [meter.rows.get(name, 0) for name in attacks[1:]] + [int(robust_flags.sum())]
-    return {name: n / len(robust_flags) for name, n in zip(attacks, left, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-LogitsOf = Callable[[Tensor], Tensor]
+from nnmf_cuda.attacks.objectives import LogitsOf, margin_loss
 
 # Random numbers that place the square. It has one place only here, but they are drawn all the same,
 # so that those after them are the authors'.
@@ -24,45 +23,18 @@ def square_attack(
     n_queries: int = 5000,
     seed: int = 0,
 ) -> Tensor:
-    """Search the Linf ball around each sample for a point of negative margin.
+    """Search the Linf ball around each sample of x (n, n_features) for a point of negative margin.
 
-    A feature vector is laid out as one pixel of n_features channels. The square is that pixel at
+    Returns (n, n_features): points that were wrong at a last look, the other samples as they are in
+    x. A feature vector is laid out as one pixel of n_features channels. The square is that pixel at
     any size, so every query proposes a step of all features, by 2 attack_eps up or down, the same
-    for all samples, and each sample takes it where its margin falls.
+    for all samples, and each sample takes it where its margin falls; a broken one is not asked
+    about again. Andriushchenko, Croce, Flammarion & Hein (2020), Square Attack: a query-efficient
+    black-box adversarial attack via random search, ECCV.
 
-    Parameters
-    ----------
-    logits_of : callable
-        Maps features (n, n_features) to float32 logits (n, n_classes); asked without gradients.
-    x : Tensor of shape (n_samples, n_features)
-        float32 in [0, 1]; not modified.
-    y : Tensor of shape (n_samples,)
-        int64 labels, on the device of x.
-    attack_eps : float
-        Radius of the ball.
-    n_queries : int, default=5000
-        Most proposals for a sample; it is not asked about again once broken.
-    seed : int, default=0
-        Seeds torch's global generators, after the first look at which samples are right.
-
-    Returns
-    -------
-    Tensor of shape (n_samples, n_features)
-        Points that were wrong at a last look; the other samples as they are in x.
-
-    Notes
-    -----
-    Random numbers are drawn from torch's global CPU generator in the order of the authors'
-    implementation, between the calls of the model, and a model is asked about the same points at
-    every query. So a model that draws its noise from the global generators sees the same noise
-    there and here, and the points are equal bit for bit; the tests compare them. On a GPU a query
-    waits for the device once, and once more where a margin fell: the next is about fewer samples
-    if that broke one.
-
-    References
-    ----------
-    .. [1] Andriushchenko, Croce, Flammarion & Hein (2020), Square Attack: a query-efficient
-       black-box adversarial attack via random search, ECCV.
+    Random numbers are the authors', as in `apgd_attack`, and the model is asked about the same
+    points at every query: the points are equal bit for bit. On a GPU a query waits for the device
+    once, and once more where a margin fell: the next is about fewer samples if that broke one.
     """
     with torch.no_grad():
         x_adv = x.clone()
@@ -80,13 +52,11 @@ def _search(logits_of: LogitsOf, x: Tensor, y: Tensor, attack_eps: float, n_quer
     """Return the points (n, M) of smallest margin that were found."""
     start = _draw_signs_(torch.empty(x.shape)).to(x.device)
     start = start.mul_(attack_eps).add_(x).clamp_(0, 1)
-    labels = y.unsqueeze(1)
-    margins = _margins(logits_of(start), labels)
     active = _Active(
         torch.arange(len(x), device=x.device),
-        labels,
+        y,
         start,
-        margins,
+        _margins(logits_of(start), y),
         lower=(x - attack_eps).clamp_(min=0),
         upper=(x + attack_eps).clamp_(max=1),
     )
@@ -106,8 +76,7 @@ def _search(logits_of: LogitsOf, x: Tensor, y: Tensor, attack_eps: float, n_quer
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Return by how much (n, 1) the label's logit exceeds the largest other one."""
-    others = logits.scatter(1, labels, float("-inf")).amax(1, keepdim=True)
-    return logits.gather(1, labels) - others
+    return -margin_loss(logits, labels).unsqueeze(1)
 
 
 def _draw_signs_(tensor: Tensor) -> Tensor:
@@ -133,7 +102,7 @@ class _Signs:
 class _Active:
     """The samples that are still asked about, kept dense: the model sees no others.
 
-    rows (n,) into all samples; labels, margins (n, 1); points, lower, upper (n, M).
+    rows (n,) into all samples; labels (n,); margins (n, 1); points, lower, upper (n, M).
     """
 
     rows: Tensor
