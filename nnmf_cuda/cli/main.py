@@ -17,8 +17,7 @@ from nnmf_cuda.cli.bench import add_bench_commands, bench
 from nnmf_cuda.cli.evaluate import Audit, Evaluate, audit, audit_parser, evaluate
 from nnmf_cuda.cli.images import IMAGES, Extract, Predict, extract, predict
 from nnmf_cuda.cli.options import OptionParser, built, one_line, parser_of
-from nnmf_cuda.cli.run import run
-from nnmf_cuda.cli.run_options import asked_presets, run_of, run_parser
+from nnmf_cuda.cli.run import asked_presets, run, run_of, run_parser
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig
 
 _ABOUT = """\

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from nnmf_cuda.cli.main import main
-from nnmf_cuda.cli.run_options import asked_presets
+from nnmf_cuda.cli.run import asked_presets
 
 
 def write(path: Path, text: str) -> str:

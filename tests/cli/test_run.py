@@ -11,7 +11,7 @@ import yaml
 
 from nnmf_cuda import load_model
 from nnmf_cuda.cli.main import main
-from nnmf_cuda.cli.run_options import Run, RunOptions
+from nnmf_cuda.cli.run import Run, RunOptions
 from nnmf_cuda.cli.summary import Outcome, Shares, outcome_of, run_summary
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig, ExperimentConfig
 from tests.saved_runs import SMALL
