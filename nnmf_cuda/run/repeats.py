@@ -138,6 +138,12 @@ def result_line(home: Path) -> str:
 def summarize_seeds(homes: Mapping[int, Path]) -> SeedsSummary:
     """Summarise finished runs, given the directory of each seed's."""
     metrics = [read_json(home / "metrics.json") for home in homes.values()]
+    for home, found in zip(homes.values(), metrics, strict=True):
+        if missing := set(METRIC_NAMES) - set(found["rows"][ROW_NAMES[0]]):
+            raise ValueError(
+                f"{home / 'metrics.json'} has no {', '.join(sorted(missing))}: it was run by an"
+                " earlier version; run it again with --overwrite"
+            )
     images = {read_json(home / "environment.json")["data_sha256"] for home in homes.values()}
     evaluations = [home / "robustness.json" for home in homes.values()]
     robustness = {}

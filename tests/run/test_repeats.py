@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from nnmf_cuda import load_model
 from nnmf_cuda.cli.main import main
 from nnmf_cuda.run import experiment
-from nnmf_cuda.run.repeats import is_finished, result_line
+from nnmf_cuda.run.repeats import is_finished, result_line, summarize_seeds
 from tests.saved_runs import SMALL
 
 Printed = pytest.CaptureFixture[str]
@@ -152,3 +153,12 @@ def test_line_of_an_evaluated_run_has_its_worst_case(several: tuple[Path, list[s
     assert "worst case" not in result_line(home)
     (home / "robustness.json").write_text('{"worst_case_accuracy": 0.25}')
     assert "; worst case 0.2500; " in result_line(home)
+
+
+def test_a_run_without_one_of_the_metrics_is_named(tmp_path: Path) -> None:
+    """A summary of runs of an earlier version must not end in a KeyError."""
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"rows": {"Clean_Baseline": {"accuracy": 0.5}}}), encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match="metrics.json has no .*brier.*earlier version"):
+        summarize_seeds({0: tmp_path})
