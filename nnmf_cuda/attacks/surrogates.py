@@ -90,17 +90,13 @@ class PurifierShift:
         """For each chain its timesteps, its noise, and where the clean features come out."""
         generator = torch.Generator().manual_seed(self.seed)
         noise = self.purifier.draw_noise(self.x, generator)
-        with torch.no_grad():
-            return [
-                (steps, noise[: len(steps)], self._purified(steps, self.x, noise[: len(steps)]))
-                for steps in self._chains()
-            ]
-
-    def _chains(self) -> list[Tensor]:
-        """Return the timesteps of the chains whose ends are looked at."""
         whole = self.purifier.timesteps
         first = 1 if self.every_step else len(whole)
-        return [whole[:n] for n in range(first, len(whole) + 1)]
+        with torch.no_grad():
+            return [
+                (whole[:n], noise[:n], self._purified(whole[:n], self.x, noise[:n]))
+                for n in range(first, len(whole) + 1)
+            ]
 
     def _purified(self, timesteps: Tensor, x: Tensor, noise: Tensor) -> Tensor:
         purified: Tensor = self.purifier(x, noise=noise, timesteps=timesteps)

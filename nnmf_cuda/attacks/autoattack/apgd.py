@@ -85,9 +85,7 @@ class _Differentiable:
                 gradient.add_(passed)
         if self.eot_iter > 1:
             gradient.div_(self.eot_iter)
-        self._remember(leaf.detach(), (logits.detach().argmax(1) == self.y).unsqueeze(1))
-        return losses.detach().unsqueeze(1)
-
-    def _remember(self, points: Tensor, right: Tensor) -> None:
+        right = (logits.detach().argmax(1) == self.y).unsqueeze(1)
         self.held &= right
-        torch.where(right, self.x_wrong, points, out=self.x_wrong)
+        torch.where(right, self.x_wrong, leaf.detach(), out=self.x_wrong)
+        return losses.detach().unsqueeze(1)
