@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/inline.h"
+#include "../common/inline.h"
 
 namespace nnmf_cuda {
 
