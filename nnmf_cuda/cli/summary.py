@@ -137,7 +137,7 @@ def _screen(
     if evaluation == "paper":
         worst = "not run; --evaluation honest does, in minutes."
     elif evaluation == "quick":
-        worst += " That is a first look: honest, which takes minutes, finds more."
+        worst += " That is a first look: honest, which takes minutes, may find more."
     legend = [
         f"attacked: the paper's protocol ({outcome.protocol}), each attack once; mean of"
         f" {outcome.n_predictions} fresh predictions, as clean is.",
