@@ -1,4 +1,4 @@
-"""The commands `nnmf-cuda extract` and `nnmf-cuda predict`: image files and a saved run."""
+"""The commands `nnmf-cuda extract` and `nnmf-cuda predict`: images and a saved run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nnmf_cuda.cli.options import DeviceOption, say
 if TYPE_CHECKING:
     from nnmf_cuda.pipeline.artifacts import TrainedModel
 
-IMAGES = ("images", "Image files, or folders that are searched for them.")
+IMAGES = ("images", "Image files, folders that are searched for them, or an .npz of images.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesAndModel(DeviceOption):
-    """Of the commands that take image files and what a run has saved."""
+    """Of the commands that take images and what a run has saved."""
 
     images: list[str]
     model: str
@@ -38,7 +38,7 @@ class ImagesAndModel(DeviceOption):
 
 @dataclass(frozen=True, kw_only=True)
 class Extract(ImagesAndModel):
-    """Write the NNMF features of image files.
+    """Write the NNMF features of images.
 
     Columns are the raw NNLS coefficients, one a component.
     """
@@ -55,7 +55,7 @@ class Extract(ImagesAndModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(ImagesAndModel):
-    """Print class probabilities of image files as CSV, by the defended model.
+    """Print class probabilities of images as CSV, by the defended model.
 
     Every image gets the noise of --seed, so answers repeat; the robustness of a run was measured
     with fresh noise and does not describe noise that an attacker knows. Not a medical device.
@@ -68,7 +68,7 @@ class Predict(ImagesAndModel):
 
 
 def extract(options: Extract) -> None:
-    """Write the features of image files."""
+    """Write the features of images."""
     from nnmf_cuda.data import iter_images
     from nnmf_cuda.pipeline.extract import extract_to_file
 
@@ -88,7 +88,7 @@ def extract(options: Extract) -> None:
 
 
 def predict(options: Predict) -> None:
-    """Print a line of class probabilities for each image file."""
+    """Print a line of class probabilities for each image."""
     import torch
 
     from nnmf_cuda.data import iter_image_batches, iter_images

@@ -496,7 +496,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
 
     def _fit(self, X: Tensor, W: Any, H: Any) -> None:
         """Fit to X from the start W, H, where the user has given one."""
-        if self.init == "nndsvd" and self.solver != "hals":
+        if self.init == "nndsvd" and SOLVERS[self.solver].keeps_zeros:
             warnings.warn(
                 "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
                 "'nndsvdar' fill them and usually end better",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -98,14 +99,16 @@ def _each(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
-class Solver:
+class Solver(ABC):
     """One way to lower the objective; may hold state for each start of a batch."""
+
+    keeps_zeros: ClassVar[bool] = False  # entries that are zero at the start stay so
 
     def __init__(self, problem: Problem, n_inner: int = 1) -> None:
         self.problem = problem
         self.n_inner = n_inner
 
-    @staticmethod
+    @staticmethod  # noqa: B027  (most lower every divergence)
     def check(beta_loss: float) -> None:
         """Raise unless the solver lowers this divergence."""
 
@@ -114,9 +117,9 @@ class Solver:
         """Return the `n_inner` of a rank: only starts that agree in it can share a batch."""
         return 1
 
+    @abstractmethod
     def update(self, W: Tensor, H: Tensor, n_iter: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return W (B, n, k), H (B, k, f) and their divergence (B,) after `n_iter` iterations."""
-        raise NotImplementedError
 
     def advance(self, start: Iterate, n_iter: int) -> tuple[Iterate, Tensor]:
         """Run `n_iter` iterations.
@@ -127,12 +130,14 @@ class Solver:
         end = self.problem.at(*self.update(start.W, start.H, n_iter))
         return end, torch.ones_like(end.objective, dtype=torch.bool)
 
-    def keep(self, left: Tensor) -> None:
+    def keep(self, left: Tensor) -> None:  # noqa: B027  (most hold no state)
         """Forget the starts whose indices are not in the (n_left,) int64 `left`."""
 
 
 class MultiplicativeUpdates(Solver):
     """The updates of Lee & Seung as they are."""
+
+    keeps_zeros = True
 
     def update(self, W: Tensor, H: Tensor, n_iter: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return W, H and their divergence after `n_iter` updates of both."""
