@@ -116,8 +116,6 @@ def nnls(
     TypeError, ValueError
         If dtypes, shapes or devices disagree, tol is negative, or both return_residual and
         return_info are asked for.
-    RuntimeError
-        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
@@ -239,8 +237,6 @@ def project(
     TypeError, ValueError
         If dtypes, shapes or devices disagree, tol is negative, or both return_residual and
         return_info are asked for.
-    RuntimeError
-        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
