@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
@@ -36,6 +36,7 @@ from nnmf_cuda.nnmf.rank_selection import (
     read_ranks,
     rows_of_consensus,
 )
+from nnmf_cuda.nnmf.saving import SavingMixin
 from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem, Run, all_runs
 from nnmf_cuda.nnmf.starts import INITS, initial_components, initial_factors
 
@@ -52,14 +53,15 @@ _OF_FIT_ALONE = (
 )
 
 
-class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # type: ignore[misc]
     """Non-negative matrix factorisation X ~= W @ H, of data at hand or of a stream.
 
     One row of X is one sample (an image, flattened); one row of H = `components_` is one
     component. Parameters, attributes and update rules are those of
     :class:`sklearn.decomposition.NMF` with ``solver="mu"``, plus restarts, quicker solvers, the
     `partial_fit` of :class:`sklearn.decomposition.MiniBatchNMF`, devices and pixels. `select_rank`
-    compares numbers of components before a fit.
+    compares numbers of components before a fit. `save` and `load` bring a fitted estimator to
+    another process, without pickle.
 
     Parameters
     ----------
