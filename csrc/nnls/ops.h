@@ -2,13 +2,15 @@
 // their results are allocated; an Implementation, constructed from a tensor of the device, computes
 // them where there is anything to compute.
 //
-//   nnls(Tensor gram, Tensor cross) -> Tensor
+//   nnls(Tensor gram, Tensor cross, Tensor? passive=None, *, float tol=0.)
+//       -> (Tensor, Tensor, Tensor)
 //   nnls_backward(Tensor gram, Tensor h, Tensor grad) -> Tensor
-//   project(Tensor X, Tensor H) -> Tensor
+//   project(Tensor X, Tensor H, Tensor? passive=None, *, float tol=0.) -> (Tensor, Tensor, Tensor)
 #pragma once
 
 #include <cstdint>
 #include <optional>
+#include <tuple>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -33,22 +35,71 @@ inline RowsShape check_rows(const Argument& gram, const Argument& rows) {
   return {rows.tensor.size(0), rows.tensor.size(1), rows.tensor.size(2)};
 }
 
-// Implementation: check(n_components, tensors); solve(gram, cross, h, shape).
+// The free variables to start from, and what is given back of all rows.
+class RowTensors {
+ public:
+  // passive [B, n, k]; everything else is new, like `like` and of its dtype
+  RowTensors(const Tensor& like, const std::optional<Tensor>& passive, double tol,
+             const RowsShape& s)
+      : tol_(tol),
+        h_(torch::stable::new_empty(like, {s.batch, s.n, s.k})),
+        free_(torch::stable::new_empty(like, {s.batch, s.n, s.k}, ScalarType::Bool)),
+        pivots_(torch::stable::new_empty(like, {s.batch, s.n}, ScalarType::Long)) {
+    STD_TORCH_CHECK(tol >= 0, "tol must be >= 0, got ", tol);
+    if (!passive.has_value()) return;
+    const Argument given{"passive", *passive};
+    STD_TORCH_CHECK(passive->scalar_type() == ScalarType::Bool, "passive must be bool, got ",
+                    dtype_name(passive->scalar_type()));
+    check_same_device(given, {"h", h_});
+    check_dim(given, 3);
+    check_size(given, 0, s.batch, "batch");
+    check_size(given, 1, s.n, "rows");
+    check_size(given, 2, s.k, "n_components");
+    start_ = torch::stable::contiguous(*passive);
+  }
+
+  // Whether there is nothing to solve; then no row has pivots.
+  bool empty() {
+    if (h_.numel() > 0) return false;
+    torch::stable::zero_(pivots_);
+    return true;
+  }
+
+  template <class T>
+  T* h() {
+    return h_.mutable_data_ptr<T>();
+  }
+
+  ActiveSets sets() {
+    return {start_.has_value() ? start_->const_data_ptr<bool>() : nullptr, tol_,
+            free_.mutable_data_ptr<bool>(), pivots_.mutable_data_ptr<int64_t>()};
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> results() const { return {h_, free_, pivots_}; }
+
+ private:
+  double tol_;
+  std::optional<Tensor> start_;
+  Tensor h_, free_, pivots_;
+};
+
+// Implementation: check(n_components, tensors); solve(gram, cross, h, sets, shape).
 template <class Implementation>
-Tensor nnls(const Tensor& gram, const Tensor& cross) {
+std::tuple<Tensor, Tensor, Tensor> nnls(const Tensor& gram, const Tensor& cross,
+                                        const std::optional<Tensor>& passive, double tol) {
   const RowsShape shape = check_rows({"gram", gram}, {"cross", cross});
   Implementation device(cross);
   device.check(shape.k, "gram and cross");
   const Tensor values = torch::stable::contiguous(gram), rows = torch::stable::contiguous(cross);
-  const Tensor h = torch::stable::empty_like(rows);
-  if (h.numel() == 0) return h;
+  RowTensors of_rows(rows, passive, tol, shape);
+  if (of_rows.empty()) return of_rows.results();
   dispatch_floating(values.scalar_type(), [&]<class G>(Type<G>) {
     dispatch_floating(rows.scalar_type(), [&]<class T>(Type<T>) {
-      device.solve(values.const_data_ptr<G>(), rows.const_data_ptr<T>(), h.mutable_data_ptr<T>(),
-                   shape);
+      device.solve(values.const_data_ptr<G>(), rows.const_data_ptr<T>(), of_rows.h<T>(),
+                   of_rows.sets(), shape);
     });
   });
-  return h;
+  return of_rows.results();
 }
 
 // Implementation: solve_backward(gram, h, grad, u, shape).
@@ -91,23 +142,24 @@ inline Shape check_project(const Tensor& X, const Tensor& H) {
   return {H.size(0), X.size(rows), H.size(2), H.size(1), 0, 0};
 }
 
-// Implementation: project(FactorParams without W, scale of X, h).
+// Implementation: project(FactorParams without W, scale of X, h, sets).
 template <class Implementation>
-Tensor project(const Tensor& X, const Tensor& H) {
+std::tuple<Tensor, Tensor, Tensor> project(const Tensor& X, const Tensor& H,
+                                           const std::optional<Tensor>& passive, double tol) {
   Shape s = check_project(X, H);
   Implementation device(H);
   device.check(s.n_components, "X and H");
   const Tensor x = rows_contiguous(X, s), components = torch::stable::contiguous(H);
-  const Tensor h = torch::stable::new_empty(components, {s.batch, s.n_samples, s.n_components});
-  if (h.numel() == 0) return h;
+  RowTensors of_rows(components, passive, tol, {s.batch, s.n_samples, s.n_components});
+  if (of_rows.empty()) return of_rows.results();
   dispatch_floating(H.scalar_type(), [&]<class T>(Type<T>) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
       const FactorParams<T, Data> params{x.const_data_ptr<Data>(), nullptr,
                                          components.const_data_ptr<T>(), s, nullptr};
-      device.project(params, scale_of(X), h.mutable_data_ptr<T>());
+      device.project(params, scale_of(X), of_rows.h<T>(), of_rows.sets());
     });
   });
-  return h;
+  return of_rows.results();
 }
 
 }  // namespace nnmf_cuda

@@ -14,6 +14,18 @@ struct RowsShape {
   int64_t batch, n, k;
 };
 
+// What rows are given besides their numbers, and what they give back besides their minimisers.
+struct ActiveSets {
+  const bool* start;  // [rows, k]: the free variables to begin with; null for all
+  double tol;         // a row may end at this KKT residual, relative to its largest |c_j|
+  bool* free;         // [rows, k]: the free variables at the end
+  int64_t* pivots;    // [rows]: variables that have changed sides
+
+  NNMF_CUDA_INLINE ActiveSets from(int64_t row, int64_t k) const {
+    return {start == nullptr ? nullptr : start + row * k, tol, free + row * k, pivots + row};
+  }
+};
+
 constexpr double kRounding = std::numeric_limits<double>::epsilon();
 
 // A pivot up to this is rounding: its variable is a combination of those before it.

@@ -48,12 +48,19 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         " bool compute_divergence=False) -> (Tensor, Tensor, Tensor)",
         reference.nnmf_hals,
     ),
-    "nnls": ("(Tensor gram, Tensor cross) -> Tensor", reference.nnls),
+    "nnls": (
+        "(Tensor gram, Tensor cross, Tensor? passive=None, *, float tol=0.)"
+        " -> (Tensor, Tensor, Tensor)",
+        reference.nnls,
+    ),
     "nnls_backward": (
         "(Tensor gram, Tensor h, Tensor grad) -> Tensor",
         reference.nnls_backward,
     ),
-    "project": ("(Tensor X, Tensor H) -> Tensor", reference.project),
+    "project": (
+        "(Tensor X, Tensor H, Tensor? passive=None, *, float tol=0.) -> (Tensor, Tensor, Tensor)",
+        reference.project,
+    ),
     "philox_normal": (
         "(Tensor like, *, int seed, int n_steps, int n_rows, int n_draws, int n_features)"
         " -> Tensor",

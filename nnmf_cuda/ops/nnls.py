@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from nnmf_cuda.ops._schema import (
     LIBRARY,
     require_dims,
     require_dtype,
+    require_non_negative,
     require_same_device,
     require_shape,
     require_tensor,
@@ -19,110 +20,225 @@ from nnmf_cuda.ops._schema import (
 )
 from nnmf_cuda.reference.nnmf import as_float
 
-__all__ = ["nnls", "project"]
+__all__ = ["NnlsInfo", "nnls", "project"]
 
 _RESIDUAL_ROWS = 256
 """Rows of X that `project` has in float64 together for their residuals."""
 
 
-@overload
-def nnls(gram: Tensor, cross: Tensor, *, return_residual: Literal[False] = ...) -> Tensor: ...
+class NnlsInfo(NamedTuple):
+    """What `nnls` and `project` tell about their answers, for every row of h.
+
+    Attributes
+    ----------
+    residual : Tensor of h's shape without the last dimension
+        KKT residual, max_j abs(min(h, h G - c)) / max_j abs(c), float64.
+    passive : Tensor of h's shape
+        bool: the variables that are free at the end, all positive ones among them. Given again as
+        `passive`, it is where a neighbouring problem starts from.
+    pivots : Tensor of h's shape without the last dimension
+        int64: how many variables changed sides on the way, each as often as it did.
+    """
+
+    residual: Tensor
+    passive: Tensor
+    pivots: Tensor
+
+
 @overload
 def nnls(
-    gram: Tensor, cross: Tensor, *, return_residual: Literal[True]
+    gram: Tensor,
+    cross: Tensor,
+    *,
+    passive: Tensor | None = ...,
+    tol: float = ...,
+    return_residual: Literal[False] = ...,
+    return_info: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def nnls(
+    gram: Tensor,
+    cross: Tensor,
+    *,
+    passive: Tensor | None = ...,
+    tol: float = ...,
+    return_residual: Literal[True],
+    return_info: Literal[False] = ...,
 ) -> tuple[Tensor, Tensor]: ...
+@overload
 def nnls(
-    gram: Tensor, cross: Tensor, *, return_residual: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
+    gram: Tensor,
+    cross: Tensor,
+    *,
+    passive: Tensor | None = ...,
+    tol: float = ...,
+    return_residual: Literal[False] = ...,
+    return_info: Literal[True],
+) -> tuple[Tensor, NnlsInfo]: ...
+def nnls(
+    gram: Tensor,
+    cross: Tensor,
+    *,
+    passive: Tensor | None = None,
+    tol: float = 0.0,
+    return_residual: bool = False,
+    return_info: bool = False,
+) -> Tensor | tuple[Tensor, Tensor | NnlsInfo]:
     """Solve min_{h >= 0} 1/2 h G h^T - c h^T exactly, for every row c of `cross`.
 
     Parameters
     ----------
     gram : Tensor of shape (k, k) or (B, k, k)
         Positive semi-definite, float32 or float64; its symmetric part is used, in float64.
-    cross : Tensor of shape (n, k) or (B, n, k)
-        float32 or float64, with gram's batch.
+    cross : Tensor of shape (k,), (n, k) or (B, n, k)
+        float32 or float64, with gram's batch. One dimension is one row.
+    passive : Tensor of cross's shape, optional
+        bool: the variables to start from as free (a warm start), such as those of `NnlsInfo` of a
+        neighbouring problem. By default all are. The answer does not depend on it, beyond
+        rounding, where it is the only one.
+    tol : float, default=0
+        KKT residual, as in `NnlsInfo`, at which a row may end. 0 goes on to rounding.
     return_residual : bool, default=False
         Whether to return the KKT residual of each row as well.
+    return_info : bool, default=False
+        Whether to return an `NnlsInfo` as well.
 
     Returns
     -------
-    h : Tensor of shape (n, k) or (B, n, k)
+    h : Tensor of cross's shape
         Of cross's dtype.
-    residual : Tensor of shape (n,) or (B, n)
-        max_j abs(min(h, h G - c)) / max_j abs(c), float64, without gradient: zero at the exact
-        answer, and zero where c is zero.
+    residual : Tensor of shape (), (n,) or (B, n)
+        As in `NnlsInfo`, without gradient: zero at the exact answer, and zero where c is zero.
+    info : NnlsInfo
 
     Raises
     ------
     TypeError, ValueError
-        If dtypes, shapes or devices disagree.
+        If dtypes, shapes or devices disagree, tol is negative, or both return_residual and
+        return_info are asked for.
     RuntimeError
         With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
-    Active-set method with the factor in float64. Differentiable in both arguments by implicit
+    Block principal pivoting [3]_ with the factor in float64, and the active-set method [1]_ [2]_
+    for rows that it does not bring to their end. Differentiable in both arguments by implicit
     differentiation on the free variables {h > 0}: with u the (minimum-norm) solution of
     G_FF u = grad_F, cross receives u and gram -(u^T h + h^T u) / 2. A variable that is exactly
-    zero has zero gradient. A row with NaN or infinity has NaN for an answer and a residual.
+    zero has zero gradient. A row with NaN or infinity has NaN for an answer and a residual, and no
+    free variables.
 
     References
     ----------
     .. [1] Lawson & Hanson (1974), Solving Least Squares Problems, chapter 23.
     .. [2] Bro & De Jong (1997), A fast non-negativity-constrained least squares algorithm,
        J. Chemometrics 11.
+    .. [3] Kim & Park (2011), Fast nonnegative matrix factorization: an active-set-like method and
+       comparisons, SIAM J. Sci. Comput. 33(6).
 
     Examples
     --------
     >>> nnls(torch.eye(2), torch.tensor([[1.0, -1.0]]))
     tensor([[1., 0.]])
+
+    A problem that has changed a little, from the free variables of the one before:
+
+    >>> gram, cross = 2 * torch.eye(2), torch.tensor([[1.0, -1.0]])
+    >>> h, info = nnls(gram, cross, return_info=True)
+    >>> h, info = nnls(gram, cross + 0.1, passive=info.passive, return_info=True)
+    >>> h, info.pivots
+    (tensor([[0.5500, 0.0000]]), tensor([0]))
     """
     for name, value in (("gram", gram), ("cross", cross)):
         require_tensor(name, value)
         require_dtype(name, value, FLOATS)
     require_same_device(gram=gram, cross=cross)
-    require_dims("cross", cross, (2, 3))
-    require_dims("gram", gram, (cross.dim(),))
+    require_dims("cross", cross, (1, 2, 3))
+    require_dims("gram", gram, (max(2, cross.dim()),))
     k = cross.shape[-1]
     require_shape("gram", gram, (*cross.shape[:-2], k, k), "(batch, k, k) for k columns of cross")
-    batched = cross.dim() == 3
-    h: Tensor = serving("nnls", gram, cross)(
-        gram if batched else gram.unsqueeze(0), cross if batched else cross.unsqueeze(0)
+    start = _check_options(cross, cross.shape, passive, tol, return_residual, return_info)
+    solved, free, pivots = serving("nnls", gram, cross)(
+        _with_dims(gram, 3), _with_dims(cross, 3), start, tol=tol
     )
-    h = h if batched else h.squeeze(0)
-    return (h, _kkt_residual(gram, cross, h)) if return_residual else h
+    h: Tensor = solved.reshape(cross.shape)
+    if not (return_residual or return_info):
+        return h
+    residual = _kkt_residual(gram, cross, h)
+    if not return_info:
+        return h, residual
+    return h, NnlsInfo(residual, free.reshape(h.shape), pivots.reshape(residual.shape))
 
 
 @overload
-def project(X: Tensor, H: Tensor, *, return_residual: Literal[False] = ...) -> Tensor: ...
-@overload
-def project(X: Tensor, H: Tensor, *, return_residual: Literal[True]) -> tuple[Tensor, Tensor]: ...
 def project(
-    X: Tensor, H: Tensor, *, return_residual: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
+    X: Tensor,
+    H: Tensor,
+    *,
+    passive: Tensor | None = ...,
+    tol: float = ...,
+    return_residual: Literal[False] = ...,
+    return_info: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def project(
+    X: Tensor,
+    H: Tensor,
+    *,
+    passive: Tensor | None = ...,
+    tol: float = ...,
+    return_residual: Literal[True],
+    return_info: Literal[False] = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def project(
+    X: Tensor,
+    H: Tensor,
+    *,
+    passive: Tensor | None = ...,
+    tol: float = ...,
+    return_residual: Literal[False] = ...,
+    return_info: Literal[True],
+) -> tuple[Tensor, NnlsInfo]: ...
+def project(
+    X: Tensor,
+    H: Tensor,
+    *,
+    passive: Tensor | None = None,
+    tol: float = 0.0,
+    return_residual: bool = False,
+    return_info: bool = False,
+) -> Tensor | tuple[Tensor, Tensor | NnlsInfo]:
     """Project the rows of X onto fixed components: min_{h >= 0} ||x - h H||_2.
 
     Parameters
     ----------
-    X : Tensor of shape (n_samples, n_features) or (B, n_samples, n_features)
+    X : Tensor of shape (n_features,), (n_samples, n_features) or (B, n_samples, n_features)
         Of H's dtype, or uint8 read as pixels (x / 255). Two-dimensional X is shared by a batch
-        of H.
+        of H; one-dimensional X is one row, for two-dimensional H.
     H : Tensor of shape (n_components, n_features) or (B, n_components, n_features)
         float32 or float64.
+    passive : Tensor of h's shape, optional
+        Free variables to start from (see `nnls`).
+    tol : float, default=0
+        KKT residual at which a row may end (see `nnls`).
     return_residual : bool, default=False
         Whether to return the KKT residual of each row as well (see `nnls`).
+    return_info : bool, default=False
+        Whether to return an `NnlsInfo` as well.
 
     Returns
     -------
-    h : Tensor of shape (n_samples, n_components) or (B, n_samples, n_components)
+    h : Tensor of shape (n_components,), (n_samples, n_components) or (B, n_samples, n_components)
         Of H's dtype.
-    residual : Tensor of shape (n_samples,) or (B, n_samples)
+    residual : Tensor of shape (), (n_samples,) or (B, n_samples)
+    info : NnlsInfo
 
     Raises
     ------
     TypeError, ValueError
-        If dtypes, shapes or devices disagree.
+        If dtypes, shapes or devices disagree, tol is negative, or both return_residual and
+        return_info are asked for.
     RuntimeError
         With more than 256 components on CUDA, where the compiled kernels serve.
 
@@ -142,7 +258,7 @@ def project(
     require_dtype("X", X, (H.dtype, torch.uint8))
     require_same_device(X=X, H=H)
     require_dims("H", H, (2, 3))
-    require_dims("X", X, (2, 3) if H.dim() == 3 else (2,))
+    require_dims("X", X, (2, 3) if H.dim() == 3 else (1, 2))
     if X.shape[-1] != H.shape[-1]:
         raise ValueError(
             f"X and H must have the same number of features, got {X.shape[-1]} and {H.shape[-1]}"
@@ -151,11 +267,57 @@ def project(
         raise ValueError(
             f"X and H must have the same batch size, got {X.shape[0]} and {H.shape[0]}"
         )
-    batched = H.dim() == 3
-    h: Tensor = serving("project", X, H)(X, H if batched else H.unsqueeze(0))
-    h = h if batched else h.squeeze(0)
-    if not return_residual:
+    shape = (*H.shape[:-2], *X.shape[-2:-1], H.shape[-2])
+    start = _check_options(H, shape, passive, tol, return_residual, return_info)
+    solved, free, pivots = serving("project", X, H)(
+        _with_dims(X, 2), _with_dims(H, 3), start, tol=tol
+    )
+    h: Tensor = solved.reshape(shape)
+    if not (return_residual or return_info):
         return h
+    residual = _project_residual(_with_dims(X, 2), H, _with_dims(h, 2)).reshape(shape[:-1])
+    if not return_info:
+        return h, residual
+    return h, NnlsInfo(residual, free.reshape(shape), pivots.reshape(shape[:-1]))
+
+
+def _with_dims(tensor: Tensor, dims: int) -> Tensor:
+    """Return the tensor with dimensions of size one before its own, at least `dims` in all."""
+    if tensor.dim() >= dims:
+        return tensor
+    return tensor.reshape((1,) * (dims - tensor.dim()) + tuple(tensor.shape))
+
+
+def _check_options(
+    like: Tensor,
+    shape: tuple[int, ...],
+    passive: Tensor | None,
+    tol: float,
+    return_residual: bool,
+    return_info: bool,
+) -> Tensor | None:
+    """Check what `nnls` and `project` share; return `passive` as the ops take it.
+
+    h is on the device of `like` and has this shape.
+    """
+    require_non_negative(tol=tol)
+    if return_residual and return_info:
+        raise ValueError(
+            "return_residual and return_info exclude each other: the info has the residual"
+        )
+    if passive is None:
+        return None
+    require_tensor("passive", passive)
+    require_dtype("passive", passive, (torch.bool,))
+    require_shape("passive", passive, tuple(shape), "that of h")
+    if passive.device != like.device:
+        raise ValueError(
+            f"passive must be on {like.device}, as the other tensors, got {passive.device}"
+        )
+    return _with_dims(passive, 3)
+
+
+def _project_residual(X: Tensor, H: Tensor, h: Tensor) -> Tensor:
     H = H.detach().double()
     gram = H @ H.mT
     # Blocks of rows: X may be large, and a float64 copy of uint8 X has eight times its size.
@@ -164,7 +326,7 @@ def project(
         _kkt_residual(gram, as_float(rows, torch.float64).double() @ H.mT, solved)
         for rows, solved in blocks
     ]
-    return h, torch.cat(residuals, -1)
+    return torch.cat(residuals, -1)
 
 
 def _kkt_residual(gram: Tensor, cross: Tensor, h: Tensor) -> Tensor:
@@ -176,9 +338,15 @@ def _kkt_residual(gram: Tensor, cross: Tensor, h: Tensor) -> Tensor:
     return torch.where(scale == 0, 0, violation.amax(-1) / scale)
 
 
+def _fake_rows(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return h, h.new_empty(h.shape, dtype=torch.bool), h.new_empty(h.shape[:-1], dtype=torch.int64)
+
+
 @torch.library.register_fake("nnmf_cuda::nnls", lib=LIBRARY)
-def _(gram: Tensor, cross: Tensor) -> Tensor:
-    return torch.empty_like(cross, memory_format=torch.contiguous_format)
+def _(
+    gram: Tensor, cross: Tensor, passive: Tensor | None = None, *, tol: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_rows(torch.empty_like(cross, memory_format=torch.contiguous_format))
 
 
 @torch.library.register_fake("nnmf_cuda::nnls_backward", lib=LIBRARY)
@@ -187,8 +355,10 @@ def _(gram: Tensor, h: Tensor, grad: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("nnmf_cuda::project", lib=LIBRARY)
-def _(X: Tensor, H: Tensor) -> Tensor:
-    return H.new_empty((H.shape[0], X.shape[-2], H.shape[1]))
+def _(
+    X: Tensor, H: Tensor, passive: Tensor | None = None, *, tol: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_rows(H.new_empty((H.shape[0], X.shape[-2], H.shape[1])))
 
 
 def _solve_free(gram: Tensor, h: Tensor, grad: Tensor) -> Tensor:
@@ -202,24 +372,39 @@ def _to_gram(u: Tensor, h: Tensor) -> Tensor:
     return -(outer + outer.mT) / 2
 
 
-def _save_nnls(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0], output)
+def _save_nnls(
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    keyword_only_inputs: Any,
+    output: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    ctx.save_for_backward(inputs[0], output[0])
 
 
-def _nnls_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _nnls_backward(
+    ctx: Any, grad: Tensor, _free: Any, _pivots: Any
+) -> tuple[Tensor | None, Tensor | None, None]:
     gram, h = ctx.saved_tensors
     u = _solve_free(gram, h, grad)
     return (
         _to_gram(u, h).to(gram.dtype) if ctx.needs_input_grad[0] else None,
         u.to(h.dtype) if ctx.needs_input_grad[1] else None,
+        None,
     )
 
 
-def _save_all(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs, output)
+def _save_project(
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    keyword_only_inputs: Any,
+    output: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    ctx.save_for_backward(*inputs[:2], output[0])
 
 
-def _project_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _project_backward(
+    ctx: Any, grad: Tensor, _free: Any, _pivots: Any
+) -> tuple[Tensor | None, Tensor | None, None]:
     X, H, h = ctx.saved_tensors
     wide = H.double()
     u = _solve_free(wide @ wide.mT, h, grad)
@@ -231,7 +416,11 @@ def _project_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | N
     if ctx.needs_input_grad[1]:
         # The gradient to the Gram matrix is symmetric: both factors of H H^T contribute the same.
         grad_H = grad_cross.mT @ as_float(X, H.dtype) + (2 * _to_gram(u, h) @ wide).to(H.dtype)
-    return grad_X, grad_H
+    return grad_X, grad_H, None
+
+
+def _save_all(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs, output)
 
 
 def _nnls_double_backward(
@@ -251,7 +440,7 @@ torch.library.register_autograd(
     "nnmf_cuda::nnls", _nnls_backward, setup_context=_save_nnls, lib=LIBRARY
 )
 torch.library.register_autograd(
-    "nnmf_cuda::project", _project_backward, setup_context=_save_all, lib=LIBRARY
+    "nnmf_cuda::project", _project_backward, setup_context=_save_project, lib=LIBRARY
 )
 torch.library.register_autograd(
     "nnmf_cuda::nnls_backward",

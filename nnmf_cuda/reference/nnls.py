@@ -1,10 +1,13 @@
 """Non-negative least squares for many right-hand sides, and its gradient.
 
-The active-set method is Lawson & Hanson (1974, chapter 23) in the Gram form of Bro & De Jong
-(1997), with all rows of a problem advanced together.
+Block principal pivoting of Kim & Park (2011) exchanges many variables at once; a row that it does
+not bring to its end is solved by the active-set method of Lawson & Hanson (1974, chapter 23) in the
+Gram form of Bro & De Jong (1997). All rows of a problem advance together.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,27 +20,51 @@ _SYSTEM_ENTRIES = 2**22
 """Entries of the (rows, k, k) systems that are in memory together."""
 
 _EPS = torch.finfo(torch.float64).eps
+_PATIENCE = 3
+"""Exchanges of all variables on the wrong side that may follow each other without progress."""
 
 
-def nnls(gram: Tensor, cross: Tensor) -> Tensor:
+def nnls(
+    gram: Tensor, cross: Tensor, passive: Tensor | None = None, *, tol: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Solve min_{h>=0} 1/2 h G h^T - c h^T for every row c of `cross`.
 
-    gram (B, k, k) is symmetrised and factorised in float64; cross (B, n, k); returns (B, n, k).
-    Rows with NaN or infinity, and all rows of such a gram, become NaN.
+    gram (B, k, k) is symmetrised and factorised in float64; cross (B, n, k); `passive` (B, n, k)
+    are the free variables to start from, by default all. Returns h, the variables that are free at
+    the end, both (B, n, k), and how many have changed sides (B, n). A row may end where its KKT
+    residual is at most `tol` times its largest abs(c). Rows with NaN or infinity, and all rows of
+    such a gram, become NaN.
     """
     solved = torch.empty_like(cross, memory_format=torch.contiguous_format)
-    for problem, (G, C) in enumerate(zip(_symmetric(gram), cross.double(), strict=True)):
+    free = torch.zeros(cross.shape, dtype=torch.bool, device=cross.device)
+    pivots = torch.zeros(cross.shape[:-1], dtype=torch.int64, device=cross.device)
+    for b, (G, C) in enumerate(zip(_symmetric(gram), cross.double(), strict=True)):
+        usable = G.isfinite().all()
+        unit = _units(G)
+        scaled = G.nan_to_num() * unit * unit.unsqueeze(1)
         for rows in _blocks(*C.shape):
-            finite = C[rows].isfinite().all(1, keepdim=True) & G.isfinite().all()
-            h = _active_set(G.nan_to_num(), C[rows].nan_to_num())
-            solved[problem, rows] = h.masked_fill(~finite, torch.nan).to(cross.dtype)
-    return solved
+            finite = C[rows].isfinite().all(1) & usable
+            c = C[rows].nan_to_num()
+            slack = tol * _largest(c).unsqueeze(1) * unit
+            problem = _Rows(scaled, c * unit, slack)
+            start = None if passive is None else passive[b, rows]
+            x, free[b, rows], pivots[b, rows] = _solve(problem, start)
+            h = (x * unit).masked_fill(~finite.unsqueeze(1), torch.nan)
+            solved[b, rows] = h.to(cross.dtype)
+            free[b, rows] &= finite.unsqueeze(1)
+            pivots[b, rows] *= finite
+    return solved, free, pivots
 
 
-def project(X: Tensor, H: Tensor) -> Tensor:
-    """Solve min_{h>=0} ||x - h H||^2 for every row x of X; X (n, f) or (B, n, f), H (B, k, f)."""
+def project(
+    X: Tensor, H: Tensor, passive: Tensor | None = None, *, tol: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve min_{h>=0} ||x - h H||^2 for every row x of X; X (n, f) or (B, n, f), H (B, k, f).
+
+    The rest is as in `nnls`.
+    """
     gram = H.double() @ H.double().mT
-    return nnls(gram, as_float(X, H.dtype) @ H.mT)
+    return nnls(gram, as_float(X, H.dtype) @ H.mT, passive, tol=tol)
 
 
 def nnls_backward(gram: Tensor, h: Tensor, grad: Tensor) -> Tensor:
@@ -64,29 +91,116 @@ def _symmetric(gram: Tensor) -> Tensor:
     return (gram.double() + gram.double().mT) / 2
 
 
-def _active_set(G: Tensor, C: Tensor) -> Tensor:
-    """Lawson-Hanson for the rows of C (n, k); every accepted step lowers the objective."""
+def _units(G: Tensor) -> Tensor:
+    """Return powers of two, which round nothing, that bring the diagonal into [1/2, 2]."""
+    square = G.diagonal()
+    usable = (square > 0) & square.isfinite()
+    return torch.where(usable, torch.exp2(-(square.log2() / 2).round()), 1)
+
+
+def _largest(rows: Tensor) -> Tensor:
+    return rows.abs().amax(-1) if rows.shape[-1] else rows.new_zeros(rows.shape[:-1])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Problems of one scaled Gram matrix G (k, k) with right-hand sides C (n, k).
+
+    `slack` (n, k) is how far below zero the gradient of a variable that is held at zero may be.
+    """
+
+    G: Tensor
+    C: Tensor
+    slack: Tensor
+
+    def of(self, rows: Tensor) -> _Rows:
+        return _Rows(self.G, self.C[rows], self.slack[rows])
+
+    def rounding(self, x: Tensor) -> Tensor:
+        """Return the size of what is rounding in the gradients at x."""
+        sums = x.abs().sum(1, keepdim=True)
+        return 10 * x.shape[1] * _EPS * torch.maximum(self.C.abs(), sums)
+
+
+def _solve(problem: _Rows, start: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x, the free variables and the number of those that have changed sides."""
+    x, free, pivots, unsolved = _block_pivoting(problem, start)
+    if unsolved.numel():
+        x[unsolved], free[unsolved], more = _active_set(problem.of(unsolved))
+        pivots[unsolved] += more
+    return x, free, pivots
+
+
+def _block_pivoting(problem: _Rows, start: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Exchange all variables on the wrong side while that makes progress, then the last alone.
+
+    The fourth result are the rows that are not solved: they meet singular systems or rounding, or
+    do not end.
+    """
+    n, k = problem.C.shape
+    cold = start is None
+    free = torch.ones_like(problem.C, dtype=torch.bool) if start is None else start.clone()
+    x = torch.zeros_like(problem.C)
+    fewest = torch.full((n,), k + 1, device=x.device)
+    patience, pivots = torch.full_like(fewest, _PATIENCE), torch.zeros_like(fewest)
+    solved = torch.zeros(n, dtype=torch.bool, device=free.device)
+    rows = torch.arange(n, device=free.device)
+    for step in range(2 * k + 30):
+        if rows.numel() == 0 or k == 0:
+            break
+        part, own = problem.of(rows), free[rows]
+        _, factor, smallest = _factorise(part.G, own)
+        singular = smallest <= 4 * k * _EPS
+        goal = torch.cholesky_solve(torch.where(own, part.C, 0).unsqueeze(-1), factor).squeeze(-1)
+        goal = torch.where(own & ~singular.unsqueeze(1), goal, 0)
+        gradient, rounding = goal @ part.G - part.C, part.rounding(goal)
+        wrong = torch.where(own, goal < 0, gradient < -torch.maximum(rounding, part.slack))
+        exact = ~(own & ~(gradient.abs() <= 10 * rounding)).any(1)
+        count = wrong.sum(1)
+        ended = ~singular & (count == 0)
+        x[rows], solved[rows] = goal, ended & exact
+
+        progress = count < fewest[rows]
+        whole = progress | (patience[rows] > 0)
+        if step > 0 or not cold:  # that the unconstrained minimum is far says nothing
+            fewest[rows] = torch.where(progress, count, fewest[rows])
+            patience[rows] = torch.where(progress, _PATIENCE, (patience[rows] - 1).clamp_min(0))
+        last = wrong & (wrong.flip(1).cumsum(1).flip(1) == 1)
+        change = torch.where(whole.unsqueeze(1), wrong, last) & ~singular.unsqueeze(1)
+        free[rows] = own ^ change
+        pivots[rows] += change.sum(1)
+        rows = rows[~ended & ~singular]
+    return x, free, pivots, (~solved).nonzero().squeeze(1) if k else rows[:0]
+
+
+def _active_set(problem: _Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Lawson-Hanson, from zero; every accepted step lowers the objective."""
+    G, C = problem.G, problem.C
     n, k = C.shape
     h = torch.zeros_like(C)
     free = torch.zeros_like(C, dtype=torch.bool)
+    pivots = torch.zeros(n, dtype=torch.int64, device=C.device)
     # Entered and thrown out at once by rounding: not offered again until the row makes progress.
     blocked = torch.zeros_like(free)
     rows = torch.arange(n, device=C.device)
     for _ in range(30 * k):  # a bound against rounding only; about k steps are usual
         descent = C[rows] - h[rows] @ G
         scale = torch.maximum(C[rows].abs(), h[rows] @ G.abs()).amax(1, keepdim=True)
-        eligible = ~free[rows] & ~blocked[rows] & (descent > 10 * k * _EPS * scale)
+        least = torch.maximum(10 * k * _EPS * scale, problem.slack[rows])
+        eligible = ~free[rows] & ~blocked[rows] & (descent > least)
         unfinished = eligible.any(1)
         rows = rows[unfinished]
         if rows.numel() == 0:
             break
         entering = descent[unfinished].masked_fill(~eligible[unfinished], -torch.inf).argmax(1)
         free[rows, entering] = True
+        count = free[rows].sum(1)
         _restore_feasibility(G, C, h, free, rows)
+        pivots[rows] += 1 + count - free[rows].sum(1)
         stayed = free[rows, entering]
         blocked[rows[stayed]] = False
         blocked[rows[~stayed], entering[~stayed]] = True
-    return h
+    return h, free, pivots
 
 
 def _restore_feasibility(G: Tensor, C: Tensor, h: Tensor, free: Tensor, rows: Tensor) -> None:
@@ -107,6 +221,19 @@ def _restore_feasibility(G: Tensor, C: Tensor, h: Tensor, free: Tensor, rows: Te
         free[rows] &= ~dropped
 
 
+def _factorise(G: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Factorise G_FF for each row's free set F, with zeros elsewhere, by Cholesky's method.
+
+    Returns it, its factor with the identity elsewhere, and the smallest pivot, which is infinite
+    where nothing is free and zero where the factor does not exist.
+    """
+    block = torch.where(free.unsqueeze(-1) & free.unsqueeze(-2), G, 0)
+    factor, failed = torch.linalg.cholesky_ex(block + torch.diag_embed((~free).to(G.dtype)))
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    smallest = torch.where(free, pivots, torch.inf).amin(-1)
+    return block, factor, smallest.masked_fill((failed > 0) | smallest.isnan(), 0)
+
+
 def _solve_free(G: Tensor, C: Tensor, free: Tensor, *, rank_rtol: float | None = None) -> Tensor:
     """Solve G_FF h_F = c_F for each row's free set F, with zeros elsewhere.
 
@@ -114,15 +241,10 @@ def _solve_free(G: Tensor, C: Tensor, free: Tensor, *, rank_rtol: float | None =
     singular: they get the solution of least norm.
     """
     rank_rtol = free.shape[-1] * _EPS if rank_rtol is None else rank_rtol
-    both = free.unsqueeze(-1) & free.unsqueeze(-2)
-    block = torch.where(both, G, 0)
+    block, factor, smallest = _factorise(G, free)
     rhs = torch.where(free, C, 0).unsqueeze(-1)
-    factor, failed = torch.linalg.cholesky_ex(block + torch.diag_embed((~free).to(G.dtype)))
     goal = torch.cholesky_solve(rhs, factor)
-    pivots = factor.diagonal(dim1=-2, dim2=-1)
-    largest = block.diagonal(dim1=-2, dim2=-1).amax(-1)
-    smallest = torch.where(free, pivots.square(), torch.inf).amin(-1)
-    singular = (failed > 0) | (smallest <= rank_rtol * largest)
+    singular = smallest <= rank_rtol * block.diagonal(dim1=-2, dim2=-1).amax(-1)
     if bool(singular.any()):
         inverse = torch.linalg.pinv(block[singular], hermitian=True, rtol=rank_rtol)
         goal[singular] = inverse @ rhs[singular]

@@ -96,7 +96,7 @@ def test_number_of_threads_does_not_change_a_bit(k: int) -> None:
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            h = torch.ops.nnmf_cuda.nnls(gram, cross)
+            h = torch.ops.nnmf_cuda.nnls(gram, cross)[0]
             results.append((h, torch.ops.nnmf_cuda.nnls_backward(gram, h, cross)))
     finally:
         torch.set_num_threads(threads)
@@ -108,12 +108,12 @@ def test_number_of_threads_does_not_change_a_bit(k: int) -> None:
 def test_neighbours_do_not_change_a_bit_of_a_row(k: int) -> None:
     gram, cross = gram_and_cross(1, 150, k)
     cross[0, 20, 0] = torch.nan
-    together = torch.ops.nnmf_cuda.nnls(gram, cross)
+    together = torch.ops.nnmf_cuda.nnls(gram, cross)[0]
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
-    shuffled = torch.ops.nnmf_cuda.nnls(gram, cross[:, order])
+    shuffled = torch.ops.nnmf_cuda.nnls(gram, cross[:, order])[0]
     torch.testing.assert_close(shuffled, together[:, order], rtol=0, atol=0, equal_nan=True)
     for row in range(30):
-        alone = torch.ops.nnmf_cuda.nnls(gram, cross[:, row : row + 1])
+        alone = torch.ops.nnmf_cuda.nnls(gram, cross[:, row : row + 1])[0]
         torch.testing.assert_close(
             alone, together[:, row : row + 1], rtol=0, atol=0, equal_nan=True
         )
@@ -165,6 +165,6 @@ def test_every_instruction_set_gives_the_answer(isa: str) -> None:
 )
 def test_op_names_the_wrong_argument(gram: Tensor, cross: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.nnmf_cuda.nnls(gram, cross)
+        torch.ops.nnmf_cuda.nnls(gram, cross)[0]
     with pytest.raises(RuntimeError, match=message.replace("cross", "grad")):
         torch.ops.nnmf_cuda.nnls_backward(gram, cross, cross)

@@ -48,7 +48,7 @@ def test_edges_of_chunks(
 ) -> None:
     X, H = problem(n, f, k, batch=batch, dtype=dtype)
     X = X if pixels else X.to(dtype) / 255
-    got, want = torch.ops.nnmf_cuda.project(X, H), exact(X, H)
+    got, want = torch.ops.nnmf_cuda.project(X, H)[0], exact(X, H)
     assert got.dtype == dtype
     # An ill-conditioned H H^T enlarges the rounding of the products.
     rtol = (1e-6 if dtype == torch.float32 else 1e-13) * (1 + 30 * (k > 5))
@@ -57,8 +57,8 @@ def test_edges_of_chunks(
 
 def test_pixels_are_what_their_floats_are() -> None:
     X, H = problem(40, 2000, 6, dtype=torch.float64)
-    floats = torch.ops.nnmf_cuda.project(X.double() / 255, H)
-    pixels = torch.ops.nnmf_cuda.project(X, H)
+    floats = torch.ops.nnmf_cuda.project(X.double() / 255, H)[0]
+    pixels = torch.ops.nnmf_cuda.project(X, H)[0]
     assert (floats == 0).any()
     torch.testing.assert_close(pixels, floats, rtol=1e-12, atol=1e-14)
 
@@ -71,14 +71,14 @@ def test_long_sums_keep_their_precision(dtype: torch.dtype) -> None:
     H = torch.zeros((1, 2, 200_000), dtype=dtype)
     H[0, 0, :100_000] = 0.7
     H[0, 1, 100_000:] = 0.3
-    got, want = torch.ops.nnmf_cuda.project(X, H), exact(X, H)
+    got, want = torch.ops.nnmf_cuda.project(X, H)[0], exact(X, H)
     rtol = 2e-7 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(got.double(), want, rtol=rtol, atol=0)
 
 
 def test_rows_may_lie_anywhere() -> None:
     X, H = problem(30, 600, 5)
-    want = torch.ops.nnmf_cuda.project(X, H)
+    want = torch.ops.nnmf_cuda.project(X, H)[0]
     wide = torch.zeros(30, 1000, dtype=torch.uint8)
     wide[:, 37:637] = X
     apart = wide[:, 37:637]
@@ -88,11 +88,11 @@ def test_rows_may_lie_anywhere() -> None:
     assert not apart.is_contiguous()
     assert not transposed.is_contiguous()
     for rows in (apart, backwards, transposed):
-        assert torch.equal(torch.ops.nnmf_cuda.project(rows, H), want)
-    two = torch.ops.nnmf_cuda.project(batched, H.expand(2, -1, -1))
+        assert torch.equal(torch.ops.nnmf_cuda.project(rows, H)[0], want)
+    two = torch.ops.nnmf_cuda.project(batched, H.expand(2, -1, -1))[0]
     assert torch.equal(two[0], want[0])
     assert torch.equal(two[1], want[0].flip(0))
-    same = torch.ops.nnmf_cuda.project(X[:1].expand(20, -1), H)
+    same = torch.ops.nnmf_cuda.project(X[:1].expand(20, -1), H)[0]
     assert torch.equal(same, want[:, :1].expand(-1, 20, -1))
 
 
@@ -123,34 +123,34 @@ def test_number_of_threads_and_neighbours_do_not_change_a_bit(dtype: torch.dtype
         results = []
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            results.append(torch.ops.nnmf_cuda.project(X, H))
+            results.append(torch.ops.nnmf_cuda.project(X, H)[0])
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(results[0], other) for other in results[1:])
     order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(torch.ops.nnmf_cuda.project(X[order], H), results[0][:, order])
+    assert torch.equal(torch.ops.nnmf_cuda.project(X[order], H)[0], results[0][:, order])
     for row in range(0, 200, 17):
-        alone = torch.ops.nnmf_cuda.project(X[row : row + 1], H)
+        alone = torch.ops.nnmf_cuda.project(X[row : row + 1], H)[0]
         assert torch.equal(alone, results[0][:, row : row + 1])
 
 
 def test_what_is_not_finite_stays_in_its_row() -> None:
     X, H = problem(20, 700, 4, dtype=torch.float64)
     X = X.double() / 255
-    want = torch.ops.nnmf_cuda.project(X, H)
+    want = torch.ops.nnmf_cuda.project(X, H)[0]
     X[3, 699], X[11, 0] = torch.nan, torch.inf
-    got = torch.ops.nnmf_cuda.project(X, H)
+    got = torch.ops.nnmf_cuda.project(X, H)[0]
     bad = torch.zeros(20, dtype=torch.bool)
     bad[[3, 11]] = True
     assert got[:, bad].isnan().all()
     assert torch.equal(got[:, ~bad], want[:, ~bad])
     H[0, 0, 0] = torch.nan
-    assert torch.ops.nnmf_cuda.project(X, H).isnan().all()
+    assert torch.ops.nnmf_cuda.project(X, H)[0].isnan().all()
 
 
 @pytest.mark.parametrize(("n", "f", "k", "batch"), [(0, 5, 2, 1), (5, 0, 2, 1), (5, 4, 0, 1)])
 def test_empty(n: int, f: int, k: int, batch: int) -> None:
-    got = torch.ops.nnmf_cuda.project(torch.ones(n, f), torch.ones(batch, k, f))
+    got = torch.ops.nnmf_cuda.project(torch.ones(n, f), torch.ones(batch, k, f))[0]
     assert torch.equal(got, torch.zeros(batch, n, k))
 
 
@@ -190,4 +190,4 @@ def test_every_instruction_set_gives_the_answer(isa: str) -> None:
 )
 def test_op_names_the_wrong_argument(X: Tensor, H: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.nnmf_cuda.project(X, H)
+        torch.ops.nnmf_cuda.project(X, H)[0]

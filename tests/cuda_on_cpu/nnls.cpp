@@ -25,6 +25,15 @@ RowsShape shape_of(const cuda_on_cpu::Call& call, const char* rows) {
   return {call.size(rows, 0), call.size(rows, 1), call.size(rows, 2)};
 }
 
+// Where "passive" has a row for each, it is what they start from.
+ActiveSets sets_of(cuda_on_cpu::Call& call, const RowsShape& s) {
+  const bool given = call.size("passive", 0) > 0;
+  return {given ? reinterpret_cast<const bool*>(call.tensor<uint8_t>("passive")) : nullptr,
+          call.number("tol"),
+          reinterpret_cast<bool*>(call.result<uint8_t>("free", {s.batch, s.n, s.k})),
+          call.result<int64_t>("pivots", {s.batch, s.n})};
+}
+
 template <class G, class T>
 void solve(cuda_on_cpu::Call& call) {
   const RowsShape s = shape_of(call, "cross");
@@ -32,10 +41,12 @@ void solve(cuda_on_cpu::Call& call) {
   const G* gram = call.tensor<G>("gram");
   const T* cross = call.tensor<T>("cross");
   T* h = call.result<T>("h", {s.batch, s.n, s.k});
-  if (call.number("slowly") == 0) return launch_nnls(gram, cross, h, s, memory, nullptr);
+  const ActiveSets sets = sets_of(call, s);
+  if (call.number("slowly") == 0) return launch_nnls(gram, cross, h, sets, s, memory, nullptr);
   // Every row by Lawson-Hanson.
-  const NnlsRows<T, T> rows{cross, h, memory.get<uint8_t>(s.batch * s.n), s};
+  const NnlsRows<T, T> rows{cross, h, memory.get<uint8_t>(s.batch * s.n), sets, s};
   std::fill_n(rows.unsolved, s.batch * s.n, uint8_t{1});
+  std::fill_n(sets.pivots, s.batch * s.n, int64_t{0});
   launch_lawson_hanson(rows, launch_prepare_grams(gram, s.batch, s.k, memory, nullptr),
                        memory.get<double>(row_blocks(s) * row_matrices(s.k)), nullptr);
 }
@@ -62,7 +73,8 @@ void project(cuda_on_cpu::Call& call) {
   dispatch_tiling<Loss::kFrobenius, T, Data>(k, [&]<class Tiling>(Tiling, int group) {
     ProductsLaunches<Tiling>(problem, group, memory).launch(scale, cross, gram, nullptr);
   });
-  launch_nnls(gram, cross, call.result<T>("h", {batch, n, k}), {batch, n, k}, memory, nullptr);
+  launch_nnls(gram, cross, call.result<T>("h", {batch, n, k}), sets_of(call, {batch, n, k}),
+              {batch, n, k}, memory, nullptr);
 }
 
 }  // namespace

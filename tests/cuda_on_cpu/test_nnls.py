@@ -50,12 +50,23 @@ def scipy_nnls(A: np.ndarray, targets: np.ndarray) -> np.ndarray:
     )
 
 
+COLD = torch.zeros(0, 1, 1, dtype=torch.uint8)
+
+
 def solve(
-    kernels: Path, gram: Tensor, cross: Tensor, *, slowly: bool = False, seeds: Sequence[int] = (0,)
+    kernels: Path,
+    gram: Tensor,
+    cross: Tensor,
+    *,
+    passive: Tensor | None = None,
+    tol: float = 0,
+    slowly: bool = False,
+    seeds: Sequence[int] = (0,),
 ) -> dict[str, Tensor]:
     """Run nnls; `slowly`: every row by Lawson-Hanson."""
-    tensors = {"gram": gram, "cross": cross}
-    return run_kernels(kernels, "nnls", tensors, {"slowly": slowly}, seeds=seeds)
+    start = COLD if passive is None else passive.to(torch.uint8)
+    tensors = {"gram": gram, "cross": cross, "passive": start}
+    return run_kernels(kernels, "nnls", tensors, {"slowly": slowly, "tol": tol}, seeds=seeds)
 
 
 def backward(kernels: Path, gram: Tensor, h: Tensor, grad: Tensor) -> dict[str, Tensor]:
@@ -159,15 +170,46 @@ def test_unbounded_and_indefinite_problems_end(kernels: Path, k: int) -> None:
     assert (h[0, :, 1] == 1).all()
 
 
+@pytest.mark.parametrize("k", [1, 7, 15, 16, 32, 33, 70])
+def test_sets_and_pivots_are_those_of_the_reference(kernels: Path, k: int) -> None:
+    gram, cross = products(*bases(2, 5, k))
+    generator = torch.Generator().manual_seed(k)
+    some = torch.rand(2, 5, k, generator=generator) < 0.5
+    for start in (None, some, torch.zeros_like(some)):
+        for tol in (0.0, 1e-2):
+            got = solve(kernels, gram, cross, passive=start, tol=tol, seeds=(0, 1))
+            h, free, pivots = reference.nnls(gram, cross, start, tol=tol)
+            torch.testing.assert_close(got["h"], h, rtol=1e-8, atol=1e-9 * float(h.max()))
+            assert torch.equal(got["free"], free.to(torch.uint8))
+            assert torch.equal(got["pivots"], pivots)
+            assert not got["unsolved"].any()
+            assert kkt_residual(gram, cross, got["h"]).max() <= max(tol, 1e-12)
+
+
+@pytest.mark.parametrize("k", [8, 40])
+def test_sets_and_pivots_of_lawson_hanson(kernels: Path, k: int) -> None:
+    gram, cross = products(*bases(2, 4, k))
+    got = solve(kernels, gram, cross, slowly=True)
+    assert torch.equal(got["free"].bool(), got["h"] > 0)
+    assert (got["pivots"] >= got["free"].sum(-1)).all()
+    loose = solve(kernels, gram, cross, slowly=True, tol=0.1)
+    residual = kkt_residual(gram, cross, loose["h"])
+    assert (residual <= 0.1).all()
+    assert (residual > 1e-6).any()
+    assert loose["pivots"].sum() < got["pivots"].sum()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("k", [3, 15, 31, 40])
 def test_rows_that_are_not_finite_are_nan(kernels: Path, k: int, value: float) -> None:
     gram, cross = products(*bases(2, 6, k))
     want = solve(kernels, gram, cross)["h"]
     cross[0, 1, k // 2] = cross[1, 0, k - 1] = value
-    h = solve(kernels, gram, cross)["h"]
-    not_finite = ~cross.isfinite().all(-1)
+    got = solve(kernels, gram, cross)
+    h, not_finite = got["h"], ~cross.isfinite().all(-1)
     assert h[not_finite].isnan().all()
+    assert not got["free"][not_finite].any()
+    assert not got["pivots"][not_finite].any()
     torch.testing.assert_close(h[~not_finite], want[~not_finite], rtol=0, atol=0)
     gram[0, 0, k - 1] = value
     h = solve(kernels, gram, cross)["h"]
@@ -240,9 +282,10 @@ def test_project_equals_reference(
     H = torch.rand((batch, k, f), generator=generator, dtype=floating)
     X = torch.rand((n, f) if shared else (batch, n, f), generator=generator, dtype=floating)
     X = (255 * X).to(dtype) if dtype == torch.uint8 else X
-    got = run_kernels(kernels, "project", {"X": X, "H": H}, {}, seeds=(0,))["h"]
+    tensors = {"X": X, "H": H, "passive": COLD}
+    got = run_kernels(kernels, "project", tensors, {"tol": 0}, seeds=(0,))["h"]
     exact = as_float(X, floating).double()
-    want = reference.project(exact, H.double())
+    want, _, _ = reference.project(exact, H.double())
     assert (want == 0).any() or k == 1
     atol = 1e-10 if dtype == torch.float64 else 2e-4
     torch.testing.assert_close(got.double(), want, rtol=0, atol=atol)

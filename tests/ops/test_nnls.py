@@ -222,7 +222,13 @@ def test_nnls_compiles_without_graph_breaks() -> None:
     [
         ([[1.0]], torch.ones(1, 1), TypeError, "gram must be a torch.Tensor, got list"),
         (torch.eye(2).half(), torch.ones(1, 2), TypeError, "gram must be float32 or float64"),
-        (torch.eye(2), torch.ones(2), ValueError, "cross must have 2 or 3 dimensions"),
+        (
+            torch.eye(2),
+            torch.ones(1, 1, 1, 2),
+            ValueError,
+            "cross must have 1 or 2 or 3 dimensions",
+        ),
+        (torch.eye(2)[None], torch.ones(2), ValueError, "gram must have 2 dimensions"),
         (torch.eye(2)[None], torch.ones(1, 2), ValueError, "gram must have 2 dimensions"),
         (torch.eye(3), torch.ones(1, 2), ValueError, r"gram must have shape .* = \(2, 2\)"),
     ],

@@ -93,7 +93,7 @@ def test_project_errors() -> None:
         ops.project(X[:, 1:], H)
     with pytest.raises(TypeError, match="X must be float64 or uint8, got torch.float32"):
         ops.project(X.float(), H)
-    with pytest.raises(ValueError, match="X must have 2 dimensions"):
+    with pytest.raises(ValueError, match="X must have 1 or 2 dimensions"):
         ops.project(X[None], H)
     with pytest.raises(ValueError, match="same batch size, got 3 and 2"):
         ops.project(torch.stack([X] * 3), torch.stack([H] * 2))

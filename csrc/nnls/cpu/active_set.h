@@ -75,15 +75,17 @@ struct Group {
   int64_t* fewest;        // [1]: variables on the wrong side at the best point so far
   int64_t* patience;      // [1]: exchanges of all of them that are left without progress
   int64_t* steps;         // [1]
+  int64_t* pivots;        // [1]: variables that have changed sides
+  double* slack;          // [1]: how far below zero the gradient may be, in unscaled variables
 };
 
 int64_t group_doubles(int64_t k) {
   const int64_t m = whole_tiles(k);
-  return (2 * (k + 1) + k + m + m * m + 2 * m + kTile * m) * kLanes;
+  return (2 * (k + 1) + k + m + m * m + 2 * m + kTile * m + 1) * kLanes;
 }
 
 int64_t group_integers(int64_t k) {
-  return (2 * k + whole_tiles(k) + 1 + 3) * kLanes;
+  return (2 * k + whole_tiles(k) + 1 + 4) * kLanes;
 }
 
 template <class T>
@@ -111,6 +113,8 @@ Group make_group(int64_t k, Workspace& space) {
   s.fewest = take(space.integers, 1);
   s.patience = take(space.integers, 1);
   s.steps = take(space.integers, 1);
+  s.pivots = take(space.integers, 1);
+  s.slack = take(space.doubles, 1);
   return s;
 }
 
@@ -320,13 +324,14 @@ Outcome exchange(const Gram& g, const Group& s) {
 
   Mask count{}, last{}, inexact{};
   const double tolerance = gradient_tolerance(k);
+  const Lanes slack = Doubles::load(s.slack);
   for (int64_t j = 0; j < k; ++j) {
     const Mask free = load_mask(s.free + j * kLanes);
     const Lanes size = absolute(Doubles::load(s.cross + j * kLanes));
-    const Lanes noise = tolerance * (size > sum ? size : sum);
+    const Lanes noise = tolerance * (size > sum ? size : sum), allowed = slack * g.scale[j];
     const Lanes x = Doubles::load(s.x + j * kLanes);
     const Lanes gradient = Doubles::load(s.gradient + j * kLanes);
-    const Mask wrong = free ? x < Lanes{} : gradient < -noise;
+    const Mask wrong = free ? x < Lanes{} : gradient < -(noise > allowed ? noise : allowed);
     inexact |= ~(absolute(gradient) <= 10 * noise) & free;
     store_mask(s.wrong + j * kLanes, wrong);
     count -= wrong;
@@ -339,6 +344,7 @@ Outcome exchange(const Gram& g, const Group& s) {
   store_mask(s.fewest, progress ? count : load_mask(s.fewest));
   store_mask(s.patience, progress ? all_of(3) : patience + (patience > 0));
   store_mask(s.steps, load_mask(s.steps) + 1);
+  store_mask(s.pivots, load_mask(s.pivots) + (all ? count : -(count > 0)));
   for (int64_t j = 0; j < k; ++j) {
     const Mask wrong = load_mask(s.wrong + j * kLanes);
     const Mask free = load_mask(s.free + j * kLanes);
@@ -348,17 +354,20 @@ Outcome exchange(const Gram& g, const Group& s) {
 }
 
 // Loads a row into a lane; returns whether all of it is finite.
-bool load_row(const Gram& g, const Group& s, int64_t lane, const double* cross) {
-  double not_finite = 0;
+bool load_row(const Gram& g, const Group& s, int64_t lane, const double* cross, double tol) {
+  double not_finite = 0, largest = 0;
   for (int64_t j = 0; j < g.size; ++j) {
-    const double scaled = cross[j] * g.scale[j];
+    const double scaled = cross[j] * g.scale[j], size = cross[j] < 0 ? -cross[j] : cross[j];
     not_finite += scaled * 0;
+    largest = size > largest ? size : largest;
     s.cross[j * kLanes + lane] = scaled;
   }
   s.cross[g.size * kLanes + lane] = 0;
   s.fewest[lane] = g.size + 1;
   s.patience[lane] = 3;
   s.steps[lane] = 0;
+  s.pivots[lane] = 0;
+  s.slack[lane] = tol * largest;
   return not_finite == 0;
 }
 
@@ -368,16 +377,21 @@ void clear_lane(int64_t k, const Group& s, int64_t lane) {
 }
 
 // Writes a lane's answer; `safely`: solves it again by the slow way.
-void store_row(const Gram& g, const Group& s, int64_t lane, bool safely, double* h) {
+void store_row(const Gram& g, const Group& s, int64_t lane, bool safely, double* h,
+               const ActiveSets& sets) {
+  sets.pivots[0] = s.pivots[lane];
   if (safely) {
     // The panel serves as two rows of scratch memory.
     double *cross = s.panel, *x = s.panel + g.size;
     for (int64_t j = 0; j < g.size; ++j) cross[j] = s.cross[j * kLanes + lane];
-    solve_row_safely(g, cross, x);
+    solve_row_safely(g, cross, s.slack[lane], x, sets);
     for (int64_t j = 0; j < g.size; ++j) h[j] = x[j] * g.scale[j];
     return;
   }
-  for (int64_t j = 0; j < g.size; ++j) h[j] = s.x[j * kLanes + lane] * g.scale[j];
+  for (int64_t j = 0; j < g.size; ++j) {
+    h[j] = s.x[j * kLanes + lane] * g.scale[j];
+    sets.free[j] = s.free[j * kLanes + lane] != 0;
+  }
 }
 
 // Rows that still have to be solved, and the free variables to start from.
@@ -387,36 +401,66 @@ struct Queue {
   int64_t size;
 };
 
+void store_not_finite(int64_t k, double* h, const ActiveSets& sets) {
+  sets.pivots[0] = 0;
+  for (int64_t j = 0; j < k; ++j) {
+    h[j] = __builtin_nan("");
+    sets.free[j] = false;
+  }
+}
+
 // Solves the rows whose unconstrained minimum is the answer, and queues the others with the free
 // variables that it suggests.
 void solve_or_queue(const Gram& g, const Group& s, const double* cross, int64_t n, double* h,
-                    Queue& queue) {
+                    const ActiveSets& sets, Queue& queue) {
   const int64_t k = g.size;
   for (int64_t first = 0; first < n; first += kLanes) {
     const int64_t lanes = n - first < kLanes ? n - first : kLanes;
     bool finite[kLanes];
-    for (int64_t l = 0; l < lanes; ++l) finite[l] = load_row(g, s, l, cross + (first + l) * k);
+    for (int64_t l = 0; l < lanes; ++l)
+      finite[l] = load_row(g, s, l, cross + (first + l) * k, sets.tol);
     for (int64_t l = lanes; l < kLanes; ++l) clear_lane(k, s, l);
     solve_unconstrained(g, s);
     const Outcome outcome = exchange(g, s);
     for (int64_t l = 0; l < lanes; ++l) {
-      double* own = h + (first + l) * k;
+      const ActiveSets own = sets.from(first + l, k);
+      double* answer = h + (first + l) * k;
       if (!finite[l]) {
-        for (int64_t j = 0; j < k; ++j) own[j] = __builtin_nan("");
+        store_not_finite(k, answer, own);
       } else if (outcome.done[l]) {
-        store_row(g, s, l, outcome.wrong[l], own);
+        store_row(g, s, l, outcome.wrong[l], answer, own);
       } else {
         uint8_t* free = queue.free + queue.size * k;
         for (int64_t j = 0; j < k; ++j) free[j] = s.free[j * kLanes + l] != 0;
+        own.pivots[0] = s.pivots[l];
         queue.rows[queue.size++] = first + l;
       }
     }
   }
 }
 
+// Queues the rows with the free variables that are given.
+void queue_from_start(const Gram& g, const double* cross, int64_t n, double* h,
+                      const ActiveSets& sets, Queue& queue) {
+  const int64_t k = g.size;
+  for (int64_t row = 0; row < n; ++row) {
+    double not_finite = 0;
+    for (int64_t j = 0; j < k; ++j) not_finite += cross[row * k + j] * g.scale[j] * 0;
+    const ActiveSets own = sets.from(row, k);
+    if (not_finite != 0) {
+      store_not_finite(k, h + row * k, own);
+    } else {
+      uint8_t* free = queue.free + queue.size * k;
+      for (int64_t j = 0; j < k; ++j) free[j] = own.start[j];
+      own.pivots[0] = 0;
+      queue.rows[queue.size++] = row;
+    }
+  }
+}
+
 // Solves what is queued.
 void solve_queue(const Gram& g, const Group& s, const double* cross, double* h,
-                 const Queue& queue) {
+                 const ActiveSets& sets, const Queue& queue) {
   const int64_t k = g.size, most_steps = 2 * k + 30;
   int64_t row[kLanes], next = 0, active = 0;
   for (int64_t l = 0; l < kLanes; ++l) {
@@ -427,7 +471,8 @@ void solve_queue(const Gram& g, const Group& s, const double* cross, double* h,
     for (int64_t l = 0; l < kLanes && next < queue.size; ++l) {
       if (row[l] >= 0) continue;
       row[l] = queue.rows[next];
-      load_row(g, s, l, cross + row[l] * k);
+      load_row(g, s, l, cross + row[l] * k, sets.tol);
+      s.pivots[l] = sets.pivots[row[l]];
       for (int64_t j = 0; j < k; ++j) s.free[j * kLanes + l] = -int64_t{queue.free[next * k + j]};
       ++next;
       ++active;
@@ -437,7 +482,8 @@ void solve_queue(const Gram& g, const Group& s, const double* cross, double* h,
     const Outcome outcome = exchange(g, s);
     for (int64_t l = 0; l < kLanes; ++l) {
       if (row[l] < 0 || (!outcome.done[l] && s.steps[l] < most_steps)) continue;
-      store_row(g, s, l, !outcome.done[l] || outcome.wrong[l], h + row[l] * k);
+      store_row(g, s, l, !outcome.done[l] || outcome.wrong[l], h + row[l] * k,
+                sets.from(row[l], k));
       clear_lane(k, s, l);
       row[l] = -1;
       --active;
@@ -451,11 +497,15 @@ WorkspaceSize workspace_size(int64_t k, int64_t n) {
 }
 
 // h = the minimisers for the rows of cross [n, k], in the units of the unscaled problem.
-void solve_rows(const Gram& g, const double* cross, int64_t n, double* h, Workspace space) {
+void solve_rows(const Gram& g, const double* cross, int64_t n, double* h, const ActiveSets& sets,
+                Workspace space) {
   const Group s = make_group(g.size, space);
   Queue queue{space.integers, reinterpret_cast<uint8_t*>(space.integers + n), 0};
-  solve_or_queue(g, s, cross, n, h, queue);
-  solve_queue(g, s, cross, h, queue);
+  if (sets.start == nullptr)
+    solve_or_queue(g, s, cross, n, h, sets, queue);
+  else
+    queue_from_start(g, cross, n, h, sets, queue);
+  solve_queue(g, s, cross, h, sets, queue);
 }
 
 // u = G_FF^-1 grad_F for the free variables F = {h > 0} of each row, of least norm where G_FF is
@@ -468,7 +518,7 @@ void solve_free_rows(const Gram& g, const double* h, const double* grad, int64_t
     const int64_t lanes = n - first < kLanes ? n - first : kLanes;
     for (int64_t l = 0; l < kLanes; ++l) clear_lane(k, s, l);
     for (int64_t l = 0; l < lanes; ++l) {
-      load_row(g, s, l, grad + (first + l) * k);
+      load_row(g, s, l, grad + (first + l) * k, 0);
       for (int64_t j = 0; j < k; ++j) s.free[j * kLanes + l] = -int64_t{h[(first + l) * k + j] > 0};
     }
     solve_free(g, s, kRankTolerance);

@@ -35,7 +35,7 @@ class RowSolver {
 
   // h = the minimisers for the rows of cross [n, k]; NaN where a row or the Gram matrix is not
   // finite
-  void solve(const Gram& gram, const double* cross, int64_t n, double* h);
+  void solve(const Gram& gram, const double* cross, int64_t n, double* h, const ActiveSets& sets);
 
   // u = the gradient to cross, from the answer h and its gradient, all [n, k]
   void backward(const Gram& gram, const double* h, const double* grad, int64_t n, double* u);
@@ -61,11 +61,12 @@ namespace {
 RowSolver::RowSolver(int64_t n_components)
     : RowSolver(NNMF_CUDA_CHOOSE(workspace_size)(n_components, kNnlsRows)) {}
 
-void RowSolver::solve(const Gram& gram, const double* cross, int64_t n, double* h) {
-  if (gram.finite)
-    NNMF_CUDA_CHOOSE(solve_rows)(gram, cross, n, h, workspace());
-  else
-    std::fill_n(h, n * gram.size, std::numeric_limits<double>::quiet_NaN());
+void RowSolver::solve(const Gram& gram, const double* cross, int64_t n, double* h,
+                      const ActiveSets& sets) {
+  if (gram.finite) return NNMF_CUDA_CHOOSE(solve_rows)(gram, cross, n, h, sets, workspace());
+  std::fill_n(h, n * gram.size, std::numeric_limits<double>::quiet_NaN());
+  std::fill_n(sets.free, n * gram.size, false);
+  std::fill_n(sets.pivots, n, 0);
 }
 
 void RowSolver::backward(const Gram& gram, const double* h, const double* grad, int64_t n,
@@ -73,13 +74,13 @@ void RowSolver::backward(const Gram& gram, const double* h, const double* grad, 
   NNMF_CUDA_CHOOSE(solve_free_rows)(gram, h, grad, n, u, workspace());
 }
 
-// Calls f(b, first number, rows) for all blocks of rows of all problems b.
+// Calls f(b, first row of all, rows) for all blocks of rows of all problems b.
 template <class F>
 void for_row_blocks(const RowsShape& s, const F& f) {
   const int64_t blocks = blocks_of(s.n, kNnlsRows);
   parallel_for_each(s.batch * blocks, [&](int64_t at) {
     const int64_t b = at / blocks, row = at % blocks * kNnlsRows;
-    f(b, (b * s.n + row) * s.k, std::min(kNnlsRows, s.n - row));
+    f(b, b * s.n + row, std::min(kNnlsRows, s.n - row));
   });
 }
 
@@ -88,12 +89,14 @@ struct NnlsOnCpu {
   void check(int64_t, const char*) const {}
 
   template <class G, class T>
-  void solve(const G* gram, const T* cross, T* h, const RowsShape& s) const {
+  void solve(const G* gram, const T* cross, T* h, const ActiveSets& sets,
+             const RowsShape& s) const {
     const std::vector<PreparedGram> grams = prepare_grams(gram, s.batch, s.k);
-    for_row_blocks(s, [&](int64_t b, int64_t at, int64_t rows) {
+    for_row_blocks(s, [&](int64_t b, int64_t row, int64_t rows) {
+      const int64_t at = row * s.k;
       std::vector<double> c(cross + at, cross + at + rows * s.k), solved(c.size());
-      RowSolver(s.k).solve(grams[static_cast<std::size_t>(b)].view(), c.data(), rows,
-                           solved.data());
+      RowSolver(s.k).solve(grams[static_cast<std::size_t>(b)].view(), c.data(), rows, solved.data(),
+                           sets.from(row, s.k));
       std::copy(solved.begin(), solved.end(), h + at);
     });
   }
@@ -102,8 +105,8 @@ struct NnlsOnCpu {
   void solve_backward(const G* gram, const T* h, const T* grad, double* u,
                       const RowsShape& s) const {
     const std::vector<PreparedGram> grams = prepare_grams(gram, s.batch, s.k);
-    for_row_blocks(s, [&](int64_t b, int64_t at, int64_t rows) {
-      const int64_t end = at + rows * s.k;
+    for_row_blocks(s, [&](int64_t b, int64_t row, int64_t rows) {
+      const int64_t at = row * s.k, end = at + rows * s.k;
       const std::vector<double> wide_h(h + at, h + end), wide_grad(grad + at, grad + end);
       RowSolver(s.k).backward(grams[static_cast<std::size_t>(b)].view(), wide_h.data(),
                               wide_grad.data(), rows, u + at);
@@ -111,13 +114,13 @@ struct NnlsOnCpu {
   }
 
   template <class T, class Data>
-  void project(const FactorParams<T, Data>& p, double scale, T* h) const {
+  void project(const FactorParams<T, Data>& p, double scale, T* h, const ActiveSets& sets) const {
     const Shape& s = p.shape;
     const std::vector<double> wide(p.H, p.H + s.batch * s.n_components * s.n_features);
     std::vector<double> gram(static_cast<std::size_t>(s.batch * s.n_components * s.n_components));
     NNMF_CUDA_CHOOSE(gram_matrices)(wide.data(), s, gram.data());
     const std::vector<PreparedGram> grams = prepare_grams(gram.data(), s.batch, s.n_components);
-    NNMF_CUDA_CHOOSE(project_rows<T, Data>)(p.X, p.H, s, scale, grams.data(), h);
+    NNMF_CUDA_CHOOSE(project_rows<T, Data>)(p.X, p.H, s, scale, grams.data(), h, sets);
   }
 };
 

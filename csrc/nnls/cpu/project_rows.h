@@ -38,7 +38,7 @@ void gram_matrices(const double* H, const Shape& s, double* gram) {
 // out [batch, n_samples, n_components] = the minimisers for the rows of X, times scale.
 template <class T, class Data>
 void project_rows(const Data* X, const T* H, const Shape& s, double scale,
-                  const PreparedGram* grams, T* out) {
+                  const PreparedGram* grams, T* out, const ActiveSets& sets) {
   const int64_t n = s.n_samples, k = s.n_components;
   for_each_problem<Data>(s, [&](int64_t b) {
     const Problem<T, Data> p(X + b * s.x_stride, s.x_row_stride, nullptr, H + b * k * s.n_features,
@@ -47,7 +47,8 @@ void project_rows(const Data* X, const T* H, const Shape& s, double scale,
       const int64_t begin = block * kProjectRows, end = std::min(begin + kProjectRows, n);
       const Scratch<double> cross((end - begin) * k), h((end - begin) * k);
       cross_products(p, begin, end, scale, cross.data());
-      RowSolver(k).solve(grams[b].view(), cross.data(), end - begin, h.data());
+      RowSolver(k).solve(grams[b].view(), cross.data(), end - begin, h.data(),
+                         sets.from(b * n + begin, k));
       std::copy_n(h.data(), (end - begin) * k, out + (b * n + begin) * k);
     });
   });

@@ -18,15 +18,19 @@ namespace nnmf_cuda {
 // refused, so that no singular system is ever solved.
 class LawsonHanson {
  public:
-  LawsonHanson(const Gram& gram, const double* cross)
+  LawsonHanson(const Gram& gram, const double* cross, double slack)
       : gram_(gram),
         cross_(cross),
+        slack_(slack),
         x_(size(gram.size)),
         goal_(size(gram.size)),
         factor_(size(gram.size * gram.size)),
         blocked_(size(gram.size)) {
     free_.reserve(size(gram.size));
   }
+
+  int64_t pivots() const { return pivots_; }
+  bool is_free(int64_t j) const { return std::find(free_.begin(), free_.end(), j) != free_.end(); }
 
   std::vector<double> solve() {
     // A bound against rounding only: about one step a variable is usual.
@@ -37,6 +41,7 @@ class LawsonHanson {
         blocked_[size(entering)] = 1;
         continue;
       }
+      ++pivots_;
       move_to_optimum();
       if (is_free(entering))
         std::fill(blocked_.begin(), blocked_.end(), 0);
@@ -51,8 +56,6 @@ class LawsonHanson {
 
   double& factor(std::size_t i, std::size_t j) { return factor_[i * size(gram_.size) + j]; }
 
-  bool is_free(int64_t j) const { return std::find(free_.begin(), free_.end(), j) != free_.end(); }
-
   // The variable along which the objective falls fastest; -1 at the optimum.
   int64_t steepest() const {
     double sum = 0;
@@ -64,7 +67,8 @@ class LawsonHanson {
       double descent = cross_[j];
       for (const int64_t i : free_) descent -= gram_.value(j, i) * x_[size(i)];
       const double noise = gradient_tolerance(gram_.size) * std::max(std::abs(cross_[j]), sum);
-      if (descent > noise && descent > fastest) {
+      const double allowed = slack_ * gram_.scale[j];
+      if (descent > std::max(noise, allowed) && descent > fastest) {
         best = j;
         fastest = descent;
       }
@@ -130,24 +134,31 @@ class LawsonHanson {
       else
         kept.push_back(free_[a]);
     }
+    pivots_ += static_cast<int64_t>(free_.size() - kept.size());
     free_.clear();
     for (const int64_t j : kept) append(j, /*force=*/true);
   }
 
   const Gram& gram_;
-  const double* cross_;           // [size], scaled
+  const double* cross_;  // [size], scaled
+  const double slack_;   // how far below zero the gradient may be, in unscaled variables
+  int64_t pivots_ = 0;
   std::vector<double> x_, goal_;  // goal: of the free variables, in their order
   std::vector<double> factor_;
   std::vector<int64_t> free_;
   std::vector<char> blocked_;
 };
 
-// x = the minimiser for one scaled row. Never inlined: callers are compiled for other instruction
-// sets.
+// x = the minimiser for one scaled row; its pivots are added. Never inlined: callers are compiled
+// for other instruction sets.
 __attribute__((noinline)) inline void solve_row_safely(const Gram& gram, const double* cross,
-                                                       double* x) {
-  const std::vector<double> solved = LawsonHanson(gram, cross).solve();
+                                                       double slack, double* x,
+                                                       const ActiveSets& sets) {
+  LawsonHanson solver(gram, cross, slack);
+  const std::vector<double> solved = solver.solve();
   std::copy(solved.begin(), solved.end(), x);
+  for (int64_t j = 0; j < gram.size; ++j) sets.free[j] = solver.is_free(j);
+  sets.pivots[0] += solver.pivots();
 }
 
 // The gradient of rows whose free variables depend on each other.

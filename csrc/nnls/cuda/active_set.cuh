@@ -34,6 +34,13 @@ __device__ inline double sum_over_lanes(double value, int lanes) {
   return value;
 }
 
+// NaN is no largest value.
+__device__ inline double largest_of_lanes(double value, int lanes) {
+  for (int apart = 1; apart < lanes; apart *= 2)
+    value = fmax(value, __shfl_xor_sync(kAllLanes, value, apart));
+  return value;
+}
+
 __device__ inline Tally tally_of(unsigned votes, int thread) {
   return {__popc(votes), __ffs(static_cast<int>(votes)) - 1, 31 - __clz(static_cast<int>(votes)),
           __popc(votes & ((1u << thread) - 1))};
@@ -70,11 +77,10 @@ __device__ inline double sum_over_block(double value) {
   return sum;
 }
 
-// NaN is no largest value.
+// As largest_of_lanes.
 __device__ inline double largest_of_block(double value) {
   NNMF_CUDA_SHARED(double, values, [kWarp]);
-  for (int apart = 1; apart < kWarp; apart *= 2)
-    value = fmax(value, __shfl_xor_sync(kAllLanes, value, apart));
+  value = largest_of_lanes(value, kWarp);
   if (threadIdx.x % kWarp == 0) values[threadIdx.x / kWarp] = value;
   __syncthreads();
   double largest = values[0];
@@ -171,7 +177,15 @@ struct NnlsRows {
   const From* cross;
   To* h;
   uint8_t* unsolved;  // [batch, n]: set to whether the slow way has to solve the row
+  ActiveSets sets;
   RowsShape shape;
+
+  // How far below zero the gradient of a finite row may be, in unscaled variables; all threads of
+  // its team call it. `cross` is the own entry.
+  template <class Team>
+  __device__ double slack(Team& team, double own) const {
+    return sets.tol > 0 ? sets.tol * team.largest(fabs(own)) : 0;
+  }
 };
 
 // What u = G_FF^-1 grad_F is computed from; see nnls_backward.
@@ -194,10 +208,11 @@ struct Exchanges {
   int fewest;    // variables on the wrong side at the best point so far
   int patience;  // exchanges of all of them that are left without progress
   int count;
+  int64_t pivots;  // variables that have changed sides
 };
 
 __device__ inline Exchanges no_exchanges(int64_t k) {
-  return {static_cast<int>(k) + 1, 3, 0};
+  return {static_cast<int>(k) + 1, 3, 0, 0};
 }
 
 // Counts an exchange of `wrong` variables; returns whether all of them may change sides.
@@ -224,7 +239,7 @@ __device__ void solve_rows(Team& team, const NnlsRows<From, To>& rows, RowsOfTea
   const double least = dependent_pivot(k);
   const bool independent = owns && gram.inverse_pivot[j] > 0;
   bool busy = false, fresh = false, free = false;
-  double cross = 0;
+  double cross = 0, slack = 0;
   int64_t row = 0;
   Exchanges past{};
   while (team.any(busy || mine.next < rows.shape.n)) {
@@ -235,34 +250,51 @@ __device__ void solve_rows(Team& team, const NnlsRows<From, To>& rows, RowsOfTea
       cross = owns ? static_cast<double>(rows.cross[row * k + j]) * scale : 0;
     }
     const bool finite = team.tally(cross * 0 != 0).count == 0 && gram.finite;
+    const double allowed = rows.slack(team, owns ? cross / scale : 0);
     if (takes) {
-      busy = fresh = finite;
-      free = finite && independent;
+      busy = finite;
+      fresh = finite && rows.sets.start == nullptr;
+      free = finite && owns && (fresh ? independent : rows.sets.start[row * k + j]);
+      slack = allowed;
       past = no_exchanges(k);
       if (!finite) {
         cross = 0;
-        if (owns) rows.h[row * k + j] = static_cast<To>(NAN);
-        if (j == 0) rows.unsolved[row] = 0;
+        if (owns) {
+          rows.h[row * k + j] = static_cast<To>(NAN);
+          rows.sets.free[row * k + j] = false;
+        }
+        if (j == 0) {
+          rows.unsolved[row] = 0;
+          rows.sets.pivots[row] = 0;
+        }
       }
     }
     if (!team.any(busy)) continue;
 
-    // The row begins at its unconstrained minimum.
+    // A row begins at its unconstrained minimum, or with the free variables that are given.
     const double x = team.solve(busy, fresh, free, cross, least);
     const double gradient = team.gram_times(x) - cross;
     const double sum = team.sum(fabs(x)), size = fabs(cross);
     const double noise = tolerance * (size > sum ? size : sum);
-    const bool wrong = free ? x < 0 : gradient < -noise;
+    const double least_gradient = -(noise > slack * scale ? noise : slack * scale);
+    const bool wrong = free ? x < 0 : gradient < least_gradient;
     const Tally wrongs = team.tally(wrong);
     // Of free variables it is zero but for rounding, if all is well.
     const bool exact = team.tally(free && !(fabs(gradient) <= 10 * noise)).count == 0;
     if (!busy) continue;
     const bool all = fresh || count_exchange(past, wrongs.count);
     fresh = false;
+    past.pivots += all ? wrongs.count : wrongs.count > 0;
     if (wrongs.count == 0 || past.count >= 2 * k + 30) {
       const bool safe = wrongs.count == 0 && exact;
-      if (owns && safe) rows.h[row * k + j] = static_cast<To>(x * scale);
-      if (j == 0) rows.unsolved[row] = !safe;
+      if (owns && safe) {
+        rows.h[row * k + j] = static_cast<To>(x * scale);
+        rows.sets.free[row * k + j] = free;
+      }
+      if (j == 0) {
+        rows.unsolved[row] = !safe;
+        rows.sets.pivots[row] = past.pivots;
+      }
       busy = false;
     } else if (wrong && (all || wrongs.last == j)) {
       free = !free;

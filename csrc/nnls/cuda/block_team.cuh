@@ -63,6 +63,7 @@ class BlockTeam {
   __device__ bool any(bool vote) const { return vote; }  // all threads vote the same
   __device__ Tally tally(bool vote) const { return tally_over_block(vote); }
   __device__ double sum(double value) const { return sum_over_block(value); }
+  __device__ double largest(double value) const { return largest_of_block(value); }
 
   // G x, of which the others may read x until the next solve_free.
   __device__ double gram_times(double x) {

@@ -48,6 +48,7 @@ class LaneTeam {
     return tally_of(own_votes(__ballot_sync(kAllLanes, vote)), thread());
   }
   __device__ double sum(double value) const { return sum_over_lanes(value, kLanes); }
+  __device__ double largest(double value) const { return largest_of_lanes(value, kLanes); }
 
   // G x
   __device__ double gram_times(double x) {

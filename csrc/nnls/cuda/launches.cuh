@@ -72,11 +72,11 @@ void launch_minimum_norm(const BackwardRows<T>& rows, const DeviceGrams& grams, 
 // h [batch, n, k] = the minimisers for gram [batch, k, k] and cross [batch, n, k], NaN where a row
 // or its Gram matrix is not finite. Nothing is empty. Memory has get<T>(size), as DeviceMemory.
 template <class G, class From, class To, class Memory>
-void launch_nnls(const G* gram, const From* cross, To* h, const RowsShape& shape, Memory& memory,
-                 cudaStream_t stream) {
+void launch_nnls(const G* gram, const From* cross, To* h, const ActiveSets& sets,
+                 const RowsShape& shape, Memory& memory, cudaStream_t stream) {
   const DeviceGrams grams = launch_prepare_grams(gram, shape.batch, shape.k, memory, stream);
   double* matrices = memory.template get<double>(row_blocks(shape) * row_matrices(shape.k));
-  const NnlsRows<From, To> rows{cross, h, memory.template get<uint8_t>(shape.batch * shape.n),
+  const NnlsRows<From, To> rows{cross, h, memory.template get<uint8_t>(shape.batch * shape.n), sets,
                                 shape};
   dispatch_teams(
       shape,

@@ -13,8 +13,8 @@ struct NnlsOnCuda : CudaDevice {
   }
 
   template <class G, class T>
-  void solve(const G* gram, const T* cross, T* h, const RowsShape& s) {
-    launch_nnls(gram, cross, h, s, memory, stream());
+  void solve(const G* gram, const T* cross, T* h, const ActiveSets& sets, const RowsShape& s) {
+    launch_nnls(gram, cross, h, sets, s, memory, stream());
   }
 
   template <class G, class T>
@@ -23,7 +23,7 @@ struct NnlsOnCuda : CudaDevice {
   }
 
   template <class T, class Data>
-  void project(const FactorParams<T, Data>& p, double scale, T* h) {
+  void project(const FactorParams<T, Data>& p, double scale, T* h, const ActiveSets& sets) {
     const Shape& s = p.shape;
     const int64_t k = s.n_components;
     double* cross = memory.get<double>(s.batch * s.n_samples * k);
@@ -32,7 +32,7 @@ struct NnlsOnCuda : CudaDevice {
     dispatch_tiling<Loss::kFrobenius, T, Data>(k, [&]<class Tiling>(Tiling, int group) {
       ProductsLaunches<Tiling>(problem, group, memory).launch(scale, cross, gram, stream());
     });
-    launch_nnls(gram, cross, h, {s.batch, s.n_samples, k}, memory, stream());
+    launch_nnls(gram, cross, h, sets, {s.batch, s.n_samples, k}, memory, stream());
   }
 };
 

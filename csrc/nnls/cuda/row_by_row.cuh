@@ -89,8 +89,11 @@ class BlockLawsonHanson {
     return static_cast<size_t>(k) * (3 * sizeof(double) + 3 * sizeof(int));
   }
 
-  // The own variable of the minimiser; `cross` is the own entry of the scaled row.
-  __device__ double solve(double cross) {
+  __device__ double largest(double value) const { return largest_of_block(value); }
+
+  // The own variable of the minimiser; `cross` is the own entry of the scaled row, and its gradient
+  // may be `allowed` below zero.
+  __device__ double solve(double cross, double allowed) {
     if (owns()) {
       cross_[thread()] = cross;
       x_[thread()] = 0;
@@ -100,7 +103,7 @@ class BlockLawsonHanson {
     bool blocked = false;
     // A bound against rounding only: about one step a variable is usual.
     for (int step = 0; step < 30 * k_; ++step) {
-      const int entering = steepest(blocked);
+      const int entering = steepest(blocked, allowed);
       if (entering < 0) break;
       const bool stays = append(entering, /*force=*/false) && stays_at_optimum(entering);
       // One that depends on the free ones, or is thrown out at once by rounding, does not enter
@@ -110,12 +113,15 @@ class BlockLawsonHanson {
     return owns() ? x_[thread()] : 0;
   }
 
+  __device__ bool is_free() const { return owns() && free_[thread()] != 0; }
+  __device__ int64_t pivots() const { return pivots_; }
+
  private:
   __device__ int thread() const { return threadIdx.x; }
   __device__ bool owns() const { return thread() < k_; }
 
   // The variable along which the objective falls fastest; -1 at the optimum.
-  __device__ int steepest(bool blocked) const {
+  __device__ int steepest(bool blocked, double allowed) const {
     const double sum = sum_over_block(owns() ? fabs(x_[thread()]) : 0);
     double descent = 0;
     if (owns() && !blocked && free_[thread()] == 0) {
@@ -124,7 +130,7 @@ class BlockLawsonHanson {
       for (int a = 0; a < count_; ++a)
         left -= gram_.values[int64_t{order_[a]} * k_ + thread()] * x_[order_[a]];
       const double noise = gradient_tolerance(k_) * (size > sum ? size : sum);
-      descent = left > noise ? left : 0;
+      descent = left > noise && left > allowed ? left : 0;
     }
     const double fastest = largest_of_block(descent);
     const Tally best = tally_over_block(descent > 0 && descent == fastest);
@@ -139,6 +145,7 @@ class BlockLawsonHanson {
     const double pivot = gram_.values[int64_t{j} * k_ + j] - sum_over_block(known ? y * y : 0);
     const double least = dependent_pivot(k_);
     if (!(pivot > least) && !force) return false;
+    pivots_ += !force;
     if (known) factor_(count_, thread()) = y;
     if (thread() == 0) {
       factor_(count_, count_) = sqrt(pivot > least ? pivot : least);
@@ -181,6 +188,7 @@ class BlockLawsonHanson {
       free_[j] = stays;
       if (stays) kept_[left.before] = j;
     }
+    pivots_ += count_ - left.count;
     count_ = 0;
     __syncthreads();
     for (int a = 0; a < left.count; ++a) append(kept_[a], /*force=*/true);
@@ -189,6 +197,7 @@ class BlockLawsonHanson {
   const DeviceGram gram_;
   const int k_;
   int count_ = 0;  // of the free variables
+  int64_t pivots_ = 0;
   const LowerFactor factor_;
   double *cross_, *x_, *told_;
   int *order_, *kept_, *free_;
@@ -205,8 +214,13 @@ __global__ void __launch_bounds__(kMostThreads, 1)
                              shared);
     const double scale = j < k ? gram.scale[j] : 0;
     const double cross = j < k ? static_cast<double>(rows.cross[row * k + j]) * scale : 0;
-    const double x = solver.solve(cross);
-    if (j < k) rows.h[row * k + j] = static_cast<To>(x * scale);
+    const double slack = rows.slack(solver, j < k ? cross / scale : 0);
+    const double x = solver.solve(cross, slack * scale);
+    if (j < k) {
+      rows.h[row * k + j] = static_cast<To>(x * scale);
+      rows.sets.free[row * k + j] = solver.is_free();
+    }
+    if (j == 0) rows.sets.pivots[row] += solver.pivots();
   });
 }
 
