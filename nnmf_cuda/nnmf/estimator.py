@@ -84,8 +84,9 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
     max_iter : int, default=200
         Most iterations of a fit.
     tol : float, default=1e-4
-        Tested every 10 iterations: the fit has converged when sqrt(2 * divergence) fell by no
-        more than `tol` times its value at the start. 0 runs all `max_iter` iterations.
+        Tested every 10 iterations: the fit has converged when sqrt(2 * objective), penalties
+        included, did not rise and fell by no more than `tol` times itself (or than its rounding,
+        so that exact fits end too). 0 runs all `max_iter` iterations.
     random_state : int, RandomState or None, default=None
         Seed of the start. The start is drawn on the CPU, so a seed means the same start on every
         device.
@@ -151,11 +152,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
 
     "mu" repeats scikit-learn's iterates and takes every `beta_loss`. "accelerated-mu" costs the
     same an iteration and usually needs far fewer of them to the same objective: take it for
-    Kullback-Leibler. Every 10 iterations a start whose objective has risen is put back and goes on
-    without momentum, so the recorded objective never rises; a record that repeats the one before
-    it is such a block. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave
-    zeros, and sweeps over the factors several times for each time that it reads X. All three stop
-    by the rule of `tol`; from one start they may end in different minima.
+    Kullback-Leibler. Every 10 iterations a start whose objective has risen is put back and goes
+    on without momentum, so the recorded objective rises only where plain updates raise it, as
+    they may with a penalty; a record that repeats the one before it is a block that was put
+    back. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave zeros, and
+    sweeps over the factors several times for each time that it reads X. All three stop by the
+    rule of `tol`; from one start they may end in different minima.
 
     X may be anything scikit-learn takes densely, or a tensor on any device. uint8 means pixels
     and is read as x / 255 without a floating-point copy; other integers are counts and become

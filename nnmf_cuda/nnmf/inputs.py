@@ -187,6 +187,14 @@ def mean(X: Tensor) -> float:
     return total / X.numel() / _unit(X)
 
 
+def mean_power(X: Tensor, exponent: float) -> Tensor:
+    """Return the mean of X ** exponent, of pixels as fractions: () float64 on X's device."""
+    total = X.new_zeros((), dtype=torch.float64)
+    for _, block in _blocks_as(torch.float64, X):
+        total += (block / _unit(X)).pow_(exponent).sum()
+    return total / X.numel()
+
+
 def row_means(X: Tensor) -> Tensor:
     """Return the mean of each row, (n, 1), of pixels as fractions."""
     result = torch.empty(len(X), 1, dtype=factor_dtype(X), device=X.device)

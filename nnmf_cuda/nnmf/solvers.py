@@ -7,18 +7,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
+from nnmf_cuda.nnmf.inputs import factor_dtype, mean_power
 
 CHECK_EVERY = 10
 """Iterations between two tests of convergence (scikit-learn's)."""
 
 _INNER_SHARE = 0.5  # of the work on X, spent on more sweeps over the factors (Gillis & Glineur)
 _INNER_MAX = 10  # by then a factor hardly moves before X is read again
+_ROUNDINGS = 8  # that a block of updates adds up to: up to 5 were seen on counts in float32
 # Chosen on MR images, sparse counts and dense noise: fewest iterations without blocks undone.
 MOMENTUM_MAX = 0.95
 FALL_MAX, RISE_MAX = 0.9, 2.0  # what one extrapolation may multiply an entry by
@@ -58,6 +61,27 @@ class Problem:
     X: Tensor
     objective: Objective
 
+    @cached_property
+    def _mean_power(self) -> Tensor:
+        return mean_power(self.X, self.objective.beta_loss)
+
+    def rounding(self, error: Tensor) -> Tensor:
+        """Return how far errors of this size, (B,) float64, move by rounding alone.
+
+        A factorisation whose entries are off by a relative e has the error
+        e * sqrt(sum X ** beta_loss), for d(x | x + e x) = e ** 2 / 2 * x ** beta_loss near x; of
+        that, the rounding of each of the N entries on its own moves about one part in sqrt(N).
+        """
+        beta_loss = self.objective.beta_loss
+        eps = _ROUNDINGS * torch.finfo(factor_dtype(self.X)).eps
+        of_factors = eps * self._mean_power.sqrt()
+        if beta_loss in (0, 1, 2):
+            return of_factors.expand_as(error)
+        # Kernels make other divergences of differences: what is left has the rounding of the sums.
+        scale = torch.finfo(torch.float64).eps / abs(beta_loss * (beta_loss - 1))
+        of_sums = scale * self.X.numel() * self._mean_power
+        return of_factors + of_sums / error.clamp_min(torch.finfo(torch.float64).tiny)
+
     def at(self, W: Tensor, H: Tensor, divergence: Tensor | None = None) -> Iterate:
         """Return the factors with their objective; the divergence is computed if not at hand."""
         if divergence is None:
@@ -80,6 +104,11 @@ class Iterate:
     H: Tensor  # (B, n_components, n_features)
     divergence: Tensor  # (B,) float64
     objective: Tensor  # (B,) float64, with the penalty
+
+    @property
+    def error(self) -> Tensor:
+        """sqrt(2 objective), (B,) float64: what the rule of `tol` looks at."""
+        return (2 * self.objective.clamp_min(0)).sqrt()
 
     def __getitem__(self, chosen: Tensor) -> Iterate:
         return Iterate(*(value[chosen] for value in vars(self).values()))
@@ -182,7 +211,8 @@ class AcceleratedUpdates(MultiplicativeUpdates):
     of Nesterov's momentum. A geometric step keeps entries positive, where a linear one would end
     at zeros that no update leaves; for the same reason no step multiplies an entry by less than
     `FALL_MAX`. A block that raised a start's objective is undone for that start, and its next
-    block has no momentum: plain updates, which do not raise the objective.
+    block has no momentum: plain updates, which raise the objective by rounding only (then the
+    start stands still) or, seldom, on the way to a minimum with a squared penalty.
     """
 
     _before: tuple[Tensor, Tensor] | None = None  # the factors before the present ones
@@ -211,9 +241,10 @@ class AcceleratedUpdates(MultiplicativeUpdates):
             W, H, divergence = self.problem.updated(*ahead, 1, compute_divergence=left == 1)
         end = self.problem.at(W, H, divergence)
         lower = end.objective <= start.objective
-        # An overflow of plain updates must come to light, as it does in `MultiplicativeUpdates`;
+        # What plain updates do stands, be it a rise or an overflow, as in `MultiplicativeUpdates`;
         # where they only round up, the start stands still and counts: it has converged.
-        lower |= self._plain & ~end.objective.isfinite()
+        rounded_up = end.error <= start.error + self.problem.rounding(start.error)
+        lower |= self._plain & ~rounded_up
         counts = lower | self._plain
         self._before = (
             self._before[0].where(_each(lower), start.W),
@@ -295,9 +326,10 @@ def all_runs(
 ) -> Iterator[Run]:
     """Minimise from every start W (B, n, k), H (B, k, f) and yield each run when it ends.
 
-    The rule of scikit-learn decides for each start on its own: every 10 iterations, with
-    error = sqrt(2 divergence), stop when the error fell by no more than tol times the error of
-    the start. A start that stopped leaves the batch, so each ends as it would have ended alone.
+    One rule decides for each start on its own: every 10 iterations, with error =
+    sqrt(2 objective), stop when the error has not risen and fell by no more than tol times
+    itself, or by its rounding. A start that stopped leaves the batch, so each ends as it would
+    have ended alone.
 
     Starts of smaller rank join in with `ranks` (B,): their last columns of W and rows of H are
     zeros, and stay so. A multiplicative update multiplies them; in HALS a row of H that is zero
@@ -311,7 +343,7 @@ def all_runs(
     (n_inner,) = {SOLVERS[solver].sweeps(problem.X.shape, rank) for rank in ranks}
     stepper = SOLVERS[solver](problem, n_inner)
     at = problem.at(W, H)
-    error_at_start = previous = _error(at.divergence)
+    error_before = at.error
     iterations, objectives = [0], [[objective] for objective in at.objective.tolist()]
     running = list(range(len(ranks)))  # the start of each place in the batch
     while running:
@@ -319,8 +351,9 @@ def all_runs(
         at, counts = stepper.advance(at, steps)
         iterations.append(iterations[-1] + steps)
         progress(steps)
-        error = _error(at.divergence)
-        met = counts & (previous - error <= tol * error_at_start)
+        error = at.error
+        fall = error_before - error
+        met = counts & (fall >= 0) & (fall <= tol * error + problem.rounding(error))
         tested, last = tol > 0 and steps == CHECK_EVERY, iterations[-1] == max_iter
         left = []
         # One transfer for all starts.
@@ -343,11 +376,7 @@ def all_runs(
                 left.append(place)
         if 0 < len(left) < len(running):
             chosen = torch.tensor(left, device=error.device)
-            at, error, error_at_start = at[chosen], error[chosen], error_at_start[chosen]
+            at, error = at[chosen], error[chosen]
             stepper.keep(chosen)
         running = [running[place] for place in left]
-        previous = error
-
-
-def _error(divergence: Tensor) -> Tensor:
-    return (2 * divergence.double().clamp_min(0)).sqrt()
+        error_before = error

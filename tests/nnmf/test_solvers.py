@@ -220,7 +220,7 @@ def test_every_solver_stops_by_the_same_rule(counts, solver):
     assert model.converged_
     assert model.n_iter_ < 1000
     errors = np.sqrt(2 * model.objective_history_)  # no penalty
-    falls = -np.diff(errors) / errors[0]
+    falls = -np.diff(errors) / errors[1:]
     assert falls[-1] <= 1e-4 < falls[:-1].min()
 
 
@@ -263,7 +263,7 @@ def test_best_run_stops_each_start_by_its_own_rule(rng, solver):
     options = {
         "solver": solver,
         "max_iter": 2000,
-        "tol": 1e-4,
+        "tol": 1e-3,
         "progress": lambda _steps: None,
     }
     alone = [best_run(problem, W[[b]], H[[b]], **options) for b in range(2)]
