@@ -54,7 +54,7 @@ def write_tensors(path: Path, kind: Kind, content: Content) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = {name: each.detach().cpu().contiguous() for name, each in content.tensors.items()}
+    tensors = _on_their_own(content.tensors)
     head = json.dumps(
         {
             "kind": kind.value,
@@ -76,6 +76,17 @@ def write_tensors(path: Path, kind: Kind, content: Content) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _on_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors on the CPU, copied where they share memory: the format has none."""
+    found, storages = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return found
 
 
 def read_tensors(path: Path, kind: Kind) -> Content:

@@ -53,6 +53,14 @@ def test_a_file_holds_what_was_written(path, content, kind):
     assert torch.equal(load_file(path)["turned"], content.tensors["turned"])
 
 
+def test_tensors_that_share_memory_are_written_each_for_itself(path):
+    base = torch.rand(4, 5)
+    tensors = {"all": base, "again": base, "row": base[1], "turned": base.mT, "one": base[:1, :1]}
+    write_tensors(path, Kind.ESTIMATOR, Content({}, tensors))
+    found = read_tensors(path, Kind.ESTIMATOR).tensors
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
 def test_what_was_read_does_not_hang_on_the_file(path, content):
     write_tensors(path, Kind.ESTIMATOR, content)
     tensor = read_tensors(path, Kind.ESTIMATOR).tensors["single"]
