@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterable
 from copy import copy
@@ -11,13 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 from tqdm import tqdm
 
 from nnmf_cuda import ops
+from nnmf_cuda.nnmf.checkpoint import Checkpoint, description_of_fit
+from nnmf_cuda.nnmf.fitting import Callback, Watch, fit_to_end
 from nnmf_cuda.nnmf.inputs import (
     as_matrix,
     check_choice,
@@ -45,7 +48,16 @@ from nnmf_cuda.nnmf.rank_selection import (
     read_ranks,
     rows_of_consensus,
 )
-from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem, Run, all_runs
+from nnmf_cuda.nnmf.saving import SavingMixin
+from nnmf_cuda.nnmf.solvers import (
+    SOLVERS,
+    Minimisation,
+    Objective,
+    Penalty,
+    Problem,
+    Run,
+    State,
+)
 from nnmf_cuda.nnmf.starts import INITS, Origin, initial_components, initial_factors
 from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
 
@@ -62,14 +74,15 @@ _OF_FIT_ALONE = (
 )
 
 
-class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # type: ignore[misc]
     """Non-negative matrix factorisation X ~= W @ H, of data at hand or of a stream.
 
     One row of X is one sample (an image, flattened); one row of H = `components_` is one
     component. Parameters, attributes and update rules are those of
     :class:`sklearn.decomposition.NMF` with ``solver="mu"``, plus restarts, quicker solvers, the
     `partial_fit` of :class:`sklearn.decomposition.MiniBatchNMF`, devices and pixels. `select_rank`
-    compares numbers of components before a fit.
+    compares numbers of components before a fit. `save` and `load` bring a fitted estimator to
+    another process, without pickle.
 
     Parameters
     ----------
@@ -241,7 +254,17 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         self.device = device
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> NNMF:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        W: Any = None,
+        H: Any = None,
+        *,
+        callback: Callback | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: float = 60.0,
+    ) -> NNMF:
         """Learn the components of X.
 
         Parameters
@@ -252,6 +275,23 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             Present for scikit-learn's convention.
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
             The start of ``init="custom"``; not modified, cast to the type of X.
+        callback : callable, optional
+            Called with a :class:`nnmf_cuda.nnmf.FitRecord` at every record (see
+            `objective_history_`). The fit ends where it returns True, with the best start as it
+            stands, and without a warning. Its own errors end the fit too.
+        checkpoint : path, optional
+            A file from which the same call goes on if it was stopped, by whatever: to the same
+            bits, on the same device, as if it had not been. Where there is no such file the fit
+            begins. It is written at the start, every `checkpoint_every` seconds, and when the fit
+            ends or is interrupted; it stays when the fit has ended, and leads to the same result
+            at once. Data or parameters other than those that it was begun with are refused,
+            except for those that do not matter and `max_iter`: a larger one takes a fit further
+            that had not converged. Nothing that was drawn at random is drawn again. The file is
+            a safetensors file without code and holds the factors of the starts that still run,
+            twice for "accelerated-mu", and those of the best that has ended. For a digest, X is
+            read once more than without.
+        checkpoint_every : float, default=60.0
+            Seconds between two writings; 0 writes at every record.
 
         Raises
         ------
@@ -259,25 +299,48 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             For sparse X, or a parameter of the wrong type.
         ValueError
             For negative, infinite, NaN or empty X, zeros in X with ``beta_loss <= 0``,
-            `n_components` above min(n_samples, n_features), a parameter out of range, or a
-            factorisation that overflows.
+            `n_components` above min(n_samples, n_features), a parameter out of range, a
+            factorisation that overflows, or a checkpoint that is damaged or of another fit.
 
         Warns
         -----
         ConvergenceWarning
             If ``tol > 0`` and the rule was not met within `max_iter` iterations.
+        RuntimeWarning
+            If the checkpoint cannot be written later than at the start; the fit goes on.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from nnmf_cuda import NNMF
+        >>> X = np.random.default_rng(0).random((20, 12))
+        >>> model = NNMF(n_components=3, tol=0, random_state=0)
+        >>> model.fit(X, callback=lambda record: record.iteration >= 50).n_iter_
+        50
         """
-        self._fit(self._read_training(X), W, H)
+        watch = Watch(callback, checkpoint, checkpoint_every)
+        self._fit(self._read_training(X), W, H, watch)
         return self
 
-    def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> Any:
+    def fit_transform(
+        self,
+        X: Any,
+        y: Any = None,
+        W: Any = None,
+        H: Any = None,
+        *,
+        callback: Callback | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: float = 60.0,
+    ) -> Any:
         """Fit to X and return ``transform(X)``; parameters and errors are those of `fit`.
 
         The result is what `transform` finds for X, not `W_`: features of training rows and of
         new rows are then of the same kind. X is read, checked and brought to the device once.
         """
+        watch = Watch(callback, checkpoint, checkpoint_every)
         matrix = self._read_training(X)
-        self._fit(matrix, W, H)
+        self._fit(matrix, W, H, watch)
         return like_input(self._transform(matrix), X)
 
     def partial_fit(self, X: Any, y: Any = None, *, H: Any = None) -> NNMF:
@@ -532,7 +595,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     def _origin(self) -> Origin:
         return Origin(self.init, self.n_init, self.random_state, self._fitted_units.scale)
 
-    def _fit(self, X: Tensor, W: Any, H: Any) -> None:
+    def _fit(self, X: Tensor, W: Any, H: Any, watch: Watch) -> None:
         """Fit to X from the start W, H, where the user has given one."""
         if self.init == "nndsvd" and SOLVERS[self.solver].keeps_zeros:
             warnings.warn(
@@ -541,31 +604,45 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
                 UserWarning,
                 stacklevel=3,
             )
-        W, H = initial_factors(
+        file, state = None, None
+        if watch.checkpoint is not None:
+            fit = description_of_fit(X, self.get_params(deep=False), {"W": W, "H": H})
+            file = Checkpoint(watch.checkpoint, watch.every, fit)
+            state = file.read(self.max_iter, X.device)
+        problem = self._problem(X)
+        if state is None:
+            state = State.of_starts(problem, *self._starts(X, W, H))
+        done, best = state.iterations[-1], state.best
+        minimisation = Minimisation(problem, state, solver=self.solver, tol=self.tol)
+        del state, W, H  # starts of this fit need no room to its end
+        with self._progress("NNMF", "it", total=self.max_iter, initial=done) as shown:
+            outcome = fit_to_end(
+                minimisation,
+                best,
+                max_iter=self.max_iter,
+                callback=watch.callback,
+                checkpoint=file,
+                progress=shown.update,
+            )
+        self._keep(outcome.run, stopped=outcome.stopped)
+
+    def _starts(self, X: Tensor, W: Any, H: Any) -> tuple[Tensor, Tensor]:
+        return initial_factors(
             X,
             self.n_components,
             self._origin,
             W=W,
             H=H,
         )
-        with self._progress("NNMF", "it", total=self.max_iter) as shown:
-            runs = all_runs(
-                self._problem(X),
-                W,
-                H,
-                solver=self.solver,
-                max_iter=self.max_iter,
-                tol=self.tol,
-                progress=shown.update,
-            )
-            best = min(runs, key=Run.order)
-        self._keep(best)
 
-    def _progress(self, what: str, unit: str, items: Any = None, *, total: int) -> Any:
+    def _progress(
+        self, what: str, unit: str, items: Any = None, *, total: int, initial: int = 0
+    ) -> Any:
         # None shows the bar on a terminal only.
-        return tqdm(items, what, total, unit=unit, disable=None if self.verbose else True)
+        disable = None if self.verbose else True
+        return tqdm(items, what, total, unit=unit, initial=initial, disable=disable)
 
-    def _keep(self, run: Run) -> None:
+    def _keep(self, run: Run, *, stopped: bool) -> None:
         """Store the best run as fitted attributes, or raise if even that one overflowed."""
         if not math.isfinite(run.objective[-1]):
             raise ValueError(
@@ -581,7 +658,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         self.reconstruction_err_ = run.error
         self.objective_history_ = np.array(run.objective)
         self.objective_iterations_ = np.array(run.iterations)
-        if self.tol > 0 and not run.converged:
+        if self.tol > 0 and not run.converged and not stopped:
             warnings.warn(
                 f"NNMF stopped at max_iter={self.max_iter} before it converged to tol={self.tol}; "
                 "raise max_iter, or set tol=0 if a fixed number of iterations is what you want",

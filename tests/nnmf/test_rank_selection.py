@@ -379,7 +379,7 @@ def test_only_ranks_with_the_same_sweeps_share_a_batch_of_hals(rng, batches):
     # 1 + half of 5400 / (150 k), at most 10.
     assert [SOLVERS["hals"].sweeps(X.shape, rank) for rank in ranks] == [10, 7, 5, 4, 4, 3, 3]
     assert batches == [(1, 2), (1, 3), (1, 4), (2, 6), (2, 8)]
-    W, H = torch.ones(2, 60, 8), torch.ones(2, 8, 90)
+    W, H = X.new_ones(2, 60, 8), X.new_ones(2, 8, 90)
     with pytest.raises(ValueError, match="too many values to unpack"):
         next(all_runs(problem, W, H, solver="hals", max_iter=1, tol=0, ranks=[2, 8]))
 
