@@ -570,7 +570,10 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             )
         file, state = None, None
         if watch.checkpoint is not None:
-            fit = description_of_fit(X, self.get_params(deep=False), {"W": W, "H": H})
+            # A subclass need not have them all among its own.
+            parameters = {name: getattr(self, name) for name in NNMF._get_param_names()}
+            parameters |= self.get_params(deep=False)
+            fit = description_of_fit(X, parameters, {"W": W, "H": H})
             file = Checkpoint(watch.checkpoint, watch.every, fit)
             state = file.read(self.max_iter, X.device)
         problem = self._problem(X)
