@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from copy import copy
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,10 +28,18 @@ from nnmf_cuda.nnmf.inputs import (
     check_integer,
     check_real,
     extremes,
+    factor_dtype,
     like_input,
+    mean,
     resolve_device,
 )
-from nnmf_cuda.nnmf.minibatch import Statistics, minibatch_step, solve_W, statistics_of_fit
+from nnmf_cuda.nnmf.minibatch import (
+    Statistics,
+    minibatch_step,
+    solve_W,
+    statistics_of_fit,
+    statistics_of_start,
+)
 from nnmf_cuda.nnmf.rank_selection import (
     SLACK,
     RankSelection,
@@ -49,7 +58,8 @@ from nnmf_cuda.nnmf.solvers import (
     Run,
     State,
 )
-from nnmf_cuda.nnmf.starts import INITS, initial_components, initial_factors
+from nnmf_cuda.nnmf.starts import INITS, Origin, initial_components, initial_factors
+from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
 
 TRANSFORM_SOLVERS = ("nnls", "mu")
 
@@ -90,8 +100,9 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         alternating least squares [4]_, for ``beta_loss="frobenius"``.
     init : {"random", "nndsvd", "nndsvda", "nndsvdar", "custom"}, default="random"
         Start. "random": uniform on [0, 1) plus 0.1. "nndsvd...": from a singular value
-        decomposition [3]_, its zeros kept, replaced by the mean of X (a) or by small random
-        numbers (ar). "custom": the W and H given to `fit`.
+        decomposition [3]_, its zeros kept, replaced by sqrt(mean of X) (a) or by small random
+        numbers (ar). All are scaled so that a fit does not depend on the units of X. "custom":
+        the W and H given to `fit`.
     max_iter : int, default=200
         Most iterations of a fit.
     tol : float, default=1e-4
@@ -473,16 +484,15 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         check_choice("criterion", criterion, tuple(SLACK))
         if max_samples is not None:
             check_integer("max_samples", max_samples, low=2)
-        # A copy, because reading X sets the number of features that an estimator was fitted with.
-        matrix = copy(self)._read_training(X)
+        # A copy, because reading X sets what an estimator was fitted with: features and units.
+        reader = copy(self)
+        matrix = reader._read_training(X)
         ranks = read_ranks(n_components, min(matrix.shape))
         rows = rows_of_consensus(matrix, max_samples, self.random_state)
         runs = grid_runs(
-            self._problem(matrix),
+            reader._problem(matrix),
             ranks,
-            init=self.init,
-            n_init=n_init,
-            random_state=self.random_state,
+            replace(reader._origin, n_init=n_init),
             solver=self.solver,
             max_iter=self.max_iter,
             tol=self.tol,
@@ -517,9 +527,9 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             check_real(name, getattr(self, name), low=0, high=1)
 
     def _read(self, X: Any, *, reset: bool) -> Tensor:
-        """Return X as a checked matrix where it is computed with, its features recorded.
+        """Return X as a checked matrix where it is computed with, its features and units recorded.
 
-        Without `reset` their number and names are compared with those recorded before.
+        Without `reset` they are compared with those recorded before.
         """
         device, owner = resolve_device(self.device, X), type(self).__name__
         check_dense_matrix(X, owner)
@@ -529,13 +539,31 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             validate_data(self, stand_in, reset=reset, skip_check_array=True)
         else:
             X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
-        return as_matrix(X, device, owner)
+        matrix, largest = as_matrix(X, device, owner)
+        pixels = matrix.dtype == torch.uint8
+        if reset:
+            self._units = asdict(Units(pixels, largest, mean(matrix)))
+        else:
+            warn_of_other_units(self._fitted_units, pixels=pixels, largest=largest)
+        return matrix
+
+    @property
+    def _fitted_units(self) -> Units:
+        """The units of X as recorded, those of scikit-learn's floors for components set by hand."""
+        known: dict[str, Any] = getattr(self, "_units", None) or vars(UNKNOWN)
+        return Units(**known)
 
     def _read_training(self, X: Any, *, reset: bool = True) -> Tensor:
         """Check the parameters and return X, in which the divergence must be finite."""
         self._check_parameters()
         matrix = self._read(X, reset=reset)
         self._check_zeros(matrix)
+        if reset:
+            warn_of_range(
+                self._fitted_units,
+                beta_loss=ops.beta_loss_to_float(self.beta_loss),
+                dtype=factor_dtype(matrix),
+            )
         return matrix
 
     def _check_zeros(self, X: Tensor) -> None:
@@ -545,8 +573,11 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
                 "small value to X or use a beta_loss above 0"
             )
 
-    def _objective(self, n_samples: int, n_features: int) -> Objective:
-        """Return what is minimised for X of this shape, its penalties scaled as in scikit-learn."""
+    def _objective(self, n_samples: int, n_features: int, dtype: torch.dtype) -> Objective:
+        """Return what is minimised for X of this shape, its penalties scaled as in scikit-learn.
+
+        The floor is that of the units of the fit, so that a row's result is its own.
+        """
         alpha_H = self.alpha_W if self.alpha_H == "same" else self.alpha_H
         penalty = Penalty(
             l1_reg_W=n_features * self.alpha_W * self.l1_ratio,
@@ -554,10 +585,15 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             l2_reg_W=n_features * self.alpha_W * (1 - self.l1_ratio),
             l2_reg_H=n_samples * alpha_H * (1 - self.l1_ratio),
         )
-        return Objective(ops.beta_loss_to_float(self.beta_loss), penalty)
+        floor = self._fitted_units.floor(dtype)
+        return Objective(ops.beta_loss_to_float(self.beta_loss), penalty, floor)
 
     def _problem(self, X: Tensor) -> Problem:
-        return Problem(X, self._objective(*X.shape))
+        return Problem(X, self._objective(len(X), X.shape[1], factor_dtype(X)))
+
+    @property
+    def _origin(self) -> Origin:
+        return Origin(self.init, self.n_init, self.random_state, self._fitted_units.scale)
 
     def _fit(self, X: Tensor, W: Any, H: Any, watch: Watch) -> None:
         """Fit to X from the start W, H, where the user has given one."""
@@ -597,9 +633,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         return initial_factors(
             X,
             self.n_components,
-            init=self.init,
-            n_init=self.n_init,
-            random_state=self.random_state,
+            self._origin,
             W=W,
             H=H,
         )
@@ -651,10 +685,10 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
     def _stream(self, X: Tensor, H: Any) -> tuple[Tensor, Statistics]:
         """Return the components and the memory with which a stream meets the rows X."""
         if not hasattr(self, "components_"):
-            components = initial_components(
-                X, self.n_components, init=self.init, random_state=self.random_state, H=H
-            )
-            return components, Statistics(components, torch.ones_like(components))
+            origin = self._origin
+            components = initial_components(X, self.n_components, origin, H=H)
+            beta_loss = ops.beta_loss_to_float(self.beta_loss)
+            return components, statistics_of_start(components, origin.mean, beta_loss)
 
         def stored(name: str) -> Tensor:
             return torch.tensor(getattr(self, name), device=X.device)
@@ -673,7 +707,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         if hasattr(self, "n_steps_"):
             return components, Statistics(*map(stored, _MEMORY))
         W = stored("W_")
-        return components, statistics_of_fit(W, components, self._objective(len(W), X.shape[1]))
+        objective = self._objective(len(W), X.shape[1], components.dtype)
+        return components, statistics_of_fit(W, components, objective)
 
     def _keep_step(self, components: Tensor, statistics: Statistics) -> None:
         """Store what a mini-batch has led to, and drop what holds for the end of a fit only."""

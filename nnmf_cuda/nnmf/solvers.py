@@ -52,6 +52,7 @@ class Objective:
 
     beta_loss: float
     penalty: Penalty
+    floor: float = ops.EPSILON  # of W H where it is divided by; see `Units.floor`
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,25 @@ class Problem:
     def at(self, W: Tensor, H: Tensor, divergence: Tensor | None = None) -> Iterate:
         """Return the factors with their objective; the divergence is computed if not at hand."""
         if divergence is None:
-            divergence = ops.nnmf_divergence(self.X, W, H, beta_loss=self.objective.beta_loss)
+            beta_loss, floor = self.objective.beta_loss, self.objective.floor
+            divergence = ops.nnmf_divergence(self.X, W, H, beta_loss=beta_loss, floor=floor)
         return Iterate(W, H, divergence, divergence + self.objective.penalty.value(W, H))
 
     def updated(
         self, W: Tensor, H: Tensor, n_iter: int, **options: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run `n_iter` multiplicative updates; options and results are those of `ops.nnmf_mu`."""
-        beta_loss, penalty = self.objective.beta_loss, vars(self.objective.penalty)
-        return ops.nnmf_mu(self.X, W, H, beta_loss=beta_loss, n_iter=n_iter, **penalty, **options)
+        objective = self.objective
+        return ops.nnmf_mu(
+            self.X,
+            W,
+            H,
+            beta_loss=objective.beta_loss,
+            n_iter=n_iter,
+            floor=objective.floor,
+            **vars(objective.penalty),
+            **options,
+        )
 
 
 @dataclass(frozen=True)

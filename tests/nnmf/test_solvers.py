@@ -224,6 +224,7 @@ def test_every_solver_stops_by_the_same_rule(counts, solver):
     assert falls[-1] <= 1e-4 < falls[:-1].min()
 
 
+@pytest.mark.filterwarnings("ignore:X has the mean:UserWarning")
 @pytest.mark.parametrize("solver", ["mu", "accelerated-mu", "hals"])
 def test_every_solver_says_that_it_overflowed(counts, solver):
     X = (counts / counts.max() * 3e38).astype(np.float32)
