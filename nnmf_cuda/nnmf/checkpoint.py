@@ -127,8 +127,12 @@ def _described(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if not isinstance(value, Tensor):
-        value = torch.from_numpy(np.array(value, dtype=np.float64))
-    return f"{tuple(value.shape)} {digest(value.detach().double())}"
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            return repr(value)
+        value = torch.from_numpy(array.astype(np.float64))
+    # As float64, since a start may be given in any type.
+    return f"{tuple(value.shape)} {digest(value.detach().double().reshape(len(value), -1))}"
 
 
 def digest(X: Tensor) -> str:

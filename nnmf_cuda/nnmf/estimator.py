@@ -666,8 +666,11 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             )
         file, state = None, None
         if watch.checkpoint is not None:
+            # A subclass need not have them all among its own.
+            parameters = {name: getattr(self, name) for name in NNMF._get_param_names()}
+            parameters |= self.get_params(deep=False)
             given = {"W": W, "H": H, "update_H": update_H}
-            fit = description_of_fit(X, self.get_params(deep=False), given)
+            fit = description_of_fit(X, parameters, given)
             file = Checkpoint(watch.checkpoint, watch.every, fit)
             state = file.read(self.max_iter, X.device)
         problem = self._problem(X, origin.n_fixed)

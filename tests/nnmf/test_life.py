@@ -454,3 +454,15 @@ def test_another_start_of_the_users_is_refused(X, path, rng):
         clone(model).fit(X, W=torch.from_numpy(W), H=H.tolist(), checkpoint=path),
         clone(model).fit(X, W=W, H=H),
     )
+
+
+def test_parameters_of_a_subclass_are_compared_too(X, path):
+    class Named(NNMF):
+        def __init__(self, n_components=3, *, words=("a", 1), weights=None):
+            super().__init__(n_components, max_iter=5, tol=0, random_state=0)
+            self.words, self.weights = words, weights
+
+    Named(weights=[1.0, 2.0]).fit(X, checkpoint=path)
+    Named(weights=np.array([1.0, 2.0], dtype=np.float32)).fit(X, checkpoint=path)
+    with pytest.raises(ValueError, match=r"weights was '\(2,\) .*' and is '\(2,\) .*'; words was"):
+        Named(words=("b", 1), weights=[1.0, 2.5]).fit(X, checkpoint=path)
