@@ -3,6 +3,11 @@
 `nnmf_cuda.ops` holds the kernels as functions of tensors, `NNMF` the scikit-learn estimator over
 them, `load_model` what a run of the command line saved. Importing this module touches no GPU and
 loads nothing of the experiment.
+
+Once `ops` or `NNMF` have been used, a process that is forked from this one (`multiprocessing`,
+joblib's "multiprocessing", `DataLoader`) has torch on one thread: OpenMP's others do not live on in
+it, and with them it would wait for ever. To compute on several, start a process anew ("spawn",
+"loky").
 """
 
 from __future__ import annotations

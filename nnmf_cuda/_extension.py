@@ -10,7 +10,7 @@ import os
 from types import ModuleType
 from typing import Any
 
-import torch  # noqa: F401  (libtorch must be in the process before the extension is)
+import torch  # libtorch must be in the process before the extension is
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def load() -> ModuleType | None:
 @functools.cache
 def _load_once() -> tuple[ModuleType | None, str]:
     """Return the module, or None and why there is none."""
+    _survive_forks()
     if importlib.util.find_spec(_NAME) is None:
         reason = "not built"
     else:
@@ -57,6 +58,16 @@ def _load_once() -> tuple[ModuleType | None, str]:
         "the compiled extension is %s: the slower reference serves every op; %s", reason, _REMEDY
     )
     return None, reason
+
+
+def _survive_forks() -> None:
+    """Give processes that are forked from this one a single thread.
+
+    OpenMP's other threads, which kernels of ours and of torch share, do not live on in the child:
+    with more than one it would wait for them for ever.
+    """
+    if hasattr(os, "register_at_fork"):  # Windows does not fork
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def build_info() -> dict[str, Any]:

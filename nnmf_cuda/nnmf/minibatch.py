@@ -48,6 +48,18 @@ def minibatch_step(
     return (H.masked_fill(H < CLAMP, 0) if beta_loss <= 1 else H), statistics
 
 
+def statistics_of_start(H: Tensor, mean: float, beta_loss: float) -> Statistics:
+    """Return what a stream begins with at H (k, f), for X of this mean.
+
+    At the mean 1 they are those of scikit-learn, H and ones; at another they weigh as much beside
+    those of a mini-batch, whose denominators have the units of W^T (W H)^(beta_loss - 1), where W
+    and H have those of sqrt(mean).
+    """
+    unit = mean ** (beta_loss - 0.5)
+    of_power = mean ** (0.5 / mm_exponent(beta_loss) - 0.5)  # of H ** (1 / gamma) beside H
+    return Statistics(of_power * unit * H, unit * torch.ones_like(H))
+
+
 def statistics_of_fit(W: Tensor, H: Tensor, objective: Objective) -> Statistics:
     """Return what a fit that ended at W (n, k), H (k, f) would remember of its rows."""
     denominator = _denominator(W, H, objective)
@@ -63,16 +75,17 @@ def _denominator(W: Tensor, H: Tensor, objective: Objective) -> Tensor:
     elif beta_loss == 2:
         total = (W.mT @ W) @ H
     else:
-        total = _power_denominator(W, H, beta_loss)
+        total = _power_denominator(W, H, objective)
     total = total + penalty.l1_reg_H + penalty.l2_reg_H * H
     return total.masked_fill(total == 0, EPSILON)
 
 
-def _power_denominator(W: Tensor, H: Tensor, beta_loss: float) -> Tensor:
+def _power_denominator(W: Tensor, H: Tensor, objective: Objective) -> Tensor:
     """Return W^T (W H)^(beta - 1), W H being made for a block of rows at a time."""
+    beta_loss, floor = objective.beta_loss, objective.floor
     total = torch.zeros_like(H)
     for rows in row_slices(len(W), H.shape[1]):
         part = W[rows]
         WH = part @ H
-        total += part.mT @ (WH.clamp_min(EPSILON) if beta_loss < 1 else WH) ** (beta_loss - 1)
+        total += part.mT @ (WH.clamp_min(floor) if beta_loss < 1 else WH) ** (beta_loss - 1)
     return total

@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 
 from nnmf_cuda.nnmf.inputs import check_integer, factor_dtype, row_means
 from nnmf_cuda.nnmf.solvers import SOLVERS, Problem, Run, all_runs
-from nnmf_cuda.nnmf.starts import iter_starts
+from nnmf_cuda.nnmf.starts import Origin, iter_starts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,17 +184,15 @@ def rows_of_consensus(X: Tensor, max_samples: int | None, random_state: Any) -> 
 def grid_runs(
     problem: Problem,
     ranks: Sequence[int],
+    origin: Origin,
     *,
-    init: str,
-    n_init: int,
-    random_state: Any,
     solver: str,
     max_iter: int,
     tol: float,
     width: int | None = None,
     batch_entries: int = BATCH_ENTRIES,
 ) -> Iterator[Run]:
-    """Minimise from `n_init` starts of each of the ascending ranks and yield each run when it ends.
+    """Minimise from all starts of each of the ascending ranks and yield each run when it ends.
 
     Each run is the one that its start has alone, up to the rounding of sums. Starts are those of
     `iter_starts`, drawn rank after rank; `solver`, `max_iter` and `tol` are those of `all_runs`.
@@ -211,12 +209,9 @@ def grid_runs(
 
     for _, group in groupby(ranks, group_of):
         members = list(group)
-        keys = ((rank, restart) for rank in members for restart in range(n_init))
-        queue = chain.from_iterable(
-            iter_starts(problem.X, rank, init=init, n_init=n_init, random_state=random_state)
-            for rank in members
-        )
-        total = len(members) * n_init
+        keys = ((rank, restart) for rank in members for restart in range(origin.n_init))
+        queue = chain.from_iterable(iter_starts(problem.X, rank, origin) for rank in members)
+        total = len(members) * origin.n_init
         n_batches = math.ceil(total / max(1, batch_entries // (sum(shape) * members[-1])))
         for index in range(n_batches):  # the fewest, alike in size
             size = total * (index + 1) // n_batches - total * index // n_batches

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.extmath import svd_flip
 from torch import Tensor
 
-from nnmf_cuda.nnmf.inputs import factor_dtype, mean, product, transposed_product
+from nnmf_cuda.nnmf.inputs import factor_dtype, product, transposed_product
 
 FloatArray = NDArray[Any]
 
@@ -22,29 +24,32 @@ INITS = ("random", "nndsvd", "nndsvda", "nndsvdar", "custom")
 
 _AUTO_COMPONENTS = 15  # the paper's number
 _RANDOM_FLOOR = 0.1  # added to the uniform draw: far from the zeros that no update can leave
-_NNDSVD_ZERO = 1e-6  # entries of NNDSVD below this are zeros, as in scikit-learn
+_NNDSVD_ZERO = 1e-6  # entries of NNDSVD below this are zeros, as in scikit-learn, at the mean 1
 _OVERSAMPLES = 10  # singular vectors computed beside those asked for
 
 
+@dataclass(frozen=True)
+class Origin:
+    """How starts are made."""
+
+    init: str  # of `INITS`
+    n_init: int = 1
+    random_state: Any = None
+    mean: float = 1.0  # of X, see `Units.scale`: starts that are not the user's scale with it
+
+
 def initial_factors(
-    X: Tensor,
-    n_components: Any,
-    *,
-    init: str,
-    n_init: int,
-    random_state: Any,
-    W: Any = None,
-    H: Any = None,
+    X: Tensor, n_components: Any, origin: Origin, *, W: Any = None, H: Any = None
 ) -> tuple[Tensor, Tensor]:
-    """Return `n_init` starts W (n_init, n, k) and H (n_init, k, f) of a fit, on X's device.
+    """Return the starts W (n_init, n, k) and H (n_init, k, f) of a fit, on X's device.
 
     Restart 0 is what a single start with the same `random_state` gets. W and H have X's floating
     type (float32 for uint8 pixels). Given W and H are the one start of ``init="custom"``.
     """
     wanted = _requested(n_components, X, min(X.shape))
-    if init == "custom":
-        if n_init > 1:
-            raise ValueError(f"n_init={n_init} with init='custom': give one start, n_init=1")
+    if origin.init == "custom":
+        if origin.n_init > 1:
+            raise ValueError(f"n_init={origin.n_init} with init='custom': give one start, n_init=1")
         if W is None or H is None:
             missing = " and ".join(name for name, given in (("W", W), ("H", H)) if given is None)
             raise ValueError(
@@ -54,18 +59,16 @@ def initial_factors(
         W = _given("W", W, X, (len(X), wanted))
         return W[None], _given("H", H, X, (wanted, X.shape[1]))[None]
     if W is not None or H is not None:
-        raise ValueError(f"W and H are starts of init='custom', but init={init!r}")
+        raise ValueError(f"W and H are starts of init='custom', but init={origin.init!r}")
     k = wanted or min(_AUTO_COMPONENTS, *X.shape)
-    starts = iter_starts(X, k, init=init, n_init=n_init, random_state=random_state)
-    factors = zip(*starts, strict=True)
-    W, H = (torch.stack(factor) if n_init > 1 else factor[0][None] for factor in factors)
+    factors = zip(*iter_starts(X, k, origin), strict=True)
+    W, H = (torch.stack(factor) if origin.n_init > 1 else factor[0][None] for factor in factors)
     return W.to(X.device), H.to(X.device)
 
 
-def initial_components(
-    X: Tensor, n_components: Any, *, init: str, random_state: Any, H: Any = None
-) -> Tensor:
+def initial_components(X: Tensor, n_components: Any, origin: Origin, *, H: Any = None) -> Tensor:
     """Return the components H (k, f) from which a stream that begins with X (n, f) starts."""
+    init = origin.init
     # Only singular vectors need rows: else the first mini-batch may have few.
     limit = min(X.shape) if init.startswith("nndsvd") else X.shape[1]
     wanted = _requested(n_components, X, limit)
@@ -76,22 +79,20 @@ def initial_components(
     if H is not None:
         raise ValueError(f"H is the start of init='custom', but init={init!r}")
     k = wanted or min(_AUTO_COMPONENTS, limit)
-    (start,) = iter_starts(X, k, init=init, n_init=1, random_state=random_state)
+    (start,) = iter_starts(X, k, replace(origin, n_init=1))
     return start[1].to(X.device)
 
 
-def iter_starts(
-    X: Tensor, n_components: int, *, init: str, n_init: int, random_state: Any
-) -> Iterator[tuple[Tensor, Tensor]]:
+def iter_starts(X: Tensor, n_components: int, origin: Origin) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield `n_init` starts that are not the user's, W (n, k) and H (k, f) on the CPU."""
-    if n_init > 1 and init not in ("random", "nndsvdar"):
+    if origin.n_init > 1 and origin.init not in ("random", "nndsvdar"):
         raise ValueError(
-            f"n_init={n_init} with init={init!r} would repeat one start; use init='random' or "
-            "'nndsvdar', or n_init=1"
+            f"n_init={origin.n_init} with init={origin.init!r} would repeat one "
+            "start; use init='random' or 'nndsvdar', or n_init=1"
         )
-    draw = _random if init == "random" else partial(_nndsvd, init=init)
+    draw = _random if origin.init == "random" else _nndsvd
     dtype = factor_dtype(X)
-    for W, H in draw(X, n_components, n_init, random_state):
+    for W, H in draw(X, n_components, origin):
         yield torch.from_numpy(W).to(dtype), torch.from_numpy(H).to(dtype)
 
 
@@ -126,30 +127,35 @@ def _given(name: str, factor: Any, X: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _random(
-    X: Tensor, n_components: int, n_init: int, random_state: Any
+    X: Tensor, n_components: int, origin: Origin
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Uniform on [0, 1) plus 0.1, the start of the paper."""
-    rng = check_random_state(random_state)
+    """Uniform on [0, 1) plus 0.1, the start of the paper, scaled so that W H has the mean of X."""
+    rng = check_random_state(origin.random_state)
     n_samples, n_features = X.shape
-    for _ in range(n_init):  # one start at a time in memory
+    scale = math.sqrt(origin.mean / n_components) / (0.5 + _RANDOM_FLOOR)
+    for _ in range(origin.n_init):  # one start at a time in memory
         yield (
-            rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=(n_samples, n_components)),
-            rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=(n_components, n_features)),
+            scale * rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=(n_samples, n_components)),
+            scale * rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=(n_components, n_features)),
         )
 
 
 def _nndsvd(
-    X: Tensor, n_components: int, n_init: int, random_state: Any, *, init: str
+    X: Tensor, n_components: int, origin: Origin
 ) -> Iterable[tuple[FloatArray, FloatArray]]:
-    """NNDSVD (Boutsidis & Gallopoulos 2008) with zeros kept, averaged (a) or drawn (ar)."""
-    W, H = _nndsvd_factors(X, n_components, random_state)
-    if init == "nndsvd":
+    """NNDSVD (Boutsidis & Gallopoulos 2008) with zeros kept, averaged (a) or drawn (ar).
+
+    These are sqrt(mean) times the starts of scikit-learn for X / mean: its own fill W and H, which
+    have the units of sqrt(X), by the mean of X.
+    """
+    unit = math.sqrt(origin.mean)
+    W, H = _nndsvd_factors(X, n_components, origin.random_state, zero=_NNDSVD_ZERO * unit)
+    if origin.init == "nndsvd":
         return [(W, H)]
-    average = mean(X)
-    if init == "nndsvda":
-        return [(np.where(W == 0, average, W), np.where(H == 0, average, H))]
-    rng = check_random_state(random_state)
-    return [(_filled(W, average, rng), _filled(H, average, rng)) for _ in range(n_init)]
+    if origin.init == "nndsvda":
+        return [(np.where(W == 0, unit, W), np.where(H == 0, unit, H))]
+    rng = check_random_state(origin.random_state)
+    return [(_filled(W, unit, rng), _filled(H, unit, rng)) for _ in range(origin.n_init)]
 
 
 def _filled(factor: FloatArray, average: float, rng: np.random.RandomState) -> FloatArray:
@@ -161,7 +167,7 @@ def _filled(factor: FloatArray, average: float, rng: np.random.RandomState) -> F
 
 
 def _nndsvd_factors(
-    X: Tensor, n_components: int, random_state: Any
+    X: Tensor, n_components: int, random_state: Any, *, zero: float
 ) -> tuple[FloatArray, FloatArray]:
     U, S, V = randomized_svd(X, n_components, random_state)
     W, H = np.zeros_like(U), np.zeros_like(V)
@@ -173,8 +179,8 @@ def _nndsvd_factors(
         scale = np.sqrt(S[j] * weight)
         W[:, j] = scale * u
         H[j] = scale * v
-    W[W < _NNDSVD_ZERO] = 0
-    H[H < _NNDSVD_ZERO] = 0
+    W[W < zero] = 0
+    H[H < zero] = 0
     return W, H
 
 

@@ -20,10 +20,13 @@ ROWS = 25  # of a mini-batch
 
 @pytest.fixture
 def X(rng):
-    """Planted components with noise and some zeros, 100 rows."""
+    """Planted components with noise and some zeros, 100 rows, the first 25 of mean 1.
+
+    There the weight of a start, which has the units of X, is that of scikit-learn.
+    """
     X = rng.random((100, 3)) @ rng.random((3, 33)) + 0.05 * rng.random((100, 33))
     X[X < 0.2] = 0
-    return X
+    return X / X[:ROWS].mean()
 
 
 @pytest.fixture
@@ -147,7 +150,7 @@ def test_partial_fit_weighs_a_fit_as_the_mini_batch_before(X, beta_loss, gamma, 
 
 @pytest.mark.parametrize("kind", ["float32", "uint8", "counts", "torch"])
 def test_partial_fit_reads_what_fit_reads(X, H, kind):
-    X = np.rint(X * 100)
+    X = np.rint(X * 70)
     given = {
         "uint8": lambda: X.astype(np.uint8),
         "counts": lambda: X.astype(np.int64),
@@ -164,6 +167,7 @@ def test_partial_fit_reads_what_fit_reads(X, H, kind):
 
 
 def test_partial_fit_keeps_the_type_of_the_first_call(X, H):
+    X = X / X.max()
     model = NNMF(4, init="custom").partial_fit(X.astype(np.float32), H=H)
     assert model.partial_fit(X).components_.dtype == np.float32
     assert NNMF(4, init="custom").partial_fit(X, H=H).partial_fit(
