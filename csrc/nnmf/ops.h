@@ -3,11 +3,13 @@
 //
 //   nnmf_mu(Tensor X, Tensor W, Tensor H, Tensor? active=None, *, float beta_loss, int n_iter,
 //           bool update_H=True, float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0.,
-//           float l2_reg_H=0., bool compute_divergence=False) -> (Tensor, Tensor, Tensor)
+//           float l2_reg_H=0., bool compute_divergence=False,
+//           float floor=1.1920928955078125e-07, int n_fixed=0) -> (Tensor, Tensor, Tensor)
 //   nnmf_hals(Tensor X, Tensor W, Tensor H, *, int n_iter, int n_inner=1, bool update_H=True,
 //             float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,
-//             bool compute_divergence=False) -> (Tensor, Tensor, Tensor)
-//   nnmf_divergence(Tensor X, Tensor W, Tensor H, *, float beta_loss) -> Tensor
+//             bool compute_divergence=False, int n_fixed=0) -> (Tensor, Tensor, Tensor)
+//   nnmf_divergence(Tensor X, Tensor W, Tensor H, *, float beta_loss,
+//                   float floor=1.1920928955078125e-07) -> Tensor
 #pragma once
 
 #include <cstdint>
@@ -111,24 +113,38 @@ void with_params(const FactorArguments& a, const bool* active, const F& f) {
   });
 }
 
+// The rule behind beta_loss and floor, for factors like W. Denormals are zeros to the kernels.
+inline TermRule<double> checked_rule(double beta_loss, double floor, const Tensor& W) {
+  const double smallest = W.scalar_type() == ScalarType::Float
+                              ? double{std::numeric_limits<float>::min()}
+                              : std::numeric_limits<double>::min();
+  STD_TORCH_CHECK(floor >= smallest && floor <= std::numeric_limits<float>::max(),
+                  "floor must be a number from ", smallest, " on, got ", floor);
+  return {beta_loss, floor};
+}
+
 // Implementation: constructed from a tensor of the device; divergence<loss>(FactorParams,
-// beta_loss, to) writes a number for each problem.
+// TermRule, to) writes a number for each problem.
 template <class Implementation>
-Tensor nnmf_divergence(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss) {
+Tensor nnmf_divergence(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss,
+                       double floor) {
   const FactorArguments a(X, W, H);
+  const TermRule<double> rule = checked_rule(beta_loss, floor, W);
   Implementation device(W);
   device.check(a.shape);
   Tensor result = torch::stable::new_empty(W, {a.shape.batch}, ScalarType::Double);
   with_params(a, nullptr, [&](const auto& problem) {
     dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
-      device.template divergence<loss>(problem, beta_loss, result.mutable_data_ptr<double>());
+      device.template divergence<loss>(problem, rule, result.mutable_data_ptr<double>());
     });
   });
   return result;
 }
 
-Tensor nnmf_divergence_cpu(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss);
-Tensor nnmf_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss);
+Tensor nnmf_divergence_cpu(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss,
+                           double floor);
+Tensor nnmf_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss,
+                            double floor);
 
 // Implementation: iterate<loss>(FactorParams, update of W, update of H, n_iter, updates_H, W, H)
 // writes updated factors to W and H; divergence is nnmf_divergence on its device.
@@ -152,13 +168,23 @@ class FactorUpdates {
   }
 
   // The updated factors, and their divergence or, where that was not asked for, [B] NaN.
-  std::tuple<Tensor, Tensor, Tensor> results(bool compute_divergence, double beta_loss) const {
-    if (compute_divergence) return {W_, H_, Implementation::divergence(a_.X, W_, H_, beta_loss)};
+  std::tuple<Tensor, Tensor, Tensor> results(bool compute_divergence,
+                                             const TermRule<double>& rule) const {
+    if (compute_divergence)
+      return {W_, H_, Implementation::divergence(a_.X, W_, H_, rule.beta_loss, rule.floor)};
     Tensor nothing = torch::stable::new_empty(W_, {W_.size(0)}, ScalarType::Double);
     return {W_, H_, torch::stable::fill_(nothing, std::numeric_limits<double>::quiet_NaN())};
   }
 
   double scale() const { return scale_of(a_.X); }
+
+  // How many components of H stay as they are, the first ones.
+  int64_t checked_fixed(int64_t n_fixed) const {
+    STD_TORCH_CHECK(n_fixed >= 0 && n_fixed <= a_.shape.n_components,
+                    "n_fixed must be from 0 to n_components (", a_.shape.n_components, "), got ",
+                    n_fixed);
+    return n_fixed;
+  }
 
  private:
   FactorArguments a_;
@@ -172,26 +198,30 @@ std::tuple<Tensor, Tensor, Tensor> nnmf_mu(const Tensor& X, const Tensor& W, con
                                            std::optional<Tensor> active, double beta_loss,
                                            int64_t n_iter, bool update_H, double l1_reg_W,
                                            double l1_reg_H, double l2_reg_W, double l2_reg_H,
-                                           bool compute_divergence) {
+                                           bool compute_divergence, double floor, int64_t n_fixed) {
   FactorUpdates<Implementation> updates(X, W, H, active);
+  const TermRule<double> rule = checked_rule(beta_loss, floor, W);
+  const Update of_W = update_of_W(rule, l1_reg_W, l2_reg_W, updates.scale());
+  const Update of_H =
+      update_of_H(rule, l1_reg_H, l2_reg_H, updates.scale(), updates.checked_fixed(n_fixed));
   dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
-    updates.template run<loss>(update_of_W(beta_loss, l1_reg_W, l2_reg_W, updates.scale()),
-                               update_of_H(beta_loss, l1_reg_H, l2_reg_H, updates.scale()), n_iter,
-                               update_H);
+    updates.template run<loss>(of_W, of_H, n_iter, update_H);
   });
-  return updates.results(compute_divergence, beta_loss);
+  return updates.results(compute_divergence, rule);
 }
 
 template <class Implementation>
 std::tuple<Tensor, Tensor, Tensor> nnmf_hals(const Tensor& X, const Tensor& W, const Tensor& H,
                                              int64_t n_iter, int64_t n_inner, bool update_H,
                                              double l1_reg_W, double l1_reg_H, double l2_reg_W,
-                                             double l2_reg_H, bool compute_divergence) {
+                                             double l2_reg_H, bool compute_divergence,
+                                             int64_t n_fixed) {
   FactorUpdates<Implementation> updates(X, W, H, std::nullopt);
-  updates.template run<Loss::kFrobenius>(descent_of(l1_reg_W, l2_reg_W, updates.scale(), n_inner),
-                                         descent_of(l1_reg_H, l2_reg_H, updates.scale(), n_inner),
-                                         n_iter, update_H);
-  return updates.results(compute_divergence, 2);
+  const Update of_W = descent_of(l1_reg_W, l2_reg_W, updates.scale(), n_inner, /*n_fixed=*/0);
+  const Update of_H =
+      descent_of(l1_reg_H, l2_reg_H, updates.scale(), n_inner, updates.checked_fixed(n_fixed));
+  updates.template run<Loss::kFrobenius>(of_W, of_H, n_iter, update_H);
+  return updates.results(compute_divergence, of_H.terms);
 }
 
 }  // namespace nnmf_cuda

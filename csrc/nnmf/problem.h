@@ -59,13 +59,21 @@ void dispatch_loss(double beta_loss, const F& f) {
   }
 }
 
-constexpr double kEpsilon = 1.1920928955078125e-07;     // float32's: the floor of W H
+constexpr double kEpsilon =
+    1.1920928955078125e-07;  // float32's: what stands for a denominator of 0
 constexpr double kClampBelow = 2.2204460492503131e-16;  // float64's: smaller factors become zero
 
+// What the terms of an entry depend on besides X and W H.
 template <class T>
-NNMF_CUDA_INLINE T floored(T wh) {
-  return at_least(static_cast<T>(kEpsilon), wh);
-}
+struct TermRule {
+  T beta_loss;
+  T floor;  // of W H where it divides; entries of X up to it count as zeros in the divergence
+
+  template <class To>
+  NNMF_CUDA_INLINE TermRule<To> as() const {
+    return {static_cast<To>(beta_loss), static_cast<To>(floor)};
+  }
+};
 
 // X as a number: pixels are x / 255.
 template <class T, class Data>
@@ -78,30 +86,32 @@ NNMF_CUDA_INLINE T value_of(Data x) {
 
 // X (W H)^(beta_loss - 2): what the numerator of an update sums.
 template <Loss loss, class T>
-NNMF_CUDA_INLINE T numerator_term(T x, T wh, T beta_loss) {
+NNMF_CUDA_INLINE T numerator_term(T x, T wh, const TermRule<T>& rule) {
   if constexpr (loss == Loss::kFrobenius) {
     return x;
   } else if constexpr (loss == Loss::kKullbackLeibler) {
-    return quotient(x, floored(wh));
+    return quotient(x, at_least(rule.floor, wh));
   } else if constexpr (loss == Loss::kItakuraSaito) {
-    const T inverse = quotient(T{1}, floored(wh));
-    return x * (inverse * inverse);
+    const T inverse = quotient(T{1}, at_least(rule.floor, wh));
+    return x * inverse * inverse;  // its square alone may be infinite
   } else {
-    return x * std::pow(beta_loss < 2 ? floored(wh) : wh, beta_loss - 2);
+    const T safe = rule.beta_loss < 2 ? at_least(rule.floor, wh) : wh;
+    return x * std::pow(safe, rule.beta_loss - 2);
   }
 }
 
 // (W H)^(beta_loss - 1): what the denominator sums.
 template <Loss loss, class T>
-NNMF_CUDA_INLINE T denominator_term(T wh, T beta_loss) {
+NNMF_CUDA_INLINE T denominator_term(T wh, const TermRule<T>& rule) {
   if constexpr (loss == Loss::kFrobenius) {
     return wh;
   } else if constexpr (loss == Loss::kKullbackLeibler) {
     return T{1};
   } else if constexpr (loss == Loss::kItakuraSaito) {
-    return quotient(T{1}, floored(wh));
+    return quotient(T{1}, at_least(rule.floor, wh));
   } else {
-    return std::pow(beta_loss < 1 ? floored(wh) : wh, beta_loss - 1);
+    const T safe = rule.beta_loss < 1 ? at_least(rule.floor, wh) : wh;
+    return std::pow(safe, rule.beta_loss - 1);
   }
 }
 
@@ -116,10 +126,11 @@ struct UpdateRule {
 // How one factor is updated from sums over X.
 struct Update {
   UpdateRule rule;
-  double beta_loss;
+  TermRule<double> terms;
   double scale;     // of the numerators: 1 / 255 for pixels, which are summed as bytes
   double zero_sum;  // what stands for a sum of zero in the denominator of Kullback-Leibler
   int64_t n_inner;  // sweeps of coordinate descent; 0 for multiplicative updates
+  int64_t n_fixed;  // components that stay as they are, the first ones
 };
 
 inline double mm_exponent(double beta_loss) {
@@ -129,29 +140,35 @@ inline double mm_exponent(double beta_loss) {
 }
 
 // Multiplicative updates of W, and of H.
-inline Update update_of_W(double beta_loss, double l1_reg, double l2_reg, double scale) {
-  return {{l1_reg, l2_reg, mm_exponent(beta_loss), beta_loss < 1},
-          beta_loss,
+inline Update update_of_W(const TermRule<double>& terms, double l1_reg, double l2_reg,
+                          double scale) {
+  return {{l1_reg, l2_reg, mm_exponent(terms.beta_loss), terms.beta_loss < 1},
+          terms,
           scale,
           /*zero_sum=*/0,
-          /*n_inner=*/0};
+          /*n_inner=*/0,
+          /*n_fixed=*/0};
 }
 
-inline Update update_of_H(double beta_loss, double l1_reg, double l2_reg, double scale) {
-  return {{l1_reg, l2_reg, mm_exponent(beta_loss), beta_loss <= 1},
-          beta_loss,
+inline Update update_of_H(const TermRule<double>& terms, double l1_reg, double l2_reg, double scale,
+                          int64_t n_fixed) {
+  return {{l1_reg, l2_reg, mm_exponent(terms.beta_loss), terms.beta_loss <= 1},
+          terms,
           scale,
           /*zero_sum=*/1,
-          /*n_inner=*/0};
+          /*n_inner=*/0,
+          n_fixed};
 }
 
 // Coordinate descent, of either factor.
-inline Update descent_of(double l1_reg, double l2_reg, double scale, int64_t n_inner) {
+inline Update descent_of(double l1_reg, double l2_reg, double scale, int64_t n_inner,
+                         int64_t n_fixed) {
   return {{l1_reg, l2_reg, /*gamma=*/1, /*clamp=*/false},
-          /*beta_loss=*/2,
+          {/*beta_loss=*/2, /*floor=*/kEpsilon},
           scale,
           /*zero_sum=*/0,
-          n_inner};
+          n_inner,
+          n_fixed};
 }
 
 template <class T>
@@ -165,23 +182,15 @@ NNMF_CUDA_INLINE T updated(T value, T numerator, T denominator, const UpdateRule
   return rule.clamp && value < static_cast<T>(kClampBelow) ? T{0} : value;
 }
 
-// What one element adds to the divergence; entries of X up to kEpsilon count as zeros.
-template <Loss loss>
-NNMF_CUDA_INLINE double divergence_term(double x, double wh, double beta_loss) {
-  if constexpr (loss == Loss::kFrobenius) {
-    return 0.5 * (x - wh) * (x - wh);
-  } else if constexpr (loss == Loss::kKullbackLeibler) {
-    return x > kEpsilon ? x * std::log(x / floored(wh)) - x + wh : wh;
-  } else if constexpr (loss == Loss::kItakuraSaito) {
-    if (!(x > kEpsilon)) return -1;
-    const double ratio = x / floored(wh);
-    return ratio - std::log(ratio) - 1;
-  } else {
-    double term = (beta_loss - 1) * std::pow(wh, beta_loss);
-    if (x > kEpsilon)
-      term += std::pow(x, beta_loss) - beta_loss * x * std::pow(floored(wh), beta_loss - 1);
-    return term / (beta_loss * (beta_loss - 1));
+// What one element adds to a divergence without a formula of its own.
+NNMF_CUDA_INLINE double general_divergence_term(double x, double wh, const TermRule<double>& rule) {
+  const double beta_loss = rule.beta_loss;
+  double term = (beta_loss - 1) * std::pow(wh, beta_loss);
+  if (x > rule.floor) {
+    const double safe = at_least(rule.floor, wh);
+    term += std::pow(x, beta_loss) - beta_loss * x * std::pow(safe, beta_loss - 1);
   }
+  return term / (beta_loss * (beta_loss - 1));
 }
 
 }  // namespace nnmf_cuda

@@ -35,17 +35,19 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         "(Tensor X, Tensor W, Tensor H, Tensor? active=None, *, float beta_loss, int n_iter,"
         " bool update_H=True,"
         " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
-        " bool compute_divergence=False) -> (Tensor, Tensor, Tensor)",
+        f" bool compute_divergence=False, float floor={reference.EPSILON}, int n_fixed=0)"
+        " -> (Tensor, Tensor, Tensor)",
         reference.nnmf_mu,
     ),
     "nnmf_divergence": (
-        "(Tensor X, Tensor W, Tensor H, *, float beta_loss) -> Tensor",
+        f"(Tensor X, Tensor W, Tensor H, *, float beta_loss, float floor={reference.EPSILON})"
+        " -> Tensor",
         reference.nnmf_divergence,
     ),
     "nnmf_hals": (
         "(Tensor X, Tensor W, Tensor H, *, int n_iter, int n_inner=1, bool update_H=True,"
         " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
-        " bool compute_divergence=False) -> (Tensor, Tensor, Tensor)",
+        " bool compute_divergence=False, int n_fixed=0) -> (Tensor, Tensor, Tensor)",
         reference.nnmf_hals,
     ),
     "nnls": (

@@ -59,6 +59,8 @@ def nnmf_mu(
     l2_reg_H: float = 0.0,
     compute_divergence: bool = False,
     active: Tensor | None = None,
+    floor: float = EPSILON,
+    n_fixed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run multiplicative updates on one or many factorisations X ~= W @ H.
 
@@ -87,26 +89,35 @@ def nnmf_mu(
     active : Tensor of shape (B,), optional
         bool: problems where it is False are returned as they are. A batch can so be run until each
         problem has converged, without a word from the host (see the examples).
+    floor : float, default=EPSILON
+        Lower bound of W H where it is divided by or raised to a negative power, at least the
+        smallest normal number of W's dtype. The default is scikit-learn's: right for entries of X
+        around 1, too high for much smaller ones, which then call for ``EPSILON * X.mean()``.
+    n_fixed : int, default=0
+        The first `n_fixed` rows of H stay as they are, while their columns of W are updated.
 
     Returns
     -------
     W, H : Tensor
         Updated factors, shaped as given.
     divergence : Tensor of shape () or (B,)
-        float64, without penalties, of all problems; NaN unless `compute_divergence`.
+        float64, without penalties, of all problems, with the same `floor`; NaN unless
+        `compute_divergence`.
 
     Raises
     ------
     TypeError, ValueError
-        If dtypes, shapes or devices disagree, or a penalty is negative.
+        If dtypes, shapes or devices disagree, a penalty is negative, the floor too low or `n_fixed`
+        above n_components.
     RuntimeError
         With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
     With Q = X (W H)^(beta - 2) the update is W <- W * (Q H^T / ((W H)^(beta - 1) H^T))^gamma, then
-    the same for H, with gamma and all floors as in scikit-learn. (Its version 1.9.1 adds `l1_reg_W`
-    anew in every iteration with `update_H=False` and Kullback-Leibler; this op adds it once.)
+    the same for H, with gamma and all other floors as in scikit-learn. (Its version 1.9.1 adds
+    `l1_reg_W` anew in every iteration with `update_H=False` and Kullback-Leibler; this op adds it
+    once.)
     O(B n_samples n_features n_components) per iteration. Not differentiable: backward raises.
 
     References
@@ -134,17 +145,20 @@ def nnmf_mu(
     ...     before = divergence
     """
     _check_active(active, W)
+    _check_floor(floor, W)
     return _run(
         serving("nnmf_mu", W, H),
         X,
         W,
         H,
         n_iter,
+        n_fixed,
         (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
         beta_loss=beta_loss_to_float(beta_loss),
         update_H=update_H,
         compute_divergence=compute_divergence,
         active=active,
+        floor=floor,
     )
 
 
@@ -161,6 +175,7 @@ def nnmf_hals(
     l2_reg_W: float = 0.0,
     l2_reg_H: float = 0.0,
     compute_divergence: bool = False,
+    n_fixed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run hierarchical alternating least squares on one or many factorisations X ~= W @ H.
 
@@ -183,6 +198,8 @@ def nnmf_hals(
         Penalties: l1 * sum(factor) + l2 / 2 * sum(factor ** 2) is added to what is lowered.
     compute_divergence : bool, default=False
         Whether to return the divergence of the final factors.
+    n_fixed : int, default=0
+        The first `n_fixed` rows of H stay as they are, while their columns of W are updated.
 
     Returns
     -------
@@ -192,7 +209,8 @@ def nnmf_hals(
     Raises
     ------
     TypeError, ValueError
-        If dtypes, shapes or devices disagree, or a penalty is negative.
+        If dtypes, shapes or devices disagree, a penalty is negative or `n_fixed` above
+        n_components.
     RuntimeError
         With more than 256 components on CUDA, where the compiled kernels serve.
 
@@ -224,6 +242,7 @@ def nnmf_hals(
         W,
         H,
         n_iter,
+        n_fixed,
         (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
         n_inner=n_inner,
         update_H=update_H,
@@ -237,6 +256,7 @@ def _run(
     W: Tensor,
     H: Tensor,
     n_iter: int,
+    n_fixed: int,
     penalties: tuple[float, float, float, float],
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,17 +265,28 @@ def _run(
     require_count("n_iter", n_iter, low=0)
     named = dict(zip(_PENALTIES, penalties, strict=True))
     require_non_negative(**named)
+    require_count("n_fixed", n_fixed, low=0)
+    if n_fixed > W.shape[-1]:
+        raise ValueError(
+            f"n_fixed must be at most n_components = {W.shape[-1]}, got {n_fixed}: only rows of H "
+            "can be held"
+        )
     batched = W.dim() == 3
     if not batched:
         W, H = W.unsqueeze(0), H.unsqueeze(0)
-    new_W, new_H, divergence = op(X, W, H, n_iter=n_iter, **named, **options)
+    new_W, new_H, divergence = op(X, W, H, n_iter=n_iter, n_fixed=n_fixed, **named, **options)
     if batched:
         return new_W, new_H, divergence
     return new_W.squeeze(0), new_H.squeeze(0), divergence.squeeze(0)
 
 
 def nnmf_divergence(
-    X: Tensor, W: Tensor, H: Tensor, *, beta_loss: float | str = "kullback-leibler"
+    X: Tensor,
+    W: Tensor,
+    H: Tensor,
+    *,
+    beta_loss: float | str = "kullback-leibler",
+    floor: float = EPSILON,
 ) -> Tensor:
     """Beta-divergence of X from W @ H, per problem.
 
@@ -266,19 +297,21 @@ def nnmf_divergence(
     beta_loss : float or {'frobenius', 'kullback-leibler', 'itakura-saito'}
         2 is half the squared Frobenius norm of X - W H, 1 the generalised Kullback-Leibler
         divergence, 0 Itakura-Saito.
+    floor : float, default=EPSILON
+        Lower bound of W H where it is divided by or raised to a negative power; entries of X up to
+        it count as zeros. As in `nnmf_mu`; scikit-learn's by default.
 
     Returns
     -------
     Tensor of shape () or (B,)
         float64, summed in float64. Compiled kernels form W H in the factors' dtype and each term
         without cancellation, so that float32 keeps about 7 digits even near an exact fit, where
-        what is left is the rounding of W H. Entries of X up to `EPSILON` count as zeros and W H is
-        floored at `EPSILON`, as in scikit-learn.
+        what is left is the rounding of W H.
 
     Raises
     ------
     TypeError, ValueError
-        If dtypes, shapes or devices disagree.
+        If dtypes, shapes or devices disagree, or the floor is too low.
     RuntimeError
         With more than 256 components on CUDA, where the compiled kernels serve.
 
@@ -296,12 +329,14 @@ def nnmf_divergence(
     tensor(0., dtype=torch.float64)
     """
     _check_factors(X, W, H)
+    _check_floor(floor, W)
     batched = W.dim() == 3
     divergence: Tensor = serving("nnmf_divergence", W, H)(
         X,
         W if batched else W.unsqueeze(0),
         H if batched else H.unsqueeze(0),
         beta_loss=beta_loss_to_float(beta_loss),
+        floor=floor,
     )
     return divergence if batched else divergence.squeeze(0)
 
@@ -318,6 +353,18 @@ def _check_active(active: Tensor | None, W: Tensor) -> None:
         )
     require_shape("active", active, (len(W),), "(batch of W,)")
     require_same_device(W=W, active=active)
+
+
+def _check_floor(floor: float, W: Tensor) -> None:
+    require_tensor("W", W)
+    require_dtype("W", W, FLOATS)
+    limits = torch.finfo(W.dtype)  # kernels take what is below its smallest normal number for zero
+    if not limits.tiny <= floor <= limits.max:
+        dtype = str(W.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"floor must be a positive normal number of {dtype}, {limits.tiny:.3g} or more, got"
+            f" {floor}: scale X to larger values, or use float64"
+        )
 
 
 def _check_factors(X: Tensor, W: Tensor, H: Tensor) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 __all__ = ["EPSILON", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]
 
 EPSILON = torch.finfo(torch.float32).eps
-"""Floor of W H where it is divided by or raised to a negative power (scikit-learn's)."""
+"""Floor of W H where it is divided by or raised to a negative power, where no other is given
+(scikit-learn's), and what stands for a denominator of zero."""
 
 CLAMP = torch.finfo(torch.float64).eps
 """Factors below this become exact zeros where beta_loss < 1 (W) or beta_loss <= 1 (H)."""
@@ -28,18 +29,20 @@ def mm_exponent(beta_loss: float) -> float:
     return 1.0
 
 
-def nnmf_divergence(X: Tensor, W: Tensor, H: Tensor, *, beta_loss: float) -> Tensor:
+def nnmf_divergence(
+    X: Tensor, W: Tensor, H: Tensor, *, beta_loss: float, floor: float = EPSILON
+) -> Tensor:
     """Beta-divergence of X (n, f) or (B, n, f) from W H, summed in float64; returns (B,).
 
-    Entries of X up to `EPSILON` count as zeros: they add what W H puts there and no logarithm.
+    Entries of X up to `floor` count as zeros: they add what W H puts there and no logarithm.
     """
     X, W, H = as_float(X, W.dtype).double(), W.double(), H.double()
     WH = W @ H
     if beta_loss == 2:
         return (X - WH).square().sum((-2, -1)) / 2
-    positive = X > EPSILON
+    positive = X > floor
     X = torch.where(positive, X, 0)
-    safe = WH.clamp_min(EPSILON)
+    safe = WH.clamp_min(floor)
     ratio = torch.where(positive, X / safe, 1)
     if beta_loss == 1:
         return (X * ratio.log() - X + WH).sum((-2, -1))
@@ -65,24 +68,31 @@ def nnmf_mu(
     l2_reg_W: float = 0.0,
     l2_reg_H: float = 0.0,
     compute_divergence: bool = False,
+    floor: float = EPSILON,
+    n_fixed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run `n_iter` multiplicative updates, W before H; returns W, H and the divergence (B,)."""
+    """Run `n_iter` multiplicative updates, W before H; returns W, H and the divergence (B,).
+
+    The first `n_fixed` rows of H stay as they are.
+    """
     X = as_float(X, W.dtype)
     given = W, H = tuple(t.clone(memory_format=torch.contiguous_format) for t in (W, H))
     for _ in range(n_iter):
-        W = _updated(X, W, H, beta_loss, l1_reg_W, l2_reg_W, column_sums_of_zero=0.0)
+        W = _updated(X, W, H, beta_loss, floor, l1_reg_W, l2_reg_W, sums_of_zero=0.0)
         if beta_loss < 1:
             W = W.masked_fill(W < CLAMP, 0)
         if update_H:
             # H^T is to X^T what W is to X, so one formula serves both.
-            Ht = _updated(X.mT, H.mT, W.mT, beta_loss, l1_reg_H, l2_reg_H, column_sums_of_zero=1.0)
-            H = Ht.mT.contiguous()
+            moved = _updated(
+                X.mT, H.mT, W.mT, beta_loss, floor, l1_reg_H, l2_reg_H, sums_of_zero=1.0
+            ).mT
             if beta_loss <= 1:
-                H = H.masked_fill(H < CLAMP, 0)
+                moved = moved.masked_fill(moved < CLAMP, 0)
+            H = torch.cat((H[:, :n_fixed], moved[:, n_fixed:]), dim=1)
     if active is not None:
         W, H = (torch.where(active[:, None, None], *two) for two in zip((W, H), given, strict=True))
     if compute_divergence:
-        divergence = nnmf_divergence(X, W, H, beta_loss=beta_loss)
+        divergence = nnmf_divergence(X, W, H, beta_loss=beta_loss, floor=floor)
     else:
         divergence = W.new_full((W.shape[0],), torch.nan, dtype=torch.float64)
     return W, H, divergence
@@ -93,9 +103,10 @@ def _updated(
     W: Tensor,
     H: Tensor,
     beta_loss: float,
+    floor: float,
     l1_reg: float,
     l2_reg: float,
-    column_sums_of_zero: float,
+    sums_of_zero: float,
 ) -> Tensor:
     """One update: W * ((X (WH)^(beta-2)) H^T / ((WH)^(beta-1) H^T + l1 + l2 W))^gamma."""
     if beta_loss == 2:
@@ -103,11 +114,11 @@ def _updated(
         denominator = W @ (H @ H.mT)
     else:
         WH = W @ H
-        safe = WH.clamp_min(EPSILON) if beta_loss < 2 else WH
+        safe = WH.clamp_min(floor) if beta_loss < 2 else WH
         if beta_loss == 1:
             numerator = (X / safe) @ H.mT
             sums = H.sum(-1)
-            denominator = sums.masked_fill(sums == 0, column_sums_of_zero).unsqueeze(-2)
+            denominator = sums.masked_fill(sums == 0, sums_of_zero).unsqueeze(-2)
         else:
             numerator = (X * safe ** (beta_loss - 2)) @ H.mT
             denominator = (safe if beta_loss < 1 else WH) ** (beta_loss - 1) @ H.mT
@@ -134,15 +145,20 @@ def nnmf_hals(
     l2_reg_W: float = 0.0,
     l2_reg_H: float = 0.0,
     compute_divergence: bool = False,
+    n_fixed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run `n_iter` iterations, W before H; returns W, H and half the squared error (B,)."""
+    """Run `n_iter` iterations, W before H; returns W, H and half the squared error (B,).
+
+    The first `n_fixed` rows of H stay as they are.
+    """
     X = as_float(X, W.dtype)
     W, H = (t.clone(memory_format=torch.contiguous_format) for t in (W, H))
     for _ in range(n_iter):
-        W = _swept(X, W, H, n_inner, l1_reg_W, l2_reg_W)
+        W = _swept(X, W, H, n_inner, l1_reg_W, l2_reg_W, first=0)
         if update_H:
             # H^T is to X^T what W is to X, so one formula serves both.
-            H = _swept(X.mT, H.mT, W.mT, n_inner, l1_reg_H, l2_reg_H).mT.contiguous()
+            Ht = _swept(X.mT, H.mT, W.mT, n_inner, l1_reg_H, l2_reg_H, first=n_fixed)
+            H = Ht.mT.contiguous()
     if compute_divergence:
         divergence = nnmf_divergence(X, W, H, beta_loss=2.0)
     else:
@@ -150,14 +166,16 @@ def nnmf_hals(
     return W, H, divergence
 
 
-def _swept(X: Tensor, W: Tensor, H: Tensor, n_inner: int, l1_reg: float, l2_reg: float) -> Tensor:
-    """Sweep `n_inner` times over the columns of W: each to its own minimum, the others fixed."""
+def _swept(
+    X: Tensor, W: Tensor, H: Tensor, n_inner: int, l1_reg: float, l2_reg: float, *, first: int
+) -> Tensor:
+    """Sweep `n_inner` times over W's columns from `first` on: each to its own minimum in turn."""
     W = W.clone()
     cross = X @ H.mT - l1_reg
     gram = H @ H.mT + l2_reg * torch.eye(H.shape[-2], dtype=H.dtype, device=H.device)
     curvature = gram.diagonal(dim1=-2, dim2=-1)  # (B, k)
     for _ in range(n_inner):
-        for t in range(W.shape[-1]):
+        for t in range(first, W.shape[-1]):
             hess = curvature[:, t, None]
             gradient = (W @ gram[:, :, t, None]).squeeze(-1) - cross[:, :, t]
             column = (W[:, :, t] - gradient / hess).clamp_min(0)

@@ -13,6 +13,10 @@ Shape shape_of(const cuda_on_cpu::Call& call) {
   return {call.size("W", 0), n, f, call.size("W", 2), shared ? 0 : n * f, f};
 }
 
+TermRule<double> terms_of(const cuda_on_cpu::Call& call) {
+  return {call.number("beta_loss"), call.number("floor")};
+}
+
 struct Memory {
   template <class T>
   T* get(int64_t size) {
@@ -37,13 +41,14 @@ void update(cuda_on_cpu::Call& call, const ProblemOf<Tiling>& problem, int group
   const Iterations<Tiling> iterations(problem, group, memory);
   const double scale = sizeof(typename Tiling::Data) == 1 ? 1.0 / 255 : 1;
   const int64_t n_inner = call.integer("n_inner");
-  const double beta_loss = call.number("beta_loss"), l1_W = call.number("l1_reg_W"),
-               l1_H = call.number("l1_reg_H"), l2_W = call.number("l2_reg_W"),
-               l2_H = call.number("l2_reg_H");
-  const Update rule_W = n_inner > 0 ? descent_of(l1_W, l2_W, scale, n_inner)
-                                    : update_of_W(beta_loss, l1_W, l2_W, scale);
-  const Update rule_H = n_inner > 0 ? descent_of(l1_H, l2_H, scale, n_inner)
-                                    : update_of_H(beta_loss, l1_H, l2_H, scale);
+  const int64_t n_fixed = call.integer("n_fixed");
+  const double l1_W = call.number("l1_reg_W"), l1_H = call.number("l1_reg_H"),
+               l2_W = call.number("l2_reg_W"), l2_H = call.number("l2_reg_H");
+  const TermRule<double> terms = terms_of(call);
+  const Update rule_W = n_inner > 0 ? descent_of(l1_W, l2_W, scale, n_inner, 0)
+                                    : update_of_W(terms, l1_W, l2_W, scale);
+  const Update rule_H = n_inner > 0 ? descent_of(l1_H, l2_H, scale, n_inner, n_fixed)
+                                    : update_of_H(terms, l1_H, l2_H, scale, n_fixed);
   iterations.run(rule_W, rule_H, call.integer("n_iter"), call.integer("update_H") != 0, result.W,
                  result.H, nullptr);
 }
@@ -53,7 +58,7 @@ void diverge(cuda_on_cpu::Call& call, const ProblemOf<Tiling>& problem, int grou
   Memory memory{call};
   const DivergenceLaunches<Tiling> launches(problem, group, memory);
   double* divergence = call.result<double>("divergence", {problem.shape.batch});
-  launches.launch(call.number("beta_loss"), divergence, nullptr);
+  launches.launch(terms_of(call), divergence, nullptr);
 }
 
 template <class T, class Data>

@@ -56,7 +56,8 @@ def run(
     """Run the kernels on a device of so many multiprocessors."""
     if active is None:
         active = torch.ones(len(tensors["W"]), dtype=torch.bool)
-    numbers = {"n_inner": 0, **options, "multiprocessors": multiprocessors}
+    given = {"n_inner": 0, "n_fixed": 0, "floor": reference.EPSILON}
+    numbers = {**given, **options, "multiprocessors": multiprocessors}
     return run_kernels(kernels, "nnmf", {**tensors, "active": active.byte()}, numbers)
 
 
@@ -73,7 +74,11 @@ def check(
     torch.testing.assert_close(got["W"].double(), wanted[0], rtol=rtol, atol=0)
     torch.testing.assert_close(got["H"].double(), wanted[1], rtol=rtol, atol=0)
     exact = reference.nnmf_divergence(
-        exact_X, got["W"].double(), got["H"].double(), beta_loss=options["beta_loss"]
+        exact_X,
+        got["W"].double(),
+        got["H"].double(),
+        beta_loss=options["beta_loss"],
+        floor=options.get("floor", reference.EPSILON),
     )
     # W H is rounded in the factors' dtype, which counts near an exact fit.
     rtol, each = (1e-12, 1e-15) if W.dtype == torch.float64 else (3e-6, 1e-9)
@@ -135,15 +140,23 @@ def test_pixels_with_float64_factors(kernels, beta_loss, k):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
 @pytest.mark.parametrize(
-    ("batch", "n", "f", "k", "n_inner", "update_H", "penalty"),
-    [(1, 1, 1, 1, 1, True, 0.0), (2, 40, 65, 6, 3, True, 0.1), (1, 33, 20, 19, 2, False, 0.0)],
+    ("batch", "n", "f", "k", "n_inner", "update_H", "penalty", "n_fixed"),
+    [
+        (1, 1, 1, 1, 1, True, 0.0, 0),
+        (2, 40, 65, 6, 3, True, 0.1, 0),
+        (1, 33, 20, 19, 2, False, 0.0, 0),
+        (2, 33, 20, 19, 2, True, 0.1, 7),
+    ],
 )
-def test_hals_matches_reference(kernels, dtype, batch, n, f, k, n_inner, update_H, penalty):
+def test_hals_matches_reference(
+    kernels, dtype, batch, n, f, k, n_inner, update_H, penalty, n_fixed
+):
     tensors = problem(batch, n, f, k, dtype, shared=True)
     tensors["H"][:, 0] = 0  # a component without curvature stays as it is
     W, H = tensors["W"].double(), tensors["H"].double()
     X = as_float(tensors["X"], tensors["W"].dtype).double()
-    options = options_of(2.0, penalty, update_H=update_H, n_iter=2) | {"n_inner": n_inner}
+    options = options_of(2.0, penalty, update_H=update_H, n_iter=2)
+    options |= {"n_inner": n_inner, "n_fixed": n_fixed}
     got = run(kernels, tensors, options)
     del options["beta_loss"]
     wanted = reference.nnmf_hals(X, W, H, **options)
@@ -151,6 +164,33 @@ def test_hals_matches_reference(kernels, dtype, batch, n, f, k, n_inner, update_
     for name, want in zip(("W", "H"), wanted, strict=False):
         error = (got[name].double() - want).abs().max()
         assert error <= tolerance * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+@pytest.mark.parametrize("beta_loss", [2.0, 1.0, 0.0, 0.5, 1.5])
+@pytest.mark.parametrize("multiprocessors", [1, 1000])  # one split, and one for each tile
+@pytest.mark.parametrize(("k", "n_fixed"), [(6, 2), (9, 9), (33, 17), (128, 127)])
+def test_held_rows_and_a_floor(kernels, dtype, beta_loss, multiprocessors, k, n_fixed):
+    tensors = problem(2, 21, 90, k, dtype, shared=False)
+    tensors["H"][:, 0, 3] = 1e-17  # held as it is, where an update would make it zero
+    product = tensors["W"][0] @ tensors["H"][0]
+    floor = product.median().item()
+    options = options_of(beta_loss, 0.1, n_iter=2) | {"floor": floor, "n_fixed": n_fixed}
+    check(kernels, tensors, options, multiprocessors=multiprocessors)
+    got = run(kernels, tensors, options, multiprocessors=multiprocessors)
+    assert torch.equal(got["H"][:, :n_fixed], tensors["H"][:, :n_fixed])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beta_loss", [1.0, 0.0, 0.5])
+@pytest.mark.parametrize("k", [5, 40])
+def test_small_units_with_a_floor_of_theirs(kernels, dtype, beta_loss, k):
+    """What an absolute floor would drown."""
+    tensors = problem(1, 20, 40, k, dtype, shared=True)
+    root = 2.0**-20
+    tensors = {name: value * (root if name != "X" else root**2) for name, value in tensors.items()}
+    options = options_of(beta_loss, n_iter=2) | {"floor": reference.EPSILON * root**2}
+    check(kernels, tensors, options)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 1000])

@@ -28,6 +28,22 @@ def test_nnmf_divergence_equals_scikit_learn(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beta_loss", BETA_LOSSES)
+@pytest.mark.parametrize("floor", [0.5, 1e-12])
+def test_nnmf_divergence_takes_any_floor(
+    device: str, dtype: torch.dtype, beta_loss: float, floor: float, monkeypatch
+) -> None:
+    X, W, H = factorisation(dtype=dtype, device=device)
+    X[::3, ::5] = 1e-9  # scikit-learn's zeros, at the lower floor counted as any number
+    W[0] = 1e-3
+    monkeypatch.setattr("sklearn.decomposition._nmf.EPSILON", floor)
+    want = _beta_divergence(*(t.double().cpu().numpy() for t in (X, W, H)), beta_loss)
+    got = ops.nnmf_divergence(X, W, H, beta_loss=beta_loss, floor=floor)
+    assert got.item() == pytest.approx(want, rel=1e-5 if dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_nnmf_divergence_closed_forms(device: str) -> None:
     X = torch.tensor([[2.0]], dtype=torch.float64, device=device)
     one = torch.ones(1, 1, dtype=torch.float64, device=device)
@@ -81,3 +97,5 @@ def test_nnmf_divergence_errors() -> None:
     X, W, H = factorisation()
     with pytest.raises(ValueError, match="H must have shape"):
         ops.nnmf_divergence(X, W, H[:, 1:])
+    with pytest.raises(ValueError, match=r"floor must be .* number of float64, .* got -1"):
+        ops.nnmf_divergence(X, W, H, floor=-1)

@@ -105,6 +105,42 @@ def test_nnmf_hals_inner_sweeps_end_at_the_least_squares_of_each_factor(device: 
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+@pytest.mark.parametrize("n_inner", [1, 3])
+@pytest.mark.parametrize(
+    ("n", "f", "k", "n_fixed"),
+    [(1, 1, 1, 1), (33, 130, 5, 2), (9, 20, 17, 16), (40, 7, 40, 33), (12, 65, 9, 0)],
+)
+def test_nnmf_hals_holds_the_first_rows_of_H(
+    device: str, dtype: torch.dtype, n_inner: int, n: int, f: int, k: int, n_fixed: int
+) -> None:
+    floating = torch.float32 if dtype == torch.uint8 else dtype
+    X, W, H = factorisation(n=n, f=f, k=k, dtype=floating, device=device)
+    if dtype == torch.uint8:
+        X = (X * 200).to(torch.uint8)
+    options = {"n_iter": 1, "n_inner": n_inner}
+    got_W, got_H, _ = ops.nnmf_hals(X, W, H, n_fixed=n_fixed, **options, **PENALTIES)
+    assert torch.equal(got_H[:n_fixed], H[:n_fixed])
+    # What the held rows leave of X is for the others alone.
+    truth = (X / 255 if dtype == torch.uint8 else X).double()
+    W1, H1 = got_W.double(), H.double()
+    left = truth - W1[:, :n_fixed] @ H1[:n_fixed]
+    others, _, _ = ops.nnmf_hals(
+        left.mT,
+        H1[n_fixed:].mT,
+        W1[:, n_fixed:].mT,
+        update_H=False,
+        l1_reg_W=PENALTIES["l1_reg_H"],
+        l2_reg_W=PENALTIES["l2_reg_H"],
+        **options,
+    )
+    tolerance = 1e-11 if floating == torch.float64 else 1e-4  # differences: absolute
+    torch.testing.assert_close(got_H[n_fixed:].double(), others.mT, rtol=0, atol=tolerance)
+    want_W, _, _ = ops.nnmf_hals(X, W, H, update_H=False, **options, **PENALTIES)
+    assert torch.equal(got_W, want_W)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("n_inner", [1, 4])
 @pytest.mark.parametrize("penalties", [{}, PENALTIES])
 def test_nnmf_hals_objective_never_rises(
@@ -275,6 +311,8 @@ def test_nnmf_hals_compiles_without_graph_breaks() -> None:
         ({"H": torch.ones(2, 129).double()}, ValueError, r"H must have shape .*\(3, 129\)"),
         ({"n_iter": -1}, ValueError, "n_iter must be >= 0, got -1"),
         ({"n_inner": 0}, ValueError, "n_inner must be >= 1, got 0"),
+        ({"n_fixed": 4}, ValueError, "n_fixed must be at most n_components = 3, got 4: only rows"),
+        ({"n_fixed": 1.0}, TypeError, "n_fixed must be an integer >= 0, got 1.0"),
         ({"l1_reg_W": -0.5}, ValueError, "l1_reg_W must be a finite number >= 0, got -0.5"),
         ({"l2_reg_H": np.inf}, ValueError, "l2_reg_H must be a finite number >= 0, got inf"),
     ],

@@ -204,6 +204,90 @@ def test_nnmf_mu_with_fixed_H(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beta_loss", BETA_LOSSES)
+@pytest.mark.parametrize(("n", "f", "k"), [(7, 50, 3), (33, 130, 9), (2, 20, 40)])
+def test_nnmf_mu_floor_makes_it_independent_of_units(
+    device: str, dtype: torch.dtype, beta_loss: float, n: int, f: int, k: int
+) -> None:
+    X, W, H = factorisation(n=n, f=f, k=k, dtype=dtype, device=device)
+    W[0], H[:, 3] = 0, 0  # W H is zero there, whatever the units are
+    if beta_loss <= 0:
+        W[0], H[:, 3] = 1e-6, 1e-6
+    root = 2.0**-12  # of the units of X: a power of two rounds as 1 does
+    options = {"beta_loss": beta_loss, "n_iter": 3, "compute_divergence": True}
+    want = ops.nnmf_mu(X, W, H, **options)
+    floor = root**2 * ops.EPSILON
+    got = ops.nnmf_mu(root**2 * X, root * W, root * H, floor=floor, **options)
+    rtol = 1e-4 if dtype == torch.float32 else 1e-12
+    for ours, theirs in zip(got[:2], want[:2], strict=True):
+        torch.testing.assert_close(ours / root, theirs, rtol=rtol, atol=0)
+    scale = root ** (2 * beta_loss)
+    torch.testing.assert_close(got[2] / scale, want[2], rtol=rtol, atol=0)
+    if beta_loss == 1:  # and without it the floor is in the way
+        drowned = ops.nnmf_mu(root**2 * X, root * W, root * H, **options)
+        assert not torch.allclose(drowned[0] / root, want[0], rtol=0.1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beta_loss", BETA_LOSSES)
+@pytest.mark.parametrize("floor", [0.7, 1e-3])
+def test_nnmf_mu_with_a_floor_matches_float64_reference(
+    device: str, dtype: torch.dtype, beta_loss: float, floor: float
+) -> None:
+    X, W, H = factorisation(n=33, f=130, k=5, dtype=dtype, device=device)
+    assert (W @ H < 0.7).any()
+    got = ops.nnmf_mu(X, W, H, beta_loss=beta_loss, n_iter=3, floor=floor)
+    plain, truth = (
+        reference.nnmf_mu(
+            X.to(d), W.to(d)[None], H.to(d)[None], beta_loss=beta_loss, n_iter=3, floor=floor
+        )
+        for d in (dtype, torch.float64)
+    )
+    for i in (0, 1):
+        assert_as_accurate_as_torch(got[i], plain[i][0], truth[i][0], slack=SLACK[dtype])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+@pytest.mark.parametrize("beta_loss", BETA_LOSSES)
+@pytest.mark.parametrize(("k", "n_fixed"), [(1, 1), (5, 2), (9, 8), (19, 19), (40, 33)])
+def test_nnmf_mu_holds_the_first_rows_of_H(
+    device: str, dtype: torch.dtype, beta_loss: float, k: int, n_fixed: int
+) -> None:
+    floating = torch.float32 if dtype == torch.uint8 else dtype
+    X, W, H = factorisation(n=33, f=131, k=k, batch=2, dtype=floating, device=device)
+    H[:, 0, 3] = 1e-17  # held as it is, where an update would make it zero
+    if dtype == torch.uint8:
+        X = (X * 200).to(torch.uint8) + 1
+    options = {"beta_loss": beta_loss, "l1_reg_H": 0.1, "l2_reg_H": 0.2, "l1_reg_W": 0.3}
+    got = ops.nnmf_mu(X, W, H, n_iter=3, n_fixed=n_fixed, **options)
+    assert torch.equal(got[1][:, :n_fixed], H[:, :n_fixed])
+    # One iteration at a time, after each of which the held rows are put back.
+    want_W, want_H = W, H
+    for _ in range(3):
+        want_W, want_H, _ = ops.nnmf_mu(X, want_W, want_H, n_iter=1, **options)
+        want_H[:, :n_fixed] = H[:, :n_fixed]
+    rtol = 1e-12 if floating == torch.float64 else 1e-5
+    torch.testing.assert_close(got[0], want_W, rtol=rtol, atol=0)
+    torch.testing.assert_close(got[1], want_H, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nnmf_mu_holds_rows_of_active_problems_and_in_long_tiles(device: str) -> None:
+    X, W, H = factorisation(n=600, f=1100, k=6, batch=3, dtype=torch.float32, device=device)
+    active = torch.tensor([True, False, True], device=device)
+    options = {"n_iter": 2, "n_fixed": 4, "active": active}
+    got = ops.nnmf_mu(X, W, H, **options)
+    want = reference.nnmf_mu(X.double(), W.double(), H.double(), beta_loss=1.0, **options)
+    for ours, theirs in zip(got[:2], want[:2], strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=0)
+    assert torch.equal(got[1][:, :4], H[:, :4])
+    assert torch.equal(got[0][1], W[1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_nnmf_mu_recovers_planted_factors(device: str) -> None:
     _, W, H = factorisation(n=30, f=40, k=3, seed=1, device=device)
     _, W0, H0 = factorisation(n=30, f=40, k=3, seed=2, device=device)
@@ -239,7 +323,8 @@ def test_nnmf_mu_opcheck(device: str, dtype: torch.dtype, batch: int) -> None:
     op, options = torch.ops.nnmf_cuda.nnmf_mu.default, {"beta_loss": 1.0, "n_iter": 2}
     torch.library.opcheck(op, (X, W, H), options | {"compute_divergence": True})
     active = torch.arange(batch, device=device) == 0
-    torch.library.opcheck(op, (X, W, H, active), options | {"compute_divergence": True})
+    more = {"compute_divergence": True, "floor": 0.5, "n_fixed": 1}
+    torch.library.opcheck(op, (X, W, H, active), options | more)
     # Without the divergence the third result is NaN, which opcheck's comparison takes for a fault.
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(op, (X, W, H), options, test_utils=checks)
@@ -319,12 +404,25 @@ def _bad(**changes: object) -> dict[str, object]:
         ({"l1_reg_W": -0.5}, ValueError, "l1_reg_W must be a finite number >= 0, got -0.5"),
         ({"beta_loss": "euclid"}, ValueError, "beta_loss must be a number or one of 'frobenius'"),
         ({"beta_loss": float("nan")}, ValueError, "beta_loss must be finite"),
+        ({"floor": 0.0}, ValueError, r"floor must be .* float64, 2.23e-308 or more, got 0.0"),
+        ({"floor": float("nan")}, ValueError, "floor must be a positive normal number"),
+        ({"floor": float("inf")}, ValueError, "floor must be a positive normal number"),
+        ({"n_fixed": -1}, ValueError, "n_fixed must be >= 0, got -1"),
+        ({"n_fixed": 4}, ValueError, "n_fixed must be at most n_components = 3, got 4"),
+        ({"n_fixed": True}, TypeError, "n_fixed must be an integer >= 0, got True"),
     ],
 )
 def test_nnmf_mu_errors(changes: dict[str, object], error: type[Exception], message: str) -> None:
     arguments: dict[str, Tensor] = _bad(**changes)  # type: ignore[assignment]
     with pytest.raises(error, match=message):
         ops.nnmf_mu(**arguments)
+
+
+def test_nnmf_mu_floor_is_a_number_of_the_factors_type() -> None:
+    X, W, H = factorisation()
+    ops.nnmf_mu(X, W, H, n_iter=1, floor=1e-40)
+    with pytest.raises(ValueError, match=r"number of float32, 1.18e-38 or more, got 1e-40: scale"):
+        ops.nnmf_mu(X.float(), W.float(), H.float(), n_iter=1, floor=1e-40)
 
 
 @pytest.mark.parametrize(

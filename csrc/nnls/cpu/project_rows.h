@@ -14,7 +14,7 @@ template <class T, class Data>
 void cross_products(const Problem<T, Data>& p, int64_t begin, int64_t end, double scale,
                     double* cross) {
   RowSums<Loss::kFrobenius, T, Data> sums(p, begin, end);
-  sums.compute(T{0});
+  sums.compute({});
   for (int64_t row = 0; row < end - begin; ++row) {
     const double* from = sums.numerator(row / kRows) + row % kRows;
     for (int64_t r = 0; r < p.n_components; ++r)

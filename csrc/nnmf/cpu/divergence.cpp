@@ -19,15 +19,16 @@ struct DivergenceOnCpu {
   void check(const Shape&) const {}
 
   template <Loss loss, class T, class Data>
-  void divergence(const FactorParams<T, Data>& p, double beta_loss, double* to) const {
-    NNMF_CUDA_CHOOSE(divergences<loss, T, Data>)(p.X, p.W, p.H, p.shape, beta_loss, to);
+  void divergence(const FactorParams<T, Data>& p, const TermRule<double>& rule, double* to) const {
+    NNMF_CUDA_CHOOSE(divergences<loss, T, Data>)(p.X, p.W, p.H, p.shape, rule, to);
   }
 };
 
 }  // namespace
 
-Tensor nnmf_divergence_cpu(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss) {
-  return nnmf_divergence<DivergenceOnCpu>(X, W, H, beta_loss);
+Tensor nnmf_divergence_cpu(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss,
+                           double floor) {
+  return nnmf_divergence<DivergenceOnCpu>(X, W, H, beta_loss, floor);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nnmf_cuda, CPU, m) {

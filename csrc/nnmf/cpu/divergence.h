@@ -14,7 +14,7 @@ constexpr int64_t kDivergenceRows = 16;  // rows of one task
 // One panel in the columns of one tile.
 template <Loss loss, class T, class Data>
 [[gnu::noinline]] double tile_divergence(const Panel<T, Data>& p, const T* right,
-                                         int64_t n_components, double beta_loss) {
+                                         int64_t n_components, const TermRule<double>& rule) {
   using V = Vector<T>;
   prefetch<T, true>(p.ahead, p.x_stride);
   prefetch<T, false>(p.x, p.x_stride);
@@ -27,18 +27,19 @@ template <Loss loss, class T, class Data>
       T row[kColumns<T>];
       for (int64_t v = 0; v < kVectors; ++v) V::store(row + v * V::kLanes, wh[i][v]);
       for (int64_t c = 0; c < p.columns; ++c)
-        total += divergence_term<loss>(static_cast<double>(value_of<T>(p.x[i * p.x_stride + c])),
-                                       static_cast<double>(row[c]), beta_loss);
+        total += general_divergence_term(static_cast<double>(value_of<T>(p.x[i * p.x_stride + c])),
+                                         static_cast<double>(row[c]), rule);
     }
     return total;
   }
+  const T floor = static_cast<T>(rule.floor);
   typename V::Lanes total{}, n_zeros{};
   for (int64_t i = 0; i < kRows; ++i) {
     for (int64_t v = 0; v < kVectors; ++v) {
       const typename V::Lanes x = unit * V::load(p.x + i * p.x_stride + v * V::kLanes);
-      total += divergence_terms<loss, T>(x, wh[i][v]);
+      total += divergence_terms<loss, T>(x, wh[i][v], floor);
       if constexpr (loss == Loss::kItakuraSaito)
-        n_zeros += x > static_cast<T>(kEpsilon) ? typename V::Lanes{} : V::broadcast(T{1});
+        n_zeros += x > floor ? typename V::Lanes{} : V::broadcast(T{1});
     }
   }
   const double sum = static_cast<double>(V::sum(total));
@@ -48,7 +49,8 @@ template <Loss loss, class T, class Data>
 }
 
 template <Loss loss, class T, class Data>
-double rows_divergence(const Problem<T, Data>& p, double beta_loss, int64_t begin, int64_t end) {
+double rows_divergence(const Problem<T, Data>& p, const TermRule<double>& rule, int64_t begin,
+                       int64_t end) {
   const Scratch<T> padded(kRows * p.n_components);
   const Scratch<Data> edge(kRows * kColumns<T>);
   double total = 0;
@@ -57,7 +59,7 @@ double rows_divergence(const Problem<T, Data>& p, double beta_loss, int64_t begi
     const Left<T> left = left_of(p, row, rows, padded.data());
     for (int64_t tile = 0; tile < p.n_tiles; ++tile) {
       const auto x = panel_of(p, left, row, rows, tile, 8 * kColumns<T>, edge.data());
-      total += tile_divergence<loss>(x, p.tiles + tile * p.tile_size, p.n_components, beta_loss);
+      total += tile_divergence<loss>(x, p.tiles + tile * p.tile_size, p.n_components, rule);
     }
   }
   return total;
@@ -65,8 +67,8 @@ double rows_divergence(const Problem<T, Data>& p, double beta_loss, int64_t begi
 
 // One number per problem.
 template <Loss loss, class T, class Data>
-void divergences(const Data* X, const T* W, const T* H, const Shape& s, double beta_loss,
-                 double* result) {
+void divergences(const Data* X, const T* W, const T* H, const Shape& s,
+                 const TermRule<double>& rule, double* result) {
   const int64_t n_blocks = blocks_of(s.n_samples, kDivergenceRows);
   for_each_problem<Data>(s, [&](int64_t b) {
     const Problem<T, Data> p(X + b * s.x_stride, s.x_row_stride,
@@ -75,8 +77,8 @@ void divergences(const Data* X, const T* W, const T* H, const Shape& s, double b
     const Scratch<double> parts(n_blocks);
     parallel_for_each(n_blocks, [&](int64_t block) {
       const int64_t begin = block * kDivergenceRows;
-      parts.data()[block] = rows_divergence<loss>(p, beta_loss, begin,
-                                                  std::min(begin + kDivergenceRows, s.n_samples));
+      parts.data()[block] =
+          rows_divergence<loss>(p, rule, begin, std::min(begin + kDivergenceRows, s.n_samples));
     });
     result[b] = std::accumulate(parts.data(), parts + n_blocks, 0.0);
   });

@@ -66,7 +66,7 @@ void update_multiplicatively(T* values, const Sums& sums, const Update& update,
   double denominator[width];
   if constexpr (loss == Loss::kFrobenius)
     for (int64_t i = 0; i < n_components * width; ++i) old[i] = static_cast<double>(values[i]);
-  for (int64_t r = 0; r < n_components; ++r) {
+  for (int64_t r = update.n_fixed; r < n_components; ++r) {
     const double* bottom = denominator;
     if constexpr (kSumsDenominator<loss>) {
       bottom = sums.denominator + r * width;
@@ -89,7 +89,7 @@ void update_by_coordinates(T* values, const Sums& sums, const Update& update, in
   double gradient[width];
   for (int64_t i = 0; i < n_components * width; ++i) current[i] = static_cast<double>(values[i]);
   for (int64_t sweep = 0; sweep < update.n_inner; ++sweep) {
-    for (int64_t r = 0; r < n_components; ++r) {
+    for (int64_t r = update.n_fixed; r < n_components; ++r) {
       const double* gram = sums.statistics + r * n_components;
       const double curvature = gram[r] + l2;
       if (curvature == 0) continue;
@@ -129,7 +129,7 @@ void update_rows(const Factorisation<T, Data>& f, const double* statistics, cons
   Scratch<T> block(k * kRows);
   Scratch<double> work(k * kRows);
   for (int64_t iteration = 0; iteration < n_iter; ++iteration) {
-    sums.compute(static_cast<T>(update.beta_loss));
+    sums.compute(update.terms.as<T>());
     for (int64_t row = begin, panel = 0; row < end; row += kRows, ++panel) {
       const int64_t rows = std::min(kRows, end - row);
       for (int64_t r = 0; r < k; ++r)
@@ -293,7 +293,7 @@ void iterate_together(std::vector<Factorisation<T, Data>>& batch, const Update& 
       const int64_t end = std::min(begin + step, any.n_samples);
       for_rows(begin, end, 1);
       for_tiles([&](int64_t b, int64_t first, int64_t last) {
-        ColumnSums<loss, T, Data>(batch[b], first, last, static_cast<T>(update_H.beta_loss))
+        ColumnSums<loss, T, Data>(batch[b], first, last, update_H.terms.as<T>())
             .add_rows(begin, end);
       });
     }

@@ -32,7 +32,8 @@ NNMF_CUDA_INLINE bool all_zero(const Data* x, int64_t x_stride) {
 // numerator = X (W H)^(beta_loss - 2), denominator = (W H)^(beta_loss - 1), one tile of each.
 template <Loss loss, class T, class Data>
 [[gnu::noinline]] void form_terms(const Panel<T, Data>& p, const T* right, int64_t n_components,
-                                  T beta_loss, T* numerator, T* denominator, int64_t stride) {
+                                  const TermRule<T>& rule, T* numerator, T* denominator,
+                                  int64_t stride) {
   using V = Vector<T>;
   prefetch<T, true>(p.ahead, p.x_stride);
   if constexpr (loss == Loss::kFrobenius) {
@@ -57,13 +58,13 @@ template <Loss loss, class T, class Data>
           // In the padding W H is zero: to a very negative power infinite, times zero NaN.
           const bool valid = i < p.rows && c < p.columns;
           const T x = static_cast<T>(p.x[i * p.x_stride + c]);
-          numerator[i * stride + c] = valid ? numerator_term<loss>(x, values[l], beta_loss) : T{0};
-          denominator[i * stride + c] = valid ? denominator_term<loss>(values[l], beta_loss) : T{0};
+          numerator[i * stride + c] = valid ? numerator_term<loss>(x, values[l], rule) : T{0};
+          denominator[i * stride + c] = valid ? denominator_term<loss>(values[l], rule) : T{0};
         }
       }
     return;
   }
-  const typename V::Lanes floor = V::broadcast(static_cast<T>(kEpsilon));
+  const typename V::Lanes floor = V::broadcast(rule.floor);
 #pragma GCC unroll 8
   for (int64_t i = 0; i < kRows; ++i) {
 #pragma GCC unroll 3
@@ -75,7 +76,7 @@ template <Loss loss, class T, class Data>
         term = V::divide(x, V::max(floor, wh[i][v]));
       } else {
         const typename V::Lanes inverse = V::divide(V::broadcast(T{1}), V::max(floor, wh[i][v]));
-        term = x * (inverse * inverse);
+        term = x * inverse * inverse;
         V::store(denominator + i * stride + c, inverse);
       }
       V::store(numerator + i * stride + c, term);
@@ -112,7 +113,7 @@ class RowSums {
         numerator_(n_panels_ * panel_size_),
         denominator_(kSumsDenominator<loss> ? n_panels_ * panel_size_ : 0) {}
 
-  void compute(T beta_loss) {
+  void compute(const TermRule<T>& rule) {
     lanes_.fill(0);
     numerator_.fill(0);
     if constexpr (kSumsDenominator<loss>) {
@@ -121,7 +122,7 @@ class RowSums {
     }
     for (int64_t first = 0; first < p_.n_tiles; first += kChunkTiles) {
       const int64_t last = std::min(first + kChunkTiles, p_.n_tiles);
-      for (int64_t panel = 0; panel < n_panels_; ++panel) add_chunk(panel, first, last, beta_loss);
+      for (int64_t panel = 0; panel < n_panels_; ++panel) add_chunk(panel, first, last, rule);
       if (last % kFlushTiles == 0 || last == p_.n_tiles) {
         flush_lanes(lanes_.data(), n_panels_ * panel_size_, numerator_.data());
         if constexpr (kSumsDenominator<loss>)
@@ -134,14 +135,14 @@ class RowSums {
   const double* denominator(int64_t panel) const { return denominator_ + panel * panel_size_; }
 
  private:
-  void add_chunk(int64_t panel, int64_t first, int64_t last, T beta_loss) {
+  void add_chunk(int64_t panel, int64_t first, int64_t last, const TermRule<T>& rule) {
     const int64_t row = begin_ + panel * kRows, rows = std::min(kRows, end_ - row);
     const int64_t at = panel * panel_size_ * Vector<T>::kLanes;
     if constexpr (kReadsX<loss, T, Data>) {
       if (rows == kRows && last * kColumns<T> <= p_.n_features)
         return add_entries(row, first, last, lanes_ + at);
     }
-    add_terms(row, rows, first, last, beta_loss, lanes_ + at, lanes_below_ + at);
+    add_terms(row, rows, first, last, rule, lanes_ + at, lanes_below_ + at);
   }
 
   // Tiles [first, last) of X itself. Tiles of zeros part them into runs.
@@ -159,8 +160,8 @@ class RowSums {
     }
   }
 
-  void add_terms(int64_t row, int64_t rows, int64_t first, int64_t last, T beta_loss, T* lanes,
-                 T* lanes_below) {
+  void add_terms(int64_t row, int64_t rows, int64_t first, int64_t last, const TermRule<T>& rule,
+                 T* lanes, T* lanes_below) {
     Left<T> left{};
     if constexpr (loss != Loss::kFrobenius) left = left_of(p_, row, rows, padded_.data());
     int64_t run = first;
@@ -169,8 +170,8 @@ class RowSums {
       if (tile < last) {
         const auto x = panel_of(p_, left, row, rows, tile, kTermsStride<T>, edge_.data());
         if (kSumsDenominator<loss> || !all_zero<T>(x.x, x.x_stride)) {
-          form_terms<loss>(x, p_.tiles + tile * p_.tile_size, p_.n_components, beta_loss,
-                           terms_ + to, terms_below_ + to, kTermsStride<T>);
+          form_terms<loss>(x, p_.tiles + tile * p_.tile_size, p_.n_components, rule, terms_ + to,
+                           terms_below_ + to, kTermsStride<T>);
           continue;
         }
       }
@@ -216,12 +217,12 @@ struct Factorisation : Problem<T, Data> {
 template <Loss loss, class T, class Data>
 class ColumnSums {
  public:
-  ColumnSums(const Factorisation<T, Data>& f, int64_t first, int64_t last, T beta_loss)
+  ColumnSums(const Factorisation<T, Data>& f, int64_t first, int64_t last, const TermRule<T>& rule)
       : f_(f),
         first_(first),
         last_(last),
         size_((last - first) * f.tile_size),
-        beta_loss_(beta_loss),
+        rule_(rule),
         padded_(kRows * f.n_components),
         edge_(kRows * kColumns<T>),
         terms_(kGroupRows * kTermsStride<T>),
@@ -295,7 +296,7 @@ class ColumnSums {
           continue;
         }
         zero[tile - chunk] = false;
-        form_terms<loss>(x, f_.tiles + tile * f_.tile_size, k, beta_loss_, terms_ + to,
+        form_terms<loss>(x, f_.tiles + tile * f_.tile_size, k, rule_, terms_ + to,
                          terms_below_ + to, kTermsStride<T>);
       }
     }
@@ -322,7 +323,7 @@ class ColumnSums {
 
   const Factorisation<T, Data>& f_;
   int64_t first_, last_, size_;
-  T beta_loss_;
+  TermRule<T> rule_;
   Scratch<T> padded_;
   Scratch<Data> edge_;
   Scratch<T> terms_, terms_below_, sums_, sums_below_;

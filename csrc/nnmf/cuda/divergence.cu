@@ -10,10 +10,10 @@ struct DivergenceOnCuda : CudaDevice {
   void check(const Shape& s) const { check_components(s.n_components, "X, W and H"); }
 
   template <Loss loss, class T, class Data>
-  void divergence(const FactorParams<T, Data>& p, double beta_loss, double* to) {
+  void divergence(const FactorParams<T, Data>& p, const TermRule<double>& rule, double* to) {
     const DeviceProblem<T, Data> problem{p, size()};
     const auto run = [&]<class Tiling>(Tiling, int group) {
-      DivergenceLaunches<Tiling>(problem, group, memory).launch(beta_loss, to, stream());
+      DivergenceLaunches<Tiling>(problem, group, memory).launch(rule, to, stream());
     };
     dispatch_divergence_tiling<loss, T, Data>(p.shape.n_components, run);
   }
@@ -21,8 +21,9 @@ struct DivergenceOnCuda : CudaDevice {
 
 }  // namespace
 
-Tensor nnmf_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss) {
-  return nnmf_divergence<DivergenceOnCuda>(X, W, H, beta_loss);
+Tensor nnmf_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H, double beta_loss,
+                            double floor) {
+  return nnmf_divergence<DivergenceOnCuda>(X, W, H, beta_loss, floor);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nnmf_cuda, CUDA, m) {

@@ -26,19 +26,20 @@ struct DivergenceTask {
   const T* H;     // [B, n_features, padded]
   double* parts;  // [B, tiles * splits]
   Cut cut;
-  double beta_loss;
+  TermRule<double> rule;
+  T floor;  // the rule's
   int group;
   int at_once;  // bytes of X
 };
 
 // What one entry of X adds.
-template <Loss loss, class T>
-NNMF_CUDA_INLINE double accurate_term(T x, T wh, double beta_loss) {
+template <Loss loss, class T, class Data>
+NNMF_CUDA_INLINE double accurate_term(T x, T wh, const DivergenceTask<T, Data>& task) {
   if constexpr (loss == Loss::kGeneral) {
-    return divergence_term<loss>(static_cast<double>(x), static_cast<double>(wh), beta_loss);
+    return general_divergence_term(static_cast<double>(x), static_cast<double>(wh), task.rule);
   } else {
-    if (loss == Loss::kItakuraSaito && !(x > static_cast<T>(kEpsilon))) return -1;
-    return static_cast<double>(one_lane::divergence_terms<loss, T>(x, wh));
+    if (loss == Loss::kItakuraSaito && !(x > task.floor)) return -1;
+    return static_cast<double>(one_lane::divergence_terms<loss, T>(x, wh, task.floor));
   }
 }
 
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(kWarp, Tiling::kResident)
                 const T value = kPixels ? x[i] / T{255} : x[i];
                 const bool counts = place.part == 0 && deep + d < walk.end &&
                                     walk.first + place.row(i) < walk.length;
-                if (counts) total += accurate_term<Tiling::kLoss>(value, wh, task.beta_loss);
+                if (counts) total += accurate_term<Tiling::kLoss>(value, wh, task);
               }
             });
       });
@@ -118,16 +119,21 @@ class DivergenceLaunches {
     parts_ = memory.template get<double>(s.batch * parts());
   }
 
-  void launch(double beta_loss, double* divergence, cudaStream_t stream) const {
+  void launch(const TermRule<double>& rule, double* divergence, cudaStream_t stream) const {
     const Shape& s = problem_.shape;
     launch_pack(problem_.W, W_packed_, s.batch, layout_of_W(s, padded_), stream);
     launch_pack(problem_.H, H_packed_, s.batch, layout_of_H(s, padded_), stream);
-    const DivergenceTask<T, Data> task{
-        problem_.X,     s.x_stride,
-        s.x_row_stride, W_packed_,
-        H_packed_,      parts_,
-        cut_,           beta_loss,
-        group_,         copied_at_once<Tiling, Factor::kW>(problem_, group_)};
+    const DivergenceTask<T, Data> task{problem_.X,
+                                       s.x_stride,
+                                       s.x_row_stride,
+                                       W_packed_,
+                                       H_packed_,
+                                       parts_,
+                                       cut_,
+                                       rule,
+                                       static_cast<T>(rule.floor),
+                                       group_,
+                                       copied_at_once<Tiling, Factor::kW>(problem_, group_)};
     if (s.batch * parts() > 0)
       NNMF_CUDA_LAUNCH((divergence_kernel<Tiling>), grid_of(s.batch * parts()), kWarp,
                        (kStages * stage_of<Tiling, Factor::kW>(group_).bytes), stream, task);

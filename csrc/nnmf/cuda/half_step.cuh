@@ -23,7 +23,8 @@ struct HalfStep {
   const bool* active;  // [B]: problems that are not stay as they are; nullptr: all are
   Cut cut;
   Update update;
-  int n_components;
+  TermRule<T> terms;  // the update's, in the registers' type
+  int n_components, n_fixed;
   int group;    // lanes that share a row
   int at_once;  // bytes of X
   bool whole;   // there is one split, and the kernel updates the factor itself
@@ -42,17 +43,17 @@ template <class Tiling>
 __device__ __forceinline__ void accumulate(LaneSums<Tiling>& lane,
                                            const typename Tiling::T (&x)[Tiling::kOwn],
                                            const typename Tiling::T (&other)[Tiling::kComponents],
-                                           typename Tiling::T beta_loss, int group) {
+                                           const TermRule<typename Tiling::T>& rule, int group) {
   using T = typename Tiling::T;
 #pragma unroll
   for (int i = 0; i < Tiling::kOwn; ++i) {
     T wh = 0;
     if constexpr (Tiling::kUsesProduct) wh = product<Tiling>(lane.own[i], other, group);
-    const T top = numerator_term<Tiling::kLoss>(x[i], wh, beta_loss);
+    const T top = numerator_term<Tiling::kLoss>(x[i], wh, rule);
 #pragma unroll
     for (int j = 0; j < Tiling::kComponents; ++j) lane.numerator[i][j] += top * other[j];
     if constexpr (Tiling::kSumsDenominator) {
-      const T bottom = denominator_term<Tiling::kLoss>(wh, beta_loss);
+      const T bottom = denominator_term<Tiling::kLoss>(wh, rule);
 #pragma unroll
       for (int j = 0; j < Tiling::kComponents; ++j) lane.denominator[i][j] += bottom * other[j];
     }
@@ -109,7 +110,7 @@ __device__ __forceinline__ void update_rows(
                               lane.numerator[i][j] * static_cast<T>(step.update.scale), sum, rule);
       // Behind the last component numerators may be NaN.
       const int component = place.vector(j / Tiling::kVector) + j % Tiling::kVector;
-      lane.own[i][j] = component < step.n_components ? value : T{0};
+      if (component >= step.n_fixed) lane.own[i][j] = component < step.n_components ? value : T{0};
     }
     if (first + place.row(i) < step.cut.length)
       store_components(lane.own[i], place, own + place.row(i) * padded);
@@ -166,13 +167,12 @@ __global__ void __launch_bounds__(kWarp, Tiling::kResident)
   ComponentSums<Tiling> sums;
   const bool adds_components =
       Tiling::kLoss == Loss::kKullbackLeibler && (step.whole || walk.tile == 0);
-  const T beta_loss = static_cast<T>(step.update.beta_loss);
   for_each_tile<Tiling, factor>(
       walk, memory, [&](const unsigned char* x_tile, const T* other, int64_t) {
         for_each_entry<Tiling, factor>(
             x_tile, other, place,
             [&](int, const T(&x)[Tiling::kOwn], const T(&components)[Tiling::kComponents]) {
-              accumulate<Tiling>(lane, x, components, beta_loss, group);
+              accumulate<Tiling>(lane, x, components, step.terms, group);
             });
         if (adds_components) sums.add(other, padded);
       });

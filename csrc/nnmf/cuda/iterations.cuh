@@ -20,7 +20,7 @@ struct UpdateTask {
   const double* gram;     // Frobenius: [B, padded, padded]
   const bool* active;     // [B] or nullptr
   int64_t length, splits;
-  int n_components, padded;
+  int n_components, n_fixed, padded;
   Update update;
   Ways ways;
 };
@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(kThreads, 4) update_kernel(UpdateTask<T> task)
     denominator = sum_parts(task.denominators + first, task.splits, size, inside, task.ways);
   }
   const double numerator = sum_parts(task.numerators + first, task.splits, size, inside, task.ways);
-  if (!inside || static_cast<int>(threadIdx.x) >= task.ways.columns) return;
+  if (!inside || component < task.n_fixed) return;
+  if (static_cast<int>(threadIdx.x) >= task.ways.columns) return;
   const T changed = updated(*value, static_cast<T>(numerator * task.update.scale),
                             static_cast<T>(denominator), task.update.rule);
   *value = component < task.n_components ? changed : T{0};  // behind the last it may be NaN
@@ -90,7 +91,7 @@ struct HalsTask {
   const double* cross;   // [B, length, padded]: the numerators
   const double* gram;    // [B, padded, padded], of the other factor
   int64_t rows, length;  // rows: of all problems
-  int n_components, padded;
+  int n_components, n_fixed, padded;
   Update update;
 };
 
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(kHalsThreads) hals_kernel(HalsTask<T> task) {
   for (int r = 0; r < task.n_components; ++r)
     own[r * kHalsThreads] = static_cast<double>(factor[r]);
   for (int64_t sweep = 0; sweep < task.update.n_inner; ++sweep) {
-    for (int r = 0; r < task.n_components; ++r) {
+    for (int r = task.n_fixed; r < task.n_components; ++r) {
       const double* const column = gram + r * task.padded;
       const double curvature = column[r] + l2, here = own[r * kHalsThreads];
       double slope = l2 * here + l1 - task.update.scale * cross[r];
@@ -200,6 +201,7 @@ class Iterations {
     task.length = step.cut.length;
     task.splits = step.cut.splits;
     task.n_components = step.n_components;
+    task.n_fixed = step.n_fixed;
     task.padded = padded_;
     task.update = step.update;
     launch_update<Tiling::kLoss>(task, problem_.shape.batch, stream);
@@ -216,6 +218,7 @@ class Iterations {
     task.rows = batch * length;
     task.length = length;
     task.n_components = step.n_components;
+    task.n_fixed = step.n_fixed;
     task.padded = padded_;
     task.update = step.update;
     launch_hals(task, stream);
@@ -237,6 +240,8 @@ class Iterations {
     step.sums = sums_;
     step.active = problem_.active;
     step.update = update;
+    step.terms = update.terms.as<T>();
+    step.n_fixed = static_cast<int>(update.n_fixed);
     step.n_components = static_cast<int>(s.n_components);
     step.group = group_;
     step.at_once = copied_at_once<Tiling, factor>(problem_, group_);
