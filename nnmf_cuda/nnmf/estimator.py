@@ -36,10 +36,10 @@ from nnmf_cuda.nnmf.inputs import (
 from nnmf_cuda.nnmf.minibatch import (
     Statistics,
     minibatch_step,
-    solve_W,
     statistics_of_fit,
     statistics_of_start,
 )
+from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS, solve_W, updated_W
 from nnmf_cuda.nnmf.rank_selection import (
     SLACK,
     RankSelection,
@@ -58,10 +58,15 @@ from nnmf_cuda.nnmf.solvers import (
     Run,
     State,
 )
-from nnmf_cuda.nnmf.starts import INITS, Origin, initial_components, initial_factors
+from nnmf_cuda.nnmf.starts import (
+    INITS,
+    Origin,
+    fixed_rows,
+    held_factors,
+    initial_components,
+    initial_factors,
+)
 from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
-
-TRANSFORM_SOLVERS = ("nnls", "mu")
 
 _MEMORY = ("_components_numerator", "_components_denominator")
 _OF_FIT_ALONE = (
@@ -87,8 +92,9 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
     Parameters
     ----------
     n_components : int or "auto", default="auto"
-        Number of components. "auto" is 15, or min(n_samples, n_features) where that is smaller;
-        with ``init="custom"`` the number of rows of H.
+        Number of components, which may be above n_samples and n_features, except with the starts
+        "nndsvd...". "auto" is 15, or min(n_samples, n_features) where that is smaller; with
+        ``init="custom"`` the number of rows of H.
     beta_loss : float or {"frobenius", "kullback-leibler", "itakura-saito"}, \
             default="kullback-leibler"
         Divergence that is minimised: 2, 1, 0 or any other number. X must not contain zeros where
@@ -121,13 +127,21 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         Number of starts, run as one batch; the one with the lowest objective is kept. The first
         is the start that ``n_init=1`` has with the same `random_state`. Above 1 only with the
         random starts ("random", "nndsvdar").
-    transform_solver : {"nnls", "mu"}, default="nnls"
+    fixed_components : array-like or Tensor of shape (n_fixed, n_features), default=None
+        Components that are known: they are the first rows of `components_` and are held, while the
+        others are learned beside them, by `fit` and `partial_fit`. Starts: "random" or "custom".
+    warm_start : bool, default=False
+        Whether `fit` starts from the fitted `components_`, and from `W_` where X has as many rows
+        (else from the W of `fresh_restarts_max_iter` updates), instead of `init`; not where W or H
+        is given. Entries that are zero stay so, except with ``solver="hals"``.
+    transform_solver : {"nnls", "mu", "same"}, default="nnls"
         How `transform` finds the W of new rows: "nnls" is exact non-negative least squares,
         whatever `beta_loss`, without regularisation; "mu" minimises the regularised `beta_loss`
-        by multiplicative updates with H fixed. Each row's result is its own in both cases: it
-        does not depend on the rows beside it.
+        by multiplicative updates with H fixed; "same" minimises what `fit` minimises: as "mu", but
+        exactly for ``beta_loss="frobenius"``, where that is a least-squares problem. Each row's
+        result is its own in all cases: it does not depend on the rows beside it.
     transform_max_iter : int, default=200
-        Number of updates of ``transform_solver="mu"``, all executed.
+        Number of updates of ``transform_solver="mu"`` and "same", all executed.
     forget_factor : float, default=0.7
         What `partial_fit` multiplies its memory of earlier mini-batches by, in [0, 1]: 1 weighs
         all rows alike, 0 forgets them.
@@ -229,6 +243,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         alpha_H: float | Literal["same"] = "same",
         l1_ratio: float = 0.0,
         n_init: int = 1,
+        fixed_components: Any = None,
+        warm_start: bool = False,
         transform_solver: str = "nnls",
         transform_max_iter: int = 200,
         forget_factor: float = 0.7,
@@ -247,6 +263,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         self.alpha_H = alpha_H
         self.l1_ratio = l1_ratio
         self.n_init = n_init
+        self.fixed_components = fixed_components
+        self.warm_start = warm_start
         self.transform_solver = transform_solver
         self.transform_max_iter = transform_max_iter
         self.forget_factor = forget_factor
@@ -261,6 +279,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         W: Any = None,
         H: Any = None,
         *,
+        update_H: bool = True,
         callback: Callback | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: float = 60.0,
@@ -275,6 +294,10 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             Present for scikit-learn's convention.
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
             The start of ``init="custom"``; not modified, cast to the type of X.
+        update_H : bool, default=True
+            False holds the components H and learns W alone, from the W given or from one constant
+            in each row: `W_` is then what `fit` minimises for these rows. `init`, `n_init` and
+            `warm_start` have no influence.
         callback : callable, optional
             Called with a :class:`nnmf_cuda.nnmf.FitRecord` at every record (see
             `objective_history_`). The fit ends where it returns True, with the best start as it
@@ -299,8 +322,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             For sparse X, or a parameter of the wrong type.
         ValueError
             For negative, infinite, NaN or empty X, zeros in X with ``beta_loss <= 0``,
-            `n_components` above min(n_samples, n_features), a parameter out of range, a
-            factorisation that overflows, or a checkpoint that is damaged or of another fit.
+            more components than the start can give, a parameter out of range, a factorisation
+            that overflows, or a checkpoint that is damaged or of another fit.
 
         Warns
         -----
@@ -308,6 +331,9 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             If ``tol > 0`` and the rule was not met within `max_iter` iterations.
         RuntimeWarning
             If the checkpoint cannot be written later than at the start; the fit goes on.
+        UserWarning
+            If the mean of X is so small or large that the type of X, or the kernels, cannot hold
+            what updates form.
 
         Examples
         --------
@@ -319,7 +345,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         50
         """
         watch = Watch(callback, checkpoint, checkpoint_every)
-        self._fit(self._read_training(X), W, H, watch)
+        self._fit(self._read_training(X), W, H, watch, update_H=update_H)
         return self
 
     def fit_transform(
@@ -329,6 +355,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         W: Any = None,
         H: Any = None,
         *,
+        update_H: bool = True,
         callback: Callback | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: float = 60.0,
@@ -340,7 +367,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         """
         watch = Watch(callback, checkpoint, checkpoint_every)
         matrix = self._read_training(X)
-        self._fit(matrix, W, H, watch)
+        self._fit(matrix, W, H, watch, update_H=update_H)
         return like_input(self._transform(matrix), X)
 
     def partial_fit(self, X: Any, y: Any = None, *, H: Any = None) -> NNMF:
@@ -362,11 +389,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             The start of ``init="custom"``, used by the first call.
         """
         matrix = self._read_training(X, reset=not hasattr(self, "components_"))
-        components, past = self._stream(matrix, H)
+        origin = self._origin_for(matrix)
+        components, past = self._stream(matrix, H, origin)
         if matrix.dtype != torch.uint8:
             matrix = matrix.to(components.dtype)
         components, statistics = minibatch_step(
-            self._problem(matrix),
+            self._problem(matrix, origin.n_fixed),
             components,
             past,
             n_iter=self.fresh_restarts_max_iter,
@@ -388,6 +416,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         W : ndarray or Tensor of shape (n_samples, n_components)
             Non-negative coefficients, a tensor on X's device if X is a tensor, of X's type if
             that is floating.
+
+        Warns
+        -----
+        UserWarning
+            If the fit was to uint8 pixels and X has entries above 1 in another type, or the other
+            way round; or if `alpha_W` is positive, which ``transform_solver="nnls"`` leaves out.
         """
         check_is_fitted(self)
         self._check_parameters()
@@ -403,10 +437,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
 
         Returns
         -------
-        X_original : ndarray or Tensor of shape (n_samples, n_features)
-            Reconstructed data, in the units of the data (pixels: 0 to 1). No gradient.
+        X_original : ndarray, DataFrame or Tensor of shape (n_samples, n_features)
+            Reconstructed data, in the units of the data (pixels: 0 to 1). No gradient. For a pandas
+            DataFrame it is one, with the index of X and the `feature_names_in_`.
         """
         check_is_fitted(self)
+        frame = X if hasattr(X, "iloc") else None
         if not isinstance(X, Tensor):
             X = check_array(X, dtype=[np.float64, np.float32])
         if X.ndim != 2 or X.shape[1] != self.n_components_:
@@ -415,7 +451,11 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
                 f"(n_samples, {self.n_components_})"
             )
         if not isinstance(X, Tensor):
-            return X @ self.components_.astype(X.dtype, copy=False)
+            X_original = X @ self.components_.astype(X.dtype, copy=False)
+            if frame is None:
+                return X_original
+            columns = getattr(self, "feature_names_in_", None)
+            return type(frame)(X_original, index=frame.index, columns=columns)
         X = X.detach() if X.is_floating_point() else X.double()
         return X @ torch.tensor(self.components_, dtype=X.dtype, device=X.device)
 
@@ -430,16 +470,17 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
     ) -> RankSelection:
         """Compare numbers of components by how far runs from different starts agree.
 
-        The estimator is not fitted and its own `n_components` and `n_init` are not used; all
-        other parameters are. With an integer `random_state` the runs of a rank are those of
-        ``NNMF(n_components=rank, n_init=n_init).fit(X)``.
+        The estimator is not fitted and its own `n_components`, `n_init` and `warm_start` are not
+        used; all other parameters are. With an integer `random_state` the runs of a rank are those
+        of ``NNMF(n_components=rank, n_init=n_init).fit(X)``.
 
         Parameters
         ----------
         X : array-like or Tensor of shape (n_samples, n_features)
             As for `fit`.
         n_components : iterable of int, default=range(2, 11)
-            The ranks, from 2 to min(n_samples, n_features), in any order.
+            The ranks, from 2 to min(n_samples, n_features), in any order; with `fixed_components`,
+            of which the scores say nothing, each above their number.
         n_init : int, default=20
             Runs of each rank, at least 2; 20 to 100 are usual.
         criterion : {"components", "dispersion", "cophenetic"}, default="components"
@@ -487,18 +528,21 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         # A copy, because reading X sets what an estimator was fitted with: features and units.
         reader = copy(self)
         matrix = reader._read_training(X)
-        ranks = read_ranks(n_components, min(matrix.shape))
+        origin = replace(reader._origin_for(matrix), n_init=n_init)
+        ranks = read_ranks(n_components, min(matrix.shape), origin.n_fixed)
         rows = rows_of_consensus(matrix, max_samples, self.random_state)
         runs = grid_runs(
-            reader._problem(matrix),
+            reader._problem(matrix, origin.n_fixed),
             ranks,
-            replace(reader._origin, n_init=n_init),
+            origin,
             solver=self.solver,
             max_iter=self.max_iter,
             tol=self.tol,
         )
         with self._progress("ranks", "run", runs, total=len(ranks) * n_init) as shown:
-            found = compare_ranks(shown, n_init=n_init, criterion=criterion, rows=rows)
+            found = compare_ranks(
+                shown, n_init=n_init, criterion=criterion, rows=rows, n_fixed=origin.n_fixed
+            )
         if self.tol > 0 and found.converged.min() < 1:
             warnings.warn(
                 f"{1 - found.converged.mean():.0%} of the runs stopped at max_iter={self.max_iter} "
@@ -588,16 +632,32 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         floor = self._fitted_units.floor(dtype)
         return Objective(ops.beta_loss_to_float(self.beta_loss), penalty, floor)
 
-    def _problem(self, X: Tensor) -> Problem:
-        return Problem(X, self._objective(len(X), X.shape[1], factor_dtype(X)))
+    def _problem(self, X: Tensor, n_fixed: int = 0) -> Problem:
+        return Problem(X, self._objective(len(X), X.shape[1], factor_dtype(X)), n_fixed)
 
-    @property
-    def _origin(self) -> Origin:
-        return Origin(self.init, self.n_init, self.random_state, self._fitted_units.scale)
+    def _origin_for(self, X: Tensor) -> Origin:
+        """Return how fits to X start, and what they hold."""
+        fixed = self.fixed_components
+        return Origin(
+            self.init,
+            self.n_init,
+            self.random_state,
+            self._fitted_units.scale,
+            None if fixed is None else fixed_rows(fixed, X),
+        )
 
-    def _fit(self, X: Tensor, W: Any, H: Any, watch: Watch) -> None:
+    def _fit(self, X: Tensor, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""
-        if self.init == "nndsvd" and SOLVERS[self.solver].keeps_zeros:
+        origin = self._origin_for(X)
+        if not update_H:
+            if origin.fixed is not None:
+                raise ValueError("update_H=False holds all of H: use fixed_components=None")
+            W, H = held_factors(X, self.n_components, W=W, H=H)
+            origin = replace(origin, init="custom", n_init=1, fixed=H)
+        elif self.warm_start and W is None and H is None and hasattr(self, "components_"):
+            W, H = self._warm_factors(X)
+            origin = replace(origin, init="custom")
+        if origin.init == "nndsvd" and SOLVERS[self.solver].keeps_zeros:
             warnings.warn(
                 "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
                 "'nndsvdar' fill them and usually end better",
@@ -609,12 +669,17 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             # A subclass need not have them all among its own.
             parameters = {name: getattr(self, name) for name in NNMF._get_param_names()}
             parameters |= self.get_params(deep=False)
-            fit = description_of_fit(X, parameters, {"W": W, "H": H})
+            given = {"W": W, "H": H, "update_H": update_H}
+            fit = description_of_fit(X, parameters, given)
             file = Checkpoint(watch.checkpoint, watch.every, fit)
             state = file.read(self.max_iter, X.device)
-        problem = self._problem(X)
+        problem = self._problem(X, origin.n_fixed)
         if state is None:
-            state = State.of_starts(problem, *self._starts(X, W, H))
+            if update_H:
+                W, H = initial_factors(X, self.n_components, origin, W=W, H=H)
+            else:
+                W, H = W[None], H[None]
+            state = State.of_starts(problem, W, H)
         done, best = state.iterations[-1], state.best
         minimisation = Minimisation(problem, state, solver=self.solver, tol=self.tol)
         del state, W, H  # starts of this fit need no room to its end
@@ -629,14 +694,24 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             )
         self._keep(outcome.run, stopped=outcome.stopped)
 
-    def _starts(self, X: Tensor, W: Any, H: Any) -> tuple[Tensor, Tensor]:
-        return initial_factors(
-            X,
-            self.n_components,
-            self._origin,
-            W=W,
-            H=H,
-        )
+    def _warm_factors(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the fitted W and components, from which a fit to X goes on."""
+        k, n_features = self.components_.shape
+        for name, value, expected in (
+            ("n_init", self.n_init, 1),
+            ("n_components", self.n_components, k),
+            ("n_features of X", X.shape[1], n_features),
+        ):
+            if value not in ("auto", expected):
+                raise ValueError(
+                    f"warm_start=True goes on from one fit with {k} components of {n_features} "
+                    f"features, but {name} is {value}; set it to {expected}, or warm_start=False"
+                )
+        H = torch.tensor(self.components_, dtype=factor_dtype(X), device=X.device)
+        W = getattr(self, "W_", None)
+        if W is None or len(W) != len(X):
+            return updated_W(self._problem(X), H, n_iter=self.fresh_restarts_max_iter), H
+        return torch.tensor(W), H
 
     def _progress(
         self, what: str, unit: str, items: Any = None, *, total: int, initial: int = 0
@@ -677,15 +752,21 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         # Pixels take the type that the components have.
         dtype = None if X.dtype == torch.uint8 else X.dtype
         H = torch.tensor(self.components_, dtype=dtype, device=X.device)
-        if self.transform_solver == "nnls":
-            return ops.project(X, H)
-        self._check_zeros(X)
-        return solve_W(self._problem(X), H, n_iter=self.transform_max_iter)
+        solver = self.transform_solver
+        if solver != "nnls":
+            self._check_zeros(X)
+        elif self.alpha_W > 0:
+            warnings.warn(
+                f"transform_solver='nnls' leaves alpha_W={self.alpha_W} out, so that these are "
+                "less small and sparse than W_; transform_solver='same' minimises what fit does",
+                UserWarning,
+                stacklevel=4,
+            )
+        return solve_W(self._problem(X), H, solver=solver, n_iter=self.transform_max_iter)
 
-    def _stream(self, X: Tensor, H: Any) -> tuple[Tensor, Statistics]:
+    def _stream(self, X: Tensor, H: Any, origin: Origin) -> tuple[Tensor, Statistics]:
         """Return the components and the memory with which a stream meets the rows X."""
         if not hasattr(self, "components_"):
-            origin = self._origin
             components = initial_components(X, self.n_components, origin, H=H)
             beta_loss = ops.beta_loss_to_float(self.beta_loss)
             return components, statistics_of_start(components, origin.mean, beta_loss)
@@ -704,6 +785,13 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
                     f"{name}={now!r} has changed from {value!r} since the stream began; set it "
                     "back, or start anew with sklearn.base.clone"
                 )
+        if origin.fixed is not None and not torch.equal(
+            components[: origin.n_fixed], origin.fixed.to(components.dtype)
+        ):
+            raise ValueError(
+                "fixed_components are not the first of the components that the stream has so far; "
+                "set them back, or start anew with sklearn.base.clone"
+            )
         if hasattr(self, "n_steps_"):
             return components, Statistics(*map(stored, _MEMORY))
         W = stored("W_")
