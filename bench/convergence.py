@@ -137,7 +137,7 @@ def _default_data() -> list[str]:
 
 def _start(source: str, *, smoke: bool) -> _Start:
     from nnmf_cuda.data import load_dataset, phantom
-    from nnmf_cuda.nnmf.starts import initial_factors
+    from nnmf_cuda.nnmf.starts import Origin, initial_factors
 
     if source != "phantom":
         dataset = load_dataset(source)
@@ -149,8 +149,8 @@ def _start(source: str, *, smoke: bool) -> _Start:
     X = torch.from_numpy(images.astype(np.float32))
     if images.dtype == np.uint8:
         X /= 255
-    k = 3 if smoke else PAPER["n_components"]
-    W, H = initial_factors(X, k, init="random", n_init=1, random_state=_SEED)
+    k, mean = 3 if smoke else PAPER["n_components"], float(X.mean())
+    W, H = initial_factors(X, k, Origin("random", random_state=_SEED, mean=mean))
     return _Start(X, W[0], H[0], Path(source).name)
 
 

@@ -38,6 +38,10 @@ NNMF_CUDA_INLINE double gradient_tolerance(int64_t size) {
   return 10 * static_cast<double>(size) * kRounding;
 }
 
+// Exchanges by block principal pivoting after which a row is solved one variable at a time. Rows of
+// problems that are not ill-conditioned need less than ten.
+constexpr int64_t kMostExchanges = 40;
+
 // What of the largest pivot is taken for zero where a least-norm solution is asked for.
 constexpr double kRankTolerance = 1e-12;
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterable
 from copy import copy
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 from tqdm import tqdm
 
 from nnmf_cuda import ops
+from nnmf_cuda.nnmf.checkpoint import Checkpoint, description_of_fit
+from nnmf_cuda.nnmf.fitting import Callback, Watch, fit_to_end
 from nnmf_cuda.nnmf.inputs import (
     as_matrix,
     check_choice,
@@ -24,10 +28,18 @@ from nnmf_cuda.nnmf.inputs import (
     check_integer,
     check_real,
     extremes,
+    factor_dtype,
     like_input,
+    mean,
     resolve_device,
 )
-from nnmf_cuda.nnmf.minibatch import Statistics, minibatch_step, solve_W, statistics_of_fit
+from nnmf_cuda.nnmf.minibatch import (
+    Statistics,
+    minibatch_step,
+    statistics_of_fit,
+    statistics_of_start,
+)
+from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS, solve_W, updated_W
 from nnmf_cuda.nnmf.rank_selection import (
     SLACK,
     RankSelection,
@@ -36,10 +48,25 @@ from nnmf_cuda.nnmf.rank_selection import (
     read_ranks,
     rows_of_consensus,
 )
-from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem, Run, all_runs
-from nnmf_cuda.nnmf.starts import INITS, initial_components, initial_factors
-
-TRANSFORM_SOLVERS = ("nnls", "mu")
+from nnmf_cuda.nnmf.saving import SavingMixin
+from nnmf_cuda.nnmf.solvers import (
+    SOLVERS,
+    Minimisation,
+    Objective,
+    Penalty,
+    Problem,
+    Run,
+    State,
+)
+from nnmf_cuda.nnmf.starts import (
+    INITS,
+    Origin,
+    fixed_rows,
+    held_factors,
+    initial_components,
+    initial_factors,
+)
+from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
 
 _MEMORY = ("_components_numerator", "_components_denominator")
 _OF_FIT_ALONE = (
@@ -52,20 +79,22 @@ _OF_FIT_ALONE = (
 )
 
 
-class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # type: ignore[misc]
     """Non-negative matrix factorisation X ~= W @ H, of data at hand or of a stream.
 
     One row of X is one sample (an image, flattened); one row of H = `components_` is one
     component. Parameters, attributes and update rules are those of
     :class:`sklearn.decomposition.NMF` with ``solver="mu"``, plus restarts, quicker solvers, the
     `partial_fit` of :class:`sklearn.decomposition.MiniBatchNMF`, devices and pixels. `select_rank`
-    compares numbers of components before a fit.
+    compares numbers of components before a fit. `save` and `load` bring a fitted estimator to
+    another process, without pickle.
 
     Parameters
     ----------
     n_components : int or "auto", default="auto"
-        Number of components. "auto" is 15, or min(n_samples, n_features) where that is smaller;
-        with ``init="custom"`` the number of rows of H.
+        Number of components, which may be above n_samples and n_features, except with the starts
+        "nndsvd...". "auto" is 15, or min(n_samples, n_features) where that is smaller; with
+        ``init="custom"`` the number of rows of H.
     beta_loss : float or {"frobenius", "kullback-leibler", "itakura-saito"}, \
             default="kullback-leibler"
         Divergence that is minimised: 2, 1, 0 or any other number. X must not contain zeros where
@@ -77,13 +106,15 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         alternating least squares [4]_, for ``beta_loss="frobenius"``.
     init : {"random", "nndsvd", "nndsvda", "nndsvdar", "custom"}, default="random"
         Start. "random": uniform on [0, 1) plus 0.1. "nndsvd...": from a singular value
-        decomposition [3]_, its zeros kept, replaced by the mean of X (a) or by small random
-        numbers (ar). "custom": the W and H given to `fit`.
+        decomposition [3]_, its zeros kept, replaced by sqrt(mean of X) (a) or by small random
+        numbers (ar). All are scaled so that a fit does not depend on the units of X. "custom":
+        the W and H given to `fit`.
     max_iter : int, default=200
         Most iterations of a fit.
     tol : float, default=1e-4
-        Tested every 10 iterations: the fit has converged when sqrt(2 * divergence) fell by no
-        more than `tol` times its value at the start. 0 runs all `max_iter` iterations.
+        Tested every 10 iterations: the fit has converged when sqrt(2 * objective), penalties
+        included, did not rise and fell by no more than `tol` times itself (or than its rounding,
+        so that exact fits end too). 0 runs all `max_iter` iterations.
     random_state : int, RandomState or None, default=None
         Seed of the start. The start is drawn on the CPU, so a seed means the same start on every
         device.
@@ -96,13 +127,21 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         Number of starts, run as one batch; the one with the lowest objective is kept. The first
         is the start that ``n_init=1`` has with the same `random_state`. Above 1 only with the
         random starts ("random", "nndsvdar").
-    transform_solver : {"nnls", "mu"}, default="nnls"
+    fixed_components : array-like or Tensor of shape (n_fixed, n_features), default=None
+        Components that are known: they are the first rows of `components_` and are held, while the
+        others are learned beside them, by `fit` and `partial_fit`. Starts: "random" or "custom".
+    warm_start : bool, default=False
+        Whether `fit` starts from the fitted `components_`, and from `W_` where X has as many rows
+        (else from the W of `fresh_restarts_max_iter` updates), instead of `init`; not where W or H
+        is given. Entries that are zero stay so, except with ``solver="hals"``.
+    transform_solver : {"nnls", "mu", "same"}, default="nnls"
         How `transform` finds the W of new rows: "nnls" is exact non-negative least squares,
         whatever `beta_loss`, without regularisation; "mu" minimises the regularised `beta_loss`
-        by multiplicative updates with H fixed. Each row's result is its own in both cases: it
-        does not depend on the rows beside it.
+        by multiplicative updates with H fixed; "same" minimises what `fit` minimises: as "mu", but
+        exactly for ``beta_loss="frobenius"``, where that is a least-squares problem. Each row's
+        result is its own in all cases: it does not depend on the rows beside it.
     transform_max_iter : int, default=200
-        Number of updates of ``transform_solver="mu"``, all executed.
+        Number of updates of ``transform_solver="mu"`` and "same", all executed.
     forget_factor : float, default=0.7
         What `partial_fit` multiplies its memory of earlier mini-batches by, in [0, 1]: 1 weighs
         all rows alike, 0 forgets them.
@@ -149,11 +188,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
 
     "mu" repeats scikit-learn's iterates and takes every `beta_loss`. "accelerated-mu" costs the
     same an iteration and usually needs far fewer of them to the same objective: take it for
-    Kullback-Leibler. Every 10 iterations a start whose objective has risen is put back and goes on
-    without momentum, so the recorded objective never rises; a record that repeats the one before
-    it is such a block. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave
-    zeros, and sweeps over the factors several times for each time that it reads X. All three stop
-    by the rule of `tol`; from one start they may end in different minima.
+    Kullback-Leibler. Every 10 iterations a start whose objective has risen is put back and goes
+    on without momentum, so the recorded objective rises only where plain updates raise it, as
+    they may with a penalty; a record that repeats the one before it is a block that was put
+    back. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave zeros, and
+    sweeps over the factors several times for each time that it reads X. All three stop by the
+    rule of `tol`; from one start they may end in different minima.
 
     X may be anything scikit-learn takes densely, or a tensor on any device. uint8 means pixels
     and is read as x / 255 without a floating-point copy; other integers are counts and become
@@ -203,6 +243,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         alpha_H: float | Literal["same"] = "same",
         l1_ratio: float = 0.0,
         n_init: int = 1,
+        fixed_components: Any = None,
+        warm_start: bool = False,
         transform_solver: str = "nnls",
         transform_max_iter: int = 200,
         forget_factor: float = 0.7,
@@ -221,6 +263,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         self.alpha_H = alpha_H
         self.l1_ratio = l1_ratio
         self.n_init = n_init
+        self.fixed_components = fixed_components
+        self.warm_start = warm_start
         self.transform_solver = transform_solver
         self.transform_max_iter = transform_max_iter
         self.forget_factor = forget_factor
@@ -228,7 +272,18 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         self.device = device
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> NNMF:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        W: Any = None,
+        H: Any = None,
+        *,
+        update_H: bool = True,
+        callback: Callback | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: float = 60.0,
+    ) -> NNMF:
         """Learn the components of X.
 
         Parameters
@@ -239,6 +294,27 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             Present for scikit-learn's convention.
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
             The start of ``init="custom"``; not modified, cast to the type of X.
+        update_H : bool, default=True
+            False holds the components H and learns W alone, from the W given or from one constant
+            in each row: `W_` is then what `fit` minimises for these rows. `init`, `n_init` and
+            `warm_start` have no influence.
+        callback : callable, optional
+            Called with a :class:`nnmf_cuda.nnmf.FitRecord` at every record (see
+            `objective_history_`). The fit ends where it returns True, with the best start as it
+            stands, and without a warning. Its own errors end the fit too.
+        checkpoint : path, optional
+            A file from which the same call goes on if it was stopped, by whatever: to the same
+            bits, on the same device, as if it had not been. Where there is no such file the fit
+            begins. It is written at the start, every `checkpoint_every` seconds, and when the fit
+            ends or is interrupted; it stays when the fit has ended, and leads to the same result
+            at once. Data or parameters other than those that it was begun with are refused,
+            except for those that do not matter and `max_iter`: a larger one takes a fit further
+            that had not converged. Nothing that was drawn at random is drawn again. The file is
+            a safetensors file without code and holds the factors of the starts that still run,
+            twice for "accelerated-mu", and those of the best that has ended. For a digest, X is
+            read once more than without.
+        checkpoint_every : float, default=60.0
+            Seconds between two writings; 0 writes at every record.
 
         Raises
         ------
@@ -246,25 +322,52 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             For sparse X, or a parameter of the wrong type.
         ValueError
             For negative, infinite, NaN or empty X, zeros in X with ``beta_loss <= 0``,
-            `n_components` above min(n_samples, n_features), a parameter out of range, or a
-            factorisation that overflows.
+            more components than the start can give, a parameter out of range, a factorisation
+            that overflows, or a checkpoint that is damaged or of another fit.
 
         Warns
         -----
         ConvergenceWarning
             If ``tol > 0`` and the rule was not met within `max_iter` iterations.
+        RuntimeWarning
+            If the checkpoint cannot be written later than at the start; the fit goes on.
+        UserWarning
+            If the mean of X is so small or large that the type of X, or the kernels, cannot hold
+            what updates form.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from nnmf_cuda import NNMF
+        >>> X = np.random.default_rng(0).random((20, 12))
+        >>> model = NNMF(n_components=3, tol=0, random_state=0)
+        >>> model.fit(X, callback=lambda record: record.iteration >= 50).n_iter_
+        50
         """
-        self._fit(self._read_training(X), W, H)
+        watch = Watch(callback, checkpoint, checkpoint_every)
+        self._fit(self._read_training(X), W, H, watch, update_H=update_H)
         return self
 
-    def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> Any:
+    def fit_transform(
+        self,
+        X: Any,
+        y: Any = None,
+        W: Any = None,
+        H: Any = None,
+        *,
+        update_H: bool = True,
+        callback: Callback | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: float = 60.0,
+    ) -> Any:
         """Fit to X and return ``transform(X)``; parameters and errors are those of `fit`.
 
         The result is what `transform` finds for X, not `W_`: features of training rows and of
         new rows are then of the same kind. X is read, checked and brought to the device once.
         """
+        watch = Watch(callback, checkpoint, checkpoint_every)
         matrix = self._read_training(X)
-        self._fit(matrix, W, H)
+        self._fit(matrix, W, H, watch, update_H=update_H)
         return like_input(self._transform(matrix), X)
 
     def partial_fit(self, X: Any, y: Any = None, *, H: Any = None) -> NNMF:
@@ -286,11 +389,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             The start of ``init="custom"``, used by the first call.
         """
         matrix = self._read_training(X, reset=not hasattr(self, "components_"))
-        components, past = self._stream(matrix, H)
+        origin = self._origin_for(matrix)
+        components, past = self._stream(matrix, H, origin)
         if matrix.dtype != torch.uint8:
             matrix = matrix.to(components.dtype)
         components, statistics = minibatch_step(
-            self._problem(matrix),
+            self._problem(matrix, origin.n_fixed),
             components,
             past,
             n_iter=self.fresh_restarts_max_iter,
@@ -312,6 +416,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         W : ndarray or Tensor of shape (n_samples, n_components)
             Non-negative coefficients, a tensor on X's device if X is a tensor, of X's type if
             that is floating.
+
+        Warns
+        -----
+        UserWarning
+            If the fit was to uint8 pixels and X has entries above 1 in another type, or the other
+            way round; or if `alpha_W` is positive, which ``transform_solver="nnls"`` leaves out.
         """
         check_is_fitted(self)
         self._check_parameters()
@@ -327,10 +437,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
 
         Returns
         -------
-        X_original : ndarray or Tensor of shape (n_samples, n_features)
-            Reconstructed data, in the units of the data (pixels: 0 to 1). No gradient.
+        X_original : ndarray, DataFrame or Tensor of shape (n_samples, n_features)
+            Reconstructed data, in the units of the data (pixels: 0 to 1). No gradient. For a pandas
+            DataFrame it is one, with the index of X and the `feature_names_in_`.
         """
         check_is_fitted(self)
+        frame = X if hasattr(X, "iloc") else None
         if not isinstance(X, Tensor):
             X = check_array(X, dtype=[np.float64, np.float32])
         if X.ndim != 2 or X.shape[1] != self.n_components_:
@@ -339,7 +451,11 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
                 f"(n_samples, {self.n_components_})"
             )
         if not isinstance(X, Tensor):
-            return X @ self.components_.astype(X.dtype, copy=False)
+            X_original = X @ self.components_.astype(X.dtype, copy=False)
+            if frame is None:
+                return X_original
+            columns = getattr(self, "feature_names_in_", None)
+            return type(frame)(X_original, index=frame.index, columns=columns)
         X = X.detach() if X.is_floating_point() else X.double()
         return X @ torch.tensor(self.components_, dtype=X.dtype, device=X.device)
 
@@ -354,16 +470,17 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     ) -> RankSelection:
         """Compare numbers of components by how far runs from different starts agree.
 
-        The estimator is not fitted and its own `n_components` and `n_init` are not used; all
-        other parameters are. With an integer `random_state` the runs of a rank are those of
-        ``NNMF(n_components=rank, n_init=n_init).fit(X)``.
+        The estimator is not fitted and its own `n_components`, `n_init` and `warm_start` are not
+        used; all other parameters are. With an integer `random_state` the runs of a rank are those
+        of ``NNMF(n_components=rank, n_init=n_init).fit(X)``.
 
         Parameters
         ----------
         X : array-like or Tensor of shape (n_samples, n_features)
             As for `fit`.
         n_components : iterable of int, default=range(2, 11)
-            The ranks, from 2 to min(n_samples, n_features), in any order.
+            The ranks, from 2 to min(n_samples, n_features), in any order; with `fixed_components`,
+            of which the scores say nothing, each above their number.
         n_init : int, default=20
             Runs of each rank, at least 2; 20 to 100 are usual.
         criterion : {"components", "dispersion", "cophenetic"}, default="components"
@@ -408,22 +525,24 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         check_choice("criterion", criterion, tuple(SLACK))
         if max_samples is not None:
             check_integer("max_samples", max_samples, low=2)
-        # A copy, because reading X sets the number of features that an estimator was fitted with.
-        matrix = copy(self)._read_training(X)
-        ranks = read_ranks(n_components, min(matrix.shape))
+        # A copy, because reading X sets what an estimator was fitted with: features and units.
+        reader = copy(self)
+        matrix = reader._read_training(X)
+        origin = replace(reader._origin_for(matrix), n_init=n_init)
+        ranks = read_ranks(n_components, min(matrix.shape), origin.n_fixed)
         rows = rows_of_consensus(matrix, max_samples, self.random_state)
         runs = grid_runs(
-            self._problem(matrix),
+            reader._problem(matrix, origin.n_fixed),
             ranks,
-            init=self.init,
-            n_init=n_init,
-            random_state=self.random_state,
+            origin,
             solver=self.solver,
             max_iter=self.max_iter,
             tol=self.tol,
         )
         with self._progress("ranks", "run", runs, total=len(ranks) * n_init) as shown:
-            found = compare_ranks(shown, n_init=n_init, criterion=criterion, rows=rows)
+            found = compare_ranks(
+                shown, n_init=n_init, criterion=criterion, rows=rows, n_fixed=origin.n_fixed
+            )
         if self.tol > 0 and found.converged.min() < 1:
             warnings.warn(
                 f"{1 - found.converged.mean():.0%} of the runs stopped at max_iter={self.max_iter} "
@@ -452,9 +571,9 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             check_real(name, getattr(self, name), low=0, high=1)
 
     def _read(self, X: Any, *, reset: bool) -> Tensor:
-        """Return X as a checked matrix where it is computed with, its features recorded.
+        """Return X as a checked matrix where it is computed with, its features and units recorded.
 
-        Without `reset` their number and names are compared with those recorded before.
+        Without `reset` they are compared with those recorded before.
         """
         device, owner = resolve_device(self.device, X), type(self).__name__
         check_dense_matrix(X, owner)
@@ -464,13 +583,31 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             validate_data(self, stand_in, reset=reset, skip_check_array=True)
         else:
             X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
-        return as_matrix(X, device, owner)
+        matrix, largest = as_matrix(X, device, owner)
+        pixels = matrix.dtype == torch.uint8
+        if reset:
+            self._units = asdict(Units(pixels, largest, mean(matrix)))
+        else:
+            warn_of_other_units(self._fitted_units, pixels=pixels, largest=largest)
+        return matrix
+
+    @property
+    def _fitted_units(self) -> Units:
+        """The units of X as recorded, those of scikit-learn's floors for components set by hand."""
+        known: dict[str, Any] = getattr(self, "_units", None) or vars(UNKNOWN)
+        return Units(**known)
 
     def _read_training(self, X: Any, *, reset: bool = True) -> Tensor:
         """Check the parameters and return X, in which the divergence must be finite."""
         self._check_parameters()
         matrix = self._read(X, reset=reset)
         self._check_zeros(matrix)
+        if reset:
+            warn_of_range(
+                self._fitted_units,
+                beta_loss=ops.beta_loss_to_float(self.beta_loss),
+                dtype=factor_dtype(matrix),
+            )
         return matrix
 
     def _check_zeros(self, X: Tensor) -> None:
@@ -480,8 +617,11 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
                 "small value to X or use a beta_loss above 0"
             )
 
-    def _objective(self, n_samples: int, n_features: int) -> Objective:
-        """Return what is minimised for X of this shape, its penalties scaled as in scikit-learn."""
+    def _objective(self, n_samples: int, n_features: int, dtype: torch.dtype) -> Objective:
+        """Return what is minimised for X of this shape, its penalties scaled as in scikit-learn.
+
+        The floor is that of the units of the fit, so that a row's result is its own.
+        """
         alpha_H = self.alpha_W if self.alpha_H == "same" else self.alpha_H
         penalty = Penalty(
             l1_reg_W=n_features * self.alpha_W * self.l1_ratio,
@@ -489,47 +629,98 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             l2_reg_W=n_features * self.alpha_W * (1 - self.l1_ratio),
             l2_reg_H=n_samples * alpha_H * (1 - self.l1_ratio),
         )
-        return Objective(ops.beta_loss_to_float(self.beta_loss), penalty)
+        floor = self._fitted_units.floor(dtype)
+        return Objective(ops.beta_loss_to_float(self.beta_loss), penalty, floor)
 
-    def _problem(self, X: Tensor) -> Problem:
-        return Problem(X, self._objective(*X.shape))
+    def _problem(self, X: Tensor, n_fixed: int = 0) -> Problem:
+        return Problem(X, self._objective(len(X), X.shape[1], factor_dtype(X)), n_fixed)
 
-    def _fit(self, X: Tensor, W: Any, H: Any) -> None:
+    def _origin_for(self, X: Tensor) -> Origin:
+        """Return how fits to X start, and what they hold."""
+        fixed = self.fixed_components
+        return Origin(
+            self.init,
+            self.n_init,
+            self.random_state,
+            self._fitted_units.scale,
+            None if fixed is None else fixed_rows(fixed, X),
+        )
+
+    def _fit(self, X: Tensor, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""
-        if self.init == "nndsvd" and SOLVERS[self.solver].keeps_zeros:
+        origin = self._origin_for(X)
+        if not update_H:
+            if origin.fixed is not None:
+                raise ValueError("update_H=False holds all of H: use fixed_components=None")
+            W, H = held_factors(X, self.n_components, W=W, H=H)
+            origin = replace(origin, init="custom", n_init=1, fixed=H)
+        elif self.warm_start and W is None and H is None and hasattr(self, "components_"):
+            W, H = self._warm_factors(X)
+            origin = replace(origin, init="custom")
+        if origin.init == "nndsvd" and SOLVERS[self.solver].keeps_zeros:
             warnings.warn(
                 "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
                 "'nndsvdar' fill them and usually end better",
                 UserWarning,
                 stacklevel=3,
             )
-        W, H = initial_factors(
-            X,
-            self.n_components,
-            init=self.init,
-            n_init=self.n_init,
-            random_state=self.random_state,
-            W=W,
-            H=H,
-        )
-        with self._progress("NNMF", "it", total=self.max_iter) as shown:
-            runs = all_runs(
-                self._problem(X),
-                W,
-                H,
-                solver=self.solver,
+        file, state = None, None
+        if watch.checkpoint is not None:
+            # A subclass need not have them all among its own.
+            parameters = {name: getattr(self, name) for name in NNMF._get_param_names()}
+            parameters |= self.get_params(deep=False)
+            given = {"W": W, "H": H, "update_H": update_H}
+            fit = description_of_fit(X, parameters, given)
+            file = Checkpoint(watch.checkpoint, watch.every, fit)
+            state = file.read(self.max_iter, X.device)
+        problem = self._problem(X, origin.n_fixed)
+        if state is None:
+            if update_H:
+                W, H = initial_factors(X, self.n_components, origin, W=W, H=H)
+            else:
+                W, H = W[None], H[None]
+            state = State.of_starts(problem, W, H)
+        done, best = state.iterations[-1], state.best
+        minimisation = Minimisation(problem, state, solver=self.solver, tol=self.tol)
+        del state, W, H  # starts of this fit need no room to its end
+        with self._progress("NNMF", "it", total=self.max_iter, initial=done) as shown:
+            outcome = fit_to_end(
+                minimisation,
+                best,
                 max_iter=self.max_iter,
-                tol=self.tol,
+                callback=watch.callback,
+                checkpoint=file,
                 progress=shown.update,
             )
-            best = min(runs, key=Run.order)
-        self._keep(best)
+        self._keep(outcome.run, stopped=outcome.stopped)
 
-    def _progress(self, what: str, unit: str, items: Any = None, *, total: int) -> Any:
+    def _warm_factors(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the fitted W and components, from which a fit to X goes on."""
+        k, n_features = self.components_.shape
+        for name, value, expected in (
+            ("n_init", self.n_init, 1),
+            ("n_components", self.n_components, k),
+            ("n_features of X", X.shape[1], n_features),
+        ):
+            if value not in ("auto", expected):
+                raise ValueError(
+                    f"warm_start=True goes on from one fit with {k} components of {n_features} "
+                    f"features, but {name} is {value}; set it to {expected}, or warm_start=False"
+                )
+        H = torch.tensor(self.components_, dtype=factor_dtype(X), device=X.device)
+        W = getattr(self, "W_", None)
+        if W is None or len(W) != len(X):
+            return updated_W(self._problem(X), H, n_iter=self.fresh_restarts_max_iter), H
+        return torch.tensor(W), H
+
+    def _progress(
+        self, what: str, unit: str, items: Any = None, *, total: int, initial: int = 0
+    ) -> Any:
         # None shows the bar on a terminal only.
-        return tqdm(items, what, total, unit=unit, disable=None if self.verbose else True)
+        disable = None if self.verbose else True
+        return tqdm(items, what, total, unit=unit, initial=initial, disable=disable)
 
-    def _keep(self, run: Run) -> None:
+    def _keep(self, run: Run, *, stopped: bool) -> None:
         """Store the best run as fitted attributes, or raise if even that one overflowed."""
         if not math.isfinite(run.objective[-1]):
             raise ValueError(
@@ -545,7 +736,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         self.reconstruction_err_ = run.error
         self.objective_history_ = np.array(run.objective)
         self.objective_iterations_ = np.array(run.iterations)
-        if self.tol > 0 and not run.converged:
+        if self.tol > 0 and not run.converged and not stopped:
             warnings.warn(
                 f"NNMF stopped at max_iter={self.max_iter} before it converged to tol={self.tol}; "
                 "raise max_iter, or set tol=0 if a fixed number of iterations is what you want",
@@ -561,18 +752,24 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         # Pixels take the type that the components have.
         dtype = None if X.dtype == torch.uint8 else X.dtype
         H = torch.tensor(self.components_, dtype=dtype, device=X.device)
-        if self.transform_solver == "nnls":
-            return ops.project(X, H)
-        self._check_zeros(X)
-        return solve_W(self._problem(X), H, n_iter=self.transform_max_iter)
+        solver = self.transform_solver
+        if solver != "nnls":
+            self._check_zeros(X)
+        elif self.alpha_W > 0:
+            warnings.warn(
+                f"transform_solver='nnls' leaves alpha_W={self.alpha_W} out, so that these are "
+                "less small and sparse than W_; transform_solver='same' minimises what fit does",
+                UserWarning,
+                stacklevel=4,
+            )
+        return solve_W(self._problem(X), H, solver=solver, n_iter=self.transform_max_iter)
 
-    def _stream(self, X: Tensor, H: Any) -> tuple[Tensor, Statistics]:
+    def _stream(self, X: Tensor, H: Any, origin: Origin) -> tuple[Tensor, Statistics]:
         """Return the components and the memory with which a stream meets the rows X."""
         if not hasattr(self, "components_"):
-            components = initial_components(
-                X, self.n_components, init=self.init, random_state=self.random_state, H=H
-            )
-            return components, Statistics(components, torch.ones_like(components))
+            components = initial_components(X, self.n_components, origin, H=H)
+            beta_loss = ops.beta_loss_to_float(self.beta_loss)
+            return components, statistics_of_start(components, origin.mean, beta_loss)
 
         def stored(name: str) -> Tensor:
             return torch.tensor(getattr(self, name), device=X.device)
@@ -588,10 +785,18 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
                     f"{name}={now!r} has changed from {value!r} since the stream began; set it "
                     "back, or start anew with sklearn.base.clone"
                 )
+        if origin.fixed is not None and not torch.equal(
+            components[: origin.n_fixed], origin.fixed.to(components.dtype)
+        ):
+            raise ValueError(
+                "fixed_components are not the first of the components that the stream has so far; "
+                "set them back, or start anew with sklearn.base.clone"
+            )
         if hasattr(self, "n_steps_"):
             return components, Statistics(*map(stored, _MEMORY))
         W = stored("W_")
-        return components, statistics_of_fit(W, components, self._objective(len(W), X.shape[1]))
+        objective = self._objective(len(W), X.shape[1], components.dtype)
+        return components, statistics_of_fit(W, components, objective)
 
     def _keep_step(self, components: Tensor, statistics: Statistics) -> None:
         """Store what a mini-batch has led to, and drop what holds for the end of a fit only."""

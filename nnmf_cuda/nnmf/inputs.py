@@ -92,18 +92,17 @@ def check_dense_matrix(X: Any, owner: str) -> None:
             )
 
 
-def as_matrix(X: NDArray[Any] | Tensor, device: torch.device, owner: str) -> Tensor:
-    """Return X (n_samples, n_features) as a non-negative tensor on `device`, without its gradient.
+def as_matrix(X: NDArray[Any] | Tensor, device: torch.device, owner: str) -> tuple[Tensor, float]:
+    """Return X (n_samples, n_features) as a non-negative tensor on `device`, and its largest entry.
 
     float32, float64 and uint8 (pixels) keep their type; half precision becomes float32, other
-    integers and bool become float64. Memory is shared where type, device and order allow it.
+    integers and bool become float64. Memory is shared where type, device and order allow it; no
+    gradient comes with it. The largest entry of pixels, as fractions, is taken to be 1.
     """
     matrix = (_of_tensor(X) if isinstance(X, Tensor) else _of_array(X)).to(device)
     if matrix.stride(1) != 1:  # columns lie apart: once here, not in each call of an op
         matrix = matrix.contiguous()
-    if matrix.dtype != torch.uint8:
-        _check_values(matrix, owner)
-    return matrix
+    return matrix, 1.0 if matrix.dtype == torch.uint8 else _checked_largest(matrix, owner)
 
 
 def _of_tensor(X: Tensor) -> Tensor:
@@ -125,8 +124,8 @@ def _of_array(X: NDArray[Any]) -> Tensor:
         return torch.from_numpy(X)
 
 
-def _check_values(X: Tensor, owner: str) -> None:
-    """Raise for NaN, infinite and negative entries of a floating-point X."""
+def _checked_largest(X: Tensor, owner: str) -> float:
+    """Return the largest entry of a floating-point X; raise for NaN, inf and negative ones."""
     low, high = extremes(X)
     if not (math.isfinite(low) and math.isfinite(high)):
         what = "NaN" if math.isnan(low) else "inf"
@@ -140,6 +139,7 @@ def _check_values(X: Tensor, owner: str) -> None:
             f"Negative values in data passed to {owner}: the smallest entry of X is {low:g}. Shift "
             "or clip X so that every entry is >= 0, for example X - X.min()."
         )
+    return high
 
 
 def _not_finite(X: Tensor) -> tuple[int, int, int]:
@@ -185,6 +185,14 @@ def mean(X: Tensor) -> float:
     """Return the mean entry, of pixels as fractions."""
     total = sum(block.sum().item() for _, block in _blocks_as(torch.float64, X))
     return total / X.numel() / _unit(X)
+
+
+def mean_power(X: Tensor, exponent: float) -> Tensor:
+    """Return the mean of X ** exponent, of pixels as fractions: () float64 on X's device."""
+    total = X.new_zeros((), dtype=torch.float64)
+    for _, block in _blocks_as(torch.float64, X):
+        total += (block / _unit(X)).pow_(exponent).sum()
+    return total / X.numel()
 
 
 def row_means(X: Tensor) -> Tensor:

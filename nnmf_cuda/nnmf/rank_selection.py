@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 
 from nnmf_cuda.nnmf.inputs import check_integer, factor_dtype, row_means
 from nnmf_cuda.nnmf.solvers import SOLVERS, Problem, Run, all_runs
-from nnmf_cuda.nnmf.starts import iter_starts
+from nnmf_cuda.nnmf.starts import Origin, iter_starts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +142,7 @@ class RankSelection:
         return ax
 
 
-def read_ranks(n_components: Any, limit: int) -> list[int]:
+def read_ranks(n_components: Any, limit: int, n_fixed: int = 0) -> list[int]:
     """Return the ranks in ascending order, each once; raise where one cannot be scored."""
     if isinstance(n_components, str) or not isinstance(n_components, Iterable):
         raise TypeError(
@@ -157,6 +157,11 @@ def read_ranks(n_components: Any, limit: int) -> list[int]:
     if ranks[0] == 1:
         raise ValueError(
             "n_components contains 1, on which all runs agree whatever the data; start at 2"
+        )
+    if ranks[0] <= n_fixed:
+        raise ValueError(
+            f"n_components contains {ranks[0]}, but the {n_fixed} rows of fixed_components are "
+            f"among them, on which all runs agree; start at {n_fixed + 1}"
         )
     if ranks[-1] > limit:
         raise ValueError(
@@ -184,17 +189,15 @@ def rows_of_consensus(X: Tensor, max_samples: int | None, random_state: Any) -> 
 def grid_runs(
     problem: Problem,
     ranks: Sequence[int],
+    origin: Origin,
     *,
-    init: str,
-    n_init: int,
-    random_state: Any,
     solver: str,
     max_iter: int,
     tol: float,
     width: int | None = None,
     batch_entries: int = BATCH_ENTRIES,
 ) -> Iterator[Run]:
-    """Minimise from `n_init` starts of each of the ascending ranks and yield each run when it ends.
+    """Minimise from all starts of each of the ascending ranks and yield each run when it ends.
 
     Each run is the one that its start has alone, up to the rounding of sums. Starts are those of
     `iter_starts`, drawn rank after rank; `solver`, `max_iter` and `tol` are those of `all_runs`.
@@ -211,12 +214,9 @@ def grid_runs(
 
     for _, group in groupby(ranks, group_of):
         members = list(group)
-        keys = ((rank, restart) for rank in members for restart in range(n_init))
-        queue = chain.from_iterable(
-            iter_starts(problem.X, rank, init=init, n_init=n_init, random_state=random_state)
-            for rank in members
-        )
-        total = len(members) * n_init
+        keys = ((rank, restart) for rank in members for restart in range(origin.n_init))
+        queue = chain.from_iterable(iter_starts(problem.X, rank, origin) for rank in members)
+        total = len(members) * origin.n_init
         n_batches = math.ceil(total / max(1, batch_entries // (sum(shape) * members[-1])))
         for index in range(n_batches):  # the fewest, alike in size
             size = total * (index + 1) // n_batches - total * index // n_batches
@@ -245,11 +245,11 @@ def _stacked(X: Tensor, starts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor
 
 
 def compare_ranks(
-    runs: Iterable[Run], *, n_init: int, criterion: str, rows: Tensor
+    runs: Iterable[Run], *, n_init: int, criterion: str, rows: Tensor, n_fixed: int = 0
 ) -> RankSelection:
     """Score each rank when the last of its `n_init` runs has ended, and choose one.
 
-    Clusters are compared on the samples `rows` (n_rows,).
+    Clusters are compared on the samples `rows` (n_rows,), components but for the first `n_fixed`.
     """
     ended: dict[int, list[tuple[Tensor, Run]]] = defaultdict(list)
     scores: dict[int, dict[str, float]] = {}
@@ -264,7 +264,7 @@ def compare_ranks(
         kept = replace(run, W=run.W.new_empty(0))
         ended[rank].append((assignments(run.W[rows], run.H), kept))
         if len(ended[rank]) == n_init:
-            scores[rank] = _scores(ended.pop(rank))
+            scores[rank] = _scores(ended.pop(rank), n_fixed)
     ranks = np.array(sorted(scores))
     curves = {name: np.array([scores[rank][name] for rank in ranks]) for name in scores[ranks[0]]}
     stable = curves[criterion] >= curves[criterion].max() - SLACK[criterion]
@@ -272,14 +272,14 @@ def compare_ranks(
     return RankSelection(ranks, n_init=n_init, criterion=criterion, chosen=chosen, **curves)
 
 
-def _scores(ended: Sequence[tuple[Tensor, Run]]) -> dict[str, float]:
+def _scores(ended: Sequence[tuple[Tensor, Run]], n_fixed: int) -> dict[str, float]:
     """Score the runs of one rank, given with the components (n_rows,) of the compared samples."""
     # Runs end in an order of their own; sums should not depend on it.
     labels, runs = zip(*sorted(ended, key=lambda one: one[1].restart), strict=True)
     pairs = consensus(torch.stack(labels))
     best = min(runs, key=Run.order)
     return {
-        "components": component_similarity(torch.stack([run.H for run in runs])),
+        "components": component_similarity(torch.stack([run.H[n_fixed:] for run in runs])),
         "dispersion": dispersion(pairs, len(labels[0])),
         "cophenetic": cophenetic_correlation(pairs),
         "objective": best.objective[-1],

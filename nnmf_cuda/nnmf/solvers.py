@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
+from nnmf_cuda.nnmf.inputs import factor_dtype, mean_power
 
 CHECK_EVERY = 10
 """Iterations between two tests of convergence (scikit-learn's)."""
 
 _INNER_SHARE = 0.5  # of the work on X, spent on more sweeps over the factors (Gillis & Glineur)
 _INNER_MAX = 10  # by then a factor hardly moves before X is read again
+_ROUNDINGS = 8  # that a block of updates adds up to: up to 5 were seen on counts in float32
 # Chosen on MR images, sparse counts and dense noise: fewest iterations without blocks undone.
 MOMENTUM_MAX = 0.95
 FALL_MAX, RISE_MAX = 0.9, 2.0  # what one extrapolation may multiply an entry by
@@ -49,6 +52,7 @@ class Objective:
 
     beta_loss: float
     penalty: Penalty
+    floor: float = ops.EPSILON  # of W H where it is divided by; see `Units.floor`
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,57 @@ class Problem:
 
     X: Tensor
     objective: Objective
+    n_fixed: int = 0  # the first rows of H, which are held
+
+    @cached_property
+    def _mean_power(self) -> Tensor:
+        return mean_power(self.X, self.objective.beta_loss)
+
+    def rounding(self, error: Tensor) -> Tensor:
+        """Return how far errors of this size, (B,) float64, move by rounding alone.
+
+        A factorisation whose entries are off by a relative e has the error
+        e * sqrt(sum X ** beta_loss), for d(x | x + e x) = e ** 2 / 2 * x ** beta_loss near x; of
+        that, the rounding of each of the N entries on its own moves about one part in sqrt(N).
+        """
+        beta_loss = self.objective.beta_loss
+        eps = _ROUNDINGS * torch.finfo(factor_dtype(self.X)).eps
+        of_factors = eps * self._mean_power.sqrt()
+        if beta_loss in (0, 1, 2):
+            return of_factors.expand_as(error)
+        # Kernels make other divergences of differences: what is left has the rounding of the sums.
+        scale = torch.finfo(torch.float64).eps / abs(beta_loss * (beta_loss - 1))
+        of_sums = scale * self.X.numel() * self._mean_power
+        return of_factors + of_sums / error.clamp_min(torch.finfo(torch.float64).tiny)
 
     def at(self, W: Tensor, H: Tensor, divergence: Tensor | None = None) -> Iterate:
         """Return the factors with their objective; the divergence is computed if not at hand."""
         if divergence is None:
-            divergence = ops.nnmf_divergence(self.X, W, H, beta_loss=self.objective.beta_loss)
+            beta_loss, floor = self.objective.beta_loss, self.objective.floor
+            divergence = ops.nnmf_divergence(self.X, W, H, beta_loss=beta_loss, floor=floor)
         return Iterate(W, H, divergence, divergence + self.objective.penalty.value(W, H))
 
+    def moves(self, H: Tensor) -> bool:
+        """Whether any row of H (..., k, f) is learnt."""
+        return self.n_fixed < H.shape[-2]
+
     def updated(
-        self, W: Tensor, H: Tensor, n_iter: int, **options: Any
+        self, W: Tensor, H: Tensor, n_iter: int, *, update_H: bool = True, **options: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run `n_iter` multiplicative updates; options and results are those of `ops.nnmf_mu`."""
-        beta_loss, penalty = self.objective.beta_loss, vars(self.objective.penalty)
-        return ops.nnmf_mu(self.X, W, H, beta_loss=beta_loss, n_iter=n_iter, **penalty, **options)
+        objective = self.objective
+        return ops.nnmf_mu(
+            self.X,
+            W,
+            H,
+            beta_loss=objective.beta_loss,
+            n_iter=n_iter,
+            floor=objective.floor,
+            update_H=update_H and self.moves(H),
+            n_fixed=self.n_fixed,
+            **vars(objective.penalty),
+            **options,
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +122,11 @@ class Iterate:
     H: Tensor  # (B, n_components, n_features)
     divergence: Tensor  # (B,) float64
     objective: Tensor  # (B,) float64, with the penalty
+
+    @property
+    def error(self) -> Tensor:
+        """sqrt(2 objective), (B,) float64: what the rule of `tol` looks at."""
+        return (2 * self.objective.clamp_min(0)).sqrt()
 
     def __getitem__(self, chosen: Tensor) -> Iterate:
         return Iterate(*(value[chosen] for value in vars(self).values()))
@@ -133,6 +180,13 @@ class Solver(ABC):
     def keep(self, left: Tensor) -> None:  # noqa: B027  (most hold no state)
         """Forget the starts whose indices are not in the (n_left,) int64 `left`."""
 
+    def memory(self) -> dict[str, Tensor]:
+        """Return the state by names, its tensors not copied: nothing changes them in place."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:  # noqa: B027  (most hold no state)
+        """Take up the state that `memory` has returned."""
+
 
 class MultiplicativeUpdates(Solver):
     """The updates of Lee & Seung as they are."""
@@ -170,6 +224,8 @@ class Hals(Solver):
             H,
             n_iter=n_iter,
             n_inner=self.n_inner,
+            update_H=self.problem.moves(H),
+            n_fixed=self.problem.n_fixed,
             compute_divergence=True,
             **vars(self.problem.objective.penalty),
         )
@@ -182,7 +238,8 @@ class AcceleratedUpdates(MultiplicativeUpdates):
     of Nesterov's momentum. A geometric step keeps entries positive, where a linear one would end
     at zeros that no update leaves; for the same reason no step multiplies an entry by less than
     `FALL_MAX`. A block that raised a start's objective is undone for that start, and its next
-    block has no momentum: plain updates, which do not raise the objective.
+    block has no momentum: plain updates, which raise the objective by rounding only (then the
+    start stands still) or, seldom, on the way to a minimum with a squared penalty.
     """
 
     _before: tuple[Tensor, Tensor] | None = None  # the factors before the present ones
@@ -211,9 +268,10 @@ class AcceleratedUpdates(MultiplicativeUpdates):
             W, H, divergence = self.problem.updated(*ahead, 1, compute_divergence=left == 1)
         end = self.problem.at(W, H, divergence)
         lower = end.objective <= start.objective
-        # An overflow of plain updates must come to light, as it does in `MultiplicativeUpdates`;
+        # What plain updates do stands, be it a rise or an overflow, as in `MultiplicativeUpdates`;
         # where they only round up, the start stands still and counts: it has converged.
-        lower |= self._plain & ~end.objective.isfinite()
+        rounded_up = end.error <= start.error + self.problem.rounding(start.error)
+        lower |= self._plain & ~rounded_up
         counts = lower | self._plain
         self._before = (
             self._before[0].where(_each(lower), start.W),
@@ -229,6 +287,19 @@ class AcceleratedUpdates(MultiplicativeUpdates):
         self._before = self._before[0][left], self._before[1][left]
         self._pace, self._plain = self._pace[left], self._plain[left]
 
+    def memory(self) -> dict[str, Tensor]:
+        """Return the state by names; there is none before the first block."""
+        if self._before is None:
+            return {}
+        W, H = self._before
+        return {"W_before": W, "H_before": H, "pace": self._pace, "plain": self._plain}
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """Take up the state that `memory` has returned."""
+        if memory:
+            self._before = memory["W_before"], memory["H_before"]
+            self._pace, self._plain = memory["pace"], memory["plain"]
+
     def ahead(self, W: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factors from which to update, and count the step."""
         assert self._before is not None
@@ -237,7 +308,10 @@ class AcceleratedUpdates(MultiplicativeUpdates):
         self._pace = pace.where(~self._plain, 1)
         momentum = _each(momentum.where(~self._plain, 0))
         W_before, H_before = self._before
-        return _extrapolated(W, W_before, momentum), _extrapolated(H, H_before, momentum)
+        held = H[:, : self.problem.n_fixed]
+        free, free_before = H[:, held.shape[1] :], H_before[:, held.shape[1] :]
+        H = torch.cat((held, _extrapolated(free, free_before, momentum)), dim=1)
+        return _extrapolated(W, W_before, momentum), H
 
 
 def _extrapolated(now: Tensor, before: Tensor, momentum: Tensor) -> Tensor:
@@ -282,6 +356,130 @@ class Run:
         return (final if math.isfinite(final) else math.inf, self.restart)
 
 
+@dataclass(frozen=True)
+class State:
+    """Where a batch of starts stands at a record: all that its further way depends on."""
+
+    at: Iterate  # of those that run
+    running: tuple[int, ...]  # the start of each place in the batch
+    iterations: tuple[int, ...]  # of each record, from 0
+    objectives: tuple[tuple[float, ...], ...]  # of every start, up to the record where it ended
+    memory: Mapping[str, Tensor]  # of the solver
+    best: Run | None = None  # of those that have ended
+
+    @classmethod
+    def of_starts(cls, problem: Problem, W: Tensor, H: Tensor) -> State:
+        """Return the state at the starts W (B, n, k), H (B, k, f)."""
+        at = problem.at(W, H)
+        objectives = tuple((objective,) for objective in at.objective.tolist())
+        return cls(at, tuple(range(len(W))), (0,), objectives, {})
+
+
+class Minimisation:
+    """A batch of starts on its way from `state`, one record after the other.
+
+    One rule decides for each start on its own: every `CHECK_EVERY` iterations, with error =
+    sqrt(2 objective), it has converged when the error has not risen and fell by no more than tol
+    times itself, or by its rounding. Such a start leaves the batch, so each ends as it would have
+    ended alone.
+
+    Starts of smaller rank join in with `ranks` (B,): their last columns of W and rows of H are
+    zeros, and stay so. A multiplicative update multiplies them; in HALS a row of H that is zero
+    leaves its column of W as it is, or moves it to -l1 / l2 or less, which is zero. Neither
+    changes W H, a sum that an update is made of, or the penalty.
+
+    On a GPU the host waits for the device once in a record, for three numbers of each start, and
+    once more at the end and when a start leaves.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        state: State,
+        *,
+        solver: str,
+        tol: float,
+        ranks: Sequence[int] | None = None,
+    ) -> None:
+        self.problem, self.tol = problem, tol
+        self._at, self.running = state.at, list(state.running)
+        self.iterations = list(state.iterations)
+        self.objectives = [list(objectives) for objectives in state.objectives]
+        rank = state.at.W.shape[2]
+        self._ranks = [rank] * len(self.objectives) if ranks is None else ranks
+        (n_inner,) = {SOLVERS[solver].sweeps(problem.X.shape, rank) for rank in self._ranks}
+        self._stepper = SOLVERS[solver](problem, n_inner)
+        self._stepper.recall(state.memory)
+
+    @property
+    def iteration(self) -> int:
+        """How many iterations are done."""
+        return self.iterations[-1]
+
+    def state(self, best: Run | None = None) -> State:
+        """Return where it stands, without a copy of any tensor; `best` is handed through."""
+        return State(
+            at=self._at,
+            running=tuple(self.running),
+            iterations=tuple(self.iterations),
+            objectives=tuple(map(tuple, self.objectives)),
+            memory=self._stepper.memory(),
+            best=best,
+        )
+
+    def advance(self, n_iter: int) -> Iterator[Run]:
+        """Run `n_iter` iterations and make a record; return the starts that have converged."""
+        before = self._at.error
+        at, counts = self._stepper.advance(self._at, n_iter)
+        tested = self.tol > 0 and n_iter == CHECK_EVERY
+        met = counts & self._stands_still(before, at.error) if tested else torch.zeros_like(counts)
+        # One transfer for all starts.
+        table = torch.stack([at.objective.double(), at.divergence.double(), met.double()], 1)
+        objectives, divergences, converged = zip(*table.tolist(), strict=True)
+        ended = [place for place, yes in enumerate(converged) if yes]
+        left = [place for place, yes in enumerate(converged) if not yes]
+        self._at = at
+        if ended:
+            chosen = torch.tensor(left, dtype=torch.int64, device=at.W.device)
+            self._at = at[chosen]
+            self._stepper.keep(chosen)
+        self.iterations.append(self.iteration + n_iter)
+        for start, objective in zip(self.running, objectives, strict=True):
+            self.objectives[start].append(objective)
+        starts, self.running = self.running, [self.running[place] for place in left]
+        return (
+            self._run(at, place, starts[place], divergences[place], converged=True)
+            for place in ended
+        )
+
+    def rest(self) -> Iterator[Run]:
+        """Return those that still run, as they stand."""
+        divergences = self._at.divergence.tolist()
+        return (
+            self._run(self._at, place, start, divergences[place], converged=False)
+            for place, start in enumerate(self.running)
+        )
+
+    def _stands_still(self, before: Tensor, error: Tensor) -> Tensor:
+        fall = before - error
+        return (fall >= 0) & (fall <= self.tol * error + self.problem.rounding(error))
+
+    def _run(
+        self, at: Iterate, place: int, start: int, divergence: float, *, converged: bool
+    ) -> Run:
+        objective, rank = tuple(self.objectives[start]), self._ranks[start]
+        _logger.debug("start %d of rank %d: %g", start, rank, objective[-1])
+        return Run(
+            restart=start,
+            W=at.W[place, :, :rank].clone(),
+            H=at.H[place, :rank].clone(),
+            iterations=tuple(self.iterations[: len(objective)]),
+            objective=objective,
+            divergence=divergence,
+            converged=converged,
+        )
+
+
 def all_runs(
     problem: Problem,
     W: Tensor,
@@ -290,64 +488,12 @@ def all_runs(
     solver: str,
     max_iter: int,
     tol: float,
-    progress: Callable[[int], object] = lambda _steps: None,
     ranks: Sequence[int] | None = None,
 ) -> Iterator[Run]:
-    """Minimise from every start W (B, n, k), H (B, k, f) and yield each run when it ends.
-
-    The rule of scikit-learn decides for each start on its own: every 10 iterations, with
-    error = sqrt(2 divergence), stop when the error fell by no more than tol times the error of
-    the start. A start that stopped leaves the batch, so each ends as it would have ended alone.
-
-    Starts of smaller rank join in with `ranks` (B,): their last columns of W and rows of H are
-    zeros, and stay so. A multiplicative update multiplies them; in HALS a row of H that is zero
-    leaves its column of W as it is, or moves it to -l1 / l2 or less, which is zero. Neither
-    changes W H, a sum that an update is made of, or the penalty.
-
-    On a GPU the host waits for the device once in 10 iterations, for three numbers of each start,
-    and once more when a start leaves.
-    """
-    ranks = [W.shape[2]] * len(W) if ranks is None else ranks
-    (n_inner,) = {SOLVERS[solver].sweeps(problem.X.shape, rank) for rank in ranks}
-    stepper = SOLVERS[solver](problem, n_inner)
-    at = problem.at(W, H)
-    error_at_start = previous = _error(at.divergence)
-    iterations, objectives = [0], [[objective] for objective in at.objective.tolist()]
-    running = list(range(len(ranks)))  # the start of each place in the batch
-    while running:
-        steps = min(CHECK_EVERY, max_iter - iterations[-1])
-        at, counts = stepper.advance(at, steps)
-        iterations.append(iterations[-1] + steps)
-        progress(steps)
-        error = _error(at.divergence)
-        met = counts & (previous - error <= tol * error_at_start)
-        tested, last = tol > 0 and steps == CHECK_EVERY, iterations[-1] == max_iter
-        left = []
-        # One transfer for all starts.
-        table = torch.stack([at.objective.double(), at.divergence.double(), met.double()], 1)
-        for place, numbers in enumerate(table.tolist()):
-            start, (objective, divergence, converged) = running[place], numbers
-            objectives[start].append(objective)
-            if last or (tested and converged):
-                _logger.debug("start %d of rank %d: %g", start, ranks[start], objective)
-                yield Run(
-                    restart=start,
-                    W=at.W[place, :, : ranks[start]].clone(),
-                    H=at.H[place, : ranks[start]].clone(),
-                    iterations=tuple(iterations),
-                    objective=tuple(objectives[start]),
-                    divergence=divergence,
-                    converged=tested and bool(converged),
-                )
-            else:
-                left.append(place)
-        if 0 < len(left) < len(running):
-            chosen = torch.tensor(left, device=error.device)
-            at, error, error_at_start = at[chosen], error[chosen], error_at_start[chosen]
-            stepper.keep(chosen)
-        running = [running[place] for place in left]
-        previous = error
-
-
-def _error(divergence: Tensor) -> Tensor:
-    return (2 * divergence.double().clamp_min(0)).sqrt()
+    """Minimise from every start W (B, n, k), H (B, k, f) and yield each run when it ends."""
+    starts = State.of_starts(problem, W, H)
+    minimisation = Minimisation(problem, starts, solver=solver, tol=tol, ranks=ranks)
+    del starts, W, H
+    while minimisation.running and minimisation.iteration < max_iter:
+        yield from minimisation.advance(min(CHECK_EVERY, max_iter - minimisation.iteration))
+    yield from minimisation.rest()

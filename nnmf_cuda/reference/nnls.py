@@ -20,6 +20,7 @@ _SYSTEM_ENTRIES = 2**22
 """Entries of the (rows, k, k) systems that are in memory together."""
 
 _EPS = torch.finfo(torch.float64).eps
+_MOST_EXCHANGES = 40
 _PATIENCE = 3
 """Exchanges of all variables on the wrong side that may follow each other without progress."""
 
@@ -145,7 +146,7 @@ def _block_pivoting(problem: _Rows, start: Tensor | None) -> tuple[Tensor, Tenso
     patience, pivots = torch.full_like(fewest, _PATIENCE), torch.zeros_like(fewest)
     solved = torch.zeros(n, dtype=torch.bool, device=free.device)
     rows = torch.arange(n, device=free.device)
-    for step in range(2 * k + 30):
+    for step in range(_MOST_EXCHANGES + cold):
         if rows.numel() == 0 or k == 0:
             break
         part, own = problem.of(rows), free[rows]

@@ -46,8 +46,7 @@ def test_equals_scipy_at_the_edges_of_tiles(k: int, signed: bool) -> None:
 def test_hard_problems_end_at_an_optimum(name: str, k: int) -> None:
     A = hard_bases(k)[name]
     rng = np.random.default_rng(1)
-    # Where the Gram matrix is singular but for rounding, rows end with Lawson-Hanson, which leaves
-    # out variables that depend on the free ones; which rows, depends on a processor's rounding.
+    # Where the Gram matrix is singular but for rounding, it says no more.
     rounding = 1e-11 if name == "condition 1e12" else 1e-13
     for targets in (rng.standard_normal((40, len(A))), rng.random((40, k)) @ A.T):
         h, residual = solve(A, targets)

@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin
 from sklearn.utils import gen_batches
 
 from nnmf_cuda import NNMF, ops
-from nnmf_cuda.nnmf.starts import initial_factors
+from nnmf_cuda.nnmf.starts import Origin, initial_factors
 
 SOLVERS = {"mu": "mu", "cd": "hals"}
 
@@ -214,9 +214,8 @@ def non_negative_factorization(
 def initialize_nmf(
     X: Any, n_components: int, init: Any = None, random_state: Any = None
 ) -> tuple[Any, Any]:
-    W, H = initial_factors(
-        torch.from_numpy(X), n_components, init=init, n_init=1, random_state=random_state
-    )
+    origin = Origin(init, random_state=random_state, mean=float(X.mean()))
+    W, H = initial_factors(torch.from_numpy(X), n_components, origin)
     return W[0].numpy(), H[0].numpy()
 
 

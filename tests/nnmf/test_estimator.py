@@ -97,14 +97,13 @@ def test_nnmf_scales_regularisation_as_scikit_learn(X, beta_loss, alphas, l1_rat
 
 @pytest.mark.parametrize("beta_loss", ["frobenius", "kullback-leibler", "itakura-saito"])
 @pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-4])
-def test_nnmf_stops_at_scikit_learns_iteration(X, beta_loss, tol):
+def test_nnmf_stops_where_a_block_gains_less_than_tol(X, beta_loss, tol):
     W0, H0 = start(X, 3)
-    _, _, n_iter = non_negative_factorization(
-        X, W0.copy(), H0.copy(), n_components=3, init="custom", solver="mu", beta_loss=beta_loss,
-        tol=tol, max_iter=2000,
-    )  # fmt: skip
-    model = NNMF(3, beta_loss=beta_loss, init="custom", tol=tol, max_iter=2000).fit(X, W=W0, H=H0)
-    assert model.n_iter_ == n_iter < 2000
+    options = {"beta_loss": beta_loss, "init": "custom", "max_iter": 5000}
+    errors = np.sqrt(2 * NNMF(3, tol=0, **options).fit(X, W=W0, H=H0).objective_history_)
+    expected = 10 * (1 + np.flatnonzero(-np.diff(errors) <= tol * errors[1:])[0])
+    model = NNMF(3, tol=tol, **options).fit(X, W=W0, H=H0)
+    assert model.n_iter_ == expected < 5000
     assert model.converged_
 
 
@@ -113,11 +112,13 @@ def test_nnmf_stops_at_scikit_learns_iteration(X, beta_loss, tol):
 @pytest.mark.filterwarnings("ignore:multiplicative updates cannot leave the zeros:UserWarning")
 def test_nnmf_starts_from_scikit_learns_nndsvd(X, init, dtype):
     X = X.astype(dtype)
-    W0, H0 = _initialize_nmf(X, 3, init=init, random_state=5)
+    mean = X.mean(dtype=np.float64)
+    W0, H0 = _initialize_nmf((X / mean).astype(dtype), 3, init=init, random_state=5)
+    W0, H0 = np.sqrt(mean) * W0, np.sqrt(mean) * H0
     ours = fitted(X, init=init, random_state=5, max_iter=10)
     theirs = NNMF(3, init="custom", tol=0, max_iter=10).fit(X, W=W0, H=H0)
-    # The same start bit for bit where the arithmetic is the same; a few roundings otherwise.
-    np.testing.assert_allclose(ours.components_, theirs.components_, rtol=100 * np.finfo(dtype).eps)
+    # The same start up to the rounding of X / mean, which singular vectors feel.
+    np.testing.assert_allclose(ours.components_, theirs.components_, rtol=1e3 * np.finfo(dtype).eps)
 
 
 def test_nnmf_warns_that_nndsvd_keeps_its_zeros(X):
@@ -128,10 +129,11 @@ def test_nnmf_warns_that_nndsvd_keeps_its_zeros(X):
 # --- starts and restarts --------------------------------------------------------------------------
 
 
-def test_nnmf_random_start_is_uniform_plus_a_tenth(X):
+def test_nnmf_random_start_is_uniform_plus_a_tenth_scaled_to_the_mean_of_X(X):
     # The objective at iteration 0 is the start's own: draw it again as documented.
     rng = np.random.RandomState(7)  # noqa: NPY002 - scikit-learn's convention for random_state
-    W0, H0 = rng.uniform(size=(21, 3)) + 0.1, rng.uniform(size=(3, 33)) + 0.1
+    unit = np.sqrt(X.mean() / 3) / 0.6
+    W0, H0 = (unit * (rng.uniform(size=shape) + 0.1) for shape in ((21, 3), (3, 33)))
     model = fitted(X, random_state=7)
     expected = _beta_divergence(X, W0, H0, "kullback-leibler")
     np.testing.assert_allclose(model.objective_history_[0], expected, rtol=1e-12)
@@ -154,7 +156,7 @@ def test_nnmf_same_seed_same_result_on_cuda(X):
 def test_nnmf_restarts_keep_the_best_of_the_single_fits(X, tol):
     # One generator handed on draws what the batch draws: start after start.
     generator = np.random.RandomState(2)  # noqa: NPY002
-    options = {"n_components": 4, "tol": tol, "max_iter": 500}
+    options = {"n_components": 4, "tol": tol, "max_iter": 2000 if tol else 500}
     singles = [NNMF(**options, random_state=generator).fit(X) for _ in range(4)]
     lowest = min(singles, key=lambda model: model.objective_history_[-1])
     assert lowest is not singles[0], "choose a seed for which the restarts matter"
@@ -174,8 +176,8 @@ def test_nnmf_restarts_of_nndsvdar_differ_in_what_fills_the_zeros(X):
 def test_nnmf_first_restart_is_the_single_start(X):
     # A batch whose other starts are worse must return the single fit.
     for seed in range(10):
-        single = NNMF(4, tol=1e-3, max_iter=500, random_state=seed).fit(X)
-        batch = NNMF(4, tol=1e-3, max_iter=500, random_state=seed, n_init=2).fit(X)
+        single = NNMF(4, tol=1e-3, max_iter=2000, random_state=seed).fit(X)
+        batch = NNMF(4, tol=1e-3, max_iter=2000, random_state=seed, n_init=2).fit(X)
         if batch.objective_history_[0] == pytest.approx(single.objective_history_[0], rel=1e-12):
             np.testing.assert_allclose(batch.components_, single.components_, rtol=1e-6)
             assert batch.n_iter_ == single.n_iter_
@@ -196,6 +198,31 @@ def test_nnmf_custom_start_is_cast_and_not_modified(X):
 def test_nnmf_auto_components_are_fifteen_or_what_fits(rng):
     assert fitted(rng.random((30, 20)), n_components="auto", max_iter=1).n_components_ == 15
     assert fitted(rng.random((30, 6)), n_components="auto", max_iter=1).n_components_ == 6
+
+
+@pytest.mark.filterwarnings("ignore:multiplicative updates cannot leave the zeros:UserWarning")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize(
+    ("solver", "beta_loss"), [("mu", 1), ("mu", 2), ("accelerated-mu", 1), ("hals", 2)]
+)
+@pytest.mark.parametrize(("shape", "k"), [((9, 6), 8), ((6, 9), 8), ((5, 4), 20)])
+def test_nnmf_may_have_more_components_than_samples_or_features(
+    rng, shape, k, solver, beta_loss, dtype
+):
+    X = (255 * rng.random(shape)).astype(dtype)
+    fractions = X / 255 if dtype == np.uint8 else X
+    options = {"n_components": k, "solver": solver, "beta_loss": beta_loss, "max_iter": 1000}
+    model = fitted(X, **options, n_init=2)
+    assert model.components_.shape == (k, shape[1])
+    error = np.linalg.norm(fractions - model.W_ @ model.components_)
+    assert error < 0.02 * np.linalg.norm(fractions)
+    back = model.inverse_transform(model.transform(X))
+    assert np.linalg.norm(fractions - back) < 0.02 * np.linalg.norm(fractions)
+    stream = NNMF(k, beta_loss=beta_loss, random_state=0).partial_fit(X[:2]).partial_fit(X)
+    assert stream.components_.shape == (k, shape[1])
+    for init in ("nndsvd", "nndsvda", "nndsvdar"):
+        with pytest.raises(ValueError, match=f"n_components={k} is above .* = {min(shape)}, so th"):
+            fitted(X, **options, init=init)
 
 
 # --- what a fit says about itself -----------------------------------------------------------------
@@ -333,6 +360,22 @@ def test_nnmf_inverse_transform_multiplies(X):
     np.testing.assert_allclose(model.inverse_transform(features), features @ model.components_)
     with pytest.raises(ValueError, match=r"needs coefficients of shape \(n_samples, 3\)"):
         model.inverse_transform(X)
+
+
+def test_nnmf_inverse_transform_of_a_frame_is_a_frame(X):
+    names = [f"pixel{i}" for i in range(33)]
+    frame = pd.DataFrame(X, columns=names, index=[f"scan{i}" for i in range(21)])
+    model = fitted(frame).set_output(transform="pandas")
+    features = model.transform(frame)
+    back = model.inverse_transform(features)
+    assert isinstance(back, pd.DataFrame)
+    assert list(back.index) == list(frame.index)
+    assert list(back.columns) == names
+    np.testing.assert_array_equal(back.to_numpy(), model.inverse_transform(features.to_numpy()))
+    assert isinstance(model.inverse_transform(features.to_numpy()), np.ndarray)
+    nameless = fitted(X).inverse_transform(features)
+    assert list(nameless.columns) == list(range(33))
+    assert list(nameless.index) == list(frame.index)
 
 
 def test_nnmf_keeps_feature_names_and_names_its_own(X):

@@ -55,7 +55,7 @@ def test_nnmf_reads_uint8_as_pixels(X, init, transform_solver):
 
 
 def test_nnmf_keeps_float64_components_for_pixels(X):
-    model = fitted(X)
+    model = fitted(X / X.max())
     pixels = (X * 100).astype(np.uint8)
     features = model.transform(pixels)
     assert features.dtype == np.float64
@@ -146,14 +146,6 @@ def test_nnmf_rejects_zeros_where_the_divergence_is_infinite(X, as_input):
     assert model.set_params(transform_solver="nnls").transform(as_input(X)).shape == (21, 3)
 
 
-def test_nnmf_rejects_more_components_than_fit(X):
-    message = r"n_components=22 is above min\(n_samples, n_features\) = 21"
-    with pytest.raises(ValueError, match=message):
-        NNMF(22).fit(X)
-    with pytest.raises(ValueError, match=message):
-        NNMF(22, init="custom").fit(X, W=np.ones((21, 22)), H=np.ones((22, 33)))
-
-
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
@@ -221,6 +213,7 @@ def test_nnmf_rejects_a_start_that_would_be_ignored(X):
         NNMF(3).fit(X, H=np.ones((3, 33)))
 
 
+@pytest.mark.filterwarnings("ignore:X has the mean:UserWarning")
 def test_nnmf_overflow_is_an_error_not_nan(X):
     with pytest.raises(ValueError, match="the factorisation overflowed .* scale X"):
         fitted((X / X.max() * 3e38).astype(np.float32), beta_loss="frobenius")
@@ -235,7 +228,7 @@ def test_nnmf_transform_before_fit():
 def test_columns_that_lie_apart_are_copied_once(order):
     X = np.asfortranarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
     X = np.ascontiguousarray(X) if order == "C" else X
-    matrix = as_matrix(X, torch.device("cpu"), "NNMF")
+    matrix, _ = as_matrix(X, torch.device("cpu"), "NNMF")
     assert matrix.stride(1) == 1
     assert (matrix.data_ptr() == X.ctypes.data) == (order == "C")
     assert (matrix.numpy() == X).all()

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nnmf_cuda import NNMF
+from nnmf_cuda.nnmf.checkpoint import Checkpoint
+from nnmf_cuda.nnmf.solvers import Iterate, State
 
 SHAPE = (8192, 8192)  # 67 MB of pixels
 LIMIT = 0.5
@@ -101,3 +104,22 @@ def test_nnmf_fits_a_memory_map_without_a_copy(pixels, fit):
 def test_partial_fit_reads_a_memory_map_without_a_copy(pixels):
     model = NNMF(2, fresh_restarts_max_iter=2, random_state=0).partial_fit(pixels[:256])
     assert added_by(lambda: model.partial_fit(pixels)) < LIMIT * pixels.nbytes
+
+
+def test_a_checkpoint_is_written_and_noted_without_a_copy(tmp_path):
+    of_each = torch.zeros(3, dtype=torch.float64)
+
+    def state(n: int) -> State:
+        at = Iterate(torch.rand(3, n, 8), torch.rand(3, 8, 5), of_each, of_each)
+        return State(at, (0, 1, 2), (0,), ((0.0,), (0.0,), (0.0,)), {})
+
+    large, path = state(800_000), tmp_path / "fit.safetensors"
+    file = Checkpoint(path, 0, {})
+
+    def write(state: State) -> None:
+        file.note(state)
+        file.write()
+
+    write(state(1))  # libraries are loaded once
+    assert added_by(lambda: write(large)) < 0.1 * large.at.W.nbytes
+    assert path.stat().st_size > large.at.W.nbytes

@@ -26,7 +26,7 @@ from nnmf_cuda.nnmf.rank_selection import (
     grid_runs,
 )
 from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem, all_runs
-from nnmf_cuda.nnmf.starts import iter_starts
+from nnmf_cuda.nnmf.starts import Origin, iter_starts
 from tests.helpers import BETA_LOSSES, DEVICES, factorisation, plain_consensus, plain_cophenetic
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of the runs stopped:UserWarning")
@@ -288,17 +288,17 @@ def X(request, rng):
 def test_each_run_of_a_mixed_batch_is_its_own(X, solver, beta_loss, penalty):
     problem = Problem(X, Objective(beta_loss, PENALTIES[penalty]))
     options = {"solver": solver, "max_iter": 400, "tol": 1e-3}
-    starts = {"init": "random", "n_init": 2, "random_state": 1}
+    origin = Origin("random", n_init=2, random_state=1, mean=X.mean().item())
     sweeps = SOLVERS[solver].sweeps
     ranks = [rank for rank in (2, 3, 4, 6, 9) if sweeps(X.shape, rank) == sweeps(X.shape, 4)]
     together = {
         (run.n_components, run.restart): run
-        for run in grid_runs(problem, ranks, width=16, **starts, **options)
+        for run in grid_runs(problem, ranks, origin, width=16, **options)
     }
     assert sorted(together) == [(rank, restart) for rank in ranks for restart in range(2)]
     lengths = set()
     for (rank, restart), run in together.items():
-        W, H = list(iter_starts(X, rank, **starts))[restart]
+        W, H = list(iter_starts(X, rank, origin))[restart]
         (alone,) = all_runs(problem, W[None].to(X.device), H[None].to(X.device), **options)
         assert run.W.shape == (23, rank)
         assert run.H.shape == (rank, 37)
@@ -363,8 +363,8 @@ def batches(monkeypatch):
 def test_ranks_share_batches_of_bounded_size(rng, batches, ranks, n_init, options, want):
     X = torch.from_numpy(rng.random((23, 37)))
     problem = Problem(X, Objective(1.0, Penalty()))
-    starts = {"init": "random", "n_init": n_init, "random_state": 0}
-    runs = grid_runs(problem, ranks, **starts, solver="mu", max_iter=1, tol=0, **options)
+    origin = Origin("random", n_init=n_init, random_state=0)
+    runs = grid_runs(problem, ranks, origin, solver="mu", max_iter=1, tol=0, **options)
     ended = sorted((run.n_components, run.restart) for run in runs)
     assert ended == [(rank, restart) for rank in ranks for restart in range(n_init)]
     assert batches == want
@@ -374,12 +374,12 @@ def test_only_ranks_with_the_same_sweeps_share_a_batch_of_hals(rng, batches):
     X = torch.from_numpy(rng.random((60, 90)))
     problem = Problem(X, Objective(2.0, Penalty()))
     ranks = [2, 3, 4, 5, 6, 7, 8]
-    starts = {"init": "random", "n_init": 1, "random_state": 0}
-    list(grid_runs(problem, ranks, **starts, solver="hals", max_iter=1, tol=0, width=8))
+    origin = Origin("random", random_state=0)
+    list(grid_runs(problem, ranks, origin, solver="hals", max_iter=1, tol=0, width=8))
     # 1 + half of 5400 / (150 k), at most 10.
     assert [SOLVERS["hals"].sweeps(X.shape, rank) for rank in ranks] == [10, 7, 5, 4, 4, 3, 3]
     assert batches == [(1, 2), (1, 3), (1, 4), (2, 6), (2, 8)]
-    W, H = torch.ones(2, 60, 8), torch.ones(2, 8, 90)
+    W, H = X.new_ones(2, 60, 8), X.new_ones(2, 8, 90)
     with pytest.raises(ValueError, match="too many values to unpack"):
         next(all_runs(problem, W, H, solver="hals", max_iter=1, tol=0, ranks=[2, 8]))
 

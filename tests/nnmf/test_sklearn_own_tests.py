@@ -38,10 +38,6 @@ EXPECTED_FAILURES = {
     "partial_fit has no rule to stop, so no warning that it has not stopped": (
         "test_convergence_warning[MiniBatchNMF-solver2]",
     ),
-    "more components than features": (
-        "test_n_components_greater_n_features[NMF]",
-        "test_n_components_greater_n_features[MiniBatchNMF]",
-    ),
     "a function of scikit-learn's sparse path, which NNMF has no counterpart of": (
         "test_special_sparse_dot[csr_matrix]",
         "test_special_sparse_dot[csr_array]",

@@ -220,10 +220,11 @@ def test_every_solver_stops_by_the_same_rule(counts, solver):
     assert model.converged_
     assert model.n_iter_ < 1000
     errors = np.sqrt(2 * model.objective_history_)  # no penalty
-    falls = -np.diff(errors) / errors[0]
+    falls = -np.diff(errors) / errors[1:]
     assert falls[-1] <= 1e-4 < falls[:-1].min()
 
 
+@pytest.mark.filterwarnings("ignore:X has the mean:UserWarning")
 @pytest.mark.parametrize("solver", ["mu", "accelerated-mu", "hals"])
 def test_every_solver_says_that_it_overflowed(counts, solver):
     X = (counts / counts.max() * 3e38).astype(np.float32)
@@ -260,12 +261,7 @@ def test_best_run_stops_each_start_by_its_own_rule(rng, solver):
     # Equal components stay equal: the first start is rank one, far away, and done early.
     W[0], H[0] = 100.0, H[0, :1]
     problem = Problem(X, Objective(1.0, Penalty()))
-    options = {
-        "solver": solver,
-        "max_iter": 2000,
-        "tol": 1e-4,
-        "progress": lambda _steps: None,
-    }
+    options = {"solver": solver, "max_iter": 2000, "tol": 1e-3}
     alone = [best_run(problem, W[[b]], H[[b]], **options) for b in range(2)]
     assert alone[0].iterations[-1] < alone[1].iterations[-1]
     assert alone[0].objective[0] > 100 * alone[1].objective[0]
@@ -312,10 +308,10 @@ def test_the_host_reads_one_table_in_ten_iterations(rng, monkeypatch, solver, to
     waiting = ("_local_scalar_dense", "nonzero", "index by mask", "masked_select", "is_nonzero")
     assert not [name for name in waiting if waits.seen[name]]
     blocks = max(run.iterations[-1] for run in runs) // 10
-    assert len(tables) == 1 + blocks
+    assert len(tables) == 2 + blocks  # and at the start and the end
     assert tables[0] == (6,)
     if tol:
-        assert tables[-1][0] < 6  # starts have left
+        assert tables[-1] < (6,)  # starts have left
 
 
 @pytest.mark.needs_cuda
@@ -334,4 +330,4 @@ def test_the_host_waits_for_the_gpu_once_in_ten_iterations(rng, solver):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [str(one.message) for one in seen if "synchronizing" in str(one.message)]
-    assert len(waits) <= 1 + 5
+    assert len(waits) <= 2 + 5  # and at the start and the end

@@ -10,7 +10,7 @@ import torch
 from sklearn.utils.extmath import randomized_svd as svd_of_scikit_learn
 
 from nnmf_cuda.nnmf import inputs, starts
-from nnmf_cuda.nnmf.starts import initial_factors, randomized_svd
+from nnmf_cuda.nnmf.starts import Origin, initial_factors, randomized_svd
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +52,6 @@ def test_nndsvd_survives_vectors_without_a_common_sign(monkeypatch):
     U = np.array([[1.0, 0.6], [1.0, 0.8]])
     Vt = np.array([[1.0, 1.0, 1.0], [-1.0, 0.0, 0.0]])
     monkeypatch.setattr(starts, "randomized_svd", lambda *_: (U, np.ones(2), Vt))
-    W, H = initial_factors(torch.ones(2, 3), 2, init="nndsvd", n_init=1, random_state=0)
+    W, H = initial_factors(torch.ones(2, 3), 2, Origin("nndsvd", random_state=0))
     np.testing.assert_array_equal(W[0], [[1, 0], [1, 0]])
     np.testing.assert_array_equal(H[0], [[1, 1, 1], [0, 0, 0]])

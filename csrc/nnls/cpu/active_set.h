@@ -3,19 +3,17 @@
 // Block principal pivoting (Kim & Park 2011, SIAM J. Sci. Comput. 33): from a guess of the free
 // variables F solve G_FF x_F = c_F; every variable that is then on the wrong side (x < 0 in F,
 // gradient < 0 outside) changes sides, all of them while that makes progress, otherwise the last
-// one alone, which ends in theory. Each lane gathers its own system, its free variables first and
-// the identity below, so that lanes of any F are factorised by the same instructions and nothing
-// that a lane computes depends on its neighbours. A lane that is done takes the next row.
+// one alone; a row that does not end soon is left to one_row.h. Each lane gathers its own system,
+// its free variables first and the identity below, so that lanes of any F are factorised by the
+// same instructions and nothing that a lane computes depends on its neighbours. A lane that is done
+// takes the next row.
 //
-// Arrays of a group are [.., kLanes]. Needs gram.h and row_by_row.h.
+// Arrays of a group are [.., kLanes]. Needs one_row.h and minimum_norm.h.
 
 namespace nnmf_cuda {
 namespace NNMF_CUDA_ISA {
 namespace {
 
-using Doubles = Vector<double>;
-using Lanes = Doubles::Lanes;
-constexpr int64_t kLanes = Doubles::kLanes;
 // All bits of a lane's integer are set or none.
 typedef int64_t Mask __attribute__((vector_size(NNMF_CUDA_VECTOR_BYTES)));
 
@@ -355,11 +353,10 @@ Outcome exchange(const Gram& g, const Group& s) {
 
 // Loads a row into a lane; returns whether all of it is finite.
 bool load_row(const Gram& g, const Group& s, int64_t lane, const double* cross, double tol) {
-  double not_finite = 0, largest = 0;
+  double not_finite = 0;
   for (int64_t j = 0; j < g.size; ++j) {
-    const double scaled = cross[j] * g.scale[j], size = cross[j] < 0 ? -cross[j] : cross[j];
+    const double scaled = cross[j] * g.scale[j];
     not_finite += scaled * 0;
-    largest = size > largest ? size : largest;
     s.cross[j * kLanes + lane] = scaled;
   }
   s.cross[g.size * kLanes + lane] = 0;
@@ -367,7 +364,7 @@ bool load_row(const Gram& g, const Group& s, int64_t lane, const double* cross, 
   s.patience[lane] = 3;
   s.steps[lane] = 0;
   s.pivots[lane] = 0;
-  s.slack[lane] = tol * largest;
+  s.slack[lane] = tol > 0 ? tol * largest_of(cross, g.size) : 0;
   return not_finite == 0;
 }
 
@@ -380,18 +377,17 @@ void clear_lane(int64_t k, const Group& s, int64_t lane) {
 void store_row(const Gram& g, const Group& s, int64_t lane, bool safely, double* h,
                const ActiveSets& sets) {
   sets.pivots[0] = s.pivots[lane];
-  if (safely) {
-    // The panel serves as two rows of scratch memory.
-    double *cross = s.panel, *x = s.panel + g.size;
-    for (int64_t j = 0; j < g.size; ++j) cross[j] = s.cross[j * kLanes + lane];
-    solve_row_safely(g, cross, s.slack[lane], x, sets);
-    for (int64_t j = 0; j < g.size; ++j) h[j] = x[j] * g.scale[j];
-    return;
-  }
   for (int64_t j = 0; j < g.size; ++j) {
     h[j] = s.x[j * kLanes + lane] * g.scale[j];
     sets.free[j] = s.free[j * kLanes + lane] != 0;
   }
+  if (!safely) return;
+  const Scratch<double> doubles(one_row_doubles(g.size));
+  const Scratch<int64_t> integers(one_row_integers(g.size));
+  Workspace space{doubles.data(), integers.data()};
+  double* cross = s.panel;  // as scratch memory
+  for (int64_t j = 0; j < g.size; ++j) cross[j] = s.cross[j * kLanes + lane];
+  OneRow(g, space).solve_safely(cross, s.slack[lane], h, sets);
 }
 
 // Rows that still have to be solved, and the free variables to start from.
@@ -400,14 +396,6 @@ struct Queue {
   uint8_t* free;  // [n, k]
   int64_t size;
 };
-
-void store_not_finite(int64_t k, double* h, const ActiveSets& sets) {
-  sets.pivots[0] = 0;
-  for (int64_t j = 0; j < k; ++j) {
-    h[j] = __builtin_nan("");
-    sets.free[j] = false;
-  }
-}
 
 // Solves the rows whose unconstrained minimum is the answer, and queues the others with the free
 // variables that it suggests.
@@ -461,7 +449,7 @@ void queue_from_start(const Gram& g, const double* cross, int64_t n, double* h,
 // Solves what is queued.
 void solve_queue(const Gram& g, const Group& s, const double* cross, double* h,
                  const ActiveSets& sets, const Queue& queue) {
-  const int64_t k = g.size, most_steps = 2 * k + 30;
+  const int64_t k = g.size;
   int64_t row[kLanes], next = 0, active = 0;
   for (int64_t l = 0; l < kLanes; ++l) {
     row[l] = -1;
@@ -481,7 +469,7 @@ void solve_queue(const Gram& g, const Group& s, const double* cross, double* h,
     solve_free(g, s, dependent_pivot(k));
     const Outcome outcome = exchange(g, s);
     for (int64_t l = 0; l < kLanes; ++l) {
-      if (row[l] < 0 || (!outcome.done[l] && s.steps[l] < most_steps)) continue;
+      if (row[l] < 0 || (!outcome.done[l] && s.steps[l] < kMostExchanges)) continue;
       store_row(g, s, l, !outcome.done[l] || outcome.wrong[l], h + row[l] * k,
                 sets.from(row[l], k));
       clear_lane(k, s, l);
@@ -493,12 +481,19 @@ void solve_queue(const Gram& g, const Group& s, const double* cross, double* h,
 
 // What solve_rows and solve_free_rows need for n rows.
 WorkspaceSize workspace_size(int64_t k, int64_t n) {
+  if (k > kMostSideBySide) return {one_row_doubles(k), one_row_integers(k)};
   return {group_doubles(k), group_integers(k) + n + (n * k + 7) / 8};
 }
 
 // h = the minimisers for the rows of cross [n, k], in the units of the unscaled problem.
 void solve_rows(const Gram& g, const double* cross, int64_t n, double* h, const ActiveSets& sets,
                 Workspace space) {
+  if (g.size > kMostSideBySide) {
+    OneRow one(g, space);
+    for (int64_t row = 0; row < n; ++row)
+      one.solve(cross + row * g.size, h + row * g.size, sets.from(row, g.size));
+    return;
+  }
   const Group s = make_group(g.size, space);
   Queue queue{space.integers, reinterpret_cast<uint8_t*>(space.integers + n), 0};
   if (sets.start == nullptr)
@@ -513,6 +508,13 @@ void solve_rows(const Gram& g, const double* cross, int64_t n, double* h, const 
 void solve_free_rows(const Gram& g, const double* h, const double* grad, int64_t n, double* u,
                      Workspace space) {
   const int64_t k = g.size;
+  if (k > kMostSideBySide) {
+    OneRow one(g, space);
+    for (int64_t at = 0; at < n * k; at += k)
+      if (!one.solve_free(h + at, grad + at, u + at))
+        solve_minimum_norm(g, h + at, grad + at, u + at);
+    return;
+  }
   const Group s = make_group(k, space);
   for (int64_t first = 0; first < n; first += kLanes) {
     const int64_t lanes = n - first < kLanes ? n - first : kLanes;

@@ -9,20 +9,31 @@
 #include <cstdint>
 #include <vector>
 
-#include "../../common/cpu/threads.h"
 #include "../rows.h"
 
 namespace nnmf_cuda {
+
+// Up to this size rows are solved side by side, larger ones one at a time.
+constexpr int64_t kMostSideBySide = 128;
+
+// Columns of a large factor have room for whole tiles of rows, and lie an odd number of cache lines
+// apart, so that they do not meet in the same places of the caches.
+constexpr int64_t kFactorRoom = 16;
+constexpr int64_t factor_stride(int64_t size) {
+  return (size + kFactorRoom + 15) / 16 * 16 + 8;
+}
 
 // min 1/2 h G h^T - c h^T with h = scale * x: `values` and scale * c are the problem in x.
 struct Gram {
   int64_t size;
   bool finite;
-  const double* values;         // [size + 1, size + 1]; row and column `size` are zeros
-  const double* diagonal;       // [size + 1]; the last is one
-  const double* scale;          // [size]
-  const double* factor;         // [size, size]: unit lower triangle L of L D L^T
-  const double* inverse_pivot;  // [size]: 1 / D; zero where a variable depends on those before it
+  const double* values;    // [size + 1, size + 1]; row and column `size` are zeros
+  const double* diagonal;  // [size + 1]; the last is one
+  const double* scale;     // [size]
+  // L D L^T, [size, size], up to kMostSideBySide; for more L L^T, column by column, factor_stride
+  // apart.
+  const double* factor;
+  const double* inverse_pivot;  // [size]: of D or L; zero: the variable depends on those before it
 
   double value(int64_t i, int64_t j) const { return values[i * (size + 1) + j]; }
 };
@@ -36,19 +47,32 @@ class PreparedGram {
   PreparedGram(const T* gram, int64_t size)
       : size_(size), finite_(true), memory_(static_cast<std::size_t>(memory_size(size))) {
     load(gram);
-    if (finite_) factorise();
+    if (finite_ && size <= kMostSideBySide) factorise();
   }
+
+  // Where the factor of a large matrix belongs.
+  double* factor() { return own(view().factor); }
+  double* inverse_pivot() { return own(view().inverse_pivot); }
 
   Gram view() const {
     const double* scale = memory_.data() + (size_ + 1) * (size_ + 1) + size_ + 1;
     const double* factor = scale + size_;
-    return {size_, finite_, memory_.data(),        memory_.data() + (size_ + 1) * (size_ + 1),
-            scale, factor,  factor + size_ * size_};
+    return {size_,
+            finite_,
+            memory_.data(),
+            memory_.data() + (size_ + 1) * (size_ + 1),
+            scale,
+            factor,
+            factor + factor_size(size_)};
   }
 
  private:
+  static int64_t factor_size(int64_t size) {
+    return size * (size <= kMostSideBySide ? size : factor_stride(size));
+  }
+
   static int64_t memory_size(int64_t size) {
-    return (size + 1) * (size + 1) + (size + 1) + size + size * size + size;
+    return (size + 1) * (size + 1) + (size + 1) + size + factor_size(size) + size;
   }
 
   // The same places as in the view, for writing.
@@ -99,15 +123,5 @@ class PreparedGram {
   bool finite_ = true;
   std::vector<double> memory_;
 };
-
-// One for each problem of gram [batch, size, size].
-template <class T>
-std::vector<PreparedGram> prepare_grams(const T* gram, int64_t batch, int64_t size) {
-  std::vector<PreparedGram> prepared(static_cast<std::size_t>(batch));
-  parallel_for_each(batch, [&](int64_t b) {
-    prepared[static_cast<std::size_t>(b)] = PreparedGram(gram + b * size * size, size);
-  });
-  return prepared;
-}
 
 }  // namespace nnmf_cuda

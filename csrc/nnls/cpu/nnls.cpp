@@ -9,7 +9,7 @@
 #include "../../common/cpu/threads.h"
 #include "../ops.h"
 #include "gram.h"
-#include "row_by_row.h"
+#include "minimum_norm.h"
 
 namespace nnmf_cuda {
 namespace {
@@ -27,6 +27,11 @@ struct WorkspaceSize {
 constexpr int64_t kNnlsRows = 128;    // rows of a task: its lanes are refilled from them
 constexpr int64_t kProjectRows = 64;  // rows of X that one task projects
 static_assert(kProjectRows <= kNnlsRows);
+
+// Rows that are solved one at a time take long: few tasks would leave threads without work.
+constexpr int64_t rows_of_task(int64_t k, int64_t usual) {
+  return k > kMostSideBySide ? 4 : usual;
+}
 
 // Solves up to kNnlsRows rows; one for each task, as it holds the memory.
 class RowSolver {
@@ -74,13 +79,25 @@ void RowSolver::backward(const Gram& gram, const double* h, const double* grad, 
   NNMF_CUDA_CHOOSE(solve_free_rows)(gram, h, grad, n, u, workspace());
 }
 
+// One for each problem of gram [batch, k, k].
+template <class T>
+std::vector<PreparedGram> prepare_grams(const T* gram, int64_t batch, int64_t k) {
+  std::vector<PreparedGram> prepared(static_cast<std::size_t>(batch));
+  parallel_for_each(batch, [&](int64_t b) {
+    PreparedGram& own = prepared[static_cast<std::size_t>(b)] = PreparedGram(gram + b * k * k, k);
+    if (k > kMostSideBySide && own.view().finite)
+      NNMF_CUDA_CHOOSE(factorise_gram)(own.view(), own.factor(), own.inverse_pivot());
+  });
+  return prepared;
+}
+
 // Calls f(b, first row of all, rows) for all blocks of rows of all problems b.
 template <class F>
 void for_row_blocks(const RowsShape& s, const F& f) {
-  const int64_t blocks = blocks_of(s.n, kNnlsRows);
+  const int64_t together = rows_of_task(s.k, kNnlsRows), blocks = blocks_of(s.n, together);
   parallel_for_each(s.batch * blocks, [&](int64_t at) {
-    const int64_t b = at / blocks, row = at % blocks * kNnlsRows;
-    f(b, b * s.n + row, std::min(kNnlsRows, s.n - row));
+    const int64_t b = at / blocks, row = at % blocks * together;
+    f(b, b * s.n + row, std::min(together, s.n - row));
   });
 }
 

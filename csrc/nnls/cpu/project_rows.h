@@ -2,6 +2,8 @@
 // clang-format off: each builds on those before it
 #include "../../nnmf/cpu/tiles.h"
 #include "../../nnmf/cpu/sums.h"
+#include "free_factor.h"
+#include "one_row.h"
 #include "active_set.h"
 // clang-format on
 
@@ -43,8 +45,9 @@ void project_rows(const Data* X, const T* H, const Shape& s, double scale,
   for_each_problem<Data>(s, [&](int64_t b) {
     const Problem<T, Data> p(X + b * s.x_stride, s.x_row_stride, nullptr, H + b * k * s.n_features,
                              s);
-    parallel_for_each(blocks_of(n, kProjectRows), [&](int64_t block) {
-      const int64_t begin = block * kProjectRows, end = std::min(begin + kProjectRows, n);
+    const int64_t together = rows_of_task(k, kProjectRows);
+    parallel_for_each(blocks_of(n, together), [&](int64_t block) {
+      const int64_t begin = block * together, end = std::min(begin + together, n);
       const Scratch<double> cross((end - begin) * k), h((end - begin) * k);
       cross_products(p, begin, end, scale, cross.data());
       RowSolver(k).solve(grams[b].view(), cross.data(), end - begin, h.data(),

@@ -285,7 +285,7 @@ __device__ void solve_rows(Team& team, const NnlsRows<From, To>& rows, RowsOfTea
     const bool all = fresh || count_exchange(past, wrongs.count);
     fresh = false;
     past.pivots += all ? wrongs.count : wrongs.count > 0;
-    if (wrongs.count == 0 || past.count >= 2 * k + 30) {
+    if (wrongs.count == 0 || past.count >= kMostExchanges) {
       const bool safe = wrongs.count == 0 && exact;
       if (owns && safe) {
         rows.h[row * k + j] = static_cast<To>(x * scale);

@@ -117,7 +117,7 @@ void update_block(T* values, const Sums& sums, const Update& update, int64_t n_c
   update_multiplicatively<loss, width>(values, sums, update, n_components, work);
 }
 
-constexpr int64_t kTaskRows = 16;  // rows of W that one task updates
+constexpr int64_t kTaskRows = 32;  // rows of W that one task updates at most
 static_assert(kTaskRows % kRows == 0);
 
 // Updates rows [begin, end) of W, `n_iter` times.
@@ -162,7 +162,8 @@ void update_columns(const Factorisation<T, Data>& f, const double* statistics, c
 }
 
 constexpr int64_t kStatisticsRows = 4096;  // rows of W whose statistics one task sums
-constexpr int64_t kBlockTiles = 16;        // tiles of H that one task visits at most
+constexpr int64_t kStatisticsTiles = 16;   // tiles of H whose statistics one task sums
+constexpr int64_t kBlockTiles = 48;        // tiles of H that one task visits at most
 constexpr int64_t kChunkBytes = 16 << 20;  // of X: rows that both halves visit while it is cached
 
 // Adds the statistics of a block [n_components][width] of a factor.
@@ -204,13 +205,13 @@ template <Loss loss, class T, class Data>
 void statistics_of_H(const Factorisation<T, Data>& f, double* result) {
   const int64_t k = f.n_components, size = statistics_size<loss>(k);
   if (size == 0) return;
-  const int64_t n_parts = blocks_of(f.n_tiles, kBlockTiles);
+  const int64_t n_parts = blocks_of(f.n_tiles, kStatisticsTiles);
   const Scratch<double> parts(n_parts * size);
   parts.fill(0);
   parallel_for_each(n_parts, [&](int64_t part) {
     const Scratch<double> wide(f.tile_size);
-    const int64_t last = std::min((part + 1) * kBlockTiles, f.n_tiles);
-    for (int64_t tile = part * kBlockTiles; tile < last; ++tile)
+    const int64_t last = std::min((part + 1) * kStatisticsTiles, f.n_tiles);
+    for (int64_t tile = part * kStatisticsTiles; tile < last; ++tile)
       add_statistics<loss, kColumns<T>>(f.tiles + tile * f.tile_size, k, wide.data(),
                                         parts + part * size);
   });
@@ -250,10 +251,17 @@ int64_t chunk_rows(int64_t n_features) {
   return blocks_of(std::max<int64_t>({1, cached, busy}), kFlushRows) * kFlushRows;
 }
 
+// Rows of W that one task updates, of `n_rows`: few enough to keep all threads busy. No sum depends
+// on it.
+inline int64_t task_rows(int64_t n_rows) {
+  const int64_t busy = n_rows / (4 * int64_t{torch::stable::get_num_threads()});
+  return std::clamp<int64_t>(busy / kRows * kRows, kTaskRows / 2, kTaskRows);
+}
+
 // Tiles of H that one task sums or updates: few enough to keep all threads busy. No sum depends on
 // it.
 inline int64_t task_tiles(int64_t n_tiles) {
-  const int64_t busy = n_tiles / (4 * int64_t{torch::stable::get_num_threads()});
+  const int64_t busy = blocks_of(n_tiles, 4 * int64_t{torch::stable::get_num_threads()});
   return std::clamp<int64_t>(busy, 1, kBlockTiles);
 }
 
@@ -273,11 +281,11 @@ void iterate_together(std::vector<Factorisation<T, Data>>& batch, const Update& 
     });
   };
   const auto for_rows = [&](int64_t begin, int64_t end, int64_t repeats) {
-    const int64_t n_tasks = blocks_of(end - begin, kTaskRows);
+    const int64_t rows = task_rows(end - begin), n_tasks = blocks_of(end - begin, rows);
     parallel_for_each(n_problems * n_tasks, [&](int64_t task) {
-      const int64_t b = task / n_tasks, first = begin + task % n_tasks * kTaskRows;
+      const int64_t b = task / n_tasks, first = begin + task % n_tasks * rows;
       update_rows<loss>(batch[b], statistics + b * size, update_W, repeats, first,
-                        std::min(first + kTaskRows, end));
+                        std::min(first + rows, end));
     });
   };
 
