@@ -738,8 +738,10 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         self.objective_iterations_ = np.array(run.iterations)
         if self.tol > 0 and not run.converged and not stopped:
             warnings.warn(
-                f"NNMF stopped at max_iter={self.max_iter} before it converged to tol={self.tol}; "
-                "raise max_iter, or set tol=0 if a fixed number of iterations is what you want",
+                # scikit-learn's words first: filters of warnings know them.
+                f"Maximum number of iterations {self.max_iter} reached. Increase it to improve "
+                f"convergence to tol={self.tol}, or set tol=0 if a fixed number of iterations is "
+                "what you want",
                 ConvergenceWarning,
                 stacklevel=4,
             )
