@@ -462,10 +462,10 @@ class NNMF(
         self.objective_iterations_ = np.array(run.iterations)
         if self.tol > 0 and not run.converged and not stopped:
             warnings.warn(
-                # The words of scikit-learn first: filters know them.
+                # scikit-learn's words first: filters of warnings know them.
                 f"Maximum number of iterations {self.max_iter} reached. Increase it to improve "
-                f"convergence: tol={self.tol} was not met within max_iter={self.max_iter}; tol=0 "
-                "runs a fixed number of iterations without this warning",
+                f"convergence to tol={self.tol}, or set tol=0 if a fixed number of iterations is "
+                "what you want",
                 ConvergenceWarning,
                 stacklevel=4,
             )

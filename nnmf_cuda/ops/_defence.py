@@ -28,6 +28,7 @@ from nnmf_cuda.ops._schema import (
     require_tensor,
     serving,
 )
+from nnmf_cuda.ops._transforms import find_op, is_transforming, register_gradient
 
 _BLOCK_ROWS = 32
 
@@ -224,6 +225,8 @@ def call_defence(name: str, x: Tensor, chain: Chain | None, *networks: list[Tens
         arguments = (*chain[:3], *networks)
     if is_reference_path():
         return op(x, *arguments, keep_signs=False, **options)[0]  # type: ignore[no-any-return]
+    if is_transforming():  # where tensors of inner levels do not say what outer ones ask for
+        return op(x, *arguments, keep_signs=True, **options)[0]  # type: ignore[no-any-return]
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others))
     if torch.compiler.is_compiling() or (wanted and any(t.requires_grad for t in others)):
         return op(x, *arguments, keep_signs=wanted, **options)[0]  # type: ignore[no-any-return]
@@ -277,7 +280,6 @@ class _InputGradient(torch.autograd.Function):
 def register_defence(name: str, fake: Callable[..., tuple[Tensor, Tensor]]) -> None:
     """Give an op its fake kernel, its gradients to features, noise and weights, and their fake."""
     qualified = f"nnmf_cuda::{name}"
-    backward_op = getattr(torch.ops.nnmf_cuda, f"{name}_backward").default
 
     def save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
         x, *others = inputs
@@ -301,6 +303,7 @@ def register_defence(name: str, fake: Callable[..., tuple[Tensor, Tensor]]) -> N
         flags = {"weights_need_grad": wanted}
         if chain:
             flags["noise_needs_grad"] = ctx.needs_input_grad[1]
+        backward_op = find_op(f"{name}_backward")
         grads = list(backward_op(grad, x, *chain, *networks, signs, **flags, **ctx.options))
         of_chain = (
             (grads.pop(1) if flags["noise_needs_grad"] else None, None, None) if chain else ()
@@ -316,7 +319,7 @@ def register_defence(name: str, fake: Callable[..., tuple[Tensor, Tensor]]) -> N
 
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     torch.library.register_fake(f"{qualified}_backward", _fake_backward, lib=LIBRARY)
-    torch.library.register_autograd(qualified, backward, setup_context=save, lib=LIBRARY)
+    register_gradient(LIBRARY, name, backward, save=save)
     raise_in_backward(f"{name}_backward", "it is a gradient already; there is no second one")
 
 

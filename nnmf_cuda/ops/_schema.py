@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from nnmf_cuda import _extension, reference
+from nnmf_cuda.ops._transforms import find_op, no_forward_mode, register_gradient
 
 LIBRARY = torch.library.Library("nnmf_cuda", "FRAGMENT")
 FLOATS = (torch.float32, torch.float64)
@@ -154,7 +155,7 @@ def serving(name: str, *arguments: Tensor) -> Callable[..., Any]:
     `arguments` are those that may ask for gradients which only the op has.
     """
     if not _on_reference_path:
-        op: Callable[..., Any] = getattr(torch.ops.nnmf_cuda, name).default
+        op = find_op(name)
         # Inside torch.autograd.forward_ad.dual_level, where torch.func.jvp is too.
         return partial(_without_tangents, name, op) if forward_ad._current_level >= 0 else op
     if torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments):
@@ -170,10 +171,7 @@ def _without_tangents(name: str, op: Callable[..., Any], *args: Any, **kwargs: A
     for argument in args:
         for value in argument if isinstance(argument, list) else (argument,):
             if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
-                raise RuntimeError(
-                    f"nnmf_cuda.ops.{name} has no forward-mode gradient: use reverse mode, or "
-                    "reference_path()"
-                )
+                raise no_forward_mode(name)
     return op(*args, **kwargs)
 
 
@@ -183,7 +181,7 @@ def raise_in_backward(name: str, remedy: str) -> None:
     def backward(_ctx: Any, *_grads: Tensor) -> None:
         raise RuntimeError(f"nnmf_cuda.ops.{name} is not differentiable: {remedy}")
 
-    torch.library.register_autograd(f"nnmf_cuda::{name}", backward, lib=LIBRARY)
+    register_gradient(LIBRARY, name, backward)
 
 
 def require_tensor(name: str, value: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -18,6 +20,7 @@ from nnmf_cuda.ops._schema import (
     require_tensor,
     serving,
 )
+from nnmf_cuda.ops._transforms import find_op, register_gradient
 from nnmf_cuda.reference.nnmf import as_float
 
 __all__ = ["NnlsInfo", "nnls", "project"]
@@ -116,8 +119,6 @@ def nnls(
     TypeError, ValueError
         If dtypes, shapes or devices disagree, tol is negative, or both return_residual and
         return_info are asked for.
-    RuntimeError
-        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
@@ -125,7 +126,8 @@ def nnls(
     for rows that it does not bring to their end. Differentiable in both arguments by implicit
     differentiation on the free variables {h > 0}: with u the (minimum-norm) solution of
     G_FF u = grad_F, cross receives u and gram -(u^T h + h^T u) / 2. A variable that is exactly
-    zero has zero gradient. A row with NaN or infinity has NaN for an answer and a residual, and no
+    zero has zero gradient. Under torch.func's vmap, rows that share gram are solved together. A row
+    with NaN or infinity has NaN for an answer and a residual, and no
     free variables.
 
     References
@@ -239,8 +241,6 @@ def project(
     TypeError, ValueError
         If dtypes, shapes or devices disagree, tol is negative, or both return_residual and
         return_info are asked for.
-    RuntimeError
-        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
@@ -363,7 +363,7 @@ def _(
 
 def _solve_free(gram: Tensor, h: Tensor, grad: Tensor) -> Tensor:
     """Return u, the gradient to cross, in float64 (an op: how it is solved depends on the data)."""
-    u: Tensor = torch.ops.nnmf_cuda.nnls_backward.default(gram, h, grad)
+    u: Tensor = find_op("nnls_backward")(gram, h, grad)
     return u
 
 
@@ -374,9 +374,9 @@ def _to_gram(u: Tensor, h: Tensor) -> Tensor:
 
 def _save_nnls(
     ctx: Any,
-    inputs: tuple[Tensor, Tensor, Tensor | None],
-    keyword_only_inputs: Any,
+    inputs: Sequence[Any],
     output: tuple[Tensor, Tensor, Tensor],
+    keyword_only_inputs: Any,
 ) -> None:
     ctx.save_for_backward(inputs[0], output[0])
 
@@ -395,9 +395,9 @@ def _nnls_backward(
 
 def _save_project(
     ctx: Any,
-    inputs: tuple[Tensor, Tensor, Tensor | None],
-    keyword_only_inputs: Any,
+    inputs: Sequence[Any],
     output: tuple[Tensor, Tensor, Tensor],
+    keyword_only_inputs: Any,
 ) -> None:
     ctx.save_for_backward(*inputs[:2], output[0])
 
@@ -419,7 +419,9 @@ def _project_backward(
     return grad_X, grad_H, None
 
 
-def _save_all(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _save_all(
+    ctx: Any, inputs: Sequence[Tensor], output: Tensor, keyword_only_inputs: Any = None
+) -> None:
     ctx.save_for_backward(*inputs, output)
 
 
@@ -436,15 +438,72 @@ def _nnls_double_backward(
     )
 
 
-torch.library.register_autograd(
-    "nnmf_cuda::nnls", _nnls_backward, setup_context=_save_nnls, lib=LIBRARY
+def _with_batch(value: Any, dim: int | None, size: int) -> Any:
+    """Return the value with the dimension of vmap first."""
+    if value is None:
+        return None
+    return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+
+
+def _batched_rows(
+    name: str, size: int, dims: Sequence[int | None], gram: Tensor, *rows: Any, **options: Any
+) -> tuple[Any, Any]:
+    """Call an op on gram (B, k, k) and rows (B, n, k) or None, over one more dimension of both.
+
+    Where all share the Gram matrices, it makes more rows of each problem, otherwise more problems.
+    """
+    wide = [_with_batch(value, dim, size) for value, dim in zip(rows, dims[1:], strict=True)]
+    if dims[0] is None:
+        place, flat = 1, [None if v is None else v.movedim(0, 1).flatten(1, 2) for v in wide]
+    else:
+        gram = gram.movedim(dims[0], 0).flatten(0, 1)
+        place, flat = 0, [None if v is None else v.flatten(0, 1) for v in wide]
+    return _unfolded(find_op(name)(gram, *flat, **options), place, size)
+
+
+def _unfolded(results: Any, place: int, size: int) -> tuple[Any, Any]:
+    """Part a dimension that has taken in that of vmap, before its own, into both again."""
+    if isinstance(results, Tensor):
+        return results.unflatten(place, (size, results.shape[place] // size)), place
+    parted = [_unfolded(value, place, size)[0] for value in results]
+    return tuple(parted), (place,) * len(parted)
+
+
+def _batched_project(
+    size: int,
+    dims: Sequence[int | None],
+    X: Tensor,
+    H: Tensor,
+    passive: Tensor | None = None,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Call `project` over one more dimension: rows of X where all share H, otherwise problems."""
+    start = _with_batch(passive, dims[2] if len(dims) > 2 else None, size)
+    if dims[1] is None:
+        X = _with_batch(X, dims[0], size)
+        X = X.flatten(0, 1) if X.dim() == 3 else X.movedim(0, 1).flatten(1, 2)
+        place, start = 1, None if start is None else start.movedim(0, 1).flatten(1, 2)
+    else:
+        H = H.movedim(dims[1], 0)
+        if dims[0] is not None or X.dim() == 3:  # otherwise all problems share it
+            X = _with_batch(X, dims[0], size)
+            X = X.unsqueeze(1).expand(-1, H.shape[1], -1, -1) if X.dim() == 3 else X
+            X = X.flatten(0, 1)
+        H = H.flatten(0, 1)
+        place, start = 0, None if start is None else start.flatten(0, 1)
+    return _unfolded(find_op("project")(X, H, start, **options), place, size)
+
+
+register_gradient(
+    LIBRARY, "nnls", _nnls_backward, save=_save_nnls, batched=partial(_batched_rows, "nnls")
 )
-torch.library.register_autograd(
-    "nnmf_cuda::project", _project_backward, setup_context=_save_project, lib=LIBRARY
+register_gradient(
+    LIBRARY, "project", _project_backward, save=_save_project, batched=_batched_project
 )
-torch.library.register_autograd(
-    "nnmf_cuda::nnls_backward",
+register_gradient(
+    LIBRARY,
+    "nnls_backward",
     _nnls_double_backward,
-    setup_context=_save_all,
-    lib=LIBRARY,
+    save=_save_all,
+    batched=partial(_batched_rows, "nnls_backward"),
 )

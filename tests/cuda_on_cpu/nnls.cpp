@@ -42,6 +42,7 @@ void solve(cuda_on_cpu::Call& call) {
   const T* cross = call.tensor<T>("cross");
   T* h = call.result<T>("h", {s.batch, s.n, s.k});
   const ActiveSets sets = sets_of(call, s);
+  if (call.number("one_row") != 0) return launch_one_rows(gram, cross, h, sets, s, memory, nullptr);
   if (call.number("slowly") == 0) return launch_nnls(gram, cross, h, sets, s, memory, nullptr);
   // Every row by Lawson-Hanson.
   const NnlsRows<T, T> rows{cross, h, memory.get<uint8_t>(s.batch * s.n), sets, s};
@@ -55,8 +56,13 @@ template <class T>
 void solve_backward(cuda_on_cpu::Call& call) {
   const RowsShape s = shape_of(call, "grad");
   Memory memory{call};
-  launch_nnls_backward(call.tensor<double>("gram"), call.tensor<T>("h"), call.tensor<T>("grad"),
-                       call.result<double>("u", {s.batch, s.n, s.k}), s, memory, nullptr);
+  const double* gram = call.tensor<double>("gram");
+  const T *h = call.tensor<T>("h"), *grad = call.tensor<T>("grad");
+  double* u = call.result<double>("u", {s.batch, s.n, s.k});
+  if (call.number("one_row") != 0)
+    launch_one_rows_backward(gram, h, grad, u, s, memory, nullptr);
+  else
+    launch_nnls_backward(gram, h, grad, u, s, memory, nullptr);
 }
 
 template <class T, class Data>
@@ -70,9 +76,7 @@ void project(cuda_on_cpu::Call& call) {
   const DeviceProblem<T, Data> problem{
       call.tensor<Data>("X"), nullptr, call.tensor<T>("H"), shape, nullptr, 3};
   const double scale = sizeof(Data) == 1 ? 1.0 / 255 : 1;
-  dispatch_tiling<Loss::kFrobenius, T, Data>(k, [&]<class Tiling>(Tiling, int group) {
-    ProductsLaunches<Tiling>(problem, group, memory).launch(scale, cross, gram, nullptr);
-  });
+  launch_products(problem, scale, cross, gram, memory, nullptr);
   launch_nnls(gram, cross, call.result<T>("h", {batch, n, k}), sets_of(call, {batch, n, k}),
               {batch, n, k}, memory, nullptr);
 }

@@ -58,7 +58,7 @@ EXPECTED_FAILURES = {
         "test_nmf_w_h_not_used_warning",
     ),
 }
-RAISED = (AssertionError, AttributeError, ValueError, pytest.fail.Exception)
+RAISED = (AssertionError, AttributeError, pytest.fail.Exception)  # not a crash of ours
 REASONS = {name: reason for reason, names in EXPECTED_FAILURES.items() for name in names}
 
 
@@ -77,4 +77,4 @@ def test_list_of_expected_failures_is_short_and_of_cases_that_exist(request):
         pytest.skip("only some of the cases were asked for")
     assert len(cases) == N_CASES
     assert cases >= REASONS.keys()
-    assert len(REASONS) <= 22
+    assert N_CASES - len(REASONS) >= 262

@@ -210,6 +210,11 @@ struct Factorisation : Problem<T, Data> {
         numerator(this->n_tiles * this->tile_size),
         denominator(sums_denominator ? this->n_tiles * this->tile_size : 0) {}
 
+  void release_sums() {
+    numerator.release();
+    denominator.release();
+  }
+
   Scratch<double> numerator, denominator;  // of H, packed like it
 };
 
