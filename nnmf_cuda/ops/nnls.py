@@ -128,12 +128,13 @@ def nnls(
     for rows that it does not bring to their end. The residual is that of the normal equations: of
     gram = A^T A with a condition number of A above about 1e7, whose square is beyond float64, they
     no longer tell how close A h comes to a target (see `nnls_dense`). Where the minimiser is not
-    unique, as with more components than features, it is one of independent components. Differentiable in both arguments by implicit
-    differentiation on the free variables {h > 0}: with u the (minimum-norm) solution of
-    G_FF u = grad_F, cross receives u and gram -(u^T h + h^T u) / 2. A variable that is exactly
-    zero has zero gradient. Under torch.func's vmap, rows that share gram are solved together. A row
-    with NaN or infinity has NaN for an answer and a residual, and no
-    free variables.
+    unique, as with more components than features, it is one of independent components.
+
+    Differentiable in both arguments by implicit differentiation on the free variables {h > 0}: with
+    u the (minimum-norm) solution of G_FF u = grad_F, cross receives u and gram
+    -(u^T h + h^T u) / 2. A variable that is exactly zero has zero gradient. Under vmap of
+    torch.func, rows that share gram are solved together. A row with NaN or infinity has NaN for an
+    answer and a residual, and no free variables.
 
     References
     ----------

@@ -1,7 +1,8 @@
 """The ops in plain torch, formula first: the fallback of `nnmf_cuda.ops` and the truth in tests.
 
-Every function here has the signature of the op of the same name (batch dimension always present;
-`nnls_dense` is no op, and takes one problem) and runs on any device in any floating dtype. Nothing here imports `nnmf_cuda.ops`.
+Every function here has the signature of the op of the same name (batch dimension always present)
+and runs on any device in any floating dtype; `nnls_dense`, which is no op, takes one problem.
+Nothing here imports `nnmf_cuda.ops`.
 """
 
 from __future__ import annotations
