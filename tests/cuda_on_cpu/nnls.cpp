@@ -1,38 +1,12 @@
 // The CUDA kernels of nnls, nnls_backward and project.
 #include <algorithm>
 
-#include "call.h"
-#include "nnls/cuda/launches.cuh"
+#include "nnls_call.h"
 #include "nnmf/cuda/half_step.cuh"
 
 namespace {
 
 using namespace nnmf_cuda;
-
-// Which rows took the slow way is given back as well.
-struct Memory {
-  template <class T>
-  T* get(int64_t size) {
-    if constexpr (sizeof(T) == 1)
-      return call.result<T>("unsolved", {size});
-    else
-      return call.scratch<T>(size);
-  }
-  cuda_on_cpu::Call& call;
-};
-
-RowsShape shape_of(const cuda_on_cpu::Call& call, const char* rows) {
-  return {call.size(rows, 0), call.size(rows, 1), call.size(rows, 2)};
-}
-
-// Where "passive" has a row for each, it is what they start from.
-ActiveSets sets_of(cuda_on_cpu::Call& call, const RowsShape& s) {
-  const bool given = call.size("passive", 0) > 0;
-  return {given ? reinterpret_cast<const bool*>(call.tensor<uint8_t>("passive")) : nullptr,
-          call.number("tol"),
-          reinterpret_cast<bool*>(call.result<uint8_t>("free", {s.batch, s.n, s.k})),
-          call.result<int64_t>("pivots", {s.batch, s.n})};
-}
 
 template <class G, class T>
 void solve(cuda_on_cpu::Call& call) {
@@ -42,7 +16,6 @@ void solve(cuda_on_cpu::Call& call) {
   const T* cross = call.tensor<T>("cross");
   T* h = call.result<T>("h", {s.batch, s.n, s.k});
   const ActiveSets sets = sets_of(call, s);
-  if (call.number("one_row") != 0) return launch_one_rows(gram, cross, h, sets, s, memory, nullptr);
   if (call.number("slowly") == 0) return launch_nnls(gram, cross, h, sets, s, memory, nullptr);
   // Every row by Lawson-Hanson.
   const NnlsRows<T, T> rows{cross, h, memory.get<uint8_t>(s.batch * s.n), sets, s};
@@ -56,13 +29,8 @@ template <class T>
 void solve_backward(cuda_on_cpu::Call& call) {
   const RowsShape s = shape_of(call, "grad");
   Memory memory{call};
-  const double* gram = call.tensor<double>("gram");
-  const T *h = call.tensor<T>("h"), *grad = call.tensor<T>("grad");
-  double* u = call.result<double>("u", {s.batch, s.n, s.k});
-  if (call.number("one_row") != 0)
-    launch_one_rows_backward(gram, h, grad, u, s, memory, nullptr);
-  else
-    launch_nnls_backward(gram, h, grad, u, s, memory, nullptr);
+  launch_nnls_backward(call.tensor<double>("gram"), call.tensor<T>("h"), call.tensor<T>("grad"),
+                       call.result<double>("u", {s.batch, s.n, s.k}), s, memory, nullptr);
 }
 
 template <class T, class Data>

@@ -61,21 +61,17 @@ def solve(
     passive: Tensor | None = None,
     tol: float = 0,
     slowly: bool = False,
-    one_row: bool = False,
     seeds: Sequence[int] = (0,),
 ) -> dict[str, Tensor]:
-    """Run nnls; `slowly`: by Lawson-Hanson; `one_row`: as if there were more variables."""
+    """Run nnls; `slowly`: every row by Lawson-Hanson."""
     start = COLD if passive is None else passive.to(torch.uint8)
     tensors = {"gram": gram, "cross": cross, "passive": start}
-    numbers = {"slowly": slowly, "one_row": one_row, "tol": tol}
-    return run_kernels(kernels, "nnls", tensors, numbers, seeds=seeds)
+    return run_kernels(kernels, "nnls", tensors, {"slowly": slowly, "tol": tol}, seeds=seeds)
 
 
-def backward(
-    kernels: Path, gram: Tensor, h: Tensor, grad: Tensor, *, one_row: bool = False
-) -> dict[str, Tensor]:
+def backward(kernels: Path, gram: Tensor, h: Tensor, grad: Tensor) -> dict[str, Tensor]:
     tensors = {"gram": gram, "h": h, "grad": grad}
-    return run_kernels(kernels, "nnls_backward", tensors, {"one_row": one_row}, seeds=(0, 1))
+    return run_kernels(kernels, "nnls_backward", tensors, {}, seeds=(0, 1))
 
 
 def kkt_residual(gram: Tensor, cross: Tensor, h: Tensor) -> Tensor:
