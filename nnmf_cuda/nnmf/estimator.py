@@ -381,7 +381,9 @@ class NNMF(
 
     def _fit(self, X: Tensor, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""
-        given = {"W": W, "H": H, "update_H": update_H}
+        if not isinstance(update_H, bool | np.bool_):
+            raise TypeError(f"update_H must be True or False, got {update_H!r}")
+        given = {"W": W, "H": H, "update_H": bool(update_H)}
         origin = self._origin_for(X)
         if not update_H:
             if origin.fixed is not None:
