@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from inspect import Parameter, signature
 from typing import Any, Literal
 
 import numpy as np
@@ -54,6 +55,13 @@ class ParametersMixin(SavingMixin):
     verbose: int
 
     _units: dict[str, Any]  # of the X that was fitted: `Units`, in words that a file can hold
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up a pickle, with the defaults of parameters that are younger than it."""
+        super().__setstate__(state)
+        for name, parameter in signature(type(self)).parameters.items():
+            if parameter.default is not Parameter.empty and name not in vars(self):
+                setattr(self, name, parameter.default)
 
     def _check_parameters(self) -> None:
         """Raise unless every parameter that does not depend on X is allowed."""
