@@ -245,7 +245,8 @@ class NNMF(
         y : Ignored
             Present for scikit-learn's convention.
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
-            The start of ``init="custom"``; not modified, cast to the type of X.
+            The start of ``init="custom"``, or what ``update_H=False`` needs; not modified, cast to
+            the type of X.
         update_H : bool, default=True
             False holds the components H and learns W alone, from the W given or from one constant
             in each row: `W_` is then what `fit` minimises for these rows. `init`, `n_init` and
