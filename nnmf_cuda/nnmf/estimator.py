@@ -260,7 +260,8 @@ class NNMF(
             ends or is interrupted; it stays when the fit has ended, and leads to the same result
             at once. Data or parameters other than those that it was begun with are refused,
             except for those that do not matter and `max_iter`: a larger one takes a fit further
-            that had not converged. Nothing that was drawn at random is drawn again. The file is
+            that had not converged. Nothing that was drawn at random is drawn again; a warm start
+            needs the estimator as it was, which `save` keeps. The file is
             a safetensors file without code and holds the factors of the starts that still run,
             twice for "accelerated-mu", and those of the best that has ended. For a digest, X is
             read once more than without.
@@ -379,6 +380,7 @@ class NNMF(
 
     def _fit(self, X: Tensor, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""
+        given = {"W": W, "H": H, "update_H": update_H}
         origin = self._origin_for(X)
         if not update_H:
             if origin.fixed is not None:
@@ -388,6 +390,7 @@ class NNMF(
         elif self.warm_start and W is None and H is None and hasattr(self, "components_"):
             W, H = self._warm_factors(X)
             origin = replace(origin, init="custom")
+            given |= {"W_ of the warm start": W, "components_ of the warm start": H}
         if origin.init == "nndsvd" and SOLVERS[self.solver].keeps_zeros:
             warnings.warn(
                 "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
@@ -400,7 +403,6 @@ class NNMF(
             # A subclass need not have them all among its own.
             parameters = {name: getattr(self, name) for name in NNMF._get_param_names()}
             parameters |= self.get_params(deep=False)
-            given = {"W": W, "H": H, "update_H": update_H}
             fit = description_of_fit(X, parameters, given)
             file = Checkpoint(watch.checkpoint, watch.every, fit)
             state = file.read(self.max_iter, X.device)
@@ -413,7 +415,7 @@ class NNMF(
             state = State.of_starts(problem, W, H)
         done, best = state.iterations[-1], state.best
         minimisation = Minimisation(problem, state, solver=self.solver, tol=self.tol)
-        del state, W, H  # starts of this fit need no room to its end
+        del state, W, H, given  # starts of this fit need no room to its end
         with self._progress("NNMF", "it", total=self.max_iter, initial=done) as shown:
             outcome = fit_to_end(
                 minimisation,
