@@ -73,7 +73,8 @@ struct Vector {
 
   // A load that is done once: gcc would rather repeat it as an operand of each instruction that
   // uses the value, and in a loop of multiply-adds loads are what runs out.
-  static NNMF_CUDA_INLINE Lanes load_once(const T* p) {
+  template <class Data>
+  static NNMF_CUDA_INLINE Lanes load_once(const Data* p) {
     Lanes v = load(p);
 #if defined(__x86_64__)
     asm("" : "+v"(v));

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnmf_cuda.nnmf.inputs import row_means, row_slices
+from nnmf_cuda.nnmf.inputs import row_slices
+from nnmf_cuda.nnmf.projection import updated_W
 from nnmf_cuda.nnmf.solvers import Objective, Problem
 from nnmf_cuda.reference.nnmf import CLAMP, EPSILON, mm_exponent
 
@@ -18,13 +19,6 @@ class Statistics:
 
     numerator: Tensor  # (n_components, n_features)
     denominator: Tensor  # (n_components, n_features)
-
-
-def solve_W(problem: Problem, H: Tensor, *, n_iter: int) -> Tensor:
-    """Run `n_iter` updates of W, each row from the constant sqrt(mean / k); H (k, f) is fixed."""
-    means = row_means(problem.X).to(H.dtype)
-    start = (means / len(H)).sqrt().expand(-1, len(H)).contiguous()
-    return problem.updated(start, H, n_iter, update_H=False)[0]
 
 
 def minibatch_step(
@@ -38,14 +32,16 @@ def minibatch_step(
     """
     beta_loss = problem.objective.beta_loss
     gamma = mm_exponent(beta_loss)
-    W, updated, _ = problem.updated(solve_W(problem, H, n_iter=n_iter - 1), H, 1)
+    W, updated, _ = problem.updated(updated_W(problem, H, n_iter=n_iter - 1), H, 1)
     denominator = _denominator(W, H, problem.objective)
     statistics = Statistics(
         forget_factor * past.numerator + updated ** (1 / gamma) * denominator,
         forget_factor * past.denominator + denominator,
     )
-    H = (statistics.numerator / statistics.denominator) ** gamma
-    return (H.masked_fill(H < CLAMP, 0) if beta_loss <= 1 else H), statistics
+    moved = (statistics.numerator / statistics.denominator) ** gamma
+    if beta_loss <= 1:
+        moved = moved.masked_fill(moved < CLAMP, 0)
+    return torch.cat((H[: problem.n_fixed], moved[problem.n_fixed :])), statistics
 
 
 def statistics_of_start(H: Tensor, mean: float, beta_loss: float) -> Statistics:

@@ -87,7 +87,7 @@ class RankSelection:
     A stable rank is reproducible, not proven: noise has stable small ranks too, and where
     components are much alike all ranks score high. A curve that only falls chooses its
     smallest rank and says nothing. Look at `plot()` and at what the error gains. Runs that
-    have not converged differ for that reason alone: use a small `tol`, such as 1e-5.
+    have not converged differ for that reason alone: keep `tol` small, such as 1e-4.
 
     References
     ----------
@@ -142,7 +142,7 @@ class RankSelection:
         return ax
 
 
-def read_ranks(n_components: Any, limit: int) -> list[int]:
+def read_ranks(n_components: Any, limit: int, n_fixed: int = 0) -> list[int]:
     """Return the ranks in ascending order, each once; raise where one cannot be scored."""
     if isinstance(n_components, str) or not isinstance(n_components, Iterable):
         raise TypeError(
@@ -157,6 +157,11 @@ def read_ranks(n_components: Any, limit: int) -> list[int]:
     if ranks[0] == 1:
         raise ValueError(
             "n_components contains 1, on which all runs agree whatever the data; start at 2"
+        )
+    if ranks[0] <= n_fixed:
+        raise ValueError(
+            f"n_components contains {ranks[0]}, but the {n_fixed} rows of fixed_components are "
+            f"among them, on which all runs agree; start at {n_fixed + 1}"
         )
     if ranks[-1] > limit:
         raise ValueError(
@@ -240,11 +245,11 @@ def _stacked(X: Tensor, starts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor
 
 
 def compare_ranks(
-    runs: Iterable[Run], *, n_init: int, criterion: str, rows: Tensor
+    runs: Iterable[Run], *, n_init: int, criterion: str, rows: Tensor, n_fixed: int = 0
 ) -> RankSelection:
     """Score each rank when the last of its `n_init` runs has ended, and choose one.
 
-    Clusters are compared on the samples `rows` (n_rows,).
+    Clusters are compared on the samples `rows` (n_rows,), components but for the first `n_fixed`.
     """
     ended: dict[int, list[tuple[Tensor, Run]]] = defaultdict(list)
     scores: dict[int, dict[str, float]] = {}
@@ -259,7 +264,7 @@ def compare_ranks(
         kept = replace(run, W=run.W.new_empty(0))
         ended[rank].append((assignments(run.W[rows], run.H), kept))
         if len(ended[rank]) == n_init:
-            scores[rank] = _scores(ended.pop(rank))
+            scores[rank] = _scores(ended.pop(rank), n_fixed)
     ranks = np.array(sorted(scores))
     curves = {name: np.array([scores[rank][name] for rank in ranks]) for name in scores[ranks[0]]}
     stable = curves[criterion] >= curves[criterion].max() - SLACK[criterion]
@@ -267,14 +272,14 @@ def compare_ranks(
     return RankSelection(ranks, n_init=n_init, criterion=criterion, chosen=chosen, **curves)
 
 
-def _scores(ended: Sequence[tuple[Tensor, Run]]) -> dict[str, float]:
+def _scores(ended: Sequence[tuple[Tensor, Run]], n_fixed: int) -> dict[str, float]:
     """Score the runs of one rank, given with the components (n_rows,) of the compared samples."""
     # Runs end in an order of their own; sums should not depend on it.
     labels, runs = zip(*sorted(ended, key=lambda one: one[1].restart), strict=True)
     pairs = consensus(torch.stack(labels))
     best = min(runs, key=Run.order)
     return {
-        "components": component_similarity(torch.stack([run.H for run in runs])),
+        "components": component_similarity(torch.stack([run.H[n_fixed:] for run in runs])),
         "dispersion": dispersion(pairs, len(labels[0])),
         "cophenetic": cophenetic_correlation(pairs),
         "objective": best.objective[-1],

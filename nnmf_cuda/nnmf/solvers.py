@@ -61,6 +61,7 @@ class Problem:
 
     X: Tensor
     objective: Objective
+    n_fixed: int = 0  # the first rows of H, which are held
 
     @cached_property
     def _mean_power(self) -> Tensor:
@@ -90,8 +91,12 @@ class Problem:
             divergence = ops.nnmf_divergence(self.X, W, H, beta_loss=beta_loss, floor=floor)
         return Iterate(W, H, divergence, divergence + self.objective.penalty.value(W, H))
 
+    def moves(self, H: Tensor) -> bool:
+        """Whether any row of H (..., k, f) is learnt."""
+        return self.n_fixed < H.shape[-2]
+
     def updated(
-        self, W: Tensor, H: Tensor, n_iter: int, **options: Any
+        self, W: Tensor, H: Tensor, n_iter: int, *, update_H: bool = True, **options: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run `n_iter` multiplicative updates; options and results are those of `ops.nnmf_mu`."""
         objective = self.objective
@@ -102,6 +107,8 @@ class Problem:
             beta_loss=objective.beta_loss,
             n_iter=n_iter,
             floor=objective.floor,
+            update_H=update_H and self.moves(H),
+            n_fixed=self.n_fixed,
             **vars(objective.penalty),
             **options,
         )
@@ -217,6 +224,8 @@ class Hals(Solver):
             H,
             n_iter=n_iter,
             n_inner=self.n_inner,
+            update_H=self.problem.moves(H),
+            n_fixed=self.problem.n_fixed,
             compute_divergence=True,
             **vars(self.problem.objective.penalty),
         )
@@ -299,7 +308,10 @@ class AcceleratedUpdates(MultiplicativeUpdates):
         self._pace = pace.where(~self._plain, 1)
         momentum = _each(momentum.where(~self._plain, 0))
         W_before, H_before = self._before
-        return _extrapolated(W, W_before, momentum), _extrapolated(H, H_before, momentum)
+        held = H[:, : self.problem.n_fixed]
+        free, free_before = H[:, held.shape[1] :], H_before[:, held.shape[1] :]
+        H = torch.cat((held, _extrapolated(free, free_before, momentum)), dim=1)
+        return _extrapolated(W, W_before, momentum), H
 
 
 def _extrapolated(now: Tensor, before: Tensor, momentum: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from sklearn.utils.extmath import svd_flip
 from torch import Tensor
 
 from nnmf_cuda.nnmf.inputs import factor_dtype, product, transposed_product
+from nnmf_cuda.nnmf.projection import constant_W
 
 FloatArray = NDArray[Any]
 
@@ -36,6 +37,12 @@ class Origin:
     n_init: int = 1
     random_state: Any = None
     mean: float = 1.0  # of X, see `Units.scale`: starts that are not the user's scale with it
+    fixed: Tensor | None = None  # (m, n_features), of X's factors: the first rows of every H
+
+    @property
+    def n_fixed(self) -> int:
+        """How many rows of H are given and held."""
+        return 0 if self.fixed is None else len(self.fixed)
 
 
 def initial_factors(
@@ -46,7 +53,7 @@ def initial_factors(
     Restart 0 is what a single start with the same `random_state` gets. W and H have X's floating
     type (float32 for uint8 pixels). Given W and H are the one start of ``init="custom"``.
     """
-    wanted = _requested(n_components, X, min(X.shape))
+    wanted = _requested(n_components, X, origin)
     if origin.init == "custom":
         if origin.n_init > 1:
             raise ValueError(f"n_init={origin.n_init} with init='custom': give one start, n_init=1")
@@ -57,10 +64,10 @@ def initial_factors(
             )
         wanted = len(H) if wanted is None else wanted
         W = _given("W", W, X, (len(X), wanted))
-        return W[None], _given("H", H, X, (wanted, X.shape[1]))[None]
+        return W[None], _holding(origin, _given("H", H, X, (wanted, X.shape[1])))[None]
     if W is not None or H is not None:
         raise ValueError(f"W and H are starts of init='custom', but init={origin.init!r}")
-    k = wanted or min(_AUTO_COMPONENTS, *X.shape)
+    k = wanted or max(min(_AUTO_COMPONENTS, *X.shape), origin.n_fixed)
     factors = zip(*iter_starts(X, k, origin), strict=True)
     W, H = (torch.stack(factor) if origin.n_init > 1 else factor[0][None] for factor in factors)
     return W.to(X.device), H.to(X.device)
@@ -69,16 +76,17 @@ def initial_factors(
 def initial_components(X: Tensor, n_components: Any, origin: Origin, *, H: Any = None) -> Tensor:
     """Return the components H (k, f) from which a stream that begins with X (n, f) starts."""
     init = origin.init
-    # Only singular vectors need rows: else the first mini-batch may have few.
-    limit = min(X.shape) if init.startswith("nndsvd") else X.shape[1]
-    wanted = _requested(n_components, X, limit)
+    wanted = _requested(n_components, X, origin)
     if init == "custom":
         if H is None:
             raise ValueError("init='custom' needs H: partial_fit(X, H=)")
-        return _given("H", H, X, (len(H) if wanted is None else wanted, X.shape[1]))
+        H = _given("H", H, X, (len(H) if wanted is None else wanted, X.shape[1]))
+        return _holding(origin, H)
     if H is not None:
         raise ValueError(f"H is the start of init='custom', but init={init!r}")
-    k = wanted or min(_AUTO_COMPONENTS, limit)
+    # Only singular vectors need rows: else the first mini-batch may have few.
+    limit = min(X.shape) if _of_singular_vectors(init) else X.shape[1]
+    k = wanted or max(min(_AUTO_COMPONENTS, limit), origin.n_fixed)
     (start,) = iter_starts(X, k, replace(origin, n_init=1))
     return start[1].to(X.device)
 
@@ -90,27 +98,79 @@ def iter_starts(X: Tensor, n_components: int, origin: Origin) -> Iterator[tuple[
             f"n_init={origin.n_init} with init={origin.init!r} would repeat one "
             "start; use init='random' or 'nndsvdar', or n_init=1"
         )
+    if origin.n_fixed and _of_singular_vectors(origin.init):
+        raise ValueError(
+            f"init={origin.init!r} knows nothing of fixed_components; use init='random', or "
+            "init='custom' with a W and H of your own"
+        )
     draw = _random if origin.init == "random" else _nndsvd
     dtype = factor_dtype(X)
-    for W, H in draw(X, n_components, origin):
-        yield torch.from_numpy(W).to(dtype), torch.from_numpy(H).to(dtype)
+    for drawn in draw(X, n_components, origin):
+        W, H = (torch.from_numpy(factor).to(dtype) for factor in drawn)
+        if origin.fixed is not None:
+            fixed, n_fixed = origin.fixed.cpu(), origin.n_fixed
+            # The parts of W H that they make are as large as those of the rows drawn.
+            W[:, :n_fixed] *= H[:n_fixed].mean(1) / fixed.mean(1)
+            H[:n_fixed] = fixed
+        yield W, H
 
 
-def _requested(n_components: Any, X: Tensor, limit: int) -> int | None:
-    """Return the number of components asked for, None for "auto"; raise if above `limit`."""
+def held_factors(
+    X: Tensor, n_components: Any, *, W: Any = None, H: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Return the start W (n, k) and the components H (k, f) of a fit that holds H.
+
+    Without a W each row starts from a constant.
+    """
+    if H is None:
+        raise ValueError("update_H=False needs the components to hold: fit(X, H=, update_H=False)")
+    H = _given("H", H, X, (len(H) if n_components == "auto" else n_components, X.shape[1]))
+    W = constant_W(X, H) if W is None else _given("W", W, X, (len(X), len(H)))
+    return W, H
+
+
+def fixed_rows(fixed_components: Any, X: Tensor) -> Tensor:
+    """Return the components (m, f) that all fits to X are to hold, checked."""
+    if not isinstance(fixed_components, Tensor):
+        fixed_components = np.asarray(fixed_components)
+    if fixed_components.ndim != 2:
+        raise ValueError(
+            f"fixed_components must have shape (n_fixed, {X.shape[1]}), one component a row, got "
+            f"{tuple(fixed_components.shape)}"
+        )
+    shape = (len(fixed_components), X.shape[1])
+    fixed = _given("fixed_components", fixed_components, X, shape)
+    if not bool(fixed.any(dim=1).all()):
+        raise ValueError("fixed_components has a row of zeros, which no data can be made of")
+    return fixed
+
+
+def _requested(n_components: Any, X: Tensor, origin: Origin) -> int | None:
+    """Return the number of components asked for, None for "auto"; raise where it cannot be had."""
     if n_components == "auto":
         return None
-    if n_components > X.shape[1]:
+    limit = min(X.shape)
+    if n_components > limit and _of_singular_vectors(origin.init):
         raise ValueError(
-            f"n_components={n_components} is above n_features = {X.shape[1]}; use n_components <= "
-            f"{limit}"
+            f"n_components={n_components} is above min(n_samples, n_features) = {limit}, so that "
+            f"init={origin.init!r} has no more starts for X of shape {tuple(X.shape)}; use "
+            f"n_components <= {limit} or init='random'"
         )
-    if n_components > limit:
+    if n_components < origin.n_fixed:
         raise ValueError(
-            f"n_components={n_components} is above min(n_samples, n_features) = {limit} for X of "
-            f"shape {tuple(X.shape)}; use n_components <= {limit} or more samples"
+            f"n_components={n_components} is below the {origin.n_fixed} rows of fixed_components, "
+            "which are among them"
         )
     return int(n_components)
+
+
+def _of_singular_vectors(init: str) -> bool:
+    return init.startswith("nndsvd")
+
+
+def _holding(origin: Origin, H: Tensor) -> Tensor:
+    """Return the user's H (k, f), its first rows replaced by those that are held."""
+    return H if origin.fixed is None else torch.cat((origin.fixed, H[origin.n_fixed :]))
 
 
 def _given(name: str, factor: Any, X: Tensor, shape: tuple[int, int]) -> Tensor:

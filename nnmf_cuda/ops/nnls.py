@@ -119,8 +119,6 @@ def nnls(
     TypeError, ValueError
         If dtypes, shapes or devices disagree, tol is negative, or both return_residual and
         return_info are asked for.
-    RuntimeError
-        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
@@ -247,8 +245,6 @@ def project(
     TypeError, ValueError
         If dtypes, shapes or devices disagree, tol is negative, or both return_residual and
         return_info are asked for.
-    RuntimeError
-        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----

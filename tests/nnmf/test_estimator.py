@@ -200,6 +200,31 @@ def test_nnmf_auto_components_are_fifteen_or_what_fits(rng):
     assert fitted(rng.random((30, 6)), n_components="auto", max_iter=1).n_components_ == 6
 
 
+@pytest.mark.filterwarnings("ignore:multiplicative updates cannot leave the zeros:UserWarning")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize(
+    ("solver", "beta_loss"), [("mu", 1), ("mu", 2), ("accelerated-mu", 1), ("hals", 2)]
+)
+@pytest.mark.parametrize(("shape", "k"), [((9, 6), 8), ((6, 9), 8), ((5, 4), 20)])
+def test_nnmf_may_have_more_components_than_samples_or_features(
+    rng, shape, k, solver, beta_loss, dtype
+):
+    X = (255 * rng.random(shape)).astype(dtype)
+    fractions = X / 255 if dtype == np.uint8 else X
+    options = {"n_components": k, "solver": solver, "beta_loss": beta_loss, "max_iter": 1000}
+    model = fitted(X, **options, n_init=2)
+    assert model.components_.shape == (k, shape[1])
+    error = np.linalg.norm(fractions - model.W_ @ model.components_)
+    assert error < 0.02 * np.linalg.norm(fractions)
+    back = model.inverse_transform(model.transform(X))
+    assert np.linalg.norm(fractions - back) < 0.02 * np.linalg.norm(fractions)
+    stream = NNMF(k, beta_loss=beta_loss, random_state=0).partial_fit(X[:2]).partial_fit(X)
+    assert stream.components_.shape == (k, shape[1])
+    for init in ("nndsvd", "nndsvda", "nndsvdar"):
+        with pytest.raises(ValueError, match=f"n_components={k} is above .* = {min(shape)}, so th"):
+            fitted(X, **options, init=init)
+
+
 # --- what a fit says about itself -----------------------------------------------------------------
 
 
@@ -214,7 +239,8 @@ def test_nnmf_objective_history_falls_and_names_its_iterations(X):
 
 
 def test_nnmf_says_when_it_has_not_converged(X):
-    with pytest.warns(ConvergenceWarning, match="max_iter=20 before it converged to tol=1e-12"):
+    message = "^Maximum number of iterations 20 reached. Increase it .* tol=1e-12, or set tol=0"
+    with pytest.warns(ConvergenceWarning, match=message):
         model = fitted(X, max_iter=20, tol=1e-12)
     assert not model.converged_
     with warnings.catch_warnings():
@@ -335,6 +361,22 @@ def test_nnmf_inverse_transform_multiplies(X):
     np.testing.assert_allclose(model.inverse_transform(features), features @ model.components_)
     with pytest.raises(ValueError, match=r"needs coefficients of shape \(n_samples, 3\)"):
         model.inverse_transform(X)
+
+
+def test_nnmf_inverse_transform_of_a_frame_is_a_frame(X):
+    names = [f"pixel{i}" for i in range(33)]
+    frame = pd.DataFrame(X, columns=names, index=[f"scan{i}" for i in range(21)])
+    model = fitted(frame).set_output(transform="pandas")
+    features = model.transform(frame)
+    back = model.inverse_transform(features)
+    assert isinstance(back, pd.DataFrame)
+    assert list(back.index) == list(frame.index)
+    assert list(back.columns) == names
+    np.testing.assert_array_equal(back.to_numpy(), model.inverse_transform(features.to_numpy()))
+    assert isinstance(model.inverse_transform(features.to_numpy()), np.ndarray)
+    nameless = fitted(X).inverse_transform(features)
+    assert list(nameless.columns) == list(range(33))
+    assert list(nameless.index) == list(frame.index)
 
 
 def test_nnmf_keeps_feature_names_and_names_its_own(X):

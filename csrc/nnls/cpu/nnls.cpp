@@ -103,7 +103,6 @@ void for_row_blocks(const RowsShape& s, const F& f) {
 
 struct NnlsOnCpu {
   explicit NnlsOnCpu(const Tensor&) {}
-  void check(int64_t, const char*) const {}
 
   template <class G, class T>
   void solve(const G* gram, const T* cross, T* h, const ActiveSets& sets,

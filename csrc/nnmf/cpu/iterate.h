@@ -117,7 +117,7 @@ void update_block(T* values, const Sums& sums, const Update& update, int64_t n_c
   update_multiplicatively<loss, width>(values, sums, update, n_components, work);
 }
 
-constexpr int64_t kTaskRows = 16;  // rows of W that one task updates
+constexpr int64_t kTaskRows = 32;  // rows of W that one task updates at most
 static_assert(kTaskRows % kRows == 0);
 
 // Updates rows [begin, end) of W, `n_iter` times.
@@ -162,7 +162,8 @@ void update_columns(const Factorisation<T, Data>& f, const double* statistics, c
 }
 
 constexpr int64_t kStatisticsRows = 4096;  // rows of W whose statistics one task sums
-constexpr int64_t kBlockTiles = 16;        // tiles of H that one task visits at most
+constexpr int64_t kStatisticsTiles = 16;   // tiles of H whose statistics one task sums
+constexpr int64_t kBlockTiles = 48;        // tiles of H that one task visits at most
 constexpr int64_t kChunkBytes = 16 << 20;  // of X: rows that both halves visit while it is cached
 
 // Adds the statistics of a block [n_components][width] of a factor.
@@ -204,13 +205,13 @@ template <Loss loss, class T, class Data>
 void statistics_of_H(const Factorisation<T, Data>& f, double* result) {
   const int64_t k = f.n_components, size = statistics_size<loss>(k);
   if (size == 0) return;
-  const int64_t n_parts = blocks_of(f.n_tiles, kBlockTiles);
+  const int64_t n_parts = blocks_of(f.n_tiles, kStatisticsTiles);
   const Scratch<double> parts(n_parts * size);
   parts.fill(0);
   parallel_for_each(n_parts, [&](int64_t part) {
     const Scratch<double> wide(f.tile_size);
-    const int64_t last = std::min((part + 1) * kBlockTiles, f.n_tiles);
-    for (int64_t tile = part * kBlockTiles; tile < last; ++tile)
+    const int64_t last = std::min((part + 1) * kStatisticsTiles, f.n_tiles);
+    for (int64_t tile = part * kStatisticsTiles; tile < last; ++tile)
       add_statistics<loss, kColumns<T>>(f.tiles + tile * f.tile_size, k, wide.data(),
                                         parts + part * size);
   });
@@ -250,10 +251,17 @@ int64_t chunk_rows(int64_t n_features) {
   return blocks_of(std::max<int64_t>({1, cached, busy}), kFlushRows) * kFlushRows;
 }
 
+// Rows of W that one task updates, of `n_rows`: few enough to keep all threads busy. No sum depends
+// on it.
+inline int64_t task_rows(int64_t n_rows) {
+  const int64_t busy = n_rows / (4 * int64_t{torch::stable::get_num_threads()});
+  return std::clamp<int64_t>(busy / kRows * kRows, kTaskRows / 2, kTaskRows);
+}
+
 // Tiles of H that one task sums or updates: few enough to keep all threads busy. No sum depends on
 // it.
 inline int64_t task_tiles(int64_t n_tiles) {
-  const int64_t busy = n_tiles / (4 * int64_t{torch::stable::get_num_threads()});
+  const int64_t busy = blocks_of(n_tiles, 4 * int64_t{torch::stable::get_num_threads()});
   return std::clamp<int64_t>(busy, 1, kBlockTiles);
 }
 
@@ -273,11 +281,11 @@ void iterate_together(std::vector<Factorisation<T, Data>>& batch, const Update& 
     });
   };
   const auto for_rows = [&](int64_t begin, int64_t end, int64_t repeats) {
-    const int64_t n_tasks = blocks_of(end - begin, kTaskRows);
+    const int64_t rows = task_rows(end - begin), n_tasks = blocks_of(end - begin, rows);
     parallel_for_each(n_problems * n_tasks, [&](int64_t task) {
-      const int64_t b = task / n_tasks, first = begin + task % n_tasks * kTaskRows;
+      const int64_t b = task / n_tasks, first = begin + task % n_tasks * rows;
       update_rows<loss>(batch[b], statistics + b * size, update_W, repeats, first,
-                        std::min(first + kTaskRows, end));
+                        std::min(first + rows, end));
     });
   };
 
@@ -305,25 +313,31 @@ void iterate_together(std::vector<Factorisation<T, Data>>& batch, const Update& 
   }
 }
 
-// W and H [batch, ...] are updated where they are, those of the active problems: all, if that is
-// null.
+// W and H [batch, ...] become what is made of p.W and p.H.
 template <Loss loss, class T, class Data>
-void iterate(const Data* X, T* W, T* H, const Shape& s, const Update& update_W,
-             const Update& update_H, int64_t n_iter, bool updates_H, const bool* active) {
+void iterate(const FactorParams<T, Data>& p, const Update& update_W, const Update& update_H,
+             int64_t n_iter, bool updates_H, T* W, T* H) {
+  const Shape& s = p.shape;
+  const int64_t size_W = s.n_samples * s.n_components, size_H = s.n_components * s.n_features;
+  std::copy_n(p.W, s.batch * size_W, W);
   const auto run = [&](int64_t begin, int64_t end) {
     std::vector<int64_t> problems;
-    for (int64_t b = begin; b < end; ++b)
-      if (active == nullptr || active[b]) problems.push_back(b);
+    for (int64_t b = begin; b < end; ++b) {
+      const bool active = p.active == nullptr || p.active[b];
+      if (active) problems.push_back(b);
+      if (!active || !updates_H) std::copy_n(p.H + b * size_H, size_H, H + b * size_H);
+    }
     if (problems.empty()) return;
     std::vector<Factorisation<T, Data>> batch;
     batch.reserve(problems.size());
-    for (const int64_t b : problems) {
-      batch.emplace_back(X + b * s.x_stride, s.x_row_stride, W + b * s.n_samples * s.n_components,
-                         H + b * s.n_components * s.n_features, s, kSumsDenominator<loss>);
-    }
+    for (const int64_t b : problems)
+      batch.emplace_back(p.X + b * s.x_stride, s.x_row_stride, W + b * size_W, p.H + b * size_H, s,
+                         kSumsDenominator<loss>);
     iterate_together<loss>(batch, update_W, update_H, n_iter, updates_H);
-    for (std::size_t i = 0; updates_H && i < problems.size(); ++i)
-      batch[i].unpack(H + problems[i] * s.n_components * s.n_features);
+    if (!updates_H) return;
+    // Until here nobody has touched the memory of the new H: the sums make room for it.
+    for (Factorisation<T, Data>& f : batch) f.release_sums();
+    for (std::size_t i = 0; i < problems.size(); ++i) batch[i].unpack(H + problems[i] * size_H);
   };
   // Large problems that share X visit it together.
   if (s.x_stride == 0 && !is_small<Data>(s))

@@ -91,8 +91,8 @@ template <class T>
 constexpr int64_t kTermsStride = kChunkTiles * kColumns<T>;
 
 // The numerators of Frobenius sum X itself: full panels are not copied.
-template <Loss loss, class T, class Data>
-constexpr bool kReadsX = loss == Loss::kFrobenius && std::is_same_v<T, Data>;
+template <Loss loss>
+constexpr bool kReadsX = loss == Loss::kFrobenius;
 
 // Sums of the rows [begin, end) of X with H, panel by panel [n_components][kRows], in float64.
 template <Loss loss, class T, class Data>
@@ -138,7 +138,7 @@ class RowSums {
   void add_chunk(int64_t panel, int64_t first, int64_t last, const TermRule<T>& rule) {
     const int64_t row = begin_ + panel * kRows, rows = std::min(kRows, end_ - row);
     const int64_t at = panel * panel_size_ * Vector<T>::kLanes;
-    if constexpr (kReadsX<loss, T, Data>) {
+    if constexpr (kReadsX<loss>) {
       if (rows == kRows && last * kColumns<T> <= p_.n_features)
         return add_entries(row, first, last, lanes_ + at);
     }
@@ -147,15 +147,15 @@ class RowSums {
 
   // Tiles [first, last) of X itself. Tiles of zeros part them into runs.
   void add_entries(int64_t row, int64_t first, int64_t last, T* lanes) {
-    const auto* x = reinterpret_cast<const T*>(p_.X) + row * p_.x_stride;
+    const Data* x = p_.X + row * p_.x_stride;
+    const RowsAhead<Data> ahead{x + kTermsStride<T>, p_.x_stride};
+    ahead.right(first * kColumns<T> + kTermsStride<T>).fetch_pages(kRows);
     int64_t run = first;
     for (int64_t tile = first; tile <= last; ++tile) {
-      const T* here = x + tile * kColumns<T>;
-      if (tile < last) prefetch<T, true>(here + kTermsStride<T>, p_.x_stride);
-      if (tile < last && !all_zero<T>(here, p_.x_stride)) continue;
+      if (tile < last && !all_zero<T>(x + tile * kColumns<T>, p_.x_stride)) continue;
       if (tile > run)
         add_row_sums(x + run * kColumns<T>, p_.x_stride, tile - run, p_.tiles + run * p_.tile_size,
-                     p_.n_components, lanes, terms_.data(), kTermsStride<T>);
+                     p_.n_components, lanes, ahead.right(run * kColumns<T>));
       run = tile + 1;
     }
   }
@@ -209,6 +209,11 @@ struct Factorisation : Problem<T, Data> {
         numerator(this->n_tiles * this->tile_size),
         denominator(sums_denominator ? this->n_tiles * this->tile_size : 0) {}
 
+  void release_sums() {
+    numerator.release();
+    denominator.release();
+  }
+
   Scratch<double> numerator, denominator;  // of H, packed like it
 };
 
@@ -252,32 +257,38 @@ class ColumnSums {
     const Left<T> left = left_of(f_, row, std::min(rows, kRows), padded_.data());
     for (int64_t chunk = first_; chunk < last_; chunk += kChunkTiles) {
       const int64_t end = std::min(chunk + kChunkTiles, last_);
-      // What is read next: further right, or the rows below.
-      const int64_t ahead =
-          end < last_ ? kTermsStride<T> : rows * f_.x_stride - (chunk - first_) * kColumns<T>;
-      if constexpr (kReadsX<loss, T, Data>) {
+      if constexpr (kReadsX<loss>) {
         if (rows >= kRows && end * kColumns<T> <= f_.n_features) {
-          add_uncopied(left, row, rows, chunk, end, ahead);
+          add_entries(left, row, rows, chunk, end);
           continue;
         }
       }
-      add_terms(left, row, rows, chunk, end, ahead);
+      add_terms(left, row, rows, chunk, end, ahead_of(chunk, rows, 1));
     }
   }
 
+  // Where the entries are that are read `further` chunks after those of `chunk`, from there:
+  // further right, or in the rows below.
+  int64_t ahead_of(int64_t chunk, int64_t rows, int64_t further) const {
+    const int64_t n_chunks = blocks_of(last_ - first_, kChunkTiles);
+    const int64_t index = (chunk - first_) / kChunkTiles, later = index + further;
+    return later / n_chunks * rows * f_.x_stride + (later % n_chunks - index) * kTermsStride<T>;
+  }
+
   // Tiles [chunk, end) of X itself.
-  void add_uncopied(const Left<T>& left, int64_t row, int64_t rows, int64_t chunk, int64_t end,
-                    int64_t ahead) {
+  void add_entries(const Left<T>& left, int64_t row, int64_t rows, int64_t chunk, int64_t end) {
+    const Data* x = f_.X + row * f_.x_stride;
+    const RowsAhead<Data> here{x, f_.x_stride};
+    here.right(chunk * kColumns<T> + ahead_of(chunk, rows, 2)).fetch_pages(rows);
+    const RowsAhead<Data> ahead = here.right(ahead_of(chunk, rows, 1));
     for (int64_t tile = chunk; tile < end; ++tile) {
-      const auto* x = reinterpret_cast<const T*>(f_.X) + row * f_.x_stride + tile * kColumns<T>;
+      const int64_t column = tile * kColumns<T>;
       bool zero = true;
-      for (int64_t i = 0; i < rows; i += kRows) {
-        prefetch<T, true>(x + i * f_.x_stride + ahead, f_.x_stride);
-        zero = zero && all_zero<T>(x + i * f_.x_stride, f_.x_stride);
-      }
+      for (int64_t i = 0; i < rows; i += kRows)
+        zero = zero && all_zero<T>(x + i * f_.x_stride + column, f_.x_stride);
       if (!zero)
-        add_column_sums(x, f_.x_stride, rows, left.data, left.stride, f_.n_components,
-                        sums_ + (tile - first_) * f_.tile_size);
+        add_column_sums(x + column, f_.x_stride, rows, left.data, left.stride, f_.n_components,
+                        sums_ + (tile - first_) * f_.tile_size, ahead.right(column));
     }
   }
 

@@ -37,74 +37,119 @@ NNMF_CUDA_INLINE void multiply(const T* left, int64_t stride, const T* right, in
   }
 }
 
-// sums[c][i][lane] += terms[i][...] * right[...][c] for `count` components: what the rows of
-// `terms` (one panel, n_tiles tiles wide) add to X H^T, each lane on its own. With `copies`, the
-// terms are also written to `copy`, on their way.
-template <int64_t count, bool copies, class T>
-void add_row_sums(const T* terms, int64_t stride, int64_t n_tiles, const T* right,
-                  int64_t n_components, T* sums, [[maybe_unused]] T* copy,
-                  [[maybe_unused]] int64_t copy_stride) {
+// A sum over features holds that many rows and components in registers: each row of terms is read
+// once for all of these components, each vector of H once for all of these rows.
+constexpr int64_t kSumRows = 4;
+constexpr int64_t kMostSums = NNMF_CUDA_VECTOR_BYTES == 64 ? 6 : 3;
+static_assert(kRows % kSumRows == 0);
+
+// What the sums fetch from afar while they add up, a line between multiply-adds: many at once would
+// wait for one another. Nothing, or rows of X.
+struct NothingAhead {
+  NothingAhead from_row(int64_t) const { return {}; }
+
+  template <class T>
+  NNMF_CUDA_INLINE void fetch(int64_t, int64_t, int64_t) const {}
+};
+
+template <class Data>
+struct RowsAhead {
+  const Data* x;
+  int64_t stride;
+
+  RowsAhead from_row(int64_t row) const { return {x + row * stride, stride}; }
+  RowsAhead right(int64_t columns) const { return {x + columns, stride}; }
+
+  // Into the second cache what a vector of one row needs.
+  template <class T>
+  NNMF_CUDA_INLINE void fetch(int64_t row, int64_t column, int64_t vector) const {
+    constexpr int64_t kBytes = Vector<T>::kLanes * int64_t{sizeof(Data)};
+    if (vector * kBytes % int64_t{kCacheLine} == 0)
+      __builtin_prefetch(x + row * stride + column + vector * Vector<T>::kLanes, 0, 2);
+  }
+
+  // One entry of each row into the first cache, where the pages of those rows are needed soon. A
+  // fetch into the second would make an AMD processor wait while it looks for the page.
+  void fetch_pages(int64_t rows) const {
+    for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(x + i * stride, 0, 3);
+  }
+};
+
+// sums[c][i][lane] += terms[i][...] * right[...][c] for `count` components and kSumRows rows: what
+// the rows of `terms` (n_tiles tiles wide) add to X H^T, each lane on its own. Meanwhile kFetched
+// rows are fetched, as wide.
+constexpr int64_t kFetched = 2;
+
+template <int64_t count, class T, class Data, class Ahead>
+void add_row_sums(const Data* terms, int64_t stride, int64_t n_tiles, const T* right,
+                  int64_t n_components, T* sums, const Ahead ahead) {
   using V = Vector<T>;
-  typename V::Lanes sum[count][kRows] = {};
+  typename V::Lanes sum[count][kSumRows] = {};
   for (int64_t t = 0; t < n_tiles; ++t) {
 #pragma GCC unroll 3
     for (int64_t v = 0; v < kVectors; ++v) {
+      for (int64_t i = 0; i < kFetched; ++i) ahead.template fetch<T>(i, t * kColumns<T>, v);
       typename V::Lanes h[count];
-#pragma GCC unroll 3
-      for (int64_t c = 0; c < count; ++c)
-        h[c] = V::load(right + (t * n_components + c) * kColumns<T> + v * V::kLanes);
 #pragma GCC unroll 8
-      for (int64_t i = 0; i < kRows; ++i) {
+      for (int64_t c = 0; c < count; ++c)
+        h[c] = V::load_once(right + (t * n_components + c) * kColumns<T> + v * V::kLanes);
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kSumRows; ++i) {
         const typename V::Lanes x =
             V::load_once(terms + i * stride + t * kColumns<T> + v * V::kLanes);
-        if constexpr (copies) V::store(copy + i * copy_stride + t * kColumns<T> + v * V::kLanes, x);
-#pragma GCC unroll 3
+#pragma GCC unroll 8
         for (int64_t c = 0; c < count; ++c) sum[c][i] += x * h[c];
       }
     }
   }
-#pragma GCC unroll 3
+#pragma GCC unroll 8
   for (int64_t c = 0; c < count; ++c)
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < kRows; ++i) {
+    for (int64_t i = 0; i < kSumRows; ++i) {
       T* to = sums + (c * kRows + i) * V::kLanes;
       V::store(to, V::load(to) + sum[c][i]);
     }
 }
 
-// All components: sums [n_components][kRows][lanes], right [n_tiles][n_components][kColumns]. If
-// `copy` is given, the terms are read from afar once, and from there afterwards.
-template <class T>
-NNMF_CUDA_INLINE void add_row_sums(const T* terms, int64_t stride, int64_t n_tiles, const T* right,
-                                   int64_t n_components, T* sums, T* copy = nullptr,
-                                   int64_t copy_stride = 0) {
-  constexpr int64_t kCount = 3;
-  int64_t r = 0;
-  const auto part = [&]<int64_t count, bool copies>() {
-    add_row_sums<count, copies>(terms, stride, n_tiles, right + r * kColumns<T>, n_components,
-                                sums + r * kRows * Vector<T>::kLanes, copy, copy_stride);
-    r += count;
-  };
-  if (copy != nullptr && n_components > kCount) {
-    part.template operator()<kCount, true>();
-    terms = copy;
-    stride = copy_stride;
+// All components of a panel: sums [n_components][kRows][lanes], right
+// [n_tiles][n_components][kColumns]. `ahead` is a panel that is needed later.
+template <class T, class Data, class Ahead = NothingAhead>
+NNMF_CUDA_INLINE void add_row_sums(const Data* terms, int64_t stride, int64_t n_tiles,
+                                   const T* right, int64_t n_components, T* sums,
+                                   const Ahead ahead = {}) {
+  for (int64_t row = 0; row < kRows; row += kSumRows) {
+    int64_t r = 0, fetched = 0;
+    const auto part = [&]<int64_t count>() {
+      // Where all is fetched, the last rows once more: that costs less than a look whether it is.
+      add_row_sums<count>(terms + row * stride, stride, n_tiles, right + r * kColumns<T>,
+                          n_components, sums + (r * kRows + row) * Vector<T>::kLanes,
+                          ahead.from_row(row + fetched));
+      fetched = std::min(fetched + kFetched, kSumRows - kFetched);
+      r += count;
+    };
+    for (int64_t passes = blocks_of(n_components, kMostSums); passes > 0; --passes) {
+      const int64_t count = blocks_of(n_components - r, passes);
+      [&]<int64_t... less>(std::integer_sequence<int64_t, less...>) {
+        ((count == less + 1 ? part.template operator()<less + 1>() : void()), ...);
+      }(std::make_integer_sequence<int64_t, kMostSums>{});
+    }
   }
-  while (r + kCount <= n_components) part.template operator()<kCount, false>();
-  if (r + 2 == n_components) part.template operator()<2, false>();
-  if (r + 1 == n_components) part.template operator()<1, false>();
 }
 
 // sums[c][kColumns] += left[.][c] * terms[.][kColumns] over n_rows rows, for `count` components.
-template <int64_t count, class T>
-void add_column_sums(const T* terms, int64_t stride, int64_t n_rows, const T* left,
-                     int64_t left_stride, T* sums) {
+// Meanwhile as many rows are fetched.
+template <int64_t count, class T, class Data, class Ahead>
+void add_column_sums(const Data* terms, int64_t stride, int64_t n_rows, const T* left,
+                     int64_t left_stride, T* sums, const Ahead ahead) {
   using V = Vector<T>;
   typename V::Lanes sum[count][kVectors] = {};
   for (int64_t i = 0; i < n_rows; ++i) {
     typename V::Lanes x[kVectors];
 #pragma GCC unroll 3
-    for (int64_t v = 0; v < kVectors; ++v) x[v] = V::load(terms + i * stride + v * V::kLanes);
+    for (int64_t v = 0; v < kVectors; ++v) {
+      ahead.template fetch<T>(i, 0, v);
+      x[v] = V::load(terms + i * stride + v * V::kLanes);
+    }
 #pragma GCC unroll 8
     for (int64_t c = 0; c < count; ++c) {
       const typename V::Lanes w = V::broadcast(left[i * left_stride + c]);
@@ -122,12 +167,18 @@ void add_column_sums(const T* terms, int64_t stride, int64_t n_rows, const T* le
 }
 
 // All components: sums [n_components][kColumns], row i of W at left + i * left_stride.
-template <class T>
-NNMF_CUDA_INLINE void add_column_sums(const T* terms, int64_t stride, int64_t n_rows, const T* left,
-                                      int64_t left_stride, int64_t n_components, T* sums) {
+template <class T, class Data, class Ahead = NothingAhead>
+NNMF_CUDA_INLINE void add_column_sums(const Data* terms, int64_t stride, int64_t n_rows,
+                                      const T* left, int64_t left_stride, int64_t n_components,
+                                      T* sums, const Ahead ahead = {}) {
   int64_t r = 0;
   const auto part = [&]<int64_t count>() {
-    add_column_sums<count>(terms, stride, n_rows, left + r, left_stride, sums + r * kColumns<T>);
+    const T* w = left + r;
+    T* to = sums + r * kColumns<T>;
+    if (r == 0)
+      add_column_sums<count>(terms, stride, n_rows, w, left_stride, to, ahead);
+    else
+      add_column_sums<count>(terms, stride, n_rows, w, left_stride, to, NothingAhead{});
     r += count;
   };
   while (r + kRows <= n_components) part.template operator()<kRows>();
