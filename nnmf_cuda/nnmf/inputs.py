@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_DIGITS_OF_MEAN = 40
+
 BLOCK_ENTRIES = 2**19
 """Entries of X in one block: whatever is computed beside the kernels holds no more at once."""
 
@@ -182,9 +184,16 @@ def extremes(X: Tensor) -> tuple[float, float]:
 
 
 def mean(X: Tensor) -> float:
-    """Return the mean entry, of pixels as fractions."""
+    """Return the mean entry, of pixels as fractions, to 40 binary digits.
+
+    Sums depend on the device, its threads and the order of rows in later digits only, so that
+    starts, which scale with the mean, are the same bits everywhere.
+    """
     total = sum(block.sum().item() for _, block in _blocks_as(torch.float64, X))
-    return total / X.numel() / _unit(X)
+    if not math.isfinite(total):
+        return math.inf
+    digits, exponent = math.frexp(total / X.numel() / _unit(X))
+    return math.ldexp(round(math.ldexp(digits, _DIGITS_OF_MEAN)), exponent - _DIGITS_OF_MEAN)
 
 
 def mean_power(X: Tensor, exponent: float) -> Tensor:

@@ -1,4 +1,8 @@
-"""The W of rows whose components are known: of new rows, of a mini-batch, of a fit that holds H."""
+"""The W of rows whose components are known.
+
+Those are new rows, a mini-batch, and the rows of a fit that holds H: what starts, streams and the
+estimator share.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ Gram form of Bro & De Jong (1997). All rows of a problem advance together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -196,7 +197,7 @@ def _active_set(problem: _Rows) -> tuple[Tensor, Tensor, Tensor]:
         entering = descent[unfinished].masked_fill(~eligible[unfinished], -torch.inf).argmax(1)
         free[rows, entering] = True
         count = free[rows].sum(1)
-        _restore_feasibility(G, C, h, free, rows)
+        restore_feasibility(lambda rows: _solve_free(G, C[rows], free[rows]), h, free, rows)
         pivots[rows] += 1 + count - free[rows].sum(1)
         stayed = free[rows, entering]
         blocked[rows[stayed]] = False
@@ -204,10 +205,15 @@ def _active_set(problem: _Rows) -> tuple[Tensor, Tensor, Tensor]:
     return h, free, pivots
 
 
-def _restore_feasibility(G: Tensor, C: Tensor, h: Tensor, free: Tensor, rows: Tensor) -> None:
-    """Move `h[rows]` to the optimum of its free set, dropping variables that would go negative."""
+def restore_feasibility(
+    solve: Callable[[Tensor], Tensor], h: Tensor, free: Tensor, rows: Tensor
+) -> None:
+    """Move `h[rows]` to the optimum of its free set, dropping variables that would go negative.
+
+    ``solve(rows)`` gives that optimum, whatever its signs are.
+    """
     while rows.numel():
-        goal = _solve_free(G, C[rows], free[rows])
+        goal = solve(rows)
         negative = free[rows] & (goal <= 0)
         feasible = ~negative.any(1)
         h[rows[feasible]] = goal[feasible]

@@ -325,5 +325,7 @@ def test_a_warm_start_refuses_what_it_cannot_go_on_from(planted, change, message
     model = quiet(n_components=4, warm_start=True).fit(X)
     with pytest.raises(ValueError, match=message):
         model.set_params(**change).fit(X)
+    with pytest.raises(TypeError, match="warm_start must be True or False, got 'yes'"):
+        clone(model).set_params(warm_start="yes").fit(X)
     with pytest.raises(ValueError, match="n_features of X is 19; set it to 20"):
         model.set_params(n_components=4, n_init=1).fit(X[:, :19])

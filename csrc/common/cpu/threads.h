@@ -104,11 +104,15 @@ class Scratch {
   Scratch(Scratch&& other) noexcept : size_(other.size_), data_(other.data_) {
     other.data_ = nullptr;
   }
-  ~Scratch() {
-    if (data_ != nullptr) BlockCache::give(data_, bytes());
-  }
+  ~Scratch() { release(); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
+
+  // Gives the memory back before the end.
+  void release() {
+    if (data_ != nullptr) BlockCache::give(data_, bytes());
+    data_ = nullptr;
+  }
 
   T* data() const { return data_; }
   T* operator+(int64_t offset) const { return data_ + offset; }

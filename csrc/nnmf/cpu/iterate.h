@@ -313,25 +313,31 @@ void iterate_together(std::vector<Factorisation<T, Data>>& batch, const Update& 
   }
 }
 
-// W and H [batch, ...] are updated where they are, those of the active problems: all, if that is
-// null.
+// W and H [batch, ...] become what is made of p.W and p.H.
 template <Loss loss, class T, class Data>
-void iterate(const Data* X, T* W, T* H, const Shape& s, const Update& update_W,
-             const Update& update_H, int64_t n_iter, bool updates_H, const bool* active) {
+void iterate(const FactorParams<T, Data>& p, const Update& update_W, const Update& update_H,
+             int64_t n_iter, bool updates_H, T* W, T* H) {
+  const Shape& s = p.shape;
+  const int64_t size_W = s.n_samples * s.n_components, size_H = s.n_components * s.n_features;
+  std::copy_n(p.W, s.batch * size_W, W);
   const auto run = [&](int64_t begin, int64_t end) {
     std::vector<int64_t> problems;
-    for (int64_t b = begin; b < end; ++b)
-      if (active == nullptr || active[b]) problems.push_back(b);
+    for (int64_t b = begin; b < end; ++b) {
+      const bool active = p.active == nullptr || p.active[b];
+      if (active) problems.push_back(b);
+      if (!active || !updates_H) std::copy_n(p.H + b * size_H, size_H, H + b * size_H);
+    }
     if (problems.empty()) return;
     std::vector<Factorisation<T, Data>> batch;
     batch.reserve(problems.size());
-    for (const int64_t b : problems) {
-      batch.emplace_back(X + b * s.x_stride, s.x_row_stride, W + b * s.n_samples * s.n_components,
-                         H + b * s.n_components * s.n_features, s, kSumsDenominator<loss>);
-    }
+    for (const int64_t b : problems)
+      batch.emplace_back(p.X + b * s.x_stride, s.x_row_stride, W + b * size_W, p.H + b * size_H, s,
+                         kSumsDenominator<loss>);
     iterate_together<loss>(batch, update_W, update_H, n_iter, updates_H);
-    for (std::size_t i = 0; updates_H && i < problems.size(); ++i)
-      batch[i].unpack(H + problems[i] * s.n_components * s.n_features);
+    if (!updates_H) return;
+    // Until here nobody has touched the memory of the new H: the sums make room for it.
+    for (Factorisation<T, Data>& f : batch) f.release_sums();
+    for (std::size_t i = 0; i < problems.size(); ++i) batch[i].unpack(H + problems[i] * size_H);
   };
   // Large problems that share X visit it together.
   if (s.x_stride == 0 && !is_small<Data>(s))

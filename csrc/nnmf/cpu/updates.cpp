@@ -23,11 +23,7 @@ struct UpdatesOnCpu {
   template <Loss loss, class T, class Data>
   void iterate(const FactorParams<T, Data>& p, const Update& update_W, const Update& update_H,
                int64_t n_iter, bool updates_H, T* W, T* H) const {
-    const Shape& s = p.shape;
-    std::copy_n(p.W, s.batch * s.n_samples * s.n_components, W);
-    std::copy_n(p.H, s.batch * s.n_components * s.n_features, H);
-    NNMF_CUDA_CHOOSE(iterate<loss, T, Data>)
-    (p.X, W, H, s, update_W, update_H, n_iter, updates_H, p.active);
+    NNMF_CUDA_CHOOSE(iterate<loss, T, Data>)(p, update_W, update_H, n_iter, updates_H, W, H);
   }
 };
 
