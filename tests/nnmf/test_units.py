@@ -138,7 +138,7 @@ def test_data_below_scikit_learns_floor_are_fitted(rng, beta_loss, scale, dtype)
     ("scale", "dtype", "beta_loss", "remedy"),
     [
         (1e-40, np.float32, 1, "scale X to values around 1$"),
-        (1e-30, np.float32, 2, "scale X to values around 1, or use float64"),
+        (1e-20, np.float32, 2, "scale X to values around 1, or use float64"),
         (1e30, np.float32, 2, "scale X to values around 1, or use float64"),
         (1e-20, np.float32, 3, "scale X to values around 1, or use float64"),
         (1e-15, np.float32, -1, "scale X to values around 1, or use float64"),
@@ -175,13 +175,13 @@ def test_zeros_alone_are_fitted_by_zeros(solver, beta_loss, dtype):
 def test_units_without_a_mean_are_taken_for_one(mean):
     units = Units(pixels=False, largest=0.0, mean=mean)
     assert units.scale == 1
-    assert units.floor(torch.float32) == EPSILON
+    assert units.floor(torch.float32, 1.0) == EPSILON
 
 
 def test_the_floor_is_scikit_learns_from_the_mean_one_on():
     for mean, floor in ((1e-3, 1e-3 * EPSILON), (1, EPSILON), (1e6, EPSILON)):
-        assert Units(False, 1.0, mean).floor(torch.float64) == floor
-    assert Units(False, 1.0, 1e-35).floor(torch.float32) == torch.finfo(torch.float32).tiny
+        assert Units(False, 1.0, mean).floor(torch.float64, 1.0) == floor
+    assert Units(False, 1.0, 1e-35).floor(torch.float32, 1.0) == torch.finfo(torch.float32).tiny
 
 
 # --- the same numbers as other quantities ---------------------------------------------------------
