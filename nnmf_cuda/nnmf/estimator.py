@@ -90,7 +90,8 @@ class NNMF(
         whatever `beta_loss`, without regularisation; "mu" minimises the regularised `beta_loss`
         by multiplicative updates with H fixed; "same" minimises what `fit` minimises: as "mu", but
         exactly for ``beta_loss="frobenius"``, where that is a least-squares problem. Each row's
-        result is its own in all cases: it does not depend on the rows beside it.
+        result is its own in all cases: it does not depend on the rows beside it (beyond float64
+        rounding, for "same" with that loss and a penalty).
     transform_max_iter : int, default=200
         Number of updates of ``transform_solver="mu"`` and "same", all executed.
     forget_factor : float, default=0.7
