@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
 
+from nnmf_cuda.nnmf.user_warning import warn_user
 from nnmf_cuda.reference.nnmf import CLAMP, EPSILON
 
 _MARGIN = 1e4  # entries this much smaller than the mean still count
 _BELOW_ALL = 1e-3  # of the smallest entry: so far below it no factorisation needs to come
+_FRACTION_MAX = 2.0  # fractions overshoot 1 where they were interpolated, sharpened or attacked
 
 
 @dataclass(frozen=True)
@@ -63,29 +64,26 @@ def warn_of_range(units: Units, *, beta_loss: float, dtype: torch.dtype) -> None
     if min(formed) < low or max(formed) > high or clamped:
         kind = str(dtype).removeprefix("torch.")
         wider = ", or use float64" if dtype == torch.float32 and not clamped else ""
-        warnings.warn(
+        warn_user(
             f"X has the mean {units.mean:.3g}, at which numbers that the updates for beta_loss="
             f"{beta_loss:g} form leave the range of {kind} or of the kernels, so that components "
             f"may be lost: scale X to values around 1{wider}",
             UserWarning,
-            stacklevel=4,
         )
 
 
 def warn_of_other_units(fitted: Units, *, pixels: bool, largest: float) -> None:
     """Warn where the fit and new rows were given the same numbers as different quantities."""
-    if fitted.pixels and not pixels and largest > 1:
-        warnings.warn(
+    if fitted.pixels and not pixels and largest > _FRACTION_MAX:
+        warn_user(
             f"the components were learnt from uint8 pixels, which are read as x / 255, but X has "
             f"entries up to {largest:g} in another type: give X.astype('uint8') or X / 255",
             UserWarning,
-            stacklevel=5,
         )
-    elif pixels and not fitted.pixels and fitted.largest > 1:
-        warnings.warn(
+    elif pixels and not fitted.pixels and fitted.largest > _FRACTION_MAX:
+        warn_user(
             f"the components were learnt from entries up to {fitted.largest:g} that were not "
             "uint8, but X is uint8, which is read as x / 255: give X.astype('float32') if it "
             "counts the same things, or fit to uint8",
             UserWarning,
-            stacklevel=5,
         )

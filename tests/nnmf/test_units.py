@@ -218,6 +218,9 @@ def test_fractions_and_pixels_are_the_same_quantity(rng):
         np.testing.assert_allclose(model.transform(fractions), of_pixels, rtol=1e-3, atol=1e-4)
         model.fit(fractions).transform(X)
         model.partial_fit(X).partial_fit(fractions)
+        # Fractions that were interpolated or sharpened overshoot.
+        model.fit(X).transform(1.4 * fractions)
+        model.fit(1.4 * fractions).transform(X)
         # A uint8 image without a pixel above 1, and counts both times.
         model.fit(X).transform(np.minimum(X, 1).astype(np.float64))
         model.fit(X.astype(np.int64)).transform(X.astype(np.float64))
