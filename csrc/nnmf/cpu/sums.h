@@ -148,14 +148,14 @@ class RowSums {
   // Tiles [first, last) of X itself. Tiles of zeros part them into runs.
   void add_entries(int64_t row, int64_t first, int64_t last, T* lanes) {
     const Data* x = p_.X + row * p_.x_stride;
-    fetch_pages(x + first * kColumns<T> + 2 * kTermsStride<T>, p_.x_stride, kRows);
+    const RowsAhead<Data> ahead{x + kTermsStride<T>, p_.x_stride};
+    ahead.right(first * kColumns<T> + kTermsStride<T>).fetch_pages(kRows);
     int64_t run = first;
     for (int64_t tile = first; tile <= last; ++tile) {
       if (tile < last && !all_zero<T>(x + tile * kColumns<T>, p_.x_stride)) continue;
       if (tile > run)
-        add_row_sums<true>(x + run * kColumns<T>, p_.x_stride, tile - run,
-                           p_.tiles + run * p_.tile_size, p_.n_components, lanes,
-                           x + run * kColumns<T> + kTermsStride<T>);
+        add_row_sums(x + run * kColumns<T>, p_.x_stride, tile - run, p_.tiles + run * p_.tile_size,
+                     p_.n_components, lanes, ahead.right(run * kColumns<T>));
       run = tile + 1;
     }
   }
@@ -183,10 +183,9 @@ class RowSums {
   void add_run(int64_t run, int64_t end, int64_t from, T* lanes, T* lanes_below) {
     const T* right = p_.tiles + run * p_.tile_size;
     const int64_t n_tiles = end - run, k = p_.n_components;
-    const T *above = terms_ + from, *below = terms_below_ + from;
-    add_row_sums<false>(above, kTermsStride<T>, n_tiles, right, k, lanes, above);
+    add_row_sums(terms_ + from, kTermsStride<T>, n_tiles, right, k, lanes);
     if constexpr (kSumsDenominator<loss>)
-      add_row_sums<false>(below, kTermsStride<T>, n_tiles, right, k, lanes_below, below);
+      add_row_sums(terms_below_ + from, kTermsStride<T>, n_tiles, right, k, lanes_below);
   }
 
   const Problem<T, Data>& p_;
@@ -279,16 +278,17 @@ class ColumnSums {
   // Tiles [chunk, end) of X itself.
   void add_entries(const Left<T>& left, int64_t row, int64_t rows, int64_t chunk, int64_t end) {
     const Data* x = f_.X + row * f_.x_stride;
-    const int64_t ahead = ahead_of(chunk, rows, 1);
-    fetch_pages(x + chunk * kColumns<T> + ahead_of(chunk, rows, 2), f_.x_stride, rows);
+    const RowsAhead<Data> here{x, f_.x_stride};
+    here.right(chunk * kColumns<T> + ahead_of(chunk, rows, 2)).fetch_pages(rows);
+    const RowsAhead<Data> ahead = here.right(ahead_of(chunk, rows, 1));
     for (int64_t tile = chunk; tile < end; ++tile) {
-      const Data* here = x + tile * kColumns<T>;
+      const int64_t column = tile * kColumns<T>;
       bool zero = true;
       for (int64_t i = 0; i < rows; i += kRows)
-        zero = zero && all_zero<T>(here + i * f_.x_stride, f_.x_stride);
+        zero = zero && all_zero<T>(x + i * f_.x_stride + column, f_.x_stride);
       if (!zero)
-        add_column_sums<true>(here, f_.x_stride, rows, left.data, left.stride, f_.n_components,
-                              sums_ + (tile - first_) * f_.tile_size, here + ahead);
+        add_column_sums(x + column, f_.x_stride, rows, left.data, left.stride, f_.n_components,
+                        sums_ + (tile - first_) * f_.tile_size, ahead.right(column));
     }
   }
 
@@ -314,12 +314,11 @@ class ColumnSums {
     for (int64_t tile = chunk; tile < end; ++tile) {
       if (zero[tile - chunk]) continue;
       const int64_t from = (tile - chunk) * kColumns<T>, to = (tile - first_) * f_.tile_size;
-      const T *above = terms_ + from, *below = terms_below_ + from;
-      add_column_sums<false>(above, kTermsStride<T>, padded_rows, left.data, left.stride, k,
-                             sums_ + to, above);
+      add_column_sums(terms_ + from, kTermsStride<T>, padded_rows, left.data, left.stride, k,
+                      sums_ + to);
       if constexpr (kSumsDenominator<loss>)
-        add_column_sums<false>(below, kTermsStride<T>, padded_rows, left.data, left.stride, k,
-                               sums_below_ + to, below);
+        add_column_sums(terms_below_ + from, kTermsStride<T>, padded_rows, left.data, left.stride,
+                        k, sums_below_ + to);
     }
   }
 

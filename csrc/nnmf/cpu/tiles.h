@@ -43,38 +43,52 @@ constexpr int64_t kSumRows = 4;
 constexpr int64_t kMostSums = NNMF_CUDA_VECTOR_BYTES == 64 ? 6 : 3;
 static_assert(kRows % kSumRows == 0);
 
-// Fetches what a vector of X needs of one row into the second cache. One of these between
-// multiply-adds costs nothing, many at once wait for one another.
-template <class T, class Data>
-NNMF_CUDA_INLINE void fetch_vector(const Data* x, int64_t vector) {
-  constexpr int64_t kBytes = Vector<T>::kLanes * int64_t{sizeof(Data)};
-  if (vector * kBytes % int64_t{kCacheLine} == 0)
-    __builtin_prefetch(x + vector * Vector<T>::kLanes, 0, 2);
-}
+// What the sums fetch from afar while they add up, a line between multiply-adds: many at once would
+// wait for one another. Nothing, or rows of X.
+struct NothingAhead {
+  NothingAhead from_row(int64_t) const { return {}; }
 
-// Fetches one entry of each of `rows` rows into the first cache, where the page of a row is needed
-// soon. A fetch into the second would make an AMD processor wait while it looks for the page.
+  template <class T>
+  NNMF_CUDA_INLINE void fetch(int64_t, int64_t, int64_t) const {}
+};
+
 template <class Data>
-NNMF_CUDA_INLINE void fetch_pages(const Data* x, int64_t x_stride, int64_t rows) {
-  for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(x + i * x_stride, 0, 3);
-}
+struct RowsAhead {
+  const Data* x;
+  int64_t stride;
+
+  RowsAhead from_row(int64_t row) const { return {x + row * stride, stride}; }
+  RowsAhead right(int64_t columns) const { return {x + columns, stride}; }
+
+  // Into the second cache what a vector of one row needs.
+  template <class T>
+  NNMF_CUDA_INLINE void fetch(int64_t row, int64_t column, int64_t vector) const {
+    constexpr int64_t kBytes = Vector<T>::kLanes * int64_t{sizeof(Data)};
+    if (vector * kBytes % int64_t{kCacheLine} == 0)
+      __builtin_prefetch(x + row * stride + column + vector * Vector<T>::kLanes, 0, 2);
+  }
+
+  // One entry of each row into the first cache, where the pages of those rows are needed soon. A
+  // fetch into the second would make an AMD processor wait while it looks for the page.
+  void fetch_pages(int64_t rows) const {
+    for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(x + i * stride, 0, 3);
+  }
+};
 
 // sums[c][i][lane] += terms[i][...] * right[...][c] for `count` components and kSumRows rows: what
 // the rows of `terms` (n_tiles tiles wide) add to X H^T, each lane on its own. Meanwhile kFetched
-// rows of `ahead` are fetched, as wide and as far apart.
+// rows are fetched, as wide.
 constexpr int64_t kFetched = 2;
 
-template <int64_t count, bool fetches, class T, class Data>
+template <int64_t count, class T, class Data, class Ahead>
 void add_row_sums(const Data* terms, int64_t stride, int64_t n_tiles, const T* right,
-                  int64_t n_components, T* sums, [[maybe_unused]] const Data* ahead) {
+                  int64_t n_components, T* sums, const Ahead ahead) {
   using V = Vector<T>;
   typename V::Lanes sum[count][kSumRows] = {};
   for (int64_t t = 0; t < n_tiles; ++t) {
 #pragma GCC unroll 3
     for (int64_t v = 0; v < kVectors; ++v) {
-      if constexpr (fetches)
-        for (int64_t i = 0; i < kFetched; ++i)
-          fetch_vector<T>(ahead + i * stride + t * kColumns<T>, v);
+      for (int64_t i = 0; i < kFetched; ++i) ahead.template fetch<T>(i, t * kColumns<T>, v);
       typename V::Lanes h[count];
 #pragma GCC unroll 8
       for (int64_t c = 0; c < count; ++c)
@@ -98,20 +112,19 @@ void add_row_sums(const Data* terms, int64_t stride, int64_t n_tiles, const T* r
 }
 
 // All components of a panel: sums [n_components][kRows][lanes], right
-// [n_tiles][n_components][kColumns]. With `fetches`, `ahead` is the panel that is needed later.
-template <bool fetches, class T, class Data>
+// [n_tiles][n_components][kColumns]. `ahead` is a panel that is needed later.
+template <class T, class Data, class Ahead = NothingAhead>
 NNMF_CUDA_INLINE void add_row_sums(const Data* terms, int64_t stride, int64_t n_tiles,
                                    const T* right, int64_t n_components, T* sums,
-                                   const Data* ahead) {
+                                   const Ahead ahead = {}) {
   for (int64_t row = 0; row < kRows; row += kSumRows) {
-    const Data* from = terms + row * stride;
     int64_t r = 0, fetched = 0;
     const auto part = [&]<int64_t count>() {
-      // Where nothing is left to fetch, what is in the first cache anyhow.
-      const Data* next = fetched < kSumRows ? ahead + (row + fetched) * stride : from;
-      add_row_sums<count, fetches>(from, stride, n_tiles, right + r * kColumns<T>, n_components,
-                                   sums + (r * kRows + row) * Vector<T>::kLanes, next);
-      fetched += kFetched;
+      // Where all is fetched, the last rows once more: that costs less than a look whether it is.
+      add_row_sums<count>(terms + row * stride, stride, n_tiles, right + r * kColumns<T>,
+                          n_components, sums + (r * kRows + row) * Vector<T>::kLanes,
+                          ahead.from_row(row + fetched));
+      fetched = std::min(fetched + kFetched, kSumRows - kFetched);
       r += count;
     };
     for (int64_t passes = blocks_of(n_components, kMostSums); passes > 0; --passes) {
@@ -124,17 +137,17 @@ NNMF_CUDA_INLINE void add_row_sums(const Data* terms, int64_t stride, int64_t n_
 }
 
 // sums[c][kColumns] += left[.][c] * terms[.][kColumns] over n_rows rows, for `count` components.
-// With `fetches`, the rows of `ahead`, as far apart, are fetched meanwhile.
-template <int64_t count, bool fetches, class T, class Data>
+// Meanwhile as many rows are fetched.
+template <int64_t count, class T, class Data, class Ahead>
 void add_column_sums(const Data* terms, int64_t stride, int64_t n_rows, const T* left,
-                     int64_t left_stride, T* sums, [[maybe_unused]] const Data* ahead) {
+                     int64_t left_stride, T* sums, const Ahead ahead) {
   using V = Vector<T>;
   typename V::Lanes sum[count][kVectors] = {};
   for (int64_t i = 0; i < n_rows; ++i) {
     typename V::Lanes x[kVectors];
 #pragma GCC unroll 3
     for (int64_t v = 0; v < kVectors; ++v) {
-      if constexpr (fetches) fetch_vector<T>(ahead + i * stride, v);
+      ahead.template fetch<T>(i, 0, v);
       x[v] = V::load(terms + i * stride + v * V::kLanes);
     }
 #pragma GCC unroll 8
@@ -154,18 +167,18 @@ void add_column_sums(const Data* terms, int64_t stride, int64_t n_rows, const T*
 }
 
 // All components: sums [n_components][kColumns], row i of W at left + i * left_stride.
-template <bool fetches, class T, class Data>
+template <class T, class Data, class Ahead = NothingAhead>
 NNMF_CUDA_INLINE void add_column_sums(const Data* terms, int64_t stride, int64_t n_rows,
                                       const T* left, int64_t left_stride, int64_t n_components,
-                                      T* sums, const Data* ahead) {
+                                      T* sums, const Ahead ahead = {}) {
   int64_t r = 0;
   const auto part = [&]<int64_t count>() {
     const T* w = left + r;
     T* to = sums + r * kColumns<T>;
     if (r == 0)
-      add_column_sums<count, fetches>(terms, stride, n_rows, w, left_stride, to, ahead);
+      add_column_sums<count>(terms, stride, n_rows, w, left_stride, to, ahead);
     else
-      add_column_sums<count, false>(terms, stride, n_rows, w, left_stride, to, ahead);
+      add_column_sums<count>(terms, stride, n_rows, w, left_stride, to, NothingAhead{});
     r += count;
   };
   while (r + kRows <= n_components) part.template operator()<kRows>();
