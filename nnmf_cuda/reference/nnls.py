@@ -63,10 +63,13 @@ def project(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve min_{h>=0} ||x - h H||^2 for every row x of X; X (n, f) or (B, n, f), H (B, k, f).
 
-    The rest is as in `nnls`.
+    All products are formed in float64. The rest is as in `nnls`.
     """
-    gram = H.double() @ H.double().mT
-    return nnls(gram, as_float(X, H.dtype) @ H.mT, passive, tol=tol)
+    wide = H.double()
+    h, free, pivots = nnls(
+        wide @ wide.mT, as_float(X, torch.float64).double() @ wide.mT, passive, tol=tol
+    )
+    return h.to(H.dtype), free, pivots
 
 
 def nnls_backward(gram: Tensor, h: Tensor, grad: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ struct NnlsOnCpu {
     NNMF_CUDA_CHOOSE(gram_matrices)(wide.data(), s, gram.data());
     const std::vector<PreparedGram> grams =
         prepare_grams(gram.data(), s.batch, s.n_components, sets.start == nullptr);
-    NNMF_CUDA_CHOOSE(project_rows<T, Data>)(p.X, p.H, s, scale, grams.data(), h, sets);
+    NNMF_CUDA_CHOOSE(project_rows<T, Data>)(p.X, p.H, wide.data(), s, scale, grams.data(), h, sets);
   }
 };
 
