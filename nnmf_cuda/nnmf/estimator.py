@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from nnmf_cuda.nnmf.rank_choice import RankSelectionMixin
 from nnmf_cuda.nnmf.solvers import SOLVERS, Minimisation, Run, State
 from nnmf_cuda.nnmf.starts import held_factors, initial_factors
 from nnmf_cuda.nnmf.streaming import MEMORY, StreamMixin
+from nnmf_cuda.nnmf.user_warning import warn_user
 
 
 class NNMF(
@@ -90,7 +90,8 @@ class NNMF(
         whatever `beta_loss`, without regularisation; "mu" minimises the regularised `beta_loss`
         by multiplicative updates with H fixed; "same" minimises what `fit` minimises: as "mu", but
         exactly for ``beta_loss="frobenius"``, where that is a least-squares problem. Each row's
-        result is its own in all cases: it does not depend on the rows beside it.
+        result is its own in all cases: it does not depend on the rows beside it (beyond float64
+        rounding, for "same" with that loss and a penalty).
     transform_max_iter : int, default=200
         Number of updates of ``transform_solver="mu"`` and "same", all executed.
     forget_factor : float, default=0.7
@@ -339,7 +340,7 @@ class NNMF(
         Warns
         -----
         UserWarning
-            If the fit was to uint8 pixels and X has entries above 1 in another type, or the other
+            If the fit was to uint8 pixels and X has entries above 2 in another type, or the other
             way round; or if `alpha_W` is positive, which ``transform_solver="nnls"`` leaves out.
         """
         check_is_fitted(self)
@@ -380,7 +381,9 @@ class NNMF(
 
     def _fit(self, X: Tensor, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""
-        given = {"W": W, "H": H, "update_H": update_H}
+        if not isinstance(update_H, bool | np.bool_):
+            raise TypeError(f"update_H must be True or False, got {update_H!r}")
+        given = {"W": W, "H": H, "update_H": bool(update_H)}
         origin = self._origin_for(X)
         if not update_H:
             if origin.fixed is not None:
@@ -392,11 +395,10 @@ class NNMF(
             origin = replace(origin, init="custom")
             given |= {"W_ of the warm start": W, "components_ of the warm start": H}
         if origin.init == "nndsvd" and SOLVERS[self.solver].keeps_zeros:
-            warnings.warn(
+            warn_user(
                 "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
                 "'nndsvdar' fill them and usually end better",
                 UserWarning,
-                stacklevel=3,
             )
         file, state = None, None
         if watch.checkpoint is not None:
@@ -463,13 +465,12 @@ class NNMF(
         self.objective_history_ = np.array(run.objective)
         self.objective_iterations_ = np.array(run.iterations)
         if self.tol > 0 and not run.converged and not stopped:
-            warnings.warn(
+            warn_user(
                 # scikit-learn's words first: filters of warnings know them.
                 f"Maximum number of iterations {self.max_iter} reached. Increase it to improve "
                 f"convergence to tol={self.tol}, or set tol=0 if a fixed number of iterations is "
                 "what you want",
                 ConvergenceWarning,
-                stacklevel=4,
             )
 
     def _transform(self, X: Tensor) -> Tensor:
@@ -480,11 +481,10 @@ class NNMF(
         if solver != "nnls":
             self._check_zeros(X)
         elif self.alpha_W > 0:
-            warnings.warn(
+            warn_user(
                 f"transform_solver='nnls' leaves alpha_W={self.alpha_W} out, so that these are "
                 "less small and sparse than W_; transform_solver='same' minimises what fit does",
                 UserWarning,
-                stacklevel=4,
             )
         return solve_W(self._problem(X), H, solver=solver, n_iter=self.transform_max_iter)
 

@@ -87,10 +87,10 @@ class ParametersMixin(SavingMixin):
             validate_data(self, stand_in, reset=reset, skip_check_array=True)
         else:
             X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
-        matrix, largest = as_matrix(X, device, owner)
+        matrix, smallest, largest = as_matrix(X, device, owner)
         pixels = matrix.dtype == torch.uint8
         if reset:
-            self._units = asdict(Units(pixels, largest, mean(matrix)))
+            self._units = asdict(Units(pixels, largest, mean(matrix), smallest))
         else:
             warn_of_other_units(self._fitted_units, pixels=pixels, largest=largest)
         return matrix
@@ -133,8 +133,8 @@ class ParametersMixin(SavingMixin):
             l2_reg_W=n_features * self.alpha_W * (1 - self.l1_ratio),
             l2_reg_H=n_samples * alpha_H * (1 - self.l1_ratio),
         )
-        floor = self._fitted_units.floor(dtype)
-        return Objective(ops.beta_loss_to_float(self.beta_loss), penalty, floor)
+        beta_loss = ops.beta_loss_to_float(self.beta_loss)
+        return Objective(beta_loss, penalty, self._fitted_units.floor(dtype, beta_loss))
 
     def _problem(self, X: Tensor, n_fixed: int = 0) -> Problem:
         return Problem(X, self._objective(len(X), X.shape[1], factor_dtype(X)), n_fixed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import replace
@@ -20,6 +19,7 @@ from nnmf_cuda.nnmf.rank_selection import (
     read_ranks,
     rows_of_consensus,
 )
+from nnmf_cuda.nnmf.user_warning import warn_user
 
 
 class RankSelectionMixin(ParametersMixin):
@@ -110,11 +110,10 @@ class RankSelectionMixin(ParametersMixin):
                 shown, n_init=n_init, criterion=criterion, rows=rows, n_fixed=origin.n_fixed
             )
         if self.tol > 0 and found.converged.min() < 1:
-            warnings.warn(
+            warn_user(
                 f"{1 - found.converged.mean():.0%} of the runs stopped at max_iter={self.max_iter} "
                 f"before they converged to tol={self.tol}, so that they may differ although their "
                 "minima agree; raise max_iter, or use solver='accelerated-mu'",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         return found

@@ -96,9 +96,7 @@ class StreamMixin(ParametersMixin):
                     f"{name}={now!r} has changed from {value!r} since the stream began; set it "
                     "back, or start anew with sklearn.base.clone"
                 )
-        if origin.fixed is not None and not torch.equal(
-            components[: origin.n_fixed], origin.fixed.to(components.dtype)
-        ):
+        if origin.fixed is not None and not _equal(components[: origin.n_fixed], origin.fixed):
             raise ValueError(
                 "fixed_components are not the first of the components that the stream has so far; "
                 "set them back, or start anew with sklearn.base.clone"
@@ -120,3 +118,9 @@ class StreamMixin(ParametersMixin):
         self._components_denominator = statistics.denominator.cpu().numpy()
         self.n_components_ = len(self.components_)
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
+
+
+def _equal(held: Tensor, fixed: Tensor) -> bool:
+    """Whether components are the same, up to the rounding of the coarser of their types."""
+    coarser = torch.float32 if torch.float32 in (held.dtype, fixed.dtype) else torch.float64
+    return torch.equal(held.to(coarser), fixed.to(coarser))

@@ -228,7 +228,7 @@ def test_nnmf_transform_before_fit():
 def test_columns_that_lie_apart_are_copied_once(order):
     X = np.asfortranarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
     X = np.ascontiguousarray(X) if order == "C" else X
-    matrix, _ = as_matrix(X, torch.device("cpu"), "NNMF")
+    matrix, *_ = as_matrix(X, torch.device("cpu"), "NNMF")
     assert matrix.stride(1) == 1
     assert (matrix.data_ptr() == X.ctypes.data) == (order == "C")
     assert (matrix.numpy() == X).all()

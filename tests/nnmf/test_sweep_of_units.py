@@ -94,3 +94,11 @@ def test_streams_do_not_depend_on_units(beta_loss, transform_solver):
             model.partial_fit(c * X[first : first + 8])
         errors.append(np.linalg.norm(c * X - model.transform(c * X) @ model.components_) / c)
     assert errors == pytest.approx([errors[1]] * 3, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("beta_loss", [-0.5, 0, 0.5, 1, 1.5, 2])
+def test_entries_of_twelve_orders_count_in_all_units(beta_loss, dtype):
+    # Where beta_loss is 0 or less, the smallest weigh as much as the largest.
+    X = 10 ** np.random.default_rng(5).uniform(-6, 6, size=(30, 20))
+    check_units(X.astype(dtype), beta_loss, [1e-5, 1e5], tol=1e-5)
