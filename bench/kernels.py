@@ -47,6 +47,8 @@ _SEED = 0
 _SMOKE_SECONDS = 0.02
 _SLOWEST_PART = {
     "extract": "project",
+    "nnls_drift": "nnls",
+    "project_wide": "project",
     "purify_gradient": "purify_backward",
     "defended_logits_gradient": "defended_logits_backward",
     "train_classifier": "train_feature_cnn_epoch",

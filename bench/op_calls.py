@@ -17,7 +17,10 @@ from nnmf_cuda import ops
 
 __all__ = ["OpCall", "op_calls"]
 
-SHAPES = [(33, 70, 5), (61, 127, 15), (1, 67, 1), (67, 1, 2), (37, 131, 33), (19, 131, 128)]
+SHAPES = [
+    *[(33, 70, 5), (61, 127, 15), (1, 67, 1), (67, 1, 2), (37, 131, 33), (19, 131, 128)],
+    (5, 270, 257),  # more components than kernels keep in registers
+]
 # Samples, features, draws, hidden units, channels, hidden units of the classifier.
 DEFENCES = [(33, 15, 3, 33, 5, 17), (1, 2, 1, 1, 1, 1), (5, 40, 8, 512, 12, 512)]
 _SEED = 0
@@ -169,7 +172,7 @@ def _factorisations(
 
 
 def _least_squares(generator: torch.Generator) -> Iterator[OpCall]:
-    for k in (5, 1, 15, 33, 128):
+    for k in (5, 1, 15, 33, 128, 257):
         basis = torch.rand(2, k, 3 * k, dtype=torch.float64, generator=generator) + 0.1
         targets = torch.randn(2, 37, 3 * k, dtype=torch.float64, generator=generator) + 0.3
         gram, cross = basis @ basis.mT, targets @ basis.mT

@@ -23,6 +23,9 @@ from pathlib import Path
 COLD = {
     r"prepare_defence_kernel<": "sines in float64; runs once a call",
     r"half_step_kernel<Tiling<.*, 32, \d+, true>, ": "more than 32 components",
+    r"(one_row_kernel|one_row_backward_kernel|wide_factor_kernel)\b": (
+        "calls functions, which have stack frames; more than 256 variables"
+    ),
 }
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(sm_\w+)'")

@@ -47,7 +47,7 @@ def _inputs(size: Size, seed: int, device: torch.device) -> Inputs:
 
 def _truth(inputs: Inputs) -> torch.Tensor:
     X = torch.from_numpy(inputs["images"]).flatten(1).to(inputs["components"].device)
-    return reference.project(X, inputs["components"].double()[None])[0]
+    return reference.project(X, inputs["components"].double()[None])[0][0]
 
 
 def _reference(inputs: Inputs) -> Call:
@@ -59,7 +59,7 @@ def _reference(inputs: Inputs) -> Call:
     def call() -> torch.Tensor:
         pictures = np.stack([np.asarray(Image.open(file)) for file in inputs["files"]])
         X = torch.from_numpy(pictures).flatten(1).to(components.device)
-        return reference.project(X, components[None])[0]
+        return reference.project(X, components[None])[0][0]
 
     return call
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench import cuda_peers, peers
-from bench.case import Call, Case, Inputs, Size, Work
+from bench.case import Call, Case, Implementation, Inputs, NotApplicableError, Size, Work
 from bench.inputs import PIXELS, doubled, factor_dtype, item_bytes, uniform
 from nnmf_cuda import ops, reference
 
@@ -34,7 +35,7 @@ def _nnls_ours(inputs: Inputs) -> Call:
 
 def _nnls_reference(inputs: Inputs) -> Call:
     gram, cross = inputs["gram"][None], inputs["cross"][None]
-    return lambda: reference.nnls(gram, cross)[0]
+    return lambda: reference.nnls(gram, cross)[0][0]
 
 
 NNLS = Case(
@@ -108,7 +109,7 @@ def _project_ours(inputs: Inputs) -> Call:
 
 def _project_reference(inputs: Inputs) -> Call:
     X, H = inputs["X"], inputs["H"][None]
-    return lambda: reference.project(X, H)[0]
+    return lambda: reference.project(X, H)[0][0]
 
 
 def project_work(size: Size) -> Work:
@@ -157,7 +158,99 @@ PROJECT = Case(
     work=project_work,
 )
 
+# Many components --------------------------------------------------------------------------------
+
+
+def _drifting_inputs(size: Size, seed: int, device: torch.device) -> Inputs:
+    """Draw a problem that has moved a little, and the free variables of the one before."""
+    n, k = size.shape["n_samples"], size.shape["n_components"]
+    generator = torch.Generator(device).manual_seed(seed)
+    options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": device}
+    basis = torch.randn(k, 2 * k, **options)
+    targets = torch.randn(n, k, **options) @ basis + 0.1 * torch.randn(n, 2 * k, **options)
+    moved = targets + 0.03 * k**0.5 * torch.randn(n, 2 * k, **options)
+    gram = basis @ basis.mT
+    _, before = ops.nnls(gram, targets @ basis.mT, return_info=True)
+    return {"gram": gram, "cross": moved @ basis.mT, "passive": before.passive}
+
+
+def _few(implementation: Implementation, most: int) -> Implementation:
+    """Refuse more numbers of rows than `most`: a call would take minutes."""
+
+    def limited(inputs: Inputs) -> Call:
+        rows = inputs["cross"] if "cross" in inputs else inputs["X"]
+        if rows.numel() > most:
+            raise NotApplicableError(f"{len(rows)} rows take minutes; see fewer rows")
+        return implementation(inputs)
+
+    return limited
+
+
+def _nnls_warm(inputs: Inputs) -> Call:
+    gram, cross, passive = inputs["gram"], inputs["cross"], inputs["passive"]
+    return lambda: ops.nnls(gram, cross, passive=passive)
+
+
+_MOST_NUMBERS = 3000
+
+NNLS_DRIFT = Case(
+    op="nnls_drift",
+    sizes=(
+        Size("many components", {"n_samples": 64, "n_components": 1285}, "float64"),
+        Size("many components", {"n_samples": 2, "n_components": 1285}, "float64"),
+    ),
+    smoke=(Size("smoke", {"n_samples": 9, "n_components": 20}, "float64"),),
+    inputs=_drifting_inputs,
+    truth=lambda inputs: _nnls_reference(inputs)(),
+    implementations={
+        "reference": _few(_nnls_reference, _MOST_NUMBERS),
+        "ours": _nnls_ours,
+        "ours, warm start": _nnls_warm,
+        "scipy nnls": _few(peers.scipy_nnls, _MOST_NUMBERS),
+    },
+    tolerance={"float64": 1e-9},
+    work=lambda size: Work(items=size.shape["n_samples"]),
+)
+
+
+def _cone_inputs(size: Size, seed: int, device: torch.device) -> Inputs:
+    """Draw rows inside the cone of more components than features: each is reached exactly."""
+    n, f, k = (size.shape[name] for name in ("n_samples", "n_features", "n_components"))
+    H = uniform(k, f, dtype=size.dtype, seed=seed, device=device)
+    return {"X": uniform(n, k, dtype=size.dtype, seed=seed + 1, device=device) @ H, "H": H}
+
+
+def _fitted(implementation: Implementation) -> Implementation:
+    """Return h H, as there are many h."""
+
+    def build(inputs: Inputs) -> Call:
+        call, H = implementation(inputs), inputs["H"]
+        return lambda: torch.as_tensor(call(), device=H.device) @ H
+
+    return build
+
+
+PROJECT_WIDE = Case(
+    op="project_wide",
+    sizes=(
+        Size("cone", {"n_samples": 64, "n_features": 384, "n_components": 465}, "float64"),
+        Size("cone", {"n_samples": 64, "n_features": 80, "n_components": 100}, "float64"),
+    ),
+    smoke=(Size("smoke", {"n_samples": 5, "n_features": 12, "n_components": 15}, "float64"),),
+    inputs=_cone_inputs,
+    truth=lambda inputs: inputs["X"],
+    implementations={
+        "reference": _fitted(_few(_project_reference, _MOST_NUMBERS)),
+        "ours": _fitted(_project_ours),
+        "scipy nnls": _fitted(peers.scipy_project),
+    },
+    tolerance={"float64": 1e-10},
+    work=lambda size: Work(items=size.shape["n_samples"]),
+)
+
 CASES = (
     NNLS,
+    NNLS_DRIFT,
     PROJECT,
+    PROJECT_WIDE,
 )

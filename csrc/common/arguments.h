@@ -58,13 +58,6 @@ inline void check_same_device(const Argument& a, const Argument& as) {
                   as.name);
 }
 
-// What CUDA kernels have room for; `tensors` names the arguments that the remedy moves.
-inline void check_components(int64_t n_components, const char* tensors) {
-  constexpr int64_t kMost = 256;
-  STD_TORCH_CHECK(n_components <= kMost, "n_components is ", n_components,
-                  ", but CUDA kernels take at most ", kMost, ": move ", tensors, " to the CPU");
-}
-
 template <class T>
 struct Type {
   using type = T;

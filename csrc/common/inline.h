@@ -9,6 +9,14 @@
 #define NNMF_CUDA_INLINE inline __attribute__((always_inline))
 #endif
 
+// Device code that is called rather than copied to every place that calls it: large, and seldom
+// called.
+#if defined(__CUDACC__)
+#define NNMF_CUDA_CALLED __device__ __noinline__
+#else
+#define NNMF_CUDA_CALLED
+#endif
+
 // The value of a product that is rounded before anything is added to it: the compiler may not make
 // one multiply-add of both. (Device code has __dmul_rn. Older compilers, for which there is nothing
 // of the kind, have no instruction for it that they may use.)

@@ -83,13 +83,12 @@ class RowTensors {
   Tensor h_, free_, pivots_;
 };
 
-// Implementation: check(n_components, tensors); solve(gram, cross, h, sets, shape).
+// Implementation: solve(gram, cross, h, sets, shape).
 template <class Implementation>
 std::tuple<Tensor, Tensor, Tensor> nnls(const Tensor& gram, const Tensor& cross,
                                         const std::optional<Tensor>& passive, double tol) {
   const RowsShape shape = check_rows({"gram", gram}, {"cross", cross});
   Implementation device(cross);
-  device.check(shape.k, "gram and cross");
   const Tensor values = torch::stable::contiguous(gram), rows = torch::stable::contiguous(cross);
   RowTensors of_rows(rows, passive, tol, shape);
   if (of_rows.empty()) return of_rows.results();
@@ -111,7 +110,6 @@ Tensor nnls_backward(const Tensor& gram, const Tensor& h, const Tensor& grad) {
   check_dim({"h", h}, 3);
   for (int64_t d = 0; d < 3; ++d) check_size({"h", h}, d, grad.size(d), "as grad");
   Implementation device(grad);
-  device.check(shape.k, "gram and cross");
   const Tensor values = torch::stable::contiguous(gram), answers = torch::stable::contiguous(h),
                grads = torch::stable::contiguous(grad);
   const Tensor u = torch::stable::new_empty(grads, {shape.batch, shape.n, shape.k},
@@ -148,7 +146,6 @@ std::tuple<Tensor, Tensor, Tensor> project(const Tensor& X, const Tensor& H,
                                            const std::optional<Tensor>& passive, double tol) {
   Shape s = check_project(X, H);
   Implementation device(H);
-  device.check(s.n_components, "X and H");
   const Tensor x = rows_contiguous(X, s), components = torch::stable::contiguous(H);
   RowTensors of_rows(components, passive, tol, {s.batch, s.n_samples, s.n_components});
   if (of_rows.empty()) return of_rows.results();

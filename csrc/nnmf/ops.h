@@ -131,7 +131,6 @@ Tensor nnmf_divergence(const Tensor& X, const Tensor& W, const Tensor& H, double
   const FactorArguments a(X, W, H);
   const TermRule<double> rule = checked_rule(beta_loss, floor, W);
   Implementation device(W);
-  device.check(a.shape);
   Tensor result = torch::stable::new_empty(W, {a.shape.batch}, ScalarType::Double);
   with_params(a, nullptr, [&](const auto& problem) {
     dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
@@ -154,7 +153,6 @@ class FactorUpdates {
   FactorUpdates(const Tensor& X, const Tensor& W, const Tensor& H,
                 const std::optional<Tensor>& active)
       : a_(X, W, H), device_(W), active_(active, W) {
-    device_.check(a_.shape);
     W_ = torch::stable::empty_like(a_.W);
     H_ = torch::stable::empty_like(a_.H);
   }

@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from itertools import islice
 from numbers import Integral
@@ -21,6 +20,7 @@ from nnmf_cuda import ops
 from nnmf_cuda.nnmf.inputs import row_slices
 from nnmf_cuda.nnmf.solvers import Iterate, Run, State
 from nnmf_cuda.nnmf.tensor_file import Content, Kind, read_tensors, write_tensors
+from nnmf_cuda.nnmf.user_warning import warn_user
 
 _FREE = (
     "device",
@@ -98,11 +98,10 @@ class Checkpoint:
         except OSError as error:
             if self._due == -math.inf:
                 raise
-            warnings.warn(
+            warn_user(
                 f"checkpoint={str(self._path)!r} could not be written ({error}) and is as old as "
                 "it was; the fit goes on",
                 RuntimeWarning,
-                stacklevel=2,
             )
         self._due = time.monotonic() + self._every
 

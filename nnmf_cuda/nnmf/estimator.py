@@ -4,82 +4,33 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
-from collections.abc import Iterable
-from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
-from tqdm import tqdm
 
-from nnmf_cuda import ops
 from nnmf_cuda.nnmf.checkpoint import Checkpoint, description_of_fit
 from nnmf_cuda.nnmf.fitting import Callback, Watch, fit_to_end
-from nnmf_cuda.nnmf.inputs import (
-    as_matrix,
-    check_choice,
-    check_dense_matrix,
-    check_integer,
-    check_real,
-    extremes,
-    factor_dtype,
-    like_input,
-    mean,
-    resolve_device,
-)
-from nnmf_cuda.nnmf.minibatch import (
-    Statistics,
-    minibatch_step,
-    statistics_of_fit,
-    statistics_of_start,
-)
-from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS, solve_W, updated_W
-from nnmf_cuda.nnmf.rank_selection import (
-    SLACK,
-    RankSelection,
-    compare_ranks,
-    grid_runs,
-    read_ranks,
-    rows_of_consensus,
-)
-from nnmf_cuda.nnmf.saving import SavingMixin
-from nnmf_cuda.nnmf.solvers import (
-    SOLVERS,
-    Minimisation,
-    Objective,
-    Penalty,
-    Problem,
-    Run,
-    State,
-)
-from nnmf_cuda.nnmf.starts import (
-    INITS,
-    Origin,
-    fixed_rows,
-    held_factors,
-    initial_components,
-    initial_factors,
-)
-from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
-
-_MEMORY = ("_components_numerator", "_components_denominator")
-_OF_FIT_ALONE = (
-    "W_",
-    "n_iter_",
-    "converged_",
-    "reconstruction_err_",
-    "objective_history_",
-    "objective_iterations_",
-)
+from nnmf_cuda.nnmf.inputs import factor_dtype, like_input
+from nnmf_cuda.nnmf.projection import solve_W, updated_W
+from nnmf_cuda.nnmf.rank_choice import RankSelectionMixin
+from nnmf_cuda.nnmf.solvers import SOLVERS, Minimisation, Run, State
+from nnmf_cuda.nnmf.starts import held_factors, initial_factors
+from nnmf_cuda.nnmf.streaming import MEMORY, StreamMixin
+from nnmf_cuda.nnmf.user_warning import warn_user
 
 
-class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # type: ignore[misc]
+class NNMF(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    StreamMixin,
+    RankSelectionMixin,
+):
     """Non-negative matrix factorisation X ~= W @ H, of data at hand or of a stream.
 
     One row of X is one sample (an image, flattened); one row of H = `components_` is one
@@ -139,7 +90,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         whatever `beta_loss`, without regularisation; "mu" minimises the regularised `beta_loss`
         by multiplicative updates with H fixed; "same" minimises what `fit` minimises: as "mu", but
         exactly for ``beta_loss="frobenius"``, where that is a least-squares problem. Each row's
-        result is its own in all cases: it does not depend on the rows beside it.
+        result is its own in all cases: it does not depend on the rows beside it (beyond float64
+        rounding, for "same" with that loss and a penalty).
     transform_max_iter : int, default=200
         Number of updates of ``transform_solver="mu"`` and "same", all executed.
     forget_factor : float, default=0.7
@@ -293,7 +245,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         y : Ignored
             Present for scikit-learn's convention.
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
-            The start of ``init="custom"``; not modified, cast to the type of X.
+            The start of ``init="custom"``, or what ``update_H=False`` needs; not modified, cast to
+            the type of X.
         update_H : bool, default=True
             False holds the components H and learns W alone, from the W given or from one constant
             in each row: `W_` is then what `fit` minimises for these rows. `init`, `n_init` and
@@ -309,7 +262,8 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             ends or is interrupted; it stays when the fit has ended, and leads to the same result
             at once. Data or parameters other than those that it was begun with are refused,
             except for those that do not matter and `max_iter`: a larger one takes a fit further
-            that had not converged. Nothing that was drawn at random is drawn again. The file is
+            that had not converged. Nothing that was drawn at random is drawn again; a warm start
+            needs the estimator as it was, which `save` keeps. The file is
             a safetensors file without code and holds the factors of the starts that still run,
             twice for "accelerated-mu", and those of the best that has ended. For a digest, X is
             read once more than without.
@@ -370,39 +324,6 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         self._fit(matrix, W, H, watch, update_H=update_H)
         return like_input(self._transform(matrix), X)
 
-    def partial_fit(self, X: Any, y: Any = None, *, H: Any = None) -> NNMF:
-        """Improve the components by the rows X, one mini-batch of a stream.
-
-        The W of the mini-batch is found from H, then H from what is remembered of all
-        mini-batches: one step of :class:`sklearn.decomposition.MiniBatchNMF`, for any
-        `beta_loss` [6]_. `solver`, `max_iter`, `tol` and `n_init` have no influence.
-
-        Parameters
-        ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
-            Non-negative data. The first call may have fewer rows than components, except with the
-            starts of "nndsvd..."; a stream goes on from where `fit` has ended, the rows of the fit
-            counting as the mini-batch before. Errors are those of `fit`.
-        y : Ignored
-            Present for scikit-learn's convention.
-        H : array-like or Tensor of shape (n_components, n_features)
-            The start of ``init="custom"``, used by the first call.
-        """
-        matrix = self._read_training(X, reset=not hasattr(self, "components_"))
-        origin = self._origin_for(matrix)
-        components, past = self._stream(matrix, H, origin)
-        if matrix.dtype != torch.uint8:
-            matrix = matrix.to(components.dtype)
-        components, statistics = minibatch_step(
-            self._problem(matrix, origin.n_fixed),
-            components,
-            past,
-            n_iter=self.fresh_restarts_max_iter,
-            forget_factor=self.forget_factor,
-        )
-        self._keep_step(components, statistics)
-        return self
-
     def transform(self, X: Any) -> Any:
         """Project the rows of X onto the fitted components, as `transform_solver` says.
 
@@ -420,7 +341,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         Warns
         -----
         UserWarning
-            If the fit was to uint8 pixels and X has entries above 1 in another type, or the other
+            If the fit was to uint8 pixels and X has entries above 2 in another type, or the other
             way round; or if `alpha_W` is positive, which ``transform_solver="nnls"`` leaves out.
         """
         check_is_fitted(self)
@@ -459,195 +380,11 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         X = X.detach() if X.is_floating_point() else X.double()
         return X @ torch.tensor(self.components_, dtype=X.dtype, device=X.device)
 
-    def select_rank(
-        self,
-        X: Any,
-        n_components: Iterable[int] = range(2, 11),
-        *,
-        n_init: int = 20,
-        criterion: str = "components",
-        max_samples: int | None = 2000,
-    ) -> RankSelection:
-        """Compare numbers of components by how far runs from different starts agree.
-
-        The estimator is not fitted and its own `n_components`, `n_init` and `warm_start` are not
-        used; all other parameters are. With an integer `random_state` the runs of a rank are those
-        of ``NNMF(n_components=rank, n_init=n_init).fit(X)``.
-
-        Parameters
-        ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
-            As for `fit`.
-        n_components : iterable of int, default=range(2, 11)
-            The ranks, from 2 to min(n_samples, n_features), in any order; with `fixed_components`,
-            of which the scores say nothing, each above their number.
-        n_init : int, default=20
-            Runs of each rank, at least 2; 20 to 100 are usual.
-        criterion : {"components", "dispersion", "cophenetic"}, default="components"
-            The score that chooses. All three are returned.
-        max_samples : int or None, default=2000
-            Samples in the consensus matrix, drawn with `random_state` where X has more; None
-            takes all. Time and memory of a rank grow with its square (2000 samples: 16 MB).
-
-        Returns
-        -------
-        RankSelection
-            ``chosen`` and its curves, with notes on how far to trust them; ``plot()`` draws them.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `fit`; also for ranks or runs too few or too many, or an `init` that is not random.
-
-        Warns
-        -----
-        ConvergenceWarning
-            If ``tol > 0`` and some runs have not converged.
-
-        Notes
-        -----
-        On a GPU, ranks with the same multiple of 8 above them run as one batch, filled up with
-        zeros, in parts if the factors have more than 2^26 entries.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from nnmf_cuda import NNMF
-        >>> rng = np.random.default_rng(0)
-        >>> X = rng.gamma(1, size=(60, 4)) @ np.kron(np.eye(4), np.ones(10))
-        >>> X += 0.1 * rng.random(X.shape)
-        >>> model = NNMF(solver="accelerated-mu", max_iter=2000, tol=1e-5, random_state=0)
-        >>> model.select_rank(X, range(2, 8)).chosen
-        4
-        """
-        self._check_parameters()
-        check_integer("n_init", n_init, low=2)
-        check_choice("criterion", criterion, tuple(SLACK))
-        if max_samples is not None:
-            check_integer("max_samples", max_samples, low=2)
-        # A copy, because reading X sets what an estimator was fitted with: features and units.
-        reader = copy(self)
-        matrix = reader._read_training(X)
-        origin = replace(reader._origin_for(matrix), n_init=n_init)
-        ranks = read_ranks(n_components, min(matrix.shape), origin.n_fixed)
-        rows = rows_of_consensus(matrix, max_samples, self.random_state)
-        runs = grid_runs(
-            reader._problem(matrix, origin.n_fixed),
-            ranks,
-            origin,
-            solver=self.solver,
-            max_iter=self.max_iter,
-            tol=self.tol,
-        )
-        with self._progress("ranks", "run", runs, total=len(ranks) * n_init) as shown:
-            found = compare_ranks(
-                shown, n_init=n_init, criterion=criterion, rows=rows, n_fixed=origin.n_fixed
-            )
-        if self.tol > 0 and found.converged.min() < 1:
-            warnings.warn(
-                f"{1 - found.converged.mean():.0%} of the runs stopped at max_iter={self.max_iter} "
-                f"before they converged to tol={self.tol}, so that they may differ although their "
-                "minima agree; raise max_iter, or use solver='accelerated-mu'",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        return found
-
-    def _check_parameters(self) -> None:
-        """Raise unless every parameter that does not depend on X is allowed."""
-        if self.n_components != "auto":
-            check_integer("n_components", self.n_components, low=1)
-        check_choice("solver", self.solver, tuple(SOLVERS))
-        SOLVERS[self.solver].check(ops.beta_loss_to_float(self.beta_loss))
-        check_choice("init", self.init, INITS)
-        check_choice("transform_solver", self.transform_solver, TRANSFORM_SOLVERS)
-        for name in ("max_iter", "n_init", "transform_max_iter", "fresh_restarts_max_iter"):
-            check_integer(name, getattr(self, name), low=1)
-        check_real("tol", self.tol, low=0)
-        check_real("alpha_W", self.alpha_W, low=0)
-        if self.alpha_H != "same":
-            check_real("alpha_H", self.alpha_H, low=0)
-        for name in ("forget_factor", "l1_ratio"):
-            check_real(name, getattr(self, name), low=0, high=1)
-
-    def _read(self, X: Any, *, reset: bool) -> Tensor:
-        """Return X as a checked matrix where it is computed with, its features and units recorded.
-
-        Without `reset` they are compared with those recorded before.
-        """
-        device, owner = resolve_device(self.device, X), type(self).__name__
-        check_dense_matrix(X, owner)
-        if isinstance(X, Tensor):
-            # scikit-learn's own record and comparison, without a copy of the data.
-            stand_in = np.broadcast_to(np.float32(0), tuple(X.shape))
-            validate_data(self, stand_in, reset=reset, skip_check_array=True)
-        else:
-            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
-        matrix, largest = as_matrix(X, device, owner)
-        pixels = matrix.dtype == torch.uint8
-        if reset:
-            self._units = asdict(Units(pixels, largest, mean(matrix)))
-        else:
-            warn_of_other_units(self._fitted_units, pixels=pixels, largest=largest)
-        return matrix
-
-    @property
-    def _fitted_units(self) -> Units:
-        """The units of X as recorded, those of scikit-learn's floors for components set by hand."""
-        known: dict[str, Any] = getattr(self, "_units", None) or vars(UNKNOWN)
-        return Units(**known)
-
-    def _read_training(self, X: Any, *, reset: bool = True) -> Tensor:
-        """Check the parameters and return X, in which the divergence must be finite."""
-        self._check_parameters()
-        matrix = self._read(X, reset=reset)
-        self._check_zeros(matrix)
-        if reset:
-            warn_of_range(
-                self._fitted_units,
-                beta_loss=ops.beta_loss_to_float(self.beta_loss),
-                dtype=factor_dtype(matrix),
-            )
-        return matrix
-
-    def _check_zeros(self, X: Tensor) -> None:
-        if ops.beta_loss_to_float(self.beta_loss) <= 0 and extremes(X)[0] == 0:
-            raise ValueError(
-                f"X contains zeros, for which beta_loss={self.beta_loss!r} is infinite; add a "
-                "small value to X or use a beta_loss above 0"
-            )
-
-    def _objective(self, n_samples: int, n_features: int, dtype: torch.dtype) -> Objective:
-        """Return what is minimised for X of this shape, its penalties scaled as in scikit-learn.
-
-        The floor is that of the units of the fit, so that a row's result is its own.
-        """
-        alpha_H = self.alpha_W if self.alpha_H == "same" else self.alpha_H
-        penalty = Penalty(
-            l1_reg_W=n_features * self.alpha_W * self.l1_ratio,
-            l1_reg_H=n_samples * alpha_H * self.l1_ratio,
-            l2_reg_W=n_features * self.alpha_W * (1 - self.l1_ratio),
-            l2_reg_H=n_samples * alpha_H * (1 - self.l1_ratio),
-        )
-        floor = self._fitted_units.floor(dtype)
-        return Objective(ops.beta_loss_to_float(self.beta_loss), penalty, floor)
-
-    def _problem(self, X: Tensor, n_fixed: int = 0) -> Problem:
-        return Problem(X, self._objective(len(X), X.shape[1], factor_dtype(X)), n_fixed)
-
-    def _origin_for(self, X: Tensor) -> Origin:
-        """Return how fits to X start, and what they hold."""
-        fixed = self.fixed_components
-        return Origin(
-            self.init,
-            self.n_init,
-            self.random_state,
-            self._fitted_units.scale,
-            None if fixed is None else fixed_rows(fixed, X),
-        )
-
     def _fit(self, X: Tensor, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""
+        if not isinstance(update_H, bool | np.bool_):
+            raise TypeError(f"update_H must be True or False, got {update_H!r}")
+        given = {"W": W, "H": H, "update_H": bool(update_H)}
         origin = self._origin_for(X)
         if not update_H:
             if origin.fixed is not None:
@@ -657,19 +394,18 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         elif self.warm_start and W is None and H is None and hasattr(self, "components_"):
             W, H = self._warm_factors(X)
             origin = replace(origin, init="custom")
+            given |= {"W_ of the warm start": W, "components_ of the warm start": H}
         if origin.init == "nndsvd" and SOLVERS[self.solver].keeps_zeros:
-            warnings.warn(
+            warn_user(
                 "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
                 "'nndsvdar' fill them and usually end better",
                 UserWarning,
-                stacklevel=3,
             )
         file, state = None, None
         if watch.checkpoint is not None:
             # A subclass need not have them all among its own.
             parameters = {name: getattr(self, name) for name in NNMF._get_param_names()}
             parameters |= self.get_params(deep=False)
-            given = {"W": W, "H": H, "update_H": update_H}
             fit = description_of_fit(X, parameters, given)
             file = Checkpoint(watch.checkpoint, watch.every, fit)
             state = file.read(self.max_iter, X.device)
@@ -682,7 +418,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             state = State.of_starts(problem, W, H)
         done, best = state.iterations[-1], state.best
         minimisation = Minimisation(problem, state, solver=self.solver, tol=self.tol)
-        del state, W, H  # starts of this fit need no room to its end
+        del state, W, H, given  # starts of this fit need no room to its end
         with self._progress("NNMF", "it", total=self.max_iter, initial=done) as shown:
             outcome = fit_to_end(
                 minimisation,
@@ -713,13 +449,6 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
             return updated_W(self._problem(X), H, n_iter=self.fresh_restarts_max_iter), H
         return torch.tensor(W), H
 
-    def _progress(
-        self, what: str, unit: str, items: Any = None, *, total: int, initial: int = 0
-    ) -> Any:
-        # None shows the bar on a terminal only.
-        disable = None if self.verbose else True
-        return tqdm(items, what, total, unit=unit, initial=initial, disable=disable)
-
     def _keep(self, run: Run, *, stopped: bool) -> None:
         """Store the best run as fitted attributes, or raise if even that one overflowed."""
         if not math.isfinite(run.objective[-1]):
@@ -727,7 +456,7 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
                 f"the factorisation overflowed (objective {run.objective[-1]}); scale X to values "
                 "around 1, use float64 or another beta_loss"
             )
-        self._forget("n_steps_", *_MEMORY)
+        self._forget("n_steps_", *MEMORY)
         self.components_ = run.H.cpu().numpy()
         self.W_ = run.W.cpu().numpy()
         self.n_components_ = run.n_components
@@ -737,16 +466,13 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         self.objective_history_ = np.array(run.objective)
         self.objective_iterations_ = np.array(run.iterations)
         if self.tol > 0 and not run.converged and not stopped:
-            warnings.warn(
-                f"NNMF stopped at max_iter={self.max_iter} before it converged to tol={self.tol}; "
-                "raise max_iter, or set tol=0 if a fixed number of iterations is what you want",
+            warn_user(
+                # scikit-learn's words first: filters of warnings know them.
+                f"Maximum number of iterations {self.max_iter} reached. Increase it to improve "
+                f"convergence to tol={self.tol}, or set tol=0 if a fixed number of iterations is "
+                "what you want",
                 ConvergenceWarning,
-                stacklevel=4,
             )
-
-    def _forget(self, *attributes: str) -> None:
-        for name in attributes:
-            self.__dict__.pop(name, None)
 
     def _transform(self, X: Tensor) -> Tensor:
         # Pixels take the type that the components have.
@@ -756,59 +482,12 @@ class NNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SavingMixin):  # t
         if solver != "nnls":
             self._check_zeros(X)
         elif self.alpha_W > 0:
-            warnings.warn(
+            warn_user(
                 f"transform_solver='nnls' leaves alpha_W={self.alpha_W} out, so that these are "
                 "less small and sparse than W_; transform_solver='same' minimises what fit does",
                 UserWarning,
-                stacklevel=4,
             )
         return solve_W(self._problem(X), H, solver=solver, n_iter=self.transform_max_iter)
-
-    def _stream(self, X: Tensor, H: Any, origin: Origin) -> tuple[Tensor, Statistics]:
-        """Return the components and the memory with which a stream meets the rows X."""
-        if not hasattr(self, "components_"):
-            components = initial_components(X, self.n_components, origin, H=H)
-            beta_loss = ops.beta_loss_to_float(self.beta_loss)
-            return components, statistics_of_start(components, origin.mean, beta_loss)
-
-        def stored(name: str) -> Tensor:
-            return torch.tensor(getattr(self, name), device=X.device)
-
-        components = stored("components_")
-        before: dict[str, Any] = {"n_components": len(components)}
-        if hasattr(self, "n_steps_"):
-            before["beta_loss"] = self._beta_loss_of_stream
-        for name, value in before.items():
-            now = getattr(self, name)
-            if now != "auto" and now != value:
-                raise ValueError(
-                    f"{name}={now!r} has changed from {value!r} since the stream began; set it "
-                    "back, or start anew with sklearn.base.clone"
-                )
-        if origin.fixed is not None and not torch.equal(
-            components[: origin.n_fixed], origin.fixed.to(components.dtype)
-        ):
-            raise ValueError(
-                "fixed_components are not the first of the components that the stream has so far; "
-                "set them back, or start anew with sklearn.base.clone"
-            )
-        if hasattr(self, "n_steps_"):
-            return components, Statistics(*map(stored, _MEMORY))
-        W = stored("W_")
-        objective = self._objective(len(W), X.shape[1], components.dtype)
-        return components, statistics_of_fit(W, components, objective)
-
-    def _keep_step(self, components: Tensor, statistics: Statistics) -> None:
-        """Store what a mini-batch has led to, and drop what holds for the end of a fit only."""
-        if not bool(components.isfinite().all()):
-            raise ValueError("the mini-batch overflowed; scale X to values around 1 or use float64")
-        self._forget(*_OF_FIT_ALONE)
-        self.components_ = components.cpu().numpy()
-        self._beta_loss_of_stream = self.beta_loss
-        self._components_numerator = statistics.numerator.cpu().numpy()
-        self._components_denominator = statistics.denominator.cpu().numpy()
-        self.n_components_ = len(self.components_)
-        self.n_steps_ = getattr(self, "n_steps_", 0) + 1
 
     @property
     def _n_features_out(self) -> int:

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_DIGITS_OF_MEAN = 40
+
 BLOCK_ENTRIES = 2**19
 """Entries of X in one block: whatever is computed beside the kernels holds no more at once."""
 
@@ -92,17 +94,21 @@ def check_dense_matrix(X: Any, owner: str) -> None:
             )
 
 
-def as_matrix(X: NDArray[Any] | Tensor, device: torch.device, owner: str) -> tuple[Tensor, float]:
-    """Return X (n_samples, n_features) as a non-negative tensor on `device`, and its largest entry.
+def as_matrix(
+    X: NDArray[Any] | Tensor, device: torch.device, owner: str
+) -> tuple[Tensor, float, float]:
+    """Return X (n_samples, n_features) as a non-negative tensor on `device`, and its extremes.
 
     float32, float64 and uint8 (pixels) keep their type; half precision becomes float32, other
     integers and bool become float64. Memory is shared where type, device and order allow it; no
-    gradient comes with it. The largest entry of pixels, as fractions, is taken to be 1.
+    gradient comes with it. The extremes of pixels, as fractions, are taken to be 0 and 1.
     """
     matrix = (_of_tensor(X) if isinstance(X, Tensor) else _of_array(X)).to(device)
     if matrix.stride(1) != 1:  # columns lie apart: once here, not in each call of an op
         matrix = matrix.contiguous()
-    return matrix, 1.0 if matrix.dtype == torch.uint8 else _checked_largest(matrix, owner)
+    if matrix.dtype == torch.uint8:
+        return matrix, 0.0, 1.0
+    return matrix, *_checked_extremes(matrix, owner)
 
 
 def _of_tensor(X: Tensor) -> Tensor:
@@ -124,8 +130,8 @@ def _of_array(X: NDArray[Any]) -> Tensor:
         return torch.from_numpy(X)
 
 
-def _checked_largest(X: Tensor, owner: str) -> float:
-    """Return the largest entry of a floating-point X; raise for NaN, inf and negative ones."""
+def _checked_extremes(X: Tensor, owner: str) -> tuple[float, float]:
+    """Return the extremes of a floating-point X; raise for NaN, inf and negative entries."""
     low, high = extremes(X)
     if not (math.isfinite(low) and math.isfinite(high)):
         what = "NaN" if math.isnan(low) else "inf"
@@ -139,7 +145,7 @@ def _checked_largest(X: Tensor, owner: str) -> float:
             f"Negative values in data passed to {owner}: the smallest entry of X is {low:g}. Shift "
             "or clip X so that every entry is >= 0, for example X - X.min()."
         )
-    return high
+    return low, high
 
 
 def _not_finite(X: Tensor) -> tuple[int, int, int]:
@@ -182,9 +188,16 @@ def extremes(X: Tensor) -> tuple[float, float]:
 
 
 def mean(X: Tensor) -> float:
-    """Return the mean entry, of pixels as fractions."""
+    """Return the mean entry, of pixels as fractions, to 40 binary digits.
+
+    Sums depend on the device, its threads and the order of rows in later digits only, so that
+    starts, which scale with the mean, are the same bits everywhere.
+    """
     total = sum(block.sum().item() for _, block in _blocks_as(torch.float64, X))
-    return total / X.numel() / _unit(X)
+    if not math.isfinite(total):
+        return math.inf
+    digits, exponent = math.frexp(total / X.numel() / _unit(X))
+    return math.ldexp(round(math.ldexp(digits, _DIGITS_OF_MEAN)), exponent - _DIGITS_OF_MEAN)
 
 
 def mean_power(X: Tensor, exponent: float) -> Tensor:

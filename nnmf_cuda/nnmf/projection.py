@@ -1,4 +1,8 @@
-"""The W of rows whose components are known: of new rows, of a mini-batch, of a fit that holds H."""
+"""The W of rows whose components are known.
+
+Those are new rows, a mini-batch, and the rows of a fit that holds H: what starts, streams and the
+estimator share.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,9 @@ def _least_squares(problem: Problem, H: Tensor) -> Tensor:
     penalty = problem.objective.penalty
     if penalty.l1_reg_W == penalty.l2_reg_W == 0:
         return ops.project(problem.X, H)
-    ridge = penalty.l2_reg_W * torch.eye(len(H), dtype=H.dtype, device=H.device)
-    cross = product(problem.X, H.mT) - penalty.l1_reg_W
-    solution: Tensor = ops.nnls(H @ H.mT + ridge, cross)
+    # The sums in float64, or components that are nearly dependent would lose what tells them apart.
+    wide = H.double()
+    ridge = penalty.l2_reg_W * torch.eye(len(H), dtype=wide.dtype, device=H.device)
+    cross = product(problem.X, wide.mT) - penalty.l1_reg_W
+    solution: Tensor = ops.nnls(wide @ wide.mT + ridge, cross).to(H.dtype)
     return solution

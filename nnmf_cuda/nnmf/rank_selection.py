@@ -87,7 +87,7 @@ class RankSelection:
     A stable rank is reproducible, not proven: noise has stable small ranks too, and where
     components are much alike all ranks score high. A curve that only falls chooses its
     smallest rank and says nothing. Look at `plot()` and at what the error gains. Runs that
-    have not converged differ for that reason alone: use a small `tol`, such as 1e-5.
+    have not converged differ for that reason alone: keep `tol` small, such as 1e-4.
 
     References
     ----------

@@ -131,8 +131,7 @@ def held_factors(
 
 def fixed_rows(fixed_components: Any, X: Tensor) -> Tensor:
     """Return the components (m, f) that all fits to X are to hold, checked."""
-    if not isinstance(fixed_components, Tensor):
-        fixed_components = np.asarray(fixed_components)
+    fixed_components = _as_tensor("fixed_components", fixed_components)
     if fixed_components.ndim != 2:
         raise ValueError(
             f"fixed_components must have shape (n_fixed, {X.shape[1]}), one component a row, got "
@@ -170,20 +169,39 @@ def _of_singular_vectors(init: str) -> bool:
 
 def _holding(origin: Origin, H: Tensor) -> Tensor:
     """Return the user's H (k, f), its first rows replaced by those that are held."""
+    if len(H) < origin.n_fixed:
+        raise ValueError(
+            f"H has {len(H)} rows, fewer than the {origin.n_fixed} rows of fixed_components, which "
+            "take the place of its first; give H with all n_components rows"
+        )
     return H if origin.fixed is None else torch.cat((origin.fixed, H[origin.n_fixed :]))
 
 
 def _given(name: str, factor: Any, X: Tensor, shape: tuple[int, int]) -> Tensor:
     """Return the user's factor, checked, in the type and on the device of X's factors."""
-    factor = torch.as_tensor(factor).detach()
+    factor = _as_tensor(name, factor)
     if tuple(factor.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(factor.shape)}")
     if not bool(torch.isfinite(factor).all()) or bool((factor < 0).any()):
         raise ValueError(f"{name} must be finite and >= 0, as every later iterate is")
-    if not bool(factor.any()):
+    if factor.numel() and not bool(factor.any()):
         raise ValueError(f"{name} is full of zeros; a start needs positive entries to grow from")
     moved: Tensor = factor.to(X.device, factor_dtype(X))
     return moved
+
+
+def _as_tensor(name: str, factor: Any) -> Tensor:
+    """Return the user's factor, a tensor or what NumPy makes a real array of."""
+    if not isinstance(factor, Tensor):
+        array = np.asarray(factor)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{name} must be an array of real numbers, got {factor!r:.80}")
+        # A copy: writable, in strides and a type that torch knows.
+        factor = torch.from_numpy(array.astype(np.float64))
+    elif factor.is_complex():
+        raise TypeError(f"{name} must be a tensor of real numbers, got {factor.dtype}")
+    detached: Tensor = factor.detach()
+    return detached
 
 
 def _random(

@@ -119,18 +119,20 @@ def nnls(
     TypeError, ValueError
         If dtypes, shapes or devices disagree, tol is negative, or both return_residual and
         return_info are asked for.
-    RuntimeError
-        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
     Block principal pivoting [3]_ with the factor in float64, and the active-set method [1]_ [2]_
-    for rows that it does not bring to their end. Differentiable in both arguments by implicit
-    differentiation on the free variables {h > 0}: with u the (minimum-norm) solution of
-    G_FF u = grad_F, cross receives u and gram -(u^T h + h^T u) / 2. A variable that is exactly
-    zero has zero gradient. Under torch.func's vmap, rows that share gram are solved together. A row
-    with NaN or infinity has NaN for an answer and a residual, and no
-    free variables.
+    for rows that it does not bring to their end. The residual is that of the normal equations: of
+    gram = A^T A with a condition number of A above about 1e7, whose square is beyond float64, they
+    no longer tell how close A h comes to a target (see `nnls_dense`). Where the minimiser is not
+    unique, as with more components than features, it is one of independent components.
+
+    Differentiable in both arguments by implicit differentiation on the free variables {h > 0}: with
+    u the (minimum-norm) solution of G_FF u = grad_F, cross receives u and gram
+    -(u^T h + h^T u) / 2. A variable that is exactly zero has zero gradient. Under vmap of
+    torch.func, rows that share gram are solved together. A row with NaN or infinity has NaN for an
+    answer and a residual, and no free variables.
 
     References
     ----------
@@ -161,14 +163,14 @@ def nnls(
     require_dims("gram", gram, (max(2, cross.dim()),))
     k = cross.shape[-1]
     require_shape("gram", gram, (*cross.shape[:-2], k, k), "(batch, k, k) for k columns of cross")
-    start = _check_options(cross, cross.shape, passive, tol, return_residual, return_info)
+    start = check_options(cross, cross.shape, passive, tol, return_residual, return_info)
     solved, free, pivots = serving("nnls", gram, cross)(
-        _with_dims(gram, 3), _with_dims(cross, 3), start, tol=tol
+        with_dims(gram, 3), with_dims(cross, 3), start, tol=tol
     )
     h: Tensor = solved.reshape(cross.shape)
     if not (return_residual or return_info):
         return h
-    residual = _kkt_residual(gram, cross, h)
+    residual = kkt_residual(gram, cross, h)
     if not return_info:
         return h, residual
     return h, NnlsInfo(residual, free.reshape(h.shape), pivots.reshape(residual.shape))
@@ -243,12 +245,12 @@ def project(
     TypeError, ValueError
         If dtypes, shapes or devices disagree, tol is negative, or both return_residual and
         return_info are asked for.
-    RuntimeError
-        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
-    The Gram matrix and its factor are float64. Differentiable in X (where it is floating point)
+    The Gram matrix and its factor are float64. Above a condition number of about 1e7 of H, the
+    distance to rows that H can reach is no smaller than about 1e-8 of their norm: see `nnls_dense`.
+    Differentiable in X (where it is floating point)
     and H, through `nnls`.
 
     Examples
@@ -272,27 +274,27 @@ def project(
             f"X and H must have the same batch size, got {X.shape[0]} and {H.shape[0]}"
         )
     shape = (*H.shape[:-2], *X.shape[-2:-1], H.shape[-2])
-    start = _check_options(H, shape, passive, tol, return_residual, return_info)
+    start = check_options(H, shape, passive, tol, return_residual, return_info)
     solved, free, pivots = serving("project", X, H)(
-        _with_dims(X, 2), _with_dims(H, 3), start, tol=tol
+        with_dims(X, 2), with_dims(H, 3), start, tol=tol
     )
     h: Tensor = solved.reshape(shape)
     if not (return_residual or return_info):
         return h
-    residual = _project_residual(_with_dims(X, 2), H, _with_dims(h, 2)).reshape(shape[:-1])
+    residual = _project_residual(with_dims(X, 2), H, with_dims(h, 2)).reshape(shape[:-1])
     if not return_info:
         return h, residual
     return h, NnlsInfo(residual, free.reshape(shape), pivots.reshape(shape[:-1]))
 
 
-def _with_dims(tensor: Tensor, dims: int) -> Tensor:
+def with_dims(tensor: Tensor, dims: int) -> Tensor:
     """Return the tensor with dimensions of size one before its own, at least `dims` in all."""
     if tensor.dim() >= dims:
         return tensor
     return tensor.reshape((1,) * (dims - tensor.dim()) + tuple(tensor.shape))
 
 
-def _check_options(
+def check_options(
     like: Tensor,
     shape: tuple[int, ...],
     passive: Tensor | None,
@@ -318,7 +320,7 @@ def _check_options(
         raise ValueError(
             f"passive must be on {like.device}, as the other tensors, got {passive.device}"
         )
-    return _with_dims(passive, 3)
+    return with_dims(passive, 3)
 
 
 def _project_residual(X: Tensor, H: Tensor, h: Tensor) -> Tensor:
@@ -327,13 +329,13 @@ def _project_residual(X: Tensor, H: Tensor, h: Tensor) -> Tensor:
     # Blocks of rows: X may be large, and a float64 copy of uint8 X has eight times its size.
     blocks = zip(X.detach().split(_RESIDUAL_ROWS, -2), h.split(_RESIDUAL_ROWS, -2), strict=True)
     residuals = [
-        _kkt_residual(gram, as_float(rows, torch.float64).double() @ H.mT, solved)
+        kkt_residual(gram, as_float(rows, torch.float64).double() @ H.mT, solved)
         for rows, solved in blocks
     ]
     return torch.cat(residuals, -1)
 
 
-def _kkt_residual(gram: Tensor, cross: Tensor, h: Tensor) -> Tensor:
+def kkt_residual(gram: Tensor, cross: Tensor, h: Tensor) -> Tensor:
     gram, cross, h = gram.detach().double(), cross.detach().double(), h.detach().double()
     violation = torch.minimum(h, h @ ((gram + gram.mT) / 2) - cross).abs()
     if cross.shape[-1] == 0:

@@ -109,8 +109,6 @@ def nnmf_mu(
     TypeError, ValueError
         If dtypes, shapes or devices disagree, a penalty is negative, the floor too low or `n_fixed`
         above n_components.
-    RuntimeError
-        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
@@ -211,8 +209,6 @@ def nnmf_hals(
     TypeError, ValueError
         If dtypes, shapes or devices disagree, a penalty is negative or `n_fixed` above
         n_components.
-    RuntimeError
-        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----
@@ -312,8 +308,6 @@ def nnmf_divergence(
     ------
     TypeError, ValueError
         If dtypes, shapes or devices disagree, or the floor is too low.
-    RuntimeError
-        With more than 256 components on CUDA, where the compiled kernels serve.
 
     Notes
     -----

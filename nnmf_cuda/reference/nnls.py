@@ -7,6 +7,7 @@ Gram form of Bro & De Jong (1997). All rows of a problem advance together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,10 +63,13 @@ def project(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve min_{h>=0} ||x - h H||^2 for every row x of X; X (n, f) or (B, n, f), H (B, k, f).
 
-    The rest is as in `nnls`.
+    All products are formed in float64. The rest is as in `nnls`.
     """
-    gram = H.double() @ H.double().mT
-    return nnls(gram, as_float(X, H.dtype) @ H.mT, passive, tol=tol)
+    wide = H.double()
+    h, free, pivots = nnls(
+        wide @ wide.mT, as_float(X, torch.float64).double() @ wide.mT, passive, tol=tol
+    )
+    return h.to(H.dtype), free, pivots
 
 
 def nnls_backward(gram: Tensor, h: Tensor, grad: Tensor) -> Tensor:
@@ -196,7 +200,7 @@ def _active_set(problem: _Rows) -> tuple[Tensor, Tensor, Tensor]:
         entering = descent[unfinished].masked_fill(~eligible[unfinished], -torch.inf).argmax(1)
         free[rows, entering] = True
         count = free[rows].sum(1)
-        _restore_feasibility(G, C, h, free, rows)
+        restore_feasibility(lambda rows: _solve_free(G, C[rows], free[rows]), h, free, rows)
         pivots[rows] += 1 + count - free[rows].sum(1)
         stayed = free[rows, entering]
         blocked[rows[stayed]] = False
@@ -204,10 +208,15 @@ def _active_set(problem: _Rows) -> tuple[Tensor, Tensor, Tensor]:
     return h, free, pivots
 
 
-def _restore_feasibility(G: Tensor, C: Tensor, h: Tensor, free: Tensor, rows: Tensor) -> None:
-    """Move `h[rows]` to the optimum of its free set, dropping variables that would go negative."""
+def restore_feasibility(
+    solve: Callable[[Tensor], Tensor], h: Tensor, free: Tensor, rows: Tensor
+) -> None:
+    """Move `h[rows]` to the optimum of its free set, dropping variables that would go negative.
+
+    ``solve(rows)`` gives that optimum, whatever its signs are.
+    """
     while rows.numel():
-        goal = _solve_free(G, C[rows], free[rows])
+        goal = solve(rows)
         negative = free[rows] & (goal <= 0)
         feasible = ~negative.any(1)
         h[rows[feasible]] = goal[feasible]

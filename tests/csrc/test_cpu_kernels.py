@@ -74,6 +74,27 @@ def test_any_beta_loss(dtype: torch.dtype, beta_loss: float) -> None:
     test_edges_of_tiles(2, 19, 101, 5, dtype, beta_loss)
 
 
+@pytest.mark.parametrize("pixels", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beta_loss", BETA_LOSSES)
+def test_any_beta_loss_with_a_floor_and_held_rows(
+    dtype: torch.dtype, beta_loss: float, pixels: bool
+) -> None:
+    X, W, H = problem(2, 19, 101, 5, dtype, pixels=pixels)
+    floor = (W[0] @ H[0]).median().item()  # in the way of half of the entries
+    options = {"beta_loss": beta_loss, "floor": floor}
+    got = torch.ops.nnmf_cuda.nnmf_mu(X, W, H, n_iter=2, n_fixed=2, **options)
+    exact_X = as_float(X, dtype).double()
+    wanted = reference.nnmf_mu(exact_X, W.double(), H.double(), n_iter=2, n_fixed=2, **options)
+    rtol = 2e-5 if dtype == torch.float32 else 1e-12
+    for ours, truth in zip(got[:2], wanted[:2], strict=True):
+        torch.testing.assert_close(ours.double(), truth, rtol=rtol, atol=0)
+    assert torch.equal(got[1][:, :2], H[:, :2])
+    divergence = torch.ops.nnmf_cuda.nnmf_divergence(X, *got[:2], **options)
+    exact = reference.nnmf_divergence(exact_X, got[0].double(), got[1].double(), **options)
+    torch.testing.assert_close(divergence, exact, rtol=rtol, atol=1e-9)
+
+
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set(isa: str) -> None:
     if isa == _extension.cpu_isa():
@@ -195,7 +216,7 @@ def test_denormals_are_zeros() -> None:
 @pytest.mark.parametrize(("n", "f", "k"), [(9, 47, 1), (33, 97, 8), (17, 390, 17), (300, 50, 3)])
 def test_coordinate_descent_edges(dtype: torch.dtype, n: int, f: int, k: int) -> None:
     X, W, H = problem(1, n, f, k, dtype, pixels=n % 2 == 0)
-    options = {"n_iter": 2, "n_inner": 2, "l1_reg_W": 0.1, "l2_reg_H": 0.3}
+    options = {"n_iter": 2, "n_inner": 2, "l1_reg_W": 0.1, "l2_reg_H": 0.3, "n_fixed": k // 3}
     got = torch.ops.nnmf_cuda.nnmf_hals(X, W, H, **options)
     exact_X = as_float(X, dtype).double()
     wanted = reference.nnmf_hals(exact_X, W.double(), H.double(), **options)

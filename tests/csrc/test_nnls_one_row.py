@@ -192,6 +192,30 @@ def test_many_small_changes_keep_the_factor_exact() -> None:
     torch.testing.assert_close(h, want, rtol=0, atol=1e-8 * float(want.max()))
 
 
+@pytest.mark.slow
+def test_a_thousand_components_that_drift_need_few_pivots() -> None:
+    k, n = 1285, 64
+    generator = torch.Generator().manual_seed(0)
+    options = {"generator": generator, "dtype": torch.float64}
+    basis = torch.randn(k, 2 * k, **options)
+    targets = torch.randn(n, k, **options) @ basis + torch.randn(n, 2 * k, **options)
+    gram = basis @ basis.mT
+    _, info = ops.nnls(gram, targets @ basis.mT, return_info=True)
+    for _ in range(3):
+        targets += 0.03 * k**0.5 * torch.randn(n, 2 * k, **options)
+        cross = targets @ basis.mT
+        cold, of_cold = ops.nnls(gram, cross, return_info=True)
+        before = info.passive
+        warm, info = ops.nnls(gram, cross, passive=before, return_info=True)
+        torch.testing.assert_close(warm, cold, rtol=1e-9, atol=1e-10 * float(cold.max()))
+        assert (info.passive ^ before).any()
+        assert info.residual.max() < 1e-12
+        assert 5 * info.pivots.sum() < of_cold.pivots.sum()
+    lower = np.linalg.cholesky(gram.numpy())
+    want, _ = scipy.optimize.nnls(lower.T, np.linalg.solve(lower, cross[0].numpy()))
+    np.testing.assert_allclose(warm[0].numpy(), want, rtol=1e-7, atol=1e-9 * want.max())
+
+
 VARIANT = """
 import numpy as np, scipy.optimize, torch
 from nnmf_cuda import ops

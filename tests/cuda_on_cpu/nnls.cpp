@@ -1,38 +1,12 @@
 // The CUDA kernels of nnls, nnls_backward and project.
 #include <algorithm>
 
-#include "call.h"
-#include "nnls/cuda/launches.cuh"
+#include "nnls_call.h"
 #include "nnmf/cuda/half_step.cuh"
 
 namespace {
 
 using namespace nnmf_cuda;
-
-// Which rows took the slow way is given back as well.
-struct Memory {
-  template <class T>
-  T* get(int64_t size) {
-    if constexpr (sizeof(T) == 1)
-      return call.result<T>("unsolved", {size});
-    else
-      return call.scratch<T>(size);
-  }
-  cuda_on_cpu::Call& call;
-};
-
-RowsShape shape_of(const cuda_on_cpu::Call& call, const char* rows) {
-  return {call.size(rows, 0), call.size(rows, 1), call.size(rows, 2)};
-}
-
-// Where "passive" has a row for each, it is what they start from.
-ActiveSets sets_of(cuda_on_cpu::Call& call, const RowsShape& s) {
-  const bool given = call.size("passive", 0) > 0;
-  return {given ? reinterpret_cast<const bool*>(call.tensor<uint8_t>("passive")) : nullptr,
-          call.number("tol"),
-          reinterpret_cast<bool*>(call.result<uint8_t>("free", {s.batch, s.n, s.k})),
-          call.result<int64_t>("pivots", {s.batch, s.n})};
-}
 
 template <class G, class T>
 void solve(cuda_on_cpu::Call& call) {
@@ -70,9 +44,7 @@ void project(cuda_on_cpu::Call& call) {
   const DeviceProblem<T, Data> problem{
       call.tensor<Data>("X"), nullptr, call.tensor<T>("H"), shape, nullptr, 3};
   const double scale = sizeof(Data) == 1 ? 1.0 / 255 : 1;
-  dispatch_tiling<Loss::kFrobenius, T, Data>(k, [&]<class Tiling>(Tiling, int group) {
-    ProductsLaunches<Tiling>(problem, group, memory).launch(scale, cross, gram, nullptr);
-  });
+  launch_products(problem, scale, cross, gram, memory, nullptr);
   launch_nnls(gram, cross, call.result<T>("h", {batch, n, k}), sets_of(call, {batch, n, k}),
               {batch, n, k}, memory, nullptr);
 }

@@ -291,6 +291,21 @@ def test_project_equals_reference(
     torch.testing.assert_close(got.double(), want, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_wide_components_of_both_signs_reach_float32_rows(
+    kernels: Path, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    H = torch.randn((1, 100, 30), generator=generator)
+    X = torch.rand((2, 30), generator=generator)
+    X = (255 * X).to(dtype) if dtype == torch.uint8 else X
+    tensors = {"X": X, "H": H, "passive": COLD}
+    h = run_kernels(kernels, "project", tensors, {"tol": 0}, seeds=(0,))["h"][0]
+    exact = X.double() / 255 if dtype == torch.uint8 else X.double()
+    error = (h.double() @ H[0].double() - exact).norm(dim=1) / exact.norm(dim=1)
+    assert error.max() < 1e-5
+
+
 # Barriers after which memory is written anew. They can only be missed where a thread runs far
 # ahead, past barriers that what follows happens to have.
 GUARDS = {

@@ -50,7 +50,7 @@ def dense(X: Any) -> Any:
 class Adapter(ClassNamePrefixFeaturesOutMixin, BaseEstimator):
     """What both estimators share: a model of ours beside scikit-learn's parameters."""
 
-    def our_model(self, X: Any, H: Any, **parameters: Any) -> NNMF:
+    def our_model(self, X: Any, **parameters: Any) -> NNMF:
         """Return an unfitted NNMF that means what the parameters mean for this X."""
         init, k = self.init, self.n_components
         if k == "auto" and init != "custom":
@@ -111,15 +111,13 @@ class NMF(Adapter):
 
     def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> Any:
         X = dense(X)
-        model = self.our_model(
-            X, H, solver=SOLVERS[self.solver], transform_solver=TRANSFORM[self.solver]
-        )
-        self.keep(model.fit(X, W=W, H=H))
+        model = self.our_model(X).fit(X, W=W, H=H)
+        self.keep(model)
         self.reconstruction_err_ = model.reconstruction_err_
         return model.W_
 
-
-TRANSFORM = {"mu": "mu", "cd": "nnls"}
+    def our_model(self, X: Any, **parameters: Any) -> NNMF:
+        return super().our_model(X, solver=SOLVERS[self.solver], transform_solver="same")
 
 
 class MiniBatchNMF(Adapter):
@@ -181,7 +179,6 @@ class MiniBatchNMF(Adapter):
         if not hasattr(self, "model_"):
             self.model_ = self.our_model(
                 X,
-                H,
                 forget_factor=self.forget_factor,
                 fresh_restarts_max_iter=self.fresh_restarts_max_iter,
                 transform_solver="mu",
@@ -201,14 +198,14 @@ def non_negative_factorization(
     update_H: bool = True,
     **parameters: Any,
 ) -> tuple[Any, Any, int]:
-    """Return W, H and the iterations run; with H given, the W that a model of it transforms to."""
+    """Return W, H and the iterations run; the W of a given H is the one that X transforms to."""
     estimator = NMF(n_components, **parameters)
-    W_of_fit = estimator.fit_transform(X, W=W if update_H else None, H=H if update_H else None)
     if update_H:
-        return W_of_fit, estimator.components_, estimator.model_.n_iter_
-    model = estimator.model_
-    model.components_, model.n_components_ = H, len(H)
-    return model.transform(dense(X)), H, model.transform_max_iter
+        W = estimator.fit_transform(X, W=W, H=H)
+        return W, estimator.components_, estimator.model_.n_iter_
+    X, estimator.n_components = dense(X), len(H)
+    model = estimator.our_model(X)
+    return model.fit_transform(X, H=H, update_H=False), model.components_, model.n_iter_
 
 
 def initialize_nmf(

@@ -239,7 +239,8 @@ def test_nnmf_objective_history_falls_and_names_its_iterations(X):
 
 
 def test_nnmf_says_when_it_has_not_converged(X):
-    with pytest.warns(ConvergenceWarning, match="max_iter=20 before it converged to tol=1e-12"):
+    message = "^Maximum number of iterations 20 reached. Increase it .* tol=1e-12, or set tol=0"
+    with pytest.warns(ConvergenceWarning, match=message):
         model = fitted(X, max_iter=20, tol=1e-12)
     assert not model.converged_
     with warnings.catch_warnings():

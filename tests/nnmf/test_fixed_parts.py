@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.optimize
 import torch
@@ -168,6 +169,59 @@ def test_rank_selection_scores_what_is_learned_beside_fixed_components(planted):
         model.select_rank(X, [2, 3], n_init=3)
 
 
+@pytest.mark.parametrize("types", [("float64", "float32"), ("float32", "float64")])
+def test_a_stream_that_holds_components_meets_other_types(planted, types):
+    X, H = planted
+    for begin in ("fit", "partial_fit"):
+        model = quiet(n_components=4, fixed_components=H[:2])
+        getattr(model, begin)(X.astype(types[0])).partial_fit(X.astype(types[1]))
+        np.testing.assert_array_equal(model.components_[:2], H[:2].astype(types[0]))
+        with pytest.raises(ValueError, match="fixed_components are not the first"):
+            model.set_params(fixed_components=1.00001 * H[:2]).partial_fit(X.astype(types[1]))
+
+
+def test_no_fixed_components_are_a_fit_without(planted):
+    X, H = planted
+    free, none = (quiet(n_components=4, fixed_components=f) for f in (None, H[:0]))
+    np.testing.assert_array_equal(none.fit(X).components_, free.fit(X).components_)
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, np.ndarray.tolist, lambda H: H[::-1][::-1]])
+def test_factors_are_given_as_anything_numpy_reads(planted, kind):
+    X, H = planted
+    W = np.ones((30, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        want = quiet(init="custom", fixed_components=H[:2]).fit(X, W=W, H=H)
+        model = quiet(init="custom", fixed_components=kind(H[:2]))
+        model.fit(X, W=kind(W), H=kind(H))
+    np.testing.assert_array_equal(model.components_, want.components_)
+    turned = quiet().fit(X, H=H[::-1], update_H=False)
+    np.testing.assert_array_equal(turned.components_, H[::-1])
+
+
+@pytest.mark.parametrize("H", ["abc", [[1, 2], [3]], 1j * np.ones((5, 20)), 1j * torch.ones(5, 20)])
+def test_factors_that_are_no_numbers_are_refused(planted, H):
+    X, _ = planted
+    with pytest.raises((TypeError, ValueError), match="real numbers|inhomogeneous"):
+        quiet().fit(X, H=H, update_H=False)
+    with pytest.raises((TypeError, ValueError), match="real numbers|inhomogeneous"):
+        quiet(fixed_components=H).fit(X)
+
+
+def test_a_start_with_fewer_rows_than_fixed_components_is_refused(planted):
+    X, H = planted
+    model = quiet(init="custom", fixed_components=H[:3])
+    message = "H has 2 rows, fewer than the 3 rows of fixed_components"
+    with pytest.raises(ValueError, match=message):
+        model.fit(X, W=np.ones((30, 2)), H=H[:2])
+    with pytest.raises(ValueError, match=message):
+        model.partial_fit(X, H=H[:2])
+    warm = quiet(n_components=2, warm_start=True).fit(X)
+    with pytest.raises(ValueError, match=message):
+        warm.set_params(n_components="auto", fixed_components=H[:3]).fit(X)
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -264,6 +318,8 @@ def test_what_a_fit_with_H_given_refuses(planted, parameters, given, message):
     X, _ = planted
     with pytest.raises(ValueError, match=message):
         quiet(**parameters).fit(X, update_H=False, **given)
+    with pytest.raises(TypeError, match="update_H must be True or False, got 'no'"):
+        quiet().fit(X, update_H="no")
 
 
 # --- warm start -----------------------------------------------------------------------------------
@@ -325,5 +381,7 @@ def test_a_warm_start_refuses_what_it_cannot_go_on_from(planted, change, message
     model = quiet(n_components=4, warm_start=True).fit(X)
     with pytest.raises(ValueError, match=message):
         model.set_params(**change).fit(X)
+    with pytest.raises(TypeError, match="warm_start must be True or False, got 'yes'"):
+        clone(model).set_params(warm_start="yes").fit(X)
     with pytest.raises(ValueError, match="n_features of X is 19; set it to 20"):
         model.set_params(n_components=4, n_init=1).fit(X[:, :19])

@@ -228,7 +228,7 @@ def test_nnmf_transform_before_fit():
 def test_columns_that_lie_apart_are_copied_once(order):
     X = np.asfortranarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
     X = np.ascontiguousarray(X) if order == "C" else X
-    matrix, _ = as_matrix(X, torch.device("cpu"), "NNMF")
+    matrix, *_ = as_matrix(X, torch.device("cpu"), "NNMF")
     assert matrix.stride(1) == 1
     assert (matrix.data_ptr() == X.ctypes.data) == (order == "C")
     assert (matrix.numpy() == X).all()
@@ -268,12 +268,30 @@ def test_blocks_add_up_to_the_whole(rng, shape, dtype, transposed, device):
         return torch.from_numpy(array.astype(kind)).to(device)
 
     assert extremes(tensor) == (X.min(), X.max())
-    assert mean(tensor) == pytest.approx(dense.mean(), rel=1e-12)
+    assert mean(tensor) == pytest.approx(dense.mean(), rel=2e-12)  # 40 binary digits
     np.testing.assert_allclose(row_means(tensor).cpu(), dense.mean(1, keepdims=True), **tolerance)
     np.testing.assert_allclose(product(tensor, moved(right)).cpu(), dense @ right, **tolerance)
     np.testing.assert_allclose(
         transposed_product(tensor, moved(left)).cpu(), dense.T @ left, **tolerance
     )
+
+
+def test_the_mean_does_not_depend_on_the_order_of_rows_or_on_threads(rng):
+    X = torch.from_numpy(rng.gamma(1, size=(3000, 101)))
+    threads, seen = torch.get_num_threads(), set()
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            for order in (slice(None), *(rng.permutation(3000) for _ in range(5))):
+                seen.add(mean(X[order]))
+    finally:
+        torch.set_num_threads(threads)
+    (found,) = seen
+    assert found == pytest.approx(X.mean().item(), rel=1e-11)
+    assert mean(X / 1024) == found / 1024
+    assert mean(torch.full((2, 3), 255, dtype=torch.uint8)) == 1
+    assert mean(torch.zeros(2, 3)) == 0
+    assert mean(torch.full((2, 3), 1.7e308, dtype=torch.float64)) == math.inf
 
 
 @pytest.mark.parametrize("row", [0, 20])

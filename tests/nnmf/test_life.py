@@ -226,6 +226,38 @@ def test_a_fit_of_a_tensor_goes_on_where_it_was(X, path, device):
 
 
 @pytest.mark.parametrize("solver", ["mu", "accelerated-mu", "hals"])
+@pytest.mark.parametrize("dtype", ["float64", "uint8"])
+def test_fits_with_fixed_parts_go_on_too(X, path, rng, solver, dtype):
+    X = (X * 80).astype(dtype)
+    H = rng.random((4, X.shape[1])) + 0.1
+    model = NNMF(4, solver=solver, beta_loss=2, tol=0, max_iter=65, random_state=0)
+    held = fit_by_pieces(model, X, path, [10, 40], H=H, update_H=False)
+    assert_same(held, clone(model).fit(X, H=H, update_H=False))
+    with pytest.raises(ValueError, match="H was .* and is None; update_H was False and is True"):
+        clone(model).fit(X, checkpoint=path)
+    path.unlink()
+    model.set_params(fixed_components=H[:2], n_init=3)
+    assert_same(fit_by_pieces(model, X, path, [10, 40]), clone(model).fit(X))
+    with pytest.raises(ValueError, match="fixed_components was .* and is '"):
+        clone(model).set_params(fixed_components=H[:3]).fit(X, checkpoint=path)
+
+
+def test_a_warm_start_goes_on_too(X, path):
+    first = NNMF(3, tol=0, max_iter=20, random_state=0, warm_start=True).fit(X)
+    first.save(path.with_name("first"))
+    with pytest.raises(Interrupted):
+        NNMF.load(path.with_name("first")).fit(X, checkpoint=path, callback=interrupt_at(10))
+    ours = NNMF.load(path.with_name("first")).fit(X, checkpoint=path)
+    assert_same(ours, first.fit(X))
+    # What is fitted now is another start, and so is none.
+    for other, now in ((ours, "'"), (clone(ours), "None")):
+        with pytest.raises(
+            ValueError, match=f"components_ of the warm start was '.*' and is {now}"
+        ):
+            other.fit(X, checkpoint=path)
+
+
+@pytest.mark.parametrize("solver", ["mu", "accelerated-mu", "hals"])
 def test_a_fit_goes_further_with_a_larger_max_iter(X, path, solver):
     model = NNMF(3, solver=solver, beta_loss=2, n_init=4, tol=1e-3, random_state=1)
     for max_iter in (10, 25, 25, 60, 61, 200):  # blocks of 5 and of 1 are of the shorter fit alone

@@ -85,6 +85,23 @@ def test_same_reads_what_fit_reads_and_rows_are_their_own(X, kind):
     np.testing.assert_allclose(np.asarray(W), want, rtol=2e-3, atol=2e-3 * want.max())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_same_tells_components_that_are_nearly_alike_apart(rng, dtype):
+    # Components that differ by parts in a hundred: a condition number of some 500.
+    H = rng.gamma(1, size=(1, 2000)) + 0.01 * rng.gamma(1, size=(8, 2000))
+    X = rng.gamma(1, size=(20, 8)) @ H
+    X = np.rint(X / X.max() * 255).astype(np.uint8) if dtype == "uint8" else X.astype(dtype)
+    parameters = {"beta_loss": 2, "alpha_W": 1e-6, "l1_ratio": 0.5, "transform_solver": "same"}
+    model = fitted(X, n_components=8, max_iter=1, **parameters)
+    model.components_ = H.astype(np.float32)
+    W = model.transform(X)
+    exact = X.astype(np.float64) / (255 if dtype == "uint8" else 1)
+    want = model.transform(exact)  # the same problem in float64
+    np.testing.assert_allclose(W, want, rtol=1e-5, atol=1e-6 * want.max())
+    alone = np.vstack([model.transform(X[i : i + 1]) for i in range(len(X))])
+    np.testing.assert_allclose(W, alone, rtol=1e-6, atol=1e-7 * want.max())
+
+
 def test_nnls_warns_once_that_it_leaves_the_penalty_out(X):
     model = fitted(X, alpha_W=0.01, transform_solver="nnls")
     for run in (model.transform, model.fit_transform):

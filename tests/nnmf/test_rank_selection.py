@@ -16,7 +16,7 @@ from scipy.spatial.distance import squareform
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from nnmf_cuda import NNMF, RankSelection, ops
-from nnmf_cuda.nnmf import rank_selection
+from nnmf_cuda.nnmf import rank_choice, rank_selection
 from nnmf_cuda.nnmf.rank_selection import (
     assignments,
     component_similarity,
@@ -124,7 +124,7 @@ def test_a_seed_decides_everything_and_batches_nothing(rng, monkeypatch):
         model(random_state=1).select_rank(X, **options).objective, first.objective
     )
     monkeypatch.setattr(
-        rank_selection,
+        rank_choice,
         "grid_runs",
         lambda *a, **k: grid_runs(*a, width=8, batch_entries=5000, **k),
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from nnmf_cuda import NNMF
@@ -119,3 +120,17 @@ def test_the_file_is_plain_safetensors(X, path):
     model = NNMF(3, tol=0, max_iter=5, random_state=0).fit(X)
     model.save(path)
     np.testing.assert_array_equal(load_file(path)["components_"].numpy(), model.components_)
+
+
+def test_a_pickle_older_than_some_parameters_has_their_defaults(X):
+    model = NNMF(3, tol=0, max_iter=20, random_state=0).fit(X)
+    state = dict(model.__getstate__())
+    for younger in ("fixed_components", "warm_start", "_units"):
+        del state[younger]
+    old = NNMF.__new__(NNMF)
+    old.__setstate__(state)
+    assert repr(old) == repr(model)
+    np.testing.assert_array_equal(old.transform(X), model.transform(X))
+    clone(old).fit(X)
+    old.partial_fit(X)
+    assert old.fixed_components is None

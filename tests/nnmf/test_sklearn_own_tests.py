@@ -25,8 +25,6 @@ N_CASES = 284
 
 EXPECTED_FAILURES = {
     "our message has other words": (
-        "test_convergence_warning[NMF-solver0]",
-        "test_convergence_warning[NMF-solver1]",
         "test_parameter_checking",
         "test_non_negative_factorization_checking",
         "test_nmf_negative_beta_loss[csr_matrix]",
@@ -60,7 +58,7 @@ EXPECTED_FAILURES = {
         "test_nmf_w_h_not_used_warning",
     ),
 }
-RAISED = (AssertionError, AttributeError, ValueError, pytest.fail.Exception)
+RAISED = (AssertionError, AttributeError, pytest.fail.Exception)  # not a crash of ours
 REASONS = {name: reason for reason, names in EXPECTED_FAILURES.items() for name in names}
 
 
@@ -79,4 +77,4 @@ def test_list_of_expected_failures_is_short_and_of_cases_that_exist(request):
         pytest.skip("only some of the cases were asked for")
     assert len(cases) == N_CASES
     assert cases >= REASONS.keys()
-    assert len(REASONS) <= 25
+    assert N_CASES - len(REASONS) >= 262

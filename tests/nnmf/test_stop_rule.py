@@ -27,11 +27,8 @@ SOLVES = [
     ("hals", 2),
 ]
 PENALTIES = [
-    {},
     {"alpha_W": 0.01, "alpha_H": 0.0005, "l1_ratio": 1.0},
-    {"alpha_W": 0.01, "alpha_H": 0.0005, "l1_ratio": 0.0},
     {"alpha_W": 0.05, "l1_ratio": 0.5},
-    {"alpha_W": 0.02, "alpha_H": 0.0, "l1_ratio": 0.3},
     {"alpha_W": 0.0, "alpha_H": 0.02, "l1_ratio": 0.7},
 ]
 
@@ -49,12 +46,11 @@ def planted(rng, shape=(9, 8), rank=4):
     return X / X.mean()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("solver", "beta_loss"), SOLVES)
-def test_a_converged_fit_is_as_low_as_one_that_goes_on(rng, solver, beta_loss, dtype):
+def test_a_converged_fit_in_float32_is_as_low_as_one_that_goes_on(rng, solver, beta_loss):
     converged = 0
-    for penalty in PENALTIES if dtype == np.float64 else PENALTIES[1:4:2]:
-        X = planted(rng).astype(dtype)
+    for penalty in PENALTIES:  # float64: test_sweep_of_penalties.py
+        X = planted(rng).astype(np.float32)
         max_iter = 3000 if solver == "mu" else 800
         options = {
             "n_components": 2, "solver": solver, "beta_loss": beta_loss, "max_iter": max_iter

@@ -39,12 +39,10 @@ def relative_error(model, X):
     return np.linalg.norm(X - model.W_ @ model.components_) / np.linalg.norm(X)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize(("solver", "beta_loss"), SOLVES)
-def test_a_fit_does_not_depend_on_the_units_of_X(rng, solver, beta_loss, init, dtype):
-    X = planted(rng)
-    errors, iterations = [], []
+def test_a_fit_in_float32_does_not_depend_on_the_units_of_X(rng, solver, beta_loss, init):
+    X, errors = planted(rng), []  # float64: test_sweep_of_units.py
     for scale in SCALES:
         model = NNMF(
             4, solver=solver, beta_loss=beta_loss, init=init, tol=1e-3, max_iter=400, random_state=0
@@ -53,12 +51,9 @@ def test_a_fit_does_not_depend_on_the_units_of_X(rng, solver, beta_loss, init, d
             warnings.simplefilter("error")
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.filterwarnings("ignore", "multiplicative updates cannot leave")
-            model.fit((scale * X).astype(dtype))
-        errors.append(relative_error(model, (scale * X).astype(dtype)))
-        iterations.append(model.n_iter_)
+            model.fit((scale * X).astype(np.float32))
+        errors.append(relative_error(model, scale * X))
     np.testing.assert_allclose(errors, errors[2], rtol=0.01)
-    # In float32 a block that falls by nearly tol may count either way.
-    assert len(set(iterations)) == 1 or dtype == np.float32
 
 
 @pytest.mark.parametrize("scale", [64.0, 1.0, 0.001, 1e-7])
@@ -143,7 +138,7 @@ def test_data_below_scikit_learns_floor_are_fitted(rng, beta_loss, scale, dtype)
     ("scale", "dtype", "beta_loss", "remedy"),
     [
         (1e-40, np.float32, 1, "scale X to values around 1$"),
-        (1e-30, np.float32, 2, "scale X to values around 1, or use float64"),
+        (1e-20, np.float32, 2, "scale X to values around 1, or use float64"),
         (1e30, np.float32, 2, "scale X to values around 1, or use float64"),
         (1e-20, np.float32, 3, "scale X to values around 1, or use float64"),
         (1e-15, np.float32, -1, "scale X to values around 1, or use float64"),
@@ -180,13 +175,13 @@ def test_zeros_alone_are_fitted_by_zeros(solver, beta_loss, dtype):
 def test_units_without_a_mean_are_taken_for_one(mean):
     units = Units(pixels=False, largest=0.0, mean=mean)
     assert units.scale == 1
-    assert units.floor(torch.float32) == EPSILON
+    assert units.floor(torch.float32, 1.0) == EPSILON
 
 
 def test_the_floor_is_scikit_learns_from_the_mean_one_on():
     for mean, floor in ((1e-3, 1e-3 * EPSILON), (1, EPSILON), (1e6, EPSILON)):
-        assert Units(False, 1.0, mean).floor(torch.float64) == floor
-    assert Units(False, 1.0, 1e-35).floor(torch.float32) == torch.finfo(torch.float32).tiny
+        assert Units(False, 1.0, mean).floor(torch.float64, 1.0) == floor
+    assert Units(False, 1.0, 1e-35).floor(torch.float32, 1.0) == torch.finfo(torch.float32).tiny
 
 
 # --- the same numbers as other quantities ---------------------------------------------------------
@@ -223,6 +218,9 @@ def test_fractions_and_pixels_are_the_same_quantity(rng):
         np.testing.assert_allclose(model.transform(fractions), of_pixels, rtol=1e-3, atol=1e-4)
         model.fit(fractions).transform(X)
         model.partial_fit(X).partial_fit(fractions)
+        # Fractions that were interpolated or sharpened overshoot.
+        model.fit(X).transform(1.4 * fractions)
+        model.fit(1.4 * fractions).transform(X)
         # A uint8 image without a pixel above 1, and counts both times.
         model.fit(X).transform(np.minimum(X, 1).astype(np.float64))
         model.fit(X.astype(np.int64)).transform(X.astype(np.float64))

@@ -383,14 +383,6 @@ def test_more_rows_than_a_grid_has_blocks(device: str) -> None:
     torch.testing.assert_close(h[ends], ops.nnls(gram, cross[ends]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.needs_cuda
-def test_more_components_than_kernels_take_are_refused() -> None:
-    X, W, H = (t.cuda() for t in random_problem(5, 7, 257))
-    for call in (ops.nnmf_divergence, functools.partial(ops.nnmf_mu, n_iter=1)):
-        with pytest.raises(RuntimeError, match="n_components is 257, .*at most 256: move .* CPU"):
-            call(X, W, H)
-
-
 # Several devices --------------------------------------------------------------------------------
 
 

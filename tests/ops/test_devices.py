@@ -33,6 +33,8 @@ from tests.helpers import (
 )
 
 DTYPES = [torch.float32, torch.float64, torch.uint8]
+# n, f, k: more components than CUDA kernels keep in registers, or threads of a block
+MANY_COMPONENTS = [(9, 33, 257), (5, 70, 600), (3, 1050, 1030)]
 SLACK = {torch.float32: 5e-6, torch.float64: 5e-14}
 N_ITER = 3
 
@@ -83,7 +85,7 @@ def on(device: str, *tensors: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "f", "k"), AWKWARD_SHAPES)
+@pytest.mark.parametrize(("n", "f", "k"), AWKWARD_SHAPES + MANY_COMPONENTS)
 @pytest.mark.parametrize("beta_loss", [1.0, 2.0])
 def test_mu_of_awkward_shapes(
     device: str, dtype: torch.dtype, n: int, f: int, k: int, beta_loss: float
@@ -231,7 +233,7 @@ def optimality(gram: Tensor, cross: Tensor, h: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("k", [1, 2, 8, 15, 16, 17, 31, 32, 33, 64, 100, 128])
+@pytest.mark.parametrize("k", [1, 2, 8, 15, 16, 17, 31, 32, 33, 64, 100, 128, 257, 300])
 def test_nnls_meets_the_conditions_of_its_optimum(device: str, dtype: torch.dtype, k: int) -> None:
     gram, cross = least_squares(67 if k < 64 else 9, k, dtype=dtype, seed=k)
     h = ops.nnls(*on(device, gram, cross))
@@ -288,7 +290,9 @@ def test_gradient_of_nnls_is_that_of_the_free_equations(device: str, k: int) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "f", "k"), [s for s in AWKWARD_SHAPES if s[1] >= s[2]])
+@pytest.mark.parametrize(
+    ("n", "f", "k"), [s for s in AWKWARD_SHAPES + MANY_COMPONENTS if s[1] >= s[2]]
+)
 def test_project_of_awkward_shapes(device: str, dtype: torch.dtype, n: int, f: int, k: int) -> None:
     X, _, H = random_problem(n, f, k, dtype=dtype, seed=n)
     H = (H - 0.5).clamp_min(0) + 0.01  # parts, as components are: a better condition
@@ -325,7 +329,7 @@ def test_gradient_of_project_is_the_cpus(device: str) -> None:
 # The other ops ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "f", "k"), AWKWARD_SHAPES[2:8])
+@pytest.mark.parametrize(("n", "f", "k"), AWKWARD_SHAPES[2:8] + MANY_COMPONENTS)
 def test_hals_of_awkward_shapes(device: str, n: int, f: int, k: int) -> None:
     X, W, H = random_problem(n, f, k, dtype=torch.float64, seed=n)
     got = ops.nnmf_hals(*on(device, X, W, H), n_iter=2)

@@ -29,6 +29,28 @@ def test_project_recovers_weights(device: str) -> None:
     torch.testing.assert_close(ops.project(W @ H, H), W, rtol=1e-9, atol=1e-9)
 
 
+def wide_rows(k: int, f: int, pixels: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw components of both signs, more than features, and rows that they reach exactly."""
+    rng = np.random.default_rng([k, f])
+    X = torch.tensor(rng.standard_normal((3, f)), dtype=torch.float32)
+    if pixels:
+        X = torch.tensor(rng.integers(0, 256, (3, f)), dtype=torch.uint8)
+    return X, torch.tensor(rng.standard_normal((k, f)), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("pixels", [False, True])
+@pytest.mark.parametrize(("k", "f"), [(100, 30), (140, 40), (280, 60)])
+def test_wide_components_of_both_signs_reach_float32_rows(
+    device: str, k: int, f: int, pixels: bool
+) -> None:
+    X, H = wide_rows(k, f, pixels)
+    h = ops.project(X.to(device), H.to(device)).cpu().double()
+    exact = X.double() / 255 if pixels else X.double()
+    error = (h @ H.double() - exact).norm(dim=1) / exact.norm(dim=1)
+    assert error.max() < 1e-5
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_project_reads_uint8_as_pixels_and_batches(device: str) -> None:
     X, _, H = factorisation(batch=2, dtype=torch.float32, device=device)

@@ -378,7 +378,7 @@ void store_row(const Gram& g, const Group& s, int64_t lane, bool safely, double*
                const ActiveSets& sets) {
   sets.pivots[0] = s.pivots[lane];
   for (int64_t j = 0; j < g.size; ++j) {
-    h[j] = s.x[j * kLanes + lane] * g.scale[j];
+    h[j] = (s.x[j * kLanes + lane] + 0.0) * g.scale[j];  // no negative zero
     sets.free[j] = s.free[j * kLanes + lane] != 0;
   }
   if (!safely) return;

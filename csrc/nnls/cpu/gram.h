@@ -47,12 +47,17 @@ class PreparedGram {
   PreparedGram(const T* gram, int64_t size)
       : size_(size), finite_(true), memory_(static_cast<std::size_t>(memory_size(size))) {
     load(gram);
-    if (finite_ && size <= kMostSideBySide) factorise();
   }
 
-  // Where the factor of a large matrix belongs.
-  double* factor() { return own(view().factor); }
-  double* inverse_pivot() { return own(view().inverse_pivot); }
+  // Computes the factor of a finite matrix, with which rows begin where nothing else is known; that
+  // of a large one by `of_large`(view, factor, inverse pivots).
+  template <class F>
+  void factorise(const F& of_large) {
+    if (size_ <= kMostSideBySide)
+      factorise_small();
+    else
+      of_large(view(), own(view().factor), own(view().inverse_pivot));
+  }
 
   Gram view() const {
     const double* scale = memory_.data() + (size_ + 1) * (size_ + 1) + size_ + 1;
@@ -101,7 +106,7 @@ class PreparedGram {
     diagonal[size_] = 1;
   }
 
-  void factorise() {
+  void factorise_small() {
     const Gram g = view();
     double *factor = own(g.factor), *inverse = own(g.inverse_pivot);
     std::vector<double> row(static_cast<std::size_t>(size_));  // L D of the row at hand

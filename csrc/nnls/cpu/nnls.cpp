@@ -79,14 +79,14 @@ void RowSolver::backward(const Gram& gram, const double* h, const double* grad, 
   NNMF_CUDA_CHOOSE(solve_free_rows)(gram, h, grad, n, u, workspace());
 }
 
-// One for each problem of gram [batch, k, k].
+// One for each problem of gram [batch, k, k]; with factors, where rows will begin with them.
 template <class T>
-std::vector<PreparedGram> prepare_grams(const T* gram, int64_t batch, int64_t k) {
+std::vector<PreparedGram> prepare_grams(const T* gram, int64_t batch, int64_t k, bool factorised) {
   std::vector<PreparedGram> prepared(static_cast<std::size_t>(batch));
   parallel_for_each(batch, [&](int64_t b) {
-    PreparedGram& own = prepared[static_cast<std::size_t>(b)] = PreparedGram(gram + b * k * k, k);
-    if (k > kMostSideBySide && own.view().finite)
-      NNMF_CUDA_CHOOSE(factorise_gram)(own.view(), own.factor(), own.inverse_pivot());
+    PreparedGram& own = prepared[static_cast<std::size_t>(b)];
+    own = PreparedGram(gram + b * k * k, k);
+    if (factorised && own.view().finite) own.factorise(NNMF_CUDA_CHOOSE(factorise_gram));
   });
   return prepared;
 }
@@ -103,12 +103,12 @@ void for_row_blocks(const RowsShape& s, const F& f) {
 
 struct NnlsOnCpu {
   explicit NnlsOnCpu(const Tensor&) {}
-  void check(int64_t, const char*) const {}
 
   template <class G, class T>
   void solve(const G* gram, const T* cross, T* h, const ActiveSets& sets,
              const RowsShape& s) const {
-    const std::vector<PreparedGram> grams = prepare_grams(gram, s.batch, s.k);
+    const std::vector<PreparedGram> grams =
+        prepare_grams(gram, s.batch, s.k, sets.start == nullptr);
     for_row_blocks(s, [&](int64_t b, int64_t row, int64_t rows) {
       const int64_t at = row * s.k;
       std::vector<double> c(cross + at, cross + at + rows * s.k), solved(c.size());
@@ -121,7 +121,7 @@ struct NnlsOnCpu {
   template <class G, class T>
   void solve_backward(const G* gram, const T* h, const T* grad, double* u,
                       const RowsShape& s) const {
-    const std::vector<PreparedGram> grams = prepare_grams(gram, s.batch, s.k);
+    const std::vector<PreparedGram> grams = prepare_grams(gram, s.batch, s.k, false);
     for_row_blocks(s, [&](int64_t b, int64_t row, int64_t rows) {
       const int64_t at = row * s.k, end = at + rows * s.k;
       const std::vector<double> wide_h(h + at, h + end), wide_grad(grad + at, grad + end);
@@ -136,8 +136,9 @@ struct NnlsOnCpu {
     const std::vector<double> wide(p.H, p.H + s.batch * s.n_components * s.n_features);
     std::vector<double> gram(static_cast<std::size_t>(s.batch * s.n_components * s.n_components));
     NNMF_CUDA_CHOOSE(gram_matrices)(wide.data(), s, gram.data());
-    const std::vector<PreparedGram> grams = prepare_grams(gram.data(), s.batch, s.n_components);
-    NNMF_CUDA_CHOOSE(project_rows<T, Data>)(p.X, p.H, s, scale, grams.data(), h, sets);
+    const std::vector<PreparedGram> grams =
+        prepare_grams(gram.data(), s.batch, s.n_components, sets.start == nullptr);
+    NNMF_CUDA_CHOOSE(project_rows<T, Data>)(p.X, p.H, wide.data(), s, scale, grams.data(), h, sets);
   }
 };
 

@@ -24,6 +24,26 @@ void cross_products(const Problem<T, Data>& p, int64_t begin, int64_t end, doubl
   }
 }
 
+// Whether the products of X and H are formed in float64 whatever the factors are. More components
+// than features depend on each other, and with signs that cancel the rounding of float32 pulls rows
+// along combinations that change nothing, without end.
+template <class T>
+bool needs_exact_products(const Shape& s) {
+  return sizeof(T) < sizeof(double) && s.n_components > s.n_features;
+}
+
+// cross [rows, k] = scale * X H^T in float64, for rows of X that are x_stride apart.
+template <class Data>
+void exact_cross_products(const Data* X, int64_t x_stride, int64_t rows, const double* H,
+                          const Shape& s, double scale, double* cross) {
+  const int64_t k = s.n_components, f = s.n_features;
+  const Scratch<double> x(f);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < f; ++i) x.data()[i] = static_cast<double>(X[row * x_stride + i]);
+    for (int64_t r = 0; r < k; ++r) cross[row * k + r] = scale * dot_product(x.data(), H + r * f, f);
+  }
+}
+
 // gram [batch, n_components, n_components] = H H^T.
 void gram_matrices(const double* H, const Shape& s, double* gram) {
   const int64_t k = s.n_components, f = s.n_features;
@@ -37,9 +57,10 @@ void gram_matrices(const double* H, const Shape& s, double* gram) {
   });
 }
 
-// out [batch, n_samples, n_components] = the minimisers for the rows of X, times scale.
+// out [batch, n_samples, n_components] = the minimisers for the rows of X, times scale. `wide` is H
+// in float64.
 template <class T, class Data>
-void project_rows(const Data* X, const T* H, const Shape& s, double scale,
+void project_rows(const Data* X, const T* H, const double* wide, const Shape& s, double scale,
                   const PreparedGram* grams, T* out, const ActiveSets& sets) {
   const int64_t n = s.n_samples, k = s.n_components;
   for_each_problem<Data>(s, [&](int64_t b) {
@@ -49,7 +70,11 @@ void project_rows(const Data* X, const T* H, const Shape& s, double scale,
     parallel_for_each(blocks_of(n, together), [&](int64_t block) {
       const int64_t begin = block * together, end = std::min(begin + together, n);
       const Scratch<double> cross((end - begin) * k), h((end - begin) * k);
-      cross_products(p, begin, end, scale, cross.data());
+      if (needs_exact_products<T>(s))
+        exact_cross_products(p.X + begin * p.x_stride, p.x_stride, end - begin,
+                             wide + b * k * s.n_features, s, scale, cross.data());
+      else
+        cross_products(p, begin, end, scale, cross.data());
       RowSolver(k).solve(grams[b].view(), cross.data(), end - begin, h.data(),
                          sets.from(b * n + begin, k));
       std::copy_n(h.data(), (end - begin) * k, out + (b * n + begin) * k);

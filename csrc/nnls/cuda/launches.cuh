@@ -7,6 +7,7 @@
 
 #include "block_team.cuh"
 #include "lane_team.cuh"
+#include "one_row.cuh"
 #include "row_by_row.cuh"
 
 namespace nnmf_cuda {
@@ -69,11 +70,44 @@ void launch_minimum_norm(const BackwardRows<T>& rows, const DeviceGrams& grams, 
                    minimum_norm_bytes(s.k), stream, rows, grams, matrices);
 }
 
+constexpr int64_t kMostOfTeam = 256;  // variables of a block whose threads have one each
+
+// The same as launch_nnls for more of them.
+template <class G, class From, class To, class Memory>
+void launch_one_rows(const G* gram, const From* cross, To* h, const ActiveSets& sets,
+                     const RowsShape& shape, Memory& memory, cudaStream_t stream) {
+  const bool cold = sets.start == nullptr;
+  const DeviceGrams grams =
+      launch_wide_grams(gram, shape.batch, shape.k, /*with_factors=*/cold, memory, stream);
+  const int64_t blocks = wide_row_blocks(shape, 1);
+  double* of_rows =
+      memory.template get<double>(blocks * (shape.k * shape.k + vectors_of_row(shape.k)));
+  const NnlsRows<From, To> rows{cross, h, nullptr, sets, shape};
+  NNMF_CUDA_LAUNCH((one_row_kernel<From, To>), grid_of(blocks), kThreads, 0, stream, rows, grams,
+                   of_rows);
+}
+
+// The same as launch_nnls_backward.
+template <class G, class T, class Memory>
+void launch_one_rows_backward(const G* gram, const T* h, const T* grad, double* u,
+                              const RowsShape& shape, Memory& memory, cudaStream_t stream) {
+  const DeviceGrams grams =
+      launch_wide_grams(gram, shape.batch, shape.k, /*with_factors=*/false, memory, stream);
+  const int64_t blocks = wide_row_blocks(shape, 2);
+  double* of_rows =
+      memory.template get<double>(blocks * (2 * shape.k * shape.k + vectors_of_row(shape.k)));
+  const BackwardRows<T> rows{h, grad, u, memory.template get<uint8_t>(shape.batch * shape.n),
+                             shape};
+  NNMF_CUDA_LAUNCH(one_row_backward_kernel<T>, grid_of(blocks), kThreads, 0, stream, rows, grams,
+                   of_rows);
+}
+
 // h [batch, n, k] = the minimisers for gram [batch, k, k] and cross [batch, n, k], NaN where a row
 // or its Gram matrix is not finite. Nothing is empty. Memory has get<T>(size), as DeviceMemory.
 template <class G, class From, class To, class Memory>
 void launch_nnls(const G* gram, const From* cross, To* h, const ActiveSets& sets,
                  const RowsShape& shape, Memory& memory, cudaStream_t stream) {
+  if (shape.k > kMostOfTeam) return launch_one_rows(gram, cross, h, sets, shape, memory, stream);
   const DeviceGrams grams = launch_prepare_grams(gram, shape.batch, shape.k, memory, stream);
   double* matrices = memory.template get<double>(row_blocks(shape) * row_matrices(shape.k));
   const NnlsRows<From, To> rows{cross, h, memory.template get<uint8_t>(shape.batch * shape.n), sets,
@@ -96,6 +130,8 @@ void launch_nnls(const G* gram, const From* cross, To* h, const ActiveSets& sets
 template <class G, class T, class Memory>
 void launch_nnls_backward(const G* gram, const T* h, const T* grad, double* u,
                           const RowsShape& shape, Memory& memory, cudaStream_t stream) {
+  if (shape.k > kMostOfTeam)
+    return launch_one_rows_backward(gram, h, grad, u, shape, memory, stream);
   const DeviceGrams grams = launch_prepare_grams(gram, shape.batch, shape.k, memory, stream);
   double* matrices = memory.template get<double>(row_blocks(shape) * row_matrices(shape.k));
   const BackwardRows<T> rows{h, grad, u, memory.template get<uint8_t>(shape.batch * shape.n),

@@ -1,5 +1,6 @@
 // nnls, nnls_backward and project on the device.
 #include "../../nnmf/cuda/half_step.cuh"
+#include "../../nnmf/cuda/wide_product.cuh"
 #include "../ops.h"
 #include "launches.cuh"
 
@@ -8,10 +9,6 @@ namespace {
 
 struct NnlsOnCuda : CudaDevice {
   using CudaDevice::CudaDevice;
-  void check(int64_t n_components, const char* tensors) const {
-    check_components(n_components, tensors);
-  }
-
   template <class G, class T>
   void solve(const G* gram, const T* cross, T* h, const ActiveSets& sets, const RowsShape& s) {
     launch_nnls(gram, cross, h, sets, s, memory, stream());
@@ -29,9 +26,7 @@ struct NnlsOnCuda : CudaDevice {
     double* cross = memory.get<double>(s.batch * s.n_samples * k);
     double* gram = memory.get<double>(s.batch * k * k);
     const DeviceProblem<T, Data> problem{p, size()};
-    dispatch_tiling<Loss::kFrobenius, T, Data>(k, [&]<class Tiling>(Tiling, int group) {
-      ProductsLaunches<Tiling>(problem, group, memory).launch(scale, cross, gram, stream());
-    });
+    launch_products(problem, scale, cross, gram, memory, stream());
     launch_nnls(gram, cross, h, sets, {s.batch, s.n_samples, k}, memory, stream());
   }
 };

@@ -16,7 +16,6 @@ namespace {
 
 struct DivergenceOnCpu {
   explicit DivergenceOnCpu(const Tensor&) {}
-  void check(const Shape&) const {}
 
   template <Loss loss, class T, class Data>
   void divergence(const FactorParams<T, Data>& p, const TermRule<double>& rule, double* to) const {

@@ -19,7 +19,6 @@ namespace {
 
 struct UpdatesOnCpu {
   explicit UpdatesOnCpu(const Tensor&) {}
-  void check(const Shape&) const {}
   static constexpr auto divergence = &nnmf_divergence_cpu;
 
   template <Loss loss, class T, class Data>

@@ -1,17 +1,19 @@
 // nnmf_divergence on the device.
 #include "../ops.h"
 #include "divergence.cuh"
+#include "wide_divergence.cuh"
 
 namespace nnmf_cuda {
 namespace {
 
 struct DivergenceOnCuda : CudaDevice {
   using CudaDevice::CudaDevice;
-  void check(const Shape& s) const { check_components(s.n_components, "X, W and H"); }
 
   template <Loss loss, class T, class Data>
   void divergence(const FactorParams<T, Data>& p, const TermRule<double>& rule, double* to) {
     const DeviceProblem<T, Data> problem{p, size()};
+    if (p.shape.n_components > kMaxComponents)
+      return WideDivergence<loss, T, Data>(problem, memory).launch(rule, to, stream());
     const auto run = [&]<class Tiling>(Tiling, int group) {
       DivergenceLaunches<Tiling>(problem, group, memory).launch(rule, to, stream());
     };

@@ -33,13 +33,13 @@ struct DivergenceTask {
 };
 
 // What one entry of X adds.
-template <Loss loss, class T, class Data>
-NNMF_CUDA_INLINE double accurate_term(T x, T wh, const DivergenceTask<T, Data>& task) {
+template <Loss loss, class T>
+NNMF_CUDA_INLINE double accurate_term(T x, T wh, const TermRule<double>& rule, T floor) {
   if constexpr (loss == Loss::kGeneral) {
-    return general_divergence_term(static_cast<double>(x), static_cast<double>(wh), task.rule);
+    return general_divergence_term(static_cast<double>(x), static_cast<double>(wh), rule);
   } else {
-    if (loss == Loss::kItakuraSaito && !(x > task.floor)) return -1;
-    return static_cast<double>(one_lane::divergence_terms<loss, T>(x, wh, task.floor));
+    if (loss == Loss::kItakuraSaito && !(x > floor)) return -1;
+    return static_cast<double>(one_lane::divergence_terms<loss, T>(x, wh, floor));
   }
 }
 
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kWarp, Tiling::kResident)
                 const T value = kPixels ? x[i] / T{255} : x[i];
                 const bool counts = place.part == 0 && deep + d < walk.end &&
                                     walk.first + place.row(i) < walk.length;
-                if (counts) total += accurate_term<Tiling::kLoss>(value, wh, task);
+                if (counts) total += accurate_term<Tiling::kLoss>(value, wh, task.rule, task.floor);
               }
             });
       });

@@ -8,6 +8,7 @@
 
 #include "device_problem.cuh"
 #include "factor_kernels.cuh"
+#include "wide_product.cuh"
 
 namespace nnmf_cuda {
 
@@ -250,5 +251,45 @@ class ProductsLaunches {
   T *H_packed_, *products_;
   double* gram_parts_;
 };
+
+// The same by blocks; T is what X and H are multiplied in.
+template <class T, class F, class Data, class Memory>
+void launch_wide_products(const DeviceProblem<F, Data>& problem, double scale, double* cross,
+                          double* gram, Memory& memory, cudaStream_t stream) {
+  const Shape& s = problem.shape;
+  const int64_t k = s.n_components;
+  F* const H = memory.template get<F>(s.batch * s.n_features * k);
+  launch_pack(problem.H, H, s.batch, layout_of_H(s, static_cast<int>(k)), stream);
+  launch_wide_gram(H, gram, nullptr, s.batch, s.n_features, k, stream);
+  WideProduct<T, Data, F> product{};
+  product.left = problem.X;
+  product.left_problem = s.x_stride;
+  product.left_row = s.x_row_stride;
+  product.left_deep = 1;
+  product.right = H;
+  product.right_problem = s.n_features * k;
+  product.out = cross;
+  product.rows = s.n_samples;
+  product.columns = k;
+  product.depth = s.n_features;
+  product.scale = scale;
+  launch_wide_product(product, s.batch, stream);
+}
+
+// The same for any number of components. More of them than features depend on each other: then the
+// products are formed in float64, as the rounding of float32 would pull rows along combinations
+// that change nothing.
+template <class T, class Data, class Memory>
+void launch_products(const DeviceProblem<T, Data>& problem, double scale, double* cross,
+                     double* gram, Memory& memory, cudaStream_t stream) {
+  const int64_t k = problem.shape.n_components;
+  if (sizeof(T) < sizeof(double) && k > problem.shape.n_features)
+    return launch_wide_products<double>(problem, scale, cross, gram, memory, stream);
+  if (k > kMaxComponents)
+    return launch_wide_products<T>(problem, scale, cross, gram, memory, stream);
+  dispatch_tiling<Loss::kFrobenius, T, Data>(k, [&]<class Tiling>(Tiling, int group) {
+    ProductsLaunches<Tiling>(problem, group, memory).launch(scale, cross, gram, stream);
+  });
+}
 
 }  // namespace nnmf_cuda

@@ -1,19 +1,22 @@
 // nnmf_mu and nnmf_hals on the device.
 #include "../ops.h"
 #include "iterations.cuh"
+#include "wide_iterations.cuh"
 
 namespace nnmf_cuda {
 namespace {
 
 struct UpdatesOnCuda : CudaDevice {
   using CudaDevice::CudaDevice;
-  void check(const Shape& s) const { check_components(s.n_components, "X, W and H"); }
   static constexpr auto divergence = &nnmf_divergence_cuda;
 
   template <Loss loss, class T, class Data>
   void iterate(const FactorParams<T, Data>& p, const Update& update_W, const Update& update_H,
                int64_t n_iter, bool updates_H, T* W, T* H) {
     const DeviceProblem<T, Data> problem{p, size()};
+    if (p.shape.n_components > kMaxComponents)
+      return WideIterations<loss, T, Data>(problem, memory)
+          .run(update_W, update_H, n_iter, updates_H, W, H, stream());
     dispatch_tiling<loss, T, Data>(p.shape.n_components, [&]<class Tiling>(Tiling, int group) {
       Iterations<Tiling>(problem, group, memory)
           .run(update_W, update_H, n_iter, updates_H, W, H, stream());

@@ -1,0 +1,172 @@
+// Products for more components than a warp keeps in registers (kMaxComponents): tiles of both
+// matrices go through shared memory, and what comes of them through global memory. A slower way
+// than half_step.cuh, for any number of components.
+#pragma once
+
+#include <cstdint>
+
+#include "factor_kernels.cuh"
+#include "warp_tile.cuh"
+
+namespace nnmf_cuda {
+
+constexpr int kWideTile = 64;  // rows and columns of a block's tile
+constexpr int kWideStep = 16;  // how deep the tiles in shared memory are
+constexpr int kWideEach = 4;   // rows and columns of a thread
+constexpr int kWideSide = kWideTile / kWideEach;
+static_assert(kWideSide * kWideSide == kThreads);
+
+// A tile of one of the matrices, [depth][row] or [depth][column]. One pack more than there are rows
+// keeps what neighbouring threads write in different banks.
+template <class T>
+using WidePack = Pack<T, kWideEach>;
+constexpr int kWidePitch = kWideSide + 1;
+template <class T>
+using WideTile = WidePack<T>[kWideStep][kWidePitch];
+
+// Copies what there is of a tile, zeros elsewhere. The entry of a row at a depth lies at row *
+// row_stride + depth * depth_stride, one of which is 1: that way neighbouring threads read.
+template <class T, class From>
+__device__ __forceinline__ void load_wide_tile(const From* from, int64_t row_stride,
+                                               int64_t depth_stride, int64_t rows, int64_t depth,
+                                               WideTile<T>& to) {
+  const bool along_rows = row_stride == 1;
+#pragma unroll
+  for (int i = 0; i < kWideEach; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
+    const int row = along_rows ? at % kWideTile : at / kWideStep;
+    const int deep = along_rows ? at / kWideTile : at % kWideStep;
+    const bool inside = row < rows && deep < depth;
+    to[deep][row / kWideEach].values[row % kWideEach] =
+        inside ? static_cast<T>(from[row * row_stride + deep * depth_stride]) : T{0};
+  }
+}
+
+// A thread's part of a block's tile: rows from `row()` on and columns from `column()` on.
+template <class T>
+struct WideSum {
+  T values[kWideEach][kWideEach] = {};
+
+  static __device__ __forceinline__ int row() {
+    return static_cast<int>(threadIdx.x) / kWideSide * kWideEach;
+  }
+  static __device__ __forceinline__ int column() {
+    return static_cast<int>(threadIdx.x) % kWideSide * kWideEach;
+  }
+
+  __device__ __forceinline__ void add(const WideTile<T>& left, const WideTile<T>& right) {
+#pragma unroll
+    for (int deep = 0; deep < kWideStep; ++deep) {
+      const WidePack<T> l = left[deep][row() / kWideEach], r = right[deep][column() / kWideEach];
+#pragma unroll
+      for (int i = 0; i < kWideEach; ++i)
+#pragma unroll
+        for (int j = 0; j < kWideEach; ++j) values[i][j] += l.values[i] * r.values[j];
+    }
+  }
+};
+
+// A tile of the product of two matrices, T being what is multiplied and added up; every 128 terms
+// the sum goes on in Sum. Called by all threads of a block with pointers to the tile's own rows and
+// columns, of which `rows` and `columns` exist.
+template <class T, class Sum, class Left, class Right>
+__device__ __forceinline__ WideSum<Sum> wide_tile_product(const Left* left, int64_t left_row,
+                                                          int64_t left_deep, int64_t rows,
+                                                          const Right* right, int64_t right_column,
+                                                          int64_t right_deep, int64_t columns,
+                                                          int64_t depth) {
+  constexpr int64_t kFlush = 128;
+  NNMF_CUDA_SHARED(WidePack<T>, left_tile, [kWideStep][kWidePitch]);
+  NNMF_CUDA_SHARED(WidePack<T>, right_tile, [kWideStep][kWidePitch]);
+  WideSum<Sum> total;
+  for (int64_t begin = 0; begin < depth; begin += kFlush) {
+    WideSum<T> sum;
+    for (int64_t deep = begin; deep < begin + kFlush && deep < depth; deep += kWideStep) {
+      load_wide_tile<T>(left + deep * left_deep, left_row, left_deep, rows, depth - deep,
+                        left_tile);
+      load_wide_tile<T>(right + deep * right_deep, right_column, right_deep, columns, depth - deep,
+                        right_tile);
+      __syncthreads();
+      sum.add(left_tile, right_tile);
+      __syncthreads();  // before the next tiles overwrite these
+    }
+#pragma unroll
+    for (int i = 0; i < kWideEach; ++i)
+#pragma unroll
+      for (int j = 0; j < kWideEach; ++j) total.values[i][j] += static_cast<Sum>(sum.values[i][j]);
+  }
+  return total;
+}
+
+// Which tile of which problem a block works on.
+struct WidePlace {
+  int64_t problem, row, column;
+
+  __device__ __forceinline__ WidePlace(int64_t rows, int64_t columns) {
+    const int64_t across = (columns + kWideTile - 1) / kWideTile;
+    const int64_t down = (rows + kWideTile - 1) / kWideTile;
+    column = blockIdx.x % across * kWideTile;
+    row = blockIdx.x / across % down * kWideTile;
+    problem = blockIdx.x / across / down;
+  }
+};
+
+inline int64_t wide_blocks(int64_t problems, int64_t rows, int64_t columns) {
+  return problems * blocks_of(rows, kWideTile) * blocks_of(columns, kWideTile);
+}
+
+// out [problems, rows, columns] = scale * left right, where left(row, deep) lies at row * left_row
+// + deep * left_deep and right is [depth, columns], both from one problem to the next. T is what is
+// multiplied.
+template <class T, class Left, class Right>
+struct WideProduct {
+  const Left* left;
+  int64_t left_problem, left_row, left_deep;
+  const Right* right;
+  int64_t right_problem;
+  double* out;
+  const bool* active;  // [problems]: what is not stays as it is; nullptr: all are
+  int64_t rows, columns, depth;
+  double scale;
+};
+
+template <class T, class Left, class Right>
+__global__ void __launch_bounds__(kThreads) wide_product_kernel(WideProduct<T, Left, Right> task) {
+  const WidePlace at(task.rows, task.columns);
+  if (task.active != nullptr && !task.active[at.problem]) return;
+  const WideSum<double> sum = wide_tile_product<T, double>(
+      task.left + at.problem * task.left_problem + at.row * task.left_row, task.left_row,
+      task.left_deep, task.rows - at.row, task.right + at.problem * task.right_problem + at.column,
+      1, task.columns, task.columns - at.column, task.depth);
+  double* const out = task.out + at.problem * task.rows * task.columns;
+#pragma unroll
+  for (int i = 0; i < kWideEach; ++i) {
+    const int64_t row = at.row + WideSum<double>::row() + i;
+#pragma unroll
+    for (int j = 0; j < kWideEach; ++j) {
+      const int64_t column = at.column + WideSum<double>::column() + j;
+      if (row < task.rows && column < task.columns)
+        out[row * task.columns + column] = task.scale * sum.values[i][j];
+    }
+  }
+}
+
+template <class T, class Left, class Right>
+void launch_wide_product(const WideProduct<T, Left, Right>& task, int64_t problems,
+                         cudaStream_t stream) {
+  const int64_t blocks = wide_blocks(problems, task.rows, task.columns);
+  if (blocks > 0)
+    NNMF_CUDA_LAUNCH((wide_product_kernel<T, Left, Right>), grid_of(blocks), kThreads, 0, stream,
+                     task);
+}
+
+// gram [problems, k, k] of factors [problems, length, k], added up in float64.
+template <class T>
+void launch_wide_gram(const T* factor, double* gram, const bool* active, int64_t problems,
+                      int64_t length, int64_t k, cudaStream_t stream) {
+  launch_wide_product(WideProduct<double, T, T>{factor, length * k, 1, k, factor, length * k, gram,
+                                                active, k, k, length, 1},
+                      problems, stream);
+}
+
+}  // namespace nnmf_cuda

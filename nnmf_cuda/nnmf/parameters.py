@@ -1,0 +1,166 @@
+"""An NNMF's parameters, X as they have it read, and the problem that both pose."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from inspect import Parameter, signature
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+from tqdm import tqdm
+
+from nnmf_cuda import ops
+from nnmf_cuda.nnmf.inputs import (
+    as_matrix,
+    check_choice,
+    check_dense_matrix,
+    check_integer,
+    check_real,
+    extremes,
+    factor_dtype,
+    mean,
+    resolve_device,
+)
+from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS
+from nnmf_cuda.nnmf.saving import SavingMixin
+from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem
+from nnmf_cuda.nnmf.starts import INITS, Origin, fixed_rows
+from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
+
+
+class ParametersMixin(SavingMixin):
+    """What the parts of `NNMF` share; `NNMF` itself documents and sets the parameters."""
+
+    n_components: int | Literal["auto"]
+    beta_loss: float | str
+    solver: str
+    init: str
+    max_iter: int
+    tol: float
+    random_state: Any
+    alpha_W: float
+    alpha_H: float | Literal["same"]
+    l1_ratio: float
+    n_init: int
+    fixed_components: Any
+    warm_start: bool
+    transform_solver: str
+    transform_max_iter: int
+    forget_factor: float
+    fresh_restarts_max_iter: int
+    device: str | torch.device | None
+    verbose: int
+
+    _units: dict[str, Any]  # of the X that was fitted: `Units`, in words that a file can hold
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up a pickle, with the defaults of parameters that are younger than it."""
+        super().__setstate__(state)
+        for name, parameter in signature(type(self)).parameters.items():
+            if parameter.default is not Parameter.empty and name not in vars(self):
+                setattr(self, name, parameter.default)
+
+    def _check_parameters(self) -> None:
+        """Raise unless every parameter that does not depend on X is allowed."""
+        if self.n_components != "auto":
+            check_integer("n_components", self.n_components, low=1)
+        check_choice("solver", self.solver, tuple(SOLVERS))
+        SOLVERS[self.solver].check(ops.beta_loss_to_float(self.beta_loss))
+        check_choice("init", self.init, INITS)
+        check_choice("transform_solver", self.transform_solver, TRANSFORM_SOLVERS)
+        for name in ("max_iter", "n_init", "transform_max_iter", "fresh_restarts_max_iter"):
+            check_integer(name, getattr(self, name), low=1)
+        if not isinstance(self.warm_start, bool | np.bool_):
+            raise TypeError(f"warm_start must be True or False, got {self.warm_start!r}")
+        check_real("tol", self.tol, low=0)
+        check_real("alpha_W", self.alpha_W, low=0)
+        if self.alpha_H != "same":
+            check_real("alpha_H", self.alpha_H, low=0)
+        for name in ("forget_factor", "l1_ratio"):
+            check_real(name, getattr(self, name), low=0, high=1)
+
+    def _read(self, X: Any, *, reset: bool) -> Tensor:
+        """Return X as a checked matrix where it is computed with, its features and units recorded.
+
+        Without `reset` they are compared with those recorded before.
+        """
+        device, owner = resolve_device(self.device, X), type(self).__name__
+        check_dense_matrix(X, owner)
+        if isinstance(X, Tensor):
+            # scikit-learn's own record and comparison, without a copy of the data.
+            stand_in = np.broadcast_to(np.float32(0), tuple(X.shape))
+            validate_data(self, stand_in, reset=reset, skip_check_array=True)
+        else:
+            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+        matrix, smallest, largest = as_matrix(X, device, owner)
+        pixels = matrix.dtype == torch.uint8
+        if reset:
+            self._units = asdict(Units(pixels, largest, mean(matrix), smallest))
+        else:
+            warn_of_other_units(self._fitted_units, pixels=pixels, largest=largest)
+        return matrix
+
+    @property
+    def _fitted_units(self) -> Units:
+        """The units of X as recorded, those of scikit-learn's floors for components set by hand."""
+        known: dict[str, Any] = getattr(self, "_units", None) or vars(UNKNOWN)
+        return Units(**known)
+
+    def _read_training(self, X: Any, *, reset: bool = True) -> Tensor:
+        """Check the parameters and return X, in which the divergence must be finite."""
+        self._check_parameters()
+        matrix = self._read(X, reset=reset)
+        self._check_zeros(matrix)
+        if reset:
+            warn_of_range(
+                self._fitted_units,
+                beta_loss=ops.beta_loss_to_float(self.beta_loss),
+                dtype=factor_dtype(matrix),
+            )
+        return matrix
+
+    def _check_zeros(self, X: Tensor) -> None:
+        if ops.beta_loss_to_float(self.beta_loss) <= 0 and extremes(X)[0] == 0:
+            raise ValueError(
+                f"X contains zeros, for which beta_loss={self.beta_loss!r} is infinite; add a "
+                "small value to X or use a beta_loss above 0"
+            )
+
+    def _objective(self, n_samples: int, n_features: int, dtype: torch.dtype) -> Objective:
+        """Return what is minimised for X of this shape, its penalties scaled as in scikit-learn.
+
+        The floor is that of the units of the fit, so that a row's result is its own.
+        """
+        alpha_H = self.alpha_W if self.alpha_H == "same" else self.alpha_H
+        penalty = Penalty(
+            l1_reg_W=n_features * self.alpha_W * self.l1_ratio,
+            l1_reg_H=n_samples * alpha_H * self.l1_ratio,
+            l2_reg_W=n_features * self.alpha_W * (1 - self.l1_ratio),
+            l2_reg_H=n_samples * alpha_H * (1 - self.l1_ratio),
+        )
+        beta_loss = ops.beta_loss_to_float(self.beta_loss)
+        return Objective(beta_loss, penalty, self._fitted_units.floor(dtype, beta_loss))
+
+    def _problem(self, X: Tensor, n_fixed: int = 0) -> Problem:
+        return Problem(X, self._objective(len(X), X.shape[1], factor_dtype(X)), n_fixed)
+
+    def _origin_for(self, X: Tensor) -> Origin:
+        """Return how fits to X start, and what they hold."""
+        fixed = self.fixed_components
+        return Origin(
+            self.init,
+            self.n_init,
+            self.random_state,
+            self._fitted_units.scale,
+            None if fixed is None else fixed_rows(fixed, X),
+        )
+
+    def _progress(
+        self, what: str, unit: str, items: Any = None, *, total: int, initial: int = 0
+    ) -> Any:
+        # None shows the bar on a terminal only.
+        disable = None if self.verbose else True
+        return tqdm(items, what, total, unit=unit, initial=initial, disable=disable)

@@ -1,0 +1,119 @@
+"""The number of components that an NNMF's own runs agree on: `NNMF.select_rank`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+from sklearn.exceptions import ConvergenceWarning
+
+from nnmf_cuda.nnmf.inputs import check_choice, check_integer
+from nnmf_cuda.nnmf.parameters import ParametersMixin
+from nnmf_cuda.nnmf.rank_selection import (
+    SLACK,
+    RankSelection,
+    compare_ranks,
+    grid_runs,
+    read_ranks,
+    rows_of_consensus,
+)
+from nnmf_cuda.nnmf.user_warning import warn_user
+
+
+class RankSelectionMixin(ParametersMixin):
+    """Gives `NNMF` its `select_rank`."""
+
+    def select_rank(
+        self,
+        X: Any,
+        n_components: Iterable[int] = range(2, 11),
+        *,
+        n_init: int = 20,
+        criterion: str = "components",
+        max_samples: int | None = 2000,
+    ) -> RankSelection:
+        """Compare numbers of components by how far runs from different starts agree.
+
+        The estimator is not fitted and its own `n_components`, `n_init` and `warm_start` are not
+        used; all other parameters are. With an integer `random_state` the runs of a rank are those
+        of ``NNMF(n_components=rank, n_init=n_init).fit(X)``.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n_samples, n_features)
+            As for `fit`.
+        n_components : iterable of int, default=range(2, 11)
+            The ranks, from 2 to min(n_samples, n_features), in any order; with `fixed_components`,
+            of which the scores say nothing, each above their number.
+        n_init : int, default=20
+            Runs of each rank, at least 2; 20 to 100 are usual.
+        criterion : {"components", "dispersion", "cophenetic"}, default="components"
+            The score that chooses. All three are returned.
+        max_samples : int or None, default=2000
+            Samples in the consensus matrix, drawn with `random_state` where X has more; None
+            takes all. Time and memory of a rank grow with its square (2000 samples: 16 MB).
+
+        Returns
+        -------
+        RankSelection
+            ``chosen`` and its curves, with notes on how far to trust them; ``plot()`` draws them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`; also for ranks or runs too few or too many, or an `init` that is not random.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If ``tol > 0`` and some runs have not converged.
+
+        Notes
+        -----
+        On a GPU, ranks with the same multiple of 8 above them run as one batch, filled up with
+        zeros, in parts if the factors have more than 2^26 entries.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from nnmf_cuda import NNMF
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.gamma(1, size=(60, 4)) @ np.kron(np.eye(4), np.ones(10))
+        >>> X += 0.1 * rng.random(X.shape)
+        >>> model = NNMF(solver="accelerated-mu", max_iter=2000, tol=1e-4, random_state=0)
+        >>> model.select_rank(X, range(2, 8)).chosen
+        4
+        """
+        self._check_parameters()
+        check_integer("n_init", n_init, low=2)
+        check_choice("criterion", criterion, tuple(SLACK))
+        if max_samples is not None:
+            check_integer("max_samples", max_samples, low=2)
+        # A copy, because reading X sets what an estimator was fitted with: features and units.
+        reader = copy(self)
+        matrix = reader._read_training(X)
+        origin = replace(reader._origin_for(matrix), n_init=n_init)
+        ranks = read_ranks(n_components, min(matrix.shape), origin.n_fixed)
+        rows = rows_of_consensus(matrix, max_samples, self.random_state)
+        runs = grid_runs(
+            reader._problem(matrix, origin.n_fixed),
+            ranks,
+            origin,
+            solver=self.solver,
+            max_iter=self.max_iter,
+            tol=self.tol,
+        )
+        with self._progress("ranks", "run", runs, total=len(ranks) * n_init) as shown:
+            found = compare_ranks(
+                shown, n_init=n_init, criterion=criterion, rows=rows, n_fixed=origin.n_fixed
+            )
+        if self.tol > 0 and found.converged.min() < 1:
+            warn_user(
+                f"{1 - found.converged.mean():.0%} of the runs stopped at max_iter={self.max_iter} "
+                f"before they converged to tol={self.tol}, so that they may differ although their "
+                "minima agree; raise max_iter, or use solver='accelerated-mu'",
+                ConvergenceWarning,
+            )
+        return found
