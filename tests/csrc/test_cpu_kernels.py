@@ -100,7 +100,7 @@ def test_every_instruction_set(isa: str) -> None:
     if isa == _extension.cpu_isa():
         pytest.skip(f"{isa} is what the other tests run")
     this = "tests/csrc/test_cpu_kernels.py"
-    chosen = "test_edges or test_any_beta or zeros or divergence or coordinate"
+    chosen = "test_edges or test_any_beta or zeros or divergence or coordinate or starts"
     options = ("-m", "pytest", "-q", "-p", "no:cacheprovider", this, "-k", chosen)
     done = run_with_instruction_set(isa, *options)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -175,6 +175,34 @@ def test_small_and_large_problems_of_a_batch_give_the_same_bits_as_alone() -> No
                 assert all(torch.equal(a[b], o[0]) for a, o in zip(together, alone, strict=True))
 
 
+# Frobenius sums of several starts are made together, from a copy of X: up to 128 / k starts, 64
+# rows, 16 tiles at once.
+@pytest.mark.parametrize("pixels", [False, True])
+@pytest.mark.parametrize(("n", "f", "k"), [(397, 2700, 3), (70, 15_100, 30), (261, 4032, 70)])
+@pytest.mark.parametrize("op", ["nnmf_mu", "nnmf_hals"])
+def test_starts_that_share_sums_get_the_bits_that_each_gets_alone(
+    op: str, n: int, f: int, k: int, pixels: bool
+) -> None:
+    X, W, H = problem(6, n, f, k, torch.float32, pixels=pixels)
+    X[:, 100:290] = 0
+    X[8:24, 300:] = 0
+    X[33] = 0
+    call = getattr(torch.ops.nnmf_cuda, op)
+    options = {"n_iter": 2} if op == "nnmf_hals" else {"n_iter": 2, "beta_loss": 2.0}
+    for update_H in (True, False):
+        together = call(X, W, H, **options, update_H=update_H)
+        for b in range(6):
+            alone = call(X, W[b : b + 1], H[b : b + 1], **options, update_H=update_H)
+            assert torch.equal(together[0][b], alone[0][0])
+            assert torch.equal(together[1][b], alone[1][0])
+    if op == "nnmf_mu":  # from starts drawn like these coordinate descent is ill-conditioned
+        exact = as_float(X, torch.float32).double()
+        truth = reference.nnmf_mu(exact, W.double(), H.double(), **options)
+        got = call(X, W, H, **options)
+        for ours, true in zip(got[:2], truth[:2], strict=True):
+            torch.testing.assert_close(ours.double(), true, rtol=1e-5, atol=1e-30)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("beta_loss", [2.0, 1.0, 0.0])
 @pytest.mark.parametrize("misfit", [1e-4, 1e-2, 1.0, 30.0])
@@ -226,9 +254,12 @@ def test_coordinate_descent_edges(dtype: torch.dtype, n: int, f: int, k: int) ->
         torch.testing.assert_close(ours.double(), truth, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("shape", [(70, 600, 7), (300, 1100, 7)])  # small; starts together
 @pytest.mark.parametrize("beta_loss", [2.0, 1.0, 0.5])
-def test_number_of_threads_does_not_change_a_bit(beta_loss: float) -> None:
-    X, W, H = problem(2, 70, 600, 7, torch.float32)
+def test_number_of_threads_does_not_change_a_bit(
+    beta_loss: float, shape: tuple[int, int, int]
+) -> None:
+    X, W, H = problem(2, *shape, torch.float32)
     threads = torch.get_num_threads()
     results = []
     try:

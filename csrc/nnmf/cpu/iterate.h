@@ -4,6 +4,7 @@
 // clang-format off: each builds on those before it
 #include "tiles.h"
 #include "sums.h"
+#include "shared_sums.h"
 // clang-format on
 
 namespace nnmf_cuda {
@@ -120,27 +121,48 @@ void update_block(T* values, const Sums& sums, const Update& update, int64_t n_c
 constexpr int64_t kTaskRows = 32;  // rows of W that one task updates at most
 static_assert(kTaskRows % kRows == 0);
 
+// Updates a panel of W from its sums: `rows` rows from `row` on.
+template <Loss loss, class T, class Data>
+void update_panel(const Factorisation<T, Data>& f, const Sums& sums, const Update& update,
+                  int64_t row, int64_t rows) {
+  const int64_t k = f.n_components;
+  const Scratch<T> block(k * kRows);
+  const Scratch<double> work(k * kRows);
+  for (int64_t r = 0; r < k; ++r)
+    for (int64_t i = 0; i < kRows; ++i)
+      block.data()[r * kRows + i] = i < rows ? f.W[(row + i) * k + r] : T{0};
+  update_block<loss, kRows>(block.data(), sums, update, k, work.data());
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t r = 0; r < k; ++r) f.W[(row + i) * k + r] = block.data()[r * kRows + i];
+}
+
 // Updates rows [begin, end) of W, `n_iter` times.
 template <Loss loss, class T, class Data>
 void update_rows(const Factorisation<T, Data>& f, const double* statistics, const Update& update,
                  int64_t n_iter, int64_t begin, int64_t end) {
-  const int64_t k = f.n_components;
   RowSums<loss, T, Data> sums(f, begin, end);
-  Scratch<T> block(k * kRows);
-  Scratch<double> work(k * kRows);
   for (int64_t iteration = 0; iteration < n_iter; ++iteration) {
     sums.compute(update.terms.as<T>());
-    for (int64_t row = begin, panel = 0; row < end; row += kRows, ++panel) {
-      const int64_t rows = std::min(kRows, end - row);
-      for (int64_t r = 0; r < k; ++r)
-        for (int64_t i = 0; i < kRows; ++i)
-          block.data()[r * kRows + i] = i < rows ? f.W[(row + i) * k + r] : T{0};
-      const Sums panel_sums{sums.numerator(panel), sums.denominator(panel), statistics};
-      update_block<loss, kRows>(block.data(), panel_sums, update, k, work.data());
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t r = 0; r < k; ++r) f.W[(row + i) * k + r] = block.data()[r * kRows + i];
-    }
+    for (int64_t row = begin, panel = 0; row < end; row += kRows, ++panel)
+      update_panel<loss>(f, {sums.numerator(panel), sums.denominator(panel), statistics}, update,
+                         row, std::min(kRows, end - row));
   }
+}
+
+// The same for factorisations of one X, whose sums do not depend on W; `statistics` of one after
+// the other.
+template <class T, class Data>
+void update_shared_rows(std::span<const Factorisation<T, Data>> batch, const double* statistics,
+                        const Update& update, int64_t n_iter, int64_t begin, int64_t end) {
+  constexpr Loss kLoss = Loss::kFrobenius;
+  const int64_t size = statistics_size<kLoss>(batch.front().n_components);
+  SharedRowSums<T, Data> sums(batch, begin, end);
+  sums.compute();
+  for (std::size_t b = 0; b < batch.size(); ++b)
+    for (int64_t iteration = 0; iteration < n_iter; ++iteration)
+      for (int64_t row = begin, panel = 0; row < end; row += kRows, ++panel)
+        update_panel<kLoss>(batch[b], {sums.numerator(b, panel), nullptr, statistics + b * size},
+                            update, row, std::min(kRows, end - row));
 }
 
 // Updates tiles [first, last) of H from their sums, which become zero.
@@ -272,20 +294,42 @@ void iterate_together(std::vector<Factorisation<T, Data>>& batch, const Update& 
   const Factorisation<T, Data>& any = batch.front();
   const int64_t k = any.n_components, size = statistics_size<loss>(k);
   const int64_t n_problems = static_cast<int64_t>(batch.size());
-  const int64_t block = task_tiles(any.n_tiles), n_blocks = blocks_of(any.n_tiles, block);
+  // Factorisations whose sums are made together.
+  const int64_t together = loss == Loss::kFrobenius ? sharing_factorisations(k) : 1;
+  const int64_t n_groups = blocks_of(n_problems, together);
+  const bool shares_sums = loss == Loss::kFrobenius && n_problems > 1;
+  const auto group_of = [&](int64_t group) {
+    const int64_t first = group * together, count = std::min(together, n_problems - first);
+    return std::span<const Factorisation<T, Data>>(&batch[first], count);
+  };
   const Scratch<double> statistics(n_problems * size);
-  const auto for_tiles = [&](const auto& f) {
-    parallel_for_each(n_problems * n_blocks, [&](int64_t task) {
+  const auto for_tiles = [&](int64_t count, int64_t block, const auto& f) {
+    const int64_t n_blocks = blocks_of(any.n_tiles, block);
+    parallel_for_each(count * n_blocks, [&](int64_t task) {
       const int64_t first = task % n_blocks * block;
       f(task / n_blocks, first, std::min(first + block, any.n_tiles));
     });
   };
   const auto for_rows = [&](int64_t begin, int64_t end, int64_t repeats) {
     const int64_t rows = task_rows(end - begin), n_tasks = blocks_of(end - begin, rows);
-    parallel_for_each(n_problems * n_tasks, [&](int64_t task) {
-      const int64_t b = task / n_tasks, first = begin + task % n_tasks * rows;
-      update_rows<loss>(batch[b], statistics + b * size, update_W, repeats, first,
-                        std::min(first + rows, end));
+    parallel_for_each(n_groups * n_tasks, [&](int64_t task) {
+      const int64_t group = task / n_tasks, first = begin + task % n_tasks * rows;
+      const int64_t last = std::min(first + rows, end);
+      const double* s = statistics + group * together * size;
+      if constexpr (loss == Loss::kFrobenius)
+        if (shares_sums)
+          return update_shared_rows(group_of(group), s, update_W, repeats, first, last);
+      update_rows<loss>(batch[group], s, update_W, repeats, first, last);
+    });
+  };
+  const auto sum_columns = [&](int64_t begin, int64_t end) {
+    if constexpr (loss == Loss::kFrobenius)
+      if (shares_sums)
+        return for_tiles(n_groups, kChunkTiles, [&](int64_t group, int64_t first, int64_t last) {
+          SharedColumnSums<T, Data>(group_of(group), first, last).add_rows(begin, end);
+        });
+    for_tiles(n_problems, task_tiles(any.n_tiles), [&](int64_t b, int64_t first, int64_t last) {
+      ColumnSums<loss, T, Data>(batch[b], first, last, update_H.terms.as<T>()).add_rows(begin, end);
     });
   };
 
@@ -295,18 +339,16 @@ void iterate_together(std::vector<Factorisation<T, Data>>& batch, const Update& 
     f.numerator.fill(0);
     f.denominator.fill(0);
   }
-  const int64_t step = chunk_rows<Data>(any.n_features);
+  // What several factorisations share is read seldom enough from afar, the factors are not.
+  const int64_t step = shares_sums ? any.n_samples : chunk_rows<Data>(any.n_features);
   for (int64_t iteration = 0; iteration < n_iter; ++iteration) {
     for (int64_t begin = 0; begin < any.n_samples; begin += step) {
       const int64_t end = std::min(begin + step, any.n_samples);
       for_rows(begin, end, 1);
-      for_tiles([&](int64_t b, int64_t first, int64_t last) {
-        ColumnSums<loss, T, Data>(batch[b], first, last, update_H.terms.as<T>())
-            .add_rows(begin, end);
-      });
+      sum_columns(begin, end);
     }
     for (int64_t b = 0; b < n_problems; ++b) statistics_of_W<loss>(batch[b], statistics + b * size);
-    for_tiles([&](int64_t b, int64_t first, int64_t last) {
+    for_tiles(n_problems, task_tiles(any.n_tiles), [&](int64_t b, int64_t first, int64_t last) {
       update_columns<loss>(batch[b], statistics + b * size, update_H, first, last);
     });
     for (int64_t b = 0; b < n_problems; ++b) statistics_of_H<loss>(batch[b], statistics + b * size);

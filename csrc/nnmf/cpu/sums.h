@@ -154,8 +154,9 @@ class RowSums {
     for (int64_t tile = first; tile <= last; ++tile) {
       if (tile < last && !all_zero<T>(x + tile * kColumns<T>, p_.x_stride)) continue;
       if (tile > run)
-        add_row_sums(x + run * kColumns<T>, p_.x_stride, tile - run, p_.tiles + run * p_.tile_size,
-                     p_.n_components, lanes, ahead.right(run * kColumns<T>));
+        add_row_sums<kApart>(x + run * kColumns<T>, p_.x_stride, tile - run,
+                             p_.tiles + run * p_.tile_size, p_.n_components, lanes,
+                             ahead.right(run * kColumns<T>));
       run = tile + 1;
     }
   }
@@ -183,9 +184,9 @@ class RowSums {
   void add_run(int64_t run, int64_t end, int64_t from, T* lanes, T* lanes_below) {
     const T* right = p_.tiles + run * p_.tile_size;
     const int64_t n_tiles = end - run, k = p_.n_components;
-    add_row_sums(terms_ + from, kTermsStride<T>, n_tiles, right, k, lanes);
+    add_row_sums<kRows>(terms_ + from, kTermsStride<T>, n_tiles, right, k, lanes);
     if constexpr (kSumsDenominator<loss>)
-      add_row_sums(terms_below_ + from, kTermsStride<T>, n_tiles, right, k, lanes_below);
+      add_row_sums<kRows>(terms_below_ + from, kTermsStride<T>, n_tiles, right, k, lanes_below);
   }
 
   const Problem<T, Data>& p_;
@@ -199,6 +200,20 @@ class RowSums {
 constexpr int64_t kGroupRows = 16;   // rows whose terms are in memory together
 constexpr int64_t kFlushRows = 256;  // rows after which the sums go on in float64
 static_assert(kGroupRows % kRows == 0 && kFlushRows % kGroupRows == 0);
+
+// Rows of the next group where that many are left: full panels together; the last, where it is not
+// full, alone.
+inline int64_t group_rows(int64_t left) {
+  const int64_t rows = std::min(kGroupRows, left);
+  return rows < kRows ? rows : rows / kRows * kRows;
+}
+
+// totals += sums, then sums = 0
+template <class T>
+void flush(T* sums, int64_t size, double* totals) {
+  for (int64_t i = 0; i < size; ++i) totals[i] += static_cast<double>(sums[i]);
+  std::fill_n(sums, size, T{0});
+}
 
 // One factorisation while it is iterated.
 template <class T, class Data>
@@ -241,14 +256,12 @@ class ColumnSums {
     sums_below_.fill(0);
     int64_t rows;
     for (int64_t row = begin; row < end; row += rows) {
-      // Full panels together; the last, where it is not full, alone.
-      rows = std::min(kGroupRows, end - row);
-      rows = rows < kRows ? rows : rows / kRows * kRows;
+      rows = group_rows(end - row);
       add_group(row, rows);
       if ((row + rows) % kFlushRows != 0 && row + rows != end) continue;
-      flush(sums_.data(), f_.numerator + first_ * f_.tile_size);
+      flush(sums_.data(), size_, f_.numerator + first_ * f_.tile_size);
       if constexpr (kSumsDenominator<loss>)
-        flush(sums_below_.data(), f_.denominator + first_ * f_.tile_size);
+        flush(sums_below_.data(), size_, f_.denominator + first_ * f_.tile_size);
     }
   }
 
@@ -324,12 +337,6 @@ class ColumnSums {
 
   static void clear_tile(T* terms) {
     for (int64_t i = 0; i < kRows; ++i) std::fill_n(terms + i * kTermsStride<T>, kColumns<T>, T{0});
-  }
-
-  // totals += sums, then sums = 0
-  void flush(T* sums, double* totals) const {
-    for (int64_t i = 0; i < size_; ++i) totals[i] += static_cast<double>(sums[i]);
-    std::fill_n(sums, size_, T{0});
   }
 
   const Factorisation<T, Data>& f_;

@@ -37,16 +37,12 @@ NNMF_CUDA_INLINE void multiply(const T* left, int64_t stride, const T* right, in
   }
 }
 
-// A sum over features holds that many rows and components in registers: each row of terms is read
-// once for all of these components, each vector of H once for all of these rows.
-constexpr int64_t kSumRows = 4;
-constexpr int64_t kMostSums = NNMF_CUDA_VECTOR_BYTES == 64 ? 6 : 3;
-static_assert(kRows % kSumRows == 0);
-
 // What the sums fetch from afar while they add up, a line between multiply-adds: many at once would
 // wait for one another. Nothing, or rows of X.
 struct NothingAhead {
   NothingAhead from_row(int64_t) const { return {}; }
+  NothingAhead right(int64_t) const { return {}; }
+  void fetch_pages(int64_t) const {}
 
   template <class T>
   NNMF_CUDA_INLINE void fetch(int64_t, int64_t, int64_t) const {}
@@ -75,26 +71,24 @@ struct RowsAhead {
   }
 };
 
-// sums[c][i][lane] += terms[i][...] * right[...][c] for `count` components and kSumRows rows: what
-// the rows of `terms` (n_tiles tiles wide) add to X H^T, each lane on its own. Meanwhile kFetched
-// rows are fetched, as wide.
-constexpr int64_t kFetched = 2;
-
-template <int64_t count, class T, class Data, class Ahead>
+// sums[c][i][lane] += terms[i][...] * right[...][c] for `rows` rows and `count` components: what
+// the terms (n_tiles tiles wide) add to X H^T, each lane on its own. Meanwhile half as many rows
+// are fetched, as wide.
+template <int64_t rows, int64_t count, class T, class Data, class Ahead>
 void add_row_sums(const Data* terms, int64_t stride, int64_t n_tiles, const T* right,
                   int64_t n_components, T* sums, const Ahead ahead) {
   using V = Vector<T>;
-  typename V::Lanes sum[count][kSumRows] = {};
+  typename V::Lanes sum[count][rows] = {};
   for (int64_t t = 0; t < n_tiles; ++t) {
 #pragma GCC unroll 3
     for (int64_t v = 0; v < kVectors; ++v) {
-      for (int64_t i = 0; i < kFetched; ++i) ahead.template fetch<T>(i, t * kColumns<T>, v);
+      for (int64_t i = 0; i < rows / 2; ++i) ahead.template fetch<T>(i, t * kColumns<T>, v);
       typename V::Lanes h[count];
 #pragma GCC unroll 8
       for (int64_t c = 0; c < count; ++c)
         h[c] = V::load_once(right + (t * n_components + c) * kColumns<T> + v * V::kLanes);
 #pragma GCC unroll 8
-      for (int64_t i = 0; i < kSumRows; ++i) {
+      for (int64_t i = 0; i < rows; ++i) {
         const typename V::Lanes x =
             V::load_once(terms + i * stride + t * kColumns<T> + v * V::kLanes);
 #pragma GCC unroll 8
@@ -105,33 +99,41 @@ void add_row_sums(const Data* terms, int64_t stride, int64_t n_tiles, const T* r
 #pragma GCC unroll 8
   for (int64_t c = 0; c < count; ++c)
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < kSumRows; ++i) {
+    for (int64_t i = 0; i < rows; ++i) {
       T* to = sums + (c * kRows + i) * V::kLanes;
       V::store(to, V::load(to) + sum[c][i]);
     }
 }
 
-// All components of a panel: sums [n_components][kRows][lanes], right
-// [n_tiles][n_components][kColumns]. `ahead` is a panel that is needed later.
-template <class T, class Data, class Ahead = NothingAhead>
+// Rows that a sum over features holds in registers where X lies far apart: the lines of more would
+// drive each other out of the first cache, as rows are often a power of two of bytes apart.
+constexpr int64_t kApart = 4;
+
+// All components of a panel, `rows` rows at a time: each row of terms is read once for as many
+// components as the registers allow, each vector of H once for these rows. sums
+// [n_components][kRows][lanes], right [n_tiles][n_components][kColumns]; `ahead` is a panel that is
+// needed later.
+template <int64_t rows, class T, class Data, class Ahead = NothingAhead>
 NNMF_CUDA_INLINE void add_row_sums(const Data* terms, int64_t stride, int64_t n_tiles,
                                    const T* right, int64_t n_components, T* sums,
                                    const Ahead ahead = {}) {
-  for (int64_t row = 0; row < kRows; row += kSumRows) {
+  constexpr int64_t kMost = kVectors * kRows / rows;
+  static_assert(kRows % rows == 0);
+  for (int64_t row = 0; row < kRows; row += rows) {
     int64_t r = 0, fetched = 0;
     const auto part = [&]<int64_t count>() {
-      // Where all is fetched, the last rows once more: that costs less than a look whether it is.
-      add_row_sums<count>(terms + row * stride, stride, n_tiles, right + r * kColumns<T>,
-                          n_components, sums + (r * kRows + row) * Vector<T>::kLanes,
-                          ahead.from_row(row + fetched));
-      fetched = std::min(fetched + kFetched, kSumRows - kFetched);
+      add_row_sums<rows, count>(terms + row * stride, stride, n_tiles, right + r * kColumns<T>,
+                                n_components, sums + (r * kRows + row) * Vector<T>::kLanes,
+                                ahead.from_row(row + fetched));
+      // Later the same rows once more: that costs less than a look whether all is fetched.
+      fetched = rows / 2;
       r += count;
     };
-    for (int64_t passes = blocks_of(n_components, kMostSums); passes > 0; --passes) {
+    for (int64_t passes = blocks_of(n_components, kMost); passes > 0; --passes) {
       const int64_t count = blocks_of(n_components - r, passes);
       [&]<int64_t... less>(std::integer_sequence<int64_t, less...>) {
         ((count == less + 1 ? part.template operator()<less + 1>() : void()), ...);
-      }(std::make_integer_sequence<int64_t, kMostSums>{});
+      }(std::make_integer_sequence<int64_t, kMost>{});
     }
   }
 }
