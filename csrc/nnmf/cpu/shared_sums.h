@@ -8,7 +8,7 @@ namespace {
 
 // Factorisations that share a copy: their sums have to stay in the second cache.
 inline int64_t sharing_factorisations(int64_t n_components) {
-  return std::clamp<int64_t>(128 / n_components, 1, 16);
+  return std::clamp<int64_t>(128 / std::max<int64_t>(n_components, 1), 1, 16);
 }
 
 // Rows of X in some tiles, as numbers, zeros beyond X; and in which tiles of which panels there is
