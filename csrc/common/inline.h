@@ -49,8 +49,8 @@ NNMF_CUDA_INLINE T at_least(T bound, T value) {
   return value < bound ? bound : value;
 }
 
-// x / y for y from float32's epsilon to 2^126; float32 on a device within 2 units in the last
-// place.
+// x / y for y from the smallest normal number to 2^126; float32 on a device within 2 units in the
+// last place.
 template <class T>
 NNMF_CUDA_INLINE T quotient(T x, T y) {
 #if defined(__CUDA_ARCH__)

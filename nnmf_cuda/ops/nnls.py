@@ -126,7 +126,9 @@ def nnls(
     for rows that it does not bring to their end. The residual is that of the normal equations: of
     gram = A^T A with a condition number of A above about 1e7, whose square is beyond float64, they
     no longer tell how close A h comes to a target (see `nnls_dense`). Where the minimiser is not
-    unique, as with more components than features, it is one of independent components.
+    unique, as with more components than features, it is one of independent components; both
+    products should then be formed in float64, as `project` does, or the rounding of `cross` lies
+    outside the range of `gram`, where the objective has no minimum.
 
     Differentiable in both arguments by implicit differentiation on the free variables {h > 0}: with
     u the (minimum-norm) solution of G_FF u = grad_F, cross receives u and gram

@@ -182,6 +182,7 @@ def run_kernels(
     numbers: Mapping[str, float],
     *,
     seeds: Sequence[int] = SEEDS,
+    timeout: float = 300,
 ) -> dict[str, Tensor]:
     """Run `call` of an executable, once for each seed, and return the tensors that it gives.
 
@@ -193,9 +194,17 @@ def run_kernels(
     # What leaks at the end of a short run does not matter, and looking for it needs ptrace.
     options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     environment = {**os.environ, **options}
-    result = subprocess.run(
-        [executable], input=stream, capture_output=True, check=False, env=environment, timeout=300
-    )
+    try:
+        result = subprocess.run(
+            [executable],
+            input=stream,
+            capture_output=True,
+            check=False,
+            env=environment,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KernelError(f"{call} does not end within {timeout} seconds") from error
     if result.returncode != 0:
         raise KernelError(f"exit {result.returncode}: {result.stderr.decode(errors='replace')}")
     answers = list(_answers(result.stdout, len(seeds)))

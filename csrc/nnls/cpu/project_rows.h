@@ -40,7 +40,8 @@ void exact_cross_products(const Data* X, int64_t x_stride, int64_t rows, const d
   const Scratch<double> x(f);
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t i = 0; i < f; ++i) x.data()[i] = static_cast<double>(X[row * x_stride + i]);
-    for (int64_t r = 0; r < k; ++r) cross[row * k + r] = scale * dot_product(x.data(), H + r * f, f);
+    for (int64_t r = 0; r < k; ++r)
+      cross[row * k + r] = scale * dot_product(x.data(), H + r * f, f);
   }
 }
 

@@ -288,7 +288,7 @@ __device__ void solve_rows(Team& team, const NnlsRows<From, To>& rows, RowsOfTea
     if (wrongs.count == 0 || past.count >= kMostExchanges) {
       const bool safe = wrongs.count == 0 && exact;
       if (owns && safe) {
-        rows.h[row * k + j] = static_cast<To>(x * scale);
+        rows.h[row * k + j] = static_cast<To>((x + 0.0) * scale);  // no negative zero
         rows.sets.free[row * k + j] = free;
       }
       if (j == 0) {

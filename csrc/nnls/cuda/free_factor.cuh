@@ -174,7 +174,8 @@ NNMF_CUDA_CALLED inline void solve_lower_transposed(const Triangle& t, int64_t s
   }
 }
 
-// Writes the variables for which free[j] is set to `order`; returns how many there are.
+// Writes the variables for which free[j] is set to `order`; returns how many there are. What each
+// thread has set in its own turns needs no barrier before.
 NNMF_CUDA_CALLED inline int order_free(const uint8_t* free, int64_t k, int* order) {
   int count = 0;
   for (int64_t first = 0; first < k; first += kThreads) {

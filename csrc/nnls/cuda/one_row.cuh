@@ -75,11 +75,10 @@ class OneRow {
     }
     if (!pivot_in_blocks(cold)) pivot_one_by_one();
     for_own(0, k_, [&](int64_t j) {
-      h[j] = static_cast<To>(x_[j] * g_.scale[j]);
+      h[j] = static_cast<To>((x_[j] + 0.0) * g_.scale[j]);  // no negative zero
       sets.free[j] = free_[j] != 0;
     });
     if (threadIdx.x == 0) *sets.pivots = pivots_;
-    __syncthreads();
   }
 
   // u = G_FF^-1 grad_F for F = {h > 0}, zero elsewhere; false where G_FF is singular.
@@ -89,13 +88,11 @@ class OneRow {
       free_[j] = h[j] > 0;
       cross_[j] = static_cast<double>(grad[j]) * g_.scale[j];
     });
-    __syncthreads();
     const int wanted = order_free(free_, k_, factor_.order);
     factor_.begin(cross_, free_, kRankTolerance);
     if (factor_.count < wanted) return false;
     take_goal();
     for_own(0, k_, [&](int64_t j) { u[j] = x_[j] * g_.scale[j]; });
-    __syncthreads();
     return true;
   }
 
@@ -111,10 +108,7 @@ class OneRow {
 
   __device__ double least() const { return dependent_pivot(k_); }
 
-  __device__ void factorise_free() {
-    __syncthreads();
-    factor_.begin(cross_, free_, least());
-  }
+  __device__ void factorise_free() { factor_.begin(cross_, free_, least()); }
 
   // The sum of whole numbers over the block.
   static __device__ int count_over_block(int own) {
@@ -141,7 +135,8 @@ class OneRow {
     __syncthreads();
   }
 
-  // The gradient, and what is rounding in it up to the size of a variable's cross product.
+  // The gradient, each thread's own turns of it, and what is rounding in it up to the size of a
+  // variable's cross product.
   __device__ void compute_gradient() {
     double sum = 0;
     for_own(0, k_, [&](int64_t j) { sum += fabs(x_[j]); });
@@ -152,7 +147,6 @@ class OneRow {
       for (int64_t i = 0; i < k_; ++i) gradient += g_.values[i * k_ + j] * x_[i];
       gradient_[j] = gradient;
     });
-    __syncthreads();
   }
 
   __device__ double rounding(int64_t j) const {
