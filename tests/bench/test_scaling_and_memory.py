@@ -123,4 +123,4 @@ def test_measured_memory_is_what_a_fit_takes(monkeypatch):
 def test_a_fit_that_fails_is_reported(monkeypatch):
     found = memory.fit_in_a_process("ours", "float32", {"n": 3, "f": 3, "k": 0})
     assert found["status"] == "failed"
-    assert "n_components must be >= 1, got 0" in found["reason"]
+    assert "n_components must be an integer >= 1, got 0" in found["reason"]
