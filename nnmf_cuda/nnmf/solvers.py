@@ -40,10 +40,18 @@ class Penalty:
 
     def value(self, W: Tensor, H: Tensor) -> Tensor:
         """Return the penalty of each start of the batch, (B,) float64."""
-        W, H = W.double(), H.double()
-        absolute = self.l1_reg_W * W.sum((1, 2)) + self.l1_reg_H * H.sum((1, 2))
-        squared = self.l2_reg_W * W.square().sum((1, 2)) + self.l2_reg_H * H.square().sum((1, 2))
-        return absolute + squared / 2
+        total = W.new_zeros(len(W), dtype=torch.float64)
+        for factor, l1_reg, l2_reg in (
+            (W, self.l1_reg_W, self.l2_reg_W),
+            (H, self.l1_reg_H, self.l2_reg_H),
+        ):
+            if l1_reg or l2_reg:  # a copy of the factor, and one at a time
+                wide = factor.double()
+                total += l1_reg * wide.sum((1, 2))
+                # A factor that is float64 is no copy.
+                square = wide.square() if wide is factor else wide.square_()
+                total += l2_reg * square.sum((1, 2)) / 2
+        return total
 
 
 @dataclass(frozen=True)
