@@ -43,11 +43,14 @@ def nnmf_divergence(
     positive = X > floor
     X = torch.where(positive, X, 0)
     safe = WH.clamp_min(floor)
+    # X = ratio W H = (1 + excess) W H: near 1 the ratio leaves only its own rounding.
     ratio = torch.where(positive, X / safe, 1)
+    excess = torch.where(positive, (X - safe) / safe, 0)
+    log = torch.where(excess.abs() < 0.5, excess.log1p(), ratio.log())
     if beta_loss == 1:
-        return (X * ratio.log() - X + WH).sum((-2, -1))
+        return torch.where(positive, safe * (ratio * log - excess) + (WH - safe), WH).sum((-2, -1))
     if beta_loss == 0:
-        return torch.where(positive, ratio - ratio.log() - 1, -1).sum((-2, -1))
+        return torch.where(positive, excess - log, -1).sum((-2, -1))
     cross = torch.where(positive, X * safe ** (beta_loss - 1), 0)
     power = torch.where(positive, X**beta_loss, 0)
     total = power - beta_loss * cross + (beta_loss - 1) * WH**beta_loss
