@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
@@ -170,12 +170,9 @@ def nnls(
         with_dims(gram, 3), with_dims(cross, 3), start, tol=tol
     )
     h: Tensor = solved.reshape(cross.shape)
-    if not (return_residual or return_info):
-        return h
-    residual = kkt_residual(gram, cross, h)
-    if not return_info:
-        return h, residual
-    return h, NnlsInfo(residual, free.reshape(h.shape), pivots.reshape(residual.shape))
+    return with_info(
+        h, free, pivots, partial(kkt_residual, gram, cross, h), return_residual, return_info
+    )
 
 
 @overload
@@ -281,12 +278,8 @@ def project(
         with_dims(X, 2), with_dims(H, 3), start, tol=tol
     )
     h: Tensor = solved.reshape(shape)
-    if not (return_residual or return_info):
-        return h
-    residual = _project_residual(with_dims(X, 2), H, with_dims(h, 2)).reshape(shape[:-1])
-    if not return_info:
-        return h, residual
-    return h, NnlsInfo(residual, free.reshape(shape), pivots.reshape(shape[:-1]))
+    residual = partial(_project_residual, with_dims(X, 2), H, with_dims(h, 2))
+    return with_info(h, free, pivots, residual, return_residual, return_info)
 
 
 def with_dims(tensor: Tensor, dims: int) -> Tensor:
@@ -325,6 +318,23 @@ def check_options(
     return with_dims(passive, 3)
 
 
+def with_info(
+    h: Tensor,
+    free: Tensor,
+    pivots: Tensor,
+    residual: Callable[[], Tensor],
+    return_residual: bool,
+    return_info: bool,
+) -> Tensor | tuple[Tensor, Tensor | NnlsInfo]:
+    """Return h with what its user wants to be told; the rest is shaped as h's rows are."""
+    if not (return_residual or return_info):
+        return h
+    of_rows = residual().reshape(h.shape[:-1])
+    if not return_info:
+        return h, of_rows
+    return h, NnlsInfo(of_rows, free.reshape(h.shape), pivots.reshape(of_rows.shape))
+
+
 def _project_residual(X: Tensor, H: Tensor, h: Tensor) -> Tensor:
     H = H.detach().double()
     gram = H @ H.mT
@@ -338,6 +348,7 @@ def _project_residual(X: Tensor, H: Tensor, h: Tensor) -> Tensor:
 
 
 def kkt_residual(gram: Tensor, cross: Tensor, h: Tensor) -> Tensor:
+    """Return the KKT residual of each row of h, as in `NnlsInfo`."""
     gram, cross, h = gram.detach().double(), cross.detach().double(), h.detach().double()
     violation = torch.minimum(h, h @ ((gram + gram.mT) / 2) - cross).abs()
     if cross.shape[-1] == 0:

@@ -17,7 +17,14 @@ from nnmf_cuda.ops._schema import (
     require_tensor,
 )
 from nnmf_cuda.ops._transforms import no_forward_mode
-from nnmf_cuda.ops.nnls import NnlsInfo, check_options, kkt_residual, nnls, with_dims
+from nnmf_cuda.ops.nnls import (
+    NnlsInfo,
+    check_options,
+    kkt_residual,
+    nnls,
+    with_dims,
+    with_info,
+)
 
 __all__ = ["nnls_dense"]
 
@@ -104,11 +111,10 @@ def nnls_dense(
     -----
     The active-set method of Lawson & Hanson [1]_ in float64, on R of A = Q R. It begins at the free
     variables that `nnls` finds and factorises the free columns again for each step from there:
-    plain torch, so 10 times slower than `nnls` and more, most so for ill-conditioned A. Under
-    torch.compile it breaks the graph. In float64, consistent data at a condition number of 1e8 have
-    a relative residual below 1e-12. Differentiable in A and B as `nnls` is, twice, with the free
-    variables as they are. A row with NaN or infinity has NaN for an
-    answer, and so have all of such an A.
+    plain torch, so far slower than `nnls`, most so for ill-conditioned A. Under torch.compile it
+    breaks the graph. In float64, consistent data at a condition number of 1e8 have a relative
+    residual below 1e-12. Differentiable in A and B as `nnls` is, twice, with the free variables as
+    they are. A row with NaN or infinity has NaN for an answer, and so have all of such an A.
 
     References
     ----------
@@ -133,14 +139,12 @@ def nnls_dense(
     matrices, rows = with_dims(A.double(), 3), with_dims(B.double(), 3)
     solved, free, pivots = _Minimise.apply(matrices, rows, start, tol)  # type: ignore[no-untyped-call]
     h: Tensor = solved.to(A.dtype).reshape(shape)
-    if not (return_residual or return_info):
-        return h
-    detached = matrices.detach()
-    gram, cross = detached.mT @ detached, rows.detach() @ detached
-    residual = kkt_residual(gram, cross, with_dims(h, 3)).reshape(shape[:-1])
-    if not return_info:
-        return h, residual
-    return h, NnlsInfo(residual, free.reshape(shape), pivots.reshape(shape[:-1]))
+
+    def residual() -> Tensor:
+        known = matrices.detach()
+        return kkt_residual(known.mT @ known, rows.detach() @ known, with_dims(h, 3))
+
+    return with_info(h, free, pivots, residual, return_residual, return_info)
 
 
 def _one_batch(info: Any, in_dims: tuple[int | None, ...], *values: Any) -> list[Any]:

@@ -19,7 +19,14 @@ from tests.cuda_on_cpu.harness import (
     run_kernels,
     without_each_barrier,
 )
-from tests.cuda_on_cpu.test_nnls import COLD, backward, kkt_residual, products, solve
+from tests.cuda_on_cpu.test_nnls import (
+    COLD,
+    assert_least_norm,
+    backward,
+    kkt_residual,
+    products,
+    solve,
+)
 from tests.helpers import hard_bases
 
 ONE_ROW = "nnls/cuda/one_row.cuh"
@@ -225,25 +232,7 @@ def test_backward_of_many_variables(all_kernels: Path, k: int) -> None:
 
 @pytest.mark.parametrize("k", [6, 20, 90])
 def test_gradient_is_of_least_norm_on_a_singular_block(kernels: Path, k: int) -> None:
-    assert_least_norm(kernels, k)
-
-
-def assert_least_norm(kernels: Path, k: int) -> None:
-    rng = np.random.default_rng(5)
-    A = rng.random((k - 2, k))
-    A[:, 1] = 3 * A[:, 0]
-    gram = torch.tensor(A.T @ A)[None]
-    h = torch.tensor(rng.random((1, 5, k)) - 0.05).clamp_min(0)
-    grad = torch.tensor(rng.standard_normal((1, 5, k)))
-    got = backward(kernels, gram, h, grad)
-    assert got["unsolved"].any()
-    for row in range(5):
-        free = h[0, row] > 0
-        want = torch.zeros(k, dtype=torch.float64)
-        inverse = torch.linalg.pinv(gram[0][free][:, free], hermitian=True, rtol=1e-10)
-        want[free] = inverse @ grad[0, row, free]
-        tolerance = 1e-6 * float(want.abs().max())
-        torch.testing.assert_close(got["u"][0, row], want, rtol=1e-6, atol=tolerance)
+    assert_least_norm(kernels, k, n=5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
@@ -298,7 +287,7 @@ def check_mutant(build: Builder, mutation: Mutation) -> None:
     gram, cross = products(A[None], targets[None])
     h = solve(kernels, gram, cross, seeds=(0, 1))["h"]
     assert kkt_residual(gram, cross, h).max() < 1e-9
-    assert_least_norm(kernels, 90)
+    assert_least_norm(kernels, 90, n=5)
 
 
 def test_the_few_kernels_without_a_mutation(build: Builder) -> None:
