@@ -3,8 +3,8 @@
 // block of kThreads whose threads take rows, or columns, in turns. All of it lies in memory of the
 // device.
 //
-// All threads of the block call every function together. What one has written is seen by all when
-// it returns; counts are the same in all threads.
+// All threads of the block call every function together; counts are the same in all of them. What a
+// thread writes in its own turns of for_own it may read again at once, the others after a barrier.
 #pragma once
 
 #include <algorithm>
@@ -160,11 +160,13 @@ NNMF_CUDA_CALLED inline void solve_lower_transposed(const Triangle& t, int64_t s
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   for (int64_t first = (size - 1) / kCorner * kCorner; first >= 0; first -= kCorner) {
     const int count = size_of_corner(first, size);
-    for (int c = static_cast<int>(threadIdx.x) / kWarp; c < count; c += kThreads / kWarp) {
+    const int64_t below = first + count;
+    for (int c = static_cast<int>(threadIdx.x) / kWarp; below < size && c < count;
+         c += kThreads / kWarp) {
       const double* const column = t.column(first + c);
       double sum = 0;
 #pragma unroll 4
-      for (int64_t i = first + count + lane; i < size; i += kWarp) sum += column[i] * x[i];
+      for (int64_t i = below + lane; i < size; i += kWarp) sum += column[i] * x[i];
       sum = sum_over_lanes(sum, kWarp);
       if (lane == 0) x[first + c] -= sum;
     }
@@ -287,7 +289,6 @@ struct FreeFactor {
   // x = G_FF^-1 c_F, in the order of the free variables.
   __device__ void solve(double* x) const {
     for_own(0, count, [&](int64_t a) { x[a] = z[a]; });
-    __syncthreads();
     solve_lower_transposed(triangle, count, x);
   }
 

@@ -212,16 +212,8 @@ class OneRow {
     if (anew || int64_t{wrong} * kColumnsPerUpdate > factor_.count) return factorise_free();
     remove_held();
     for (int64_t j = 0; j < k_; ++j)
-      if (wrong_[j] != 0 && free_[j] != 0 && !factor_.append(cross_, j, least())) hold(j);
-  }
-
-  // A free variable becomes zero.
-  __device__ void hold(int64_t j) {
-    if (owns(j)) {
-      x_[j] = 0;
-      free_[j] = 0;
-    }
-    __syncthreads();
+      if (wrong_[j] != 0 && free_[j] != 0 && !factor_.append(cross_, j, least()) && owns(j))
+        free_[j] = 0;
   }
 
   // Takes what is not free from the factor.
@@ -243,7 +235,6 @@ class OneRow {
         for_own(0, k_, [&](int64_t j) {
           if (free_[j] == 0) x_[j] = 0;
         });
-        __syncthreads();
         move_to_optimum();
         continue;
       }
@@ -295,16 +286,14 @@ class OneRow {
     const int leaving = first_of(any && until == shortest ? own : int64_t{factor_.count});
     if (!(shortest > 0) || curvature * shortest > -slope) return false;
     for_own(0, factor_.count, [&](int64_t a) {
-      double& x = x_[factor_.order[a]];
-      x = fmax(x - shortest * w[a], 0.0);
+      const int j = factor_.order[a];
+      x_[j] = a == leaving ? 0 : fmax(x_[j] - shortest * w[a], 0.0);
+      if (a == leaving) free_[j] = 0;
     });
-    __syncthreads();
-    hold(factor_.order[leaving]);
     ++pivots_;
     factor_.remove(leaving);
     if (!factor_.append(cross_, entering, least())) return false;
     if (owns(entering)) x_[entering] = shortest;
-    __syncthreads();
     return true;
   }
 
@@ -429,7 +418,6 @@ class MinimumNorm {
       free_[j] = h[j] > 0;
       u[j] = 0;
     });
-    __syncthreads();
     const int size = order_free(free_, k_, order_), rank = factorise_free(size);
     reduce(rank, size, [&](int64_t a) { return static_cast<double>(grad[order_[a]]); });
     for (int64_t row = 0; row < rank; row += kWideTile)
@@ -447,7 +435,6 @@ class MinimumNorm {
       for (int r = 0; r < rank; ++r) sum += M_[r * k_ + a] * reduced_[r];
       u[order_[a]] = sum;
     });
-    __syncthreads();
   }
 
  private:
@@ -497,7 +484,6 @@ class MinimumNorm {
       sum = sum_over_lanes(sum, kWarp);
       if (lane == 0) reduced_[r] = sum;
     }
-    __syncthreads();
   }
 
   // A tile of M^T M, below its diagonal.
