@@ -11,9 +11,6 @@
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <torch/csrc/stable/ops.h>
 
@@ -49,9 +46,8 @@ void parallel_for_each(int64_t count, const F& f) {
 constexpr std::size_t kCacheLine = 64;
 
 // Blocks that a thread has used and will use again: tasks are short, and the allocator takes longer
-// than some of them. Small blocks have sizes that are powers of two; more than a few go back. Large
-// ones come from the system and return to it: what the allocator keeps of them between two calls
-// would come on top of what a fit needs.
+// than some of them. Small blocks have sizes that are powers of two; large ones, and more than a
+// few, go back.
 class BlockCache {
  public:
   BlockCache() = default;
@@ -64,7 +60,7 @@ class BlockCache {
 
   static void* take(std::size_t bytes) {
     const std::size_t power = power_of(bytes);
-    if (power >= kPowers) return take_large(bytes);
+    if (power >= kPowers) return ::operator new(bytes, kAlignment);
     Blocks& blocks = mine().free_[power];
     if (blocks.count > 0) return blocks.block[--blocks.count];
     return ::operator new(std::size_t{1} << power, kAlignment);
@@ -72,30 +68,17 @@ class BlockCache {
 
   static void give(void* block, std::size_t bytes) {
     const std::size_t power = power_of(bytes);
-    if (power >= kPowers) return give_large(block, bytes);
-    Blocks& blocks = mine().free_[power];
-    if (blocks.count < kMost)
+    if (power < kPowers && mine().free_[power].count < kMost) {
+      Blocks& blocks = mine().free_[power];
       blocks.block[blocks.count++] = block;
-    else
+    } else {
       ::operator delete(block, kAlignment);
+    }
   }
 
  private:
   static constexpr std::size_t kPowers = 19, kMost = 8;  // 8 blocks each of up to 256 KiB
   static constexpr std::align_val_t kAlignment{kCacheLine};
-
-#if defined(__linux__)
-  static void* take_large(std::size_t bytes) {
-    void* block =
-        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (block == MAP_FAILED) throw std::bad_alloc();
-    return block;
-  }
-  static void give_large(void* block, std::size_t bytes) { ::munmap(block, bytes); }
-#else
-  static void* take_large(std::size_t bytes) { return ::operator new(bytes, kAlignment); }
-  static void give_large(void* block, std::size_t) { ::operator delete(block, kAlignment); }
-#endif
 
   struct Blocks {
     std::array<void*, kMost> block;
