@@ -20,7 +20,7 @@ from nnmf_cuda.nnmf.checkpoint import Checkpoint
 from nnmf_cuda.nnmf.solvers import Iterate, State
 
 SHAPE = (8192, 8192)  # 67 MB of pixels
-LIMIT = 0.5
+LIMIT = 0.25
 """Of X's bytes: a copy takes 1, in floating point 4; what libraries keep between tests varies."""
 
 FITS = {

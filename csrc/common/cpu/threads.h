@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
@@ -45,6 +49,54 @@ void parallel_for_each(int64_t count, const F& f) {
 
 constexpr std::size_t kCacheLine = 64;
 
+// Blocks from the system that return to it: what the allocator keeps of blocks as large as a factor
+// would come on top of what a fit needs. In huge pages where those fit, which take no time to find;
+// otherwise with all pages at once, since one by one they take as long as an iteration.
+class SystemBlocks {
+ public:
+#if defined(__linux__)
+  static bool holds(std::size_t bytes) { return bytes >= kHugePage / 4; }
+
+  static void* take(std::size_t bytes) {
+    if (!fits_huge_pages(bytes)) return map(bytes, MAP_POPULATE);
+    const std::size_t size = in_huge_pages(bytes);
+    char* all = static_cast<char*>(map(size + kHugePage, 0));
+    const std::size_t before = in_huge_pages(address(all)) - address(all);
+    char* block = all + before;
+    if (before > 0) ::munmap(all, before);
+    ::munmap(block + size, kHugePage - before);
+    ::madvise(block, size, MADV_HUGEPAGE);
+    return block;
+  }
+
+  static void give(void* block, std::size_t bytes) {
+    ::munmap(block, fits_huge_pages(bytes) ? in_huge_pages(bytes) : bytes);
+  }
+
+ private:
+  static constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+  static std::size_t address(const void* block) { return reinterpret_cast<std::size_t>(block); }
+  static std::size_t in_huge_pages(std::size_t bytes) {
+    return (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  }
+  // With at most an eighth more.
+  static bool fits_huge_pages(std::size_t bytes) {
+    return in_huge_pages(bytes) - bytes <= bytes / 8;
+  }
+  static void* map(std::size_t bytes, int flags) {
+    constexpr int kProtection = PROT_READ | PROT_WRITE, kPrivate = MAP_PRIVATE | MAP_ANONYMOUS;
+    void* block = ::mmap(nullptr, bytes, kProtection, kPrivate | flags, -1, 0);
+    if (block == MAP_FAILED) throw std::bad_alloc();
+    return block;
+  }
+#else
+  static bool holds(std::size_t) { return false; }
+  static void* take(std::size_t) { throw std::bad_alloc(); }
+  static void give(void*, std::size_t) {}
+#endif
+};
+
 // Blocks that a thread has used and will use again: tasks are short, and the allocator takes longer
 // than some of them. Small blocks have sizes that are powers of two; large ones, and more than a
 // few, go back.
@@ -60,6 +112,7 @@ class BlockCache {
 
   static void* take(std::size_t bytes) {
     const std::size_t power = power_of(bytes);
+    if (SystemBlocks::holds(bytes)) return SystemBlocks::take(bytes);
     if (power >= kPowers) return ::operator new(bytes, kAlignment);
     Blocks& blocks = mine().free_[power];
     if (blocks.count > 0) return blocks.block[--blocks.count];
@@ -68,6 +121,7 @@ class BlockCache {
 
   static void give(void* block, std::size_t bytes) {
     const std::size_t power = power_of(bytes);
+    if (SystemBlocks::holds(bytes)) return SystemBlocks::give(block, bytes);
     if (power < kPowers && mine().free_[power].count < kMost) {
       Blocks& blocks = mine().free_[power];
       blocks.block[blocks.count++] = block;
