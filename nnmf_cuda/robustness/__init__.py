@@ -10,12 +10,16 @@ from __future__ import annotations
 from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS, EvaluationBudget
 from nnmf_cuda.robustness.evaluate import Robustness, evaluate_robustness
 from nnmf_cuda.robustness.saved_run import SavedRun, save_features
+from nnmf_cuda.robustness.verify import Status, Verification, verify
 
 __all__ = [
     "EVALUATION_BUDGETS",
     "EvaluationBudget",
     "Robustness",
     "SavedRun",
+    "Status",
+    "Verification",
     "evaluate_robustness",
     "save_features",
+    "verify",
 ]
