@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-
-Norm = Literal["Linf", "L2"]
 
 _METRICS = {"Linf": "chebyshev", "L2": "euclidean"}
 _BLOCK = 2**22
@@ -58,7 +56,7 @@ class Ceiling:
 
 
 def ceiling(
-    x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], eps: float, norm: Norm = "Linf"
+    x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], eps: float, norm: str = "Linf"
 ) -> Ceiling:
     """Bound the robust accuracy of every classifier on these points.
 
@@ -109,7 +107,7 @@ def ceiling(
 
 
 def largest_eps(
-    x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], at_least: float, norm: Norm = "Linf"
+    x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], at_least: float, norm: str = "Linf"
 ) -> float:
     """Return the largest radius at which the ceiling of these points is at least so high.
 
@@ -148,7 +146,7 @@ def largest_eps(
 
 
 def other_class_distances(
-    x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], norm: Norm = "Linf"
+    x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], norm: str = "Linf"
 ) -> NDArray[np.float64]:
     """Return each point's distance to the nearest one of another class (n,); infinite with one."""
     points, labels = _checked(x, y, norm)
@@ -165,7 +163,7 @@ def _checked(
     points, labels = (
         a.detach().cpu().numpy() if isinstance(a, Tensor) else np.asarray(a) for a in (x, y)
     )
-    if norm not in get_args(Norm):
+    if norm not in _METRICS:
         raise ValueError(f"norm must be Linf or L2, got {norm!r}")
     if points.ndim != 2 or labels.shape != points.shape[:1] or not points.size:
         raise ValueError(
