@@ -23,10 +23,11 @@ _TINY = 1e-12
 class Ball(ABC):
     """Points of a box at most `radius` from the centers (n, M), which lie in the box.
 
-    The box is a low and a high corner, numbers or tensors (M,).
+    The radius is a number, or one for each center (n, 1); the box is a low and a high corner,
+    numbers or tensors (M,).
     """
 
-    def __init__(self, centers: Tensor, radius: float, box: Box = (0.0, 1.0)) -> None:
+    def __init__(self, centers: Tensor, radius: float | Tensor, box: Box = (0.0, 1.0)) -> None:
         self.centers = centers
         self.radius = radius
         self.low, self.high = (torch.as_tensor(edge).to(centers) for edge in box)
@@ -78,7 +79,7 @@ class Ball(ABC):
 
 
 class _LinfBall(Ball):
-    def __init__(self, centers: Tensor, radius: float, box: Box = (0.0, 1.0)) -> None:
+    def __init__(self, centers: Tensor, radius: float | Tensor, box: Box = (0.0, 1.0)) -> None:
         super().__init__(centers, radius, box)
         # Ball and box are both boxes: so is what they share.
         self._lower = (centers - radius).clamp_(min=self.low)

@@ -74,6 +74,7 @@ _Solver = Literal["mu", "accelerated-mu", "hals"]
 _Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint"]
 _Method = Literal["pgd", "trades"]
 _Norm = Literal["Linf", "L2"]
+_ClassWeight = Literal["balanced"]
 
 SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
 """Where a split comes from."""
@@ -239,6 +240,11 @@ class DefenceConfig:
     """Weight of TRADES' divergence."""
     n_steps: int = 10
     """Steps of the attack on each batch."""
+    class_weight: _ClassWeight | None = None
+    """Adversarial training: balanced weights samples by one over the number of their class, and
+    keeps the epoch by accuracies that are means over the classes."""
+    eps_ramp: float = 0.0
+    """Adversarial training: share of the epochs over which the radius grows to train_eps."""
     epochs: int = 100
     """Epochs; the best mean of clean and attacked validation accuracy is kept."""
     lr: float = 1e-3
@@ -255,6 +261,9 @@ class DefenceConfig:
         checks.one_of(get_args(_Method), "method")
         checks.at_least(1, "n_steps")
         checks.positive("sigma_max", "denoising_weight", "train_eps", "trades_beta")
+        if self.class_weight is not None:
+            checks.one_of(get_args(_ClassWeight), "class_weight")
+        checks.require(0 <= self.eps_ramp <= 1, "eps_ramp", "lie in [0, 1], a share of the epochs")
         if self.candidate_timesteps and self.kind not in ("adversarial-purifier", "smoothing"):
             raise ValueError(
                 f"defence.candidate_timesteps={self.candidate_timesteps} is for a purifier before a"

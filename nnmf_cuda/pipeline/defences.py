@@ -138,6 +138,8 @@ def train_adversarially(
         norm=norm,
         n_steps=settings.n_steps,
         trades_beta=settings.trades_beta,
+        class_weight=settings.class_weight,
+        eps_ramp=settings.eps_ramp,
         ema_decay=settings.ema_decay,
         epochs=settings.epochs,
         lr=settings.lr,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +24,7 @@ from nnmf_cuda.training.loop import TrainingResult, fit
 from nnmf_cuda.training.validation import Answer, Array, RobustScores, Samples
 
 Method = Literal["pgd", "trades"]
+ClassWeight = Literal["balanced"]
 
 Worst = Callable[[Callable[[Tensor], Tensor]], Tensor]
 """Losses of points, (n,), to the points that a few steps of PGD on them reach in the ball."""
@@ -41,6 +43,8 @@ def train_robust_classifier(
     norm: str = "Linf",
     n_steps: int = 10,
     trades_beta: float = 3.0,
+    class_weight: ClassWeight | None = None,
+    eps_ramp: float = 0.0,
     ema_decay: float = 0.998,
     epochs: int = 100,
     lr: float = 1e-3,
@@ -56,7 +60,7 @@ def train_robust_classifier(
     samples from those (Zhang et al.). With a purifier, what answers, in training as in attacks on
     it, is the classifier behind the purifier: the attack sees the noise of its batch, as in
     SmoothAdv (Salman et al.). The epoch kept is that whose averaged weights have the highest mean
-    of clean and attacked validation accuracy.
+    of clean and attacked validation accuracy, always in the whole ball.
 
     Parameters
     ----------
@@ -74,13 +78,20 @@ def train_robust_classifier(
         Steps of the attack on each batch.
     trades_beta : float, default=3
         Weight of the divergence.
+    class_weight : {"balanced"}, optional
+        "balanced" weights each sample by one over the number of training samples of its class, and
+        keeps the epoch by accuracies that are means over the classes. Where classes are unequal,
+        the plain loss can end in the answer that is the same for every sample.
+    eps_ramp : float, default=0
+        Share of the steps, in [0, 1], over which the radius grows evenly from 0 to `attack_eps`.
     ema_decay, epochs, lr, batch_size, seed, device, progress
         As for `train_classifier`.
 
     Returns
     -------
     TrainingResult
-        With "valid_robust_accuracy" in the history.
+        With "valid_robust_accuracy" in the history, and as means over the classes
+        "valid_balanced_accuracy" and "valid_balanced_robust_accuracy".
 
     Raises
     ------
@@ -102,11 +113,16 @@ def train_robust_classifier(
         raise ValueError(f"trades_beta must be a finite number > 0, got {trades_beta}")
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+    if class_weight not in (None, *get_args(ClassWeight)):
+        raise ValueError(f'class_weight must be "balanced" or None, got {class_weight!r}')
+    if not 0 <= eps_ramp <= 1:
+        raise ValueError(f"eps_ramp must be in [0, 1], a share of the epochs, got {eps_ramp}")
     samples = Samples.of(
         features, labels, valid_features, valid_labels, n_classes=n_classes, device=device
     )
-    scores = RobustScores(samples, attack_eps, norm)
+    scores = RobustScores(samples, attack_eps, norm, balanced=class_weight == "balanced")
     x, y = samples.x, samples.y
+    weight = None if class_weight is None else _balanced_weight(samples)
     model = new_classifier(samples, seed)
     noise_of = _HeldNoise(purifier)
     seen, fresh = (
@@ -114,25 +130,30 @@ def train_robust_classifier(
         for i in range(2)
     )
 
+    epoch_of = itertools.count()
+
     def draw_epoch(generator: torch.Generator) -> tuple[Tensor, ...]:
         order = torch.randperm(len(x), generator=generator)
         jitter = torch.rand(x.shape, generator=generator) * 2 - 1
         noise = noise_of.draw(x, generator)
-        return x[order.to(x.device)], y[order.to(x.device)], jitter.to(x), noise
+        radii = _radii(len(x), next(epoch_of), attack_eps, ramp_epochs=eps_ramp * epochs)
+        return x[order.to(x.device)], y[order.to(x.device)], jitter.to(x), radii.to(x), noise
 
     def batch_loss(
-        network: nn.Module, rows: Tensor, of: Tensor, jitter: Tensor, noise: Tensor
+        network: nn.Module, rows: Tensor, of: Tensor, jitter: Tensor, radii: Tensor, noise: Tensor
     ) -> Tensor:
         answer = partial(noise_of.answer, network, noise)
+        radius = radii if eps_ramp > 0 else attack_eps
 
         def worst(loss_of: Callable[[Tensor], Tensor]) -> Tensor:
             with frozen(network):
-                ball = BALLS[norm](rows, attack_eps)
-                return pgd(loss_of, ball, rows + attack_eps * jitter, n_iter=n_steps)
+                return pgd(
+                    loss_of, BALLS[norm](rows, radius), rows + radius * jitter, n_iter=n_steps
+                )
 
         if method == "pgd":
-            return _pgd_loss(answer, of, worst)
-        return _trades_loss(answer, rows, of, worst, trades_beta)
+            return _pgd_loss(answer, of, worst, weight)
+        return _trades_loss(answer, rows, of, worst, trades_beta, weight)
 
     def evaluate(network: nn.Module) -> dict[str, Tensor]:
         return scores.of(*(partial(noise_of.answer, network, noise) for noise in (seen, fresh)))
@@ -169,18 +190,36 @@ class _HeldNoise:
         return logits
 
 
-def _pgd_loss(answer: Answer, y: Tensor, worst: Worst) -> Tensor:
+def _radii(n_samples: int, epoch: int, attack_eps: float, *, ramp_epochs: float) -> Tensor:
+    """Return the radii (n_samples, 1) of an epoch's samples, in their order."""
+    done = epoch + torch.arange(n_samples).unsqueeze(1) / n_samples
+    return attack_eps * (done / max(ramp_epochs, 1 / n_samples)).clamp_max(1)
+
+
+def _balanced_weight(samples: Samples) -> Tensor:
+    """Return a weight for each class (n_classes,): one over its share of the training samples."""
+    counts = torch.bincount(samples.y, minlength=samples.n_classes)
+    return len(samples.y) / (samples.n_classes * counts.clamp_min(1)).to(samples.x)
+
+
+def _pgd_loss(answer: Answer, y: Tensor, worst: Worst, weight: Tensor | None) -> Tensor:
     attacked = worst(lambda points: functional.cross_entropy(answer(points), y, reduction="none"))
-    return functional.cross_entropy(answer(attacked), y)
+    return functional.cross_entropy(answer(attacked), y, weight)
 
 
-def _trades_loss(answer: Answer, x: Tensor, y: Tensor, worst: Worst, trades_beta: float) -> Tensor:
+def _trades_loss(
+    answer: Answer, x: Tensor, y: Tensor, worst: Worst, trades_beta: float, weight: Tensor | None
+) -> Tensor:
     with torch.no_grad():
         clean = answer(x).softmax(1)
     attacked = worst(lambda points: _divergence(answer(points), clean))
     of_clean, of_attacked = answer(torch.cat((x, attacked))).chunk(2)
-    divergence = _divergence(of_attacked, of_clean.softmax(1)).mean()
-    return functional.cross_entropy(of_clean, y) + trades_beta * divergence
+    divergence = _divergence(of_attacked, of_clean.softmax(1))
+    if weight is None:
+        mean_divergence = divergence.mean()
+    else:  # as cross_entropy weights
+        mean_divergence = (divergence * weight[y]).sum() / weight[y].sum()
+    return functional.cross_entropy(of_clean, y, weight) + trades_beta * mean_divergence
 
 
 def _divergence(logits: Tensor, target: Tensor) -> Tensor:

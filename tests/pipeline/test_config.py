@@ -46,6 +46,11 @@ from nnmf_cuda.pipeline.config import (
         (lambda: DiffusionConfig(timesteps=()), "diffusion.timesteps must name at least one"),
         (lambda: DefenceConfig(train_eps=0.0), "defence.train_eps must be a finite number > 0"),
         (lambda: DefenceConfig(n_steps=0), "defence.n_steps must be an integer >= 1"),
+        (
+            lambda: DefenceConfig(class_weight="equal"),
+            "defence.class_weight must be one of balanced",
+        ),
+        (lambda: DefenceConfig(eps_ramp=-0.1), r"defence.eps_ramp must lie in \[0, 1\]"),
         (lambda: DefenceConfig(kind="none"), "defence.kind must be one of purifier, "),
         (lambda: AttackConfig(n_iter=0), "attack.n_iter must be an integer >= 1; got 0"),
         (lambda: AttackConfig(attack_eps=0.0), "attack.attack_eps must be a finite number > 0"),
