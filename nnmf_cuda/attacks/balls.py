@@ -28,15 +28,16 @@ _TINY = 1e-12
 class Ball(ABC):
     """Points of a box at most `radius` from the centers (n, M), which lie in the box.
 
-    The box is a low and a high corner, numbers or tensors (M,). The radius of an Linf ball may be
-    one of each feature, (M,): then `radius` is the largest, and `shares` (M,) of it are the others.
+    The radius is a number, or one for each center (n, 1); that of an Linf ball may also be one for
+    each feature (M,): then `radius` is the largest, of which the others are `shares` (M,). The box
+    is a low and a high corner, numbers or tensors (M,).
     """
 
     def __init__(self, centers: Tensor, radius: float | Tensor, box: Box = (0.0, 1.0)) -> None:
         self.centers = centers
-        self.radius = radius if isinstance(radius, float) else float(torch.as_tensor(radius).max())
-        self.shares: float | Tensor = 1.0
-        if isinstance(radius, Tensor) and radius.dim() > 0:
+        self.radius, self.shares = radius, torch.ones(()).to(centers)
+        if isinstance(radius, Tensor) and radius.dim() == 1:
+            self.radius = float(radius.max())
             self.shares = radius.to(centers) / self.radius
         self.low, self.high = (torch.as_tensor(edge).to(centers) for edge in box)
 

@@ -226,8 +226,8 @@ class _Best:
 class _StepSizes:
     """A step size for each sample (n, 1), halved at the checkpoints where it stopped helping."""
 
-    def __init__(self, first_step: float, losses: Tensor) -> None:
-        self.size = torch.full_like(losses, first_step)
+    def __init__(self, first_step: float | Tensor, losses: Tensor) -> None:
+        self.size = torch.ones_like(losses) * first_step
         self._last_best = losses
         self._last_stuck = torch.ones_like(losses, dtype=torch.bool)
 
@@ -251,7 +251,7 @@ def pgd(objective: Objective, ball: Ball, start: Tensor, *, n_iter: int) -> Tens
     What adversarial training defends from. Madry, Makelov, Schmidt, Tsipras & Vladu (2018), Towards
     deep learning models resistant to adversarial attacks, ICLR.
     """
-    size = torch.full_like(start[:, :1], _REACH * ball.radius / n_iter)
+    size = torch.ones_like(start[:, :1]) * (_REACH * ball.radius / n_iter)
     points, moved = start.clone(), torch.empty_like(start)
     ball.project_(points)
     for _ in range(n_iter):

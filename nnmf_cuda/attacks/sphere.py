@@ -64,7 +64,7 @@ def _clamped(p: Tensor, t: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return scaled.clamp_(low.unsqueeze(1), high.unsqueeze(1))
 
 
-def onto_cap(points: Tensor, centers: Tensor, radius: float) -> Tensor:
+def onto_cap(points: Tensor, centers: Tensor, radius: float | Tensor) -> Tensor:
     """Return points as long as their centers, non-negative and at most `radius` from them.
 
     A point beyond is brought back on the arc that leads to its center: z = a c + b q with
@@ -75,7 +75,7 @@ def onto_cap(points: Tensor, centers: Tensor, radius: float) -> Tensor:
     ----------
     points, centers : Tensor of shape (n, n_features)
         Centers are non-negative; a center of zeros is its own cap.
-    radius : float
+    radius : float or Tensor of shape (n, 1)
         L2 distance.
 
     Returns
