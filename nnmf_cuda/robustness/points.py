@@ -303,13 +303,13 @@ class _Points:
             "lowest": float(clean.min()),
             "highest": float(clean.max()),
             "largest_move": max(moves),
-            "attack_eps": threat.attack_eps,
+            "attack_eps": threat.single_eps,
         }
         return _Answer(
             value,
             f"{max(moves):.4f}",
-            f"largest move of any attack; good is at most {threat.attack_eps:g}.",
-            max(moves) <= threat.attack_eps + 1e-5,
+            f"largest move of any attack; good is at most {threat.single_eps:g}.",
+            max(moves) <= threat.single_eps + 1e-5,
         )
 
     def layout(self) -> _Answer:

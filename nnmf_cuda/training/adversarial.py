@@ -143,7 +143,7 @@ def train_robust_classifier(
     )
     scores = RobustScores(samples, attack_eps, norm, balanced=class_weight == "balanced")
     x, y = samples.x, samples.y
-    weight = None if class_weight is None else _balanced_weight(samples)
+    weight = None if class_weight is None else balanced_weight(samples)
     model = initialised(lambda: build_classifier(network, x.shape[1], n_classes, hidden), seed).to(
         x
     )
@@ -180,8 +180,8 @@ def train_robust_classifier(
                 )
 
         if method == "trades":
-            return _trades_loss(answer, rows, of, worst, trades_beta, weight)
-        loss = _pgd_loss(answer, of, worst, weight)
+            return trades_loss(answer, rows, of, worst, trades_beta, weight)
+        loss = pgd_loss(answer, of, worst, weight)
         if method == "mtl-ibp":
             bounds = margin_bounds(trained.weights(), rows, of, radius, norm=norm)
             of_bounds = functional.cross_entropy(bounds, of, weight)
@@ -229,18 +229,18 @@ def _radii(n_samples: int, epoch: int, attack_eps: float, *, ramp_epochs: float)
     return attack_eps * (done / max(ramp_epochs, 1 / n_samples)).clamp_max(1)
 
 
-def _balanced_weight(samples: Samples) -> Tensor:
+def balanced_weight(samples: Samples) -> Tensor:
     """Return a weight for each class (n_classes,): one over its share of the training samples."""
     counts = torch.bincount(samples.y, minlength=samples.n_classes)
     return len(samples.y) / (samples.n_classes * counts.clamp_min(1)).to(samples.x)
 
 
-def _pgd_loss(answer: Answer, y: Tensor, worst: Worst, weight: Tensor | None) -> Tensor:
+def pgd_loss(answer: Answer, y: Tensor, worst: Worst, weight: Tensor | None) -> Tensor:
     attacked = worst(lambda points: functional.cross_entropy(answer(points), y, reduction="none"))
     return functional.cross_entropy(answer(attacked), y, weight)
 
 
-def _trades_loss(
+def trades_loss(
     answer: Answer, x: Tensor, y: Tensor, worst: Worst, trades_beta: float, weight: Tensor | None
 ) -> Tensor:
     with torch.no_grad():

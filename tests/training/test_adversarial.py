@@ -12,7 +12,7 @@ from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.training import train_classifier, train_denoiser, train_robust_classifier
-from nnmf_cuda.training.adversarial import _balanced_weight, _radii
+from nnmf_cuda.training.adversarial import balanced_weight, _radii
 from nnmf_cuda.training.intervals import margin_bounds
 from nnmf_cuda.training.validation import Samples
 
@@ -151,10 +151,10 @@ def test_balanced_classes_are_weighted_alike(method):
         assert scores["valid_balanced_accuracy"] == pytest.approx(mean_recall, abs=1e-6)
 
 
-def test_balanced_weights_are_one_over_the_shares():
+def testbalanced_weights_are_one_over_the_shares():
     x = torch.full((8, M), 0.5)
     y = torch.tensor([0, 0, 0, 0, 0, 2, 2, 2])
-    weight = _balanced_weight(Samples.of(x, y, x, y, n_classes=3, device="cpu"))
+    weight = balanced_weight(Samples.of(x, y, x, y, n_classes=3, device="cpu"))
     torch.testing.assert_close(weight[y].sum(), torch.tensor(16 / 3))
     torch.testing.assert_close(5 * weight[0], 3 * weight[2])
     assert bool(weight.isfinite().all())  # of a class without samples too
