@@ -16,13 +16,16 @@ from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.attacks.surrogates import surrogate
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models.networks import FeatureClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig, ExperimentConfig
 from nnmf_cuda.training import TrainingResult, train_joint_classifier, train_robust_classifier
 
 _SURROGATE_DRAWS, _N_ITER = 64, 40
 
 Labels = Tensor | NDArray[Any]
+
+OwnTraining = TrainingResult[FeatureClassifier] | TrainingResult[FeatureCNN]
+"""Of a defence's own classifier."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,11 @@ class Defence:
 
     model: nn.Module
     purifier: DiffusionPurifier
-    training: TrainingResult[FeatureCNN] | None
+    training: OwnTraining | None
     noise_levels: tuple[NoiseLevel, ...] = ()
 
     @property
-    def classifier(self) -> FeatureCNN | None:
+    def classifier(self) -> FeatureClassifier | None:
         """The defence's own classifier."""
         return None if self.training is None else self.training.model
 
@@ -83,7 +86,7 @@ def fit_defence(
         seed=config.seed,
         progress=progress,
     )
-    training = None
+    training: OwnTraining | None = None
     if settings.kind.startswith("adversarial"):
         training = train()
     elif settings.kind == "joint":
@@ -123,8 +126,8 @@ def train_adversarially(
     seed: int,
     purifier: DiffusionPurifier | None = None,
     progress: bool = False,
-) -> TrainingResult[FeatureCNN]:
-    """Train a CNN of the plain one's size on attacked features, behind a purifier where given.
+) -> TrainingResult[FeatureClassifier]:
+    """Train a classifier on attacked features, behind a purifier where given.
 
     `x` holds features (n, n_features) and `y` labels (n,) of "train" and "valid"; `norm` is that of
     the ball in which training attacks.
@@ -133,11 +136,16 @@ def train_adversarially(
         *(of[split] for split in ("train", "valid") for of in (x, y)),
         n_classes=n_classes,
         method=settings.method,
+        network=settings.network,
+        hidden=settings.hidden,
         purifier=purifier,
         attack_eps=settings.train_eps,
         norm=norm,
         n_steps=settings.n_steps,
         trades_beta=settings.trades_beta,
+        ibp_weight=settings.ibp_weight,
+        class_weight=settings.class_weight,
+        eps_ramp=settings.eps_ramp,
         ema_decay=settings.ema_decay,
         epochs=settings.epochs,
         lr=settings.lr,
@@ -196,7 +204,10 @@ def purifier_of(denoiser: FeatureDenoiser, config: DiffusionConfig) -> Diffusion
 
 
 def assemble(
-    purifier: DiffusionPurifier, plain: FeatureCNN, own: FeatureCNN | None, config: DefenceConfig
+    purifier: DiffusionPurifier,
+    plain: FeatureCNN,
+    own: FeatureClassifier | None,
+    config: DefenceConfig,
 ) -> nn.Module:
     """Put a defence together; `own` is the classifier that it has trained, if any."""
     classifier = plain if own is None else own

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from nnmf_cuda import ops
 from nnmf_cuda.attacks.balls import BOX_TOLERANCE, Box
-from nnmf_cuda.models import networks
-from nnmf_cuda.models.networks import FeatureCNN, frozen
+from nnmf_cuda.models.networks import FeatureCNN, FeatureMLP, frozen
 from nnmf_cuda.robustness.branch_and_bound import Boxes, Goal, search
 from nnmf_cuda.robustness.rounding import (
     inward,
@@ -229,6 +228,13 @@ def verify(
         return _Run(task, journal, seconds, total_seconds, batch_size, progress).done(points)
 
 
+def right_answers(model: nn.Module, x: Tensor, y: Tensor) -> NDArray[np.bool_]:
+    """Say which samples (n,) a network answers rightly as they are, as `verify` asks it."""
+    with frozen(model), torch.no_grad():
+        right: NDArray[np.bool_] = (model(x).argmax(1) == y).cpu().numpy()
+    return right
+
+
 def weights_to_verify(model: nn.Module) -> list[Tensor]:
     """Return the weights of a network that can be verified, detached; raise ValueError of others.
 
@@ -236,8 +242,7 @@ def weights_to_verify(model: nn.Module) -> list[Tensor]:
     """
     name = type(model).__name__
     why, weights = "it is no FeatureCNN or MLP", list[Tensor]()
-    mlp = getattr(networks, "FeatureMLP", None)
-    layers = model.layers if mlp is not None and type(model) is mlp else model
+    layers = model.layers if type(model) is FeatureMLP else model
     if isinstance(model, FeatureCNN):
         why, weights = model.why_modules(), model.weights()
     elif type(layers) is nn.Sequential:
