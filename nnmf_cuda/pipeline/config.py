@@ -71,7 +71,7 @@ _INITS = ("random", "nndsvd", "nndsvda", "nndsvdar")
 _RANDOM_INITS = ("random", "nndsvdar")
 _ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 _Solver = Literal["mu", "accelerated-mu", "hals"]
-_Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint"]
+_Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint", "pixel"]
 _Method = Literal["pgd", "trades", "mtl-ibp"]
 _Network = Literal["cnn", "mlp"]
 _Norm = Literal["Linf", "L2"]
@@ -225,7 +225,7 @@ class DefenceConfig:
     """purifier: the plain classifier behind the purifier; adversarial: a classifier of its own,
     trained on attacked features, alone; adversarial-purifier: that one behind the purifier;
     smoothing: one trained on attacked features behind the purifier; joint: one that is also trained
-    to denoise, alone."""
+    to denoise, alone; pixel: one trained on attacked images, alone."""
     method: _Method = "trades"
     """Adversarial training: pgd (Madry et al.), trades (Zhang et al.) or mtl-ibp (De Palma et al.),
     which is pgd with interval bounds in its loss and makes proofs quick."""
@@ -242,6 +242,10 @@ class DefenceConfig:
     """Weight of the joint classifier's denoising error."""
     train_eps: float = 0.10
     """Radius of the ball in which training attacks, in the norm of the attack."""
+    pixel_eps: float = 8 / 255
+    """How far the training of kind pixel moves a pixel, of the range [0, 1]."""
+    pixel_block: int = 4
+    """Side of the squares whose pixels that training moves alike."""
     trades_beta: float = 3.0
     """Weight of TRADES' divergence."""
     ibp_weight: float = 0.1
@@ -273,15 +277,20 @@ class DefenceConfig:
             "hidden",
             "be one or more integers >= 1, as in --defence.hidden '[128, 64]'",
         )
-        checks.at_least(1, "n_steps")
-        checks.positive("sigma_max", "denoising_weight", "train_eps", "trades_beta")
+        checks.at_least(1, "n_steps", "pixel_block")
+        checks.positive("sigma_max", "denoising_weight", "train_eps", "pixel_eps", "trades_beta")
         if self.class_weight is not None:
             checks.one_of(get_args(_ClassWeight), "class_weight")
         checks.require(0 <= self.ibp_weight <= 1, "ibp_weight", "lie in [0, 1]")
         checks.require(
-            self.kind != "joint" or self.network == "cnn",
+            self.kind not in ("joint", "pixel") or self.network == "cnn",
             "network",
-            "be cnn with defence.kind='joint'",
+            f"be cnn with defence.kind={self.kind!r}",
+        )
+        checks.require(
+            self.kind != "pixel" or self.method != "mtl-ibp",
+            "method",
+            "be pgd or trades with defence.kind='pixel', whose bounds are not of features",
         )
         checks.require(
             self.kind != "smoothing" or self.method != "mtl-ibp",

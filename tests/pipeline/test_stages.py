@@ -12,13 +12,18 @@ from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.pipeline.config import (
     PRESETS,
+    AttackConfig,
+    ClassifierConfig,
     DefenceConfig,
+    DiffusionConfig,
     ExperimentConfig,
     NNMFConfig,
     SelectionConfig,
 )
-from nnmf_cuda.pipeline.defences import assemble, purifier_of
-from nnmf_cuda.pipeline.stages import extract_features
+from nnmf_cuda.pipeline.defences import assemble, fit_defence, purifier_of
+from nnmf_cuda.pipeline.stages import extract_features, run_stages
+from nnmf_cuda.timing import StageTimer
+from nnmf_cuda.training import ImageSamples, train_pixel_classifier
 
 CPU = torch.device("cpu")
 
@@ -75,6 +80,37 @@ def test_defended_model_has_the_papers_noise_level() -> None:
     alphas_cumprod = purifier.alphas_cumprod[purifier.timesteps]
     assert alphas_cumprod.item() == pytest.approx(0.97887, abs=1e-5)
     assert (1 - alphas_cumprod).sqrt().item() == pytest.approx(0.1454, abs=1e-4)
+
+
+def test_the_pixel_defence_is_trained_on_images(small_npz: Path) -> None:
+    config = ExperimentConfig(
+        nnmf=NNMFConfig(n_components=4, max_iter=10),
+        classifier=ClassifierConfig(epochs=1),
+        diffusion=DiffusionConfig(epochs=1),
+        defence=DefenceConfig("pixel", epochs=2, pixel_block=2, n_steps=2),
+        attack=AttackConfig(n_iter=2, n_restarts=1, n_queries=2),
+        seed=3,
+    )
+    dataset = load_dataset(small_npz)
+    outputs = run_stages(dataset, config, device=CPU, timer=StageTimer(CPU))
+    features, defence = outputs.features, outputs.defence
+    images = {split: torch.from_numpy(dataset.matrix(split)) for split in ("train", "valid")}
+    alone = train_pixel_classifier(
+        ImageSamples(features.extractor, images),
+        features.y["train"],
+        features.y["valid"],
+        n_classes=dataset.n_classes,
+        block=2,
+        n_steps=2,
+        epochs=2,
+        seed=3,
+    )
+    assert defence.model is defence.classifier
+    assert isinstance(defence.model, FeatureCNN)
+    for mine, theirs in zip(defence.model.weights(), alone.model.weights(), strict=True):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(ValueError, match="images must be given with defence.kind='pixel'"):
+        fit_defence(features.x, features.y, outputs.cnn.model, outputs.denoiser.model, config)
 
 
 def test_each_defence_is_put_together_from_its_parts() -> None:
