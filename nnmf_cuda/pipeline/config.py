@@ -72,7 +72,7 @@ _RANDOM_INITS = ("random", "nndsvdar")
 _ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 _Solver = Literal["mu", "accelerated-mu", "hals"]
 _Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint", "pixel"]
-_Method = Literal["pgd", "trades", "mtl-ibp"]
+_Method = Literal["pgd", "trades", "mtl-ibp", "trades-ibp"]
 _Network = Literal["cnn", "mlp"]
 _Norm = Literal["Linf", "L2"]
 _ClassWeight = Literal["balanced"]
@@ -227,8 +227,8 @@ class DefenceConfig:
     smoothing: one trained on attacked features behind the purifier; joint: one that is also trained
     to denoise, alone; pixel: one trained on attacked images, alone."""
     method: _Method = "trades"
-    """Adversarial training: pgd (Madry et al.), trades (Zhang et al.) or mtl-ibp (De Palma et al.),
-    which is pgd with interval bounds in its loss and makes proofs quick."""
+    """Adversarial training: pgd (Madry et al.), trades (Zhang et al.), or one of these with interval
+    bounds in its loss, which makes proofs quick: mtl-ibp (De Palma et al.), trades-ibp."""
     network: _Network = "cnn"
     """Adversarial training: of a CNN of the plain one's size, or of an mlp."""
     hidden: tuple[int, ...] = (128, 64)
@@ -249,7 +249,7 @@ class DefenceConfig:
     trades_beta: float = 3.0
     """Weight of TRADES' divergence."""
     ibp_weight: float = 0.1
-    """Share of the interval bounds in the loss of method mtl-ibp."""
+    """Share of the interval bounds in the loss of the methods mtl-ibp and trades-ibp."""
     n_steps: int = 10
     """Steps of the attack on each batch."""
     class_weight: _ClassWeight | None = None
@@ -288,12 +288,12 @@ class DefenceConfig:
             f"be cnn with defence.kind={self.kind!r}",
         )
         checks.require(
-            self.kind != "pixel" or self.method != "mtl-ibp",
+            self.kind != "pixel" or self.method in ("pgd", "trades"),
             "method",
             "be pgd or trades with defence.kind='pixel', whose bounds are not of features",
         )
         checks.require(
-            self.kind != "smoothing" or self.method != "mtl-ibp",
+            self.kind != "smoothing" or self.method in ("pgd", "trades"),
             "method",
             "be pgd or trades with defence.kind='smoothing', whose answers are random",
         )
