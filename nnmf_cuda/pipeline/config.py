@@ -227,8 +227,8 @@ class DefenceConfig:
     smoothing: one trained on attacked features behind the purifier; joint: one that is also trained
     to denoise, alone; pixel: one trained on attacked images, alone."""
     method: _Method = "trades"
-    """Adversarial training: pgd (Madry et al.), trades (Zhang et al.), or one of these with interval
-    bounds in its loss, which makes proofs quick: mtl-ibp (De Palma et al.), trades-ibp."""
+    """Adversarial training: pgd (Madry et al.), trades (Zhang et al.), or one of these with bounds
+    in its loss, which makes proofs quick: mtl-ibp (De Palma et al.), trades-ibp."""
     network: _Network = "cnn"
     """Adversarial training: of a CNN of the plain one's size, or of an mlp."""
     hidden: tuple[int, ...] = (128, 64)

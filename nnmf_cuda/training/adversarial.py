@@ -63,10 +63,12 @@ def train_robust_classifier(
     samples from those (Zhang et al.). "mtl-ibp" minimises a mean of the loss of "pgd" and of the
     cross-entropy of interval bounds of the logits over the ball, in which the bounds have the
     weight `ibp_weight` (De Palma et al.): of a network so trained it is easy to prove that no
-    attack succeeds. "trades-ibp" is the same with the loss of "trades". With a purifier, what answers, in training as in attacks on
-    it, is the classifier behind the purifier: the attack sees the noise of its batch, as in
-    SmoothAdv (Salman et al.). The epoch kept is that whose averaged weights have the highest mean
-    of clean and attacked validation accuracy, always in the whole ball.
+    attack succeeds. "trades-ibp" is the same with the loss of "trades".
+
+    With a purifier, what answers, in training as in attacks on it, is the classifier behind the
+    purifier: the attack sees the noise of its batch, as in SmoothAdv (Salman et al.). The epoch
+    kept is that whose averaged weights have the highest mean of clean and attacked validation
+    accuracy, always in the whole ball.
 
     Parameters
     ----------
