@@ -166,8 +166,8 @@ class _Points:
     @cached_property
     def ceiling(self) -> Ceiling:
         """What no classifier exceeds on the test features, within the attack's ball."""
-        threat = self.run.threat
-        return ceiling(self.x, self.y, threat.attack_eps, threat.norm)
+        attack = self.run.attack
+        return ceiling(self.x, self.y, attack.attack_eps, attack.norm)
 
     @cached_property
     def proof(self) -> Proof:
