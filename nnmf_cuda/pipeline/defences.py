@@ -18,7 +18,13 @@ from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.networks import FeatureClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig, ExperimentConfig
-from nnmf_cuda.training import TrainingResult, train_joint_classifier, train_robust_classifier
+from nnmf_cuda.training import (
+    ImageSamples,
+    TrainingResult,
+    train_joint_classifier,
+    train_pixel_classifier,
+    train_robust_classifier,
+)
 
 _SURROGATE_DRAWS, _N_ITER = 64, 40
 
@@ -68,12 +74,14 @@ def fit_defence(
     denoiser: FeatureDenoiser,
     config: ExperimentConfig,
     *,
+    images: ImageSamples | None = None,
     progress: bool = False,
 ) -> Defence:
     """Train what the defence trains, on the training split, and choose on the validation split.
 
     `x` holds features (n, n_features) and `y` labels (n,) of "train" and "valid". The purifier's
     timesteps are those of ``config.diffusion`` where ``config.defence`` names none to choose from.
+    `images` are those of `x`, for the defence that is trained on them.
     """
     settings, norm, n_classes = config.defence, config.attack.norm, plain.n_classes
     train = partial(
@@ -103,6 +111,27 @@ def fit_defence(
             batch_size=settings.batch_size,
             seed=config.seed,
             device=x["train"].device,
+            progress=progress,
+        )
+    elif settings.kind == "pixel":
+        if images is None:
+            raise ValueError("images must be given with defence.kind='pixel', which attacks them")
+        training = train_pixel_classifier(
+            images,
+            y["train"],
+            y["valid"],
+            n_classes=n_classes,
+            method="pgd" if settings.method == "pgd" else "trades",
+            attack_eps=settings.pixel_eps,
+            block=settings.pixel_block,
+            n_steps=settings.n_steps,
+            trades_beta=settings.trades_beta,
+            class_weight=settings.class_weight,
+            ema_decay=settings.ema_decay,
+            epochs=settings.epochs,
+            lr=settings.lr,
+            batch_size=settings.batch_size,
+            seed=config.seed,
             progress=progress,
         )
     tried = []
