@@ -181,7 +181,7 @@ class _Points:
             return Proof(None, why)
         name, first = next(iter(self.certified.items()))
         attack = self.run.attack
-        is_certified = first.certificate.holds_within(attack.attack_eps, attack.norm)
+        is_certified = first.certificate.holds_within(attack.radius, attack.norm)
         by = f"by smoothing, hard votes, {name}; {why}"
         return Proof(is_certified, by, is_of_defence=False)
 
@@ -205,7 +205,7 @@ class _Points:
             condition = f"the majority of {N_DECISIONS} fresh decisions is right"
         return ThreatModel(
             norm=attack.norm,
-            attack_eps=attack.attack_eps,
+            attack_eps=attack.radius,
             noise="fresh at every decision, unknown to the attacker" if random else "none",
             knowledge=f"white box: weights{', purifier and schedule' if random else ''}",
             robust_if=f"on the point of every attack {condition}",
@@ -260,7 +260,7 @@ class _Points:
                 f"hard votes of the defence's classifier behind {before[name]}, which is not the"
                 " evaluated defence",
                 found,
-                float(found.holds_within(attack.attack_eps, attack.norm).mean()),
+                float(found.holds_within(attack.radius, attack.norm).mean()),
             )
             for name, found in self.adaptive.certificates.items()
         }
