@@ -35,9 +35,10 @@ def vector_apgd(
     x: Tensor,
     y: Tensor,
     *,
-    attack_eps: float,
+    attack_eps: float | Tensor,
     norm: str = "Linf",
     box: Box = (0.0, 1.0),
+    keeps_length: bool = False,
     loss: str = "margin",
     n_iter: int = 100,
     n_restarts: int = 5,
@@ -58,12 +59,14 @@ def vector_apgd(
         Features, inside the box.
     y : Tensor of shape (n_samples,)
         int64 labels.
-    attack_eps : float
-        Radius of the ball, in units of the features.
+    attack_eps : float or Tensor of shape (n_features,)
+        Radius of the ball, in units of the features; under Linf each feature may have its own.
     norm : {"Linf", "L2"}, default="Linf"
         Norm of the ball.
     box : pair of float or Tensor of shape (n_features,), default=(0, 1)
         Lowest and highest value of each feature.
+    keeps_length : bool, default=False
+        Keep to points as long as their samples; see `Threat`.
     loss : {"margin", "ce", "dlr"}, default="margin"
         What is climbed; "dlr" needs three classes.
     n_iter, n_restarts : int, default=100, 5
@@ -104,7 +107,7 @@ def vector_apgd(
             judge or model,
             x,
             y,
-            threat=Threat(attack_eps, norm, box),
+            threat=Threat(attack_eps, norm, box, keeps_length),
             n_iter=n_iter,
             n_restarts=n_restarts,
             starts=starts,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from nnmf_cuda.models.networks import FeatureCNN
 from nnmf_cuda.pipeline.config import DefenceConfig
 from nnmf_cuda.training import TrainingResult
 
@@ -17,6 +17,8 @@ _CHANCE = 0.02
 """How far above that of one answer a mean accuracy over the classes is still at chance."""
 
 _RAMP = 0.5
+
+Training = TypeVar("Training", bound=TrainingResult[Any])
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ class Attempt:
 
 
 def train_without_collapse(
-    train: Callable[[DefenceConfig], TrainingResult[FeatureCNN]],
+    train: Callable[[DefenceConfig], Training],
     settings: DefenceConfig,
     *,
     n_classes: int,
     say: Callable[[str], object] = lambda _: None,
-) -> tuple[TrainingResult[FeatureCNN], tuple[Attempt, ...]]:
+) -> tuple[Training, tuple[Attempt, ...]]:
     """Train, and again in other ways while the answer is one and the same; return all attempts.
 
     After the settings as they are: balanced class weights and a radius that grows over half of the
@@ -58,7 +60,7 @@ def train_without_collapse(
     the highest balanced validation accuracy is returned. `n_classes` is the number of classes that
     validation has.
     """
-    trainings, attempts = [], []
+    trainings, attempts = list[Training](), list[Attempt]()
     for tried in _ways(settings):
         training = train(tried)
         accuracy = training.history["valid_balanced_accuracy"][training.best_epoch]

@@ -80,7 +80,8 @@ _RANDOM_INITS = ("random", "nndsvdar")
 _ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 _Solver = Literal["mu", "accelerated-mu", "hals"]
 _Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint"]
-_Method = Literal["pgd", "trades"]
+_Method = Literal["pgd", "trades", "mtl-ibp"]
+_Network = Literal["cnn", "mlp"]
 _Norm = Literal["Linf", "L2"]
 _ClassWeight = Literal["balanced"]
 _Auto = Literal["auto"]
@@ -230,12 +231,17 @@ class DefenceConfig:
     """Which defence is trained, and how."""
 
     kind: _Kind = "purifier"
-    """purifier: the plain classifier behind the purifier; adversarial: a classifier of its size,
+    """purifier: the plain classifier behind the purifier; adversarial: a classifier of its own,
     trained on attacked features, alone; adversarial-purifier: that one behind the purifier;
     smoothing: one trained on attacked features behind the purifier; joint: one that is also trained
     to denoise, alone."""
     method: _Method = "trades"
-    """Adversarial training: pgd (Madry et al.) or trades (Zhang et al.)."""
+    """Adversarial training: pgd (Madry et al.), trades (Zhang et al.) or mtl-ibp (De Palma et al.),
+    which is pgd with interval bounds in its loss and makes proofs quick."""
+    network: _Network = "cnn"
+    """Adversarial training: of a CNN of the plain one's size, or of an mlp."""
+    hidden: tuple[int, ...] = (128, 64)
+    """Widths of the hidden layers of network mlp."""
     candidate_timesteps: tuple[int, ...] = ()
     """Of a purifying defence with a classifier of its own: timesteps of which the one with the best
     sum of clean and attacked validation accuracy is taken; none takes the diffusion's."""
@@ -248,6 +254,8 @@ class DefenceConfig:
     attack's."""
     trades_beta: float = 3.0
     """Weight of TRADES' divergence."""
+    ibp_weight: float = 0.1
+    """Share of the interval bounds in the loss of method mtl-ibp."""
     n_steps: int = 10
     """Steps of the attack on each batch."""
     class_weight: _ClassWeight | None = None
@@ -269,11 +277,28 @@ class DefenceConfig:
         checks.training()
         checks.one_of(get_args(_Kind), "kind")
         checks.one_of(get_args(_Method), "method")
+        checks.one_of(get_args(_Network), "network")
+        checks.require(
+            len(self.hidden) > 0 and all(_is_integer(n) and n >= 1 for n in self.hidden),
+            "hidden",
+            "be one or more integers >= 1, as in --defence.hidden '[128, 64]'",
+        )
         checks.at_least(1, "n_steps")
         checks.positive("sigma_max", "denoising_weight", "trades_beta")
         checks.radius("train_eps")
         if self.class_weight is not None:
             checks.one_of(get_args(_ClassWeight), "class_weight")
+        checks.require(0 <= self.ibp_weight <= 1, "ibp_weight", "lie in [0, 1]")
+        checks.require(
+            self.kind != "joint" or self.network == "cnn",
+            "network",
+            "be cnn with defence.kind='joint'",
+        )
+        checks.require(
+            self.kind != "smoothing" or self.method != "mtl-ibp",
+            "method",
+            "be pgd or trades with defence.kind='smoothing', whose answers are random",
+        )
         checks.require(0 <= self.eps_ramp <= 1, "eps_ramp", "lie in [0, 1], a share of the epochs")
         if self.candidate_timesteps and self.kind not in ("adversarial-purifier", "smoothing"):
             raise ValueError(

@@ -15,7 +15,7 @@ from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.attacks.surrogates import surrogate
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models.networks import FeatureClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.collapse import Attempt, train_without_collapse
 from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig, ExperimentConfig
 from nnmf_cuda.training import TrainingResult, train_joint_classifier, train_robust_classifier
@@ -23,6 +23,9 @@ from nnmf_cuda.training import TrainingResult, train_joint_classifier, train_rob
 _SURROGATE_DRAWS, _N_ITER = 64, 40
 
 Labels = Tensor | NDArray[Any]
+
+OwnTraining = TrainingResult[FeatureClassifier] | TrainingResult[FeatureCNN]
+"""Of a defence's own classifier."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,12 @@ class Defence:
 
     model: nn.Module
     purifier: DiffusionPurifier
-    training: TrainingResult[FeatureCNN] | None
+    training: OwnTraining | None
     noise_levels: tuple[NoiseLevel, ...] = ()
     attempts: tuple[Attempt, ...] = ()
 
     @property
-    def classifier(self) -> FeatureCNN | None:
+    def classifier(self) -> FeatureClassifier | None:
         """The defence's own classifier."""
         return None if self.training is None else self.training.model
 
@@ -81,8 +84,8 @@ def fit_defence(
     seen = torch.as_tensor(y["valid"]).unique()
     attempts: list[Attempt] = []
 
-    def train(purifier: DiffusionPurifier | None = None) -> TrainingResult[FeatureCNN]:
-        def once(settings: DefenceConfig) -> TrainingResult[FeatureCNN]:
+    def train(purifier: DiffusionPurifier | None = None) -> OwnTraining:
+        def once(settings: DefenceConfig) -> OwnTraining:
             if settings.kind == "joint":
                 return _train_jointly(x, y, settings, n_classes, config, progress=progress)
             return train_adversarially(
@@ -98,7 +101,7 @@ def fit_defence(
         attempts.extend(tried)
         return training
 
-    training = None
+    training: OwnTraining | None = None
     if settings.has_own_classifier and settings.kind != "smoothing":
         training = train()
     tried = []
@@ -149,8 +152,8 @@ def train_adversarially(
     seed: int,
     purifier: DiffusionPurifier | None = None,
     progress: bool = False,
-) -> TrainingResult[FeatureCNN]:
-    """Train a CNN of the plain one's size on attacked features, behind a purifier where given.
+) -> TrainingResult[FeatureClassifier]:
+    """Train a classifier on attacked features, behind a purifier where given.
 
     `x` holds features (n, n_features) and `y` labels (n,) of "train" and "valid"; `norm` is that of
     the ball in which training attacks.
@@ -159,11 +162,14 @@ def train_adversarially(
         *(of[split] for split in ("train", "valid") for of in (x, y)),
         n_classes=n_classes,
         method=settings.method,
+        network=settings.network,
+        hidden=settings.hidden,
         purifier=purifier,
         attack_eps=settings.radius,
         norm=norm,
         n_steps=settings.n_steps,
         trades_beta=settings.trades_beta,
+        ibp_weight=settings.ibp_weight,
         class_weight=settings.class_weight,
         eps_ramp=settings.eps_ramp,
         ema_decay=settings.ema_decay,
@@ -224,7 +230,10 @@ def purifier_of(denoiser: FeatureDenoiser, config: DiffusionConfig) -> Diffusion
 
 
 def assemble(
-    purifier: DiffusionPurifier, plain: FeatureCNN, own: FeatureCNN | None, config: DefenceConfig
+    purifier: DiffusionPurifier,
+    plain: FeatureCNN,
+    own: FeatureClassifier | None,
+    config: DefenceConfig,
 ) -> nn.Module:
     """Put a defence together; `own` is the classifier that it has trained, if any."""
     classifier = plain if own is None else own

@@ -30,7 +30,7 @@ from nnmf_cuda.evaluation.robustness import (
 )
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.models.defended import DefendedClassifier
-from nnmf_cuda.models.networks import FeatureCNN, isolated
+from nnmf_cuda.models.networks import FeatureClassifier, isolated
 from nnmf_cuda.pipeline.config import PRESETS
 from nnmf_cuda.pipeline.defences import train_adversarially
 from nnmf_cuda.pipeline.run_directory import write_text
@@ -245,7 +245,7 @@ class _Evaluation:
         model = self.run.model
         return DefendedClassifier(model.purifier, model.robust_classifier or model.classifier)
 
-    def _adversarially_trained(self) -> FeatureCNN:
+    def _adversarially_trained(self) -> FeatureClassifier:
         """Return the defence's classifier if it is such a one, else one that is trained here."""
         model, settings = self.run.model, self.run.model.defence
         own = model.robust_classifier

@@ -166,8 +166,8 @@ class _Points:
     @cached_property
     def ceiling(self) -> Ceiling:
         """What no classifier exceeds on the test features, within the attack's ball."""
-        threat = self.run.threat
-        return ceiling(self.x, self.y, threat.attack_eps, threat.norm)
+        attack = self.run.attack
+        return ceiling(self.x, self.y, attack.radius, attack.norm)
 
     @cached_property
     def proof(self) -> Proof:
@@ -303,13 +303,13 @@ class _Points:
             "lowest": float(clean.min()),
             "highest": float(clean.max()),
             "largest_move": max(moves),
-            "attack_eps": threat.attack_eps,
+            "attack_eps": threat.single_eps,
         }
         return _Answer(
             value,
             f"{max(moves):.4f}",
-            f"largest move of any attack; good is at most {threat.attack_eps:g}.",
-            max(moves) <= threat.attack_eps + 1e-5,
+            f"largest move of any attack; good is at most {threat.single_eps:g}.",
+            max(moves) <= threat.single_eps + 1e-5,
         )
 
     def layout(self) -> _Answer:

@@ -12,7 +12,8 @@ from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.training import train_classifier, train_denoiser, train_robust_classifier
-from nnmf_cuda.training.adversarial import _balanced_weight, _radii
+from nnmf_cuda.training.adversarial import balanced_weight, _radii
+from nnmf_cuda.training.intervals import margin_bounds
 from nnmf_cuda.training.validation import Samples
 
 M = 6
@@ -38,12 +39,15 @@ def robust_accuracy(model, x, y):
     return float((model(points).argmax(1) == y).float().mean())
 
 
-@pytest.mark.parametrize("method", ["pgd", "trades"])
-def test_holds_where_plain_training_breaks(data, method):
+@pytest.mark.parametrize(
+    ("method", "network"), [("pgd", "cnn"), ("trades", "cnn"), ("mtl-ibp", "cnn"), ("pgd", "mlp")]
+)
+def test_holds_where_plain_training_breaks(data, method, network):
     plain = train_classifier(*data, n_classes=2, epochs=30, seed=0).model
     result = train_robust_classifier(
-        *data, n_classes=2, method=method, attack_eps=0.15, epochs=30, n_steps=5, seed=0
-    )
+        *data, n_classes=2, method=method, network=network, attack_eps=0.15, epochs=30, n_steps=5,
+        seed=0,
+    )  # fmt: skip
     x, y = two_clouds(300, 2)
     assert robust_accuracy(result.model, x, y) > robust_accuracy(plain, x, y) + 0.1
     history = result.history
@@ -60,11 +64,16 @@ def test_holds_where_plain_training_breaks(data, method):
     assert all(robust <= clean for clean, robust in pairs)
 
 
-@pytest.mark.parametrize("method", ["pgd", "trades"])
-def test_same_seed_same_weights(data, method):
+@pytest.mark.parametrize(
+    ("method", "network"),
+    [("pgd", "cnn"), ("trades", "cnn"), ("mtl-ibp", "cnn"), ("mtl-ibp", "mlp")],
+)
+def test_same_seed_same_weights(data, method, network):
     state = torch.get_rng_state()
     first, again, other = (
-        train_robust_classifier(*data, n_classes=2, method=method, epochs=2, n_steps=2, seed=s)
+        train_robust_classifier(
+            *data, n_classes=2, method=method, network=network, epochs=2, n_steps=2, seed=s
+        )
         for s in (0, 0, 1)
     )
     weights = [torch.cat([w.flatten() for w in r.model.weights()]) for r in (first, again, other)]
@@ -72,6 +81,42 @@ def test_same_seed_same_weights(data, method):
     assert not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.requires_grad for p in first.model.parameters())
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_mtl_ibp_without_bounds_is_pgd(data, norm):
+    options = {"n_classes": 2, "norm": norm, "epochs": 2, "n_steps": 2, "eps_ramp": 0.5}
+    pgd_alone = train_robust_classifier(*data, method="pgd", **options).model
+    mixed, bounded = (
+        train_robust_classifier(*data, method="mtl-ibp", ibp_weight=alpha, **options).model
+        for alpha in (0.0, 0.5)
+    )
+    for own, other, third in zip(
+        mixed.weights(), pgd_alone.weights(), bounded.weights(), strict=True
+    ):
+        assert torch.equal(own, other)
+        assert not torch.equal(own, third)
+
+
+@pytest.mark.parametrize("network", ["cnn", "mlp"])
+def test_mtl_ibp_makes_answers_provable(data, network):
+    """By interval bounds alone, which say nothing of a network that did not train by them."""
+    proven = {}
+    for method in ("pgd", "mtl-ibp"):
+        model = train_robust_classifier(
+            *data, n_classes=2, method=method, network=network, hidden=(32, 32), ibp_weight=0.3,
+            eps_ramp=0.3, attack_eps=0.15, epochs=30, n_steps=5, batch_size=32, lr=5e-3,
+        ).model  # fmt: skip
+        x, y = two_clouds(300, 2)
+        with torch.no_grad():
+            bounds = margin_bounds(model.weights(), x, y, 0.15)
+        right = torch.arange(2) == y.unsqueeze(1)
+        certain = bounds.masked_fill(right, -torch.inf).amax(1) < 0
+        assert bool((model(x).argmax(1) == y)[certain].all())
+        proven[method] = float(certain.float().mean())
+        if method == "mtl-ibp":  # nothing that is proven can be attacked
+            assert proven[method] <= robust_accuracy(model, x, y)
+    assert proven["mtl-ibp"] > proven["pgd"] + 0.3
 
 
 @pytest.mark.parametrize("method", ["pgd", "trades"])
@@ -106,10 +151,10 @@ def test_balanced_classes_are_weighted_alike(method):
         assert scores["valid_balanced_accuracy"] == pytest.approx(mean_recall, abs=1e-6)
 
 
-def test_balanced_weights_are_one_over_the_shares():
+def testbalanced_weights_are_one_over_the_shares():
     x = torch.full((8, M), 0.5)
     y = torch.tensor([0, 0, 0, 0, 0, 2, 2, 2])
-    weight = _balanced_weight(Samples.of(x, y, x, y, n_classes=3, device="cpu"))
+    weight = balanced_weight(Samples.of(x, y, x, y, n_classes=3, device="cpu"))
     torch.testing.assert_close(weight[y].sum(), torch.tensor(16 / 3))
     torch.testing.assert_close(5 * weight[0], 3 * weight[2])
     assert bool(weight.isfinite().all())  # of a class without samples too
@@ -128,10 +173,10 @@ def test_equal_classes_are_not_changed_by_weights(data):
 
 def test_the_radius_grows_evenly_and_then_stays():
     epochs = [_radii(4, epoch, 0.1, ramp_epochs=2.0).flatten() for epoch in range(4)]
-    torch.testing.assert_close(torch.cat(epochs[:2]), torch.arange(8) * 0.1 / 8)
+    torch.testing.assert_close(torch.cat(epochs[:2]), torch.arange(1, 9) * 0.1 / 8)
     for later in epochs[2:]:
         torch.testing.assert_close(later, torch.full((4,), 0.1))
-    torch.testing.assert_close(_radii(4, 0, 0.1, ramp_epochs=0.0)[1:], torch.full((3, 1), 0.1))
+    torch.testing.assert_close(_radii(4, 0, 0.1, ramp_epochs=0.0), torch.full((4, 1), 0.1))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -205,6 +250,9 @@ def test_a_purifier_with_a_noisy_chain_trains(data, purifier):
         ({"trades_beta": float("nan")}, "trades_beta must be"),
         ({"norm": "L1"}, "norm must be one of"),
         ({"n_steps": 0}, "n_steps must be"),
+        ({"network": "vit"}, "network must be one of cnn, mlp"),
+        ({"network": "mlp", "hidden": ()}, "hidden must be one or more widths"),
+        ({"ibp_weight": 1.1}, r"ibp_weight must be in \[0, 1\]"),
         ({"class_weight": "equal"}, 'class_weight must be "balanced" or None'),
         ({"eps_ramp": 1.5}, r"eps_ramp must be in \[0, 1\]"),
         ({"eps_ramp": float("nan")}, r"eps_ramp must be in \[0, 1\]"),
@@ -213,6 +261,11 @@ def test_a_purifier_with_a_noisy_chain_trains(data, purifier):
 def test_misuse_is_named(data, option, message):
     with pytest.raises(ValueError, match=message):
         train_robust_classifier(*data, n_classes=2, **option)
+
+
+def test_bounds_of_a_random_defence_are_refused(data, purifier):
+    with pytest.raises(ValueError, match="leave the purifier out"):
+        train_robust_classifier(*data, n_classes=2, method="mtl-ibp", purifier=purifier)
 
 
 def test_features_outside_the_box_are_named(data):
