@@ -2,7 +2,8 @@
 
 `saved_run` is what is evaluated and `budgets` what may be spent on it; `diagnostics` measures
 whether attacks could have succeeded, `baselines` are compared with, `pixels` attacks images end to
-end; `evaluate` does all of it, and `points` puts it into words.
+end; `evaluate` does all of it, and `points` puts it into words. `verify` proves what it can, by
+`branch_and_bound`, with what `rounding` can do counted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,13 @@ from nnmf_cuda.evaluation.ceiling import Ceiling, ceiling
 from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS, EvaluationBudget
 from nnmf_cuda.robustness.evaluate import Robustness, evaluate_robustness
 from nnmf_cuda.robustness.saved_run import SavedRun, save_features
+from nnmf_cuda.robustness.verify import (
+    Status,
+    Verification,
+    right_answers,
+    verify,
+    weights_to_verify,
+)
 
 __all__ = [
     "EVALUATION_BUDGETS",
@@ -18,7 +26,12 @@ __all__ = [
     "EvaluationBudget",
     "Robustness",
     "SavedRun",
+    "Status",
+    "Verification",
     "ceiling",
     "evaluate_robustness",
+    "right_answers",
     "save_features",
+    "verify",
+    "weights_to_verify",
 ]

@@ -1,4 +1,4 @@
-"""Rounding: bounds against networks that round as badly as they may, distances against rationals."""
+"""Rounding: networks that round as badly as they may, and distances against rationals."""
 
 from __future__ import annotations
 
