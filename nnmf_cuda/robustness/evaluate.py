@@ -20,6 +20,7 @@ from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.objectives import is_random
 from nnmf_cuda.attacks.surrogates import FixedNoise, surrogate
 from nnmf_cuda.evaluation import Certificate, certify, evaluate_rows, measure_uncertainty
+from nnmf_cuda.evaluation.headline import Proof, check_agreement
 from nnmf_cuda.evaluation.robustness import (
     ADVERSARIALLY_TRAINED,
     PAPER_PROTOCOL,
@@ -40,8 +41,9 @@ from nnmf_cuda.robustness.baselines import LinearDenoiser, NoiseOnly, WithoutNoi
 from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS, LIGHT, EvaluationBudget
 from nnmf_cuda.robustness.diagnostics import AdaptiveMeasurements, Measurements
 from nnmf_cuda.robustness.pixels import attack_pixels
-from nnmf_cuda.robustness.points import report_of
+from nnmf_cuda.robustness.points import BRANCH_AND_BOUND, report_of
 from nnmf_cuda.robustness.saved_run import SavedRun
+from nnmf_cuda.robustness.verify import Verification, verify
 
 _TINY_EPS = 1e-9
 """A ball without room: what an attack still "finds" in it is noise."""
@@ -63,9 +65,14 @@ class Robustness:
     measured: Measurements
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the attacked features of every attack on the defence, for others to test again."""
-        outcomes = self.measured.suites["defended"].outcomes
+        """Return the attacked features of every attack on the defence, for others to test again.
+
+        Where it was verified also the `Status` of each sample, and the lower bound of its margin.
+        """
+        outcomes, proof = self.measured.suites["defended"].outcomes, self.measured.verification
+        proven = {} if proof is None else {"status": proof.status, "bound": proof.lower_bound}
         return {
+            **proven,
             "names": np.array([outcome.name for outcome in outcomes]),
             "points": np.stack([outcome.points.float().cpu().numpy() for outcome in outcomes]),
             "right": np.stack(
@@ -129,13 +136,14 @@ def evaluate_robustness(
     started = time.perf_counter()
     evaluation = _Evaluation(run, budget or EVALUATION_BUDGETS[preset], say)
     pixels = None if images is None else evaluation.attack_pixels(images)
-    suites, adaptive = evaluation.attack()
+    suites, verification, adaptive = evaluation.attack()
     measured = Measurements(
         budget=evaluation.budget,
         evaluation_seed=evaluation.evaluation_seed,
         suites=suites,
         adaptive=adaptive,
         pixels=pixels,
+        verification=verification,
         seconds=time.perf_counter() - started,
     )
     return Robustness(report_of(run, measured, preset=preset), measured)
@@ -152,11 +160,14 @@ class _Evaluation:
         self.seeds: dict[str, Any] = {"seed": self.seed, "evaluation_seed": self.evaluation_seed}
         run.defended.eval()
 
-    def attack(self) -> tuple[dict[str, SuiteResult], AdaptiveMeasurements | None]:
-        """Return the suites by model, and what else adaptive attacks measure."""
+    def attack(
+        self,
+    ) -> tuple[dict[str, SuiteResult], Verification | None, AdaptiveMeasurements | None]:
+        """Return the suites by model, what is proven, and what else adaptive attacks measure."""
         if self.budget.suite is None:
-            return self._counted_again(), None
+            return self._counted_again(), None, None
         suites, model = self._suites(self.budget.suite), self.run.defended
+        verification = self._verify(suites["defended"])
         self.say("curves against eps, steps, restarts and draws")
         curves = self._curves(self.budget.suite)
         gradients = diagnostics.check_gradients(model, self.x, self.y)
@@ -172,17 +183,55 @@ class _Evaluation:
             model, self.x, self.run.threat, budget=LIGHT, **self.seeds
         )
         self.say("counting at eps 0, on the worst points, with known noise")
-        return suites, AdaptiveMeasurements(
-            curves=curves,
-            gradients=gradients,
-            gradient_cosines=cosines,
-            known_weakness=known_weakness,
-            flags_at_zero=self._flags_at_zero(),
-            worst_points=self._on_worst_points(suites),
-            fixed_noise=self._fixed_noise(),
-            transfer_back=self._transfer_back(suites["defended"]),
-            certificates=self._certificates(),
+        return (
+            suites,
+            verification,
+            AdaptiveMeasurements(
+                curves=curves,
+                gradients=gradients,
+                gradient_cosines=cosines,
+                known_weakness=known_weakness,
+                flags_at_zero=self._flags_at_zero(),
+                worst_points=self._on_worst_points(suites),
+                fixed_noise=self._fixed_noise(),
+                transfer_back=self._transfer_back(suites["defended"]),
+                certificates=self._certificates(),
+            ),
         )
+
+    def _verify(self, attacked: SuiteResult) -> Verification | None:
+        """Verify a defence without noise; points that break it join the attacks on it.
+
+        It is told nothing of what these have found, so that each can contradict the other.
+        """
+        seconds = self.budget.verify_seconds
+        if seconds is None or isinstance(self.run.defended, DefendedClassifier):
+            return None
+        self.say(f"proving the defence's answers, up to {seconds:g} s a sample")
+        found = verify(
+            self.run.defended,
+            self.x,
+            self.y,
+            eps=self.run.attack.radius,
+            norm=self.run.attack.norm,
+            seconds=seconds,
+            total_seconds=self.budget.verify_total_seconds,
+        )
+        self.say(
+            f"  proven {found.proven_accuracy:.4f}, broken {found.broken.mean():.4f}, undecided"
+            f" {found.undecided_accuracy:.4f}"
+        )
+        points = torch.from_numpy(found.counterexample).to(self.x)
+        points = torch.where(points.isnan(), self.x, points)
+        counted = self._attack(
+            "the defended model by what the proof has found",
+            self.run.defended,
+            None,
+            known_points={BRANCH_AND_BOUND: points},
+        )
+        attacked.outcomes.append(counted.outcomes[-1])
+        check_agreement(attacked.robust_share.cpu().numpy(), Proof(found.proven, BRANCH_AND_BOUND))
+        return found
 
     def _counted_again(self) -> dict[str, SuiteResult]:
         """Count by fresh decisions what the paper's protocol found."""

@@ -7,7 +7,7 @@ All twenty stand in this one file, long as it is: nobody has to ask where a poin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -47,6 +47,9 @@ _ENOUGH = 0.9
 
 _TRUE_GRADIENT = 1e-3
 """Largest median error of a directional derivative, relative to the gradient's length."""
+
+BRANCH_AND_BOUND = "branch and bound"
+"""What proves the answers of a defence without noise, and an attack where it finds a point."""
 
 _NEAR_SHARE = 0.05
 """Share of test images with a near copy in training above which a figure asks for memory."""
@@ -172,8 +175,8 @@ class _Points:
     @cached_property
     def proof(self) -> Proof:
         """What is proven of each sample, or certified where the defence is random."""
-        if self.measured.proof is not None:
-            return self.measured.proof
+        if self.measured.verification is not None:
+            return Proof(self.measured.verification.proven, BRANCH_AND_BOUND)
         if not self.is_purifying:
             return Proof(None, f"not verified by preset {self.preset}")
         why = "random answers have no proof"
@@ -646,18 +649,42 @@ class _Points:
         )
 
     def certificate(self) -> _Answer | None:
+        proof = self._proof() if self.measured.verification is not None else None
         if not self.certified:
-            return None
+            return proof
         (name, first), *others = self.certified.items()
         beside = "".join(f"; {n} {100 * found.at_attack_eps:.1f} %" for n, found in others)
         value = {name: found.as_dict() for name, found in self.certified.items()}
         shown = {n: {k: v for k, v in found.items() if k != "curve"} for n, found in value.items()}
+        if proof is not None:
+            return replace(proof, value={**proof.value, **value}, shown={**proof.shown, **shown})
         return _Answer(
             value,
             f"{100 * first.at_attack_eps:.1f} %",
             f"certified at the attack's eps ({name}{beside}); the more the better. On these no"
             f" attack on the certified classifier can succeed. Certified: {first.certifies}.",
             shown=shown,
+        )
+
+    def _proof(self) -> _Answer:
+        """Say what branch and bound has proven of the defence itself."""
+        found, line = self.measured.verification, self.headline
+        assert found is not None
+        every = found.as_dict()
+        kept = ("eps", "norm", "n", "proven_accuracy", "undecided_accuracy", "broken_share")
+        shown = {key: every[key] for key in kept}
+        shown |= {
+            "boxes": int(found.n_boxes.sum()),
+            "seconds": {phase: float(spent.sum()) for phase, spent in found.seconds.items()},
+        }
+        return _Answer(
+            {BRANCH_AND_BOUND: shown},
+            f"{100 * found.proven_accuracy:.1f} %",
+            "proven: no point of the ball changes the answer of the network, its rounding counted;"
+            f" {100 * (line.undecided or 0):.1f} % are neither proven nor broken by an attack, good"
+            " is none.",
+            not line.undecided,
+            shown={BRANCH_AND_BOUND: shown},
         )
 
     def record(self) -> _Answer:
