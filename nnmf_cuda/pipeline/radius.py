@@ -21,7 +21,7 @@ from nnmf_cuda.evaluation.linear_probe import fit_linear_probe, largest_gaining_
 from nnmf_cuda.evaluation.metrics import majority_class_accuracy
 from nnmf_cuda.pipeline.config import ExperimentConfig
 
-_CEILING, _GAIN, _WORTH = 0.95, 0.15, 0.10
+_CEILING, _GAIN, _WORTH = 0.95, 0.15, 0.05
 """The least ceiling on training, and the least gain of a linear classifier over the constant answer
 on validation, that "auto" asks for; the gain from which a radius is called worth having."""
 
@@ -44,7 +44,7 @@ class Prospects:
     linear_clean, linear_proven : float
         Right, and proven right in the whole ball, of a linear classifier on the validation split.
     worth_having : float or None
-        The largest radius, up to this one, at which a linear classifier is proven to have 0.10 more
+        The largest radius, up to this one, at which a linear classifier is proven to have 0.05 more
         than the constant answer on the validation split; None where there is none.
     """
 
@@ -95,13 +95,13 @@ class Prospects:
         """At which radius something is surely gained."""
         if self.worth_having is None:
             return (
-                "a linear classifier gains 0.10 over the constant answer at no eps at all: these"
-                " features hardly tell the classes apart in a straight way; try other features"
+                f"a linear classifier gains {_WORTH:.2f} over the constant answer at no eps at all:"
+                " these features hardly tell the classes apart in a straight way; try other features"
                 " (--nnmf.n_components, --selection.n_selected) or a much smaller eps"
             )
         return (
             f"at eps {_rounded_down(self.worth_having):g} a linear classifier is proven to gain"
-            f" 0.10: give --attack.attack_eps auto, or {_rounded_down(self.worth_having):g}"
+            f" {_WORTH:.2f}: give --attack.attack_eps auto, or {_rounded_down(self.worth_having):g}"
         )
 
 

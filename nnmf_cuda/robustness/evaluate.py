@@ -32,7 +32,7 @@ from nnmf_cuda.evaluation.robustness import (
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.networks import FeatureClassifier, isolated
-from nnmf_cuda.pipeline.config import PRESETS
+from nnmf_cuda.pipeline.config import PRESETS, AttackConfig
 from nnmf_cuda.pipeline.defences import train_adversarially
 from nnmf_cuda.pipeline.run_directory import write_text
 from nnmf_cuda.report.robustness import robustness_page
@@ -149,6 +149,75 @@ def evaluate_robustness(
     return Robustness(report_of(run, measured, preset=preset), measured)
 
 
+def prove(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attacked: SuiteResult,
+    *,
+    attack: AttackConfig,
+    budget: EvaluationBudget,
+    seed: int,
+    say: Callable[[str], object] = lambda _: None,
+) -> Verification | None:
+    """Verify a defence without noise; points that break it join those of the attacks on it.
+
+    It is told nothing of what these have found, so that each can contradict the other.
+
+    Parameters
+    ----------
+    model, x, y
+        The defence, features (n, n_features) in the box [0, 1] and labels (n,).
+    attacked : SuiteResult
+        What attacks have found; gets a line more.
+    attack : AttackConfig
+        Whose ball is meant.
+    budget : EvaluationBudget
+        How long may be searched.
+    seed : int
+        Of the evaluation.
+    say : callable, optional
+        Takes a line for each step.
+
+    Returns
+    -------
+    Verification or None
+        None where the defence is random, or the budget leaves it out.
+
+    Raises
+    ------
+    ContradictionError
+        If a proven sample is broken.
+    """
+    if budget.verify_seconds is None or isinstance(model, DefendedClassifier):
+        return None
+    say(f"proving the defence's answers, up to {budget.verify_seconds:g} s a sample")
+    found = verify(
+        *(model, x, y),
+        eps=attack.radius,
+        norm=attack.norm,
+        seconds=budget.verify_seconds,
+        total_seconds=budget.verify_total_seconds,
+    )
+    say(
+        f"  proven {found.proven_accuracy:.4f}, broken {found.broken.mean():.4f}, undecided"
+        f" {found.undecided_accuracy:.4f}"
+    )
+    points = torch.from_numpy(found.counterexample).to(x)
+    counted = run_suite(
+        *(model, x, y),
+        attack_eps=attack.radius,
+        norm=attack.norm,
+        budget=None,
+        known_points={BRANCH_AND_BOUND: torch.where(points.isnan(), x, points)},
+        seed=seed,
+        evaluation_seed=seed_word(seed, Purpose.DECISIONS),
+    )
+    attacked.outcomes.append(counted.outcomes[-1])
+    check_agreement(attacked.robust_share.cpu().numpy(), Proof(found.proven, BRANCH_AND_BOUND))
+    return found
+
+
 class _Evaluation:
     def __init__(
         self, run: SavedRun, budget: EvaluationBudget, say: Callable[[str], object]
@@ -167,7 +236,15 @@ class _Evaluation:
         if self.budget.suite is None:
             return self._counted_again(), None, None
         suites, model = self._suites(self.budget.suite), self.run.defended
-        verification = self._verify(suites["defended"])
+        verification = prove(
+            model,
+            *self.run.test,
+            suites["defended"],
+            attack=self.run.attack,
+            budget=self.budget,
+            seed=self.seed,
+            say=self.say,
+        )
         self.say("curves against eps, steps, restarts and draws")
         curves = self._curves(self.budget.suite)
         gradients = diagnostics.check_gradients(model, self.x, self.y)
@@ -198,40 +275,6 @@ class _Evaluation:
                 certificates=self._certificates(),
             ),
         )
-
-    def _verify(self, attacked: SuiteResult) -> Verification | None:
-        """Verify a defence without noise; points that break it join the attacks on it.
-
-        It is told nothing of what these have found, so that each can contradict the other.
-        """
-        seconds = self.budget.verify_seconds
-        if seconds is None or isinstance(self.run.defended, DefendedClassifier):
-            return None
-        self.say(f"proving the defence's answers, up to {seconds:g} s a sample")
-        found = verify(
-            self.run.defended,
-            self.x,
-            self.y,
-            eps=self.run.attack.radius,
-            norm=self.run.attack.norm,
-            seconds=seconds,
-            total_seconds=self.budget.verify_total_seconds,
-        )
-        self.say(
-            f"  proven {found.proven_accuracy:.4f}, broken {found.broken.mean():.4f}, undecided"
-            f" {found.undecided_accuracy:.4f}"
-        )
-        points = torch.from_numpy(found.counterexample).to(self.x)
-        points = torch.where(points.isnan(), self.x, points)
-        counted = self._attack(
-            "the defended model by what the proof has found",
-            self.run.defended,
-            None,
-            known_points={BRANCH_AND_BOUND: points},
-        )
-        attacked.outcomes.append(counted.outcomes[-1])
-        check_agreement(attacked.robust_share.cpu().numpy(), Proof(found.proven, BRANCH_AND_BOUND))
-        return found
 
     def _counted_again(self) -> dict[str, SuiteResult]:
         """Count by fresh decisions what the paper's protocol found."""

@@ -131,7 +131,8 @@ def _split_note(dataset: ImageDataset) -> str:
 
 
 def _different_settings(config: ExperimentConfig) -> list[str]:
-    paper, different = PRESETS["paper"].decided(), list[str]()
+    config, paper = config.decided(), PRESETS["paper"].decided()
+    different = []
     for part in ("nnmf", "selection", "classifier", "diffusion", "defence", "attack"):
         papers = vars(getattr(paper, part))
         different += [
