@@ -96,7 +96,7 @@ class Prospects:
         if self.worth_having is None:
             return (
                 f"a linear classifier gains {_WORTH:.2f} over the constant answer at no eps at all:"
-                " these features hardly tell the classes apart in a straight way; try other features"
+                " these features hardly tell the classes apart in a straight way; try others"
                 " (--nnmf.n_components, --selection.n_selected) or a much smaller eps"
             )
         return (
