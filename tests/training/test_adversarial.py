@@ -12,7 +12,7 @@ from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.training import train_classifier, train_denoiser, train_robust_classifier
-from nnmf_cuda.training.adversarial import balanced_weight, _radii
+from nnmf_cuda.training.adversarial import _radii, balanced_weight
 from nnmf_cuda.training.intervals import margin_bounds
 from nnmf_cuda.training.validation import Samples
 
