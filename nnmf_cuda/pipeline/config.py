@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, Literal, get_args
 
@@ -36,6 +36,14 @@ class Checks:
         for name in names:
             value = getattr(self._settings, name)
             self.require(math.isfinite(value) and value > 0, name, "be a finite number > 0")
+
+    def radius(self, name: str) -> None:
+        """Require a finite number above 0, or "auto"."""
+        value = getattr(self._settings, name)
+        holds = value == "auto" or (
+            not isinstance(value, str) and math.isfinite(value) and value > 0
+        )
+        self.require(holds, name, 'be a finite number > 0, or "auto"')
 
     def one_of(self, choices: Sequence[str], *names: str) -> None:
         """Require names out of a list."""
@@ -76,6 +84,7 @@ _Method = Literal["pgd", "trades", "mtl-ibp", "trades-ibp"]
 _Network = Literal["cnn", "mlp"]
 _Norm = Literal["Linf", "L2"]
 _ClassWeight = Literal["balanced"]
+_Auto = Literal["auto"]
 
 SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
 """Where a split comes from."""
@@ -240,8 +249,9 @@ class DefenceConfig:
     """Largest noise that the joint classifier is trained on, in units of the features."""
     denoising_weight: float = 10.0
     """Weight of the joint classifier's denoising error."""
-    train_eps: float = 0.10
-    """Radius of the ball in which training attacks, in the norm of the attack."""
+    train_eps: float | _Auto = "auto"
+    """Radius of the ball in which training attacks, in the norm of the attack; auto is the
+    attack's."""
     pixel_eps: float = 8 / 255
     """How far the training of kind pixel moves a pixel, of the range [0, 1]."""
     pixel_block: int = 4
@@ -278,7 +288,8 @@ class DefenceConfig:
             "be one or more integers >= 1, as in --defence.hidden '[128, 64]'",
         )
         checks.at_least(1, "n_steps", "pixel_block")
-        checks.positive("sigma_max", "denoising_weight", "train_eps", "pixel_eps", "trades_beta")
+        checks.positive("sigma_max", "denoising_weight", "pixel_eps", "trades_beta")
+        checks.radius("train_eps")
         if self.class_weight is not None:
             checks.one_of(get_args(_ClassWeight), "class_weight")
         checks.require(0 <= self.ibp_weight <= 1, "ibp_weight", "lie in [0, 1]")
@@ -305,6 +316,11 @@ class DefenceConfig:
             )
 
     @property
+    def radius(self) -> float:
+        """`train_eps` where it is a number; see `ExperimentConfig.decided`."""
+        return _number(self.train_eps, "defence.train_eps")
+
+    @property
     def purifies(self) -> bool:
         """Whether features are purified before they are classified."""
         return self.kind in ("purifier", "adversarial-purifier", "smoothing")
@@ -319,8 +335,9 @@ class DefenceConfig:
 class AttackConfig:
     """AutoAttack's pieces, in feature space with the box [0, 1]."""
 
-    attack_eps: float = 0.10
-    """Largest change of a feature (Linf) or of the vector (L2)."""
+    attack_eps: float | _Auto = 0.10
+    """Largest change of a feature (Linf) or of the vector (L2); auto decides it on the training
+    features, so that a classifier can gain something."""
     norm: _Norm = "Linf"
     """Norm of the perturbation."""
     attacks: tuple[str, ...] = ("apgd-ce", "square")
@@ -338,7 +355,7 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         checks = Checks(self, "attack")
-        checks.positive("attack_eps")
+        checks.radius("attack_eps")
         checks.one_of(get_args(_Norm), "norm")
         checks.at_least(1, "n_iter", "n_restarts", "n_queries", "eot_iter", "batch_size")
         names = tuple(self.attacks)
@@ -353,6 +370,17 @@ class AttackConfig:
             "attacks",
             "leave out square with attack.norm='L2', as in --attack.attacks '[apgd-ce]'",
         )
+
+    @property
+    def radius(self) -> float:
+        """`attack_eps` where it is a number; see `ExperimentConfig.decided`."""
+        return _number(self.attack_eps, "attack.attack_eps")
+
+
+def _number(radius: float | _Auto, name: str) -> float:
+    if radius == "auto":
+        raise RuntimeError(f'{name} is "auto": it is not decided yet')
+    return radius
 
 
 @dataclass(frozen=True)
@@ -384,6 +412,17 @@ class ExperimentConfig:
         Checks(self.defence, "defence").timesteps(
             "candidate_timesteps", self.diffusion.num_timesteps
         )
+
+    def decided(self, attack_eps: float | None = None) -> ExperimentConfig:
+        """Return the same with radii that are numbers: `attack_eps` in the place of "auto"."""
+        attack, defence = self.attack, self.defence
+        if attack.attack_eps == "auto":
+            if attack_eps is None:
+                return self
+            attack = replace(attack, attack_eps=attack_eps)
+        if defence.train_eps == "auto":
+            defence = replace(defence, train_eps=attack.radius)
+        return replace(self, attack=attack, defence=defence)
 
 
 _NOISE_LEVELS = (5, 20, 41, 80)
