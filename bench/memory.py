@@ -26,7 +26,7 @@ _OURS: dict[str, dict[str, Any]] = {
     "ours, Frobenius": {"beta_loss": 2},
     "ours, HALS": {"beta_loss": 2, "solver": "hals"},
 }
-LIBRARIES = (*_OURS, "scikit-learn mu")
+LIBRARIES = ("ours", "scikit-learn mu", "ours, Frobenius", "ours, HALS")
 _TIMEOUT = 600  # seconds
 _ROOT = Path(__file__).parents[1]
 

@@ -144,13 +144,22 @@ def _one_by_one(build: Implementation) -> Implementation:
 
 
 def _mu_truth(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    return _of_ends(inputs, lambda problem: _mu_reference(doubled(problem))())
+
+
+def _hals_truth(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    return _of_ends(inputs, peers.hals_truth)
+
+
+def _of_ends(
+    inputs: Inputs, truth: Callable[[Inputs], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
     """One problem after the other: a batch of X-sized intermediates would not fit."""
     if inputs["W"].ndim == 2:
-        truth: tuple[Tensor, Tensor] = _mu_reference(doubled(inputs))()
-        return truth
+        return truth(inputs)
     X, W, H = (_ends(inputs[name]) for name in "XWH")
     found = [
-        _mu_reference(doubled({**inputs, "X": X if X.ndim == 2 else X[b], "W": W[b], "H": H[b]}))()
+        truth({**inputs, "X": X if X.ndim == 2 else X[b], "W": W[b], "H": H[b]})
         for b in range(len(W))
     ]
     return torch.stack([W for W, _ in found]), torch.stack([H for _, H in found])
@@ -190,6 +199,7 @@ NNMF_MU = Case(
         Size("paper", {**PAPER, "n_iter": 2}, "float32", KL),
         Size("paper", {**PAPER, "n_iter": 2}, "uint8", KL),
         Size("frobenius", {**PAPER, "n_iter": 2}, "float32", FROBENIUS),
+        Size("starts", {**PAPER, "n_batch": 16, "n_iter": 2}, "float32", FROBENIUS),
     ),
     # Ten iterations a call, as between two tests of convergence.
     cuda_sizes=(
@@ -221,7 +231,7 @@ NNMF_MU = Case(
         "ours, CUDA graph": cuda_peers.captured(_mu_ours),
     },
     # Coordinate descent stands beside the Frobenius update for its time an iteration.
-    truths={"scikit-learn cd": peers.hals_truth},
+    truths={"scikit-learn cd": _hals_truth},
     # Sums over 16384 features in float32, in any order.
     tolerance={"float32": 1e-4, "float64": 1e-10},
     work=_mu_work,

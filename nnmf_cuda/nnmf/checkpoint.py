@@ -137,7 +137,7 @@ def _described(value: Any) -> Any:
 def digest(X: Tensor) -> str:
     """Return what tells a matrix from others, made of its bytes: the same on every device."""
     sha256 = hashlib.sha256()
-    for rows in row_slices(*X.shape, X.device):
+    for rows in row_slices(*X.shape, device=X.device):
         sha256.update(X[rows].cpu().contiguous().view(torch.uint8).numpy().data)
     return sha256.hexdigest()[:16]
 

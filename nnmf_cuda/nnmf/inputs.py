@@ -153,7 +153,7 @@ def _checked_extremes(X: Tensor, owner: str) -> tuple[float, float]:
 def _not_finite(X: Tensor) -> tuple[int, int, int]:
     """Return how many entries are not finite, and row and column of the first."""
     count, where = 0, (-1, -1)
-    for rows in row_slices(*X.shape, X.device):
+    for rows in row_slices(*X.shape, device=X.device):
         bad = (~torch.isfinite(X[rows])).nonzero()
         if count == 0 and len(bad):
             row, column = bad[0].tolist()
@@ -172,7 +172,7 @@ def factor_dtype(X: Tensor) -> torch.dtype:
     return torch.float32 if X.dtype == torch.uint8 else X.dtype
 
 
-def row_slices(n_rows: int, n_columns: int, device: torch.device) -> Iterator[slice]:
+def row_slices(n_rows: int, n_columns: int, *, device: torch.device) -> Iterator[slice]:
     """Yield the rows of each block of a matrix of this shape on this device."""
     entries = BLOCK_ENTRIES * (_TIMES_ON_CUDA if device.type == "cuda" else 1)
     step = max(1, entries // max(1, n_columns))
@@ -183,7 +183,7 @@ def row_slices(n_rows: int, n_columns: int, device: torch.device) -> Iterator[sl
 def extremes(X: Tensor) -> tuple[float, float]:
     """Return the smallest and the largest entry; NaN reaches both."""
     low = high = X[:1, :1].reshape(())
-    for rows in row_slices(*X.shape, X.device):
+    for rows in row_slices(*X.shape, device=X.device):
         bounds = torch.aminmax(X[rows])
         low, high = torch.minimum(low, bounds.min), torch.maximum(high, bounds.max)
     low, high = torch.stack((low, high)).tolist()
@@ -238,7 +238,7 @@ def transposed_product(X: Tensor, right: Tensor) -> Tensor:
 def _blocks_as(dtype: torch.dtype, X: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield blocks of rows in `dtype`; they share one buffer, or a heap of them would grow."""
     buffer: Tensor | None = None
-    for rows in row_slices(*X.shape, X.device):
+    for rows in row_slices(*X.shape, device=X.device):
         block = X[rows]
         if X.dtype != dtype:
             if buffer is None:

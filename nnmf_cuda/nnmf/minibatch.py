@@ -80,7 +80,7 @@ def _power_denominator(W: Tensor, H: Tensor, objective: Objective) -> Tensor:
     """Return W^T (W H)^(beta - 1), W H being made for a block of rows at a time."""
     beta_loss, floor = objective.beta_loss, objective.floor
     total = torch.zeros_like(H)
-    for rows in row_slices(len(W), H.shape[1], H.device):
+    for rows in row_slices(len(W), H.shape[1], device=H.device):
         part = W[rows]
         WH = part @ H
         total += part.mT @ (WH.clamp_min(floor) if beta_loss < 1 else WH) ** (beta_loss - 1)

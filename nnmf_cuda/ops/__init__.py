@@ -9,6 +9,7 @@ from __future__ import annotations
 from nnmf_cuda.ops._schema import OPS as OPS
 from nnmf_cuda.ops._schema import is_reference_path as is_reference_path
 from nnmf_cuda.ops._schema import reference_path as reference_path
+from nnmf_cuda.ops.crown import *
 from nnmf_cuda.ops.defence import *
 from nnmf_cuda.ops.nnls import *
 from nnmf_cuda.ops.nnls_dense import *

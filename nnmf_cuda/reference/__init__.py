@@ -7,6 +7,7 @@ Nothing here imports `nnmf_cuda.ops`.
 
 from __future__ import annotations
 
+from nnmf_cuda.reference.crown import *
 from nnmf_cuda.reference.defence import *
 from nnmf_cuda.reference.nnls import *
 from nnmf_cuda.reference.nnls_dense import *

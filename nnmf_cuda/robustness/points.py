@@ -16,7 +16,9 @@ import torch
 
 from nnmf_cuda.attacks import Attack, AttackKind, SuiteResult
 from nnmf_cuda.attacks.objectives import N_DECISIONS
-from nnmf_cuda.evaluation import Certificate, wilson_interval
+from nnmf_cuda.evaluation import wilson_interval
+from nnmf_cuda.evaluation.ceiling import Ceiling, ceiling
+from nnmf_cuda.evaluation.headline import Headline, Proof
 from nnmf_cuda.evaluation.robustness import (
     ADVERSARIALLY_TRAINED,
     NOT_RUN,
@@ -62,6 +64,7 @@ def report_of(run: SavedRun, measured: Measurements, *, preset: str) -> Robustne
         preset=preset,
         about=made.about,
         threat_model=made.threat_model,
+        headline=made.headline,
         verdict=made.verdict,
         rounds=made.rounds,
         defence=_line(made.suite),
@@ -161,6 +164,40 @@ class _Points:
         )
 
     @cached_property
+    def ceiling(self) -> Ceiling:
+        """What no classifier exceeds on the test features, within the attack's ball."""
+        attack = self.run.attack
+        return ceiling(self.x, self.y, attack.attack_eps, attack.norm)
+
+    @cached_property
+    def proof(self) -> Proof:
+        """What is proven of each sample, or certified where the defence is random."""
+        if self.measured.proof is not None:
+            return self.measured.proof
+        if not self.is_purifying:
+            return Proof(None, f"not verified by preset {self.preset}")
+        why = "random answers have no proof"
+        if not self.certified:
+            return Proof(None, why)
+        name, first = next(iter(self.certified.items()))
+        attack = self.run.attack
+        is_certified = first.certificate.holds_within(attack.attack_eps, attack.norm)
+        by = f"by smoothing, hard votes, {name}; {why}"
+        return Proof(is_certified, by, is_of_defence=False)
+
+    @cached_property
+    def headline(self) -> Headline:
+        clean = self.suite.outcomes[0].robust.double().mean(0)
+        return Headline.of(
+            self.suite.robust_share.cpu().numpy(),
+            clean.cpu().numpy(),
+            self.y.cpu().numpy(),
+            self.proof,
+            ceiling=self.ceiling.accuracy,
+            is_worst_case=self.adaptive is not None,
+        )
+
+    @cached_property
     def threat_model(self) -> ThreatModel:
         attack, random = self.run.attack, self.is_purifying
         condition = "the answer is right"
@@ -213,11 +250,7 @@ class _Points:
     def certified(self) -> dict[str, Certified]:
         if self.adaptive is None or not self.adaptive.certificates:
             return {}
-        t = int(self.run.model.purifier.timesteps[0])
-        is_linf = self.run.attack.norm == "Linf"
-        certified_at = (
-            Certificate.certified_accuracy_linf if is_linf else Certificate.certified_accuracy
-        )
+        t, attack = int(self.run.model.purifier.timesteps[0]), self.run.attack
         before = {
             "denoised": f"one draw of noise at t = {t} and the denoiser",
             "plain noise": "plain noise of the same level",
@@ -227,7 +260,7 @@ class _Points:
                 f"hard votes of the defence's classifier behind {before[name]}, which is not the"
                 " evaluated defence",
                 found,
-                float(certified_at(found, self.run.attack.attack_eps)),
+                float(found.holds_within(attack.attack_eps, attack.norm).mean()),
             )
             for name, found in self.adaptive.certificates.items()
         }
@@ -509,6 +542,13 @@ class _Points:
         worst = {name: line.worst_case_accuracy for name, line in lines.items()}
         mine, worst["constant answer"] = worst.pop("defended"), self.verdict.constant
         others = ", ".join(f"{name} {share:.3f}" for name, share in worst.items())
+        ceiling = self.ceiling.accuracy
+        warnings = [
+            f"The attacks leave {line.worst_case_accuracy:.4f} of {name}, more than any classifier"
+            f" can have on these features, {ceiling:.4f}: they were too weak."
+            for name, line in lines.items()
+            if line.worst_case_accuracy > ceiling
+        ]
         return _Answer(
             {
                 **{
@@ -516,10 +556,13 @@ class _Points:
                     for name, line in lines.items()
                 },
                 "constant answer": self.verdict.constant,
+                "ceiling of any classifier": self.ceiling.as_dict(),
             },
             f"{mine:.3f}",
-            f"worst case of the defence; {others}. Good is above them all.",
-            mine > max(worst.values()),
+            f"worst case of the defence; {others}. Good is above them all. No classifier exceeds"
+            f" {ceiling:.3f} on these features.",
+            mine > max(worst.values()) and not warnings,
+            tuple(warnings),
         )
 
     @_if_attacked

@@ -236,7 +236,7 @@ def balanced_weight(samples: Samples) -> Tensor:
 
 
 def pgd_loss(answer: Answer, y: Tensor, worst: Worst, weight: Tensor | None) -> Tensor:
-    """Return the cross-entropy of attacked samples, the mean over a batch."""
+    """Return the mean cross-entropy of attacked samples, weighted by class."""
     attacked = worst(lambda points: functional.cross_entropy(answer(points), y, reduction="none"))
     return functional.cross_entropy(answer(attacked), y, weight)
 
@@ -244,7 +244,7 @@ def pgd_loss(answer: Answer, y: Tensor, worst: Worst, weight: Tensor | None) -> 
 def trades_loss(
     answer: Answer, x: Tensor, y: Tensor, worst: Worst, trades_beta: float, weight: Tensor | None
 ) -> Tensor:
-    """Return the cross-entropy of samples and TRADES' divergence of those attacked, as means."""
+    """Return the mean loss of TRADES, weighted by class."""
     with torch.no_grad():
         clean = answer(x).softmax(1)
     attacked = worst(lambda points: _divergence(answer(points), clean))

@@ -246,7 +246,7 @@ def small_blocks(monkeypatch):
 @pytest.mark.usefixtures("small_blocks")
 def test_row_slices_cover_every_row_once(shape):
     for device, most in (("cpu", 33), ("cuda", 32 * 33)):
-        slices = list(row_slices(*shape, torch.device(device)))
+        slices = list(row_slices(*shape, device=torch.device(device)))
         assert [i for rows in slices for i in range(shape[0])[rows]] == list(range(shape[0]))
         assert all(len(range(shape[0])[rows]) * shape[1] <= max(most, shape[1]) for rows in slices)
 

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from nnmf_cuda.attacks import Budget, GradientReport
 from nnmf_cuda.data.leakage import Neighbours
+from nnmf_cuda.evaluation.ceiling import ceiling
+from nnmf_cuda.evaluation.headline import ContradictionError, Proof
 from nnmf_cuda.evaluation.robustness import NOT_RUN, Curve, PixelCurve, RobustnessReport, State
 from nnmf_cuda.robustness import EvaluationBudget, SavedRun, evaluate_robustness
 from nnmf_cuda.robustness.budgets import PixelBudget
@@ -85,6 +88,37 @@ def test_every_point_has_a_sentence_and_a_judgement(sound: Evaluated) -> None:
     assert report.is_random
     figures = {point.number: point.figure for point in report.points}
     assert (figures[6], figures[7], figures[9], figures[15]) == ("1e-06", "0.500", "0.000", "1.000")
+
+
+def test_points_and_line_know_the_ceiling(sound: Evaluated) -> None:
+    run, measured = sound
+    report = report_of(run, measured, preset="standard")
+    x, y = run.test
+    found = ceiling(x, y, run.threat.attack_eps, run.threat.norm)
+    assert report.headline.ceiling == found.accuracy
+    assert report.points[13].value["ceiling of any classifier"] == found.as_dict()
+    assert report.headline.attacked == report.defence.worst_case_accuracy
+    assert report.headline.proven == report.certificates["denoised"].at_attack_eps
+    assert report.headline.undecided is None
+    # At this radius any two points meet, and the attacks, made for a smaller one, look weak.
+    everything = replace(run, attack=replace(run.attack, attack_eps=0.5))
+    weak = report_of(everything, measured, preset="standard")
+    assert weak.headline.ceiling == weak.verdict.constant
+    assert any("more than any classifier can have" in warning for warning in weak.warnings)
+
+
+def test_a_proof_against_an_attack_stops(sound: Evaluated) -> None:
+    run, measured = sound
+    broken = measured.suites["defended"].robust_share.numpy() < 1
+    assert 0 < broken.sum() < len(broken)
+    proof = Proof(~broken, "branch and bound")
+    report = report_of(run, replace(measured, proof=proof), preset="standard")
+    assert report.headline.undecided == pytest.approx(
+        report.headline.attacked - float((~broken).mean())
+    )
+    lying = Proof(np.ones_like(broken), "branch and bound")
+    with pytest.raises(ContradictionError, match=f"test sample {np.flatnonzero(broken)[0]}[:,]"):
+        report_of(run, replace(measured, proof=lying), preset="standard")
 
 
 def changed(
