@@ -80,7 +80,7 @@ def outcome_of(home: Path) -> Outcome:
         protocol=f"{' + '.join(attack['attacks'])}, {attack['norm']} eps {attack['attack_eps']:g}",
         line=found.get("line", ""),
         verdict=found.get("verdict", ""),
-        warnings=tuple(found.get("warnings", ())),
+        warnings=(*metrics.get("warnings", ()), *found.get("warnings", ())),
         seconds={row["stage"]: row["seconds"] for row in timings["rows"]},
         synthetic=read_json(home / "model" / "model.json")["info"]["synthetic"],
     )

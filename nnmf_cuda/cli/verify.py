@@ -58,7 +58,7 @@ def verify(options: Verify) -> None:
     run = SavedRun.load(home, device=device)
     model = run.model.classifier if options.undefended else run.defended
     x, y = run.x[options.split].clamp(0, 1), run.y[options.split]
-    eps = run.attack.attack_eps if options.eps is None else options.eps
+    eps = run.attack.radius if options.eps is None else options.eps
     norm = run.attack.norm if options.norm is None else options.norm
     robustness.weights_to_verify(model)  # before anything is removed or made
     _make_way(out, resume=options.resume, overwrite=options.overwrite)

@@ -8,7 +8,7 @@ set of the graph of such conflicts, and what bounds independent sets bounds robu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -136,9 +136,20 @@ def largest_eps(
         if high > diameter + 1e-6:
             return math.inf
         low, high = high, 2 * high
-    while high - low > 1e-4 * low + 1e-12:
+    return largest_below(
+        lambda eps: _ceiling(points, labels, eps, norm).accuracy >= at_least,
+        *(low, high),
+        relative=1e-4,
+    )
+
+
+def largest_below(
+    holds: Callable[[float], bool], low: float, high: float, *, relative: float
+) -> float:
+    """Bisect between a radius that holds and one that does not; return one that holds."""
+    while high - low > relative * low + 1e-12:
         middle = (low + high) / 2
-        if _ceiling(points, labels, middle, norm).accuracy >= at_least:
+        if holds(middle):
             low = middle
         else:
             high = middle

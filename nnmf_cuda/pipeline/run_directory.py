@@ -24,6 +24,8 @@ RESULTS = (
     "verification.jsonl",
     "config.yaml",
     "environment.json",
+    "curve.json",
+    "curve.svg",
     "report.html",
     "timings.json",
     "metrics.json",

@@ -34,11 +34,11 @@ from nnmf_cuda.attacks.objectives import (
 )
 from nnmf_cuda.attacks.surrogates import FixedNoise
 from nnmf_cuda.evaluation import Certificate
-from nnmf_cuda.evaluation.headline import Proof
 from nnmf_cuda.evaluation.robustness import Curve, Curves, PixelAttack, WorstPoints
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.networks import frozen, isolated
 from nnmf_cuda.robustness.budgets import EvaluationBudget
+from nnmf_cuda.robustness.verify import Verification
 
 _STEP = 1e-6
 
@@ -240,8 +240,8 @@ class Measurements:
     """All that an evaluation has measured.
 
     `suites` are by model: "defended", "undefended", and where attacked the simpler defences and
-    "adversarially trained"; `adaptive` is None where only the paper's protocol was counted, `proof`
-    where nothing was verified.
+    "adversarially trained"; `adaptive` is None where only the paper's protocol was counted,
+    `verification` where nothing was verified.
     """
 
     budget: EvaluationBudget
@@ -250,4 +250,4 @@ class Measurements:
     adaptive: AdaptiveMeasurements | None
     pixels: PixelAttack | None
     seconds: float
-    proof: Proof | None = None
+    verification: Verification | None = None

@@ -7,7 +7,7 @@ All twenty stand in this one file, long as it is: nobody has to ask where a poin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -47,6 +47,9 @@ _ENOUGH = 0.9
 
 _TRUE_GRADIENT = 1e-3
 """Largest median error of a directional derivative, relative to the gradient's length."""
+
+BRANCH_AND_BOUND = "branch and bound"
+"""What proves the answers of a defence without noise, and an attack where it finds a point."""
 
 _NEAR_SHARE = 0.05
 """Share of test images with a near copy in training above which a figure asks for memory."""
@@ -166,14 +169,14 @@ class _Points:
     @cached_property
     def ceiling(self) -> Ceiling:
         """What no classifier exceeds on the test features, within the attack's ball."""
-        threat = self.run.threat
-        return ceiling(self.x, self.y, threat.attack_eps, threat.norm)
+        attack = self.run.attack
+        return ceiling(self.x, self.y, attack.radius, attack.norm)
 
     @cached_property
     def proof(self) -> Proof:
         """What is proven of each sample, or certified where the defence is random."""
-        if self.measured.proof is not None:
-            return self.measured.proof
+        if self.measured.verification is not None:
+            return Proof(self.measured.verification.proven, BRANCH_AND_BOUND)
         if not self.is_purifying:
             return Proof(None, f"not verified by preset {self.preset}")
         why = "random answers have no proof"
@@ -181,7 +184,7 @@ class _Points:
             return Proof(None, why)
         name, first = next(iter(self.certified.items()))
         attack = self.run.attack
-        is_certified = first.certificate.holds_within(attack.attack_eps, attack.norm)
+        is_certified = first.certificate.holds_within(attack.radius, attack.norm)
         by = f"by smoothing, hard votes, {name}; {why}"
         return Proof(is_certified, by, is_of_defence=False)
 
@@ -205,7 +208,7 @@ class _Points:
             condition = f"the majority of {N_DECISIONS} fresh decisions is right"
         return ThreatModel(
             norm=attack.norm,
-            attack_eps=attack.attack_eps,
+            attack_eps=attack.radius,
             noise="fresh at every decision, unknown to the attacker" if random else "none",
             knowledge=f"white box: weights{', purifier and schedule' if random else ''}",
             robust_if=f"on the point of every attack {condition}",
@@ -260,7 +263,7 @@ class _Points:
                 f"hard votes of the defence's classifier behind {before[name]}, which is not the"
                 " evaluated defence",
                 found,
-                float(found.holds_within(attack.attack_eps, attack.norm).mean()),
+                float(found.holds_within(attack.radius, attack.norm).mean()),
             )
             for name, found in self.adaptive.certificates.items()
         }
@@ -646,18 +649,42 @@ class _Points:
         )
 
     def certificate(self) -> _Answer | None:
+        proof = self._proof() if self.measured.verification is not None else None
         if not self.certified:
-            return None
+            return proof
         (name, first), *others = self.certified.items()
         beside = "".join(f"; {n} {100 * found.at_attack_eps:.1f} %" for n, found in others)
         value = {name: found.as_dict() for name, found in self.certified.items()}
         shown = {n: {k: v for k, v in found.items() if k != "curve"} for n, found in value.items()}
+        if proof is not None:
+            return replace(proof, value={**proof.value, **value}, shown={**proof.shown, **shown})
         return _Answer(
             value,
             f"{100 * first.at_attack_eps:.1f} %",
             f"certified at the attack's eps ({name}{beside}); the more the better. On these no"
             f" attack on the certified classifier can succeed. Certified: {first.certifies}.",
             shown=shown,
+        )
+
+    def _proof(self) -> _Answer:
+        """Say what branch and bound has proven of the defence itself."""
+        found, line = self.measured.verification, self.headline
+        assert found is not None
+        every = found.as_dict()
+        kept = ("eps", "norm", "n", "proven_accuracy", "undecided_accuracy", "broken_share")
+        shown = {key: every[key] for key in kept}
+        shown |= {
+            "boxes": int(found.n_boxes.sum()),
+            "seconds": {phase: float(spent.sum()) for phase, spent in found.seconds.items()},
+        }
+        return _Answer(
+            {BRANCH_AND_BOUND: shown},
+            f"{100 * found.proven_accuracy:.1f} %",
+            "proven: no point of the ball changes the answer of the network, its rounding counted;"
+            f" {100 * (line.undecided or 0):.1f} % are neither proven nor broken by an attack, good"
+            " is none.",
+            not line.undecided,
+            shown={BRANCH_AND_BOUND: shown},
         )
 
     def record(self) -> _Answer:
