@@ -35,9 +35,10 @@ def vector_apgd(
     x: Tensor,
     y: Tensor,
     *,
-    attack_eps: float,
+    attack_eps: float | Tensor,
     norm: str = "Linf",
     box: Box = (0.0, 1.0),
+    keeps_length: bool = False,
     loss: str = "margin",
     n_iter: int = 100,
     n_restarts: int = 5,
@@ -58,12 +59,14 @@ def vector_apgd(
         Features, inside the box.
     y : Tensor of shape (n_samples,)
         int64 labels.
-    attack_eps : float
-        Radius of the ball, in units of the features.
+    attack_eps : float or Tensor of shape (n_features,)
+        Radius of the ball, in units of the features; under Linf each feature may have its own.
     norm : {"Linf", "L2"}, default="Linf"
         Norm of the ball.
     box : pair of float or Tensor of shape (n_features,), default=(0, 1)
         Lowest and highest value of each feature.
+    keeps_length : bool, default=False
+        Keep to points as long as their samples; see `Threat`.
     loss : {"margin", "ce", "dlr"}, default="margin"
         What is climbed; "dlr" needs three classes.
     n_iter, n_restarts : int, default=100, 5
@@ -104,7 +107,7 @@ def vector_apgd(
             judge or model,
             x,
             y,
-            threat=Threat(attack_eps, norm, box),
+            threat=Threat(attack_eps, norm, box, keeps_length),
             n_iter=n_iter,
             n_restarts=n_restarts,
             starts=starts,
@@ -223,8 +226,8 @@ class _Best:
 class _StepSizes:
     """A step size for each sample (n, 1), halved at the checkpoints where it stopped helping."""
 
-    def __init__(self, first_step: float, losses: Tensor) -> None:
-        self.size = torch.full_like(losses, first_step)
+    def __init__(self, first_step: float | Tensor, losses: Tensor) -> None:
+        self.size = torch.ones_like(losses) * first_step
         self._last_best = losses
         self._last_stuck = torch.ones_like(losses, dtype=torch.bool)
 
@@ -248,7 +251,7 @@ def pgd(objective: Objective, ball: Ball, start: Tensor, *, n_iter: int) -> Tens
     What adversarial training defends from. Madry, Makelov, Schmidt, Tsipras & Vladu (2018), Towards
     deep learning models resistant to adversarial attacks, ICLR.
     """
-    size = torch.full_like(start[:, :1], _REACH * ball.radius / n_iter)
+    size = torch.ones_like(start[:, :1]) * (_REACH * ball.radius / n_iter)
     points, moved = start.clone(), torch.empty_like(start)
     ball.project_(points)
     for _ in range(n_iter):

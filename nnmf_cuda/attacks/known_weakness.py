@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nnmf_cuda.attacks.balls import Ball, Threat
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
-from nnmf_cuda.models.networks import FeatureCNN, frozen, isolated
+from nnmf_cuda.models.networks import FeatureClassifier, FeatureCNN, FeatureMLP, frozen, isolated
 
 RIGHT = 0
 """The class of every sample of a planted model, which has two."""
@@ -56,7 +56,7 @@ class _Readouts(nn.Module):
 
 
 class _PlantedClassifier(nn.Module):
-    def __init__(self, network: FeatureCNN, readouts: nn.Module) -> None:
+    def __init__(self, network: FeatureClassifier, readouts: nn.Module) -> None:
         super().__init__()
         self.network, self.readouts = network, readouts
 
@@ -69,7 +69,7 @@ class _PlantedDefence(DefendedClassifier):
     """The readouts are linear, so the mean of the draws' logits is that of their mean units."""
 
     def __init__(
-        self, purifier: DiffusionPurifier, network: FeatureCNN, readouts: nn.Module
+        self, purifier: DiffusionPurifier, network: FeatureClassifier, readouts: nn.Module
     ) -> None:
         super().__init__(purifier, network)
         self.network, self.readouts = network, readouts
@@ -86,10 +86,10 @@ class _PlantedDefence(DefendedClassifier):
 def plant(model: nn.Module, x: Tensor, threat: Threat, *, seed: int) -> tuple[nn.Module, Tensor]:
     """Return a model that a known point in the ball around each sample breaks, and these points.
 
-    Of the model, a `FeatureCNN` or a defended one, everything but the last layer is kept, not
-    copied. The planted one has two classes, of which the first is right for every sample; row i of
-    a batch is about sample i modulo n. A random defence may answer otherwise even at its point:
-    count first.
+    Of the model, a `FeatureCNN`, a `FeatureMLP` or a defended one, everything but the last layer is
+    kept, not copied. The planted one has two classes, of which the first is right for every sample;
+    row i of a batch is about sample i modulo n. A random defence may answer otherwise even at its
+    point: count first.
 
     Each readout is Fisher's discriminant between the point and 128 inner ones, with its threshold
     in the middle between the point and the nearest of them: few random points break the model.
@@ -112,14 +112,14 @@ def plant(model: nn.Module, x: Tensor, threat: Threat, *, seed: int) -> tuple[nn
     return make(readouts.to(x)).eval(), points
 
 
-def _parts(model: nn.Module) -> tuple[DiffusionPurifier | None, FeatureCNN]:
+def _parts(model: nn.Module) -> tuple[DiffusionPurifier | None, FeatureClassifier]:
     purifier, network = None, model
     if isinstance(model, DefendedClassifier):
         purifier, network = model.purifier, model.classifier
-    if not isinstance(network, FeatureCNN):
+    if not isinstance(network, (FeatureCNN, FeatureMLP)):
         raise TypeError(
-            "model must be a FeatureCNN, or a DefendedClassifier of one, whose last layer can be"
-            f" replaced; got {type(network).__name__}"
+            "model must be a FeatureCNN or FeatureMLP, or a DefendedClassifier of one, whose last"
+            f" layer can be replaced; got {type(network).__name__}"
         )
     return purifier, network
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from itertools import chain
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks.balls import Box, Threat
+from nnmf_cuda.attacks.balls import SPHERE_TOLERANCE, Box, Threat
 from nnmf_cuda.attacks.checks import check_labels
 from nnmf_cuda.attacks.gradient_ascent import N_JUDGED, ascend_objective, pgd, vector_apgd
 from nnmf_cuda.attacks.objectives import (
@@ -33,6 +33,9 @@ from nnmf_cuda.models.networks import frozen, isolated
 _SELECTED = 0.6
 """Share of a random model's answers that a selective attack pushes: a majority, and some more."""
 
+CONSTRAINED = "APGD-margin, on the unit sphere"
+"""Name of the attack whose points are what features are: non-negative and of length 1."""
+
 _TITLES = {"margin": "APGD-margin", "ce": "APGD-CE", "dlr": "APGD-DLR"}
 """Of APGD by the loss that it climbs."""
 
@@ -47,6 +50,7 @@ class AttackKind(Enum):
     PURIFIER = "gradients, with a loss made for purifying or random defences"
     BPDA = "gradients past the purifier, which is taken for the identity"
     SEARCH = "random search, without gradients"
+    CONSTRAINED = "gradients of the model, among the points of the ball that features can be"
     FROM_WORST = "gradients, from the worst points of all other attacks"
 
     @property
@@ -261,7 +265,7 @@ def run_suite(
     x: Tensor,
     y: Tensor,
     *,
-    attack_eps: float,
+    attack_eps: float | Tensor,
     norm: str = "Linf",
     box: Box = (0.0, 1.0),
     budget: Budget | None = BUDGETS["standard"],
@@ -277,7 +281,10 @@ def run_suite(
     A `DefendedClassifier` is attacked through the gradient averaged over its answers, through a
     surrogate with more draws, past its purifier (BPDA) and at its purifier; every model by APGD on
     cross-entropy, margin and, with three classes, DLR, by PGD with a fixed step, by Square, and by
-    the points that break other models. At last APGD climbs on from the worst point of all these.
+    the points that break other models; then APGD climbs on from the worst point of all these. Where
+    samples are non-negative and of length 1, as features are, one more APGD keeps to such points:
+    its line stands for the weaker attacker who can only make features. As its points are in the
+    ball, they count like all others.
 
     Parameters
     ----------
@@ -387,6 +394,9 @@ class _Suite:
         found = [outcome.points for outcome in self.result.outcomes]
         run = partial(self._from_worst, found, eot)
         yield Attack("APGD-margin from the worst points", kind.FROM_WORST, run, "margin")
+        if self._on_the_sphere():
+            run = partial(self._along_the_sphere, eot)
+            yield Attack(CONSTRAINED, kind.CONSTRAINED, run, "margin")
 
     def _on_a_purifier(self, defended: DefendedClassifier) -> Iterator[Attack]:
         kind, wide = AttackKind, self._wide(defended)
@@ -444,7 +454,24 @@ class _Suite:
         n_queries = self.budget.n_queries
         return vector_square(self.asked, self.x, self.y, n_queries=n_queries, seed=seed, **settings)
 
-    def _from_worst(self, found: Sequence[Tensor], eot_iter: int, seed: int) -> Tensor:
+    def _on_the_sphere(self) -> bool:
+        """Whether the samples are non-negative and of length 1 (or 0), as features are."""
+        low, high = (torch.as_tensor(edge) for edge in self.threat.box)
+        lengths = torch.linalg.vector_norm(self.x.double(), dim=1)
+        off = torch.minimum((lengths - 1).abs(), lengths)
+        return bool((low == 0).all() and (high >= 1).all() and (off <= SPHERE_TOLERANCE).all())
+
+    def _along_the_sphere(self, eot_iter: int, seed: int) -> Tensor:
+        """Climb among points that are features: from the worst of all, put there, and at random."""
+        found = [outcome.points for outcome in self.result.outcomes]
+        settings = {"n_restarts": self.budget.n_restarts, "keeps_length": True}
+        points = self._from_worst(found, eot_iter, seed, **settings)
+        replace(self.threat, keeps_length=True).check_points(points, self.x, attack=CONSTRAINED)
+        return points
+
+    def _from_worst(
+        self, found: Sequence[Tensor], eot_iter: int, seed: int, **changes: Any
+    ) -> Tensor:
         """Climb on from the worst points of other attacks, by answers that are asked for anew."""
         with isolated(seed):
             wrong = [wrongness(self.asked, points, self.y, N_JUDGED) for points in found]
@@ -453,5 +480,5 @@ class _Suite:
         target = self.asked
         if isinstance(self.model, DefendedClassifier):
             target, eot_iter = self._wide(self.model), 1
-        settings = {"eot_iter": eot_iter, "starts": [worst], "n_restarts": 0}
+        settings = {"eot_iter": eot_iter, "starts": [worst], "n_restarts": 0, **changes}
         return self._apgd(target, "margin", seed, **settings)

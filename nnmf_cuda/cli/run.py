@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of, say
 from nnmf_cuda.cli.summary import comparison, outcome_of, run_summary
@@ -51,6 +51,9 @@ class RunOptions(DeviceOption):
     cross_validate: bool = False
     """Run on the data's own split, if it has one, and fold by fold (patient_fold, else patient,
     else series; or what --split_by says), with a summary side by side."""
+    eps_curve: tuple[PositiveFloat, ...] = ()
+    """Instead of one run: train and attack a defence at each of these radii, on the same features,
+    and draw clean, attacked, proven and ceiling against the radius; as in '[0.02, 0.05, 0.1]'."""
     bench_records: str | None = None
     """File that bench stages --json has written: its seconds of these images, here and in plain
     torch, are plotted in the report."""
@@ -165,6 +168,14 @@ def run(runs: Sequence[Run]) -> None:
 
     first, options = runs[0], runs[0].options
     several = options.seeds > 1 or options.cross_validate
+    if options.eps_curve:
+        if len(runs) > 1 or several or options.resume or options.evaluation != "paper":
+            raise ValueError(
+                "--eps_curve is one run of its own kind: leave out --seeds, --cross_validate,"
+                " --resume, --evaluation and all but one --preset"
+            )
+        _run_curve(first)
+        return
     if len(runs) == 1 and not several:
         if options.resume:
             raise ValueError(
@@ -192,6 +203,25 @@ def run(runs: Sequence[Run]) -> None:
         _run_folds(first)
     else:
         _run_seeds(first)
+
+
+def _run_curve(asked: Run) -> None:
+    from nnmf_cuda.pipeline.environment import resolve_device
+    from nnmf_cuda.run.eps_curve import run_eps_curve
+
+    options = asked.options
+    found = run_eps_curve(
+        asked.config,
+        options.eps_curve,
+        out=asked.out,
+        config_yaml=asked.config_yaml(),
+        preset=options.preset,
+        device=resolve_device(options.device),
+        overwrite=options.overwrite,
+        say=say,
+    )
+    print(found.text())
+    print("\n" + "\n".join(str(asked.out / name) for name in ("curve.json", "curve.svg")))
 
 
 def _run_once(asked: Run) -> Experiment:

@@ -44,6 +44,7 @@ class Outcome:
     n_test: int
     n_predictions: int  # fresh ones of a random model on each image
     protocol: str  # the attacks of the paper's protocol and their radius
+    line: str  # the evaluation's headline; "" where it was not run
     verdict: str  # how the worst case stands to the constant answer; "" where it was not run
     warnings: tuple[str, ...]  # what to doubt in the evaluation
     seconds: dict[str, float]  # of each stage; "total" is that of the paper's five
@@ -77,8 +78,9 @@ def outcome_of(home: Path) -> Outcome:
         n_test=rows["Clean_Defended"]["n"],
         n_predictions=metrics["n_predictions"],
         protocol=f"{' + '.join(attack['attacks'])}, {attack['norm']} eps {attack['attack_eps']:g}",
+        line=found.get("line", ""),
         verdict=found.get("verdict", ""),
-        warnings=tuple(found.get("warnings", ())),
+        warnings=(*metrics.get("warnings", ()), *found.get("warnings", ())),
         seconds={row["stage"]: row["seconds"] for row in timings["rows"]},
         synthetic=read_json(home / "model" / "model.json")["info"]["synthetic"],
     )
@@ -97,7 +99,7 @@ def run_summary(outcome: Outcome, *, preset: str, evaluation: str, home: Path) -
         if stage in outcome.seconds
     )
     notes = [
-        *filter(None, [outcome.verdict]),
+        *filter(None, [outcome.line, outcome.verdict]),
         *(f"! {warning}" for warning in outcome.warnings),
         f"Seconds: {seconds}; in all {outcome.all_seconds:.1f}.",
     ]
@@ -118,7 +120,8 @@ def comparison(
     }
     header = ["clean", "attacked", "worst\ncase", "constant\nanswer", "seconds"]
     places = [f"report: {home / 'report.html'}" for home in homes.values()]
-    return _screen(first, evaluation, header, rows, [], places)
+    lines = [f"{name}: {outcome.line}" for name, outcome in outcomes.items() if outcome.line]
+    return _screen(first, evaluation, header, rows, lines, places)
 
 
 def _screen(

@@ -97,6 +97,11 @@ class Certificate:
         eps = np.asarray(attack_eps, dtype=np.float64)
         return self.certified_accuracy(eps * math.sqrt(self.n_features))
 
+    def holds_within(self, attack_eps: float, norm: str) -> NDArray[np.bool_]:
+        """Return which samples (n_samples,) are right and certified in an "Linf" or "L2" ball."""
+        radius = attack_eps * (math.sqrt(self.n_features) if norm == "Linf" else 1.0)
+        return self.right & (self.radii >= radius)
+
     def as_dict(self, *, n_points: int = 21) -> dict[str, Any]:
         """Return settings, the curve of `certified_accuracy` and each radius, for JSON."""
         grid = np.linspace(0, max(self.max_radius, 0.0), n_points)

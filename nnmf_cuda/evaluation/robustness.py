@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.evaluation.bootstrap import Interval, bootstrap_mean
 from nnmf_cuda.evaluation.certificates import Certificate
+from nnmf_cuda.evaluation.headline import Headline
 from nnmf_cuda.evaluation.metrics import wilson_interval
 from nnmf_cuda.evaluation.rows import EvaluatedRows
 from nnmf_cuda.evaluation.uncertainty import Uncertainty
@@ -31,7 +32,7 @@ ADVERSARIALLY_TRAINED = "adversarially trained"
 FLAT = 0.01
 """A curve has converged where its last value is at most this far from the one before."""
 
-_ORDER_OF_WARNINGS = (8, 7, 9, 1, 10, 15, 6, 18)
+_ORDER_OF_WARNINGS = (14, 8, 7, 9, 1, 10, 15, 6, 18)
 """Points that may warn: first whether attacks were strong enough, then gradients, then data."""
 
 
@@ -322,6 +323,7 @@ class RobustnessReport:
     preset: str  # how much it was allowed to spend
     about: About
     threat_model: ThreatModel
+    headline: Headline  # ceiling, attacked, proven, clean and constant on one line
     verdict: Verdict  # of the worst case, or of the paper's protocol where no more was run
     rounds: Rounds  # of the worst case
     defence: ModelLine
@@ -361,13 +363,11 @@ class RobustnessReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the content of `robustness.json`."""
         return {
-            "worst_case_accuracy": self.defence.worst_case_accuracy,
+            **self.headline.as_dict(),
             "worst_case_interval": [self.verdict.low, self.verdict.high],
             "worst_case_interval_by": self.verdict.drawn,
             "worst_case_rounds": asdict(self.rounds),
             "all_right_accuracy": self.all_right_accuracy,
-            "clean_accuracy": self.defence.clean_accuracy,
-            "constant_answer_accuracy": self.verdict.constant,
             "verdict": self.verdict.sentence,
             "warnings": self.warnings,
             "paper_protocol": asdict(self.paper_protocol),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.features import FeatureExtractor
-from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser, FeatureMLP
 
 __all__ = [
     "DefendedClassifier",
@@ -13,5 +13,6 @@ __all__ = [
     "FeatureCNN",
     "FeatureDenoiser",
     "FeatureExtractor",
+    "FeatureMLP",
     "NoiseSchedule",
 ]

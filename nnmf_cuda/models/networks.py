@@ -1,13 +1,13 @@
-"""The networks: classifier and denoiser of feature vectors, what computes them, how they rest."""
+"""The networks: classifiers and denoiser of feature vectors, what computes them, how they rest."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -209,6 +209,73 @@ class FeatureCNN(FusibleLayers):
         """Return the units (n_samples, 64) that the last layer reads, by torch's own layers."""
         units: Tensor = self.head[:-1](self.convolutions(x.unsqueeze(1)).flatten(1))
         return units
+
+
+class FeatureMLP(nn.Module):
+    """Multilayer perceptron that classifies feature vectors, with ReLU between its layers.
+
+    It takes features as they are: nothing is normalised inside. No op computes it; where bounds of
+    its answers are wanted it is cheaper than a `FeatureCNN`, as nothing but the ReLUs is not
+    linear.
+
+    Parameters
+    ----------
+    n_features : int
+        Length of a feature vector.
+    n_classes : int
+        Number of logits, at least 2.
+    hidden : sequence of int, default=(128, 64)
+        Widths of the hidden layers, at least one.
+    """
+
+    def __init__(self, n_features: int, n_classes: int, hidden: Sequence[int] = (128, 64)) -> None:
+        super().__init__()
+        if n_features < 1:
+            raise ValueError(f"n_features must be at least 1, got {n_features}")
+        if n_classes < 2:
+            raise ValueError(f"n_classes must be at least 2, got {n_classes}")
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"hidden must be one or more widths of at least 1, got {hidden}")
+        self.n_features = n_features
+        self.n_classes = n_classes
+        widths = (n_features, *hidden)
+        layers: list[nn.Module] = []
+        for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+            layers += (nn.Linear(n_in, n_out), nn.ReLU())
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], n_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (n_samples, n_classes) of features (n_samples, n_features)."""
+        _require_features(x, self.n_features)
+        logits: Tensor = self.layers(x)
+        return logits
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return the units (n_samples, n_units) that the last layer reads."""
+        units: Tensor = self.layers[:-1](x)
+        return units
+
+    def weights(self) -> list[Tensor]:
+        """Return weight and bias of each layer; not copies."""
+        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        return [tensor for layer in linear for tensor in (layer.weight, layer.bias)]
+
+
+FeatureClassifier = FeatureCNN | FeatureMLP
+"""What a defence can train: features (n, n_features) to logits (n, n_classes)."""
+
+Network = Literal["cnn", "mlp"]
+
+
+def build_classifier(
+    network: Network, n_features: int, n_classes: int, hidden: Sequence[int] = (128, 64)
+) -> FeatureClassifier:
+    """Return an untrained classifier: the light CNN, or an MLP with these hidden widths."""
+    if network not in get_args(Network):
+        raise ValueError(f"network must be one of {', '.join(get_args(Network))}; got {network!r}")
+    if network == "mlp":
+        return FeatureMLP(n_features, n_classes, hidden)
+    return FeatureCNN(n_features, n_classes)
 
 
 class FeatureDenoiser(FusibleLayers):

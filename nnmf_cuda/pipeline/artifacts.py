@@ -18,7 +18,12 @@ from nnmf_cuda._version import __version__
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier
 from nnmf_cuda.models.features import FeatureExtractor
-from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models.networks import (
+    FeatureClassifier,
+    FeatureCNN,
+    FeatureDenoiser,
+    build_classifier,
+)
 from nnmf_cuda.pipeline.config import DataConfig, DefenceConfig, DiffusionConfig
 from nnmf_cuda.pipeline.defences import assemble, purifier_of
 from nnmf_cuda.pipeline.run_directory import runs_below
@@ -56,7 +61,7 @@ class TrainedModel:
     defended : nn.Module
         Features to logits, by the defence. Where it is a `DefendedClassifier`, it is random unless
         given noise.
-    robust_classifier : FeatureCNN or None
+    robust_classifier : FeatureCNN, FeatureMLP or None
         The defence's own classifier, where it has trained one.
     label_names : tuple of str
         Class names in the order of the logits; the last is the positive class.
@@ -71,7 +76,7 @@ class TrainedModel:
     classifier: FeatureCNN
     purifier: DiffusionPurifier
     defended: nn.Module
-    robust_classifier: FeatureCNN | None
+    robust_classifier: FeatureClassifier | None
     label_names: tuple[str, ...]
     diffusion: DiffusionConfig
     defence: DefenceConfig
@@ -278,7 +283,9 @@ def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
     diffusion = DiffusionConfig(**settings)
     # Models of before there was a choice have none written down: the purifier was the defence.
     settings = dict(description.get("defence", {}))
-    settings["candidate_timesteps"] = tuple(settings.get("candidate_timesteps", ()))
+    for name in ("candidate_timesteps", "hidden"):
+        if name in settings:
+            settings[name] = tuple(settings[name])
     defence = DefenceConfig(**settings)
     height, width = description["image_shape"]
     extractor = FeatureExtractor(
@@ -290,7 +297,9 @@ def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
     denoiser = FeatureDenoiser(
         n_features, hidden=diffusion.hidden, embedding_dim=diffusion.embedding_dim
     )
-    own = FeatureCNN(n_features, len(label_names)) if defence.has_own_classifier else None
+    own = None
+    if defence.has_own_classifier:
+        own = build_classifier(defence.network, n_features, len(label_names), defence.hidden)
     parts = {"classifier.": classifier, "denoiser.": denoiser, "robust_classifier.": own}
     for prefix, module in parts.items():
         if module is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, Literal, get_args
 
@@ -36,6 +36,14 @@ class Checks:
         for name in names:
             value = getattr(self._settings, name)
             self.require(math.isfinite(value) and value > 0, name, "be a finite number > 0")
+
+    def radius(self, name: str) -> None:
+        """Require a finite number above 0, or "auto"."""
+        value = getattr(self._settings, name)
+        holds = value == "auto" or (
+            not isinstance(value, str) and math.isfinite(value) and value > 0
+        )
+        self.require(holds, name, 'be a finite number > 0, or "auto"')
 
     def one_of(self, choices: Sequence[str], *names: str) -> None:
         """Require names out of a list."""
@@ -71,9 +79,12 @@ _INITS = ("random", "nndsvd", "nndsvda", "nndsvdar")
 _RANDOM_INITS = ("random", "nndsvdar")
 _ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 _Solver = Literal["mu", "accelerated-mu", "hals"]
-_Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint"]
-_Method = Literal["pgd", "trades"]
+_Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint", "pixel"]
+_Method = Literal["pgd", "trades", "mtl-ibp", "trades-ibp"]
+_Network = Literal["cnn", "mlp"]
 _Norm = Literal["Linf", "L2"]
+_ClassWeight = Literal["balanced"]
+_Auto = Literal["auto"]
 
 SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
 """Where a split comes from."""
@@ -220,12 +231,17 @@ class DefenceConfig:
     """Which defence is trained, and how."""
 
     kind: _Kind = "purifier"
-    """purifier: the plain classifier behind the purifier; adversarial: a classifier of its size,
+    """purifier: the plain classifier behind the purifier; adversarial: a classifier of its own,
     trained on attacked features, alone; adversarial-purifier: that one behind the purifier;
     smoothing: one trained on attacked features behind the purifier; joint: one that is also trained
-    to denoise, alone."""
+    to denoise, alone; pixel: one trained on attacked images, alone."""
     method: _Method = "trades"
-    """Adversarial training: pgd (Madry et al.) or trades (Zhang et al.)."""
+    """Adversarial training: pgd (Madry et al.), trades (Zhang et al.), or one of these with bounds
+    in its loss, which makes proofs quick: mtl-ibp (De Palma et al.), trades-ibp."""
+    network: _Network = "cnn"
+    """Adversarial training: of a CNN of the plain one's size, or of an mlp."""
+    hidden: tuple[int, ...] = (128, 64)
+    """Widths of the hidden layers of network mlp."""
     candidate_timesteps: tuple[int, ...] = ()
     """Of a purifying defence with a classifier of its own: timesteps of which the one with the best
     sum of clean and attacked validation accuracy is taken; none takes the diffusion's."""
@@ -233,12 +249,24 @@ class DefenceConfig:
     """Largest noise that the joint classifier is trained on, in units of the features."""
     denoising_weight: float = 10.0
     """Weight of the joint classifier's denoising error."""
-    train_eps: float = 0.10
-    """Radius of the ball in which training attacks, in the norm of the attack."""
+    train_eps: float | _Auto = "auto"
+    """Radius of the ball in which training attacks, in the norm of the attack; auto is the
+    attack's."""
+    pixel_eps: float = 8 / 255
+    """How far the training of kind pixel moves a pixel, of the range [0, 1]."""
+    pixel_block: int = 4
+    """Side of the squares whose pixels that training moves alike."""
     trades_beta: float = 3.0
     """Weight of TRADES' divergence."""
+    ibp_weight: float = 0.1
+    """Share of the interval bounds in the loss of the methods mtl-ibp and trades-ibp."""
     n_steps: int = 10
     """Steps of the attack on each batch."""
+    class_weight: _ClassWeight | None = None
+    """Adversarial training: balanced weights samples by one over the number of their class, and
+    keeps the epoch by accuracies that are means over the classes."""
+    eps_ramp: float = 0.0
+    """Adversarial training: share of the epochs over which the radius grows to train_eps."""
     epochs: int = 100
     """Epochs; the best mean of clean and attacked validation accuracy is kept."""
     lr: float = 1e-3
@@ -253,13 +281,44 @@ class DefenceConfig:
         checks.training()
         checks.one_of(get_args(_Kind), "kind")
         checks.one_of(get_args(_Method), "method")
-        checks.at_least(1, "n_steps")
-        checks.positive("sigma_max", "denoising_weight", "train_eps", "trades_beta")
+        checks.one_of(get_args(_Network), "network")
+        checks.require(
+            len(self.hidden) > 0 and all(_is_integer(n) and n >= 1 for n in self.hidden),
+            "hidden",
+            "be one or more integers >= 1, as in --defence.hidden '[128, 64]'",
+        )
+        checks.at_least(1, "n_steps", "pixel_block")
+        checks.positive("sigma_max", "denoising_weight", "pixel_eps", "trades_beta")
+        checks.radius("train_eps")
+        if self.class_weight is not None:
+            checks.one_of(get_args(_ClassWeight), "class_weight")
+        checks.require(0 <= self.ibp_weight <= 1, "ibp_weight", "lie in [0, 1]")
+        checks.require(
+            self.kind not in ("joint", "pixel") or self.network == "cnn",
+            "network",
+            f"be cnn with defence.kind={self.kind!r}",
+        )
+        checks.require(
+            self.kind != "pixel" or self.method in ("pgd", "trades"),
+            "method",
+            "be pgd or trades with defence.kind='pixel', whose bounds are not of features",
+        )
+        checks.require(
+            self.kind != "smoothing" or self.method in ("pgd", "trades"),
+            "method",
+            "be pgd or trades with defence.kind='smoothing', whose answers are random",
+        )
+        checks.require(0 <= self.eps_ramp <= 1, "eps_ramp", "lie in [0, 1], a share of the epochs")
         if self.candidate_timesteps and self.kind not in ("adversarial-purifier", "smoothing"):
             raise ValueError(
                 f"defence.candidate_timesteps={self.candidate_timesteps} is for a purifier before a"
                 f" classifier of its own: leave it out with defence.kind={self.kind!r}"
             )
+
+    @property
+    def radius(self) -> float:
+        """`train_eps` where it is a number; see `ExperimentConfig.decided`."""
+        return _number(self.train_eps, "defence.train_eps")
 
     @property
     def purifies(self) -> bool:
@@ -276,8 +335,9 @@ class DefenceConfig:
 class AttackConfig:
     """AutoAttack's pieces, in feature space with the box [0, 1]."""
 
-    attack_eps: float = 0.10
-    """Largest change of a feature (Linf) or of the vector (L2)."""
+    attack_eps: float | _Auto = 0.10
+    """Largest change of a feature (Linf) or of the vector (L2); auto decides it on the training
+    features, so that a classifier can gain something."""
     norm: _Norm = "Linf"
     """Norm of the perturbation."""
     attacks: tuple[str, ...] = ("apgd-ce", "square")
@@ -295,7 +355,7 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         checks = Checks(self, "attack")
-        checks.positive("attack_eps")
+        checks.radius("attack_eps")
         checks.one_of(get_args(_Norm), "norm")
         checks.at_least(1, "n_iter", "n_restarts", "n_queries", "eot_iter", "batch_size")
         names = tuple(self.attacks)
@@ -310,6 +370,17 @@ class AttackConfig:
             "attacks",
             "leave out square with attack.norm='L2', as in --attack.attacks '[apgd-ce]'",
         )
+
+    @property
+    def radius(self) -> float:
+        """`attack_eps` where it is a number; see `ExperimentConfig.decided`."""
+        return _number(self.attack_eps, "attack.attack_eps")
+
+
+def _number(radius: float | _Auto, name: str) -> float:
+    if radius == "auto":
+        raise RuntimeError(f'{name} is "auto": it is not decided yet')
+    return radius
 
 
 @dataclass(frozen=True)
@@ -342,6 +413,17 @@ class ExperimentConfig:
             "candidate_timesteps", self.diffusion.num_timesteps
         )
 
+    def decided(self, attack_eps: float | None = None) -> ExperimentConfig:
+        """Return the same with radii that are numbers: `attack_eps` in the place of "auto"."""
+        attack, defence = self.attack, self.defence
+        if attack.attack_eps == "auto":
+            if attack_eps is None:
+                return self
+            attack = replace(attack, attack_eps=attack_eps)
+        if defence.train_eps == "auto":
+            defence = replace(defence, train_eps=attack.radius)
+        return replace(self, attack=attack, defence=defence)
+
 
 _NOISE_LEVELS = (5, 20, 41, 80)
 
@@ -361,8 +443,15 @@ PRESETS = {
         selection=SelectionConfig(n_selected=15),
         defence=DefenceConfig(kind="adversarial"),
     ),
+    "proven": ExperimentConfig(
+        nnmf=NNMFConfig(n_components=30, init="nndsvda", solver="accelerated-mu", max_iter=100),
+        selection=SelectionConfig(n_selected=20),
+        defence=DefenceConfig(
+            kind="adversarial", method="trades-ibp", network="mlp", eps_ramp=0.3, lr=3e-3
+        ),
+    ),
 }
 """Named configurations. `paper` is Al-kharsan & Rajko (2026); docs/method.md lists what the paper
 does not say and was chosen here. The next five put another defence in the place of the paper's, on
 the paper's features; `robust` is the best of them by validation, on features that leave an attacker
-less."""
+less, and `proven` is trained so that its answers can be proved."""

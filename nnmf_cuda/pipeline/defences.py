@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +15,23 @@ from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.attacks.surrogates import surrogate
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models.networks import FeatureClassifier, FeatureCNN, FeatureDenoiser
+from nnmf_cuda.pipeline.collapse import Attempt, train_without_collapse
 from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig, ExperimentConfig
-from nnmf_cuda.training import TrainingResult, train_joint_classifier, train_robust_classifier
+from nnmf_cuda.training import (
+    ImageSamples,
+    TrainingResult,
+    train_joint_classifier,
+    train_pixel_classifier,
+    train_robust_classifier,
+)
 
 _SURROGATE_DRAWS, _N_ITER = 64, 40
 
 Labels = Tensor | NDArray[Any]
+
+OwnTraining = TrainingResult[FeatureClassifier] | TrainingResult[FeatureCNN]
+"""Of a defence's own classifier."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +52,19 @@ class Defence:
     """A trained defence: features (n, n_features) to logits (n, n_classes).
 
     It has a purifier, whether it uses it or not. `training` is that of its own classifier, None
-    where it takes the plain one; `noise_levels` are the timesteps among which validation chose, if
-    it did.
+    where it takes the plain one, and `attempts` are all of them, more than one where one ended in
+    the same answer for every sample; `noise_levels` are the timesteps among which validation chose,
+    if it did.
     """
 
     model: nn.Module
     purifier: DiffusionPurifier
-    training: TrainingResult[FeatureCNN] | None
+    training: OwnTraining | None
     noise_levels: tuple[NoiseLevel, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
 
     @property
-    def classifier(self) -> FeatureCNN | None:
+    def classifier(self) -> FeatureClassifier | None:
         """The defence's own classifier."""
         return None if self.training is None else self.training.model
 
@@ -65,52 +76,111 @@ def fit_defence(
     denoiser: FeatureDenoiser,
     config: ExperimentConfig,
     *,
+    images: ImageSamples | None = None,
     progress: bool = False,
+    say: Callable[[str], object] = lambda _: None,
 ) -> Defence:
     """Train what the defence trains, on the training split, and choose on the validation split.
 
     `x` holds features (n, n_features) and `y` labels (n,) of "train" and "valid". The purifier's
     timesteps are those of ``config.diffusion`` where ``config.defence`` names none to choose from.
+    `images` are those of `x`, for the defence that is trained on them. `say` is told of trainings
+    that end in one answer for every sample, which are tried again.
     """
+    config = config.decided()
     settings, norm, n_classes = config.defence, config.attack.norm, plain.n_classes
-    train = partial(
-        train_adversarially,
-        x,
-        y,
-        settings,
-        norm=norm,
-        n_classes=n_classes,
-        seed=config.seed,
-        progress=progress,
-    )
-    training = None
-    if settings.kind.startswith("adversarial"):
+    seen = torch.as_tensor(y["valid"]).unique()
+    attempts: list[Attempt] = []
+
+    def train(purifier: DiffusionPurifier | None = None) -> OwnTraining:
+        def once(settings: DefenceConfig) -> OwnTraining:
+            if settings.kind == "joint":
+                return _train_jointly(x, y, settings, n_classes, config, progress=progress)
+            return train_adversarially(
+                *(x, y, settings),
+                norm=norm,
+                n_classes=n_classes,
+                seed=config.seed,
+                purifier=purifier,
+                progress=progress,
+            )
+
+        training, tried = train_without_collapse(once, settings, n_classes=len(seen), say=say)
+        attempts.extend(tried)
+        return training
+
+    training: OwnTraining | None = None
+    if settings.kind == "pixel":
+        training = _train_on_images(images, y, n_classes, config, progress=progress)
+    elif settings.has_own_classifier and settings.kind != "smoothing":
         training = train()
-    elif settings.kind == "joint":
-        training = train_joint_classifier(
-            *(of[split] for split in ("train", "valid") for of in (x, y)),
-            n_classes=n_classes,
-            sigma_max=settings.sigma_max,
-            denoising_weight=settings.denoising_weight,
-            attack_eps=settings.train_eps,
-            norm=norm,
-            ema_decay=settings.ema_decay,
-            epochs=settings.epochs,
-            lr=settings.lr,
-            batch_size=settings.batch_size,
-            seed=config.seed,
-            device=x["train"].device,
-            progress=progress,
-        )
     tried = []
     candidates: list[tuple[int, ...]] = [(t,) for t in settings.candidate_timesteps]
     for timesteps in candidates or [config.diffusion.timesteps]:
         purifier = purifier_of(denoiser, replace(config.diffusion, timesteps=timesteps))
         if settings.kind == "smoothing":
-            training = train(purifier=purifier)
+            training = train(purifier)
         own = None if training is None else training.model
         tried.append(Defence(assemble(purifier, plain, own, settings), purifier, training))
-    return tried[0] if len(tried) == 1 else _best_of(tried, x["valid"], y["valid"], config)
+    best = tried[0] if len(tried) == 1 else _best_of(tried, x["valid"], y["valid"], config)
+    return replace(best, attempts=tuple(attempts))
+
+
+def _train_jointly(
+    x: Mapping[str, Tensor],
+    y: Mapping[str, Labels],
+    settings: DefenceConfig,
+    n_classes: int,
+    config: ExperimentConfig,
+    *,
+    progress: bool,
+) -> TrainingResult[FeatureCNN]:
+    return train_joint_classifier(
+        *(of[split] for split in ("train", "valid") for of in (x, y)),
+        n_classes=n_classes,
+        sigma_max=settings.sigma_max,
+        denoising_weight=settings.denoising_weight,
+        attack_eps=settings.radius,
+        norm=config.attack.norm,
+        ema_decay=settings.ema_decay,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        batch_size=settings.batch_size,
+        seed=config.seed,
+        device=x["train"].device,
+        progress=progress,
+    )
+
+
+def _train_on_images(
+    images: ImageSamples | None,
+    y: Mapping[str, Labels],
+    n_classes: int,
+    config: ExperimentConfig,
+    *,
+    progress: bool,
+) -> TrainingResult[FeatureCNN]:
+    if images is None:
+        raise ValueError("images must be given with defence.kind='pixel', which attacks them")
+    settings = config.defence
+    return train_pixel_classifier(
+        images,
+        y["train"],
+        y["valid"],
+        n_classes=n_classes,
+        method="pgd" if settings.method == "pgd" else "trades",
+        attack_eps=settings.pixel_eps,
+        block=settings.pixel_block,
+        n_steps=settings.n_steps,
+        trades_beta=settings.trades_beta,
+        class_weight=settings.class_weight,
+        ema_decay=settings.ema_decay,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        batch_size=settings.batch_size,
+        seed=config.seed,
+        progress=progress,
+    )
 
 
 def train_adversarially(
@@ -123,8 +193,8 @@ def train_adversarially(
     seed: int,
     purifier: DiffusionPurifier | None = None,
     progress: bool = False,
-) -> TrainingResult[FeatureCNN]:
-    """Train a CNN of the plain one's size on attacked features, behind a purifier where given.
+) -> TrainingResult[FeatureClassifier]:
+    """Train a classifier on attacked features, behind a purifier where given.
 
     `x` holds features (n, n_features) and `y` labels (n,) of "train" and "valid"; `norm` is that of
     the ball in which training attacks.
@@ -133,11 +203,16 @@ def train_adversarially(
         *(of[split] for split in ("train", "valid") for of in (x, y)),
         n_classes=n_classes,
         method=settings.method,
+        network=settings.network,
+        hidden=settings.hidden,
         purifier=purifier,
-        attack_eps=settings.train_eps,
+        attack_eps=settings.radius,
         norm=norm,
         n_steps=settings.n_steps,
         trades_beta=settings.trades_beta,
+        ibp_weight=settings.ibp_weight,
+        class_weight=settings.class_weight,
+        eps_ramp=settings.eps_ramp,
         ema_decay=settings.ema_decay,
         epochs=settings.epochs,
         lr=settings.lr,
@@ -163,7 +238,7 @@ def _validate(defence: Defence, x: Tensor, y: Tensor, config: ExperimentConfig) 
         target,
         x,
         y,
-        attack_eps=config.defence.train_eps,
+        attack_eps=config.defence.radius,
         norm=config.attack.norm,
         n_iter=_N_ITER,
         n_restarts=1,
@@ -196,7 +271,10 @@ def purifier_of(denoiser: FeatureDenoiser, config: DiffusionConfig) -> Diffusion
 
 
 def assemble(
-    purifier: DiffusionPurifier, plain: FeatureCNN, own: FeatureCNN | None, config: DefenceConfig
+    purifier: DiffusionPurifier,
+    plain: FeatureCNN,
+    own: FeatureClassifier | None,
+    config: DefenceConfig,
 ) -> nn.Module:
     """Put a defence together; `own` is the classifier that it has trained, if any."""
     classifier = plain if own is None else own

@@ -28,8 +28,9 @@ from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.nnmf.selection import ComponentSelector
 from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.defences import Defence, fit_defence, noise_schedule
+from nnmf_cuda.pipeline.radius import Prospects, decide_radius
 from nnmf_cuda.timing import StageTimer
-from nnmf_cuda.training import TrainingResult, train_classifier, train_denoiser
+from nnmf_cuda.training import ImageSamples, TrainingResult, train_classifier, train_denoiser
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,8 @@ class StageOutputs:
     denoiser: TrainingResult[FeatureDenoiser]
     defence: Defence
     attacks: Mapping[str, AttackResult]  # by model: "baseline" and "defended"
+    config: ExperimentConfig  # with radii that are numbers
+    prospects: Prospects
 
     @property
     def targets(self) -> dict[str, torch.nn.Module]:
@@ -157,11 +160,17 @@ def run_stages(
 
     A defence with a classifier of its own is trained before the attacks, as a stage more. The timer
     gets a row for each stage, `say` takes a line before it; ``config.data`` is not looked at.
+    Before anything is trained, the radius is decided and what can be had at it is said.
     """
     say("fitting the components and projecting every image")
     with timer.stage("nnmf_feature_extraction", n_items=len(dataset.images)):
         features = extract_features(dataset, config, device=device, progress=progress)
     n_train = len(features.y["train"])
+    with timer.stage("prospects", n_items=n_train):
+        config, prospects = decide_radius(features.x, features.y, config)
+    say(prospects.summary)
+    if prospects.warning is not None:
+        say(f"! {prospects.warning}")
     say("training the classifier")
     with timer.stage("cnn_training", n_items=n_train):
         cnn = fit_classifier(features, config, progress=progress)
@@ -173,7 +182,14 @@ def run_stages(
         say(f"training the defence ({config.defence.kind})")
     with timer.stage("defence_training", n_items=n_train) if trains else nullcontext():
         defence = fit_defence(
-            features.x, features.y, cnn.model, denoiser.model, config, progress=progress
+            features.x,
+            features.y,
+            cnn.model,
+            denoiser.model,
+            config,
+            images=_images_of(dataset, features) if config.defence.kind == "pixel" else None,
+            progress=progress,
+            say=say,
         )
     for level in defence.noise_levels:
         say(
@@ -185,7 +201,12 @@ def run_stages(
         say(f"attacking the {name} model ({' + '.join(config.attack.attacks)})")
         with timer.stage(f"autoattack_{name}", n_items=len(features.y["test"])):
             attacks[name] = attack_model(target, features, config, progress=progress)
-    return StageOutputs(features, cnn, denoiser, defence, attacks)
+    return StageOutputs(features, cnn, denoiser, defence, attacks, config, prospects)
+
+
+def _images_of(dataset: ImageDataset, features: Features) -> ImageSamples:
+    images = {split: torch.from_numpy(dataset.matrix(split)) for split in ("train", "valid")}
+    return ImageSamples(features.extractor, images)
 
 
 def evaluate_stages(outputs: StageOutputs, config: ExperimentConfig) -> EvaluatedRows:

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
+from nnmf_cuda.evaluation.headline import Headline
 from nnmf_cuda.evaluation.robustness import About
 from nnmf_cuda.report.pages import environment
 from nnmf_cuda.report.robustness import Tile, about_text
@@ -22,6 +23,9 @@ EVALUATED = {
     "worst_case_accuracy": "worst case over all attacks",
     "all_right_accuracy": "worst case, all 20 decisions right",
     "clean_accuracy": "clean, majority of 20",
+    "ceiling": "ceiling of any classifier",
+    "proven_accuracy": "proven",
+    "undecided_accuracy": "undecided",
 }
 """Figures of `robustness.json` that are summarised, with their titles."""
 
@@ -66,13 +70,17 @@ class SeedsSummary:
     one_split: bool  # whether all have the same images and split
     majority_class_accuracy: float  # of the constant answer, of the first
     rows: Mapping[str, Mapping[str, Spread]]  # each metric of the four rows
-    robustness: Mapping[str, Spread]  # each of `EVALUATED`; empty where not every run was evaluated
+    robustness: Mapping[str, Spread]  # each of `EVALUATED` that every run has
+    headline: Headline | None = None  # means; None where not every run was evaluated
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of `summary.json`."""
         content = asdict(self)
+        del content["headline"]
         if not self.robustness:
             del content["robustness"]
+        if self.headline is not None:
+            content["line"] = self.headline.line
         return {**content, "seeds": list(self.seeds)}
 
 
@@ -80,7 +88,7 @@ class FoldsSummary:
     """Runs fold by fold, from one or several seeds each, beside the source's own split if any.
 
     `constant`, `rows` and `robustness` are as in `SeedsSummary`, the spread of the seeds' means
-    over folds.
+    over folds; `headline` has the means over folds.
     """
 
     def __init__(
@@ -95,6 +103,8 @@ class FoldsSummary:
         self.rows = {row: _over_folds([fold.rows[row] for fold in folds]) for row in ROW_NAMES}
         evaluated = all(fold.robustness for fold in folds)
         self.robustness = _over_folds([fold.robustness for fold in folds]) if evaluated else {}
+        lines = [fold.headline for fold in folds if fold.headline is not None]
+        self.headline = Headline.mean(lines) if len(lines) == len(folds) else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of `summary.json`."""
@@ -106,6 +116,8 @@ class FoldsSummary:
         }
         if self.robustness:
             together["robustness"] = _as_dicts(self.robustness)
+        if self.headline is not None:
+            together["line"] = self.headline.line
         return {
             "seeds": list(self.seeds),
             "split_by": self.split_by,
@@ -116,7 +128,9 @@ class FoldsSummary:
 
 
 def _over_folds(folds: Sequence[Mapping[str, Spread]]) -> dict[str, Spread]:
-    return {name: Spread.of([fold[name].mean for fold in folds]) for name in folds[0]}
+    """Summarise the seeds' means of what every fold has."""
+    shared = [name for name in folds[0] if all(name in fold for fold in folds)]
+    return {name: Spread.of([fold[name].mean for fold in folds]) for name in shared}
 
 
 def _as_dicts(spreads: Mapping[str, Spread]) -> dict[str, dict[str, float]]:
@@ -138,6 +152,7 @@ def seeds_table(summary: SeedsSummary) -> str:
     ]
     lines = [
         f"Mean and standard deviation over seeds {seeds}",
+        *(textwrap.wrap(summary.headline.line, _WIDTH) if summary.headline else ()),
         *(f"{title:<{width}}  {value}" for title, value in shown.items()),
         "",
         "Accuracy and other metrics: robust by the paper's protocol",
@@ -151,7 +166,9 @@ def folds_table(summary: FoldsSummary) -> str:
     title = textwrap.fill(_title(summary), _WIDTH)
     note = f"{_counted(summary)} The other metrics: summary.html."
     table = plain_table(_header(summary), _accuracies(summary))
-    return f"{title}\n\n{table}\n\n{textwrap.fill(note, _WIDTH)}"
+    lines = "\n".join(textwrap.fill(line, _WIDTH) for line in _lines(summary))
+    found = f"{lines}\n\n" if lines else ""
+    return f"{title}\n\n{table}\n\n{found}{textwrap.fill(note, _WIDTH)}"
 
 
 def folds_page(summary: FoldsSummary, *, home: str | Path | None = None) -> str:
@@ -166,6 +183,7 @@ def folds_page(summary: FoldsSummary, *, home: str | Path | None = None) -> str:
         header=_header(summary),
         rows=_accuracies(summary),
         counted=_counted(summary),
+        lines=_lines(summary),
         summary=summary,
         evaluated=EVALUATED,
         metrics=METRIC_TITLES,
@@ -187,6 +205,14 @@ def _title(summary: FoldsSummary) -> str:
         f"{own}{len(summary.folds)} folds by {summary.split_by}, each of which tests once; every"
         f" fitted step is fitted inside its fold. Seeds {seeds}."
     )
+
+
+def _lines(summary: FoldsSummary) -> list[str]:
+    """Return the evaluation's line of the own split, of each fold and of their mean."""
+    own = {} if summary.own is None else {OWN_SPLIT: summary.own.headline}
+    folds = {name: fold.headline for name, fold in summary.folds.items()}
+    found = {**own, **folds, "mean of folds": summary.headline}
+    return [f"{name}: {headline.line}" for name, headline in found.items() if headline is not None]
 
 
 def _counted(summary: FoldsSummary) -> str:

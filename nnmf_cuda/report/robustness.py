@@ -117,6 +117,12 @@ def tiles(report: RobustnessReport) -> list[Tile]:
     worst, clean = report.defence.worst_case_accuracy, report.defence.clean_accuracy
     interval = f"95 %: {verdict.low:.3f}–{verdict.high:.3f}"
     found = [Tile(f"{worst:.3f}", _worst_title(report), interval, True)]
+    headline = report.headline
+    if headline.proven is not None:
+        title = "proven" if headline.undecided is not None else "certified"
+        found.append(Tile(f"{headline.proven:.3f}", title, headline.proof))
+    if headline.ceiling is not None:
+        found.append(Tile(f"{headline.ceiling:.3f}", "ceiling", "of any classifier"))
     if report.is_worst_case:
         paper = report.paper_protocol.robust_defended_by_majority
         found.append(Tile(f"{paper:.3f}", PAPER_PROTOCOL, "one attack of those in the worst case"))

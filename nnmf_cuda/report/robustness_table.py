@@ -20,7 +20,7 @@ _LEGEND = (
 
 def summary_table(report: RobustnessReport) -> str:
     """Return the attacks, what stands beside them, the verdict and its warnings as plain text."""
-    verdict = [_wrapped(report.verdict.sentence)]
+    verdict = [_wrapped(report.headline.line), _wrapped(report.verdict.sentence)]
     verdict += [_wrapped(warning, "! ") for warning in report.warnings]
     parts = [
         _attacks(report),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -44,6 +45,9 @@ class EvaluationBudget:
         Of the attack on pixels.
     n_estimation : int
         Draws a sample of a certificate.
+    verify_seconds, verify_total_seconds : float
+        Of the search for a proof, for each sample of a defence without noise, and for all together;
+        None verifies nothing.
     """
 
     suite: Budget | None = None
@@ -54,6 +58,8 @@ class EvaluationBudget:
     eot_iter: tuple[int, ...] = (1, 8, 20, 64)
     pixels: PixelBudget = field(default_factory=PixelBudget)
     n_estimation: int = 10_000
+    verify_seconds: float | None = None
+    verify_total_seconds: float = math.inf
 
 
 EVALUATION_BUDGETS: Mapping[str, EvaluationBudget] = {
@@ -67,8 +73,12 @@ EVALUATION_BUDGETS: Mapping[str, EvaluationBudget] = {
         eot_iter=(1, 8),
         pixels=PixelBudget(eps_255=(2.0, 8.0), n_iter=15),
         n_estimation=1_000,
+        verify_seconds=1.0,
+        verify_total_seconds=10.0,
     ),
-    "standard": EvaluationBudget(suite=BUDGETS["standard"]),
+    "standard": EvaluationBudget(
+        suite=BUDGETS["standard"], verify_seconds=10.0, verify_total_seconds=60.0
+    ),
     "thorough": EvaluationBudget(
         suite=BUDGETS["thorough"],
         curve_iter=100,
@@ -76,6 +86,7 @@ EVALUATION_BUDGETS: Mapping[str, EvaluationBudget] = {
         n_restarts=(1, 5, 20),
         pixels=PixelBudget(n_iter=200, n_restarts=3, surrogate_draws=128),
         n_estimation=100_000,
+        verify_seconds=60.0,
     ),
 }
 """By preset. `paper` counts again what the run's own attack has found; `quick` is a first look."""

@@ -38,6 +38,7 @@ from nnmf_cuda.evaluation.robustness import Curve, Curves, PixelAttack, WorstPoi
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.networks import frozen, isolated
 from nnmf_cuda.robustness.budgets import EvaluationBudget
+from nnmf_cuda.robustness.verify import Verification
 
 _STEP = 1e-6
 
@@ -239,7 +240,8 @@ class Measurements:
     """All that an evaluation has measured.
 
     `suites` are by model: "defended", "undefended", and where attacked the simpler defences and
-    "adversarially trained"; `adaptive` is None where only the paper's protocol was counted.
+    "adversarially trained"; `adaptive` is None where only the paper's protocol was counted,
+    `verification` where nothing was verified.
     """
 
     budget: EvaluationBudget
@@ -248,3 +250,4 @@ class Measurements:
     adaptive: AdaptiveMeasurements | None
     pixels: PixelAttack | None
     seconds: float
+    verification: Verification | None = None

@@ -20,6 +20,7 @@ from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.objectives import is_random
 from nnmf_cuda.attacks.surrogates import FixedNoise, surrogate
 from nnmf_cuda.evaluation import Certificate, certify, evaluate_rows, measure_uncertainty
+from nnmf_cuda.evaluation.headline import Proof, check_agreement
 from nnmf_cuda.evaluation.robustness import (
     ADVERSARIALLY_TRAINED,
     PAPER_PROTOCOL,
@@ -30,8 +31,8 @@ from nnmf_cuda.evaluation.robustness import (
 )
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.models.defended import DefendedClassifier
-from nnmf_cuda.models.networks import FeatureCNN, isolated
-from nnmf_cuda.pipeline.config import PRESETS
+from nnmf_cuda.models.networks import FeatureClassifier, isolated
+from nnmf_cuda.pipeline.config import PRESETS, AttackConfig
 from nnmf_cuda.pipeline.defences import train_adversarially
 from nnmf_cuda.pipeline.run_directory import write_text
 from nnmf_cuda.report.robustness import robustness_page
@@ -40,8 +41,9 @@ from nnmf_cuda.robustness.baselines import LinearDenoiser, NoiseOnly, WithoutNoi
 from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS, LIGHT, EvaluationBudget
 from nnmf_cuda.robustness.diagnostics import AdaptiveMeasurements, Measurements
 from nnmf_cuda.robustness.pixels import attack_pixels
-from nnmf_cuda.robustness.points import report_of
+from nnmf_cuda.robustness.points import BRANCH_AND_BOUND, report_of
 from nnmf_cuda.robustness.saved_run import SavedRun
+from nnmf_cuda.robustness.verify import Verification, verify
 
 _TINY_EPS = 1e-9
 """A ball without room: what an attack still "finds" in it is noise."""
@@ -63,9 +65,14 @@ class Robustness:
     measured: Measurements
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the attacked features of every attack on the defence, for others to test again."""
-        outcomes = self.measured.suites["defended"].outcomes
+        """Return the attacked features of every attack on the defence, for others to test again.
+
+        Where it was verified also the `Status` of each sample, and the lower bound of its margin.
+        """
+        outcomes, proof = self.measured.suites["defended"].outcomes, self.measured.verification
+        proven = {} if proof is None else {"status": proof.status, "bound": proof.lower_bound}
         return {
+            **proven,
             "names": np.array([outcome.name for outcome in outcomes]),
             "points": np.stack([outcome.points.float().cpu().numpy() for outcome in outcomes]),
             "right": np.stack(
@@ -129,16 +136,86 @@ def evaluate_robustness(
     started = time.perf_counter()
     evaluation = _Evaluation(run, budget or EVALUATION_BUDGETS[preset], say)
     pixels = None if images is None else evaluation.attack_pixels(images)
-    suites, adaptive = evaluation.attack()
+    suites, verification, adaptive = evaluation.attack()
     measured = Measurements(
         budget=evaluation.budget,
         evaluation_seed=evaluation.evaluation_seed,
         suites=suites,
         adaptive=adaptive,
         pixels=pixels,
+        verification=verification,
         seconds=time.perf_counter() - started,
     )
     return Robustness(report_of(run, measured, preset=preset), measured)
+
+
+def prove(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attacked: SuiteResult,
+    *,
+    attack: AttackConfig,
+    budget: EvaluationBudget,
+    seed: int,
+    say: Callable[[str], object] = lambda _: None,
+) -> Verification | None:
+    """Verify a defence without noise; points that break it join those of the attacks on it.
+
+    It is told nothing of what these have found, so that each can contradict the other.
+
+    Parameters
+    ----------
+    model, x, y
+        The defence, features (n, n_features) in the box [0, 1] and labels (n,).
+    attacked : SuiteResult
+        What attacks have found; gets a line more.
+    attack : AttackConfig
+        Whose ball is meant.
+    budget : EvaluationBudget
+        How long may be searched.
+    seed : int
+        Of the evaluation.
+    say : callable, optional
+        Takes a line for each step.
+
+    Returns
+    -------
+    Verification or None
+        None where the defence is random, or the budget leaves it out.
+
+    Raises
+    ------
+    ContradictionError
+        If a proven sample is broken.
+    """
+    if budget.verify_seconds is None or isinstance(model, DefendedClassifier):
+        return None
+    say(f"proving the defence's answers, up to {budget.verify_seconds:g} s a sample")
+    found = verify(
+        *(model, x, y),
+        eps=attack.radius,
+        norm=attack.norm,
+        seconds=budget.verify_seconds,
+        total_seconds=budget.verify_total_seconds,
+    )
+    say(
+        f"  proven {found.proven_accuracy:.4f}, broken {found.broken.mean():.4f}, undecided"
+        f" {found.undecided_accuracy:.4f}"
+    )
+    points = torch.from_numpy(found.counterexample).to(x)
+    counted = run_suite(
+        *(model, x, y),
+        attack_eps=attack.radius,
+        norm=attack.norm,
+        budget=None,
+        known_points={BRANCH_AND_BOUND: torch.where(points.isnan(), x, points)},
+        seed=seed,
+        evaluation_seed=seed_word(seed, Purpose.DECISIONS),
+    )
+    attacked.outcomes.append(counted.outcomes[-1])
+    check_agreement(attacked.robust_share.cpu().numpy(), Proof(found.proven, BRANCH_AND_BOUND))
+    return found
 
 
 class _Evaluation:
@@ -152,11 +229,22 @@ class _Evaluation:
         self.seeds: dict[str, Any] = {"seed": self.seed, "evaluation_seed": self.evaluation_seed}
         run.defended.eval()
 
-    def attack(self) -> tuple[dict[str, SuiteResult], AdaptiveMeasurements | None]:
-        """Return the suites by model, and what else adaptive attacks measure."""
+    def attack(
+        self,
+    ) -> tuple[dict[str, SuiteResult], Verification | None, AdaptiveMeasurements | None]:
+        """Return the suites by model, what is proven, and what else adaptive attacks measure."""
         if self.budget.suite is None:
-            return self._counted_again(), None
+            return self._counted_again(), None, None
         suites, model = self._suites(self.budget.suite), self.run.defended
+        verification = prove(
+            model,
+            *self.run.test,
+            suites["defended"],
+            attack=self.run.attack,
+            budget=self.budget,
+            seed=self.seed,
+            say=self.say,
+        )
         self.say("curves against eps, steps, restarts and draws")
         curves = self._curves(self.budget.suite)
         gradients = diagnostics.check_gradients(model, self.x, self.y)
@@ -172,16 +260,20 @@ class _Evaluation:
             model, self.x, self.run.threat, budget=LIGHT, **self.seeds
         )
         self.say("counting at eps 0, on the worst points, with known noise")
-        return suites, AdaptiveMeasurements(
-            curves=curves,
-            gradients=gradients,
-            gradient_cosines=cosines,
-            known_weakness=known_weakness,
-            flags_at_zero=self._flags_at_zero(),
-            worst_points=self._on_worst_points(suites),
-            fixed_noise=self._fixed_noise(),
-            transfer_back=self._transfer_back(suites["defended"]),
-            certificates=self._certificates(),
+        return (
+            suites,
+            verification,
+            AdaptiveMeasurements(
+                curves=curves,
+                gradients=gradients,
+                gradient_cosines=cosines,
+                known_weakness=known_weakness,
+                flags_at_zero=self._flags_at_zero(),
+                worst_points=self._on_worst_points(suites),
+                fixed_noise=self._fixed_noise(),
+                transfer_back=self._transfer_back(suites["defended"]),
+                certificates=self._certificates(),
+            ),
         )
 
     def _counted_again(self) -> dict[str, SuiteResult]:
@@ -245,7 +337,7 @@ class _Evaluation:
         model = self.run.model
         return DefendedClassifier(model.purifier, model.robust_classifier or model.classifier)
 
-    def _adversarially_trained(self) -> FeatureCNN:
+    def _adversarially_trained(self) -> FeatureClassifier:
         """Return the defence's classifier if it is such a one, else one that is trained here."""
         model, settings = self.run.model, self.run.model.defence
         own = model.robust_classifier

@@ -7,7 +7,7 @@ All twenty stand in this one file, long as it is: nobody has to ask where a poin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,9 @@ import torch
 
 from nnmf_cuda.attacks import Attack, AttackKind, SuiteResult
 from nnmf_cuda.attacks.objectives import N_DECISIONS
-from nnmf_cuda.evaluation import Certificate, wilson_interval
+from nnmf_cuda.evaluation import wilson_interval
+from nnmf_cuda.evaluation.ceiling import Ceiling, ceiling
+from nnmf_cuda.evaluation.headline import Headline, Proof
 from nnmf_cuda.evaluation.robustness import (
     ADVERSARIALLY_TRAINED,
     NOT_RUN,
@@ -46,6 +48,9 @@ _ENOUGH = 0.9
 _TRUE_GRADIENT = 1e-3
 """Largest median error of a directional derivative, relative to the gradient's length."""
 
+BRANCH_AND_BOUND = "branch and bound"
+"""What proves the answers of a defence without noise, and an attack where it finds a point."""
+
 _NEAR_SHARE = 0.05
 """Share of test images with a near copy in training above which a figure asks for memory."""
 
@@ -62,6 +67,7 @@ def report_of(run: SavedRun, measured: Measurements, *, preset: str) -> Robustne
         preset=preset,
         about=made.about,
         threat_model=made.threat_model,
+        headline=made.headline,
         verdict=made.verdict,
         rounds=made.rounds,
         defence=_line(made.suite),
@@ -161,6 +167,40 @@ class _Points:
         )
 
     @cached_property
+    def ceiling(self) -> Ceiling:
+        """What no classifier exceeds on the test features, within the attack's ball."""
+        attack = self.run.attack
+        return ceiling(self.x, self.y, attack.radius, attack.norm)
+
+    @cached_property
+    def proof(self) -> Proof:
+        """What is proven of each sample, or certified where the defence is random."""
+        if self.measured.verification is not None:
+            return Proof(self.measured.verification.proven, BRANCH_AND_BOUND)
+        if not self.is_purifying:
+            return Proof(None, f"not verified by preset {self.preset}")
+        why = "random answers have no proof"
+        if not self.certified:
+            return Proof(None, why)
+        name, first = next(iter(self.certified.items()))
+        attack = self.run.attack
+        is_certified = first.certificate.holds_within(attack.radius, attack.norm)
+        by = f"by smoothing, hard votes, {name}; {why}"
+        return Proof(is_certified, by, is_of_defence=False)
+
+    @cached_property
+    def headline(self) -> Headline:
+        clean = self.suite.outcomes[0].robust.double().mean(0)
+        return Headline.of(
+            self.suite.robust_share.cpu().numpy(),
+            clean.cpu().numpy(),
+            self.y.cpu().numpy(),
+            self.proof,
+            ceiling=self.ceiling.accuracy,
+            is_worst_case=self.adaptive is not None,
+        )
+
+    @cached_property
     def threat_model(self) -> ThreatModel:
         attack, random = self.run.attack, self.is_purifying
         condition = "the answer is right"
@@ -168,7 +208,7 @@ class _Points:
             condition = f"the majority of {N_DECISIONS} fresh decisions is right"
         return ThreatModel(
             norm=attack.norm,
-            attack_eps=attack.attack_eps,
+            attack_eps=attack.radius,
             noise="fresh at every decision, unknown to the attacker" if random else "none",
             knowledge=f"white box: weights{', purifier and schedule' if random else ''}",
             robust_if=f"on the point of every attack {condition}",
@@ -213,11 +253,7 @@ class _Points:
     def certified(self) -> dict[str, Certified]:
         if self.adaptive is None or not self.adaptive.certificates:
             return {}
-        t = int(self.run.model.purifier.timesteps[0])
-        is_linf = self.run.attack.norm == "Linf"
-        certified_at = (
-            Certificate.certified_accuracy_linf if is_linf else Certificate.certified_accuracy
-        )
+        t, attack = int(self.run.model.purifier.timesteps[0]), self.run.attack
         before = {
             "denoised": f"one draw of noise at t = {t} and the denoiser",
             "plain noise": "plain noise of the same level",
@@ -227,7 +263,7 @@ class _Points:
                 f"hard votes of the defence's classifier behind {before[name]}, which is not the"
                 " evaluated defence",
                 found,
-                float(certified_at(found, self.run.attack.attack_eps)),
+                float(found.holds_within(attack.radius, attack.norm).mean()),
             )
             for name, found in self.adaptive.certificates.items()
         }
@@ -270,13 +306,13 @@ class _Points:
             "lowest": float(clean.min()),
             "highest": float(clean.max()),
             "largest_move": max(moves),
-            "attack_eps": threat.attack_eps,
+            "attack_eps": threat.single_eps,
         }
         return _Answer(
             value,
             f"{max(moves):.4f}",
-            f"largest move of any attack; good is at most {threat.attack_eps:g}.",
-            max(moves) <= threat.attack_eps + 1e-5,
+            f"largest move of any attack; good is at most {threat.single_eps:g}.",
+            max(moves) <= threat.single_eps + 1e-5,
         )
 
     def layout(self) -> _Answer:
@@ -509,6 +545,13 @@ class _Points:
         worst = {name: line.worst_case_accuracy for name, line in lines.items()}
         mine, worst["constant answer"] = worst.pop("defended"), self.verdict.constant
         others = ", ".join(f"{name} {share:.3f}" for name, share in worst.items())
+        ceiling = self.ceiling.accuracy
+        warnings = [
+            f"The attacks leave {line.worst_case_accuracy:.4f} of {name}, more than any classifier"
+            f" can have on these features, {ceiling:.4f}: they were too weak."
+            for name, line in lines.items()
+            if line.worst_case_accuracy > ceiling
+        ]
         return _Answer(
             {
                 **{
@@ -516,10 +559,13 @@ class _Points:
                     for name, line in lines.items()
                 },
                 "constant answer": self.verdict.constant,
+                "ceiling of any classifier": self.ceiling.as_dict(),
             },
             f"{mine:.3f}",
-            f"worst case of the defence; {others}. Good is above them all.",
-            mine > max(worst.values()),
+            f"worst case of the defence; {others}. Good is above them all. No classifier exceeds"
+            f" {ceiling:.3f} on these features.",
+            mine > max(worst.values()) and not warnings,
+            tuple(warnings),
         )
 
     @_if_attacked
@@ -603,18 +649,42 @@ class _Points:
         )
 
     def certificate(self) -> _Answer | None:
+        proof = self._proof() if self.measured.verification is not None else None
         if not self.certified:
-            return None
+            return proof
         (name, first), *others = self.certified.items()
         beside = "".join(f"; {n} {100 * found.at_attack_eps:.1f} %" for n, found in others)
         value = {name: found.as_dict() for name, found in self.certified.items()}
         shown = {n: {k: v for k, v in found.items() if k != "curve"} for n, found in value.items()}
+        if proof is not None:
+            return replace(proof, value={**proof.value, **value}, shown={**proof.shown, **shown})
         return _Answer(
             value,
             f"{100 * first.at_attack_eps:.1f} %",
             f"certified at the attack's eps ({name}{beside}); the more the better. On these no"
             f" attack on the certified classifier can succeed. Certified: {first.certifies}.",
             shown=shown,
+        )
+
+    def _proof(self) -> _Answer:
+        """Say what branch and bound has proven of the defence itself."""
+        found, line = self.measured.verification, self.headline
+        assert found is not None
+        every = found.as_dict()
+        kept = ("eps", "norm", "n", "proven_accuracy", "undecided_accuracy", "broken_share")
+        shown = {key: every[key] for key in kept}
+        shown |= {
+            "boxes": int(found.n_boxes.sum()),
+            "seconds": {phase: float(spent.sum()) for phase, spent in found.seconds.items()},
+        }
+        return _Answer(
+            {BRANCH_AND_BOUND: shown},
+            f"{100 * found.proven_accuracy:.1f} %",
+            "proven: no point of the ball changes the answer of the network, its rounding counted;"
+            f" {100 * (line.undecided or 0):.1f} % are neither proven nor broken by an attack, good"
+            " is none.",
+            not line.undecided,
+            shown={BRANCH_AND_BOUND: shown},
         )
 
     def record(self) -> _Answer:

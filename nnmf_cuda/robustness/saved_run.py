@@ -85,7 +85,7 @@ class SavedRun:
     @property
     def threat(self) -> Threat:
         """The ball and box in which the model is attacked."""
-        return Threat(self.attack.attack_eps, self.attack.norm)
+        return Threat(self.attack.radius, self.attack.norm)
 
     @property
     def defended(self) -> nn.Module:

@@ -28,7 +28,7 @@ from nnmf_cuda.report.tables import MetricTable, StageTable, bullet_list
 from nnmf_cuda.robustness import Robustness, SavedRun, evaluate_robustness
 from nnmf_cuda.robustness.saved_run import FEATURES_FILE, PaperAttack, save_features
 from nnmf_cuda.run.metrics import AttackRecord, RunMetrics
-from nnmf_cuda.run.notes import NOT_RUN, notes_of
+from nnmf_cuda.run.notes import NOT_RUN, notes_of, warnings_of
 from nnmf_cuda.timing import StageTimer, Timings
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ def run_experiment(
         outputs = run_stages(
             dataset, config, device=device, timer=timer, progress=progress, say=say
         )
+        config = outputs.config
         metrics = _measure(dataset, config, outputs, timer, not_run=() if preset else NOT_RUN)
         table = _metric_table(dataset, config, metrics)
         model = _trained_model(dataset, config, outputs)
@@ -200,13 +201,23 @@ def _measure(
     }
     with timer.stage("leakage_audit", n_items=len(dataset.images)):
         audit = audit_dataset(dataset, resolution=min(32, *dataset.image_shape))
+    prospects, attempts = outputs.prospects, outputs.defence.attempts
+    warnings = warnings_of(rows, prospects, attempts)
     return RunMetrics(
         rows=rows,
         uncertainty=uncertainty,
         attacks=attacks,
         audit=audit,
+        prospects=prospects,
         noise_levels=outputs.defence.noise_levels,
-        notes=(*notes_of(dataset, config, rows, attacks), *audit.warnings()),
+        attempts=attempts,
+        warnings=tuple(warnings),
+        notes=(
+            prospects.summary + ".",
+            *warnings,
+            *notes_of(dataset, config, rows, attacks),
+            *audit.warnings(),
+        ),
         not_run=not_run,
     )
 

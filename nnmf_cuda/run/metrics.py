@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from nnmf_cuda.attacks import AttackResult
 from nnmf_cuda.data import LeakageAudit
 from nnmf_cuda.evaluation import EvaluatedRows, Uncertainty
+from nnmf_cuda.pipeline.collapse import Attempt
 from nnmf_cuda.pipeline.config import AttackConfig
 from nnmf_cuda.pipeline.defences import NoiseLevel
+from nnmf_cuda.pipeline.radius import Prospects
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ class RunMetrics:
     uncertainty: Uncertainty
     attacks: Mapping[str, AttackRecord]  # by model: "baseline" and "defended"
     audit: LeakageAudit
+    prospects: Prospects  # what could be had at the radius, before training
     noise_levels: tuple[NoiseLevel, ...]  # timesteps among which validation chose
+    attempts: tuple[Attempt, ...]  # trainings of the defence's classifier
+    warnings: tuple[str, ...]  # what a reader must know first: where nothing is gained
     notes: tuple[str, ...]  # what a reader must know beside the rows
     not_run: tuple[str, ...]  # what the paper's protocol leaves out; empty with an evaluation
 
@@ -96,6 +101,9 @@ class RunMetrics:
             **self.uncertainty.as_dict(),
             "attacks": {name: record.as_dict() for name, record in self.attacks.items()},
             "audit": self.audit.as_dict(),
+            "prospects": self.prospects.as_dict(),
+            "training_attempts": [asdict(attempt) for attempt in self.attempts],
+            "warnings": list(self.warnings),
             "noise_levels": [asdict(level) for level in self.noise_levels],
             "not_run": list(self.not_run),
         }

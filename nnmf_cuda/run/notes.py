@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from nnmf_cuda.data import ImageDataset
 from nnmf_cuda.evaluation import EvaluatedRows, majority_class_accuracy, wilson_interval
+from nnmf_cuda.pipeline.collapse import Attempt
 from nnmf_cuda.pipeline.config import PRESETS, ExperimentConfig
+from nnmf_cuda.pipeline.radius import Prospects
 from nnmf_cuda.run.metrics import AttackRecord
 
 NOT_RUN = (
@@ -48,7 +50,6 @@ def notes_of(
     different = _different_settings(config)
     if different:
         notes.append(f"Settings other than the paper's preset: {', '.join(different)}.")
-    notes += _constant_note(rows)
     for name, record in attacks.items():
         last = list(record.result.accuracy_after.values())[-1]
         on_changed = record.fresh_accuracy_on_changed
@@ -80,18 +81,31 @@ def _followable(warning: str, n_classes: int) -> str:
     )
 
 
-def _constant_note(rows: EvaluatedRows) -> list[str]:
-    """Warn where Robust_Defended is no better than the constant answer."""
+def warnings_of(
+    rows: EvaluatedRows, prospects: Prospects, attempts: Sequence[Attempt]
+) -> list[str]:
+    """Return what a reader must know first: collapsed trainings, and where nothing is gained."""
+    warnings = []
+    if any(attempt.collapsed for attempt in attempts):
+        tried = "; ".join(attempt.sentence for attempt in attempts)
+        all_did = all(attempt.collapsed for attempt in attempts)
+        kept = "always with that end" if all_did else "until it did not"
+        warnings.append(
+            "Training of the defence ended in one answer for every sample, and was tried again,"
+            f" {kept}: {tried}."
+        )
     constant, n = majority_class_accuracy(rows.labels), len(rows.labels)
     robust = rows.rows["Robust_Defended"].accuracy
     low, high = wilson_interval(robust * n, n)
     if low > constant:
-        return []
+        return warnings
     verdict = "is worse than" if high < constant else "cannot be told from"
-    return [
+    warnings.append(
         f"Robust_Defended ({robust:.4f}, 95 % interval {low:.3f}-{high:.3f} by Wilson, images taken"
-        f" as independent) {verdict} always naming the most frequent class ({constant:.4f})."
-    ]
+        f" as independent) {verdict} always naming the most frequent class ({constant:.4f}):"
+        f" {prospects.way_out}."
+    )
+    return warnings
 
 
 def _split_note(dataset: ImageDataset) -> str:
@@ -117,7 +131,8 @@ def _split_note(dataset: ImageDataset) -> str:
 
 
 def _different_settings(config: ExperimentConfig) -> list[str]:
-    paper, different = PRESETS["paper"], []
+    config, paper = config.decided(), PRESETS["paper"].decided()
+    different = []
     for part in ("nnmf", "selection", "classifier", "diffusion", "defence", "attack"):
         papers = vars(getattr(paper, part))
         different += [

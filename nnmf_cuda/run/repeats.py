@@ -10,6 +10,7 @@ from typing import Any
 
 from nnmf_cuda.data import folds_by
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
+from nnmf_cuda.evaluation.headline import Headline
 from nnmf_cuda.pipeline.config import SplitBy
 from nnmf_cuda.pipeline.run_directory import RESULTS, read_json, runs_below
 from nnmf_cuda.report.repeats import EVALUATED, OWN_SPLIT, SeedsSummary, Spread
@@ -129,10 +130,10 @@ def result_line(home: Path) -> str:
         for name in ("Clean", "Robust")
     )
     evaluated = home / "robustness.json"
-    worst = ""
+    line = ""
     if evaluated.exists():
-        worst = f" worst case {read_json(evaluated)['worst_case_accuracy']:.4f};"
-    return f"accuracy clean {clean}; attacked {robust};{worst} {home / 'report.html'}"
+        line = f"\n  {read_json(evaluated)['line']}"
+    return f"accuracy clean {clean}; attacked {robust}; {home / 'report.html'}{line}"
 
 
 def summarize_seeds(homes: Mapping[int, Path]) -> SeedsSummary:
@@ -146,10 +147,21 @@ def summarize_seeds(homes: Mapping[int, Path]) -> SeedsSummary:
             )
     images = {read_json(home / "environment.json")["data_sha256"] for home in homes.values()}
     evaluations = [home / "robustness.json" for home in homes.values()]
-    robustness = {}
+    robustness, headline = {}, None
     if all(path.exists() for path in evaluations):
         contents = [read_json(path) for path in evaluations]
-        robustness = {name: Spread.of([found[name] for found in contents]) for name in EVALUATED}
+        for path, found in zip(evaluations, contents, strict=True):
+            if missing := EVALUATED.keys() - found.keys():
+                raise ValueError(
+                    f"{path} has no {', '.join(sorted(missing))}: it was written by an earlier"
+                    " version; evaluate it again with --overwrite"
+                )
+        robustness = {
+            name: Spread.of(values)
+            for name in EVALUATED
+            if None not in (values := [found[name] for found in contents])
+        }
+        headline = Headline.mean([Headline.from_dict(found) for found in contents])
     return SeedsSummary(
         seeds=tuple(homes),
         one_split=len(images) == 1,
@@ -159,4 +171,5 @@ def summarize_seeds(homes: Mapping[int, Path]) -> SeedsSummary:
             for row in ROW_NAMES
         },
         robustness=robustness,
+        headline=headline,
     )

@@ -60,7 +60,8 @@ def train_joint_classifier(
     Returns
     -------
     TrainingResult
-        With "valid_robust_accuracy" in the history.
+        With "valid_robust_accuracy" in the history, and as means over the classes
+        "valid_balanced_accuracy" and "valid_balanced_robust_accuracy".
 
     Raises
     ------

@@ -100,13 +100,19 @@ def _as_labels(
 class RobustScores:
     """Scores of the validation samples, as they are and under a short attack in a ball."""
 
-    def __init__(self, samples: Samples, attack_eps: float, norm: str) -> None:
+    def __init__(
+        self, samples: Samples, attack_eps: float, norm: str, *, balanced: bool = False
+    ) -> None:
         samples.check_ball(attack_eps, norm)
         self._x, self._y = samples.valid_x, samples.valid_y
         self._ball = BALLS[norm](self._x, attack_eps)
+        counts = torch.bincount(self._y, minlength=samples.n_classes)
+        # Of the classes that validation has: each counts alike, whatever its number of samples.
+        self._shares = 1 / (counts[self._y] * (counts > 0).sum())
+        self._balanced = balanced
 
     def of(self, attacked: Answer, judged: Answer | None = None) -> dict[str, Tensor]:
-        """Return loss, accuracy and attacked accuracy.
+        """Return loss, accuracy and attacked accuracy, these two also as the mean of the classes'.
 
         `attacked` is whose gradient the attack climbs, `judged` who answers: of a random model with
         noise that the attack has not seen.
@@ -115,6 +121,10 @@ class RobustScores:
         points = pgd(
             lambda leaf: margin_loss(attacked(leaf), self._y), self._ball, self._x, n_iter=_N_STEPS
         )
+        return self.at(points, judged)
+
+    def at(self, points: Tensor, judged: Answer) -> dict[str, Tensor]:
+        """Return the same scores where the attacked samples are these (n, n_features)."""
         with torch.no_grad():
             logits = judged(self._x)
             right = logits.argmax(1) == self._y
@@ -123,9 +133,12 @@ class RobustScores:
             "valid_loss": functional.cross_entropy(logits, self._y),
             "valid_accuracy": right.float().mean(),
             "valid_robust_accuracy": held.float().mean(),
+            "valid_balanced_accuracy": (right * self._shares).sum(),
+            "valid_balanced_robust_accuracy": (held * self._shares).sum(),
         }
 
-    @staticmethod
-    def rank(scores: dict[str, float]) -> tuple[float, ...]:
+    def rank(self, scores: dict[str, float]) -> tuple[float, ...]:
         """Say how good an epoch is: clean and attacked accuracy count alike."""
-        return scores["valid_accuracy"] + scores["valid_robust_accuracy"], -scores["valid_loss"]
+        kind = "balanced_" if self._balanced else ""
+        clean, attacked = (scores[f"valid_{kind}{name}accuracy"] for name in ("", "robust_"))
+        return clean + attacked, -scores["valid_loss"]

@@ -12,6 +12,7 @@ from nnmf_cuda.attacks import Threat, run_suite
 from nnmf_cuda.attacks.known_weakness import RIGHT, plant
 from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.attacks.surrogates import surrogate
+from nnmf_cuda.models.networks import FeatureMLP
 from nnmf_cuda.robustness.budgets import LIGHT
 
 EPS = 0.1
@@ -40,6 +41,12 @@ def broken_by_gradients(model, samples, norm="Linf", least_known=0.8):
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_the_suite_finds_what_is_planted(classifier, samples, norm):
     assert broken_by_gradients(classifier, samples, norm) > 0.9
+
+
+def test_the_suite_finds_what_is_planted_in_an_mlp(samples):
+    torch.manual_seed(0)
+    mlp = FeatureMLP(samples[0].shape[1], 2)
+    assert broken_by_gradients(mlp, samples) > 0.9
 
 
 def test_the_suite_finds_what_is_planted_behind_a_purifier(defended, samples):

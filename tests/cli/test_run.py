@@ -66,6 +66,7 @@ def test_summary_of_an_evaluated_run() -> None:
         n_test=200,
         n_predictions=20,
         protocol="apgd-ce + square, Linf eps 0.1",
+        line="ceiling 0.900 >= attacked 0.055",
         verdict="The worst case, 0.0550, is below the constant answer.",
         warnings=("Steps have not been enough.",),
         seconds={"nnmf_feature_extraction": 1.0, "total": 1.0, "robustness_evaluation": 2.0},
@@ -76,6 +77,7 @@ def test_summary_of_an_evaluated_run() -> None:
     assert lines[0] == "Synthetic images: this says that the software works, nothing else."
     assert row_of(lines, "undefended") == ["0.800", "0.030", "0.020"]
     assert row_of(lines, "defended (preset paper)") == ["0.700", "0.270", "0.055"]
+    assert outcome.line in text
     for said in (outcome.verdict, "! Steps have", "That is a first look", "in all 3.0"):
         assert said in text
 
@@ -86,13 +88,15 @@ def test_worst_case_is_that_of_the_evaluation(small_run: tuple[Path, str], tmp_p
     content = {
         "worst_case_accuracy": 0.25,
         "others": {"undefended": {"worst_case_accuracy": 0.125}},
+        "line": "attacked 0.250",
         "verdict": "It stands.",
         "warnings": ["Doubt it."],
     }
     (home / "robustness.json").write_text(json.dumps(content))
     outcome = outcome_of(home)
     assert (outcome.defended.worst_case, outcome.undefended.worst_case) == (0.25, 0.125)
-    assert (outcome.verdict, outcome.warnings) == ("It stands.", ("Doubt it.",))
+    assert (outcome.line, outcome.verdict) == ("attacked 0.250", "It stands.")
+    assert outcome.warnings[-1] == "Doubt it."
     clean = outcome_of(small_run[0]).defended.clean
     assert outcome.defended == Shares(clean, outcome.defended.attacked, 0.25)
 

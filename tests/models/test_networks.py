@@ -5,7 +5,13 @@ import torch
 
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser, deterministic_convolutions
+from nnmf_cuda.models.networks import (
+    FeatureCNN,
+    FeatureDenoiser,
+    FeatureMLP,
+    build_classifier,
+    deterministic_convolutions,
+)
 from nnmf_cuda.reference import sinusoidal_embedding
 
 
@@ -26,6 +32,55 @@ def test_cnn_has_the_documented_layers(n_features):
     ]
     assert model(torch.rand(7, n_features)).shape == (7, 2)
     assert model(torch.rand(0, n_features)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("hidden", [(5,), (7, 3), (4, 6, 5)])
+def test_mlp_has_the_documented_layers(hidden):
+    torch.manual_seed(0)
+    model, x = FeatureMLP(6, 3, hidden), torch.rand(4, 6)
+    weights = model.weights()
+    widths = (6, *hidden, 3)
+    shapes = [(n_out, n_in) for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)]
+    assert [tuple(weight.shape) for weight in weights[::2]] == shapes
+    units = x
+    for weight, bias in zip(weights[:-2:2], weights[1:-2:2], strict=True):
+        units = (units @ weight.T + bias).relu()
+    torch.testing.assert_close(model.hidden(x), units)
+    torch.testing.assert_close(model(x), units @ weights[-2].T + weights[-1])
+    assert [w.data_ptr() for w in weights] == [p.data_ptr() for p in model.parameters()]
+
+
+def test_mlp_behind_a_purifier_is_computed_by_its_modules():
+    model = defended()
+    model.classifier = FeatureMLP(6, 3, hidden=(8,))
+    x, noise = torch.rand(5, 6), torch.randn(5, 4, 6)
+    purified = model.purifier(x, noise=noise)
+    expected = sum(model.classifier(purified[:, draw]) for draw in range(4)) / 4
+    torch.testing.assert_close(model(x, noise=noise), expected)
+    assert "classifier is a FeatureMLP" in model.served_by()
+
+
+def test_classifiers_are_built_by_name():
+    assert isinstance(build_classifier("cnn", 5, 2), FeatureCNN)
+    built = build_classifier("mlp", 5, 2, (8, 4))
+    assert [tuple(w.shape) for w in built.weights()[::2]] == [(8, 5), (4, 8), (2, 4)]
+    with pytest.raises(ValueError, match="network must be one of cnn, mlp; got 'vit'"):
+        build_classifier("vit", 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 2), "n_features must be at least 1, got 0"),
+        ((5, 1), "n_classes must be at least 2, got 1"),
+        ((5, 2, (4, 0)), "hidden must be one or more widths"),
+    ],
+)
+def test_mlp_names_what_does_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureMLP(*arguments)
+    with pytest.raises(ValueError, match=r"features must have shape \(n_samples, 5\)"):
+        FeatureMLP(5, 2)(torch.rand(3, 4))
 
 
 def test_cnn_does_not_normalise_its_input():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from nnmf_cuda import load_model
+from nnmf_cuda.models.networks import build_classifier
 from nnmf_cuda.pipeline.artifacts import save_model
+from nnmf_cuda.pipeline.config import DefenceConfig
 
 
 @pytest.fixture
@@ -36,6 +39,43 @@ def test_save_and_load_keep_every_number(model_dir: Path, tmp_path: Path) -> Non
             assert torch.equal(tensor, getattr(copied, part).state_dict()[name])
     assert copied.diffusion == model.diffusion
     assert copied.label_names == model.label_names
+
+
+@pytest.mark.parametrize("network", ["cnn", "mlp"])
+def test_a_defence_is_loaded_as_it_was_trained(
+    model_dir: Path, tmp_path: Path, network: str
+) -> None:
+    model = load_model(model_dir)
+    n_features, n_classes = model.extractor.n_features, len(model.label_names)
+    defence = DefenceConfig("adversarial", method="mtl-ibp", network=network, hidden=(9, 7))
+    own = build_classifier(network, n_features, n_classes, defence.hidden)
+    trained = replace(model, defended=own, robust_classifier=own, defence=defence)
+    save_model(trained, tmp_path / "trained")
+    loaded = load_model(tmp_path / "trained")
+    assert type(loaded.defended) is type(own)
+    assert loaded.defended is loaded.robust_classifier
+    assert loaded.defence == defence
+    x = torch.rand(5, n_features)
+    assert torch.equal(loaded.defended(x), own(x))
+
+
+def test_models_of_before_networks_could_be_chosen_are_cnns(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    model = load_model(model_dir)
+    own = build_classifier("cnn", model.extractor.n_features, len(model.label_names))
+    trained = replace(
+        model, defended=own, robust_classifier=own, defence=DefenceConfig("adversarial")
+    )
+    save_model(trained, tmp_path / "old")
+    written = json.loads((tmp_path / "old" / "model.json").read_text())
+    for name in ("network", "hidden", "ibp_weight", "class_weight", "eps_ramp"):
+        del written["defence"][name]
+    (tmp_path / "old" / "model.json").write_text(json.dumps(written))
+    loaded = load_model(tmp_path / "old")
+    assert loaded.defence == DefenceConfig("adversarial")
+    x = torch.rand(5, own.n_features)
+    assert torch.equal(loaded.defended(x), own(x))
 
 
 def test_an_answer_depends_on_the_image_and_the_seed_alone(model_dir: Path) -> None:

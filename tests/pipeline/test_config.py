@@ -45,10 +45,30 @@ from nnmf_cuda.pipeline.config import (
         (lambda: DiffusionConfig(timesteps=(5, 41)), "diffusion.timesteps .* descending order"),
         (lambda: DiffusionConfig(timesteps=()), "diffusion.timesteps must name at least one"),
         (lambda: DefenceConfig(train_eps=0.0), "defence.train_eps must be a finite number > 0"),
+        (lambda: DefenceConfig(train_eps="most"), 'defence.train_eps must be .* or "auto"; got'),
         (lambda: DefenceConfig(n_steps=0), "defence.n_steps must be an integer >= 1"),
+        (
+            lambda: DefenceConfig(class_weight="equal"),
+            "defence.class_weight must be one of balanced",
+        ),
+        (lambda: DefenceConfig(network="vit"), "defence.network must be one of cnn, mlp"),
+        (lambda: DefenceConfig(hidden=()), "defence.hidden must be one or more integers >= 1"),
+        (lambda: DefenceConfig(hidden=(8, 0)), "defence.hidden must be one or more integers >= 1"),
+        (lambda: DefenceConfig(ibp_weight=2.0), r"defence.ibp_weight must lie in \[0, 1\]"),
+        (lambda: DefenceConfig("joint", network="mlp"), "defence.network must be cnn with"),
+        (lambda: DefenceConfig("pixel", network="mlp"), "defence.network must be cnn with"),
+        (lambda: DefenceConfig("pixel", "mtl-ibp"), "defence.method must be pgd or trades with"),
+        (lambda: DefenceConfig(pixel_eps=0.0), "defence.pixel_eps must be a finite number > 0"),
+        (lambda: DefenceConfig(pixel_block=0), "defence.pixel_block must be an integer >= 1"),
+        (
+            lambda: DefenceConfig("smoothing", method="mtl-ibp"),
+            "defence.method must be pgd or trades",
+        ),
+        (lambda: DefenceConfig(eps_ramp=-0.1), r"defence.eps_ramp must lie in \[0, 1\]"),
         (lambda: DefenceConfig(kind="none"), "defence.kind must be one of purifier, "),
         (lambda: AttackConfig(n_iter=0), "attack.n_iter must be an integer >= 1; got 0"),
         (lambda: AttackConfig(attack_eps=0.0), "attack.attack_eps must be a finite number > 0"),
+        (lambda: AttackConfig(attack_eps="all"), 'attack.attack_eps must be .* or "auto"; got'),
         (lambda: AttackConfig(attacks=("pgd",)), "attack.attacks must name at least one of"),
         (lambda: AttackConfig(attacks=()), "attack.attacks must name at least one of"),
         (lambda: AttackConfig(norm="L2"), "attack.attacks must leave out square with"),
@@ -90,3 +110,16 @@ def test_command_line_refuses_before_any_work(capsys: pytest.CaptureFixture[str]
     assert main(["run", "--data=missing.npz", "--attack.n_iter=0"]) == 2
     printed = capsys.readouterr().err.splitlines()
     assert printed == ["nnmf-cuda: error: attack.n_iter must be an integer >= 1; got 0"]
+
+
+def test_radii_are_decided_once_and_training_follows_the_attack():
+    asked = ExperimentConfig(attack=AttackConfig(attack_eps="auto"))
+    assert asked.decided() is asked
+    with pytest.raises(RuntimeError, match='attack.attack_eps is "auto": it is not decided yet'):
+        _ = asked.attack.radius
+    found = asked.decided(0.03)
+    assert (found.attack.radius, found.defence.radius) == (0.03, 0.03)
+    assert found.decided(0.5) == found
+    own = ExperimentConfig(defence=DefenceConfig(train_eps=0.2), attack=AttackConfig("auto"))
+    assert own.decided(0.03).defence.radius == 0.2
+    assert ExperimentConfig().decided().defence.radius == 0.1

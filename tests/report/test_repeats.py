@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
+from nnmf_cuda.evaluation.headline import Headline
 from nnmf_cuda.report.repeats import (
     EVALUATED,
     OWN_SPLIT,
@@ -31,6 +33,12 @@ def _seeds(n_seeds, mean, robust=True):
         majority_class_accuracy=0.55,
         rows={row: dict.fromkeys(METRIC_NAMES, _spread(mean)) for row in ROW_NAMES},
         robustness=dict.fromkeys(EVALUATED, _spread(0.4444)) if robust else {},
+    )
+
+
+def _headline(attacked):
+    return Headline(
+        attacked, 0.85, 0.55, ceiling=0.9, proven=attacked - 0.1, undecided=0.1, proof="search"
     )
 
 
@@ -80,6 +88,28 @@ def test_folds_page_folds_the_metrics_away():
     without = folds_page(_folds(robust=False))
     assert "Worst case: not run (--evaluation honest)." in without
     assert without.count("<details") == 4
+
+
+def test_the_evaluations_line_stands_for_each_fold_and_their_mean():
+    splits = {
+        name: replace(_seeds(1, 0.6), headline=_headline(attacked))
+        for name, attacked in {OWN_SPLIT: 0.8, "fold 1": 0.6, "fold 2": 0.7}.items()
+    }
+    summary = FoldsSummary(splits, split_by="patient", source="scans.npz", preset="paper")
+    mean = (
+        "ceiling 0.900 >= attacked 0.650 >= proven 0.550, clean 0.850, constant answer 0.550,"
+        " undecided 0.100"
+    )
+    text = " ".join(folds_table(summary).split())
+    assert f"mean of folds: {mean}" in text
+    assert "own split: ceiling 0.900 >= attacked 0.800" in text
+    assert summary.as_dict()["folds"]["line"] == mean
+    assert summary.as_dict()["splits"]["fold 2"]["line"] == _headline(0.7).line
+    assert f"mean of folds: {mean}".replace(">=", "≥") in folds_page(summary)
+    assert seeds_table(splits["fold 1"]).splitlines()[1].startswith("ceiling 0.900 >= attacked")
+    splits["fold 2"] = _seeds(1, 0.6)
+    summary = FoldsSummary(splits, split_by="patient", source="scans.npz", preset="paper")
+    assert "mean of folds: ceiling" not in folds_table(summary)
 
 
 def test_folds_without_an_own_split():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from nnmf_cuda import load_model
 from nnmf_cuda.attacks import Budget
 from nnmf_cuda.attacks.surrogates import FixedNoise
 from nnmf_cuda.cli.main import main
+from nnmf_cuda.evaluation.headline import ContradictionError
 from nnmf_cuda.evaluation.robustness import NOT_RUN
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
@@ -24,7 +27,10 @@ from nnmf_cuda.robustness.baselines import LinearDenoiser, WithoutNoise
 from nnmf_cuda.robustness.budgets import PixelBudget
 from nnmf_cuda.robustness.pixels import ImageChain
 from nnmf_cuda.robustness.points import _POINTS
+from nnmf_cuda.robustness.verify import Verification, verify
 from tests.saved_runs import SMALL, make_npz
+
+robustness_evaluate = importlib.import_module("nnmf_cuda.robustness.evaluate")
 
 LIGHT = EvaluationBudget(
     suite=Budget(n_iter=5, n_restarts=1, eot_iter=2, surrogate_draws=16, pgd_iter=5, n_queries=10),
@@ -48,6 +54,54 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_copy(small_run: tuple[Path, str], tmp_path: Path) -> Path:
     shutil.copytree(small_run[0], tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def without_noise(small_run: tuple[Path, str]) -> SavedRun:
+    """A run whose defence is the plain classifier, in a ball in which some samples hold."""
+    run = SavedRun.load(small_run[0])
+    small = replace(run.attack, attack_eps=0.01)
+    nothing = {name: replace(found, points=run.x["test"]) for name, found in run.paper.items()}
+    model = replace(run.model, defended=run.model.classifier)
+    return replace(run, model=model, attack=small, paper=nothing)
+
+
+PROVING = replace(LIGHT, verify_seconds=5.0)
+
+
+def test_a_defence_without_noise_is_proven_and_agrees_with_attacks(
+    without_noise: SavedRun,
+) -> None:
+    result = evaluate_robustness(without_noise, budget=PROVING)
+    line, found = result.report.headline, result.measured.verification
+    assert found is not None
+    assert not found.undecided.any()  # a network of a few features
+    assert found.proven.any()
+    assert found.broken.any()
+    assert line.proven == line.attacked == found.proven_accuracy
+    assert line.undecided == 0
+    assert line.ceiling is not None
+    assert line.ceiling >= line.attacked
+    names = [outcome.name for outcome in result.measured.suites["defended"].outcomes]
+    assert names[-1] == "branch and bound"
+    assert result.arrays()["status"].tolist() == found.status.tolist()
+    assert "branch and bound" in result.report.points[18].value
+
+
+def test_a_wrong_proof_stops_the_evaluation_and_names_the_sample(
+    without_noise: SavedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = []
+
+    def lie(*args: object, **settings: object) -> Verification:
+        honest = verify(*args, **settings)  # type: ignore[arg-type]
+        broken.append(int(np.flatnonzero(honest.broken)[0]))
+        return replace(honest, status=np.full_like(honest.status, "proven"))
+
+    monkeypatch.setattr(robustness_evaluate, "verify", lie)
+    with pytest.raises(ContradictionError, match="test sample") as raised:
+        evaluate_robustness(without_noise, budget=PROVING)
+    assert f"sample {broken[0]}" in str(raised.value)
 
 
 def test_evaluate_answers_every_point(

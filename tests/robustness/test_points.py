@@ -7,16 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from nnmf_cuda.attacks import Budget, GradientReport
 from nnmf_cuda.data.leakage import Neighbours
+from nnmf_cuda.evaluation.ceiling import ceiling
+from nnmf_cuda.evaluation.headline import ContradictionError
 from nnmf_cuda.evaluation.robustness import NOT_RUN, Curve, PixelCurve, RobustnessReport, State
 from nnmf_cuda.robustness import EvaluationBudget, SavedRun, evaluate_robustness
 from nnmf_cuda.robustness.budgets import PixelBudget
 from nnmf_cuda.robustness.diagnostics import GradientCheck, KnownWeakness, Measurements
 from nnmf_cuda.robustness.points import report_of
+from nnmf_cuda.robustness.verify import Status, Verification
 
 TINY = EvaluationBudget(
     suite=Budget(n_iter=2, n_restarts=1, eot_iter=2, surrogate_draws=4, pgd_iter=2, n_queries=5),
@@ -85,6 +90,56 @@ def test_every_point_has_a_sentence_and_a_judgement(sound: Evaluated) -> None:
     assert report.is_random
     figures = {point.number: point.figure for point in report.points}
     assert (figures[6], figures[7], figures[9], figures[15]) == ("1e-06", "0.500", "0.000", "1.000")
+
+
+def test_points_and_line_know_the_ceiling(sound: Evaluated) -> None:
+    run, measured = sound
+    report = report_of(run, measured, preset="standard")
+    x, y = run.test
+    found = ceiling(x, y, run.threat.attack_eps, run.threat.norm)
+    assert report.headline.ceiling == found.accuracy
+    assert report.points[13].value["ceiling of any classifier"] == found.as_dict()
+    assert report.headline.attacked == report.defence.worst_case_accuracy
+    assert report.headline.proven == report.certificates["denoised"].at_attack_eps
+    assert report.headline.undecided is None
+    # At this radius any two points meet, and the attacks, made for a smaller one, look weak.
+    everything = replace(run, attack=replace(run.attack, attack_eps=0.5))
+    weak = report_of(everything, measured, preset="standard")
+    assert weak.headline.ceiling == weak.verdict.constant
+    assert any("more than any classifier can have" in warning for warning in weak.warnings)
+
+
+def verification(proven: NDArray[np.bool_]) -> Verification:
+    n = len(proven)
+    return Verification(
+        status=np.where(proven, str(Status.PROVEN), str(Status.UNDECIDED)),
+        lower_bound=np.where(proven, 1.0, -1.0),
+        rounding=np.full(n, 1e-5),
+        counterexample=np.full((n, 3), np.nan),
+        n_boxes=np.ones(n, np.int64),
+        seconds={"attack": np.zeros(n), "bounds": np.ones(n), "search": np.zeros(n)},
+        eps=0.1,
+        norm="Linf",
+    )
+
+
+def test_a_proof_against_an_attack_stops(sound: Evaluated) -> None:
+    run, measured = sound
+    broken = measured.suites["defended"].robust_share.numpy() < 1
+    assert 0 < broken.sum() < len(broken)
+    proven = ~broken
+    proven[np.flatnonzero(proven)[0]] = False
+    honest = replace(measured, verification=verification(proven))
+    report = report_of(run, honest, preset="standard")
+    assert report.headline.proven == proven.mean()
+    assert report.headline.undecided == pytest.approx(report.headline.attacked - proven.mean())
+    point = report.points[18]
+    assert point.value["branch and bound"]["proven_accuracy"] == proven.mean()
+    assert "denoised" in point.value
+    assert point.state is State.BAD  # something is undecided
+    lying = replace(measured, verification=verification(np.ones_like(broken)))
+    with pytest.raises(ContradictionError, match=f"test sample {np.flatnonzero(broken)[0]}[:,]"):
+        report_of(run, lying, preset="standard")
 
 
 def changed(

@@ -8,9 +8,11 @@ import torch
 from nnmf_cuda.attacks import AttackResult
 from nnmf_cuda.data import ImageDataset
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES, EvaluatedRows, Metrics
+from nnmf_cuda.pipeline.collapse import Attempt
 from nnmf_cuda.pipeline.config import PRESETS, DiffusionConfig, ExperimentConfig
+from nnmf_cuda.pipeline.radius import Prospects
 from nnmf_cuda.run.metrics import AttackRecord
-from nnmf_cuda.run.notes import notes_of
+from nnmf_cuda.run.notes import notes_of, warnings_of
 
 LABELS = np.array([0, 1] * 10)
 
@@ -71,12 +73,39 @@ def test_notes_say_how_the_split_parts_groups() -> None:
     assert "series" not in drawn
 
 
-def test_notes_compare_with_the_constant_answer_by_interval() -> None:
+PROSPECTS = Prospects(
+    attack_eps=0.1,
+    norm="Linf",
+    decided_by="as given",
+    ceilings={"train": 0.9, "valid": 0.9, "test": 0.8},
+    constants={"train": 0.5, "valid": 0.5, "test": 0.5},
+    linear_clean=0.8,
+    linear_proven=0.5,
+    worth_having=0.0437,
+)
+
+
+def test_warnings_compare_with_the_constant_answer_by_interval() -> None:
+    def warnings(robust: float) -> str:
+        return "\n".join(warnings_of(rows(robust), PROSPECTS, ()))
+
     constant = "always naming the most frequent class (0.5000)"
-    assert f"is worse than {constant}" in notes(dataset(), robust=0.1)
-    assert f"cannot be told from {constant}" in notes(dataset(), robust=0.6)  # 12 of 20
-    assert constant not in notes(dataset(), robust=0.9)
-    assert "0.387-0.781 by Wilson, images taken as independent" in notes(dataset(), robust=0.6)
+    assert f"is worse than {constant}" in warnings(0.1)
+    assert f"cannot be told from {constant}" in warnings(0.6)  # 12 of 20
+    assert warnings(0.9) == ""
+    assert "0.387-0.781 by Wilson, images taken as independent" in warnings(0.6)
+    assert "at eps 0.043 a linear classifier is proven to gain 0.05" in warnings(0.6)
+
+
+def test_warnings_tell_of_trainings_that_collapsed() -> None:
+    first = Attempt(0.1, None, 0.0, 0.5, collapsed=True)
+    again = Attempt(0.1, "balanced", 0.5, 0.8, collapsed=False)
+    (warning,) = warnings_of(rows(0.9), PROSPECTS, (first, again))
+    assert "ended in one answer for every sample, and was tried again, until it did not" in warning
+    assert "class weights balanced" in warning
+    (warning,) = warnings_of(rows(0.9), PROSPECTS, (first, first))
+    assert "always with that end" in warning
+    assert warnings_of(rows(0.9), PROSPECTS, (again,)) == []
 
 
 def test_notes_name_settings_other_than_the_papers() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from nnmf_cuda import load_model
 from nnmf_cuda.cli.main import main
+from nnmf_cuda.evaluation.headline import Headline
 from nnmf_cuda.run import experiment
 from nnmf_cuda.run.repeats import is_finished, result_line, summarize_seeds
 from tests.saved_runs import SMALL
@@ -148,11 +149,35 @@ def test_loading_several_runs_names_one(several: tuple[Path, list[str]], capsys:
     assert load_model(out / "seed_1").image_shape == (128, 128)
 
 
-def test_line_of_an_evaluated_run_has_its_worst_case(several: tuple[Path, list[str]]) -> None:
-    home = several[0] / "seed_0"
-    assert "worst case" not in result_line(home)
-    (home / "robustness.json").write_text('{"worst_case_accuracy": 0.25}')
-    assert "; worst case 0.2500; " in result_line(home)
+def headline(proven: float | None) -> dict[str, object]:
+    figures = {"attacked": 0.75, "clean": 0.875, "constant": 0.5, "ceiling": 1.0}
+    undecided = None if proven is None else 0.75 - proven
+    proof = "not verified" if proven is None else "branch and bound"
+    made = Headline(**figures, proven=proven, undecided=undecided, proof=proof)
+    return {**made.as_dict(), "all_right_accuracy": 0.75}
+
+
+def test_evaluated_runs_are_summarised_by_the_evaluations_line(
+    several: tuple[Path, list[str]],
+) -> None:
+    homes = {seed: several[0] / f"seed_{seed}" for seed in (0, 1)}
+    assert "attacked 0.750" not in result_line(homes[0])
+    assert summarize_seeds(homes).headline is None
+    for home, proven in zip(homes.values(), (0.75, 0.5), strict=True):
+        (home / "robustness.json").write_text(json.dumps(headline(proven)))
+    assert "\n  ceiling 1.000 >= attacked 0.750 >= proven 0.750, " in result_line(homes[0])
+    summary = summarize_seeds(homes)
+    assert summary.as_dict()["line"] == (
+        "ceiling 1.000 >= attacked 0.750 >= proven 0.625, clean 0.875, constant answer 0.500,"
+        " undecided 0.125"
+    )
+    assert summary.robustness["proven_accuracy"].low == 0.5
+    (homes[1] / "robustness.json").write_text(json.dumps(headline(None)))
+    assert "proven_accuracy" not in summarize_seeds(homes).robustness
+    assert "proven none (not verified)" in summarize_seeds(homes).as_dict()["line"]
+    (homes[1] / "robustness.json").write_text('{"worst_case_accuracy": 0.25}')
+    with pytest.raises(ValueError, match=r"has no .*ceiling.*evaluate it again"):
+        summarize_seeds(homes)
 
 
 def test_a_run_without_one_of_the_metrics_is_named(tmp_path: Path) -> None:

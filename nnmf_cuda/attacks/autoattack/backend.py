@@ -130,7 +130,7 @@ class AutoAttackBackend:
         self._auto = attack_class(
             model,
             norm=settings.threat.norm,
-            eps=settings.threat.attack_eps,
+            eps=settings.threat.single_eps,
             seed=settings.seed,
             device=settings.device,
             version="custom",
@@ -164,7 +164,7 @@ class AutoAttackBackend:
         common = {
             "n_iter": s.n_iter,
             "norm": s.threat.norm,
-            "eps": s.threat.attack_eps,
+            "eps": s.threat.single_eps,
             "seed": s.seed,
             "eot_iter": s.eot_iter,
             "device": s.device,
@@ -191,7 +191,7 @@ class AutoAttackBackend:
                 model,
                 images.flatten(1),
                 y,
-                attack_eps=s.threat.attack_eps,
+                attack_eps=s.threat.single_eps,
                 norm=s.threat.norm,
                 loss=auto.apgd.loss,
                 n_iter=s.n_iter,
@@ -206,7 +206,7 @@ class AutoAttackBackend:
                 model,
                 images.flatten(1),
                 y,
-                attack_eps=s.threat.attack_eps,
+                attack_eps=s.threat.single_eps,
                 n_queries=s.n_queries,
                 seed=s.seed,
             )
