@@ -116,6 +116,7 @@ def _all_calls() -> Iterator[OpCall]:
                 dtype,
             )
     yield from _defences(generator)
+    yield from _bounds(generator)
 
 
 def _column_slice(X: Tensor) -> Tensor:
@@ -231,6 +232,34 @@ def _defences(generator: torch.Generator) -> Iterator[OpCall]:
                     (op, f"{op}_backward"), f"{op} and gradients {what}", function, arguments, dtype
                 )
                 yield call.in_float64() if dtype == torch.float64 else call
+
+
+def _bounds(generator: torch.Generator) -> Iterator[OpCall]:
+    """Give bounds over boxes, of both kinds of network, with a ball and without."""
+
+    def layer(*shape: int) -> list[Tensor]:
+        scale = torch.Size(shape[1:]).numel() ** -0.5
+        weight = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+        return [weight, torch.rand(shape[0], generator=generator, dtype=torch.float64)]
+
+    networks = {
+        "cnn": (15, [*layer(16, 1, 3), *layer(32, 16, 3), *layer(64, 224), *layer(2, 64)]),
+        "small cnn": (2, [*layer(1, 1, 3), *layer(2, 1, 3), *layer(3, 2), *layer(2, 3)]),
+        "mlp": (15, [*layer(70, 15), *layer(33, 70), *layer(2, 33)]),
+    }
+    for name, (n, weights) in networks.items():
+        x = torch.rand(9, n, generator=generator, dtype=torch.float64)
+        given = {
+            "lower": x - 0.05,
+            "upper": x + 0.05,
+            "weights": weights,
+            "objective": torch.rand(9, 2, generator=generator, dtype=torch.float64) - 0.5,
+        }
+        ball = {"center": x, "radius": torch.full((9,), 0.1, dtype=torch.float64)}
+        for around in ({}, ball):
+            what = f"crown_bounds {name}{' and ball' if around else ''}"
+            function = ops.crown_bounds
+            yield OpCall(("crown_bounds",), what, function, given | around, torch.float64)
 
 
 def _purify(x: Tensor, noise: Tensor, **others: Any) -> Tensor:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bench.case import Case
-from bench.cases import defence, extraction, factorization, projection, purification, training
+from bench.cases import (
+    bounds,
+    defence,
+    extraction,
+    factorization,
+    projection,
+    purification,
+    training,
+)
 
 __all__ = ["CASES", "get_cases"]
 
-_FAMILIES = (factorization, projection, extraction, purification, defence, training)
+_FAMILIES = (factorization, projection, extraction, purification, defence, training, bounds)
 CASES: tuple[Case, ...] = tuple(case for family in _FAMILIES for case in family.CASES)
 
 

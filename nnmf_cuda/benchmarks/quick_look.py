@@ -83,6 +83,17 @@ def _defence(draw: Draw, **sizes: int) -> tuple[Any, ...]:
     return *_purification(draw, **sizes), _classifier(draw, sizes["n_features"])
 
 
+def _bounded(draw: Draw, n_samples: int, n_features: int) -> tuple[Any, ...]:
+    """Return boxes around features, a classifier, and its margin as an objective."""
+    x, margin = draw(n_samples, n_features), torch.tensor([[1.0, -1.0]]).repeat(n_samples, 1)
+    return x, x + 0.05, _classifier(draw, n_features), margin.to(x.device)
+
+
+def _bound(low: Tensor, high: Tensor, weights: list[Tensor], margin: Tensor) -> Tensor:
+    """Return bounds; boxes are float64 whatever else is."""
+    return ops.crown_bounds(low.double(), high.double(), weights, margin.double()).bound
+
+
 _PAPER = {"n_samples": 1500, "n_features": 128 * 128, "n_components": 15}
 _TINY = {"n_samples": 33, "n_features": 129, "n_components": 5}
 _SOLVED, _TINY_SOLVED = (
@@ -94,6 +105,10 @@ _CLASSIFIED, _TINY_CLASSIFIED = (
     {"n_samples": 1720, "n_features": 15},
     {"n_samples": 9, "n_features": 5},
 )
+_BOXES, _TINY_BOXES = (
+    {"n_samples": 256, "n_features": 15},
+    {"n_samples": 5, "n_features": 5},
+)
 _ATTACKED = {"n_samples": 215, "n_features": 15, "n_draws": 8, "hidden": 128}
 _TINY_ATTACKED = {"n_samples": 9, "n_features": 5, "n_draws": 3, "hidden": 16}
 _LOOKS = (
@@ -104,6 +119,7 @@ _LOOKS = (
     _Look("project", _PROJECTED, _TINY, lambda *a, **n: _factors(*a, **n)[::2], ops.project, 1e-3),
     _Look("purify", _ATTACKED, _TINY_ATTACKED, _purification, ops.purify, 1e-5),
     _Look("feature_cnn", _CLASSIFIED, _TINY_CLASSIFIED, _classification, ops.feature_cnn, 1e-5),
+    _Look("crown_bounds", _BOXES, _TINY_BOXES, _bounded, _bound, 1e-8),
     _Look("defended_logits", _ATTACKED, _TINY_ATTACKED, _defence, ops.defended_logits, 1e-5),
 )
 OPS_LOOKED_AT = tuple(look.op for look in _LOOKS)

@@ -24,6 +24,7 @@ from nnmf_cuda.evaluation.metrics import (
     wilson_interval,
 )
 from nnmf_cuda.evaluation.paper import PAPER_METRICS, PAPER_TEST_COUNTS, PAPER_TIMINGS
+from nnmf_cuda.evaluation.pixel_radius import PixelCertificate, certify_pixels
 from nnmf_cuda.evaluation.rows import (
     ROW_NAMES,
     DenoisingError,
@@ -57,12 +58,14 @@ __all__ = [
     "Metric",
     "Metrics",
     "NoResampleError",
+    "PixelCertificate",
     "ReliabilityCurve",
     "ResampledMetrics",
     "RowIntervals",
     "Uncertainty",
     "bootstrap_mean",
     "certify",
+    "certify_pixels",
     "classification_metrics",
     "delong",
     "denoising_error",

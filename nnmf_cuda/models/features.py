@@ -69,6 +69,10 @@ class FeatureExtractor(nn.Module):
             uint8 pixels, or floating point in [0, 1]; moved to the components' device and, where
             floating, dtype.
         """
+        return ops.project(self.as_rows(images), self.components)
+
+    def as_rows(self, images: Tensor) -> Tensor:
+        """Return images of this shape as rows (n, height * width), as `ops.project` takes them."""
         flat = images.flatten(1).to(self.components.device)
         if flat.shape[1] != self.components.shape[1]:
             raise ValueError(
@@ -79,7 +83,7 @@ class FeatureExtractor(nn.Module):
             if not flat.is_floating_point():
                 raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
             flat = flat.to(self.components.dtype)
-        return ops.project(flat, self.components)
+        return flat
 
     def select(self, normalised: Tensor) -> Tensor:
         """Keep the selected columns of L2-normalised coefficients and normalise again."""

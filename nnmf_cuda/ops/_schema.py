@@ -31,6 +31,24 @@ def _philox_normal(
     return reference.philox_normal(seed, shape, dtype=like.dtype, device=like.device)
 
 
+def _crown_bounds(
+    lower: Tensor,
+    upper: Tensor,
+    weights: list[Tensor],
+    objective: Tensor,
+    center: Tensor | None = None,
+    radius: Tensor | None = None,
+    hidden_lower: Tensor | None = None,
+    hidden_upper: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Call the reference, which takes a pair of bounds as one argument; a schema has none such."""
+    pair = None if hidden_lower is None or hidden_upper is None else (hidden_lower, hidden_upper)
+    found = reference.crown_bounds(
+        lower, upper, weights, objective, center=center, radius=radius, hidden=pair
+    )
+    return tuple(found)
+
+
 OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "nnmf_mu": (
         "(Tensor X, Tensor W, Tensor H, Tensor? active=None, *, float beta_loss, int n_iter,"
@@ -101,6 +119,12 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         " int n_draws, bool noise_needs_grad, bool weights_need_grad)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
         reference.defended_logits_backward,
+    ),
+    "crown_bounds": (
+        "(Tensor lower, Tensor upper, Tensor[] weights, Tensor objective, Tensor? center=None,"
+        " Tensor? radius=None, Tensor? hidden_lower=None, Tensor? hidden_upper=None)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        _crown_bounds,
     ),
     "train_feature_cnn_epoch": (
         "(Tensor x, Tensor labels, Tensor state, *, int[] widths, int batch_size, int step,"

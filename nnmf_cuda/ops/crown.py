@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nnmf_cuda import reference
 from nnmf_cuda.ops._schema import (
+    LIBRARY,
+    raise_in_backward,
     require_dims,
     require_dtype,
     require_same_device,
     require_shape,
     require_tensor,
+    serving,
 )
 from nnmf_cuda.reference import CrownBounds
 
@@ -111,9 +113,34 @@ def crown_bounds(
     for i in range(2 if hidden is not None else 0):
         shape = (n_boxes, n_hidden)
         require_shape(f"hidden[{i}]", tensors[f"hidden[{i}]"], shape, "(n_boxes, n_hidden)")
-    return reference.crown_bounds(
-        lower, upper, weights, objective, center=center, radius=radius, hidden=hidden
-    )
+    given = [*tensors.values(), *weights]
+    if torch.is_grad_enabled() and any(value.requires_grad for value in given):
+        raise ValueError("crown_bounds has no gradient: detach() its arguments, or use no_grad")
+    wide = [weight.double() for weight in weights]
+    low, high = (None, None) if hidden is None else hidden
+    op = serving("crown_bounds")
+    return CrownBounds(*op(lower, upper, wide, objective, center, radius, low, high))
+
+
+@torch.library.register_fake("nnmf_cuda::crown_bounds", lib=LIBRARY)
+def _(
+    lower: Tensor,
+    upper: Tensor,
+    weights: list[Tensor],
+    objective: Tensor,
+    center: Tensor | None = None,
+    radius: Tensor | None = None,
+    hidden_lower: Tensor | None = None,
+    hidden_upper: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n_boxes, n = lower.shape
+    hidden = (n_boxes, weights[-4].shape[0])
+    shapes = ((n_boxes,), (n_boxes, n), hidden, hidden)
+    bound, slope, low, high = (lower.new_empty(shape) for shape in shapes)
+    return bound, slope, low, high
+
+
+raise_in_backward("crown_bounds", "detach() its arguments")
 
 
 def _check_weights(weights: Sequence[Tensor], n_features: int) -> tuple[int, int]:

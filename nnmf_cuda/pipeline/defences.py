@@ -18,7 +18,13 @@ from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
 from nnmf_cuda.models.networks import FeatureClassifier, FeatureCNN, FeatureDenoiser
 from nnmf_cuda.pipeline.collapse import Attempt, train_without_collapse
 from nnmf_cuda.pipeline.config import DefenceConfig, DiffusionConfig, ExperimentConfig
-from nnmf_cuda.training import TrainingResult, train_joint_classifier, train_robust_classifier
+from nnmf_cuda.training import (
+    ImageSamples,
+    TrainingResult,
+    train_joint_classifier,
+    train_pixel_classifier,
+    train_robust_classifier,
+)
 
 _SURROGATE_DRAWS, _N_ITER = 64, 40
 
@@ -70,6 +76,7 @@ def fit_defence(
     denoiser: FeatureDenoiser,
     config: ExperimentConfig,
     *,
+    images: ImageSamples | None = None,
     progress: bool = False,
     say: Callable[[str], object] = lambda _: None,
 ) -> Defence:
@@ -77,7 +84,8 @@ def fit_defence(
 
     `x` holds features (n, n_features) and `y` labels (n,) of "train" and "valid". The purifier's
     timesteps are those of ``config.diffusion`` where ``config.defence`` names none to choose from.
-    `say` is told of trainings that end in one answer for every sample, which are tried again.
+    `images` are those of `x`, for the defence that is trained on them. `say` is told of trainings
+    that end in one answer for every sample, which are tried again.
     """
     config = config.decided()
     settings, norm, n_classes = config.defence, config.attack.norm, plain.n_classes
@@ -102,7 +110,9 @@ def fit_defence(
         return training
 
     training: OwnTraining | None = None
-    if settings.has_own_classifier and settings.kind != "smoothing":
+    if settings.kind == "pixel":
+        training = _train_on_images(images, y, n_classes, config, progress=progress)
+    elif settings.has_own_classifier and settings.kind != "smoothing":
         training = train()
     tried = []
     candidates: list[tuple[int, ...]] = [(t,) for t in settings.candidate_timesteps]
@@ -138,6 +148,37 @@ def _train_jointly(
         batch_size=settings.batch_size,
         seed=config.seed,
         device=x["train"].device,
+        progress=progress,
+    )
+
+
+def _train_on_images(
+    images: ImageSamples | None,
+    y: Mapping[str, Labels],
+    n_classes: int,
+    config: ExperimentConfig,
+    *,
+    progress: bool,
+) -> TrainingResult[FeatureCNN]:
+    if images is None:
+        raise ValueError("images must be given with defence.kind='pixel', which attacks them")
+    settings = config.defence
+    return train_pixel_classifier(
+        images,
+        y["train"],
+        y["valid"],
+        n_classes=n_classes,
+        method="pgd" if settings.method == "pgd" else "trades",
+        attack_eps=settings.pixel_eps,
+        block=settings.pixel_block,
+        n_steps=settings.n_steps,
+        trades_beta=settings.trades_beta,
+        class_weight=settings.class_weight,
+        ema_decay=settings.ema_decay,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        batch_size=settings.batch_size,
+        seed=config.seed,
         progress=progress,
     )
 

@@ -30,7 +30,7 @@ from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.defences import Defence, fit_defence, noise_schedule
 from nnmf_cuda.pipeline.radius import Prospects, decide_radius
 from nnmf_cuda.timing import StageTimer
-from nnmf_cuda.training import TrainingResult, train_classifier, train_denoiser
+from nnmf_cuda.training import ImageSamples, TrainingResult, train_classifier, train_denoiser
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,14 @@ def run_stages(
         say(f"training the defence ({config.defence.kind})")
     with timer.stage("defence_training", n_items=n_train) if trains else nullcontext():
         defence = fit_defence(
-            features.x, features.y, cnn.model, denoiser.model, config, progress=progress, say=say
+            features.x,
+            features.y,
+            cnn.model,
+            denoiser.model,
+            config,
+            images=_images_of(dataset, features) if config.defence.kind == "pixel" else None,
+            progress=progress,
+            say=say,
         )
     for level in defence.noise_levels:
         say(
@@ -195,6 +202,11 @@ def run_stages(
         with timer.stage(f"autoattack_{name}", n_items=len(features.y["test"])):
             attacks[name] = attack_model(target, features, config, progress=progress)
     return StageOutputs(features, cnn, denoiser, defence, attacks, config, prospects)
+
+
+def _images_of(dataset: ImageDataset, features: Features) -> ImageSamples:
+    images = {split: torch.from_numpy(dataset.matrix(split)) for split in ("train", "valid")}
+    return ImageSamples(features.extractor, images)
 
 
 def evaluate_stages(outputs: StageOutputs, config: ExperimentConfig) -> EvaluatedRows:

@@ -23,7 +23,7 @@ from nnmf_cuda.training.intervals import margin_bounds
 from nnmf_cuda.training.loop import TrainingResult, fit, initialised
 from nnmf_cuda.training.validation import Answer, Array, RobustScores, Samples
 
-Method = Literal["pgd", "trades", "mtl-ibp"]
+Method = Literal["pgd", "trades", "mtl-ibp", "trades-ibp"]
 ClassWeight = Literal["balanced"]
 
 Worst = Callable[[Callable[[Tensor], Tensor]], Tensor]
@@ -62,25 +62,27 @@ def train_robust_classifier(
     of the samples as they are plus `trades_beta` times the divergence of the answers on attacked
     samples from those (Zhang et al.). "mtl-ibp" minimises a mean of the loss of "pgd" and of the
     cross-entropy of interval bounds of the logits over the ball, in which the bounds have the
-    weight `ibp_weight` (De Palma et al.): a network so trained is not only hard to attack, it is
-    easy to prove that none can. With a purifier, what answers, in training as in attacks on
-    it, is the classifier behind the purifier: the attack sees the noise of its batch, as in
-    SmoothAdv (Salman et al.). The epoch kept is that whose averaged weights have the highest mean
-    of clean and attacked validation accuracy, always in the whole ball.
+    weight `ibp_weight` (De Palma et al.): of a network so trained it is easy to prove that no
+    attack succeeds. "trades-ibp" is the same with the loss of "trades".
+
+    With a purifier, what answers, in training as in attacks on it, is the classifier behind the
+    purifier: the attack sees the noise of its batch, as in SmoothAdv (Salman et al.). The epoch
+    kept is that whose averaged weights have the highest mean of clean and attacked validation
+    accuracy, always in the whole ball.
 
     Parameters
     ----------
     features, labels, valid_features, valid_labels, n_classes
         As for `train_classifier`; features in [0, 1].
-    method : {"pgd", "trades", "mtl-ibp"}, default="trades"
+    method : {"pgd", "trades", "mtl-ibp", "trades-ibp"}, default="trades"
         What is minimised.
     network : {"cnn", "mlp"}, default="cnn"
         A `FeatureCNN` or a `FeatureMLP`.
     hidden : sequence of int, default=(128, 64)
         Widths of the hidden layers of an MLP.
     purifier : DiffusionPurifier, optional
-        Stands before the classifier, and is not changed; not with "mtl-ibp", as nothing bounds
-        the answers of a random defence.
+        Stands before the classifier, and is not changed; not where the loss has bounds, as
+        nothing bounds the answers of a random defence.
     attack_eps : float, default=0.10
         Radius of the ball, in units of the features.
     norm : {"Linf", "L2"}, default="Linf"
@@ -88,9 +90,9 @@ def train_robust_classifier(
     n_steps : int, default=10
         Steps of the attack on each batch.
     trades_beta : float, default=3
-        Weight of the divergence of "trades".
+        Weight of TRADES' divergence.
     ibp_weight : float, default=0.1
-        Share of the interval bounds in the loss of "mtl-ibp", in [0, 1].
+        Share of the interval bounds in the loss of "mtl-ibp" and "trades-ibp", in [0, 1].
     class_weight : {"balanced"}, optional
         "balanced" weights each sample by one over the number of training samples of its class, and
         keeps the epoch by accuracies that are means over the classes. Where classes are unequal,
@@ -130,9 +132,10 @@ def train_robust_classifier(
         raise ValueError(f"n_steps must be at least 1, got {n_steps}")
     if not 0 <= ibp_weight <= 1:
         raise ValueError(f"ibp_weight must be in [0, 1], a share of the loss, got {ibp_weight}")
-    if method == "mtl-ibp" and purifier is not None:
+    bounded = method in ("mtl-ibp", "trades-ibp")
+    if bounded and purifier is not None:
         raise ValueError(
-            'method="mtl-ibp" bounds the answers of a classifier alone: leave the purifier out'
+            f'method="{method}" bounds the answers of a classifier alone: leave the purifier out'
         )
     if class_weight not in (None, *get_args(ClassWeight)):
         raise ValueError(f'class_weight must be "balanced" or None, got {class_weight!r}')
@@ -179,10 +182,11 @@ def train_robust_classifier(
                     loss_of, BALLS[norm](rows, radius), rows + radius * jitter, n_iter=n_steps
                 )
 
-        if method == "trades":
-            return trades_loss(answer, rows, of, worst, trades_beta, weight)
-        loss = pgd_loss(answer, of, worst, weight)
-        if method == "mtl-ibp":
+        if method in ("trades", "trades-ibp"):
+            loss = trades_loss(answer, rows, of, worst, trades_beta, weight)
+        else:
+            loss = pgd_loss(answer, of, worst, weight)
+        if bounded:
             bounds = margin_bounds(trained.weights(), rows, of, radius, norm=norm)
             of_bounds = functional.cross_entropy(bounds, of, weight)
             loss = (1 - ibp_weight) * loss + ibp_weight * of_bounds

@@ -121,6 +121,10 @@ class RobustScores:
         points = pgd(
             lambda leaf: margin_loss(attacked(leaf), self._y), self._ball, self._x, n_iter=_N_STEPS
         )
+        return self.at(points, judged)
+
+    def at(self, points: Tensor, judged: Answer) -> dict[str, Tensor]:
+        """Return the same scores where the attacked samples are these (n, n_features)."""
         with torch.no_grad():
             logits = judged(self._x)
             right = logits.argmax(1) == self._y

@@ -56,6 +56,10 @@ from nnmf_cuda.pipeline.config import (
         (lambda: DefenceConfig(hidden=(8, 0)), "defence.hidden must be one or more integers >= 1"),
         (lambda: DefenceConfig(ibp_weight=2.0), r"defence.ibp_weight must lie in \[0, 1\]"),
         (lambda: DefenceConfig("joint", network="mlp"), "defence.network must be cnn with"),
+        (lambda: DefenceConfig("pixel", network="mlp"), "defence.network must be cnn with"),
+        (lambda: DefenceConfig("pixel", "mtl-ibp"), "defence.method must be pgd or trades with"),
+        (lambda: DefenceConfig(pixel_eps=0.0), "defence.pixel_eps must be a finite number > 0"),
+        (lambda: DefenceConfig(pixel_block=0), "defence.pixel_block must be an integer >= 1"),
         (
             lambda: DefenceConfig("smoothing", method="mtl-ibp"),
             "defence.method must be pgd or trades",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +9,22 @@ import torch
 
 from nnmf_cuda.data import load_dataset
 from nnmf_cuda.models.features import l2_normalize
-from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
+from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser, FeatureMLP
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.pipeline.config import (
     PRESETS,
+    AttackConfig,
+    ClassifierConfig,
     DefenceConfig,
+    DiffusionConfig,
     ExperimentConfig,
     NNMFConfig,
     SelectionConfig,
 )
-from nnmf_cuda.pipeline.defences import assemble, purifier_of
-from nnmf_cuda.pipeline.stages import extract_features
+from nnmf_cuda.pipeline.defences import assemble, fit_defence, purifier_of
+from nnmf_cuda.pipeline.stages import extract_features, run_stages
+from nnmf_cuda.timing import StageTimer
+from nnmf_cuda.training import ImageSamples, train_pixel_classifier, train_robust_classifier
 
 CPU = torch.device("cpu")
 
@@ -75,6 +81,59 @@ def test_defended_model_has_the_papers_noise_level() -> None:
     alphas_cumprod = purifier.alphas_cumprod[purifier.timesteps]
     assert alphas_cumprod.item() == pytest.approx(0.97887, abs=1e-5)
     assert (1 - alphas_cumprod).sqrt().item() == pytest.approx(0.1454, abs=1e-4)
+
+
+def test_the_preset_proven_trains_an_mlp_with_bounds_in_its_loss() -> None:
+    preset = PRESETS["proven"]
+    config = replace(preset, defence=replace(preset.defence, epochs=3, n_steps=2))
+    generator = torch.Generator().manual_seed(0)
+    y = {split: torch.arange(n) % 2 for split, n in (("train", 150), ("valid", 60))}
+    x = {
+        split: (0.3 + 0.3 * of.unsqueeze(1) * torch.rand(len(of), 20, generator=generator))
+        for split, of in y.items()
+    }
+    defence = fit_defence(x, y, FeatureCNN(20, 2), FeatureDenoiser(20), config)
+    assert isinstance(defence.model, FeatureMLP)
+    assert defence.model is defence.classifier
+    alone = train_robust_classifier(
+        x["train"], y["train"], x["valid"], y["valid"], n_classes=2, method="trades-ibp",
+        network="mlp", hidden=preset.defence.hidden, ibp_weight=preset.defence.ibp_weight,
+        trades_beta=preset.defence.trades_beta, eps_ramp=preset.defence.eps_ramp,
+        lr=preset.defence.lr, epochs=3, n_steps=2, seed=config.seed,
+    ).model  # fmt: skip
+    for own, other in zip(defence.model.weights(), alone.weights(), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_the_pixel_defence_is_trained_on_images(small_npz: Path) -> None:
+    config = ExperimentConfig(
+        nnmf=NNMFConfig(n_components=4, max_iter=10),
+        classifier=ClassifierConfig(epochs=1),
+        diffusion=DiffusionConfig(epochs=1),
+        defence=DefenceConfig("pixel", epochs=2, pixel_block=2, n_steps=2),
+        attack=AttackConfig(n_iter=2, n_restarts=1, n_queries=2),
+        seed=3,
+    )
+    dataset = load_dataset(small_npz)
+    outputs = run_stages(dataset, config, device=CPU, timer=StageTimer(CPU))
+    features, defence = outputs.features, outputs.defence
+    images = {split: torch.from_numpy(dataset.matrix(split)) for split in ("train", "valid")}
+    alone = train_pixel_classifier(
+        ImageSamples(features.extractor, images),
+        features.y["train"],
+        features.y["valid"],
+        n_classes=dataset.n_classes,
+        block=2,
+        n_steps=2,
+        epochs=2,
+        seed=3,
+    )
+    assert defence.model is defence.classifier
+    assert isinstance(defence.model, FeatureCNN)
+    for mine, theirs in zip(defence.model.weights(), alone.model.weights(), strict=True):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(ValueError, match="images must be given with defence.kind='pixel'"):
+        fit_defence(features.x, features.y, outputs.cnn.model, outputs.denoiser.model, config)
 
 
 def test_each_defence_is_put_together_from_its_parts() -> None:

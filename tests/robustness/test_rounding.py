@@ -1,4 +1,4 @@
-"""Rounding: networks that round as badly as they may, and distances against rationals."""
+"""Rounding: bounds against networks that round as badly as may be, distances against rationals."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ def robust_accuracy(model, x, y):
 
 
 @pytest.mark.parametrize(
-    ("method", "network"), [("pgd", "cnn"), ("trades", "cnn"), ("mtl-ibp", "cnn"), ("pgd", "mlp")]
+    ("method", "network"),
+    [("pgd", "cnn"), ("trades", "cnn"), ("mtl-ibp", "cnn"), ("pgd", "mlp"), ("trades-ibp", "mlp")],
 )
 def test_holds_where_plain_training_breaks(data, method, network):
     plain = train_classifier(*data, n_classes=2, epochs=30, seed=0).model
@@ -66,7 +67,13 @@ def test_holds_where_plain_training_breaks(data, method, network):
 
 @pytest.mark.parametrize(
     ("method", "network"),
-    [("pgd", "cnn"), ("trades", "cnn"), ("mtl-ibp", "cnn"), ("mtl-ibp", "mlp")],
+    [
+        ("pgd", "cnn"),
+        ("trades", "cnn"),
+        ("mtl-ibp", "cnn"),
+        ("mtl-ibp", "mlp"),
+        ("trades-ibp", "mlp"),
+    ],
 )
 def test_same_seed_same_weights(data, method, network):
     state = torch.get_rng_state()
@@ -84,25 +91,25 @@ def test_same_seed_same_weights(data, method, network):
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_mtl_ibp_without_bounds_is_pgd(data, norm):
+@pytest.mark.parametrize(("method", "alone"), [("mtl-ibp", "pgd"), ("trades-ibp", "trades")])
+def test_bounds_without_weight_change_nothing(data, method, alone, norm):
     options = {"n_classes": 2, "norm": norm, "epochs": 2, "n_steps": 2, "eps_ramp": 0.5}
-    pgd_alone = train_robust_classifier(*data, method="pgd", **options).model
+    plain = train_robust_classifier(*data, method=alone, **options).model
     mixed, bounded = (
-        train_robust_classifier(*data, method="mtl-ibp", ibp_weight=alpha, **options).model
+        train_robust_classifier(*data, method=method, ibp_weight=alpha, **options).model
         for alpha in (0.0, 0.5)
     )
-    for own, other, third in zip(
-        mixed.weights(), pgd_alone.weights(), bounded.weights(), strict=True
-    ):
+    for own, other, third in zip(mixed.weights(), plain.weights(), bounded.weights(), strict=True):
         assert torch.equal(own, other)
         assert not torch.equal(own, third)
 
 
 @pytest.mark.parametrize("network", ["cnn", "mlp"])
-def test_mtl_ibp_makes_answers_provable(data, network):
+@pytest.mark.parametrize(("bounded", "alone"), [("mtl-ibp", "pgd"), ("trades-ibp", "trades")])
+def test_bounds_make_answers_provable(data, network, bounded, alone):
     """By interval bounds alone, which say nothing of a network that did not train by them."""
     proven = {}
-    for method in ("pgd", "mtl-ibp"):
+    for method in (alone, bounded):
         model = train_robust_classifier(
             *data, n_classes=2, method=method, network=network, hidden=(32, 32), ibp_weight=0.3,
             eps_ramp=0.3, attack_eps=0.15, epochs=30, n_steps=5, batch_size=32, lr=5e-3,
@@ -114,9 +121,9 @@ def test_mtl_ibp_makes_answers_provable(data, network):
         certain = bounds.masked_fill(right, -torch.inf).amax(1) < 0
         assert bool((model(x).argmax(1) == y)[certain].all())
         proven[method] = float(certain.float().mean())
-        if method == "mtl-ibp":  # nothing that is proven can be attacked
+        if method == bounded:  # nothing that is proven can be attacked
             assert proven[method] <= robust_accuracy(model, x, y)
-    assert proven["mtl-ibp"] > proven["pgd"] + 0.3
+    assert proven[bounded] > proven[alone] + 0.3
 
 
 @pytest.mark.parametrize("method", ["pgd", "trades"])
@@ -263,9 +270,10 @@ def test_misuse_is_named(data, option, message):
         train_robust_classifier(*data, n_classes=2, **option)
 
 
-def test_bounds_of_a_random_defence_are_refused(data, purifier):
-    with pytest.raises(ValueError, match="leave the purifier out"):
-        train_robust_classifier(*data, n_classes=2, method="mtl-ibp", purifier=purifier)
+@pytest.mark.parametrize("method", ["mtl-ibp", "trades-ibp"])
+def test_bounds_of_a_random_defence_are_refused(data, purifier, method):
+    with pytest.raises(ValueError, match=f'method="{method}" bounds .* leave the purifier out'):
+        train_robust_classifier(*data, n_classes=2, method=method, purifier=purifier)
 
 
 def test_features_outside_the_box_are_named(data):

@@ -38,11 +38,20 @@ class FlushDenormals {
   FlushDenormals& operator=(const FlushDenormals&) = delete;
 };
 
+// Calls f(begin, end) for ranges that cover 0 ... count - 1, one a thread of torch's; inside such a
+// call, for one range.
+template <class F>
+void parallel_for_ranges(int64_t count, const F& f) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    const FlushDenormals guard;
+    f(begin, end);
+  });
+}
+
 // Calls f(0) ... f(count - 1) on torch's threads; inside such a call, one after another.
 template <class F>
 void parallel_for_each(int64_t count, const F& f) {
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    const FlushDenormals guard;
+  parallel_for_ranges(count, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i);
   });
 }
