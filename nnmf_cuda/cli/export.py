@@ -46,7 +46,7 @@ def export(options: Export) -> None:
     model = run.model.classifier if options.undefended else run.defended
     x = run.x[options.split].clamp(0, 1)[: options.samples]
     y = run.y[options.split][: options.samples]
-    eps = run.attack.attack_eps if options.eps is None else options.eps
+    eps = run.attack.radius if options.eps is None else options.eps
     if options.eps is None and run.attack.norm != "Linf":
         raise ValueError(
             f"VNN-LIB has Linf balls alone, the run's is {run.attack.norm}: give --eps"
