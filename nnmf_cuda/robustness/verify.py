@@ -342,9 +342,8 @@ class _Task:
                 f"x must be inside the box, {int((~inside).sum())} of {x.numel()} entries are not:"
                 " clamp them, or widen the box"
             )
-        lower, upper = outward(exact - (wide + BOX_TOLERANCE), exact + (wide + BOX_TOLERANCE))
-        # One number further out, as the sum of eps and tolerance was rounded too.
-        lower, upper = outward(lower, upper)
+        reach = (wide + BOX_TOLERANCE) * (1 + 2.0**-50)  # the sum was rounded
+        lower, upper = outward(exact - reach, exact + reach)
         inner = inward((exact - wide).clamp(min=low), (exact + wide).clamp(max=high), x.dtype)
         return cls(
             model=model,
@@ -352,7 +351,7 @@ class _Task:
             x=x,
             y=y,
             eps=wide.expand(n_features),
-            radius=(float(wide.max()) + BOX_TOLERANCE) * (1 + 2.0**-50),
+            radius=float(reach.max()),
             norm=norm,
             box=(low, high),
             lower=torch.maximum(lower, low),

@@ -18,6 +18,7 @@ from nnmf_cuda.attacks.balls import BOX_TOLERANCE
 from nnmf_cuda.models import FeatureCNN
 from nnmf_cuda.ops import crown_bounds
 from nnmf_cuda.robustness import Status, Verification, verify
+from nnmf_cuda.robustness.branch_and_bound import Boxes, Goal, search
 from nnmf_cuda.robustness.rounding import real_logits
 from nnmf_cuda.robustness.verify import _Journal
 
@@ -386,6 +387,22 @@ def test_verify_sees_a_spike_at_the_edge_of_the_ball(sign: int, norm: str) -> No
         model[2].bias.data = torch.tensor([1.0, 0.0])
         found = verify(model, x, torch.tensor([0]), eps=eps, norm=norm, seconds=5)
         assert found.status[0] == (Status.BROKEN if sign > 0 else Status.PROVEN)
+
+
+def test_search_does_not_prove_what_it_cannot_cut() -> None:
+    """A box of one point is left open, not dropped, where its bound is not above the threshold."""
+    weights = [p.data for p in planted_mlp(0).parameters()]
+    point = torch.full((1, 2), 0.5, dtype=torch.float64)
+    objective = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    exact = float(real_logits(weights, point)[0] @ objective)
+    goal = Goal(weights, objective, exact + 1e-3)
+    root = Boxes(point, point, *crown_bounds(point, point, weights, objective[None]))
+    found = search(goal, root, lambda points: None, until=math.inf, batch_size=2)
+    assert not found.proven
+    assert found.lower_bound == float(root.bound[0])
+    edge = torch.nextafter(point, point + 1)
+    root = Boxes(point, edge, *crown_bounds(point, edge, weights, objective[None]))
+    assert not search(goal, root, lambda points: None, until=math.inf, batch_size=2).proven
 
 
 @pytest.mark.parametrize("seed", range(10))
