@@ -17,7 +17,7 @@ import nox
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
-TEST_TOOLS = ("pytest", "pytest-xdist", "pytest-timeout", "pytest-reportlog", "pandas")
+TEST_TOOLS = ("pytest", "pytest-xdist", "pytest-timeout", "pytest-reportlog", "pandas", "onnx")
 QUICK_TESTS = ("tests/test_extension.py", "tests/test_import.py", "tests/ops/test_nnmf_mu.py")
 
 NOT_COPIED = shutil.ignore_patterns("prebuilt", "__pycache__")

@@ -16,8 +16,7 @@ import nnmf_cuda
 from nnmf_cuda import _extension
 from nnmf_cuda.ops import OPS
 
-# On a GPU a CUDA graph serves training, and plain torch the bounds.
-ONLY_CPU = ("train_feature_cnn_epoch", "train_mlp_epoch", "crown_bounds")
+ONLY_CPU = ("train_feature_cnn_epoch", "train_mlp_epoch")  # on a GPU a CUDA graph serves
 
 # Runs one op by the reference and says whether an extension was found.
 WITHOUT_EXTENSION = """

@@ -37,11 +37,11 @@ constexpr double kMostGrowth = 1e150;
 // What rounding can do to a bound, as a share of the magnitude of its unit: weights, inputs and
 // biases multiplied and summed without their signs. The derivation stands in reference/crown.py.
 // `terms`: inputs, outputs and 8 of each of the layers, together.
-NNMF_CUDA_INLINE double slack_of(int64_t n_layers, int64_t terms) {
+inline double slack_of(int64_t n_layers, int64_t terms) {
   return 4 * static_cast<double>((n_layers + 4) * terms) * kHalfUlp;
 }
 
-NNMF_CUDA_INLINE double slack_of(const CnnShape& s) {
+inline double slack_of(const CnnShape& s) {
   const int64_t first = s.n_features * s.first, pooled = s.second * s.n_pooled();
   return slack_of(4, s.n_features + 2 * first + 3 * pooled + 2 * s.hidden + s.n_classes + 32);
 }

@@ -1,5 +1,5 @@
 // ISA source (see isa.h), and device code: lines around ReLU and planes around a max-pool of two,
-// as vectors of units or as the one unit of a thread. Needs common/vector.h and problem.h.
+// as vectors of units or as the one unit of a thread. Needs problem.h.
 //
 // Every choice of slopes gives a valid bound; offsets are made for the slopes as they were rounded.
 // All slopes are in [0, 1].
@@ -75,7 +75,6 @@ struct PoolCorners {
     a[3] = within(L(p.low_b + p.high_d), p.low_a, p.high_a), b[3] = p.low_b;
     a[4] = p.low_a, b[4] = within(L(p.low_a - p.low_d), p.low_b, p.high_b);
     a[5] = within(L(p.high_b + p.low_d), p.low_a, p.high_a), b[5] = p.high_b;
-#pragma GCC unroll 6
     for (int i = 0; i < 6; ++i) pooled[i] = larger(larger(a[i], b[i]), L{});
     const auto most = [](const L& low, const L& high) {
       return larger(magnitude(low), magnitude(high));
@@ -89,7 +88,6 @@ struct PoolCorners {
   // The least offset that these slopes can have.
   NNMF_CUDA_INLINE L offset(const L& slope_a, const L& slope_b) const {
     L most = pooled[0] - slope_a * a[0] - slope_b * b[0];
-#pragma GCC unroll 5
     for (int i = 1; i < 6; ++i) most = larger(most, L(pooled[i] - slope_a * a[i] - slope_b * b[i]));
     return most;
   }
@@ -118,7 +116,6 @@ NNMF_CUDA_INLINE PoolPlanes<L> pool_planes(const PairBounds<L>& p) {
   const L middle_a = half * (p.low_a + p.high_a), middle_b = half * (p.low_b + p.high_b);
   PoolPlanes<L> planes{};
   L best{};
-#pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const L offset = corners.offset(slope_a[i], slope_b[i]);
     // Equally low ones are common: the first, whatever the rounding.

@@ -15,6 +15,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from nnmf_cuda._version import __version__
 from nnmf_cuda.cli.bench import add_bench_commands, bench
 from nnmf_cuda.cli.evaluate import Audit, Evaluate, audit, audit_parser, evaluate
+from nnmf_cuda.cli.export import Export, export
 from nnmf_cuda.cli.images import IMAGES, Extract, Predict, extract, predict
 from nnmf_cuda.cli.options import OptionParser, built, one_line, parser_of
 from nnmf_cuda.cli.run import asked_presets, run, run_of, run_parser
@@ -79,6 +80,8 @@ def _call(argv: list[str]) -> None:
             evaluate(built(Evaluate, values))
         case "verify":
             verify(built(Verify, values))
+        case "export":
+            export(built(Export, values))
         case "bench":
             bench(values)
         case "info":
@@ -99,6 +102,7 @@ def _read(argv: list[str], *, preset: str = "paper") -> tuple[str, Namespace]:
         "audit": ("leakage between splits", audit_parser()),
         "evaluate": ("how robust a saved model is", parser_of(Evaluate, "evaluate")),
         "verify": ("proofs of robustness, sample by sample", parser_of(Verify, "verify")),
+        "export": ("a network and samples for other verifiers", parser_of(Export, "export")),
         "info": ("versions, devices, what serves each op", parser_of(Info, "info")),
     }.items():
         commands.add_subcommand(name, of_command, help=about)

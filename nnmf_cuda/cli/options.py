@@ -98,7 +98,7 @@ _PLAIN = {
     r"<class 'NoneType'>": "null",
     r"<class 'tuple'>": "a list such as '[1,2]'",
     r"<class '(\w+)'>": r"\1",
-    r"\b(extract|predict|evaluate|verify)\.": "",
+    r"\b(extract|predict|evaluate|verify|export)\.": "",
 }
 """What jsonargparse says, and the same for whoever types the command."""
 

@@ -49,10 +49,14 @@ class PixelCertificate:
         return radii
 
     def certified_accuracy(self, eps: float, norm: str = "Linf") -> float:
-        """Return the share of samples whose answer is right and holds up to `eps` in pixels."""
+        """Return the share of samples whose answer is proven, and so holds up to `eps` in pixels.
+
+        At eps 0 that is the share of samples with a radius.
+        """
         if norm not in ("Linf", "L2"):
             raise ValueError(f"norm must be Linf or L2, got {norm!r}")
-        return float(((self.linf if norm == "Linf" else self.l2) >= eps).mean())
+        radii = self.linf if norm == "Linf" else self.l2
+        return float(((radii >= eps) & (radii > 0)).mean())
 
 
 def certify_pixels(

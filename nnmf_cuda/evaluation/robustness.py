@@ -124,6 +124,18 @@ class PixelExamples:
 
 
 @dataclass(frozen=True)
+class PixelProof:
+    """What proofs about features say of images: no attack on pixels, of any kind, can do more.
+
+    `robust_accuracy` is the share of samples that are certified at each of `PixelAttack.eps_255`,
+    `median_radius_255` the median radius of those whose features are proven, None without any.
+    """
+
+    robust_accuracy: Sequence[float]
+    median_radius_255: float | None
+
+
+@dataclass(frozen=True)
 class PixelAttack:
     """The attack on images, end to end, at growing radii."""
 
@@ -131,6 +143,7 @@ class PixelAttack:
     undefended: PixelCurve
     defended: PixelCurve
     examples: PixelExamples  # of the defended chain
+    certified: PixelProof | None = None  # of the defended chain, where its features were verified
 
     @property
     def chains(self) -> dict[str, PixelCurve]:
@@ -142,6 +155,7 @@ class PixelAttack:
         return {
             "eps_255": list(self.eps_255),
             **{name: asdict(curve) for name, curve in self.chains.items()},
+            "certified": None if self.certified is None else asdict(self.certified),
         }
 
 

@@ -196,6 +196,8 @@ def _panels(report: RobustnessReport) -> list[Panel]:
     panels = [] if report.curves is None else _attack_panels(report, report.curves)
     if report.pixels is not None:
         lines = {name: c.robust_accuracy for name, c in report.pixels.chains.items()}
+        if report.pixels.certified is not None:
+            lines["certified"] = report.pixels.certified.robust_accuracy
         panels.append(Panel("Pixels", "eps, 1/255", report.pixels.eps_255, lines))
     return panels
 

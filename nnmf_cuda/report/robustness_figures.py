@@ -17,7 +17,7 @@ from nnmf_cuda.evaluation import Certificate
 from nnmf_cuda.evaluation.robustness import PixelExamples
 from nnmf_cuda.report.figures import BLUE, GREEN, GREY, INK, VERMILION, WIDTH, new_figure, style
 
-_COLOURS = {"undefended": VERMILION, "defended": BLUE}
+_COLOURS = {"undefended": VERMILION, "defended": BLUE, "certified": GREEN}
 _CERTIFIED = {"denoised": BLUE, "plain noise": GREY}
 _COLUMNS = 3
 _N_RADII = 21

@@ -65,7 +65,10 @@ def _pixels(report: RobustnessReport) -> list[str]:
     if pixels is None:
         return ["pixels", f"{NOT_RUN} (give --data)"]
     shares = (f"{name} {curve.robust_accuracy[-1]:.4f}" for name, curve in pixels.chains.items())
-    return [f"pixels, {pixels.eps_255[-1]:g}/255", ", ".join(shares)]
+    certified = []
+    if pixels.certified is not None:
+        certified = [f"certified {pixels.certified.robust_accuracy[-1]:.4f}"]
+    return [f"pixels, {pixels.eps_255[-1]:g}/255", ", ".join([*shares, *certified])]
 
 
 def _known_noise(report: RobustnessReport) -> list[str]:

@@ -3,7 +3,7 @@
 `saved_run` is what is evaluated and `budgets` what may be spent on it; `diagnostics` measures
 whether attacks could have succeeded, `baselines` are compared with, `pixels` attacks images end to
 end; `evaluate` does all of it, and `points` puts it into words. `verify` proves what it can, by
-`branch_and_bound`, with what `rounding` can do counted.
+`branch_and_bound`, with what `rounding` can do counted; `export` is for the verifiers of others.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from nnmf_cuda.evaluation.ceiling import Ceiling, ceiling
 from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS, EvaluationBudget
 from nnmf_cuda.robustness.evaluate import Robustness, evaluate_robustness
+from nnmf_cuda.robustness.export import export_onnx, export_vnnlib
 from nnmf_cuda.robustness.saved_run import SavedRun, save_features
 from nnmf_cuda.robustness.verify import (
     Status,
@@ -30,6 +31,8 @@ __all__ = [
     "Verification",
     "ceiling",
     "evaluate_robustness",
+    "export_onnx",
+    "export_vnnlib",
     "right_answers",
     "save_features",
     "verify",

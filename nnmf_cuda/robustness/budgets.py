@@ -77,7 +77,7 @@ EVALUATION_BUDGETS: Mapping[str, EvaluationBudget] = {
         verify_total_seconds=10.0,
     ),
     "standard": EvaluationBudget(
-        suite=BUDGETS["standard"], verify_seconds=10.0, verify_total_seconds=60.0
+        suite=BUDGETS["standard"], verify_seconds=10.0, verify_total_seconds=120.0
     ),
     "thorough": EvaluationBudget(
         suite=BUDGETS["thorough"],

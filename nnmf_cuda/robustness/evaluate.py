@@ -40,7 +40,7 @@ from nnmf_cuda.robustness import diagnostics
 from nnmf_cuda.robustness.baselines import LinearDenoiser, NoiseOnly, WithoutNoise
 from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS, LIGHT, EvaluationBudget
 from nnmf_cuda.robustness.diagnostics import AdaptiveMeasurements, Measurements
-from nnmf_cuda.robustness.pixels import attack_pixels
+from nnmf_cuda.robustness.pixels import attack_pixels, certify_chain
 from nnmf_cuda.robustness.points import BRANCH_AND_BOUND, report_of
 from nnmf_cuda.robustness.saved_run import SavedRun
 from nnmf_cuda.robustness.verify import Verification, verify
@@ -137,6 +137,9 @@ def evaluate_robustness(
     evaluation = _Evaluation(run, budget or EVALUATION_BUDGETS[preset], say)
     pixels = None if images is None else evaluation.attack_pixels(images)
     suites, verification, adaptive = evaluation.attack()
+    if images is not None and pixels is not None and verification is not None:
+        proof = certify_chain(run.model, images, verification, pixels.eps_255)
+        pixels = replace(pixels, certified=proof)
     measured = Measurements(
         budget=evaluation.budget,
         evaluation_seed=evaluation.evaluation_seed,

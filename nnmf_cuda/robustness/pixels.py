@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.attacks.surrogates import surrogate
-from nnmf_cuda.evaluation.robustness import PixelAttack, PixelCurve, PixelExamples
+from nnmf_cuda.evaluation.pixel_radius import certify_pixels
+from nnmf_cuda.evaluation.robustness import PixelAttack, PixelCurve, PixelExamples, PixelProof
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.models.networks import isolated
 from nnmf_cuda.pipeline.artifacts import TrainedModel
 from nnmf_cuda.robustness.budgets import PixelBudget
+from nnmf_cuda.robustness.verify import Verification
 
 
 class ImageChain(nn.Module):
@@ -54,6 +58,22 @@ def attack_pixels(
         undefended=undefended.climb_through(),
         defended=defended.climb_through(),
         examples=defended.examples(),
+    )
+
+
+def certify_chain(
+    model: TrainedModel, images: Tensor, verification: Verification, eps_255: Sequence[float]
+) -> PixelProof:
+    """Say at which radii in pixels the answers hold that are proven in features.
+
+    Images (n, height * width) are those of the verified samples; radii are in 1/255 of the range.
+    """
+    proven = torch.from_numpy(verification.proven)
+    radii = proven * float(np.min(verification.eps))
+    found = certify_pixels(model.extractor, images, radii, norm=verification.norm)
+    return PixelProof(
+        [found.certified_accuracy(eps / 255) for eps in eps_255],
+        255 * float(np.median(found.linf[verification.proven])) if bool(proven.any()) else None,
     )
 
 

@@ -164,7 +164,18 @@ def test_what_cannot_be_read_is_one_line(
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["run"], ["extract"], ["predict"], ["audit"], ["evaluate"], ["bench"], ["info"]],
+    [
+        [],
+        ["run"],
+        ["extract"],
+        ["predict"],
+        ["audit"],
+        ["evaluate"],
+        ["verify"],
+        ["export"],
+        ["bench"],
+        ["info"],
+    ],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -161,6 +161,7 @@ def test_norms_shares_and_what_has_no_radius():
     np.testing.assert_allclose(found.linf, found.l2 / math.sqrt(P))
     middle = float(np.median(found.linf))
     assert found.certified_accuracy(middle) == np.mean(found.linf >= middle)
+    assert found.certified_accuracy(0.0) == 4 / 6
     assert found.certified_accuracy(middle, "L2") == np.mean(found.l2 >= middle)
     twice = FeatureExtractor(
         torch.cat((made.components, made.components[:1])), torch.arange(6), image_shape=SHAPE

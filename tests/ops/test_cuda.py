@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nnmf_cuda import ops, reference, show_config
 from nnmf_cuda.models.diffusion import NoiseSchedule
+from nnmf_cuda.models.networks import FeatureCNN
 from tests.helpers import (
     DEVICES,
     assert_as_accurate_as_torch,
@@ -152,6 +153,18 @@ def defended(
     return torch.autograd.grad(logits.square().sum(), [inputs[i] for i in wanted])
 
 
+def box_arguments(seed: int, _dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return boxes, an objective and a classifier's weights, all float64 whatever is asked for."""
+    torch.manual_seed(seed)
+    x = torch.rand(67, 15, dtype=torch.float64)
+    weights = [weight.detach().double() for weight in FeatureCNN(15, 2).weights()]
+    return x - 0.05, x + 0.05, torch.rand(67, 2, dtype=torch.float64), *weights
+
+
+def bounded(low: Tensor, high: Tensor, objective: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    return ops.crown_bounds(low, high, weights, objective)
+
+
 def purified(x: Tensor, noise: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
     return (ops.purify(x, noise, *rest[:2], rest[2:8], eta=0.7),)
 
@@ -177,6 +190,7 @@ CALLS: dict[str, tuple[str, Op, Arguments]] = {
         backward_arguments,
     ),
     "project": ("project", lambda X, H: (ops.project(X, H),), project_arguments),
+    "crown_bounds": ("crown_bounds", bounded, box_arguments),
     "purify": ("purify", purified, defence_arguments),
     "feature_cnn": (
         "feature_cnn",

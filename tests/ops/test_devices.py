@@ -380,6 +380,9 @@ def runs(device: str) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     calls["nnls"] = lambda: (ops.nnls(gram, cross),)
     calls["project"] = lambda: (ops.project(pixels, H),)
     calls["defended_logits"] = defence_gradients(device)
+    x, margin = torch.rand(67, 15).double().to(device), torch.ones(67, 2).double().to(device)
+    weights = [weight.detach().to(device) for weight in FeatureCNN(15, 2).weights()]
+    calls["crown_bounds"] = lambda: ops.crown_bounds(x - 0.1, x + 0.1, weights, margin)
     return calls
 
 

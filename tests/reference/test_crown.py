@@ -149,9 +149,13 @@ def test_crown_bounds_hold_in_rationals_where_all_cancels(seed: int) -> None:
 
 
 @pytest.mark.parametrize("ftz", [False, True])
-@pytest.mark.parametrize("size", [1e-300, 1e-160, 1e-45, 1e30, 1e80, 1e300])
-def test_crown_bounds_of_extreme_weights_hold_in_rationals(size: float, ftz: bool) -> None:
-    weights = [size * w for w in mlp(3, 4, 4, 2, seed=4)]
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+@pytest.mark.parametrize("seed", [0, 4])
+@pytest.mark.parametrize("size", [1e-300, 1e-160, 1e-110, 1e-45, 1e30, 1e80, 1e120, 1e155, 1e300])
+def test_crown_bounds_of_extreme_weights_hold_in_rationals(
+    size: float, seed: int, bias: float, ftz: bool
+) -> None:
+    weights = [size * w * (bias if w.dim() == 1 else 1.0) for w in mlp(3, 4, 4, 2, seed=seed)]
     x = draw(5, 3, seed=5)
     torch.set_flush_denormal(ftz)
     try:

@@ -16,6 +16,7 @@ from nnmf_cuda.evaluation.robustness import (
     PixelAttack,
     PixelCurve,
     PixelExamples,
+    PixelProof,
     Rounds,
     State,
     WorstPoints,
@@ -102,6 +103,16 @@ def test_pixels_are_a_table(complete, evaluation):
     assert "right at eps, in 1/255 0 2 8 undefended 0.9000 0.6000 0.2093" in text
     assert "defended, twice the steps at the largest eps 0.6601" in text
     assert "nnmf-cuda evaluate --data" in _text(robustness_page(evaluation))
+
+
+def test_what_is_certified_in_pixels_stands_beside_what_attacks_leave(complete):
+    proof = PixelProof([0.81, 0.4, 0.0125], 2.25)
+    text = _text(robustness_page(replace(complete, pixels=replace(PIXELS, certified=proof))))
+    assert "certified 0.8100 0.4000 0.0125" in text
+    assert "median certified radius 2.25/255" in text
+    assert ", certified" not in summary_table(complete)
+    shown = summary_table(replace(complete, pixels=replace(PIXELS, certified=proof)))
+    assert "defended 0.6698, certified 0.0125" in " ".join(shown.split())
 
 
 def test_page_shows_perturbed_images(complete):

@@ -16,6 +16,7 @@ from nnmf_cuda import load_model
 from nnmf_cuda.attacks import Budget
 from nnmf_cuda.attacks.surrogates import FixedNoise
 from nnmf_cuda.cli.main import main
+from nnmf_cuda.data import load_dataset
 from nnmf_cuda.evaluation.headline import ContradictionError
 from nnmf_cuda.evaluation.robustness import NOT_RUN
 from nnmf_cuda.models.defended import DefendedClassifier
@@ -86,6 +87,24 @@ def test_a_defence_without_noise_is_proven_and_agrees_with_attacks(
     assert names[-1] == "branch and bound"
     assert result.arrays()["status"].tolist() == found.status.tolist()
     assert "branch and bound" in result.report.points[18].value
+
+
+def test_pixels_are_certified_where_features_are_proven(
+    without_noise: SavedRun, small_npz: Path
+) -> None:
+    images = without_noise.images_of(load_dataset(small_npz))
+    result = evaluate_robustness(without_noise, budget=PROVING, images=images)
+    pixels, found = result.report.pixels, result.measured.verification
+    assert pixels is not None
+    assert pixels.certified is not None
+    assert found is not None
+    assert pixels.certified.robust_accuracy[0] == found.proven_accuracy
+    assert pixels.certified.median_radius_255 is not None
+    assert pixels.certified.median_radius_255 > 0
+    both = zip(pixels.certified.robust_accuracy, pixels.defended.robust_accuracy, strict=True)
+    assert all(certified <= attacked for certified, attacked in both)
+    shown = result.report.points[0].value["pixel_space"]["certified"]
+    assert shown["robust_accuracy"] == pixels.certified.robust_accuracy
 
 
 def test_a_wrong_proof_stops_the_evaluation_and_names_the_sample(

@@ -62,16 +62,16 @@ def combine(row: Tensor, units: Sequence[Affine], bias: float) -> Affine:
 ZERO: Affine = (Fraction(0), Fraction(0), Fraction(0))
 
 
-def exact_minimum(
+def linear_pieces(
     weights: Sequence[Tensor],
     objective: Sequence[int],
     low: Sequence[Fraction],
     high: Sequence[Fraction],
-) -> Fraction:
-    """Minimise a functional of the logits of a network of two inputs over a box, in rationals.
+) -> list[tuple[Polygon, Affine]]:
+    """Part a box into polygons on which a functional of the logits is linear, in rationals.
 
-    Every polygon on which all units keep their signs is visited, layer by layer; on it the
-    functional is linear and has its minimum at a vertex.
+    Every polygon on which all units of a network of two inputs keep their signs is visited, layer
+    by layer.
     """
     corners = [(low[0], low[1]), (high[0], low[1]), (high[0], high[1]), (low[0], high[1])]
     regions: list[tuple[Polygon, list[Affine]]] = [
@@ -123,7 +123,45 @@ def exact_minimum(
         regions = relu(apply(weight, bias))
     regions = apply(*layers[-1])
     sign = torch.tensor(objective, dtype=torch.float64)
-    return min(at(combine(sign, units, 0.0), p) for polygon, units in regions for p in polygon)
+    return [(polygon, combine(sign, units, 0.0)) for polygon, units in regions]
+
+
+def exact_minimum(
+    weights: Sequence[Tensor],
+    objective: Sequence[int],
+    low: Sequence[Fraction],
+    high: Sequence[Fraction],
+) -> Fraction:
+    """Minimise a functional of the logits of a network of two inputs over a box, in rationals."""
+    pieces = linear_pieces(weights, objective, low, high)
+    return min(at(f, p) for polygon, f in pieces for p in polygon)
+
+
+def minimum_in_disk(pieces: list[tuple[Polygon, Affine]], center: Tensor, radius: float) -> float:
+    """Minimise over a disk what is linear on each polygon: at a vertex, an edge or the circle."""
+    c = center.double().numpy()
+    least = math.inf
+    for polygon, affine in pieces:
+        corners = np.array([[float(v) for v in p] for p in polygon])
+        f = [float(v) for v in affine]
+        points = list(corners)
+        for p, q in zip(corners, np.roll(corners, -1, 0), strict=True):
+            d, m = q - p, p - c
+            under = (m @ d) ** 2 - (d @ d) * (m @ m - radius**2)
+            if d @ d > 0 and under >= 0:
+                ts = [(-(m @ d) + s * math.sqrt(under)) / (d @ d) for s in (1, -1)]
+                points += [p + t * d for t in ts if 0 <= t <= 1]
+        steep = math.hypot(f[1], f[2])
+        lowest = c - radius * np.array(f[1:]) / steep if steep > 0 else c
+        cross = [
+            (q - p)[0] * (lowest - p)[1] - (q - p)[1] * (lowest - p)[0]
+            for p, q in zip(corners, np.roll(corners, -1, 0), strict=True)
+        ]
+        if min(cross) >= 0 or max(cross) <= 0:
+            points.append(lowest)
+        inside = [p for p in points if np.linalg.norm(p - c) <= radius * (1 + 1e-12)]
+        least = min([least, *(f[0] + f[1] * p[0] + f[2] * p[1] for p in inside)])
+    return least
 
 
 def grid(shape: tuple[int, ...], rng: np.random.Generator, size: float) -> Tensor:
@@ -199,6 +237,22 @@ def test_verify_agrees_with_exact_minima(build: Callable[[int], nn.Module], shif
         decided += status != Status.UNDECIDED
     if shift < -1e-5:
         assert decided == 8
+
+
+@pytest.mark.parametrize("shift", [3e-3, 3e-4, -3e-4, -3e-3])
+def test_verify_agrees_with_exact_minima_in_disks(shift: float) -> None:
+    """The same with L2: whatever of a box is cut off was beyond the disk, or above zero."""
+    for seed in range(16):
+        model = planted_mlp(seed)
+        x = torch.from_numpy(np.random.default_rng(80 + seed).random((1, 2)).astype(np.float32))
+        label = seed % 2
+        eps = [0.15, 0.4][seed // 8]
+        weights = [p.data for p in model.parameters()]
+        pieces = linear_pieces(weights, [1, -1] if label == 0 else [-1, 1], *box_around(x[0], 0.5))
+        last_bias(model)[label] += float(shift - minimum_in_disk(pieces, x[0], eps))
+        found = verify(model, x, torch.tensor([label]), eps=eps, norm="L2", seconds=3)
+        assert found.status[0] == (Status.PROVEN if shift > 0 else Status.BROKEN)
+        assert found.lower_bound[0] <= shift + 1e-5
 
 
 def random_networks() -> dict[str, nn.Module]:
