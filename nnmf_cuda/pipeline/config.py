@@ -456,8 +456,11 @@ PRESETS = {
             lr=3e-3,
         ),
     ),
+    "pixel": ExperimentConfig(
+        nnmf=NNMFConfig(n_components=20), defence=DefenceConfig(kind="pixel", n_steps=4)
+    ),
 }
 """Named configurations. `paper` is Al-kharsan & Rajko (2026); docs/method.md lists what the paper
 does not say and was chosen here. The next five put another defence in the place of the paper's, on
 the paper's features; `robust` is the best of them by validation, on features that leave an attacker
-less, and `proven` is trained so that its answers can be proved."""
+less, `proven` is trained so that its answers can be proved, and `pixel` on attacked images."""

@@ -510,6 +510,26 @@ def test_verify_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         verify(model, x, 1 - y, **settings, resume=path)
 
 
+def test_verify_asks_again_about_the_points_of_a_record(tmp_path: Path) -> None:
+    """A point that is wrong but out of the ball, or in the ball but right, breaks nothing."""
+    model = NETWORKS["mlp"].requires_grad_(False)
+    x, y = samples(model, 40, 6)
+    path = tmp_path / "journal.jsonl"
+    first = verify(model, x, y, eps=0.03, seconds=5, resume=path)
+    proven, broken = (int(np.flatnonzero(v)[0]) for v in (first.proven, first.broken))
+    far = x.flip(0)[(model(x.flip(0)).argmax(1) != y[proven])][0]
+    poisoned = {proven: far.double().tolist(), broken: x[broken].double().tolist()}
+    head, *lines = path.read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        if entry["sample"] in poisoned:
+            entry |= {"status": "broken", "counterexample": poisoned[entry["sample"]]}
+    path.write_text("\n".join([head, *map(json.dumps, entries)]) + "\n")
+    again = verify(model, x, y, eps=0.03, seconds=5, resume=path)
+    assert again.status.tolist() == first.status.tolist()
+    check_points(again, x, y, model)
+
+
 def test_verify_undecided_is_tried_again_with_more_time(tmp_path: Path) -> None:
     model = NETWORKS["mlp"].requires_grad_(False)
     x, y = samples(model, 60, 6)
@@ -540,6 +560,10 @@ def test_verify_refuses_what_it_cannot_verify() -> None:
 
     with pytest.raises(ValueError, match="Other overrides forward"):
         verify(Other(4, 2), x, y, eps=0.1)
+    other = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    other[1].forward = torch.tanh  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="another forward"):
+        verify(other, x, y, eps=0.1)
     hooked = FeatureCNN(4, 2)
     hooked.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="has a hook"):
