@@ -206,7 +206,8 @@ def _run(
     with ops.reference_path() if path.is_reference else contextlib.nullcontext():
         outputs = experiment.run_stages(dataset, config, device=path.device, timer=timer, say=say)
         evaluated = experiment.evaluate_stages(outputs, config)
-    rows = timer.timings().rows
+    # What can be had at a radius is looked at for the user, and is no stage of the experiment.
+    rows = [row for row in timer.timings().rows if row.stage != "prospects"]
     found = _Run(
         seconds={row.stage: row.seconds for row in rows},
         peak_bytes={row.stage: row.peak_bytes for row in rows},

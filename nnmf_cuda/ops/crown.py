@@ -60,7 +60,8 @@ def crown_bounds(
         or boxes are so large that float64 cannot tell.
     slope : Tensor of shape (n_boxes, n_features)
         Coefficients of the linear function of the input, below the functional, whose minimum the
-        bound is.
+        bound is: everywhere in the region the functional exceeds the bound by at least what that
+        function exceeds its minimum.
     hidden_lower, hidden_upper : Tensor of shape (n_boxes, n_hidden)
         Bounds of the last hidden layer before its ReLU.
 

@@ -444,10 +444,16 @@ PRESETS = {
         defence=DefenceConfig(kind="adversarial"),
     ),
     "proven": ExperimentConfig(
-        nnmf=NNMFConfig(n_components=30, init="nndsvda", solver="accelerated-mu", max_iter=100),
-        selection=SelectionConfig(n_selected=20),
+        nnmf=NNMFConfig(n_components=20, init="nndsvda", solver="accelerated-mu", max_iter=100),
+        selection=SelectionConfig(n_selected=15),
         defence=DefenceConfig(
-            kind="adversarial", method="trades-ibp", network="mlp", eps_ramp=0.3, lr=3e-3
+            kind="adversarial",
+            method="trades-ibp",
+            network="mlp",
+            hidden=(64, 64),
+            ibp_weight=0.2,
+            eps_ramp=0.3,
+            lr=3e-3,
         ),
     ),
     "pixel": ExperimentConfig(

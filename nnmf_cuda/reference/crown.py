@@ -24,8 +24,10 @@ and the minimum over the region 2 (n + 4) u |c| . A_k. With N the sum of inputs,
 all D layers this is less than (D + 4) N u |c| . A_k, of which four times are taken off (`_slack`):
 for terms of second order, for offsets up to twice the magnitude, and for the rounding of the
 magnitudes themselves. Underflow, gradual or to zero, adds less than 2**-1000 for each operation,
-times magnitudes: `_TINY` covers that. Where magnitudes exceed `_LARGEST`, or are not a number, the
-bound is -inf. An offset is itself made large enough for its slope as that was rounded.
+times what may follow, which is less than the product of all layers' largest sums of magnitudes of
+weights and bias, each at least 1: `_TINY` covers that. Where that product, times X, exceeds
+`_LARGEST` or is not a number, the bound is -inf: even coefficients of features that are next to
+zero stay finite. An offset is itself made large enough for its slope as that was rounded.
 
 References
 ----------
@@ -48,7 +50,7 @@ __all__ = ["CrownBounds", "crown_bounds"]
 _UNIT = 2.0**-53
 _TINY = 2.0**-900
 _LARGEST = 1e150
-"""Of a magnitude: products of two stay finite."""
+"""Of numbers on the way: products of two stay finite."""
 _ROWS = 2048
 """Rows times boxes that are carried back at once: what fits a cache."""
 
@@ -165,6 +167,7 @@ class _Dense:
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.weight, self.bias = weight, bias
         self.units = sum(weight.shape)
+        self.growth = weight.abs().sum(1) + bias.abs()
         self.joined = torch.cat((weight, bias[:, None]), 1)
 
     def back(self, C: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,6 +258,7 @@ class _Pool:
         self.channels, self.below, self.pairs = channels, below, first.n_features // 2
         self.bias = bias.repeat(self.pairs)
         self.units = 2 * self.bias.numel() + first.bias.numel()
+        self.growth = 2 * (weight.abs().sum((1, 2)) + bias.abs())  # a pair is two units
         taps = weight.permute(0, 2, 1).reshape(channels, -1)  # position by position
         a, b = pad(taps, (0, below)), pad(taps, (below, 0))
         rows = torch.cat((a, b, a - b))
@@ -398,12 +402,13 @@ def _bounds(
                 C, constant = layer.back(*around.back(C, constant))
         return C, constant
 
-    magnitude, largest = region.magnitude, region.magnitude.amax(1)
+    magnitude, largest = region.magnitude, region.magnitude.amax(1).clamp(min=1)
+    for layer in layers[:-1]:
+        largest = largest * layer.growth.amax().clamp(min=1)
     low = high = region.middle  # of the units below; not used before the second layer
     n_hidden = len(layers) - 1
     for depth, layer in enumerate(layers[:-1]):
         magnitude = layer.magnitude(magnitude)
-        largest = torch.maximum(largest, magnitude.flatten(1).amax(1))
         slack = _slack(layers, magnitude, largest)
         if isinstance(layer, _Pool):
             lines = relaxed[-1]
@@ -433,8 +438,11 @@ def _bounds(
                 values = region.minimum(C) + constant
                 less = slack[:, open_]
                 below, above = values.chunk(2, 1)
-                low[:, open_] = torch.maximum(low[:, open_], below - less)
-                high[:, open_] = torch.minimum(high[:, open_], less - above)
+                before, after = low[:, open_], high[:, open_]
+                # What a box gets does not depend on the other boxes.
+                own = (before < 0) & (after > 0)
+                low[:, open_] = torch.where(own, torch.maximum(before, below - less), before)
+                high[:, open_] = torch.where(own, torch.minimum(after, less - above), after)
         relaxed.append(_Lines.of(low, high))
         if not last:
             low, high = low.clamp(min=0), high.clamp(min=0)
@@ -442,7 +450,7 @@ def _bounds(
     assert isinstance(final, _Dense)
     logits = final.magnitude(magnitude)
     sizes = (objective.abs() * logits).sum(1)
-    largest = torch.maximum(torch.maximum(largest, sizes), logits.amax(1))
+    largest = largest * (objective.abs() @ final.growth).clamp(min=1)
     C, constant = final.back(objective[:, None], torch.zeros_like(objective[:, :1]))
     C, constant = to_input(C, constant)
     bound = (region.minimum(C) + constant)[:, 0] - _slack(layers, sizes, largest)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnmf_cuda import ops
+from nnmf_cuda._version import __version__
 from nnmf_cuda.attacks.balls import BOX_TOLERANCE, Box
 from nnmf_cuda.models.networks import FeatureCNN, FeatureMLP, frozen
 from nnmf_cuda.robustness.branch_and_bound import Boxes, Goal, search
@@ -257,8 +258,12 @@ def weights_to_verify(model: nn.Module) -> list[Tensor]:
     if not why and {w.dtype for w in weights} - {torch.float32, torch.float64}:
         why = f"it answers in {weights[0].dtype}"
     if not why:
-        watched = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
-        why = f"{type(watched[0]).__name__} has a hook" if watched else ""
+        watched = [
+            m
+            for m in model.modules()
+            if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
+        ]
+        why = f"{type(watched[0]).__name__} has a hook or another forward" if watched else ""
     if why:
         raise ValueError(
             f"a {name} cannot be verified ({why}): give a FeatureCNN or an MLP of linear layers"
@@ -337,9 +342,8 @@ class _Task:
                 f"x must be inside the box, {int((~inside).sum())} of {x.numel()} entries are not:"
                 " clamp them, or widen the box"
             )
-        lower, upper = outward(exact - (wide + BOX_TOLERANCE), exact + (wide + BOX_TOLERANCE))
-        # One number further out, as the sum of eps and tolerance was rounded too.
-        lower, upper = outward(lower, upper)
+        reach = (wide + BOX_TOLERANCE) * (1 + 2.0**-50)  # the sum was rounded
+        lower, upper = outward(exact - reach, exact + reach)
         inner = inward((exact - wide).clamp(min=low), (exact + wide).clamp(max=high), x.dtype)
         return cls(
             model=model,
@@ -347,7 +351,7 @@ class _Task:
             x=x,
             y=y,
             eps=wide.expand(n_features),
-            radius=(float(wide.max()) + BOX_TOLERANCE) * (1 + 2.0**-50),
+            radius=float(reach.max()),
             norm=norm,
             box=(low, high),
             lower=torch.maximum(lower, low),
@@ -363,8 +367,8 @@ class _Task:
         return values[0] if len(set(values)) == 1 else values
 
     def key(self) -> str:
-        """Return what tells this task from others."""
-        digest = hashlib.sha256(self.norm.encode())
+        """Return what tells this task from others, and from proofs of another version."""
+        digest = hashlib.sha256(f"{__version__} {self.norm}".encode())
         for tensor in (*self.weights, self.x, self.y, self.eps, *self.box):
             digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -440,8 +444,8 @@ class _Journal:
             return
         if lines[0].decode("utf-8", "replace") != head:
             raise ValueError(
-                f"{path} is the record of another verification (another model, eps, norm, box or"
-                " samples), or of none: give another file to resume, or remove it"
+                f"{path} is the record of another verification (another model, eps, norm, box,"
+                " samples or version), or of none: give another file to resume, or remove it"
             )
         # What was cut short while it was written is done again.
         whole = lines[:-1]

@@ -160,6 +160,7 @@ def test_settings_are_read_back_as_they_were(tmp_path: Path, capsys: Printed) ->
         "resume",
         "seeds",
         "cross_validate",
+        "eps_curve",
         "bench_records",
         "verbose",
     }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnmf_cuda import ops
+from nnmf_cuda import ops, reference
 from tests.cuda_on_cpu.harness import (
     Builder,
     KernelError,
@@ -17,7 +17,7 @@ from tests.cuda_on_cpu.harness import (
     run_kernels,
     without_each_barrier,
 )
-from tests.ops.test_crown import answers, boxes, cnn, drawn, exact_range, mlp, one_by_one
+from tests.ops.test_crown import answers, boxes, cnn, drawn, exact_range, mlp
 
 F64 = torch.float64
 NONE = torch.zeros(0, dtype=F64)
@@ -80,7 +80,7 @@ def check(
     objective = drawn(n_boxes, sizes[-1], seed=3) - 0.5
     around = {"center": x, "radius": eps * drawn(n_boxes, seed=4)} if ball else {}
     got = bound(kernels, low, high, weights, objective, shared_bytes=shared_bytes, **around)
-    want = one_by_one(low, high, objective, weights=weights, **around)
+    want = reference.crown_bounds(low, high, weights, objective, **around)
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
@@ -145,7 +145,7 @@ def test_what_is_known_counts(kernels: Path, sizes: tuple[int, ...]) -> None:
     told = bound(
         kernels, low, high, weights, objective, hidden_lower=narrow[0], hidden_upper=narrow[1]
     )
-    want = one_by_one(low, high, objective, weights=weights)
+    want = reference.crown_bounds(low, high, weights, objective)
     torch.testing.assert_close(
         told.hidden_lower, torch.maximum(narrow[0], want.hidden_lower), rtol=1e-9, atol=1e-9
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda import ops, reference
+from nnmf_cuda import ops, reference, show_config
 from tests.helpers import DEVICES, INSTRUCTION_SETS, run_with_instruction_set
 
 F64 = torch.float64
@@ -71,22 +71,6 @@ def boxes(n: int, n_boxes: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return x, x - low, x + high
 
 
-def one_by_one(*given: Tensor, weights: list[Tensor], **around: Tensor) -> ops.CrownBounds:
-    """Bound by the reference, which spends more on units that are open in any box of a batch."""
-    low, high, objective = given
-    found = [
-        reference.crown_bounds(
-            low[i : i + 1],
-            high[i : i + 1],
-            weights,
-            objective[i : i + 1],
-            **{name: value[i : i + 1] for name, value in around.items()},
-        )
-        for i in range(len(low))
-    ]
-    return ops.CrownBounds(*(torch.cat(part) for part in zip(*found, strict=True)))
-
-
 def bounds_on(
     device: str, *given: Tensor, weights: list[Tensor], **around: Tensor
 ) -> ops.CrownBounds:
@@ -123,7 +107,7 @@ def test_equals_reference(
     objective = drawn(n_boxes, n_classes, seed=3) - 0.5
     around = {"center": x, "radius": eps * drawn(n_boxes, seed=4)} if ball else {}
     got = bounds_on(device, low, high, objective, weights=weights, **around)
-    want = one_by_one(low, high, objective, weights=weights, **around)
+    want = reference.crown_bounds(low, high, weights, objective, **around)
     # Any two orders of the same sums; slopes jump where a sign is within rounding of open.
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -359,9 +343,12 @@ def test_any_number_of_boxes_in_any_layout(device: str) -> None:
     strided = [t.t().contiguous().t() for t in (low, high, objective)]
     turned = bounds_on(device, *strided, weights=[w.float().double() for w in weights])
     single = bounds_on(device, low[5:6], high[5:6], objective[5:6], weights=weights)
+    kernel = show_config()["ops"]["crown_bounds"][device] == "kernel"
     for part, same, one, other in zip(together, again, single, turned, strict=True):
         assert torch.equal(part, same)
-        assert torch.equal(part[5:6], one)
+        # Products of torch depend on how many boxes there are, in the last bits.
+        assert torch.equal(part[5:6], one) or not kernel
+        torch.testing.assert_close(part[5:6], one, rtol=1e-9, atol=1e-9)
         assert other.shape == part.shape
     none = bounds_on(device, x[:0], x[:0], objective[:0], weights=weights)
     assert [tuple(part.shape) for part in none] == [(0,), (0, 15), (0, 64), (0, 64)]
@@ -455,7 +442,7 @@ def test_threads_and_instruction_sets(name: str, tmp_path) -> None:
     networks = (cnn(15, 16, 32, 64, 2), mlp(15, 40, 70, 2))
     _, low, high = boxes(15, 37, 0.1)
     for i, weights in enumerate(networks):
-        want = one_by_one(low, high, drawn(37, 2, seed=1), weights=weights)
+        want = reference.crown_bounds(low, high, weights, drawn(37, 2, seed=1))
         for bounds in found[3 * i : 3 * i + 3]:
             for part, same, truth in zip(bounds, found[3 * i], want, strict=True):
                 assert torch.equal(part, same)

@@ -18,6 +18,7 @@ from nnmf_cuda.attacks.balls import BOX_TOLERANCE
 from nnmf_cuda.models import FeatureCNN
 from nnmf_cuda.ops import crown_bounds
 from nnmf_cuda.robustness import Status, Verification, verify
+from nnmf_cuda.robustness.branch_and_bound import Boxes, Goal, search
 from nnmf_cuda.robustness.rounding import real_logits
 from nnmf_cuda.robustness.verify import _Journal
 
@@ -388,6 +389,22 @@ def test_verify_sees_a_spike_at_the_edge_of_the_ball(sign: int, norm: str) -> No
         assert found.status[0] == (Status.BROKEN if sign > 0 else Status.PROVEN)
 
 
+def test_search_does_not_prove_what_it_cannot_cut() -> None:
+    """A box of one point is left open, not dropped, where its bound is not above the threshold."""
+    weights = [p.data for p in planted_mlp(0).parameters()]
+    point = torch.full((1, 2), 0.5, dtype=torch.float64)
+    objective = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    exact = float(real_logits(weights, point)[0] @ objective)
+    goal = Goal(weights, objective, exact + 1e-3)
+    root = Boxes(point, point, *crown_bounds(point, point, weights, objective[None]))
+    found = search(goal, root, lambda points: None, until=math.inf, batch_size=2)
+    assert not found.proven
+    assert found.lower_bound == float(root.bound[0])
+    edge = torch.nextafter(point, point + 1)
+    root = Boxes(point, edge, *crown_bounds(point, edge, weights, objective[None]))
+    assert not search(goal, root, lambda points: None, until=math.inf, batch_size=2).proven
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_verify_does_not_prove_what_only_real_numbers_do(seed: int) -> None:
     """The real network is right by far everywhere, and float32 swallows what makes it so."""
@@ -510,6 +527,26 @@ def test_verify_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         verify(model, x, 1 - y, **settings, resume=path)
 
 
+def test_verify_asks_again_about_the_points_of_a_record(tmp_path: Path) -> None:
+    """A point that is wrong but out of the ball, or in the ball but right, breaks nothing."""
+    model = NETWORKS["mlp"].requires_grad_(False)
+    x, y = samples(model, 40, 6)
+    path = tmp_path / "journal.jsonl"
+    first = verify(model, x, y, eps=0.03, seconds=5, resume=path)
+    proven, broken = (int(np.flatnonzero(v)[0]) for v in (first.proven, first.broken))
+    far = x.flip(0)[(model(x.flip(0)).argmax(1) != y[proven])][0]
+    poisoned = {proven: far.double().tolist(), broken: x[broken].double().tolist()}
+    head, *lines = path.read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        if entry["sample"] in poisoned:
+            entry |= {"status": "broken", "counterexample": poisoned[entry["sample"]]}
+    path.write_text("\n".join([head, *map(json.dumps, entries)]) + "\n")
+    again = verify(model, x, y, eps=0.03, seconds=5, resume=path)
+    assert again.status.tolist() == first.status.tolist()
+    check_points(again, x, y, model)
+
+
 def test_verify_undecided_is_tried_again_with_more_time(tmp_path: Path) -> None:
     model = NETWORKS["mlp"].requires_grad_(False)
     x, y = samples(model, 60, 6)
@@ -540,6 +577,10 @@ def test_verify_refuses_what_it_cannot_verify() -> None:
 
     with pytest.raises(ValueError, match="Other overrides forward"):
         verify(Other(4, 2), x, y, eps=0.1)
+    other = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    other[1].forward = torch.tanh  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="another forward"):
+        verify(other, x, y, eps=0.1)
     hooked = FeatureCNN(4, 2)
     hooked.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="has a hook"):
