@@ -82,6 +82,29 @@ def test_a_run_of_no_commit_is_refused(run: Path, commit: tuple[str, bool]) -> N
         script("robustness_record").line_of(run)
 
 
+def test_proofs_of_several_runs_are_summed_up(run: Path) -> None:
+    record = script("proofs_record")
+    shares = dict.fromkeys(record.SHARES, 0.5)
+    lines = []
+    for proven in (0.25, 0.75):
+        write(
+            run / "verification.json",
+            **{**shares, "proven_accuracy": proven, "eps": 0.1, "norm": "Linf", "n": 4},
+            n_boxes=[1, 2, 3, 4],
+            seconds={"attack": [0.25] * 4, "search": [0.5] * 4},
+        )
+        settings = {"kind": "adversarial", "method": "trades", "network": "mlp"}
+        model = json.loads((run / "model" / "model.json").read_text())
+        write(run / "model" / "model.json", **{**model, "defence": settings})
+        lines.append(record.line_of(run))
+    assert [line["proven_accuracy"] for line in lines] == [0.25, 0.75]
+    assert (lines[0]["n_boxes"], lines[0]["seconds"], lines[0]["test_fold"]) == (10, 3.0, "2")
+    of_folds, of_fold = record.summary(lines).splitlines()[2:]
+    assert of_folds.startswith("adversarial, trades, mlp  all folds")
+    assert of_fold.startswith("adversarial, trades, mlp  fold 2")
+    assert all("0.500 ± 0.354" in row for row in (of_folds, of_fold))
+
+
 def test_saturation_deceives_autoattack_and_not_the_suite() -> None:
     torch.manual_seed(0)
     model, x = torch.nn.Linear(6, 2), torch.rand(40, 6)
