@@ -492,7 +492,7 @@ class Interrupted(Exception):
 def test_verify_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = NETWORKS["cnn 15"].requires_grad_(False)
     x, y = samples(model, 12, 6)
-    settings = {"eps": 0.06, "seconds": 0.3}
+    settings = {"eps": 0.06, "seconds": 60.0}
     whole = verify(model, x, y, **settings)
     assert whole.proven.sum() > 3
     assert whole.broken.any()
