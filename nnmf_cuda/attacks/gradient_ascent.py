@@ -27,7 +27,7 @@ _OWN_STEP = 0.75
 # A step is halved unless the loss rose in more than this share of a window's steps.
 _RISING_SHARE = 0.75
 # PGD's steps add up to this many radii, so that any point of the ball can be reached: Madry et al.
-_REACH = 2.5
+REACH = 2.5
 
 
 def vector_apgd(
@@ -251,7 +251,7 @@ def pgd(objective: Objective, ball: Ball, start: Tensor, *, n_iter: int) -> Tens
     What adversarial training defends from. Madry, Makelov, Schmidt, Tsipras & Vladu (2018), Towards
     deep learning models resistant to adversarial attacks, ICLR.
     """
-    size = torch.ones_like(start[:, :1]) * (_REACH * ball.radius / n_iter)
+    size = torch.ones_like(start[:, :1]) * (REACH * ball.radius / n_iter)
     points, moved = start.clone(), torch.empty_like(start)
     ball.project_(points)
     for _ in range(n_iter):

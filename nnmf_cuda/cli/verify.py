@@ -51,6 +51,7 @@ def verify(options: Verify) -> None:
     from nnmf_cuda.evaluation.headline import Headline, Proof
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.robustness import SavedRun, ceiling
+    from nnmf_cuda.robustness.verification import BRANCH_AND_BOUND
 
     home = Path(options.model)
     out = home if options.out is None else Path(options.out)
@@ -71,7 +72,7 @@ def verify(options: Verify) -> None:
         (~found.broken).astype(np.float64),
         clean.astype(np.float64),
         labels,
-        Proof(found.proven, "branch and bound"),
+        Proof(found.proven, BRANCH_AND_BOUND),
         ceiling=ceiling(x, y, eps, norm).accuracy,
     )
     content = {

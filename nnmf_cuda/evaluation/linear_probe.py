@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nnmf_cuda.attacks.objectives import margin_loss
 from nnmf_cuda.evaluation.ceiling import largest_below
 
 _N_STEPS, _LR = 200, 0.3
@@ -32,8 +33,7 @@ class LinearProbe:
         What ends in a tie is not proven. In float64, rounding not counted.
         """
         worst = _worst_logits(self.weight, self.bias, x.double(), y, eps, self.norm)
-        own, others = _right_and_wrong(worst, y)
-        return own > others
+        return margin_loss(worst, y) < 0
 
     def accuracy(self, x: Tensor, y: Tensor, eps: float) -> float:
         """Return the share of samples that are proven."""
@@ -80,8 +80,7 @@ def fit_linear_probe(
     with torch.enable_grad():
         for _ in range(_N_STEPS):
             worst = _worst_logits(weight, bias, points - centre, y, eps, norm)
-            own, others = _right_and_wrong(worst, y)
-            loss = functional.relu(1 - (own - others)).mean()
+            loss = functional.relu(1 + margin_loss(worst, y)).mean()
             value = loss.item()
             if value < lowest:
                 lowest, best = value, (weight.detach().clone(), bias.detach().clone())
@@ -131,12 +130,6 @@ def largest_gaining_eps(
     if not is_enough(low):
         return None
     return largest_below(is_enough, low, up_to, relative=0.05)
-
-
-def _right_and_wrong(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logit (n,) of the right class, and the largest of the others."""
-    column = y[:, None]
-    return logits.gather(1, column)[:, 0], logits.scatter(1, column, -torch.inf).amax(1)
 
 
 def _worst_logits(

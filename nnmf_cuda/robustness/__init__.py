@@ -2,8 +2,9 @@
 
 `saved_run` is what is evaluated and `budgets` what may be spent on it; `diagnostics` measures
 whether attacks could have succeeded, `baselines` are compared with, `pixels` attacks images end to
-end; `evaluate` does all of it, and `points` puts it into words. `verify` proves what it can, by
-`branch_and_bound`, with what `rounding` can do counted; `export` is for the verifiers of others.
+end; `evaluate` does all of it, and `points` puts it into words. `verify` proves what it can of a
+`verification_task`, by `branch_and_bound`, with what `rounding` can do counted, and returns a
+`verification`; `export` is for the verifiers of others.
 """
 
 from __future__ import annotations
@@ -13,13 +14,9 @@ from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS, EvaluationBudget
 from nnmf_cuda.robustness.evaluate import Robustness, evaluate_robustness
 from nnmf_cuda.robustness.export import export_onnx, export_vnnlib
 from nnmf_cuda.robustness.saved_run import SavedRun, save_features
-from nnmf_cuda.robustness.verify import (
-    Status,
-    Verification,
-    right_answers,
-    verify,
-    weights_to_verify,
-)
+from nnmf_cuda.robustness.verification import Status, Verification
+from nnmf_cuda.robustness.verification_task import right_answers, weights_to_verify
+from nnmf_cuda.robustness.verify import verify
 
 __all__ = [
     "EVALUATION_BUDGETS",

@@ -38,7 +38,7 @@ from nnmf_cuda.evaluation.robustness import Curve, Curves, PixelAttack, WorstPoi
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.networks import frozen, isolated
 from nnmf_cuda.robustness.budgets import EvaluationBudget
-from nnmf_cuda.robustness.verify import Verification
+from nnmf_cuda.robustness.verification import Verification
 
 _STEP = 1e-6
 

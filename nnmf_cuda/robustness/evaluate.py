@@ -41,9 +41,10 @@ from nnmf_cuda.robustness.baselines import LinearDenoiser, NoiseOnly, WithoutNoi
 from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS, LIGHT, EvaluationBudget
 from nnmf_cuda.robustness.diagnostics import AdaptiveMeasurements, Measurements
 from nnmf_cuda.robustness.pixels import attack_pixels, certify_chain
-from nnmf_cuda.robustness.points import BRANCH_AND_BOUND, report_of
+from nnmf_cuda.robustness.points import report_of
 from nnmf_cuda.robustness.saved_run import SavedRun
-from nnmf_cuda.robustness.verify import Verification, verify
+from nnmf_cuda.robustness.verification import BRANCH_AND_BOUND, Verification
+from nnmf_cuda.robustness.verify import verify
 
 _TINY_EPS = 1e-9
 """A ball without room: what an attack still "finds" in it is noise."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnmf_cuda.attacks.balls import Box
 from nnmf_cuda.models.networks import frozen
 from nnmf_cuda.robustness.rounding import logit_errors
-from nnmf_cuda.robustness.verify import weights_to_verify
+from nnmf_cuda.robustness.verification_task import weights_to_verify
 
 _OPSET, _IR_VERSION = 13, 8
 """Old enough for the verifiers that there are."""

@@ -19,7 +19,7 @@ from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.models.networks import isolated
 from nnmf_cuda.pipeline.artifacts import TrainedModel
 from nnmf_cuda.robustness.budgets import PixelBudget
-from nnmf_cuda.robustness.verify import Verification
+from nnmf_cuda.robustness.verification import Verification
 
 
 class ImageChain(nn.Module):

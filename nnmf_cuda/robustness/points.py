@@ -41,15 +41,13 @@ from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.robustness.diagnostics import AdaptiveMeasurements, Measurements
 from nnmf_cuda.robustness.saved_run import SavedRun
+from nnmf_cuda.robustness.verification import BRANCH_AND_BOUND
 
 _ENOUGH = 0.9
 """Share of the planted weaknesses that the attacks together, and those by gradients, must find."""
 
 _TRUE_GRADIENT = 1e-3
 """Largest median error of a directional derivative, relative to the gradient's length."""
-
-BRANCH_AND_BOUND = "branch and bound"
-"""What proves the answers of a defence without noise, and an attack where it finds a point."""
 
 _NEAR_SHARE = 0.05
 """Share of test images with a near copy in training above which a figure asks for memory."""

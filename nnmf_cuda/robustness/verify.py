@@ -7,140 +7,27 @@ breaks a sample was asked of that network.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnmf_cuda import ops
-from nnmf_cuda._version import __version__
-from nnmf_cuda.attacks.balls import BOX_TOLERANCE, Box
-from nnmf_cuda.models.networks import FeatureCNN, FeatureMLP, frozen
+from nnmf_cuda.attacks.balls import Box
+from nnmf_cuda.attacks.objectives import margin_loss
+from nnmf_cuda.models.networks import frozen
 from nnmf_cuda.robustness.branch_and_bound import Boxes, Goal, search
-from nnmf_cuda.robustness.rounding import (
-    inward,
-    logit_errors,
-    outward,
-    real_logits,
-    within_l2,
-    within_linf,
-)
-
-PHASES = ("attack", "bounds", "search")
-"""Where time goes: points are tried, all balls are bounded at once, and some are cut up."""
+from nnmf_cuda.robustness.rounding import logit_errors
+from nnmf_cuda.robustness.verification import PHASES, Journal, Status, Verification
+from nnmf_cuda.robustness.verification_task import ROWS, Task, weights_to_verify
 
 _N_STARTS, _N_STEPS = 40, 30
-_ROWS = 8192
-"""Points that the network is asked about at once."""
-
-
-class Status(StrEnum):
-    """What is known of a sample."""
-
-    PROVEN = "proven"
-    BROKEN = "broken"
-    UNDECIDED = "undecided"
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What is known of every sample.
-
-    Attributes
-    ----------
-    status : array of shape (n,)
-        A `Status` of each.
-    lower_bound : array of shape (n,)
-        Nowhere in the ball is the margin of the label over the next class less, in exact
-        arithmetic. Of a broken sample what was known when the point was found.
-    rounding : array of shape (n,)
-        By how much the margin of the network that answers can differ from that: a sample is proven
-        where the margin is larger everywhere.
-    counterexample : array of shape (n, n_features)
-        The point that breaks a sample, exactly within ball and box; NaN where there is none.
-    n_boxes : array of shape (n,)
-        Boxes that were bounded.
-    seconds : mapping of str to array of shape (n,)
-        Of each of `PHASES`; what was done for many samples at once is shared out evenly.
-    eps : float or list of float
-    norm : str
-    """
-
-    status: NDArray[np.str_]
-    lower_bound: NDArray[np.float64]
-    rounding: NDArray[np.float64]
-    counterexample: NDArray[np.float64]
-    n_boxes: NDArray[np.int64]
-    seconds: Mapping[str, NDArray[np.float64]]
-    eps: float | list[float]
-    norm: str
-
-    @property
-    def proven(self) -> NDArray[np.bool_]:
-        """Which samples (n,) no point of the ball breaks."""
-        return np.asarray(self.status == Status.PROVEN)
-
-    @property
-    def broken(self) -> NDArray[np.bool_]:
-        """Which samples (n,) a known point breaks, their own features among them."""
-        return np.asarray(self.status == Status.BROKEN)
-
-    @property
-    def undecided(self) -> NDArray[np.bool_]:
-        """Which samples (n,) are neither."""
-        return np.asarray(self.status == Status.UNDECIDED)
-
-    @property
-    def proven_accuracy(self) -> float:
-        """Share of samples that are proven."""
-        return float(self.proven.mean())
-
-    @property
-    def undecided_accuracy(self) -> float:
-        """Share of samples that are undecided."""
-        return float(self.undecided.mean())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all of it but the points as JSON has it."""
-        return {
-            "eps": self.eps,
-            "norm": self.norm,
-            "n": len(self.status),
-            "proven_accuracy": self.proven_accuracy,
-            "undecided_accuracy": self.undecided_accuracy,
-            "broken_share": float(self.broken.mean()),
-            "status": self.status.tolist(),
-            "lower_bound": [v if math.isfinite(v) else None for v in self.lower_bound.tolist()],
-            "rounding": [v if math.isfinite(v) else None for v in self.rounding.tolist()],
-            "n_boxes": self.n_boxes.tolist(),
-            "seconds": {name: values.tolist() for name, values in self.seconds.items()},
-        }
-
-    def save(self, path: str | Path) -> None:
-        """Write all of it as .npz."""
-        arrays: dict[str, Any] = {f"seconds_{name}": v for name, v in self.seconds.items()}
-        np.savez(
-            path,
-            status=self.status,
-            lower_bound=self.lower_bound,
-            rounding=self.rounding,
-            counterexample=self.counterexample,
-            n_boxes=self.n_boxes,
-            eps=np.asarray(self.eps),
-            norm=np.asarray(self.norm),
-            **arrays,
-        )
 
 
 def verify(
@@ -219,253 +106,22 @@ def verify(
     """
     model = getattr(model, "defended", model)
     weights = weights_to_verify(model)
-    task = _Task.of(model, weights, x, y, eps=eps, norm=norm, box=box)
+    task = Task.of(model, weights, x, y, eps=eps, norm=norm, box=box)
     if not (seconds >= 0 and total_seconds >= 0):
         raise ValueError(f"seconds={seconds}, total_seconds={total_seconds}: both must be >= 0")
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2, got {batch_size}")
-    journal = None if resume is None else _Journal(Path(resume), task.key())
+    journal = None if resume is None else Journal(Path(resume), task.key())
     with frozen(model), torch.no_grad():
         return _Run(task, journal, seconds, total_seconds, batch_size, progress).done(points)
-
-
-def right_answers(model: nn.Module, x: Tensor, y: Tensor) -> NDArray[np.bool_]:
-    """Say which samples (n,) a network answers rightly as they are, as `verify` asks it."""
-    with frozen(model), torch.no_grad():
-        right: NDArray[np.bool_] = (model(x).argmax(1) == y).cpu().numpy()
-    return right
-
-
-def weights_to_verify(model: nn.Module) -> list[Tensor]:
-    """Return the weights of a network that can be verified, detached; raise ValueError of others.
-
-    Its answers are those of the weights alone: nothing is hooked to it or overridden.
-    """
-    name = type(model).__name__
-    why, weights = "it is no FeatureCNN or MLP", list[Tensor]()
-    layers = model.layers if type(model) is FeatureMLP else model
-    if isinstance(model, FeatureCNN):
-        why, weights = model.why_modules(), model.weights()
-    elif type(layers) is nn.Sequential:
-        linear, between = list(layers)[::2], list(layers)[1::2]
-        if (
-            all(type(layer) is nn.Linear and len(list(layer.parameters())) == 2 for layer in linear)
-            and all(type(layer) is nn.ReLU for layer in between)
-            and len(linear) == len(between) + 1 >= 2
-        ):
-            why = ""
-            weights = [t for layer in linear for t in layer.parameters()]  # weight, bias
-    if not why and {w.dtype for w in weights} - {torch.float32, torch.float64}:
-        why = f"it answers in {weights[0].dtype}"
-    if not why:
-        watched = [
-            m
-            for m in model.modules()
-            if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
-        ]
-        why = f"{type(watched[0]).__name__} has a hook or another forward" if watched else ""
-    if why:
-        raise ValueError(
-            f"a {name} cannot be verified ({why}): give a FeatureCNN or an MLP of linear layers"
-            " with ReLU between them, in float32 or float64; a random defence has the certificate"
-            " of smoothing instead"
-        )
-    return [w.detach() for w in weights]
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What is to be verified: the network, the samples, and the ball around each.
-
-    `lower` and `upper` (n, n_features) are around the ball of the proof, in float64; `inner_lower`
-    and `inner_upper` are in the ball and in the network's type.
-    """
-
-    model: nn.Module
-    weights: list[Tensor]
-    x: Tensor
-    y: Tensor
-    eps: Tensor  # (n_features,), float64
-    radius: float  # of the proof's ball
-    norm: str
-    box: tuple[Tensor, Tensor]
-    lower: Tensor
-    upper: Tensor
-    inner_lower: Tensor
-    inner_upper: Tensor
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        weights: list[Tensor],
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: float | Tensor,
-        norm: str,
-        box: Box,
-    ) -> _Task:
-        if norm not in ("Linf", "L2"):
-            raise ValueError(f"norm must be Linf or L2, got {norm!r}")
-        first = weights[0]
-        if x.dim() != 2 or x.dtype != first.dtype or x.device != first.device:
-            raise ValueError(
-                f"x must be {first.dtype} of shape (n, n_features) on {first.device}, as the model"
-                f" has it, got {tuple(x.shape)} {x.dtype} on {x.device}"
-            )
-        n, n_features = x.shape
-        n_classes = len(weights[-1])
-        if y.shape != (n,) or y.dtype != torch.int64 or y.device != x.device:
-            raise ValueError(
-                f"y must be int64 of shape ({n},) on {x.device}, got {tuple(y.shape)} {y.dtype} on"
-                f" {y.device}"
-            )
-        if bool(((y < 0) | (y >= n_classes)).any()):
-            raise ValueError(f"y must be within 0..{n_classes - 1}, got {y.unique().tolist()}")
-        wide = torch.as_tensor(eps, dtype=torch.float64, device=x.device)
-        if wide.dim() and (norm == "L2" or tuple(wide.shape) != (n_features,)):
-            raise ValueError(
-                "eps must be a number, or with norm Linf of shape (n_features,) ="
-                f" ({n_features},); got shape {tuple(wide.shape)} with norm {norm}"
-            )
-        if not bool((wide.isfinite() & (wide >= 0)).all()) or float(wide.max()) == 0:
-            raise ValueError(f"eps must be finite and > 0, got {wide.tolist()}")
-        low, high = (
-            torch.as_tensor(edge, dtype=torch.float64, device=x.device).expand(n_features)
-            for edge in box
-        )
-        exact = x.double()
-        inside = (exact >= low) & (exact <= high)
-        if not bool(inside.all()):
-            raise ValueError(
-                f"x must be inside the box, {int((~inside).sum())} of {x.numel()} entries are not:"
-                " clamp them, or widen the box"
-            )
-        reach = (wide + BOX_TOLERANCE) * (1 + 2.0**-50)  # the sum was rounded
-        lower, upper = outward(exact - reach, exact + reach)
-        inner = inward((exact - wide).clamp(min=low), (exact + wide).clamp(max=high), x.dtype)
-        return cls(
-            model=model,
-            weights=weights,
-            x=x,
-            y=y,
-            eps=wide.expand(n_features),
-            radius=float(reach.max()),
-            norm=norm,
-            box=(low, high),
-            lower=torch.maximum(lower, low),
-            upper=torch.minimum(upper, high),
-            inner_lower=inner[0],
-            inner_upper=inner[1],
-        )
-
-    @property
-    def shown_eps(self) -> float | list[float]:
-        """The radius, one number where it is the same for all features."""
-        values: list[float] = self.eps.tolist()
-        return values[0] if len(set(values)) == 1 else values
-
-    def key(self) -> str:
-        """Return what tells this task from others, and from proofs of another version."""
-        digest = hashlib.sha256(f"{__version__} {self.norm}".encode())
-        for tensor in (*self.weights, self.x, self.y, self.eps, *self.box):
-            digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def answers(self, points: Tensor) -> Tensor:
-        """Return the classes (n,) that the network answers."""
-        logits = [self.model(part) for part in points.split(_ROWS)]
-        return torch.cat(logits).argmax(1)
-
-    def into_ball(self, points: Tensor, rows: Tensor) -> Tensor:
-        """Return points (k, n_features) near the given ones in the balls of samples `rows` (k,)."""
-        if self.norm == "L2":
-            center = self.x[rows].double()
-            step = points.double() - center
-            # Rounding to the network's type moves a point out by that much at most.
-            unit = torch.finfo(self.x.dtype).eps
-            moved = unit * (center.abs() + step.abs()).norm(dim=1, keepdim=True)
-            most = (self.eps.max() - moved).clamp(min=0)
-            length = step.norm(dim=1, keepdim=True)
-            points = center + step * (most / length.clamp(min=1e-300)).clamp(max=1)
-        kept = torch.maximum(points.to(self.x.dtype), self.inner_lower[rows])
-        return torch.minimum(kept, self.inner_upper[rows])
-
-    def breaks(self, points: Tensor, rows: Tensor) -> Tensor:
-        """Say which points (k, n_features) break the samples `rows` (k,): exactly in the ball."""
-        exact = points.double()
-        inside = ((exact >= self.box[0]) & (exact <= self.box[1])).all(1)
-        if self.norm == "Linf":
-            inside &= within_linf(points, self.x[rows], self.eps)
-        else:
-            inside &= within_l2(points, self.x[rows], self.eps[0])
-        wrong = inside & (self.answers(points) != self.y[rows])
-        # What rounding decides may be decided otherwise where it is asked about alone.
-        for k in wrong.nonzero().flatten().tolist():
-            wrong[k] = int(self.model(points[k : k + 1]).argmax(1)) != int(self.y[rows[k]])
-        return wrong
-
-    def first_breaking(self, points: Tensor, row: int) -> Tensor | None:
-        """Return the first of points (k, n_features), put into the ball, that breaks a sample."""
-        rows = torch.full((len(points),), row, device=points.device)
-        near = self.into_ball(points, rows)
-        wrong = self.answers(near) != self.y[row]
-        if not bool(wrong.any()):
-            return None
-        near = near[wrong]
-        broken = self.breaks(near, rows[wrong])
-        return near[broken][0] if bool(broken.any()) else None
-
-    def check_answers(self) -> None:
-        """Raise ValueError unless the network answers as its weights say, up to rounding."""
-        wide = self.x.double()
-        off = (self.model(self.x).double() - real_logits(self.weights, self.x)).abs()
-        allowed = logit_errors(self.weights, wide, wide)
-        # What is not a number is never proven, and needs no error.
-        if bool((off > allowed).any()):
-            raise ValueError(
-                f"the model's answers differ from those of its weights by {float(off.max()):.3g},"
-                " more than rounding can explain: switch off TF32 and other narrow sums"
-                " (torch.set_float32_matmul_precision('highest'))"
-            )
-
-
-class _Journal:
-    """A file with a line for each sample that is done; the first line says of which task."""
-
-    def __init__(self, path: Path, key: str) -> None:
-        self.path, self.known = path, dict[int, dict[str, Any]]()
-        head = json.dumps({"nnmf-cuda": "verification", "of": key})
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-        if not lines or lines == [b""]:
-            path.write_text(head + "\n", encoding="utf-8")
-            return
-        if lines[0].decode("utf-8", "replace") != head:
-            raise ValueError(
-                f"{path} is the record of another verification (another model, eps, norm, box,"
-                " samples or version), or of none: give another file to resume, or remove it"
-            )
-        # What was cut short while it was written is done again.
-        whole = lines[:-1]
-        for line in whole[1:]:
-            entry = json.loads(line)
-            self.known[entry["sample"]] = entry
-        with path.open("r+b") as file:
-            file.truncate(sum(len(line) + 1 for line in whole))
-
-    def note(self, entry: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
 
 
 @dataclass
 class _Run:
     """Verification under way: what is known so far."""
 
-    task: _Task
-    journal: _Journal | None
+    task: Task
+    journal: Journal | None
     seconds: float
     total_seconds: float
     batch_size: int
@@ -654,7 +310,7 @@ class _Run:
             else:
                 length = gradient.norm(dim=1, keepdim=True).clamp(min=1e-30)
                 move = gradient / length * (2 * task.radius)
-            points = points - move * (0.1 * (1 - step / _N_STEPS))
+            points = points + move * (0.1 * (1 - step / _N_STEPS))
             points = task.into_ball(points, owner)
         wrong = task.answers(points) != label
         for k, row in enumerate(rows.tolist()):
@@ -692,13 +348,10 @@ class _Run:
 
 
 def _margin_gradient(model: nn.Module, points: Tensor, label: Tensor) -> Tensor:
-    """Return the gradients (k, n_features) of the label's margin over the best other class."""
+    """Return the gradients (k, n_features) of `margin_loss`: towards wrong answers."""
     found = []
-    for part, own in zip(points.split(_ROWS), label.split(_ROWS), strict=True):
+    for part, own in zip(points.split(ROWS), label.split(ROWS), strict=True):
         with torch.enable_grad():
             leaf = part.detach().requires_grad_()
-            logits = model(leaf)
-            mine = logits.gather(1, own[:, None])
-            best = logits.scatter(1, own[:, None], -torch.inf).amax(1, keepdim=True)
-            found.append(torch.autograd.grad((mine - best).sum(), leaf)[0])
+            found.append(torch.autograd.grad(margin_loss(model(leaf), own).sum(), leaf)[0])
     return torch.cat(found)

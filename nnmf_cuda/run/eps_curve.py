@@ -24,7 +24,7 @@ from nnmf_cuda.pipeline.stages import Features, extract_features, fit_classifier
 from nnmf_cuda.report.eps_curve import EpsCurve, EpsPoint
 from nnmf_cuda.robustness import EVALUATION_BUDGETS, EvaluationBudget
 from nnmf_cuda.robustness.evaluate import prove
-from nnmf_cuda.robustness.points import BRANCH_AND_BOUND
+from nnmf_cuda.robustness.verification import BRANCH_AND_BOUND
 
 
 def run_eps_curve(

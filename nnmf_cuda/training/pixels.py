@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnmf_cuda import ops
+from nnmf_cuda.attacks.gradient_ascent import REACH
 from nnmf_cuda.attacks.objectives import Objective, margin_loss
 from nnmf_cuda.models.features import FeatureExtractor, l2_normalize
 from nnmf_cuda.models.networks import FeatureCNN, frozen
@@ -34,9 +35,6 @@ _ROWS = 256
 
 _VALIDATION_STEPS = 10
 """Steps of the attack on validation images."""
-
-# Steps add up to this many radii, as those of `nnmf_cuda.attacks.gradient_ascent.pgd`.
-_REACH = 2.5
 
 
 @dataclass(frozen=True)
@@ -235,7 +233,7 @@ class PixelReach:
         `loss_of` takes features, and `start` (n, n_blocks) are first moves, put into the room.
         """
         moves = start.clamp(self.low, self.high)
-        step = _REACH * self.attack_eps / n_steps
+        step = REACH * self.attack_eps / n_steps
         for _ in range(n_steps):
             leaf = self._moved(moves).requires_grad_()
             with torch.enable_grad():

@@ -28,7 +28,8 @@ from nnmf_cuda.robustness.baselines import LinearDenoiser, WithoutNoise
 from nnmf_cuda.robustness.budgets import PixelBudget
 from nnmf_cuda.robustness.pixels import ImageChain
 from nnmf_cuda.robustness.points import _POINTS
-from nnmf_cuda.robustness.verify import Verification, verify
+from nnmf_cuda.robustness.verification import Verification
+from nnmf_cuda.robustness.verify import verify
 from tests.saved_runs import SMALL, make_npz
 
 robustness_evaluate = importlib.import_module("nnmf_cuda.robustness.evaluate")

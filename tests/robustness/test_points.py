@@ -21,7 +21,7 @@ from nnmf_cuda.robustness import EvaluationBudget, SavedRun, evaluate_robustness
 from nnmf_cuda.robustness.budgets import PixelBudget
 from nnmf_cuda.robustness.diagnostics import GradientCheck, KnownWeakness, Measurements
 from nnmf_cuda.robustness.points import report_of
-from nnmf_cuda.robustness.verify import Status, Verification
+from nnmf_cuda.robustness.verification import Status, Verification
 
 TINY = EvaluationBudget(
     suite=Budget(n_iter=2, n_restarts=1, eot_iter=2, surrogate_draws=4, pgd_iter=2, n_queries=5),

@@ -1,0 +1,147 @@
+"""What is known of every sample after `verify`, and the record from which it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BRANCH_AND_BOUND = "branch and bound"
+"""What proves the answers of a defence without noise, and an attack where it finds a point."""
+
+PHASES = ("attack", "bounds", "search")
+"""Where time goes: points are tried, all balls are bounded at once, and some are cut up."""
+
+
+class Status(StrEnum):
+    """What is known of a sample."""
+
+    PROVEN = "proven"
+    BROKEN = "broken"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What is known of every sample.
+
+    Attributes
+    ----------
+    status : array of shape (n,)
+        A `Status` of each.
+    lower_bound : array of shape (n,)
+        Nowhere in the ball is the margin of the label over the next class less, in exact
+        arithmetic. Of a broken sample what was known when the point was found.
+    rounding : array of shape (n,)
+        By how much the margin of the network that answers can differ from that: a sample is proven
+        where the margin is larger everywhere.
+    counterexample : array of shape (n, n_features)
+        The point that breaks a sample, exactly within ball and box; NaN where there is none.
+    n_boxes : array of shape (n,)
+        Boxes that were bounded.
+    seconds : mapping of str to array of shape (n,)
+        Of each of `PHASES`; what was done for many samples at once is shared out evenly.
+    eps : float or list of float
+    norm : str
+    """
+
+    status: NDArray[np.str_]
+    lower_bound: NDArray[np.float64]
+    rounding: NDArray[np.float64]
+    counterexample: NDArray[np.float64]
+    n_boxes: NDArray[np.int64]
+    seconds: Mapping[str, NDArray[np.float64]]
+    eps: float | list[float]
+    norm: str
+
+    @property
+    def proven(self) -> NDArray[np.bool_]:
+        """Which samples (n,) no point of the ball breaks."""
+        return np.asarray(self.status == Status.PROVEN)
+
+    @property
+    def broken(self) -> NDArray[np.bool_]:
+        """Which samples (n,) a known point breaks, their own features among them."""
+        return np.asarray(self.status == Status.BROKEN)
+
+    @property
+    def undecided(self) -> NDArray[np.bool_]:
+        """Which samples (n,) are neither."""
+        return np.asarray(self.status == Status.UNDECIDED)
+
+    @property
+    def proven_accuracy(self) -> float:
+        """Share of samples that are proven."""
+        return float(self.proven.mean())
+
+    @property
+    def undecided_accuracy(self) -> float:
+        """Share of samples that are undecided."""
+        return float(self.undecided.mean())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it but the points as JSON has it."""
+        return {
+            "eps": self.eps,
+            "norm": self.norm,
+            "n": len(self.status),
+            "proven_accuracy": self.proven_accuracy,
+            "undecided_accuracy": self.undecided_accuracy,
+            "broken_share": float(self.broken.mean()),
+            "status": self.status.tolist(),
+            "lower_bound": [v if math.isfinite(v) else None for v in self.lower_bound.tolist()],
+            "rounding": [v if math.isfinite(v) else None for v in self.rounding.tolist()],
+            "n_boxes": self.n_boxes.tolist(),
+            "seconds": {name: values.tolist() for name, values in self.seconds.items()},
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write all of it as .npz."""
+        arrays: dict[str, Any] = {f"seconds_{name}": v for name, v in self.seconds.items()}
+        np.savez(
+            path,
+            status=self.status,
+            lower_bound=self.lower_bound,
+            rounding=self.rounding,
+            counterexample=self.counterexample,
+            n_boxes=self.n_boxes,
+            eps=np.asarray(self.eps),
+            norm=np.asarray(self.norm),
+            **arrays,
+        )
+
+
+class Journal:
+    """A file with a line for each sample that is done; the first line says of which task."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.known = path, dict[int, dict[str, Any]]()
+        head = json.dumps({"nnmf-cuda": "verification", "of": key})
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        if not lines or lines == [b""]:
+            path.write_text(head + "\n", encoding="utf-8")
+            return
+        if lines[0].decode("utf-8", "replace") != head:
+            raise ValueError(
+                f"{path} is the record of another verification (another model, eps, norm, box,"
+                " samples or version), or of none: give another file to resume, or remove it"
+            )
+        # What was cut short while it was written is done again.
+        whole = lines[:-1]
+        for line in whole[1:]:
+            entry = json.loads(line)
+            self.known[entry["sample"]] = entry
+        with path.open("r+b") as file:
+            file.truncate(sum(len(line) + 1 for line in whole))
+
+    def note(self, entry: dict[str, Any]) -> None:
+        """Add the line of a sample."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
