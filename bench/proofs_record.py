@@ -35,7 +35,7 @@ _SETTINGS = ("eps", "norm", "n")
 def line_of(run: Path) -> dict[str, Any]:
     """Return one run's line; raise ValueError for a run that no commit can make again."""
     found, model = read(run / "verification.json"), read(run / "model" / "model.json")
-    environment = read(run / "environment.json")
+    environment, timings = read(run / "environment.json"), read(run / "timings.json")
     if not environment["commit"] or environment["uncommitted_changes"]:
         raise ValueError(f"{run} was made by a tree that is no commit: commit, and run it again")
     info = model["info"]
@@ -48,6 +48,9 @@ def line_of(run: Path) -> dict[str, Any]:
         **{name: found[name] for name in (*_SETTINGS, *SHARES)},
         "n_boxes": sum(found["n_boxes"]),
         "seconds": sum(sum(of_samples) for of_samples in found["seconds"].values()),
+        "training_seconds": next(
+            (row["seconds"] for row in timings["rows"] if row["stage"] == "defence_training"), None
+        ),
         "commit": environment["commit"],
         "data_sha256": environment["data_sha256"],
     }

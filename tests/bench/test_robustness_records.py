@@ -93,12 +93,14 @@ def test_proofs_of_several_runs_are_summed_up(run: Path) -> None:
             n_boxes=[1, 2, 3, 4],
             seconds={"attack": [0.25] * 4, "search": [0.5] * 4},
         )
+        write(run / "timings.json", rows=[{"stage": "defence_training", "seconds": 7.0}])
         settings = {"kind": "adversarial", "method": "trades", "network": "mlp"}
         model = json.loads((run / "model" / "model.json").read_text())
         write(run / "model" / "model.json", **{**model, "defence": settings})
         lines.append(record.line_of(run))
     assert [line["proven_accuracy"] for line in lines] == [0.25, 0.75]
     assert (lines[0]["n_boxes"], lines[0]["seconds"], lines[0]["test_fold"]) == (10, 3.0, "2")
+    assert lines[0]["training_seconds"] == 7.0
     of_folds, of_fold = record.summary(lines).splitlines()[2:]
     assert of_folds.startswith("adversarial, trades, mlp  all folds")
     assert of_fold.startswith("adversarial, trades, mlp  fold 2")
