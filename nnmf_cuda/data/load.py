@@ -14,6 +14,7 @@ from nnmf_cuda.data.dataset import ImageDataset
 from nnmf_cuda.data.images import IMAGE_SHAPE, read_images, resize_images
 from nnmf_cuda.data.phantom import phantom
 from nnmf_cuda.data.readers import Records, reader_of
+from nnmf_cuda.data.reading import DEFAULT_READING, Account, ReadOptions
 from nnmf_cuda.data.splits import N_FOLDS, fold_names, make_split, ways_to_split
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def load_dataset(
     seed: int = 0,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
     progress: bool = False,
+    reading: ReadOptions = DEFAULT_READING,
 ) -> ImageDataset:
     """Load a data set, or make the built-in synthetic one.
 
@@ -61,6 +63,8 @@ def load_dataset(
         Height and width to which every image is brought.
     progress : bool, default=False
         Show a progress bar, if standard error is a terminal.
+    reading : ReadOptions, optional
+        How the source is read.
 
     Raises
     ------
@@ -73,7 +77,8 @@ def load_dataset(
     source = str(path)
     if classes is not None:
         parse_classes(classes)  # before any image is read
-    found = reader_of(Path(path)).read(Path(path), label_key=label_key)
+    account = Account()
+    found = reader_of(Path(path)).read(Path(path), reading, account, label_key=label_key)
     records, labels, label_names, class_notes = choose_classes(
         found, classes=classes, source=source
     )
@@ -102,12 +107,14 @@ def load_dataset(
     )
 
 
-def folds_by(path: str | Path, *, label_key: str = "labels") -> dict[str, list[str]]:
+def folds_by(
+    path: str | Path, *, label_key: str = "labels", reading: ReadOptions = DEFAULT_READING
+) -> dict[str, list[str]]:
     """Return by what a source's images can be split, with the folds of each.
 
     Parameters
     ----------
-    path, label_key
+    path, label_key, reading
         As for `load_dataset`.
 
     Returns
@@ -116,7 +123,7 @@ def folds_by(path: str | Path, *, label_key: str = "labels") -> dict[str, list[s
         For each `split_by`, the first being the default, the values that `test_fold` can take;
         none for "split".
     """
-    found = reader_of(Path(path)).read(Path(path), label_key=label_key)
+    found = reader_of(Path(path)).read(Path(path), reading, Account(), label_key=label_key)
     dealt = [str(fold) for fold in range(1, N_FOLDS + 1)]
     folds = {name: dealt for name in ways_to_split(found.split, found.groups)}
     if "patient_fold" in folds:
