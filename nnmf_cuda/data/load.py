@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import ImageDataset
-from nnmf_cuda.data.images import IMAGE_SHAPE, read_images, resize_images
+from nnmf_cuda.data.decoding import IMAGE_SHAPE, resize_images
+from nnmf_cuda.data.images import read_images
 from nnmf_cuda.data.phantom import phantom
 from nnmf_cuda.data.readers import Records, reader_of
 from nnmf_cuda.data.reading import DEFAULT_READING, Account, ReadOptions
@@ -82,7 +83,7 @@ def load_dataset(
     records, labels, label_names, class_notes = choose_classes(
         found, classes=classes, source=source
     )
-    images, image_notes = _decoded(records, image_shape, progress=progress)
+    images, image_notes = _decoded(records, image_shape, reading, progress=progress)
     split, split_notes = make_split(
         labels,
         split=records.split,
@@ -132,11 +133,14 @@ def folds_by(
 
 
 def _decoded(
-    records: Records, image_shape: tuple[int, int], *, progress: bool
+    records: Records, image_shape: tuple[int, int], reading: ReadOptions, *, progress: bool
 ) -> tuple[NDArray[Any], list[str]]:
     """Return images (n, *image_shape), and what was done to pixels that the source held."""
     if not isinstance(records.images, np.ndarray):
-        return read_images(records.images, image_shape=image_shape, progress=progress), []
+        read = read_images(
+            records.images, image_shape=image_shape, reading=reading, progress=progress
+        )
+        return read, []
     resized = resize_images(records.images, image_shape)
     if records.images.shape[1:] == image_shape:
         return resized, []
