@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -106,7 +106,7 @@ def audit(options: Audit, data: DataConfig) -> None:
     target = None if options.json is None else Path(options.json)
     if target is not None and (target.is_dir() or not target.parent.is_dir()):
         raise ValueError(f"--json {target}: give a file in a folder that exists")
-    dataset = load_dataset(**asdict(data), seed=options.seed, progress=True)
+    dataset = load_dataset(**data.of_load(), seed=options.seed, progress=True)
     found = audit_dataset(dataset, resolution=options.resolution, threshold=options.threshold)
     print(f"{dataset.source}: {len(dataset.images)} images\n{found.text()}", flush=True)
     if target is not None:

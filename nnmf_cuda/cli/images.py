@@ -6,11 +6,12 @@ import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
 from nnmf_cuda.cli.options import DeviceOption, say
+from nnmf_cuda.data.reading import ReadOptions
 
 if TYPE_CHECKING:
     from nnmf_cuda.pipeline.artifacts import TrainedModel
@@ -19,7 +20,7 @@ IMAGES = ("images", "Image files, folders that are searched for them, or an .npz
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesAndModel(DeviceOption):
+class ImagesAndModel(ReadOptions, DeviceOption):
     """Of the commands that take images and what a run has saved."""
 
     images: list[str]
@@ -47,8 +48,6 @@ class Extract(ImagesAndModel):
     """features.npy (streamed), .npz or .parquet."""
     normalize: bool = False
     """Write the classifier's features instead: selected and L2-normalised."""
-    on_error: Literal["raise", "skip"] = "raise"
-    """skip leaves unreadable images out and lists them in OUT.failed.txt."""
     overwrite: bool = False
     """Replace --out."""
 
@@ -73,7 +72,7 @@ def extract(options: Extract) -> None:
     from nnmf_cuda.pipeline.extract import extract_to_file
 
     n_written, n_failed = extract_to_file(
-        iter_images(options.images),
+        iter_images(options.images, reading=options),
         options.load().extractor,
         Path(options.out),
         normalize=options.normalize,
@@ -98,7 +97,7 @@ def predict(options: Predict) -> None:
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["file", "label", *(f"p({name})" for name in model.label_names)])
     batches = iter_image_batches(
-        iter_images(options.images),
+        iter_images(options.images, reading=options),
         batch_size=options.batch_size,
         image_shape=model.image_shape,
         progress=True,

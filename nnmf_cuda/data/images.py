@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nnmf_cuda.data.reading import OnError, ReadFailure
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SHAPE = (128, 128)
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
-
-OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,28 @@ class ArrayImage:
     pixels: NDArray[Any]
 
 
-ImageSource: TypeAlias = Path | ArrayImage
-"""An image that is still to be decoded: a file, or pixels."""
+@dataclass(frozen=True, eq=False)
+class LazyImage:
+    """An image that its source decodes when it is asked for: a frame, a slice, a row of a table.
+
+    Attributes
+    ----------
+    name : Path
+        The source's path, and below it the image's name in the source.
+    read : callable
+        From (height, width) to pixels of that shape: uint8, or float32 in [0, 1]. Called in
+        threads; raises ValueError, naming the image, where it cannot be read.
+    columns : mapping of str to str
+        What the source says beside it, which passes through to the rows of a table.
+    """
+
+    name: Path
+    read: Callable[[tuple[int, int]], NDArray[Any]]
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+ImageSource: TypeAlias = Path | ArrayImage | LazyImage
+"""An image that is still to be decoded: a file, pixels, or a part of a source."""
 
 
 def is_image(path: Path) -> bool:
@@ -167,13 +187,6 @@ def resize_images(images: NDArray[Any], image_shape: tuple[int, int]) -> NDArray
     return resized
 
 
-class ReadFailure(NamedTuple):
-    """A file that could not be read, and why."""
-
-    file: Path
-    message: str
-
-
 class ImageBatch(NamedTuple):
     """Some images of a stream.
 
@@ -188,12 +201,15 @@ class ImageBatch(NamedTuple):
     failures : list of ReadFailure
         The unreadable files met since the batch before, at most as many as a batch has images;
         empty unless ``on_error="skip"``.
+    columns : sequence of mappings
+        What the source of each image says beside it, empty where it says nothing.
     """
 
     start: int
     images: NDArray[Any]
     files: list[Path]
     failures: list[ReadFailure]
+    columns: Sequence[Mapping[str, str]] = ()
 
 
 def iter_image_batches(
@@ -212,7 +228,7 @@ def iter_image_batches(
 
     Parameters
     ----------
-    files : iterable of paths or ArrayImage
+    files : iterable of paths, ArrayImage or LazyImage
         For example from `iter_images`.
     batch_size : int, default=256
         Images a batch; fewer in the last, and before sources that go over from bytes to floats or
@@ -251,13 +267,24 @@ def iter_image_batches(
     return _batches(decoded, batch_size, image_shape, on_error)
 
 
+def name_of(source: ImageSource) -> Path:
+    """Return the name of an image: of a file its path."""
+    return source if isinstance(source, Path) else source.name
+
+
+class _Decoded(NamedTuple):
+    name: Path
+    image: NDArray[Any] | ValueError
+    columns: Mapping[str, str]
+
+
 def _decode(
     files: Iterable[str | ImageSource],
     window: int,
     image_shape: tuple[int, int],
     n_workers: int,
     progress: bool,
-) -> Generator[tuple[Path, NDArray[Any] | ValueError]]:
+) -> Generator[_Decoded]:
     """Give each image or error, in order, keeping at most `window` decoded or queued."""
     from tqdm import tqdm
 
@@ -266,6 +293,8 @@ def _decode(
             resized: NDArray[Any] = resize_images(source.pixels[None], image_shape)[0]
             return resized
         try:
+            if isinstance(source, LazyImage):
+                return source.read(image_shape)
             return read_image(source, image_shape=image_shape)
         except ValueError as error:
             return error
@@ -279,20 +308,18 @@ def _decode(
         # Also reached when the caller stops early: what is queued is dropped.
         stack.callback(pool.shutdown, cancel_futures=True)
         sources = (Path(file) if isinstance(file, str) else file for file in files)
-        waiting = (
-            (source.name if isinstance(source, ArrayImage) else source, pool.submit(read, source))
-            for source in sources
-        )
+        waiting = ((source, pool.submit(read, source)) for source in sources)
         queue = deque(islice(waiting, window))
         while queue:
-            name, future = queue.popleft()
-            yield name, future.result()
+            source, future = queue.popleft()
+            columns = source.columns if isinstance(source, LazyImage) else {}
+            yield _Decoded(name_of(source), future.result(), columns)
             bar.update()
             queue.extend(islice(waiting, 1))
 
 
 def _batches(
-    decoded: Generator[tuple[Path, NDArray[Any] | ValueError]],
+    decoded: Generator[_Decoded],
     batch_size: int,
     image_shape: tuple[int, int],
     on_error: OnError,
@@ -302,17 +329,18 @@ def _batches(
     images: list[NDArray[Any]] = []
     files: list[Path] = []
     failures: list[ReadFailure] = []
+    columns: list[Mapping[str, str]] = []
 
     def batch() -> ImageBatch:
-        nonlocal start, images, files, failures
+        nonlocal start, images, files, failures, columns
         stacked = np.stack(images) if images else np.empty((0, *image_shape), dtype=np.uint8)
-        made = ImageBatch(start, stacked, files, failures)
+        made = ImageBatch(start, stacked, files, failures, columns)
         start += len(images)
-        images, files, failures = [], [], []
+        images, files, failures, columns = [], [], [], []
         return made
 
     with closing(decoded):  # ends the threads when the caller stops early
-        for file, image in decoded:
+        for file, image, beside in decoded:
             if isinstance(image, ValueError):
                 if on_error == "raise":
                     raise image
@@ -326,6 +354,7 @@ def _batches(
                 yield batch()
             images.append(image)
             files.append(file)
+            columns.append(beside)
             if len(images) == batch_size:
                 yield batch()
         if images or failures:
@@ -333,19 +362,31 @@ def _batches(
 
 
 def read_images(
-    files: Sequence[str | Path],
+    files: Sequence[str | ImageSource],
     *,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
     progress: bool = False,
-) -> NDArray[np.uint8]:
-    """Read image files into one array (n, height, width).
+) -> NDArray[Any]:
+    """Read images into one array (n, height, width): uint8, or float32 if one holds floats.
 
     Parameters
     ----------
     files, image_shape, progress
         As in `iter_image_batches`; errors are those of `read_image`.
     """
-    images = np.empty((len(files), *image_shape), dtype=np.uint8)
+    images: NDArray[Any] = np.empty((len(files), *image_shape), dtype=np.uint8)
     for batch in iter_image_batches(files, image_shape=image_shape, progress=progress):
-        images[batch.start : batch.start + len(batch.images)] = batch.images
+        found = batch.images
+        if found.dtype != images.dtype and not batch.start:
+            images = np.empty(images.shape, dtype=found.dtype)
+        elif found.dtype != images.dtype:
+            images, found = in_unit_range(images), in_unit_range(found)
+        images[batch.start : batch.start + len(found)] = found
     return images
+
+
+def in_unit_range(images: NDArray[Any]) -> NDArray[np.float32]:
+    """Return bytes, or floats in [0, 1], as float32 in [0, 1]."""
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    return images.astype(np.float32, copy=False)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, Literal, get_args
 
+from nnmf_cuda.data.reading import ReadOptions
+
 
 class Checks:
     """Checks of one group of settings, before any work.
@@ -91,7 +93,7 @@ SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(ReadOptions):
     """Which images, and how they are labelled and split."""
 
     path: str | None = None
@@ -107,6 +109,11 @@ class DataConfig:
     """The fold that tests, the next one validates: one of the source's with
     split_by="patient_fold", else one of five that are dealt; None is the lowest, or shares of
     70/15/15."""
+
+    def of_load(self) -> dict[str, Any]:
+        """Return the arguments of `nnmf_cuda.data.load_dataset`."""
+        names = ("path", "classes", "label_key", "split_by", "test_fold")
+        return {**{name: getattr(self, name) for name in names}, "reading": self}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnmf_cuda.data import load_dataset, read_image
+from nnmf_cuda.data import Account, ReadOptions, load_dataset, read_image
 from nnmf_cuda.data.readers import coco
 
 EditCoco = Callable[..., Path]
@@ -29,7 +29,7 @@ def test_images_are_matched_to_annotations_by_id(coco_root: Path) -> None:
 
 
 def test_without_box_left_out_and_of_several_the_largest(coco_root: Path) -> None:
-    records = coco.read(coco_root)
+    records = coco.read(coco_root, ReadOptions(), Account())
     assert records.split is not None
     train = dict(zip(records.files.tolist(), records.values.tolist(), strict=True))
     assert "87.png" not in records.files
@@ -164,7 +164,7 @@ def test_an_unknown_category_id_is_refused(coco_root: Path) -> None:
 
 def test_a_folder_without_splits_is_no_export(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no train, valid or test folder with _annotations"):
-        coco.read(tmp_path)
+        coco.read(tmp_path, ReadOptions(), Account())
 
 
 def test_jpg_and_rgb_are_converted_by_pillow(coco_root: Path) -> None:

@@ -95,13 +95,14 @@ def test_too_few_images_to_divide(tmp_path: Path, save_image: SaveImage) -> None
     for name, n_images in (("a", 9), ("b", 2)):
         for index in range(n_images):
             save_image(tmp_path / name / f"{index}.png")
-    with pytest.raises(ValueError, match="class 1 has 2 images, too few for one in each of 3"):
+    with pytest.raises(ValueError, match="class 'b' has 2 images, too few for one in each of 3"):
         load_dataset(tmp_path)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path, save_image: SaveImage) -> None:
-    save_image(tmp_path / "a" / "1.png")
-    (tmp_path / "b").mkdir()
+    for name in "ab":
+        for index in range(3):
+            save_image(tmp_path / name / f"{index}.png")
     (tmp_path / "b" / "2.png").write_text("no image")
     with pytest.raises(ValueError, match=r"cannot read image '.*/b/2.png': cannot identify"):
         load_dataset(tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnmf_cuda.data import load_dataset
+from nnmf_cuda.data import Account, ReadOptions, load_dataset
 from nnmf_cuda.data.readers import npz
 
 SaveNpz = Callable[..., Path]
@@ -24,7 +24,7 @@ def test_every_array_is_read(save_npz: SaveNpz) -> None:
         file=np.array([f"{index}.jpg" for index in range(40)]),
         masks=np.zeros(3),
     )
-    records = npz.read(path)
+    records = npz.read(path, ReadOptions(), Account())
     np.testing.assert_array_equal(records.images, np.load(path)["images"])
     assert records.values[:3].tolist() == ["0", "1", "0"]
     assert records.names == {"0": "no", "1": "yes"}
@@ -37,11 +37,11 @@ def test_every_array_is_read(save_npz: SaveNpz) -> None:
 
 def test_names_may_be_called_files_as_savez_needs(save_npz: SaveNpz) -> None:
     names = np.array([f"{index}.jpg" for index in range(40)])
-    assert npz.read(save_npz(files=names)).files[39] == "39.jpg"
+    assert npz.read(save_npz(files=names), ReadOptions(), Account()).files[39] == "39.jpg"
 
 
 def test_only_images_and_labels_are_needed(save_npz: SaveNpz) -> None:
-    records = npz.read(save_npz())
+    records = npz.read(save_npz(), ReadOptions(), Account())
     assert records.split is None
     assert records.groups == {}
     assert records.names == {"0": "labels 0", "1": "labels 1"}
@@ -57,7 +57,7 @@ def test_another_array_of_labels_has_its_own_names(
 ) -> None:
     three = {label_key: np.arange(40) % 3, names_key: np.array(["x", "y", "z"])}
     path = save_npz(label_names=np.array(["no", "yes"]), **three)
-    records = npz.read(path, label_key=label_key)
+    records = npz.read(path, ReadOptions(), Account(), label_key=label_key)
     assert list(records.names.values()) == ["x", "y", "z"]
     assert records.values[2] == "2"
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from nnmf_cuda.data import (
+    Account,
     ArrayImage,
     ImageSource,
+    ReadOptions,
     iter_image_batches,
     iter_images,
     load_dataset,
@@ -149,12 +151,14 @@ def test_a_new_reader_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def recognises(path: Path) -> bool:
         return path.suffix == ".flat"
 
-    def images(path: Path) -> Iterator[ImageSource]:
+    def images(path: Path, options: ReadOptions, account: Account) -> Iterator[ImageSource]:
         for index, value in enumerate(path.read_bytes()):
             yield ArrayImage(path / str(index), np.full((4, 4), value, np.uint8))
 
-    def read(path: Path, *, label_key: str = "labels") -> Records:
-        pixels = np.stack([image.pixels for image in images(path)])
+    def read(
+        path: Path, options: ReadOptions, account: Account, *, label_key: str = "labels"
+    ) -> Records:
+        pixels = np.stack([image.pixels for image in images(path, options, account)])
         values = (pixels[:, 0, 0] % 2).astype(str)
         return Records(pixels, values, {"0": "even", "1": "odd"}, None, values)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from nnmf_cuda.data.images import ImageSource, walk_reaches
 from nnmf_cuda.data.readers import coco, folders, npz
 from nnmf_cuda.data.readers.base import Reader, Records
+from nnmf_cuda.data.reading import DEFAULT_READING, Account, ReadOptions
 
 __all__ = ["READERS", "Reader", "Records", "iter_images", "reader_of"]
 
@@ -26,7 +27,12 @@ def reader_of(path: Path) -> Reader:
     return next(reader for reader in READERS if reader.recognises(path))
 
 
-def iter_images(paths: str | Path | Iterable[str | Path]) -> Iterator[ImageSource]:
+def iter_images(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    reading: ReadOptions = DEFAULT_READING,
+    account: Account | None = None,
+) -> Iterator[ImageSource]:
     """Give the images of any sources one by one, without labels.
 
     Sources are read as the caller goes on: in memory are the names of one folder, or some images
@@ -40,10 +46,14 @@ def iter_images(paths: str | Path | Iterable[str | Path]) -> Iterator[ImageSourc
         whatever its suffix. A folder is walked, its image files (`IMAGE_SUFFIXES`) in sorted
         order; names that begin with a dot are left out, and symbolic links to folders are not
         followed, unless given here themselves.
+    reading : ReadOptions, optional
+        How they are read.
+    account : Account, optional
+        Is told what becomes of each file, as it is reached.
 
     Yields
     ------
-    Path or ArrayImage
+    Path, ArrayImage or LazyImage
         In the order of `paths`; a file reached twice is given once.
 
     Raises
@@ -55,11 +65,12 @@ def iter_images(paths: str | Path | Iterable[str | Path]) -> Iterator[ImageSourc
     if not given:
         raise ValueError("no images given; name at least one file or folder")
     for path in given:
-        next(reader_of(path).images(path))  # raises where there is none
-    return _each_once(given)
+        # Raises where there is none; told to no account, as it is read again.
+        next(reader_of(path).images(path, reading, Account()))
+    return _each_once(given, reading, Account() if account is None else account)
 
 
-def _each_once(given: list[Path]) -> Iterator[ImageSource]:
+def _each_once(given: list[Path], reading: ReadOptions, account: Account) -> Iterator[ImageSource]:
     """Give the images of each path, without files that an earlier path has reached.
 
     What was reached is told from the paths alone: a set of all files would grow with them.
@@ -69,7 +80,7 @@ def _each_once(given: list[Path]) -> Iterator[ImageSource]:
     for path in given:
         if path in files:
             continue
-        for image in reader_of(path).images(path):
+        for image in reader_of(path).images(path, reading, account):
             reached = isinstance(image, Path) and (
                 image in files or any(walk_reaches(folder, image) for folder in folders)
             )

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, first_few, refuse_label_key
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
 from nnmf_cuda.data.readers.folders import images as images  # every file, with a box or without
+from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
 ANNOTATIONS = "_annotations.coco.json"
 
@@ -22,7 +23,9 @@ def recognises(path: Path) -> bool:
         return False
 
 
-def read(path: Path, *, label_key: str = "labels") -> Records:
+def read(
+    path: Path, options: ReadOptions, account: Account, *, label_key: str = "labels"
+) -> Records:
     """List the images of ``path/{train,valid,test}/_annotations.coco.json``, which lie beside it.
 
     An image's class, in the values its category's id as text, is that of its largest box. An image

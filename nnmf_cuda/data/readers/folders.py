@@ -13,6 +13,7 @@ import numpy as np
 
 from nnmf_cuda.data.images import IMAGE_SUFFIXES, ImageSource, is_image, walk_images
 from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
+from nnmf_cuda.data.reading import Account, ReadOptions
 
 
 def recognises(path: Path) -> bool:
@@ -20,7 +21,7 @@ def recognises(path: Path) -> bool:
     return path.exists()
 
 
-def images(path: Path) -> Iterator[ImageSource]:
+def images(path: Path, options: ReadOptions, account: Account) -> Iterator[ImageSource]:
     """Give a file, or the image files of a folder; see `nnmf_cuda.data.images.walk_images`."""
     if not path.is_dir():
         yield path
@@ -35,7 +36,9 @@ def images(path: Path) -> Iterator[ImageSource]:
         )
 
 
-def read(path: Path, *, label_key: str = "labels") -> Records:
+def read(
+    path: Path, options: ReadOptions, account: Account, *, label_key: str = "labels"
+) -> Records:
     """List images whose folder is their class.
 
     Folders ``train``, ``valid`` (or ``val``) and ``test`` below the path are taken for splits if

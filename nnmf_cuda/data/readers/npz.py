@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import GROUPS, check_length, check_pixels
 from nnmf_cuda.data.images import ArrayImage, ImageSource
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, first_few
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records
+from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
 # numpy.savez(path, file=...) clashes with its own first parameter; files=... does not.
 FILE_KEYS = ("file", "files")
@@ -39,7 +40,9 @@ def recognises(path: Path) -> bool:
     return path.suffix.lower() == ".npz" and not path.is_dir()
 
 
-def read(path: Path, *, label_key: str = "labels") -> Records:
+def read(
+    path: Path, options: ReadOptions, account: Account, *, label_key: str = "labels"
+) -> Records:
     """Read images and labels, those in the array `label_key`; see the module."""
     archive = _Archive(path)
     pixels = archive.take("images")
@@ -60,7 +63,7 @@ def read(path: Path, *, label_key: str = "labels") -> Records:
     )
 
 
-def images(path: Path) -> Iterator[ImageSource]:
+def images(path: Path, options: ReadOptions, account: Account) -> Iterator[ImageSource]:
     """Give the images one by one; some MiB of them are in memory."""
     archive = _Archive(path)
     arrays = {key: archive.take(key) for key in FILE_KEYS if key in archive.keys}
