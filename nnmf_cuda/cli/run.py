@@ -6,7 +6,7 @@ import argparse
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,6 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of, say
 from nnmf_cuda.cli.summary import comparison, outcome_of, run_summary
-from nnmf_cuda.data.reading import ReadOptions
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig, ExperimentConfig
 from nnmf_cuda.pipeline.places import Place, write_text
 from nnmf_cuda.pipeline.run_directory import check_free, remove_runs, sweep_below
@@ -89,10 +88,6 @@ class Run:
 
         config: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))  # tuples become lists
         data = config.pop("data")
-        changed = self.config.data.changed()
-        for option in fields(ReadOptions):  # one at its default would only make the file longer
-            if option.name not in changed:
-                del data[option.name]
         if str(data["test_fold"]).isdecimal():  # a fold's name, which --config reads as a number
             data["test_fold"] = int(data["test_fold"])
         options = {name: getattr(self.options, name) for name in ("preset", "evaluation", "device")}
