@@ -107,6 +107,8 @@ def audit(options: Audit, data: DataConfig) -> None:
     if target is not None and (target.is_dir() or not target.parent.is_dir()):
         raise ValueError(f"--json {target}: give a file in a folder that exists")
     dataset = load_dataset(**data.of_load(), seed=options.seed, progress=True)
+    for note in dataset.notes:
+        say(note)
     found = audit_dataset(dataset, resolution=options.resolution, threshold=options.threshold)
     show(f"{dataset.source}: {len(dataset.images)} images\n{found.text()}")
     if target is not None:

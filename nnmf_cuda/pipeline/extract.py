@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, iter_image_batches
+from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, ReadOptions, iter_image_batches
 from nnmf_cuda.data.names import harmless, on_one_line
+from nnmf_cuda.data.reading import DEFAULT_READING
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.pipeline.places import Place, cannot_write
 
@@ -211,6 +212,7 @@ def extract_to_file(
     out: Path,
     *,
     normalize: bool = False,
+    reading: ReadOptions = DEFAULT_READING,
     on_error: Literal["raise", "skip"] = "raise",
     batch_size: int = 256,
     overwrite: bool = False,
@@ -245,6 +247,7 @@ def extract_to_file(
             files,
             batch_size=batch_size,
             image_shape=extractor.image_shape,
+            reading=reading,
             on_error=on_error,
             progress=progress,
         )
