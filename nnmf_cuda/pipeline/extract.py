@@ -7,9 +7,7 @@ batches at a time, and `extract_to_file` writes what comes back as it comes.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -25,8 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, ReadOptions, iter_image_batches
+from nnmf_cuda.data.names import harmless, on_one_line
 from nnmf_cuda.data.reading import DEFAULT_READING
 from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.pipeline.places import Place, cannot_write
 
 FORMATS = (".npy", ".npz", ".parquet")
 
@@ -236,13 +236,13 @@ def extract_to_file(
     a tab and the reason on each line. Returns the numbers of rows and of images that could not be
     read. Raises ValueError, and writes nothing, if an image or `out` does not allow it.
     """
-    _check_out(out, overwrite=overwrite)
+    _check_out(out, overwrite=overwrite)  # before any work, and again once no other can write
     transform: Callable[[torch.Tensor], torch.Tensor] = (
         extractor.forward if normalize else extractor.coefficients
     )
     n_columns = extractor.n_features if normalize else len(extractor.components)
     n_written = 0
-    with _outputs(out, n_columns) as (writer, failures):
+    with _outputs(out, n_columns, overwrite=overwrite) as (writer, failures):
         batches = iter_image_batches(
             files,
             batch_size=batch_size,
@@ -285,31 +285,28 @@ class _Writer(Protocol):
 
 
 @contextmanager
-def _outputs(out: Path, n_columns: int) -> Iterator[tuple[_Writer, _FailureList]]:
-    """Yield writers to temporary names, which become the real ones when the block ends well."""
-    partial = out.with_name(f".{out.name}.partial")
-    names, failed = Path(f"{partial}.files.txt"), Path(f"{partial}.failed.txt")
+def _outputs(
+    out: Path, n_columns: int, *, overwrite: bool
+) -> Iterator[tuple[_Writer, _FailureList]]:
+    """Yield writers into a folder beside `out`, whose files move there when the block ends well."""
+    called, beside = f"--out {out}", (f"{out.name}.failed.txt", f"{out.name}.files.txt")
     try:
-        writer: _Writer
-        if out.suffix == ".npy":
-            writer = _NpyWriter(partial, names, n_columns)
-        elif out.suffix == ".npz":
-            writer = _NpzWriter(partial, n_columns)
-        else:
-            writer = _ParquetWriter(partial, n_columns)
-        with closing(writer), closing(_FailureList(failed)) as failures:
-            yield writer, failures
-            writer.finish()
-        os.replace(partial, out)
-        Path(f"{out}.failed.txt").unlink(missing_ok=True)  # of an earlier run
-        for temporary, name in ((names, f"{out}.files.txt"), (failed, f"{out}.failed.txt")):
-            if temporary.exists():
-                os.replace(temporary, name)
+        with Place(out.parent, out.name).held(called) as place:
+            _check_out(out, overwrite=overwrite)
+            with place.staged([*beside, out.name]) as folder:
+                failed, names = (folder / name for name in beside)
+                writer: _Writer
+                if out.suffix == ".npy":
+                    writer = _NpyWriter(folder / out.name, names, n_columns)
+                elif out.suffix == ".npz":
+                    writer = _NpzWriter(folder / out.name, n_columns)
+                else:
+                    writer = _ParquetWriter(folder / out.name, n_columns)
+                with closing(writer), closing(_FailureList(failed)) as failures:
+                    yield writer, failures
+                    writer.finish()
     except OSError as error:
-        raise ValueError(f"--out {out} cannot be written ({error.strerror or error})") from error
-    finally:
-        for path in (partial, names, failed):
-            path.unlink(missing_ok=True)
+        raise cannot_write(called, error) from error
 
 
 class _FailureList:
@@ -328,7 +325,8 @@ class _FailureList:
             self._file = _text_file(self._path)
             self.first = failures[0].message
         self._file.writelines(
-            f"{_on_one_line(failure.file)}\t{failure.message}\n" for failure in failures
+            f"{on_one_line(failure.file)}\t{harmless(failure.message, keep='')}\n"
+            for failure in failures
         )
         self.count += len(failures)
 
@@ -339,23 +337,6 @@ class _FailureList:
 
 def _text_file(path: Path) -> IO[str]:
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
-
-
-def _on_one_line(file: str | Path) -> str:
-    """Return a file name as text of one line, which tells any two names apart."""
-    text = str(file)
-    return text if text.isprintable() and "\\" not in text else "".join(map(_escape, text))
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a file name that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    if character == "\\" or code < 0x80:
-        return character.encode("unicode_escape").decode("ascii")
-    # Controls beyond ASCII, surrogates, and separators of lines: \x is for bytes.
-    escaped = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-    return f"\\u{code:04x}" if escaped else character
 
 
 def _write_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
@@ -379,7 +360,7 @@ class _NpyWriter:
 
     def write(self, features: NDArray[np.float32], files: list[str]) -> None:
         features.astype("<f4", copy=False).tofile(self._file)
-        self._names.writelines(f"{_on_one_line(name)}\n" for name in files)
+        self._names.writelines(f"{on_one_line(name)}\n" for name in files)
         self._n_rows += len(features)
 
     def finish(self) -> None:
@@ -447,7 +428,7 @@ class _ParquetWriter:
         self._waiting: list[Any] = []
 
     def write(self, features: NDArray[np.float32], files: list[str]) -> None:
-        columns = [list(map(_on_one_line, files)), *features.T]
+        columns = [list(map(on_one_line, files)), *features.T]
         self._waiting.append(self._arrow.table(columns, schema=self._schema))
         if sum(table.num_rows for table in self._waiting) >= self._GROUP_ROWS:
             self._flush()
