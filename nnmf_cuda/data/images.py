@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.reading import OnError, ReadFailure
+from nnmf_cuda.data.reading import Account, OnError, ReadFailure
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,23 +76,45 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def walk_images(folder: Path) -> Iterator[Path]:
+def walk_images(folder: Path, account: Account | None = None) -> Iterator[Path]:
     """Give the image files of a folder and those below it, in sorted order.
 
-    Names that begin with a dot are left out, and symbolic links to folders are not followed. A
-    folder that cannot be read is a ValueError.
+    Names that begin with a dot, what an archiver of macOS adds and files of other endings are left
+    out, and symbolic links to folders are not followed: `account` is told of each. A folder that
+    cannot be read is a ValueError.
     """
+    account = Account() if account is None else account
 
     def refuse(error: OSError) -> None:
         text = f"cannot read folder {str(error.filename)!r}: {_reason(error)}"
         raise ValueError(text) from error
 
     for where, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        entered = []
+        for name in sorted(folders):
+            path = Path(where, name)
+            if is_hidden(path):
+                account.skip(path, "hidden")
+            elif path.is_symlink():
+                account.skip(path, "a link to a folder, which is not followed")
+            else:
+                entered.append(name)
+        folders[:] = entered
         for name in sorted(names):
             path = Path(where, name)
-            if not name.startswith(".") and is_image(path):
+            if is_hidden(path):
+                account.skip(path, "hidden")
+                continue
+            account.met(path)
+            if is_image(path):
                 yield path
+            else:
+                account.skip(path, f"no image by its ending {path.suffix.lower()}".rstrip())
+
+
+def is_hidden(path: Path) -> bool:
+    """Tell whether a file or folder is none of the user's: by a dot, or as macOS adds it."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def walk_reaches(folder: Path, file: Path) -> bool:
@@ -100,7 +122,7 @@ def walk_reaches(folder: Path, file: Path) -> bool:
     if not file.is_relative_to(folder) or not is_image(file):
         return False
     inside = file.relative_to(folder)
-    hidden = any(part.startswith(".") for part in inside.parts)
+    hidden = any(is_hidden(Path(part)) for part in inside.parts)
     return not hidden and not any((folder / p).is_symlink() for p in inside.parents[:-1])
 
 

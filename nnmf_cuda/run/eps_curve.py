@@ -49,7 +49,7 @@ def run_eps_curve(
     if not asked or asked[0] <= 0:
         raise ValueError(f"eps_curve must name radii above 0, got {list(radii)}")
     with results_directory(out, overwrite=overwrite) as partial:
-        dataset = load_dataset(**config.data.of_load(), seed=config.seed)
+        dataset = load_dataset(**config.data.of_load(), seed=config.seed, n_train_needed=2)
         say(f"data: {dataset.source}; fitting the components and projecting every image")
         features = extract_features(dataset, config, device=device)
         say("training the classifier and the denoiser")

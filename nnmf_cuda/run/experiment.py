@@ -145,7 +145,9 @@ def _load(
     config: ExperimentConfig, timer: StageTimer, *, progress: bool, say: Callable[[str], None]
 ) -> ImageDataset:
     with timer.stage("reading_images") as stage:
-        dataset = load_dataset(**config.data.of_load(), seed=config.seed, progress=progress)
+        dataset = load_dataset(
+            **config.data.of_load(), seed=config.seed, progress=progress, n_train_needed=2
+        )
         stage.n_items = len(dataset.images)
     counts = ", ".join(f"{len(dataset.labels_of(split))} {split}" for split in SPLITS)
     say(f"data: {dataset.source}, {counts}; classes {', '.join(dataset.label_names)}")

@@ -51,3 +51,17 @@ def test_importing_does_not_load_pillow_or_tqdm() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_rare_class_is_named_before_any_image_is_decoded(
+    tmp_path: Path, save_npz: Callable[..., Path], save_image: Callable[..., Path]
+) -> None:
+    for name, n in (("no", 6), ("rare", 4), ("yes", 6)):
+        for index in range(n):
+            save_image(tmp_path / name / f"{index}.png")
+    assert load_dataset(tmp_path, n_train_needed=2).n_classes == 3
+    (tmp_path / "rare" / "3.png").unlink()
+    for path in tmp_path.glob("*/*.png"):
+        path.write_text("no image: reading it would be another error")
+    with pytest.raises(ValueError, match="'rare' has 1 train image of 2 needed .no 4, rare 1, yes"):
+        load_dataset(tmp_path, n_train_needed=2)
