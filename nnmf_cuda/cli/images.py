@@ -76,6 +76,7 @@ def extract(options: Extract) -> None:
         options.load().extractor,
         Path(options.out),
         normalize=options.normalize,
+        reading=options,
         on_error=options.on_error,
         batch_size=options.batch_size,
         overwrite=options.overwrite,
@@ -100,6 +101,7 @@ def predict(options: Predict) -> None:
         iter_images(options.images, reading=options),
         batch_size=options.batch_size,
         image_shape=model.image_shape,
+        reading=options,
         progress=True,
     )
     for batch, probabilities in computed_batches(

@@ -16,7 +16,8 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of, say
 from nnmf_cuda.cli.summary import comparison, outcome_of, run_summary
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig, ExperimentConfig
-from nnmf_cuda.pipeline.run_directory import check_free, remove_runs, write_text
+from nnmf_cuda.pipeline.places import Place, write_text
+from nnmf_cuda.pipeline.run_directory import check_free, remove_runs, sweep_below
 
 if TYPE_CHECKING:
     from nnmf_cuda.run.experiment import Experiment
@@ -197,12 +198,14 @@ def run(runs: Sequence[Run]) -> None:
             " all but one --preset"
         )
     resolve_device(options.device)
-    if len(runs) > 1:
-        _run_presets(runs)
-    elif options.cross_validate:
-        _run_folds(first)
-    else:
-        _run_seeds(first)
+    with Place(first.out).held(f"--out {first.out}"):
+        sweep_below(first.out)
+        if len(runs) > 1:
+            _run_presets(runs)
+        elif options.cross_validate:
+            _run_folds(first)
+        else:
+            _run_seeds(first)
 
 
 def _run_curve(asked: Run) -> None:
@@ -273,8 +276,8 @@ def _run_presets(runs: Sequence[Run]) -> None:
     homes = dict(zip(planned, _run_all(out, list(planned.values()), line_each=False), strict=True))
     outcomes = {preset: outcome_of(home) for preset, home in homes.items()}
     summary = {preset: asdict(outcome) for preset, outcome in outcomes.items()}
+    print(f"\n{comparison(outcomes, evaluation=evaluation, homes=homes)}", flush=True)
     write_text(out / "summary.json", json.dumps({"presets": summary}, indent=2))
-    print(f"\n{comparison(outcomes, evaluation=evaluation, homes=homes)}")
 
 
 def _run_seeds(asked: Run) -> None:
@@ -285,8 +288,8 @@ def _run_seeds(asked: Run) -> None:
     repeats = plan_seeds(seeds, data.split_by, data.test_fold)
     homes = _run_all(asked.out, [_planned(asked, repeat) for repeat in repeats])
     summary = summarize_seeds(dict(zip(seeds, homes, strict=True)))
+    print(f"\n{seeds_table(summary)}", flush=True)
     write_text(asked.out / "summary.json", json.dumps(summary.as_dict(), indent=2))
-    print(f"\n{seeds_table(summary)}")
 
 
 def _run_folds(asked: Run) -> None:
@@ -311,9 +314,10 @@ def _run_folds(asked: Run) -> None:
         source=data.path,
         preset=asked.options.preset,
     )
+    print(f"\n{folds_table(summary)}", flush=True)
     write_text(out / "summary.html", folds_page(summary, home=out))
     write_text(out / "summary.json", json.dumps(summary.as_dict(), indent=2))
-    print(f"\n{folds_table(summary)}\n\nsummary: {out / 'summary.html'}")
+    print(f"\nsummary: {out / 'summary.html'}")
 
 
 def _seeds(asked: Run) -> range:

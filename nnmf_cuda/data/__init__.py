@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from nnmf_cuda.data.dataset import SPLITS, ImageDataset, groupings_of_test
+from nnmf_cuda.data.decoding import IMAGE_SHAPE, read_image, resize_images
 from nnmf_cuda.data.images import (
-    IMAGE_SHAPE,
     IMAGE_SUFFIXES,
     ArrayImage,
     ImageBatch,
     ImageSource,
     LazyImage,
     iter_image_batches,
-    read_image,
     read_images,
-    resize_images,
 )
 from nnmf_cuda.data.leakage import LeakageAudit, audit_dataset
 from nnmf_cuda.data.load import folds_by, load_dataset, parse_classes

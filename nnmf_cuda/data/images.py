@@ -1,8 +1,4 @@
-"""Images: what they come as, and decoding them, many at a time.
-
-Every image becomes a grey one of one size by Pillow's ``convert("L")`` and
-``resize((width, height), BILINEAR)``.
-"""
+"""Images: what they come as, and decoding them, many at a time."""
 
 from __future__ import annotations
 
@@ -15,19 +11,28 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.reading import Account, OnError, ReadFailure
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from nnmf_cuda.data.decoding import IMAGE_SHAPE, read_image, reason, resize_images
+from nnmf_cuda.data.reading import (
+    DEFAULT_READING,
+    Account,
+    OnError,
+    ReadFailure,
+    ReadOptions,
+    first_few,
+)
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SHAPE = (128, 128)
+_AHEAD = 512
+"""Images decoded or queued ahead where all are wanted."""
+_MOST_NAMED = 100
+"""Unreadable images that one line names."""
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -86,7 +91,7 @@ def walk_images(folder: Path, account: Account | None = None) -> Iterator[Path]:
     account = Account() if account is None else account
 
     def refuse(error: OSError) -> None:
-        text = f"cannot read folder {str(error.filename)!r}: {_reason(error)}"
+        text = f"cannot read folder {str(error.filename)!r}: {reason(error)}"
         raise ValueError(text) from error
 
     for where, folders, names in os.walk(folder, onerror=refuse):
@@ -126,89 +131,6 @@ def walk_reaches(folder: Path, file: Path) -> bool:
     return not hidden and not any((folder / p).is_symlink() for p in inside.parents[:-1])
 
 
-def read_image(
-    path: str | Path, *, image_shape: tuple[int, int] = IMAGE_SHAPE
-) -> NDArray[np.uint8]:
-    """Read one image file as grey values (height, width), uint8.
-
-    Parameters
-    ----------
-    path : path
-        Any 8-bit format that Pillow reads: grey, RGB, palette, or with transparency, which is
-        dropped. Of several frames the first is read.
-    image_shape : tuple of int, default=(128, 128)
-        Height and width of the result, in pixels.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be read or is cut short, or holds 16-bit, 32-bit or floating grey
-        values: which of them are black and white is not in the file, and Pillow's own conversion
-        would clip them at 255.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(
-                    f"holds grey values of more than 8 bits (mode {image.mode}); choose a window "
-                    "and save it as an 8-bit image"
-                )
-            return to_grey(image, image_shape)
-    # Pillow's decoders raise all of these for damaged files; DecompressionBombError is for files
-    # that would unpack to more pixels than Image.MAX_IMAGE_PIXELS allows.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {str(path)!r}: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return type(error).__name__ if not str(error) else " ".join(str(error).split())
-
-
-def to_grey(image: Image, image_shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Convert an open 8-bit Pillow image to grey values of shape `image_shape`."""
-    from PIL import Image as pillow
-
-    height, width = image_shape
-    grey = image.convert("L").resize((width, height), pillow.Resampling.BILINEAR)
-    return np.array(grey, dtype=np.uint8)
-
-
-def resize_images(images: NDArray[Any], image_shape: tuple[int, int]) -> NDArray[Any]:
-    """Bring a stack of images to one colour and one size, as `read_image` does for files.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n, height, width) or (n, height, width, 3)
-        uint8; without colours also floating in [0, 1].
-    image_shape : tuple of int
-        Height and width of the result.
-
-    Returns
-    -------
-    ndarray of shape (n, *image_shape)
-        uint8, or float32 for floats. Not a copy where nothing is to be done.
-    """
-    if images.dtype != np.uint8:
-        images = images.astype(np.float32, copy=False)
-    if images.shape[1:] == image_shape:
-        return images
-    from PIL import Image
-
-    height, width = image_shape
-    resized = np.empty((len(images), height, width), dtype=images.dtype)
-    for row, image in zip(resized, images, strict=True):
-        if images.dtype == np.uint8:
-            row[:] = to_grey(Image.fromarray(image), image_shape)
-        else:
-            grey = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-            row[:] = np.clip(np.asarray(grey), 0.0, 1.0)  # rounding may pass 1 by an ulp
-    return resized
-
-
 class ImageBatch(NamedTuple):
     """Some images of a stream.
 
@@ -239,6 +161,7 @@ def iter_image_batches(
     *,
     batch_size: int = 256,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
+    reading: ReadOptions = DEFAULT_READING,
     on_error: OnError = "raise",
     n_workers: int | None = None,
     progress: bool = False,
@@ -257,6 +180,8 @@ def iter_image_batches(
         back.
     image_shape : tuple of int, default=(128, 128)
         Height and width of the result, in pixels.
+    reading : ReadOptions, optional
+        How image files are read: its ``window`` and ``decode``, see `read_image`.
     on_error : {"raise", "skip"}, default="raise"
         Whether an unreadable file ends the stream, or is logged and listed in the batch's
         `failures`. A file that is skipped leaves no gap: batches stay full.
@@ -281,12 +206,16 @@ def iter_image_batches(
         raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
     if n_workers is not None and n_workers < 1:
         raise ValueError(f"n_workers={n_workers} must be at least 1")
-    if n_workers is None:
-        # Linux: fewer than cpu_count in a container
-        on_linux = hasattr(os, "sched_getaffinity")
-        n_workers = min(8, len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1)
-    decoded = _decode(files, 2 * batch_size, image_shape, n_workers, progress)
+    n_workers = n_workers or default_workers()
+    decoded = _decode(files, 2 * batch_size, image_shape, reading, n_workers, progress)
     return _batches(decoded, batch_size, image_shape, on_error)
+
+
+def default_workers() -> int:
+    """Return the number of decoding threads: one a processor, at most 8."""
+    # Linux: fewer than cpu_count in a container
+    on_linux = hasattr(os, "sched_getaffinity")
+    return min(8, len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1)
 
 
 def name_of(source: ImageSource) -> Path:
@@ -304,6 +233,7 @@ def _decode(
     files: Iterable[str | ImageSource],
     window: int,
     image_shape: tuple[int, int],
+    reading: ReadOptions,
     n_workers: int,
     progress: bool,
 ) -> Generator[_Decoded]:
@@ -317,7 +247,7 @@ def _decode(
         try:
             if isinstance(source, LazyImage):
                 return source.read(image_shape)
-            return read_image(source, image_shape=image_shape)
+            return read_image(source, image_shape=image_shape, reading=reading)
         except ValueError as error:
             return error
 
@@ -387,24 +317,70 @@ def read_images(
     files: Sequence[str | ImageSource],
     *,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
+    reading: ReadOptions = DEFAULT_READING,
     progress: bool = False,
 ) -> NDArray[Any]:
     """Read images into one array (n, height, width): uint8, or float32 if one holds floats.
 
     Parameters
     ----------
-    files, image_shape, progress
-        As in `iter_image_batches`; errors are those of `read_image`.
+    files, image_shape, reading, progress
+        As in `iter_image_batches`; ``reading.on_error`` "skip" leaves unreadable images out.
+
+    Raises
+    ------
+    ValueError
+        As `read_image`; of several unreadable images the first few are named.
     """
+    return read_readable(files, image_shape=image_shape, reading=reading, progress=progress).images
+
+
+class Readable(NamedTuple):
+    """Images (n, height, width), which of the sources they are, and why the others are not."""
+
+    images: NDArray[Any]
+    rows: NDArray[np.bool_]
+    failures: list[ReadFailure]
+
+
+def read_readable(
+    files: Sequence[str | ImageSource],
+    *,
+    image_shape: tuple[int, int],
+    reading: ReadOptions,
+    progress: bool = False,
+) -> Readable:
+    """Read all images that can be read, as `read_images` does; it alone raises for the others."""
     images: NDArray[Any] = np.empty((len(files), *image_shape), dtype=np.uint8)
-    for batch in iter_image_batches(files, image_shape=image_shape, progress=progress):
-        found = batch.images
-        if found.dtype != images.dtype and not batch.start:
-            images = np.empty(images.shape, dtype=found.dtype)
-        elif found.dtype != images.dtype:
-            images, found = in_unit_range(images), in_unit_range(found)
-        images[batch.start : batch.start + len(found)] = found
-    return images
+    rows = np.zeros(len(files), dtype=bool)
+    failures: list[ReadFailure] = []
+    decoded = _decode(files, _AHEAD, image_shape, reading, default_workers(), progress)
+    with closing(decoded):
+        for index, (file, image, _) in enumerate(decoded):
+            if isinstance(image, ValueError):
+                failures.append(ReadFailure(file, str(image)))
+                continue
+            if image.dtype != images.dtype:
+                if not rows.any():
+                    images = np.empty(images.shape, dtype=image.dtype)
+                else:
+                    images, image = in_unit_range(images), in_unit_range(image)
+            images[index] = image
+            rows[index] = True
+    if failures and reading.on_error == "raise":
+        raise ValueError(_failed(failures, len(files)))
+    return Readable(images if rows.all() else images[rows], rows, failures)
+
+
+def _failed(failures: Sequence[ReadFailure], n_files: int) -> str:
+    """Say in one line which images could not be read."""
+    if len(failures) == 1:
+        return failures[0].message
+    names = first_few([repr(str(failure.file)) for failure in failures], _MOST_NAMED)
+    return (
+        f"{len(failures)} of {n_files} images cannot be read: {names}; the first: "
+        f"{failures[0].message}; repair or remove them, or leave them out with --on_error skip"
+    )
 
 
 def in_unit_range(images: NDArray[Any]) -> NDArray[np.float32]:

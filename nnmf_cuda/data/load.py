@@ -6,20 +6,25 @@ import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.dataset import ImageDataset
-from nnmf_cuda.data.images import IMAGE_SHAPE, read_images, resize_images
+from nnmf_cuda.data.dataset import SPLITS, ImageDataset
+from nnmf_cuda.data.decoding import IMAGE_SHAPE, resize_images
+from nnmf_cuda.data.images import read_readable
+from nnmf_cuda.data.leakage import equal_images
 from nnmf_cuda.data.phantom import phantom
 from nnmf_cuda.data.readers import Records, reader_of
-from nnmf_cuda.data.reading import DEFAULT_READING, Account, ReadOptions
+from nnmf_cuda.data.reading import DEFAULT_READING, UNREADABLE, Account, ReadOptions
 from nnmf_cuda.data.splits import N_FOLDS, fold_names, make_split, ways_to_split
 
 logger = logging.getLogger(__name__)
+
+_PLURAL = {"patient": "patients", "patient_fold": "patient folds", "series": "series"}
 
 
 def load_dataset(
@@ -98,11 +103,12 @@ def load_dataset(
         source=source,
     )
     _refuse_rare_classes(labels, label_names, split, needed=n_train_needed, source=source)
-    images, image_notes = _decoded(records, image_shape, progress=progress)
-    notes = (*class_notes, *records.notes, *image_notes, *split_notes)
-    for note in notes:
-        logger.info("%s: %s", source, note)
-    return ImageDataset(
+    images, rows, image_notes = _decoded(records, image_shape, reading, account, progress=progress)
+    if not rows.all():
+        records, labels, split = records.take(rows), labels[rows], split[rows]
+        _refuse_rare_classes(labels, label_names, split, needed=n_train_needed, source=source)
+    account.n_read = len(images)
+    dataset = ImageDataset(
         images=images,
         labels=labels,
         label_names=label_names,
@@ -110,8 +116,31 @@ def load_dataset(
         groups=records.groups,
         files=records.files,
         source=source,
-        notes=notes,
     )
+    notes = (
+        *class_notes,
+        *records.notes,
+        *image_notes,
+        *split_notes,
+        *equal_images(dataset),
+        *account.lines(),
+        _contents(dataset),
+    )
+    for note in notes:
+        logger.info("%s: %s", source, note)
+    return replace(dataset, notes=notes)
+
+
+def _contents(dataset: ImageDataset) -> str:
+    """Say how many images, patients and series there are of each kind, in one line."""
+    of_label = np.bincount(dataset.labels, minlength=dataset.n_classes).tolist()
+    labels = ", ".join(f"{n} {name}" for name, n in zip(dataset.label_names, of_label, strict=True))
+    groups = "".join(
+        f"; {_PLURAL[name]}: {len(np.unique(members))}" for name, members in dataset.groups.items()
+    )
+    splits = ", ".join(f"{int((dataset.split == split).sum())} {split}" for split in SPLITS)
+    unknown = "" if "patient" in dataset.groups else "; patients: unknown"
+    return f"Labels: {labels}{groups}{unknown}; splits: {splits}"
 
 
 def folds_by(
@@ -139,19 +168,35 @@ def folds_by(
 
 
 def _decoded(
-    records: Records, image_shape: tuple[int, int], *, progress: bool
-) -> tuple[NDArray[Any], list[str]]:
-    """Return images (n, *image_shape), and what was done to pixels that the source held."""
+    records: Records,
+    image_shape: tuple[int, int],
+    reading: ReadOptions,
+    account: Account,
+    *,
+    progress: bool,
+) -> tuple[NDArray[Any], NDArray[np.bool_], list[str]]:
+    """Return images (n, *image_shape), which records they are, and what was done to them."""
     if not isinstance(records.images, np.ndarray):
-        return read_images(records.images, image_shape=image_shape, progress=progress), []
+        found = read_readable(
+            records.images, image_shape=image_shape, reading=reading, progress=progress
+        )
+        for file, message in found.failures:
+            logger.warning("skipped: %s", message)
+            account.skip(file, UNREADABLE)
+        return found.images, found.rows, []
     resized = resize_images(records.images, image_shape)
+    rows = np.ones(len(resized), dtype=bool)
     if records.images.shape[1:] == image_shape:
-        return resized, []
+        return resized, rows, []
     height, width, *colours = records.images.shape[1:]
-    return resized, [
-        f"Images of {height} x {width} pixels{' with colours' if colours else ''} were converted to"
-        f" grey images of {image_shape[0]} x {image_shape[1]}"
-    ]
+    return (
+        resized,
+        rows,
+        [
+            f"Images of {height} x {width} pixels{' with colours' if colours else ''} were "
+            f"converted to grey images of {image_shape[0]} x {image_shape[1]}"
+        ],
+    )
 
 
 def _check_phantom(

@@ -7,7 +7,6 @@ batches at a time, and `extract_to_file` writes what comes back as it comes.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import unicodedata
 from collections import deque
@@ -24,8 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, iter_image_batches
+from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, ReadOptions, iter_image_batches
+from nnmf_cuda.data.reading import DEFAULT_READING
 from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.pipeline.places import Place, cannot_write
 
 FORMATS = (".npy", ".npz", ".parquet")
 
@@ -211,6 +212,7 @@ def extract_to_file(
     out: Path,
     *,
     normalize: bool = False,
+    reading: ReadOptions = DEFAULT_READING,
     on_error: Literal["raise", "skip"] = "raise",
     batch_size: int = 256,
     overwrite: bool = False,
@@ -234,17 +236,18 @@ def extract_to_file(
     a tab and the reason on each line. Returns the numbers of rows and of images that could not be
     read. Raises ValueError, and writes nothing, if an image or `out` does not allow it.
     """
-    _check_out(out, overwrite=overwrite)
+    _check_out(out, overwrite=overwrite)  # before any work, and again once no other can write
     transform: Callable[[torch.Tensor], torch.Tensor] = (
         extractor.forward if normalize else extractor.coefficients
     )
     n_columns = extractor.n_features if normalize else len(extractor.components)
     n_written = 0
-    with _outputs(out, n_columns) as (writer, failures):
+    with _outputs(out, n_columns, overwrite=overwrite) as (writer, failures):
         batches = iter_image_batches(
             files,
             batch_size=batch_size,
             image_shape=extractor.image_shape,
+            reading=reading,
             on_error=on_error,
             progress=progress,
         )
@@ -282,31 +285,28 @@ class _Writer(Protocol):
 
 
 @contextmanager
-def _outputs(out: Path, n_columns: int) -> Iterator[tuple[_Writer, _FailureList]]:
-    """Yield writers to temporary names, which become the real ones when the block ends well."""
-    partial = out.with_name(f".{out.name}.partial")
-    names, failed = Path(f"{partial}.files.txt"), Path(f"{partial}.failed.txt")
+def _outputs(
+    out: Path, n_columns: int, *, overwrite: bool
+) -> Iterator[tuple[_Writer, _FailureList]]:
+    """Yield writers into a folder beside `out`, whose files move there when the block ends well."""
+    called, beside = f"--out {out}", (f"{out.name}.failed.txt", f"{out.name}.files.txt")
     try:
-        writer: _Writer
-        if out.suffix == ".npy":
-            writer = _NpyWriter(partial, names, n_columns)
-        elif out.suffix == ".npz":
-            writer = _NpzWriter(partial, n_columns)
-        else:
-            writer = _ParquetWriter(partial, n_columns)
-        with closing(writer), closing(_FailureList(failed)) as failures:
-            yield writer, failures
-            writer.finish()
-        os.replace(partial, out)
-        Path(f"{out}.failed.txt").unlink(missing_ok=True)  # of an earlier run
-        for temporary, name in ((names, f"{out}.files.txt"), (failed, f"{out}.failed.txt")):
-            if temporary.exists():
-                os.replace(temporary, name)
+        with Place(out.parent, out.name).held(called) as place:
+            _check_out(out, overwrite=overwrite)
+            with place.staged([*beside, out.name]) as folder:
+                failed, names = (folder / name for name in beside)
+                writer: _Writer
+                if out.suffix == ".npy":
+                    writer = _NpyWriter(folder / out.name, names, n_columns)
+                elif out.suffix == ".npz":
+                    writer = _NpzWriter(folder / out.name, n_columns)
+                else:
+                    writer = _ParquetWriter(folder / out.name, n_columns)
+                with closing(writer), closing(_FailureList(failed)) as failures:
+                    yield writer, failures
+                    writer.finish()
     except OSError as error:
-        raise ValueError(f"--out {out} cannot be written ({error.strerror or error})") from error
-    finally:
-        for path in (partial, names, failed):
-            path.unlink(missing_ok=True)
+        raise cannot_write(called, error) from error
 
 
 class _FailureList:

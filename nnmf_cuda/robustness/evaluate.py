@@ -34,7 +34,7 @@ from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.networks import FeatureClassifier, isolated
 from nnmf_cuda.pipeline.config import PRESETS, AttackConfig
 from nnmf_cuda.pipeline.defences import train_adversarially
-from nnmf_cuda.pipeline.run_directory import write_text
+from nnmf_cuda.pipeline.places import write_text
 from nnmf_cuda.report.robustness import robustness_page
 from nnmf_cuda.robustness import diagnostics
 from nnmf_cuda.robustness.baselines import LinearDenoiser, NoiseOnly, WithoutNoise

@@ -210,5 +210,7 @@ def test_patients_are_read_from_names_within_splits(tmp_path: Path, save_image: 
     assert records.groups["patient"][:3].tolist() == ["test-P1", "test-P1", "test-P2"]
     assert records.split is not None
     assert records.split.tolist() == [s for s in ("test", "train", "valid") for _ in range(3)]
-    with pytest.raises(ValueError, match="patient_from='{patient}/{series}/x/{label}' does not fit"):
+    with pytest.raises(
+        ValueError, match="patient_from='{patient}/{series}/x/{label}' does not fit"
+    ):
         folders.read(tmp_path, ReadOptions(patient_from="{patient}/{series}/x/{label}"), Account())

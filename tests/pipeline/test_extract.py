@@ -156,7 +156,7 @@ def test_a_surrogate_that_is_no_file_name_is_listed(tmp_path: Path) -> None:
 def test_extract_memory_does_not_grow_with_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(path: Path, *, image_shape: tuple[int, int]) -> np.ndarray:
+    def read(path: Path, *, image_shape: tuple[int, int], **_: object) -> np.ndarray:
         return np.full(image_shape, int(path.stem) % 256, dtype=np.uint8)
 
     def peak(n_files: int) -> int:
