@@ -20,7 +20,7 @@ from typing import IO, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.images import resize_images
+from nnmf_cuda.data.decoding import resize_images
 from nnmf_cuda.data.reading import Window, to_unit_range
 
 INSTALL = "pip install 'nnmf-cuda[medical]'"
