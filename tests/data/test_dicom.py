@@ -168,6 +168,7 @@ def test_what_is_no_image_is_counted(tmp_path: Path) -> None:
         "report": "no image (SR)",
         "DICOMDIR": "a directory of other files (DICOMDIR)",
         "readme.txt": "no DICOM file",
+        "__MACOSX": "hidden",
     }
     assert account.by_ending == {"no ending": 6, ".txt": 1}
     # A DICOMDIR stands for the folder that it lists.

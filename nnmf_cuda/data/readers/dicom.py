@@ -9,7 +9,6 @@ names of files and folders.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.images import ImageSource, LazyImage, is_image
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
+from nnmf_cuda.data.readers.base import Records, refuse_label_key
+from nnmf_cuda.data.readers.by_folder import classes_of, splits_of, walk_files
 from nnmf_cuda.data.readers.dicom_file import (
     DicomFile,
     NotAnImage,
@@ -34,7 +34,7 @@ from nnmf_cuda.data.readers.dicom_file import (
     read_header,
     reason_of,
 )
-from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions, first_few
+from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions
 
 _N_SNIFFED = 64
 """Files of a folder that are looked at to tell what it holds."""
@@ -52,7 +52,7 @@ def recognises(path: Path) -> bool:
         return is_dicom(path)
     n_dicom = n_other = 0
     try:
-        for file in islice(_walk(path), _N_SNIFFED):
+        for file in islice(walk_files(path), _N_SNIFFED):
             if is_image(file):
                 n_other += 1
             elif is_dicom(file):
@@ -99,7 +99,8 @@ def read(
             account.skip(failure.name, "unreadable")
     if not frames:
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
-    splits, labels = _classes(frames, root, options)
+    below = [frame.file.path.relative_to(root) for frame in frames]
+    splits, labels = splits_of(below), classes_of(below, root, options)
     patients, notes = _patients(frames, options, root)
     if options.pattern is None:
         _refuse_patients_as_classes(root, labels, patients, frames)
@@ -115,7 +116,7 @@ def read(
         ],
         values=np.array(labels),
         names={name: name for name in sorted(set(labels))},
-        split=np.array(splits) if all(splits) else None,
+        split=None if splits is None else np.array(splits),
         files=np.array([name.as_posix() for name in names]),
         groups=groups,
         notes=(*source_notes, *notes),
@@ -210,19 +211,6 @@ class _Frame:
         return LazyImage(name, read, columns or {})
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Give the files of a folder and those below it, in sorted order, without hidden ones."""
-
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"cannot read folder {str(error.filename)!r}: {error.strerror}") from error
-
-    for where, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__MACOSX")
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(where, name)
-
-
 class _Scan(NamedTuple):
     """What a source holds, by its headers."""
 
@@ -237,28 +225,29 @@ class _Scan(NamedTuple):
 def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
     """Read all headers of a source."""
     alone = path.is_file()
-    files: Iterable[Path] = [path] if alone else _walk(path)
     root = path.parent if alone else path
+    files: Iterable[Path] = [path] if alone else walk_files(path, account)
+    if alone:
+        account.met(path)
     headers: list[DicomFile] = []
     unreadable: list[LazyImage] = []
     for file in files:
-        account.met(file.relative_to(root))
         try:
             if not is_dicom(file):
-                account.skip(file.relative_to(root), "no DICOM file")
+                account.skip(file, "no DICOM file")
                 continue
             status = file.stat()
             headers.append(_header(file, status.st_mtime_ns, status.st_size))
         except NotAnImage as error:
             if alone and "DICOMDIR" in str(error):
                 return _scan(root, options, account)
-            account.skip(file.relative_to(root), str(error))
+            account.skip(file, str(error))
         except (OSError, ValueError) as error:
             unreadable.append(_failing(file, str(error)))
     frames: list[_Frame] = []
     n_windows = 0
     for members in _by_series(headers).values():
-        kept = members if alone else _without_localisers(members, root, account)
+        kept = members if alone else _without_localisers(members, account)
         series = _Series()
         entries = [_Frame(file, n, series) for file in kept for n in range(file.n_frames)]
         series.frames += sorted(entries, key=_order(entries))
@@ -309,7 +298,7 @@ def _by_series(headers: Iterable[DicomFile]) -> dict[tuple[str, str], list[Dicom
     return found
 
 
-def _without_localisers(files: list[DicomFile], root: Path, account: Account) -> list[DicomFile]:
+def _without_localisers(files: list[DicomFile], account: Account) -> list[DicomFile]:
     """Leave out what lies across a series: localisers, and single slices of other orientations."""
 
     def orientation(file: DicomFile) -> tuple[float, ...]:
@@ -320,9 +309,9 @@ def _without_localisers(files: list[DicomFile], root: Path, account: Account) ->
     kept = []
     for file in files:
         if file.localiser:
-            account.skip(file.path.relative_to(root), "localiser")
+            account.skip(file.path, "localiser")
         elif n_common > len(files) / 2 and orientation(file) != common:
-            account.skip(file.path.relative_to(root), "of another orientation than its series")
+            account.skip(file.path, "of another orientation than its series")
         else:
             kept.append(file)
     return kept
@@ -420,28 +409,6 @@ def _hash(word: str) -> str:
 
 def _below(frame: _Frame, root: Path, pattern: PathPattern) -> Any:
     return pattern.match(frame.file.path.relative_to(root))
-
-
-def _classes(
-    frames: Sequence[_Frame], root: Path, options: ReadOptions
-) -> tuple[list[str], list[str]]:
-    """Return the split of each frame, "" where none is said, and its class."""
-    pattern = options.pattern
-    if pattern is not None and "label" in pattern.names:
-        return [""] * len(frames), [_below(frame, root, pattern)["label"] for frame in frames]
-    parts = [frame.file.path.relative_to(root).parts for frame in frames]
-    tops = {part[0] for part in parts if len(part) > 1}
-    by_split = bool(tops) and all(top.lower() in SPLIT_ALIASES for top in tops)
-    level = 1 if by_split else 0
-    loose = sorted({Path(*part).as_posix() for part in parts if len(part) < level + 2})
-    if loose:
-        raise ValueError(
-            f"{root}: {first_few([repr(name) for name in loose])} lie in no class folder; sort "
-            "files into root/class/ or root/split/class/, name them with their labels in a CSV "
-            "(columns file and label), or give --patient_from a pattern with {label}"
-        )
-    splits = [SPLIT_ALIASES[part[0].lower()] if by_split else "" for part in parts]
-    return splits, [part[level] for part in parts]
 
 
 def _refuse_patients_as_classes(
