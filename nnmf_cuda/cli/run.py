@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,6 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of, say, show
 from nnmf_cuda.cli.summary import comparison, outcome_of, run_summary
-from nnmf_cuda.data.reading import ReadOptions
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig, ExperimentConfig
 from nnmf_cuda.pipeline.places import Place, write_text
 from nnmf_cuda.pipeline.run_directory import NotWritten, check_free, remove_runs, sweep_below
@@ -90,10 +89,6 @@ class Run:
 
         config: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))  # tuples become lists
         data = config.pop("data")
-        changed = self.config.data.changed()
-        for option in fields(ReadOptions):  # one at its default would only make the file longer
-            if option.name not in changed:
-                del data[option.name]
         if str(data["test_fold"]).isdecimal():  # a fold's name, which --config reads as a number
             data["test_fold"] = int(data["test_fold"])
         options = {name: getattr(self.options, name) for name in ("preset", "evaluation", "device")}
