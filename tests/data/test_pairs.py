@@ -111,8 +111,6 @@ def test_splits_and_patients_with_parallel_folders(tmp_path: Path, save_image: S
 
 
 def test_patients_by_a_pattern(patients: Path, tmp_path: Path, save_image: SaveImage) -> None:
-    records = read(patients, patient_from="*/{patient}_{name}_*.tif") if False else None
-    del records
     found = read(patients, patient_from="{series}/TCGA_{patient}_*.tif")
     assert set(found.groups["patient"].tolist()) == set("012345")
     assert found.groups["series"].tolist()[0] == "TCGA_0"

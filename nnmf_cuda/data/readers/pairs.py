@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 def recognises(path: Path) -> bool:
     """Tell a folder in which some image has a mask."""
     try:
-        return path.is_dir() and any(pair.image and pair.masks for pair in _pairs(path))
+        return path.is_dir() and any(pair.image and pair.masks for pair in _pairs(path, Account()))
     except (OSError, ValueError):  # which the reader of folders will say
         return False
 
@@ -45,12 +45,9 @@ def recognises(path: Path) -> bool:
 def images(path: Path, options: ReadOptions, account: Account) -> Iterator[ImageSource]:
     """Give the images, with a mask or without; the masks are none."""
     n_masks, empty = 0, True
-    for pair in _pairs(path):
-        for mask in pair.masks:
-            account.met(mask)
+    for pair in _pairs(path, account):
         n_masks += len(pair.masks)
         if pair.image is not None:
-            account.met(pair.image)
             yield pair.image
             empty = False
     if empty:
@@ -106,32 +103,29 @@ class _Used(NamedTuple):
 
 def _used(path: Path, account: Account, *, unmasked: bool) -> list[_Used]:
     """Return the pairs to learn from, all others told to the account."""
-    used, bare, orphans = [], 0, 0
-    for pair in _pairs(path):
-        for file in (*filter(None, [pair.image]), *pair.masks):
-            account.met(file)
+    used, n_bare = [], 0
+    for pair in _pairs(path, account):
         if pair.image is None:
-            orphans += len(pair.masks)
             for mask in pair.masks:
                 account.skip(mask, "masks without an image")
         elif pair.masks or unmasked:
             used.append(_Used(pair.image, pair.masks))
         else:
-            bare += 1
+            n_bare += 1
             account.skip(pair.image, "images without a mask")
-    if bare > len(used):
+    if n_bare > len(used):
         named = first_few([f.file.name for f in account.skipped if f.message.startswith("images")])
         raise ValueError(
             f"{path}: {len(used)} images have a mask (NAME_mask.png, or masks/ beside images/),"
-            f" {bare} have none, e.g. {named}; add the others' masks, empty ones for negatives,"
+            f" {n_bare} have none, e.g. {named}; add the others' masks, empty ones for negatives,"
             " or, where folders are classes, give --patient_from '{label}/{name}'"
         )
     return used
 
 
-def _pairs(root: Path) -> Iterator[Pair]:
+def _pairs(root: Path, account: Account) -> Iterator[Pair]:
     """Give the images of a folder with their masks, and masks without image, folder by folder."""
-    for folder, files in groupby(walk_images(root), key=lambda file: file.parent):
+    for folder, files in groupby(walk_images(root, account), key=lambda file: file.parent):
         if (home := _images_of_masks(folder, root)) is not None:
             yield from _orphans(files, home)
         else:

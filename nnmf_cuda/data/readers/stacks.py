@@ -8,6 +8,7 @@ labels that are called otherwise. With ``--window`` pixels may be of any number 
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -291,20 +292,16 @@ class _Npy:
     def rows(self, key: str) -> Any:
         path = self._files[key]
         try:
-            # A map would be kept by every view of it; what is empty cannot be mapped.
-            opened: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, OverflowError, MemoryError, SyntaxError) as error:
-            if "empty file" in str(error):
-                opened = np.load(path, allow_pickle=False)
-            else:
-                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-                if "allow_pickle" in reason or "Python objects" in reason:
-                    reason = "it holds Python objects, which only pickle could load"
-                raise ValueError(
-                    f"cannot read {str(path)!r}: {reason}; give a file made with numpy.save"
-                ) from error
-        if not isinstance(opened, np.ndarray):
-            raise ValueError(f"{path} is no .npy, whatever its suffix says; call it .npz")
+            opened: Any = np.lib.format.open_memmap(path, mode="r")
+        # The header is evaluated as Python's literals, which fail in many ways.
+        except (OSError, ValueError, EOFError, OverflowError, SyntaxError, TypeError) as error:
+            if "empty file" in str(error):  # which cannot be mapped
+                return np.load(path, allow_pickle=False)
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise ValueError(
+                f"cannot read {str(path)!r}: {reason}; give a file made with numpy.save, of"
+                " numbers or text"
+            ) from error
         return opened
 
     def is_stored(self, key: str) -> bool:
@@ -400,4 +397,6 @@ class _Zarr:
         return self._found[key]
 
     def is_stored(self, key: str) -> bool:
-        return bool(self._found[key].nchunks_initialized > 0)
+        # The library would ask for every chunk that there could be.
+        names = (name for *_, files in os.walk(self.path / self._found[key].path) for name in files)
+        return any(name != "zarr.json" and not name.startswith(".z") for name in names)
