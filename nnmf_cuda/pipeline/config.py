@@ -97,9 +97,12 @@ class DataConfig(ReadOptions):
     """Which images, and how they are labelled and split."""
 
     path: str | None = None
-    """An .npz, a COCO export or class folders; None is the built-in synthetic phantom."""
+    """Class folders, a table, DICOM, NIfTI, masks beside images, stacks or archives, as
+    docs/from_your_files.md lists them; None is the built-in synthetic phantom."""
     classes: str | None = None
-    """COCO categories as "2=Normal,1=Tumor", in label order; the last class is the positive one."""
+    """Classes as "2=Normal,1=Tumor", in label order, the last one positive: what the source calls a
+    class, and its name here. Those of one name become one class, as in
+    "no=no,glioma=tumor,pituitary=tumor"."""
     label_key: str = "labels"
     """Which array of an .npz holds the labels."""
     split_by: SplitBy | None = None
