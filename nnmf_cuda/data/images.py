@@ -225,9 +225,9 @@ def _decode(
 
         def started(source: ImageSource) -> NDArray[Any] | Future[NDArray[Any] | ValueError]:
             # A thread would take longer to be told of it than to find that nothing is to be done.
-            whole = isinstance(source, ArrayImage) and source.pixels.shape == image_shape
-            if whole and source.pixels.dtype in (np.uint8, np.float32):
-                return source.pixels
+            if isinstance(source, ArrayImage) and source.pixels.shape == image_shape:
+                if source.pixels.dtype in (np.dtype(np.uint8), np.dtype(np.float32)):
+                    return source.pixels
             return pool.submit(read, source)
 
         waiting = ((source, started(source)) for source in sources)
