@@ -17,9 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.decoding import IMAGE_SHAPE, read_image, reason, resize_images
-from nnmf_cuda.data.reading import DEFAULT_READING, OnError, ReadFailure, ReadOptions
+from nnmf_cuda.data.reading import (
+    DEFAULT_READING,
+    Account,
+    OnError,
+    ReadFailure,
+    ReadOptions,
+    first_few,
+)
 
 logger = logging.getLogger(__name__)
+
+_AHEAD = 512
+"""Images decoded or queued ahead where all are wanted."""
+_MOST_NAMED = 100
+"""Unreadable images that one line names."""
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
 
@@ -69,23 +81,45 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def walk_images(folder: Path) -> Iterator[Path]:
+def walk_images(folder: Path, account: Account | None = None) -> Iterator[Path]:
     """Give the image files of a folder and those below it, in sorted order.
 
-    Names that begin with a dot are left out, and symbolic links to folders are not followed. A
-    folder that cannot be read is a ValueError.
+    Names that begin with a dot, what an archiver of macOS adds and files of other endings are left
+    out, and symbolic links to folders are not followed: `account` is told of each. A folder that
+    cannot be read is a ValueError.
     """
+    account = Account() if account is None else account
 
     def refuse(error: OSError) -> None:
         text = f"cannot read folder {str(error.filename)!r}: {reason(error)}"
         raise ValueError(text) from error
 
     for where, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        entered = []
+        for name in sorted(folders):
+            path = Path(where, name)
+            if is_hidden(path):
+                account.skip(path, "hidden")
+            elif path.is_symlink():
+                account.skip(path, "a link to a folder, which is not followed")
+            else:
+                entered.append(name)
+        folders[:] = entered
         for name in sorted(names):
             path = Path(where, name)
-            if not name.startswith(".") and is_image(path):
+            if is_hidden(path):
+                account.skip(path, "hidden")
+                continue
+            account.met(path)
+            if is_image(path):
                 yield path
+            else:
+                account.skip(path, f"no image by its ending {path.suffix.lower()}".rstrip())
+
+
+def is_hidden(path: Path) -> bool:
+    """Tell whether a file or folder is none of the user's: by a dot, or as macOS adds it."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def walk_reaches(folder: Path, file: Path) -> bool:
@@ -93,7 +127,7 @@ def walk_reaches(folder: Path, file: Path) -> bool:
     if not file.is_relative_to(folder) or not is_image(file):
         return False
     inside = file.relative_to(folder)
-    hidden = any(part.startswith(".") for part in inside.parts)
+    hidden = any(is_hidden(Path(part)) for part in inside.parts)
     return not hidden and not any((folder / p).is_symlink() for p in inside.parents[:-1])
 
 
@@ -172,12 +206,16 @@ def iter_image_batches(
         raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
     if n_workers is not None and n_workers < 1:
         raise ValueError(f"n_workers={n_workers} must be at least 1")
-    if n_workers is None:
-        # Linux: fewer than cpu_count in a container
-        on_linux = hasattr(os, "sched_getaffinity")
-        n_workers = min(8, len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1)
+    n_workers = n_workers or default_workers()
     decoded = _decode(files, 2 * batch_size, image_shape, reading, n_workers, progress)
     return _batches(decoded, batch_size, image_shape, on_error)
+
+
+def default_workers() -> int:
+    """Return the number of decoding threads: one a processor, at most 8."""
+    # Linux: fewer than cpu_count in a container
+    on_linux = hasattr(os, "sched_getaffinity")
+    return min(8, len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1)
 
 
 def name_of(source: ImageSource) -> Path:
@@ -296,19 +334,62 @@ def read_images(
     Parameters
     ----------
     files, image_shape, reading, progress
-        As in `iter_image_batches`; errors are those of `read_image`.
+        As in `iter_image_batches`; ``reading.on_error`` "skip" leaves unreadable images out.
+
+    Raises
+    ------
+    ValueError
+        As `read_image`; of several unreadable images the first few are named.
     """
+    return read_readable(files, image_shape=image_shape, reading=reading, progress=progress).images
+
+
+class Readable(NamedTuple):
+    """Images (n, height, width), which of the sources they are, and why the others are not."""
+
+    images: NDArray[Any]
+    rows: NDArray[np.bool_]
+    failures: list[ReadFailure]
+
+
+def read_readable(
+    files: Sequence[str | ImageSource],
+    *,
+    image_shape: tuple[int, int],
+    reading: ReadOptions,
+    progress: bool = False,
+) -> Readable:
+    """Read all images that can be read, as `read_images` does; it alone raises for the others."""
     images: NDArray[Any] = np.empty((len(files), *image_shape), dtype=np.uint8)
-    for batch in iter_image_batches(
-        files, image_shape=image_shape, reading=reading, progress=progress
-    ):
-        found = batch.images
-        if found.dtype != images.dtype and not batch.start:
-            images = np.empty(images.shape, dtype=found.dtype)
-        elif found.dtype != images.dtype:
-            images, found = in_unit_range(images), in_unit_range(found)
-        images[batch.start : batch.start + len(found)] = found
-    return images
+    rows = np.zeros(len(files), dtype=bool)
+    failures: list[ReadFailure] = []
+    decoded = _decode(files, _AHEAD, image_shape, reading, default_workers(), progress)
+    with closing(decoded):
+        for index, (file, image, _) in enumerate(decoded):
+            if isinstance(image, ValueError):
+                failures.append(ReadFailure(file, str(image)))
+                continue
+            if image.dtype != images.dtype:
+                if not rows.any():
+                    images = np.empty(images.shape, dtype=image.dtype)
+                else:
+                    images, image = in_unit_range(images), in_unit_range(image)
+            images[index] = image
+            rows[index] = True
+    if failures and reading.on_error == "raise":
+        raise ValueError(failed_images(failures, len(files)))
+    return Readable(images if rows.all() else images[rows], rows, failures)
+
+
+def failed_images(failures: Sequence[ReadFailure], n_files: int) -> str:
+    """Say in one line which images could not be read."""
+    if len(failures) == 1:
+        return failures[0].message
+    names = first_few([repr(str(failure.file)) for failure in failures], _MOST_NAMED)
+    return (
+        f"{len(failures)} of {n_files} images cannot be read: {names}; the first: "
+        f"{failures[0].message}; repair or remove them, or leave them out with --on_error skip"
+    )
 
 
 def in_unit_range(images: NDArray[Any]) -> NDArray[np.float32]:

@@ -204,6 +204,11 @@ def parse_columns(columns: str) -> dict[str, str]:
 DEFAULT_READING = ReadOptions()
 """Sources as they are."""
 
+UNREADABLE = "unreadable"
+"""Why an image is left out that ``on_error="skip"`` has let pass."""
+_MOST_REASONS = 20
+"""Lines of an account on what was left out."""
+
 
 @dataclass
 class Account:
@@ -242,10 +247,12 @@ class Account:
         by_reason: dict[str, list[str]] = {}
         for file, reason in self.skipped:
             by_reason.setdefault(reason, []).append(file.name)
-        lines += [
-            f"Left out, {reason}: {len(names)} ({first_few(names)})"
-            for reason, names in by_reason.items()
-        ]
+        most = sorted(by_reason.items(), key=lambda found: -len(found[1]))
+        for reason, names in most[:_MOST_REASONS]:
+            named = first_few(names, limit=100 if reason == UNREADABLE else 3)
+            lines.append(f"Left out, {reason}: {len(names)} ({named})")
+        if n_others := sum(len(names) for _, names in most[_MOST_REASONS:]):
+            lines.append(f"Left out for other reasons: {n_others}")
         return lines + self.notes
 
 

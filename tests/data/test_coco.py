@@ -174,3 +174,42 @@ def test_jpg_and_rgb_are_converted_by_pillow(coco_root: Path) -> None:
     dataset = load_dataset(coco_root)
     row = (dataset.files == "7.png") & (dataset.split == "train")
     np.testing.assert_array_equal(dataset.images[row][0], np.asarray(expected))
+
+
+def test_files_that_no_annotation_names_are_told(coco_root: Path, save_image: Any) -> None:
+    save_image(coco_root / "train" / "extra.png")
+    (coco_root / "README.txt").write_text("about")
+    account = Account()
+    coco.read(coco_root, ReadOptions(), account)
+    assert account.by_ending == {".png": 15, ".json": 3}
+    assert [(file.name, why) for file, why in account.skipped] == [
+        ("extra.png", "not named in _annotations.coco.json"),
+        ("README.txt", "beside the splits"),
+    ]
+
+
+def test_two_categories_of_one_name_are_not_confused(edit_coco: EditCoco, coco_root: Path) -> None:
+    def rename(content: Any) -> None:
+        for category in content["categories"]:
+            category["name"] = "tumor"
+
+    for split in ("train", "valid", "test"):
+        edit_coco(rename, split)
+    with pytest.raises(ValueError, match=r"classes 1 \('tumor'\) and 2 \('tumor'\) cannot be told"):
+        load_dataset(coco_root)
+    assert load_dataset(coco_root, classes="1=a,2=b").label_names == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "a/../../b.png"])
+def test_names_that_lead_out_of_the_folder_are_refused(edit_coco: EditCoco, name: str) -> None:
+    def change(content: Any) -> None:
+        content["images"][0]["file_name"] = name
+
+    with pytest.raises(ValueError, match=f"file_name '{name}' leads out of the folder"):
+        load_dataset(edit_coco(change))
+
+
+def test_nesting_without_end_is_refused(coco_root: Path) -> None:
+    (coco_root / "test" / ANNOTATIONS).write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_dataset(coco_root)

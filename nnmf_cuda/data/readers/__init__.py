@@ -9,14 +9,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nnmf_cuda.data.images import ImageSource, walk_reaches
-from nnmf_cuda.data.readers import coco, folders, npz
+from nnmf_cuda.data.readers import coco, dicom, folders, nifti, npz, pairs, stacks, table, tar
 from nnmf_cuda.data.readers.base import Reader, Records
 from nnmf_cuda.data.reading import DEFAULT_READING, Account, ReadOptions
 
 __all__ = ["READERS", "Reader", "Records", "iter_images", "reader_of"]
 
 
-READERS: tuple[Reader, ...] = (npz, coco, folders)
+READERS: tuple[Reader, ...] = (
+    npz,
+    coco,
+    table,
+    stacks,
+    tar,
+    dicom,
+    nifti,
+    pairs,
+    folders,
+)
 """Asked in this order; the last takes every file and folder that no other knows."""
 
 

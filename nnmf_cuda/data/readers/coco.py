@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nnmf_cuda.data.images import walk_images
 from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
 from nnmf_cuda.data.readers.folders import images as images  # every file, with a box or without
 from nnmf_cuda.data.reading import Account, ReadOptions, first_few
@@ -33,7 +34,9 @@ def read(
     mark.
     """
     refuse_label_key(path, label_key)
-    parts = {split: _read_part(split, file) for split, file in _annotation_files(path).items()}
+    parts = {
+        split: _read_part(split, file, account) for split, file in _annotation_files(path).items()
+    }
     if not parts:
         raise ValueError(f"{path} has no train, valid or test folder with {ANNOTATIONS}")
     files = [file for part in parts.values() for file in part.images]
@@ -47,6 +50,10 @@ def read(
                     f"{path}: category {category} is {names[category]!r} in one split and "
                     f"{name!r} in {split}; export the splits together"
                 )
+    inside = {folder.name for folder in _split_folders(path)}
+    for other in sorted(path.iterdir()):
+        if other.name not in inside:
+            account.skip(other, "beside the splits")
     values = np.concatenate([part.values for part in parts.values()])
     return Records(
         images=files,
@@ -87,17 +94,18 @@ def _annotation_files(root: Path) -> dict[str, Path]:
     return found
 
 
-def _read_part(split: str, path: Path) -> Records:
+def _read_part(split: str, path: Path, account: Account) -> Records:
     """Return the labelled files of one split, and the names of all its categories."""
     content = _read_json(path)
     try:
         names = {str(int(item["id"])): str(item["name"]) for item in content["categories"]}
         largest, n_several = _largest_boxes(content)
         listed = {
-            int(item["id"]): path.parent / str(item["file_name"]) for item in content["images"]
+            int(item["id"]): _below(path.parent, str(item["file_name"]))
+            for item in content["images"]
         }
         n_entries = len(content["images"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{path} is not a COCO file: {type(error).__name__} {error}; expected 'images' (id, "
             "file_name), 'annotations' (image_id, category_id, bbox) and 'categories' (id, name)"
@@ -116,6 +124,11 @@ def _read_part(split: str, path: Path) -> Records:
             f"{path} names {len(missing)} images that are not in {path.parent}: "
             f"{first_few(missing)}; fetch them, or export the data set anew"
         )
+    named = set(listed.values())
+    for file in walk_images(path.parent, account):
+        if file not in named:
+            account.skip(file, f"not named in {ANNOTATIONS}")
+    account.skipped = [skipped for skipped in account.skipped if skipped.file != path]
     labelled = [image_id for image_id in listed if image_id in largest]
     notes = {
         "images without annotation are left out": len(listed) - len(labelled),
@@ -132,12 +145,19 @@ def _read_part(split: str, path: Path) -> Records:
     )
 
 
+def _below(folder: Path, name: str) -> Path:
+    """Return the path of a file that must lie in a folder, as an export has it."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"file_name {name!r} leads out of the folder")
+    return folder / name
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except ValueError as error:  # both JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are
         raise ValueError(f"{path} is not JSON: {error}; fetch or export it anew") from error
 
 
