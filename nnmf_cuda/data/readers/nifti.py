@@ -78,12 +78,12 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     volumes = _of_anatomy([file for file in files if file not in set(masks)], root, account)
     if not volumes:
         raise ValueError(f"no NIfTI volumes in {str(path)!r}: {_what_else(files, masks)}")
-    told = _Told()
+    told = VolumeNotes()
     for file in volumes:
         try:
             volume = open_volume(file)
         except ValueError as error:
-            yield _failing(file, str(error))
+            yield failing_image(file, str(error))
             continue
         told.meet(volume)
         patient = _PATIENT.search(file.relative_to(root).as_posix())
@@ -120,7 +120,7 @@ def read(
     splits = splits_of(below)
     cases = [_case(file, masks_of) for file in labelled.files]
     n_leading = (splits is not None) + (not masks_of)
-    return labelled.records(below, _patients(below, cases, n_leading, options), splits)
+    return labelled.records(below, patients_of(below, cases, options, n_leading=n_leading), splits)
 
 
 def _case(file: Path, masks_of: Mapping[Path, Sequence[Path]]) -> str:
@@ -153,7 +153,7 @@ def lazy(path: Path, options: ReadOptions, *, frame: int | None = None) -> LazyI
     return found[frame or 0]
 
 
-class _Told:
+class VolumeNotes:
     """What is said of volumes, when all have been met."""
 
     def __init__(self) -> None:
@@ -229,7 +229,7 @@ def by_masks(
     files: list[Path] = []
     found: list[LazyImage] = []
     labels: list[str] = []
-    told, remarks = _Told(), Counter[str]()
+    told, remarks = VolumeNotes(), Counter[str]()
     errors: list[str] = []
     for file in volumes:
         if not masks_of.get(file):
@@ -270,7 +270,7 @@ def by_classes(
     found: list[LazyImage] = []
     labels: list[str] = []
     errors: list[str] = []
-    told = _Told()
+    told = VolumeNotes()
     for file, label in zip(volumes, classes, strict=True):
         try:
             volume = open_volume(file)
@@ -297,7 +297,9 @@ def _refuse(errors: Sequence[str], options: ReadOptions) -> None:
         raise ValueError(errors[0] + more)
 
 
-def _failing(file: Path, message: str) -> LazyImage:
+def failing_image(file: Path, message: str) -> LazyImage:
+    """Return a volume that cannot be read, as an image that says so."""
+
     def read(image_shape: tuple[int, int]) -> NDArray[Any]:
         raise ValueError(message)
 
@@ -463,13 +465,17 @@ def _of_participants(path: Path, options: ReadOptions) -> dict[str, str]:
     return {k: value for k, value in prefixed.items() if value and value != "n/a"}
 
 
-def _patients(
-    below: Sequence[Path], cases: Sequence[str], n_leading: int, options: ReadOptions
+def patients_of(
+    below: Sequence[Path],
+    cases: Sequence[str],
+    options: ReadOptions,
+    *,
+    n_leading: int | None,
 ) -> list[str]:
     """Return the patient of each volume: see `read`.
 
     `cases` are what volumes of one mask have in common, `n_leading` the folders that are no
-    patients: of a split, of a class.
+    patients: of a split, of a class; with None no folder is.
     """
     pattern = options.pattern
     if pattern is not None and "patient" in pattern.names:
@@ -477,6 +483,8 @@ def _patients(
     subjects = [_PATIENT.search(path.as_posix()) for path in below]
     if all(subjects):
         return [subject[0] for subject in subjects if subject is not None]
+    if n_leading is None:
+        return list(cases)
     cases_in: dict[Path, set[str]] = {}
     for path, case in zip(below, cases, strict=True):
         cases_in.setdefault(path.parent, set()).add(case)
