@@ -29,7 +29,10 @@ def fork(work: Callable[[], int], *, said: Path, start: float = 0.0) -> int:
         torch.set_num_threads(1)  # a team of threads does not survive a fork
         while time.monotonic() < start:
             pass
-        code = work()
+        try:
+            code = work()
+        except SystemExit as end:
+            code = int(end.code or 0)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nnmf_cuda.cli.options import DeviceOption, OptionParser, parser_of, say
+from nnmf_cuda.cli.options import DeviceOption, OptionParser, parser_of, say, show
 from nnmf_cuda.pipeline.config import DataConfig
 from nnmf_cuda.pipeline.places import Place, write_text
 from nnmf_cuda.pipeline.run_directory import read_json
@@ -53,12 +53,12 @@ def evaluate(options: Evaluate) -> None:
         if options.data is not None or run.model.info.synthetic:
             images = run.test_images(options.data)
         result = evaluate_robustness(run, preset=options.preset, images=images, say=say)
-        print(summary_table(result.report), flush=True)  # whatever becomes of the files
+        show(summary_table(result.report))  # whatever becomes of the files
         with place.staged(["robustness.npz", "robustness.html", "robustness.json"]) as folder:
             written = result.write(folder, named=home)
-    print("\n" + "\n".join(f"{name}: {home / path.name}" for name, path in written.items()))
+    show("\n" + "\n".join(f"{name}: {home / path.name}" for name, path in written.items()))
     if (home / "report.html").exists():
-        print("report.html in the same directory still shows what the run itself has found")
+        show("report.html in the same directory still shows what the run itself has found")
 
 
 def _make_way(present: Path, *, overwrite: bool) -> None:
@@ -107,7 +107,9 @@ def audit(options: Audit, data: DataConfig) -> None:
     if target is not None and (target.is_dir() or not target.parent.is_dir()):
         raise ValueError(f"--json {target}: give a file in a folder that exists")
     dataset = load_dataset(**data.of_load(), seed=options.seed, progress=True)
+    for note in dataset.notes:
+        say(note)
     found = audit_dataset(dataset, resolution=options.resolution, threshold=options.threshold)
-    print(f"{dataset.source}: {len(dataset.images)} images\n{found.text()}", flush=True)
+    show(f"{dataset.source}: {len(dataset.images)} images\n{found.text()}")
     if target is not None:
         write_text(target, json.dumps(found.as_dict(), indent=2) + "\n")

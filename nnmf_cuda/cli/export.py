@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nnmf_cuda.cli.options import show
 from nnmf_cuda.pipeline.places import Place
 
 _NETWORK, _LIST = "classifier.onnx", "instances.csv"
@@ -70,4 +71,4 @@ def export(options: Export) -> None:
             with (folder / _LIST).open("w", encoding="utf-8", newline="") as file:
                 rows = csv.writer(file, lineterminator="\n")
                 rows.writerows([_NETWORK, path.name, options.seconds] for path in written)
-    print(f"{out / _NETWORK}\n{len(written)} samples, Linf ball of {eps:g}: {out / _LIST}")
+    show(f"{out / _NETWORK}\n{len(written)} samples, Linf ball of {eps:g}: {out / _LIST}")

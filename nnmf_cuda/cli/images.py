@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
-from nnmf_cuda.cli.options import DeviceOption, say
+from nnmf_cuda.cli.options import DeviceOption, say, show
+from nnmf_cuda.data.names import harmless, on_one_line
 from nnmf_cuda.data.reading import ReadOptions
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def extract(options: Extract) -> None:
         overwrite=options.overwrite,
         progress=True,
     )
-    print(f"{n_written} images: {options.out}")
+    show(f"{n_written} images: {options.out}")
     if n_failed:
         say(f"{n_failed} images could not be read: {options.out}.failed.txt")
 
@@ -95,8 +96,9 @@ def predict(options: Predict) -> None:
     from nnmf_cuda.pipeline.extract import computed_batches
 
     model = options.load()
+    names = [harmless(name, keep="") for name in model.label_names]
     table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(["file", "label", *(f"p({name})" for name in model.label_names)])
+    table.writerow(["file", "label", *(f"p({name})" for name in names)])
     batches = iter_image_batches(
         iter_images(options.images, reading=options),
         batch_size=options.batch_size,
@@ -112,7 +114,7 @@ def predict(options: Predict) -> None:
         dtype=torch.float64,
     ):
         for file, row in zip(batch.files, probabilities, strict=True):
-            label = model.label_names[int(row.argmax())]
-            table.writerow([file, label, *(f"{p:.6f}" for p in row)])
+            label = names[int(row.argmax())]
+            table.writerow([on_one_line(file), label, *(f"{p:.6f}" for p in row)])
     if model.info.synthetic:
         say("this model was trained on synthetic images: its answers mean nothing on real ones")

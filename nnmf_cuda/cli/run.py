@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of, say
+from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of, say, show
 from nnmf_cuda.cli.summary import comparison, outcome_of, run_summary
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig, ExperimentConfig
 from nnmf_cuda.pipeline.places import Place, write_text
-from nnmf_cuda.pipeline.run_directory import check_free, remove_runs, sweep_below
+from nnmf_cuda.pipeline.run_directory import NotWritten, check_free, remove_runs, sweep_below
 
 if TYPE_CHECKING:
     from nnmf_cuda.run.experiment import Experiment
@@ -141,15 +142,27 @@ def asked_presets(argv: Sequence[str]) -> tuple[str, ...]:
 
 
 def _preset_in(path: str) -> str | None:
-    """Return the preset that a file names; None where it names none or cannot be read.
+    """Return the preset that a file names; None where it names none.
 
-    What is wrong with the file is for the parser to say, which reads it after this.
+    Raises ValueError for a file that the parser, which reads it after this, does not refuse in
+    one line.
     """
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            # Which may hold themselves, or stand for more than any memory holds.
+            raise ValueError(f"--config {path} has an alias (*): write each value where it stands")
+        content = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--config {path} is not text in UTF-8 (byte {error.start} is"
+            f" 0x{error.object[error.start]:02x}): save it in that encoding"
+        ) from error
+    except RecursionError as error:
+        raise ValueError(f"--config {path} is nested too deep to be settings") from error
+    except (OSError, yaml.YAMLError):
         return None
     found = content.get("preset") if isinstance(content, dict) else None
     return None if found is None else str(found)
@@ -185,10 +198,10 @@ def run(runs: Sequence[Run]) -> None:
             )
         experiment = _run_once(first)
         if options.verbose:
-            print(f"{experiment.tables()}\n")
+            show(f"{experiment.tables()}\n")
         preset, evaluation = options.preset, options.evaluation
         outcome = outcome_of(first.out)
-        print(run_summary(outcome, preset=preset, evaluation=evaluation, home=first.out))
+        show(run_summary(outcome, preset=preset, evaluation=evaluation, home=first.out))
         return
     if len(runs) > 1 and several:
         raise ValueError("--seeds and --cross_validate are for one preset: give --preset once")
@@ -213,18 +226,19 @@ def _run_curve(asked: Run) -> None:
     from nnmf_cuda.run.eps_curve import run_eps_curve
 
     options = asked.options
-    found = run_eps_curve(
-        asked.config,
-        options.eps_curve,
-        out=asked.out,
-        config_yaml=asked.config_yaml(),
-        preset=options.preset,
-        device=resolve_device(options.device),
-        overwrite=options.overwrite,
-        say=say,
-    )
-    print(found.text())
-    print("\n" + "\n".join(str(asked.out / name) for name in ("curve.json", "curve.svg")))
+    with _told():
+        found = run_eps_curve(
+            asked.config,
+            options.eps_curve,
+            out=asked.out,
+            config_yaml=asked.config_yaml(),
+            preset=options.preset,
+            device=resolve_device(options.device),
+            overwrite=options.overwrite,
+            say=say,
+        )
+    show(found.text())
+    show("\n" + "\n".join(str(asked.out / name) for name in ("curve.json", "curve.svg")))
 
 
 def _run_once(asked: Run) -> Experiment:
@@ -232,17 +246,28 @@ def _run_once(asked: Run) -> Experiment:
     from nnmf_cuda.run.experiment import run_experiment
 
     options = asked.options
-    return run_experiment(
-        asked.config,
-        out=asked.out,
-        config_yaml=asked.config_yaml(),
-        device=resolve_device(options.device),
-        overwrite=options.overwrite,
-        progress=True,
-        say=say,
-        bench_records=_bench_records(options.bench_records),
-        evaluation=options.evaluation,
-    )
+    with _told():
+        return run_experiment(
+            asked.config,
+            out=asked.out,
+            config_yaml=asked.config_yaml(),
+            device=resolve_device(options.device),
+            overwrite=options.overwrite,
+            progress=True,
+            say=say,
+            bench_records=_bench_records(options.bench_records),
+            evaluation=options.evaluation,
+        )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Show what has been found where it could not be written."""
+    try:
+        yield
+    except NotWritten as error:
+        show(f"{error.tables}\n")
+        raise
 
 
 def _bench_records(path: str | None) -> list[dict[str, Any]]:
@@ -276,7 +301,7 @@ def _run_presets(runs: Sequence[Run]) -> None:
     homes = dict(zip(planned, _run_all(out, list(planned.values()), line_each=False), strict=True))
     outcomes = {preset: outcome_of(home) for preset, home in homes.items()}
     summary = {preset: asdict(outcome) for preset, outcome in outcomes.items()}
-    print(f"\n{comparison(outcomes, evaluation=evaluation, homes=homes)}", flush=True)
+    show(f"\n{comparison(outcomes, evaluation=evaluation, homes=homes)}")
     write_text(out / "summary.json", json.dumps({"presets": summary}, indent=2))
 
 
@@ -288,7 +313,7 @@ def _run_seeds(asked: Run) -> None:
     repeats = plan_seeds(seeds, data.split_by, data.test_fold)
     homes = _run_all(asked.out, [_planned(asked, repeat) for repeat in repeats])
     summary = summarize_seeds(dict(zip(seeds, homes, strict=True)))
-    print(f"\n{seeds_table(summary)}", flush=True)
+    show(f"\n{seeds_table(summary)}")
     write_text(asked.out / "summary.json", json.dumps(summary.as_dict(), indent=2))
 
 
@@ -303,7 +328,13 @@ def _run_folds(asked: Run) -> None:
         raise ValueError(
             f"--test_fold {data.test_fold} is one fold, --cross_validate all: leave out one"
         )
-    repeats = plan_folds(data.path, _seeds(asked), split_by=data.split_by, label_key=data.label_key)
+    repeats = plan_folds(
+        data.path,
+        _seeds(asked),
+        split_by=data.split_by,
+        label_key=data.label_key,
+        reading=data,
+    )
     homes = _run_all(out, [_planned(asked, repeat) for repeat in repeats])
     of_split: dict[str, dict[int, Path]] = {}
     for repeat, home in zip(repeats, homes, strict=True):
@@ -314,10 +345,10 @@ def _run_folds(asked: Run) -> None:
         source=data.path,
         preset=asked.options.preset,
     )
-    print(f"\n{folds_table(summary)}", flush=True)
+    show(f"\n{folds_table(summary)}")
     write_text(out / "summary.html", folds_page(summary, home=out))
     write_text(out / "summary.json", json.dumps(summary.as_dict(), indent=2))
-    print(f"\nsummary: {out / 'summary.html'}")
+    show(f"\nsummary: {out / 'summary.html'}")
 
 
 def _seeds(asked: Run) -> range:
@@ -355,5 +386,5 @@ def _run_all(out: Path, planned: Sequence[Planned], *, line_each: bool = True) -
         if number == 0:
             remove_runs(out, keep=homes if options.resume else homes[:1])
         if line_each:
-            print(f"{one.name}: {result_line(one.run.out)}", flush=True)
+            show(f"{one.name}: {result_line(one.run.out)}")
     return homes

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from nnmf_cuda.cli.options import DeviceOption, say
+from nnmf_cuda.cli.options import DeviceOption, say, show
 from nnmf_cuda.pipeline.places import Place, write_text
 
 _RESULTS = ("verification.json", "verification.npz")
@@ -91,8 +91,8 @@ def _verify(options: Verify, out: Path, place: Place) -> None:
         **found.as_dict(),
     }
     spent = {phase: float(values.sum()) for phase, values in found.seconds.items()}
-    print(f"{home}, {options.split} split, {norm} ball of {eps:g}: {line.line}")
-    print(
+    show(f"{home}, {options.split} split, {norm} ball of {eps:g}: {line.line}")
+    show(
         f"proven {found.proven.sum()}, broken {found.broken.sum()}, undecided"
         f" {found.undecided.sum()} of {len(labels)} samples in {sum(spent.values()):.1f} s (points"
         f" {spent['attack']:.1f}, bounds {spent['bounds']:.1f}, search {spent['search']:.1f}) and"
@@ -101,11 +101,11 @@ def _verify(options: Verify, out: Path, place: Place) -> None:
     if found.undecided.any():
         named = ", ".join(map(str, np.flatnonzero(found.undecided)[:10]))
         more = " and more" if found.undecided.sum() > 10 else ""
-        print(f"undecided: sample {named}{more}; --resume with more --seconds goes on with them")
+        show(f"undecided: sample {named}{more}; --resume with more --seconds goes on with them")
     with place.staged(_RESULTS[::-1]) as folder:
         found.save(folder / _RESULTS[1])
         write_text(folder / _RESULTS[0], json.dumps(content, indent=2) + "\n")
-    print("\n" + "\n".join(f"{name}: {out / name}" for name in (*_RESULTS, _JOURNAL)))
+    show("\n" + "\n".join(f"{name}: {out / name}" for name in (*_RESULTS, _JOURNAL)))
 
 
 def _make_way(out: Path, *, resume: bool, overwrite: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, ReadOptions, iter_image_batches
+from nnmf_cuda.data.names import harmless, on_one_line
 from nnmf_cuda.data.reading import DEFAULT_READING
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.pipeline.places import Place, cannot_write
@@ -325,7 +325,8 @@ class _FailureList:
             self._file = _text_file(self._path)
             self.first = failures[0].message
         self._file.writelines(
-            f"{_on_one_line(failure.file)}\t{failure.message}\n" for failure in failures
+            f"{on_one_line(failure.file)}\t{harmless(failure.message, keep='')}\n"
+            for failure in failures
         )
         self.count += len(failures)
 
@@ -336,23 +337,6 @@ class _FailureList:
 
 def _text_file(path: Path) -> IO[str]:
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
-
-
-def _on_one_line(file: str | Path) -> str:
-    """Return a file name as text of one line, which tells any two names apart."""
-    text = str(file)
-    return text if text.isprintable() and "\\" not in text else "".join(map(_escape, text))
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a file name that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    if character == "\\" or code < 0x80:
-        return character.encode("unicode_escape").decode("ascii")
-    # Controls beyond ASCII, surrogates, and separators of lines: \x is for bytes.
-    escaped = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-    return f"\\u{code:04x}" if escaped else character
 
 
 def _write_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
@@ -376,7 +360,7 @@ class _NpyWriter:
 
     def write(self, features: NDArray[np.float32], files: list[str]) -> None:
         features.astype("<f4", copy=False).tofile(self._file)
-        self._names.writelines(f"{_on_one_line(name)}\n" for name in files)
+        self._names.writelines(f"{on_one_line(name)}\n" for name in files)
         self._n_rows += len(features)
 
     def finish(self) -> None:
@@ -444,7 +428,7 @@ class _ParquetWriter:
         self._waiting: list[Any] = []
 
     def write(self, features: NDArray[np.float32], files: list[str]) -> None:
-        columns = [list(map(_on_one_line, files)), *features.T]
+        columns = [list(map(on_one_line, files)), *features.T]
         self._waiting.append(self._arrow.table(columns, schema=self._schema))
         if sum(table.num_rows for table in self._waiting) >= self._GROUP_ROWS:
             self._flush()

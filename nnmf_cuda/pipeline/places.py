@@ -238,6 +238,13 @@ def remove_if_empty(folder: Path) -> None:
         return  # not empty, or gone
 
 
+def reason(error: Exception) -> str:
+    """Return what is wrong in a few words: what the system says, and of which file."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    return f"{type(error).__name__}: {error}"
+
+
 def cannot_write(called: str, error: OSError) -> ValueError:
     """Return what to raise where a place cannot be written."""
     return ValueError(f"{called} cannot be written ({error.strerror or error})")

@@ -42,6 +42,14 @@ _SHOWN = 4
 """Of so many runs the names are listed."""
 
 
+class NotWritten(ValueError):
+    """What a run has found could not be written, or not all of it; `tables` says what it is."""
+
+    def __init__(self, message: str, tables: str) -> None:
+        super().__init__(message)
+        self.tables = tables
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the content of one of a run's files."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -18,8 +18,9 @@ from nnmf_cuda.evaluation.headline import Headline, Proof
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.defences import fit_defence
+from nnmf_cuda.pipeline.places import reason
 from nnmf_cuda.pipeline.radius import decide_radius
-from nnmf_cuda.pipeline.run_directory import results_directory
+from nnmf_cuda.pipeline.run_directory import NotWritten, results_directory
 from nnmf_cuda.pipeline.stages import Features, extract_features, fit_classifier, fit_denoiser
 from nnmf_cuda.report.eps_curve import EpsCurve, EpsPoint
 from nnmf_cuda.robustness import EVALUATION_BUDGETS, EvaluationBudget
@@ -71,10 +72,16 @@ def run_eps_curve(
             collapsed = bool(defence.attempts) and all(a.collapsed for a in defence.attempts)
             points.append(EpsPoint(eps, headline, collapsed, time.perf_counter() - started))
         found = EpsCurve(points, config.attack.norm, preset, dataset.source, config.seed)
-        (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        content = json.dumps(found.as_dict(), indent=2)
-        (partial / "curve.json").write_text(content, encoding="utf-8")
-        found.figure().savefig(partial / "curve.svg")
+        try:
+            (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
+            content = json.dumps(found.as_dict(), indent=2)
+            (partial / "curve.json").write_text(content, encoding="utf-8")
+            found.figure().savefig(partial / "curve.svg")
+        except Exception as error:  # what has been found must be told
+            raise NotWritten(
+                f"--out {out}: the curve, which is above, could not be written ({reason(error)})",
+                found.text(),
+            ) from error
     return found
 
 

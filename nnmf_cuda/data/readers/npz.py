@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,19 +54,19 @@ def read(
     if _image_keys(archive) != ["images"]:
         return _read_medmnist(archive, label_key)
     pixels = archive.take("images")
-    _check_images(pixels, name=archive.of("images"))
+    check_images(pixels, name=archive.of("images"))
     n_images = len(pixels)
     wanted = (label_key, "split", *GROUPS, *FILE_KEYS)
     arrays = {key: archive.take(key) for key in wanted if key == label_key or key in archive.keys}
     for key, array in arrays.items():
         check_length(array, n_images, name=archive.of(key))
-    values, names = _read_labels(archive, arrays[label_key], label_key)
+    values, names = read_labels(archive, arrays[label_key], label_key)
     return Records(
         images=pixels,
         values=values,
         names=names,
-        split=_read_split(archive, arrays["split"]) if "split" in arrays else None,
-        files=_file_names(arrays, n_images),
+        split=read_split(archive, arrays["split"]) if "split" in arrays else None,
+        files=file_names(arrays, n_images),
         groups={key: arrays[key] for key in GROUPS if key in arrays},
     )
 
@@ -79,11 +79,11 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     for images_key in _image_keys(archive):
         start = 0
         for shape, block in archive.blocks(images_key):
-            _check_images(block, name=archive.of(images_key), start=start)
+            check_images(block, name=archive.of(images_key), start=start)
             if start == 0:
                 for key, array in arrays.items():
                     check_length(array, shape[0], name=archive.of(key))
-                names = _file_names(arrays, shape[0], images_key)
+                names = file_names(arrays, shape[0], images_key)
             for name, pixels in zip(names[start : start + len(block)], block, strict=True):
                 yield ArrayImage(path / str(name), pixels)
             start += len(block)
@@ -108,7 +108,7 @@ def _read_medmnist(archive: _Archive, label_key: str) -> Records:
     for key in _image_keys(archive):
         split = key.removesuffix("_images")
         pixels, of_split = archive.take(key), archive.take(f"{split}_labels")
-        _check_images(pixels, name=archive.of(key))
+        check_images(pixels, name=archive.of(key))
         if of_split.ndim == 2 and of_split.shape[1] > 1:
             raise ValueError(
                 f"{archive.of(f'{split}_labels')} have {of_split.shape[1]} labels an image; give "
@@ -121,7 +121,7 @@ def _read_medmnist(archive: _Archive, label_key: str) -> Records:
         names += [f"{key}[{index}]" for index in range(len(pixels))]
     if len({(pixels.shape[1:], pixels.dtype) for pixels in images}) > 1:
         raise ValueError(f"{archive.path}: the images of its splits differ in shape or type")
-    values, label_names = _read_labels(archive, np.concatenate(labels), label_key)
+    values, label_names = read_labels(archive, np.concatenate(labels), label_key)
     return Records(
         images=np.concatenate(images),
         values=values,
@@ -131,17 +131,33 @@ def _read_medmnist(archive: _Archive, label_key: str) -> Records:
     )
 
 
-def _check_images(images: NDArray[Any], *, name: str, start: int = 0) -> None:
+def check_images(images: NDArray[Any], *, name: str, start: int = 0) -> None:
+    """Raise ValueError unless a stack is uint8, with colours or without, or floats in [0, 1]."""
     colours = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8
     if not (colours and images.size):
         check_pixels(images, name=name, start=start)
 
 
-def _file_names(
+def file_names(
     arrays: dict[str, NDArray[Any]], n_images: int, images_key: str = "images"
 ) -> NDArray[np.str_]:
+    """Return what images are called in their source: by an array of `FILE_KEYS`, or by number."""
     files = [arrays[key].astype(np.str_) for key in FILE_KEYS if key in arrays]
     return files[0] if files else np.array([f"{images_key}[{index}]" for index in range(n_images)])
+
+
+class Arrays(Protocol):
+    """Arrays by their keys, from a source that errors name."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of all arrays."""
+
+    def of(self, key: str) -> str:
+        """Return what a message calls an array."""
+
+    def take(self, key: str) -> NDArray[Any]:
+        """Load one array."""
 
 
 class _Archive:
@@ -211,8 +227,8 @@ class _Archive:
             raise ValueError(f"{self.of(key)} is damaged: {error}; fetch the file anew") from error
 
 
-def _read_labels(
-    archive: _Archive, labels: NDArray[Any], label_key: str
+def read_labels(
+    archive: Arrays, labels: NDArray[Any], label_key: str
 ) -> tuple[NDArray[np.str_], dict[str, str]]:
     """Return each image's label as text, and the names of the labels in order."""
     found = np.unique(labels).tolist()
@@ -239,7 +255,8 @@ def _read_labels(
     return labels.astype(np.str_), {str(label): name for label, name in enumerate(names)}
 
 
-def _read_split(archive: _Archive, split: NDArray[Any]) -> NDArray[np.str_]:
+def read_split(archive: Arrays, split: NDArray[Any]) -> NDArray[np.str_]:
+    """Return each image's split as this package calls it."""
     found = [str(name) for name in np.unique(split).tolist()]
     unknown = [name for name in found if name.lower() not in SPLIT_ALIASES]
     if unknown:

@@ -1,0 +1,99 @@
+"""TIFF files of several pages: how many there are, and one of them as an image.
+
+Pages are counted in the file's chain of directories, without decoding: a folder of many files is
+looked through in little time. Thumbnails and reduced copies of a page are none.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from numpy.typing import NDArray
+
+from nnmf_cuda.data.decoding import reason, to_grey
+from nnmf_cuda.data.images import ImageSource, LazyImage
+from nnmf_cuda.data.reading import ReadOptions
+
+SUFFIXES = (".tif", ".tiff")
+
+_SUBFILE_TYPE = 254
+_REDUCED, _TRANSPARENCY = 1, 4  # bits of it: no images of their own
+_MAX_DIRECTORIES = 1_000_000
+
+
+def pages(path: Path) -> list[int]:
+    """Return the places of a TIFF's pages in its chain of directories; empty if it is no TIFF.
+
+    What is damaged ends the chain: decoding will say so.
+    """
+    try:
+        with path.open("rb") as file:
+            return [at for at, is_page in enumerate(_directories(file)) if is_page]
+    except (OSError, struct.error):
+        return []
+
+
+def frames(path: Path, options: ReadOptions) -> Iterator[ImageSource]:
+    """Give a file as it is, or, of a TIFF of several pages, each page by itself."""
+    found = pages(path) if path.suffix.lower() in SUFFIXES else []
+    if len(found) < 2:
+        yield path
+        return
+    for frame in range(len(found)):
+        name = Path(f"{path}[{frame}]")
+        yield LazyImage(name, partial(read_page, path, frame, name, options))
+
+
+def read_page(
+    path: Path, frame: int, name: Path, options: ReadOptions, image_shape: tuple[int, int]
+) -> NDArray[Any]:
+    """Read a page, counted from 0, as `LazyImage.read` does; `name` is for errors."""
+    from PIL import Image
+
+    found = pages(path)
+    try:
+        if frame >= len(found):
+            raise ValueError(f"the file has {len(found)} pages, counted from 0")
+        with Image.open(path) as image:
+            image.seek(found[frame])
+            return to_grey(image, image_shape, options)
+    except Exception as error:  # decoders raise nearly anything for damaged files
+        raise ValueError(f"cannot read image {str(name)!r}: {reason(error)}") from error
+
+
+def _directories(file: IO[bytes]) -> Iterator[bool]:
+    """Tell of each directory in turn whether it is a page; struct.error where the file ends."""
+    order = {b"II": "<", b"MM": ">"}.get(file.read(2))
+    if order is None:
+        return
+    (version,) = struct.unpack(f"{order}H", file.read(2))
+    if version == 42:
+        count_format, offset_format, size = f"{order}H", f"{order}I", 12
+    elif version == 43:  # BigTIFF
+        count_format, offset_format, size = f"{order}Q", f"{order}Q", 20
+        file.read(4)
+    else:
+        return
+    seen: set[int] = set()
+    while True:
+        (offset,) = struct.unpack(offset_format, file.read(struct.calcsize(offset_format)))
+        if offset == 0 or offset in seen or len(seen) == _MAX_DIRECTORIES:
+            return
+        seen.add(offset)
+        file.seek(offset)
+        (count,) = struct.unpack(count_format, file.read(struct.calcsize(count_format)))
+        if count > 65_535:
+            return
+        entries = file.read(count * size)
+        kind = 0
+        for at in range(0, len(entries) - size + 1, size):
+            tag, field_type = struct.unpack_from(f"{order}HH", entries, at)
+            if tag == _SUBFILE_TYPE:
+                value = f"{order}H" if field_type == 3 else f"{order}I"
+                (kind,) = struct.unpack_from(value, entries, at + (8 if size == 12 else 12))
+                break
+        yield not kind & (_REDUCED | _TRANSPARENCY)
