@@ -368,11 +368,11 @@ def read_readable(
             images[index] = image
             rows[index] = True
     if failures and reading.on_error == "raise":
-        raise ValueError(_failed(failures, len(files)))
+        raise ValueError(failed_images(failures, len(files)))
     return Readable(images if rows.all() else images[rows], rows, failures)
 
 
-def _failed(failures: Sequence[ReadFailure], n_files: int) -> str:
+def failed_images(failures: Sequence[ReadFailure], n_files: int) -> str:
     """Say in one line which images could not be read."""
     if len(failures) == 1:
         return failures[0].message
