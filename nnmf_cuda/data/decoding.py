@@ -99,6 +99,7 @@ def reason(error: BaseException) -> str:
 
 
 def _decoded(file: IO[bytes], image_shape: tuple[int, int], reading: ReadOptions) -> NDArray[Any]:
+    import PIL
     from PIL import Image as pillow
 
     if file.read(len(_JPEG)) == _JPEG:
@@ -110,7 +111,11 @@ def _decoded(file: IO[bytes], image_shape: tuple[int, int], reading: ReadOptions
         if grey is not None:
             return to_grey(grey, image_shape)
     file.seek(0)
-    with pillow.open(file) as image:
+    try:
+        image = pillow.open(file)
+    except PIL.UnidentifiedImageError:  # whose text would name the open file
+        raise ValueError("cannot identify image file") from None
+    with image:
         return to_grey(image, image_shape, reading)
 
 
