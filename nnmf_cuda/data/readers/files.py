@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.decoding import read_image
-from nnmf_cuda.data.readers import stacks, tiff
+from nnmf_cuda.data.readers import dicom, nifti, stacks, tiff
 from nnmf_cuda.data.reading import ReadOptions
 
 
@@ -43,6 +43,11 @@ class Files:
             if frame is None:
                 raise ValueError(_which(name, "many images"))
             return self._stack(file).read(frame, name, image_shape)
+        of_medicine = dicom.lazy(file, self._options, frame=frame) or nifti.lazy(
+            file, self._options, frame=frame
+        )
+        if of_medicine is not None:
+            return of_medicine.read(image_shape)
         n_pages = len(tiff.pages(file)) if file.suffix.lower() in tiff.SUFFIXES else 1
         if n_pages > 1 and frame is None:
             raise ValueError(_which(name, f"{n_pages} pages"))

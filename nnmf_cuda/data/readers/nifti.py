@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from nnmf_cuda.data.images import ImageSource, LazyImage, is_image
 from nnmf_cuda.data.readers.base import Records, refuse_label_key
 from nnmf_cuda.data.readers.by_folder import classes_of, splits_of, walk_files
+from nnmf_cuda.data.readers.masks import NAMES
 from nnmf_cuda.data.readers.volume import (
     Volume,
     is_nifti,
@@ -34,7 +36,7 @@ from nnmf_cuda.data.readers.volume import (
 )
 from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
-NEGATIVE, POSITIVE = "negative", "positive"
+NEGATIVE, POSITIVE = NAMES
 
 _N_SNIFFED = 512
 """Files of a folder that are looked at to tell what it holds."""
@@ -139,7 +141,8 @@ def lazy(path: Path, options: ReadOptions, *, frame: int | None = None) -> LazyI
     """
     if not is_nifti(path):
         return None
-    volume = open_volume(path)
+    status = path.stat()
+    volume = _opened(path, status.st_mtime_ns, status.st_size)
     found = slices(volume, options)
     if frame is None and len(found) > 1:
         raise ValueError(
@@ -151,6 +154,12 @@ def lazy(path: Path, options: ReadOptions, *, frame: int | None = None) -> LazyI
             f"{str(path)!r} has no {options.axis} slice {frame}; it holds {len(found)}"
         )
     return found[frame or 0]
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path, mtime_ns: int, size: int) -> Volume:
+    """Open a volume, or return the one whose voxels may still be in memory."""
+    return open_volume(path)
 
 
 class VolumeNotes:
@@ -258,8 +267,7 @@ def by_masks(
         " (--mask_area sets the share, --axis the direction)"
     ]
     notes += [f"{remark}: {n} volumes" for remark, n in remarks.items() if remark]
-    names = {NEGATIVE: NEGATIVE, POSITIVE: POSITIVE}
-    return Labelled(files, found, labels, names, notes + told.notes(options))
+    return Labelled(files, found, labels, dict(NAMES), notes + told.notes(options))
 
 
 def by_classes(
