@@ -45,7 +45,7 @@ def test_slices_of_a_table(tmp_path: Path, rng: np.random.Generator) -> None:
     assert dataset.images.shape == (24, 9, 8)
     expected = np.clip(voxels[::-1, ::-1, 3].T / 999, 0, 1)
     np.testing.assert_allclose(dataset.images[-1], expected, atol=1e-6)
-    with pytest.raises(ValueError, match="no axial slice 4; it holds 4"):
-        rows[1] = "v0.nii.gz,4,a,p0"
-        (tmp_path / "list.csv").write_text("\n".join(rows))
+    rows[1] = "v0.nii.gz,4,a,p0"
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match="there are 4 axial slices, counted from 0"):
         load_dataset(tmp_path / "list.csv")

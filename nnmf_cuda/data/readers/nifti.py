@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -132,34 +131,6 @@ def _case(file: Path, masks_of: Mapping[Path, Sequence[Path]]) -> str:
     stem = stem_of(masks_of[file][0])
     match = _MASK.fullmatch(stem)
     return (match["base"] if match else None) or stem
-
-
-def lazy(path: Path, options: ReadOptions, *, frame: int | None = None) -> LazyImage | None:
-    """Return a slice of a volume as an image, for readers that name files; None if it is none.
-
-    A volume of several slices asks for one of them, counted from 0 along the chosen axis.
-    """
-    if not is_nifti(path):
-        return None
-    status = path.stat()
-    volume = _opened(path, status.st_mtime_ns, status.st_size)
-    found = slices(volume, options)
-    if frame is None and len(found) > 1:
-        raise ValueError(
-            f"{str(path)!r} holds {len(found)} {options.axis} slices; name one of them, 0 to "
-            f"{len(found) - 1}"
-        )
-    if not 0 <= (frame or 0) < len(found):
-        raise ValueError(
-            f"{str(path)!r} has no {options.axis} slice {frame}; it holds {len(found)}"
-        )
-    return found[frame or 0]
-
-
-@lru_cache(maxsize=64)
-def _opened(path: Path, mtime_ns: int, size: int) -> Volume:
-    """Open a volume, or return the one whose voxels may still be in memory."""
-    return open_volume(path)
 
 
 class VolumeNotes:
