@@ -85,7 +85,9 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
             yield failing_image(case.image, str(error))
             continue
         told.meet(volume)
-        yield from slices(volume, options, {"patient": _name(case.image)})
+        below = Path(os.path.relpath(case.image, source.parent))
+        (patient,) = patients_of([below], [_name(case.image)], options, n_leading=None)
+        yield from slices(volume, options, {"patient": patient})
     account.notes += told.notes(options)
 
 

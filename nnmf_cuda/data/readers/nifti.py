@@ -87,8 +87,9 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
             yield failing_image(file, str(error))
             continue
         told.meet(volume)
-        patient = _PATIENT.search(file.relative_to(root).as_posix())
-        yield from slices(volume, options, {"patient": patient[0]} if patient else {})
+        # Without a name that says so the patient would take all other files to tell.
+        (patient,) = patients_of([file.relative_to(root)], [""], options, n_leading=None)
+        yield from slices(volume, options, {"patient": patient} if patient else {})
     account.notes += told.notes(options)
 
 
