@@ -84,6 +84,7 @@ _Solver = Literal["mu", "accelerated-mu", "hals"]
 _Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint", "pixel"]
 _Method = Literal["pgd", "trades", "mtl-ibp", "trades-ibp"]
 _Network = Literal["cnn", "mlp"]
+_ComponentScale = Literal["fitted", "sum"]
 _Norm = Literal["Linf", "L2"]
 _ClassWeight = Literal["balanced"]
 _Auto = Literal["auto"]
@@ -137,6 +138,9 @@ class NNMFConfig:
     """Relative fall of the objective below which a fit stops; 0 runs all iterations."""
     n_init: int = 1
     """Number of random starts; the best is kept."""
+    component_scale: _ComponentScale = "fitted"
+    """How large a component is, which a factorisation leaves open: as it was fitted, or each with
+    the same sum of its pixels, so that coefficients are amounts of light."""
 
     def __post_init__(self) -> None:
         checks = Checks(self, "nnmf")
@@ -146,6 +150,7 @@ class NNMFConfig:
         checks.one_of(_BETA_LOSSES, "beta_loss")
         checks.one_of(get_args(_Solver), "solver")
         checks.one_of(_INITS, "init")
+        checks.one_of(get_args(_ComponentScale), "component_scale")
         checks.require(
             self.n_init == 1 or self.init in _RANDOM_INITS,
             "n_init",
