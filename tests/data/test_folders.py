@@ -4,9 +4,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from nnmf_cuda.data import Account, ReadOptions, iter_images, load_dataset
+from nnmf_cuda.data import Account, ReadOptions, iter_image_batches, iter_images, load_dataset
+from nnmf_cuda.data.images import name_of
 from nnmf_cuda.data.readers import folders
 
 SaveImage = Callable[..., Path]
@@ -214,3 +217,26 @@ def test_patients_are_read_from_names_within_splits(tmp_path: Path, save_image: 
         ValueError, match="patient_from='{patient}/{series}/x/{label}' does not fit"
     ):
         folders.read(tmp_path, ReadOptions(patient_from="{patient}/{series}/x/{label}"), Account())
+
+
+def test_pages_of_a_tiff_are_images_of_one_series(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("no", "yes"):
+        for number in range(10):
+            stack = rng.integers(0, 256, (1 + number % 3, 20, 30), dtype=np.uint8)
+            path = tmp_path / name / f"{number}.tif"
+            path.parent.mkdir(exist_ok=True)
+            first, *others = (Image.fromarray(page) for page in stack)
+            first.save(path, save_all=True, append_images=others)
+    dataset = load_dataset(tmp_path, image_shape=(20, 30))
+    assert len(dataset.files) == 2 * (1 + 2 + 3 + 1 + 2 + 3 + 1 + 2 + 3 + 1)
+    assert dataset.files[:4].tolist() == ["no/0.tif", "no/1.tif[0]", "no/1.tif[1]", "no/2.tif[0]"]
+    assert any("20 files hold 38 images" in note for note in dataset.notes)
+    for series in set(dataset.groups["series"].tolist()):
+        assert len(set(dataset.split[dataset.groups["series"] == series].tolist())) == 1
+    streamed = list(iter_images(tmp_path))
+    names = [str(name_of(image).relative_to(tmp_path)) for image in streamed]
+    assert names == dataset.files.tolist()
+    (batch,) = iter_image_batches(streamed, image_shape=(20, 30))
+    np.testing.assert_array_equal(batch.images, dataset.images)
+    assert len(list(iter_images(tmp_path / "no" / "2.tif"))) == 3

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nnmf_cuda.data.images import IMAGE_SUFFIXES, ImageSource, is_hidden, is_image, walk_images
+from nnmf_cuda.data.readers import tiff
 from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
 from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
@@ -39,11 +40,11 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     """Give a file, or the image files of a folder; see `nnmf_cuda.data.images.walk_images`."""
     if not path.is_dir():
         account.met(path)
-        yield path
+        yield from tiff.frames(path, options)
         return
     empty = True
     for file in walk_images(path, account):
-        yield file
+        yield from tiff.frames(file, options)
         empty = False
     if empty:
         raise ValueError(f"no images in folder {str(path)!r}; {_looked_for(account)}")
@@ -88,13 +89,28 @@ def read(
             f"patient_from={options.patient_from!r} takes the class folders of {path} for patients:"
             " say where a path names the class, as in '{patient}/{label}/{name}', or give a table"
         )
+    frames = tiff.expanded([image.file for image in found], options)
+    rows, notes = [at for at, _ in frames], []
+    files = np.array(below)[rows]
+    if len(frames) > len(found):
+        notes.append(f"{len(found)} files hold {len(frames)} images: pages of TIFF are images")
+        # Pages of a file are alike: none of it may be in two splits.
+        groups.setdefault("series", np.array(below))
+        numbers = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        files = np.array(
+            [
+                name if isinstance(image, Path) else f"{name}[{number}]"
+                for name, number, (_, image) in zip(files, numbers, frames, strict=True)
+            ]
+        )
     return Records(
-        images=[image.file for image in found],
-        values=np.array(values),
+        images=[image for _, image in frames],
+        values=np.array(values)[rows],
         names={name: name for name in sorted(set(values))},
-        split=np.array([image.split for image in found]) if all(f.split for f in found) else None,
-        files=np.array(below),
-        groups=groups,
+        split=np.array([f.split for f in found])[rows] if all(f.split for f in found) else None,
+        files=files,
+        groups={name: group[rows] for name, group in groups.items()},
+        notes=tuple(notes),
     )
 
 

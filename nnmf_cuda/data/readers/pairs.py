@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nnmf_cuda.data.images import ImageSource, is_image, walk_images
-from nnmf_cuda.data.readers import masks
+from nnmf_cuda.data.readers import masks, tiff
 from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
 from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
@@ -82,6 +82,13 @@ def read(
             " folders need --patient_from '{label}/{name}'"
         ]
     kept = [at for at, value in enumerate(values) if value is not None]
+    several = [pairs[at].image for at in kept if len(tiff.pages(pairs[at].image)) > 1]
+    if several:
+        raise ValueError(
+            f"{several[0]} has several pages, and so have {len(several) - 1} other images: which"
+            " belongs to which mask is not known; save each page with a mask of its own, or give a"
+            " table with the columns file, frame and label"
+        )
     below = [below[at] for at in kept]
     split = _splits(path, below)
     groups, how = _groups(below, options, of_split=split is not None)

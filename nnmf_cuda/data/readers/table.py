@@ -102,6 +102,11 @@ def read(
         for name in ("patient", "series"):
             if name in options.pattern.names and name not in groups:
                 groups[name] = np.array([match[name] for match in found])
+    if "patient" not in groups and "series" not in groups:
+        patients = columns.patients(entries)
+        if patients is not None:
+            groups["patient"] = patients
+            notes.append("Patients are those that the DICOM files name")
     return Records(
         images=[columns.image(row, entry) for row, entry in zip(rows, entries, strict=True)],
         values=np.array(values),
@@ -250,6 +255,19 @@ class _Columns:
         name = entry.file if entry.frame is None else Path(f"{entry.file}[{entry.frame}]")
         beside = {name: row.cells[at] for name, at in self.others.items()}
         return LazyImage(name, self._files.image(entry.file, entry.frame, name), beside)
+
+    def patients(self, entries: Sequence[_Entry]) -> NDArray[np.str_] | None:
+        """Return the patients whom the files themselves name; None where not all do."""
+        found = []
+        for entry in entries:
+            try:
+                patient = self._files.patient(entry.file, entry.frame)
+            except ValueError:  # which will be told when the image is asked for
+                patient = "unreadable"
+            if patient is None:
+                return None
+            found.append(patient)
+        return np.array(found)
 
     def splits(self, rows: Sequence[Row]) -> NDArray[np.str_]:
         """Return to which split each row belongs."""

@@ -7,7 +7,7 @@ looked through in little time. Thumbnails and reduced copies of a page are none.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -26,10 +26,12 @@ _MAX_DIRECTORIES = 1_000_000
 
 
 def pages(path: Path) -> list[int]:
-    """Return the places of a TIFF's pages in its chain of directories; empty if it is no TIFF.
+    """Return the places of a TIFF's pages in its chain of directories; empty for another file.
 
     What is damaged ends the chain: decoding will say so.
     """
+    if path.suffix.lower() not in SUFFIXES:
+        return []
     try:
         with path.open("rb") as file:
             return [at for at, is_page in enumerate(_directories(file)) if is_page]
@@ -37,9 +39,14 @@ def pages(path: Path) -> list[int]:
         return []
 
 
+def expanded(files: Sequence[Path], options: ReadOptions) -> list[tuple[int, ImageSource]]:
+    """Return `frames` of some files, each with its file's place among these."""
+    return [(at, image) for at, file in enumerate(files) for image in frames(file, options)]
+
+
 def frames(path: Path, options: ReadOptions) -> Iterator[ImageSource]:
     """Give a file as it is, or, of a TIFF of several pages, each page by itself."""
-    found = pages(path) if path.suffix.lower() in SUFFIXES else []
+    found = pages(path)
     if len(found) < 2:
         yield path
         return
