@@ -6,7 +6,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -260,12 +260,21 @@ def _decode(
         # Also reached when the caller stops early: what is queued is dropped.
         stack.callback(pool.shutdown, cancel_futures=True)
         sources = (Path(file) if isinstance(file, str) else file for file in files)
-        waiting = ((source, pool.submit(read, source)) for source in sources)
+
+        def started(source: ImageSource) -> NDArray[Any] | Future[NDArray[Any] | ValueError]:
+            # A thread would take longer to be told of it than to find that nothing is to be done.
+            if isinstance(source, ArrayImage) and source.pixels.shape == image_shape:
+                if source.pixels.dtype in (np.dtype(np.uint8), np.dtype(np.float32)):
+                    return source.pixels
+            return pool.submit(read, source)
+
+        waiting = ((source, started(source)) for source in sources)
         queue = deque(islice(waiting, window))
         while queue:
-            source, future = queue.popleft()
+            source, image = queue.popleft()
             columns = source.columns if isinstance(source, LazyImage) else {}
-            yield _Decoded(name_of(source), future.result(), columns)
+            found = image if isinstance(image, np.ndarray) else image.result()
+            yield _Decoded(name_of(source), found, columns)
             bar.update()
             queue.extend(islice(waiting, 1))
 
@@ -375,7 +384,7 @@ def read_readable(
 def failed_images(failures: Sequence[ReadFailure], n_files: int) -> str:
     """Say in one line which images could not be read."""
     if len(failures) == 1:
-        return failures[0].message
+        return f"{failures[0].message}; repair or remove it, or leave it out with --on_error skip"
     names = first_few([repr(str(failure.file)) for failure in failures], _MOST_NAMED)
     return (
         f"{len(failures)} of {n_files} images cannot be read: {names}; the first: "

@@ -25,6 +25,7 @@ Training = TypeVar("Training", bound=TrainingResult[Any])
 class Attempt:
     """One training of a defence's classifier.
 
+    `train_eps` is the radius that it was trained in: of features, or of pixels for kind pixel.
     `balanced_accuracy` is that of the epoch kept on the validation split, without an attack.
     """
 
@@ -41,7 +42,7 @@ class Attempt:
         ramp = "" if self.eps_ramp == 0 else f", radius growing over {self.eps_ramp:g} of training"
         ended = "one answer for every sample" if self.collapsed else "answers that tell classes"
         return (
-            f"training at eps {self.train_eps:g}{weights}{ramp}: {ended}, balanced validation"
+            f"training at eps {self.train_eps:.3g}{weights}{ramp}: {ended}, balanced validation"
             f" accuracy {self.balanced_accuracy:.3f}"
         )
 
@@ -56,16 +57,16 @@ def train_without_collapse(
     """Train, and again in other ways while the answer is one and the same; return all attempts.
 
     After the settings as they are: balanced class weights and a radius that grows over half of the
-    epochs; the same at half, then at a quarter of the radius. Where all collapse, the training of
-    the highest balanced validation accuracy is returned. `n_classes` is the number of classes that
-    validation has.
+    epochs (of kind pixel, whose radius does not grow, weights alone); the same at half, then at a
+    quarter of the radius. Where all collapse, the training of the highest balanced validation
+    accuracy is returned. `n_classes` is the number of classes that validation has.
     """
     trainings, attempts = list[Training](), list[Attempt]()
     for tried in _ways(settings):
         training = train(tried)
         accuracy = training.history["valid_balanced_accuracy"][training.best_epoch]
         attempt = Attempt(
-            train_eps=tried.radius,
+            train_eps=tried.pixel_eps if tried.kind == "pixel" else tried.radius,
             class_weight=tried.class_weight,
             eps_ramp=tried.eps_ramp,
             balanced_accuracy=accuracy,
@@ -87,8 +88,13 @@ def train_without_collapse(
 
 def _ways(settings: DefenceConfig) -> Iterator[DefenceConfig]:
     yield settings
-    careful = replace(settings, class_weight="balanced", eps_ramp=max(settings.eps_ramp, _RAMP))
+    careful = replace(settings, class_weight="balanced")
+    if settings.kind != "pixel":
+        careful = replace(careful, eps_ramp=max(settings.eps_ramp, _RAMP))
     for share in (1.0, 0.5, 0.25):
-        tried = replace(careful, train_eps=share * settings.radius)
+        if settings.kind == "pixel":
+            tried = replace(careful, pixel_eps=share * settings.pixel_eps)
+        else:
+            tried = replace(careful, train_eps=share * settings.radius)
         if tried != settings:
             yield tried

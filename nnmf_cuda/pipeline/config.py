@@ -84,6 +84,7 @@ _Solver = Literal["mu", "accelerated-mu", "hals"]
 _Kind = Literal["purifier", "adversarial", "adversarial-purifier", "smoothing", "joint", "pixel"]
 _Method = Literal["pgd", "trades", "mtl-ibp", "trades-ibp"]
 _Network = Literal["cnn", "mlp"]
+_ComponentScale = Literal["fitted", "sum"]
 _Norm = Literal["Linf", "L2"]
 _ClassWeight = Literal["balanced"]
 _Auto = Literal["auto"]
@@ -97,9 +98,12 @@ class DataConfig(ReadOptions):
     """Which images, and how they are labelled and split."""
 
     path: str | None = None
-    """An .npz, a COCO export or class folders; None is the built-in synthetic phantom."""
+    """Class folders, a table, DICOM, NIfTI, masks beside images, stacks or archives, as
+    docs/from_your_files.md lists them; None is the built-in synthetic phantom."""
     classes: str | None = None
-    """COCO categories as "2=Normal,1=Tumor", in label order; the last class is the positive one."""
+    """Classes as "2=Normal,1=Tumor", in label order, the last one positive: what the source calls a
+    class, and its name here. Those of one name become one class, as in
+    "no=no,glioma=tumor,pituitary=tumor"."""
     label_key: str = "labels"
     """Which array of an .npz holds the labels."""
     split_by: SplitBy | None = None
@@ -134,6 +138,9 @@ class NNMFConfig:
     """Relative fall of the objective below which a fit stops; 0 runs all iterations."""
     n_init: int = 1
     """Number of random starts; the best is kept."""
+    component_scale: _ComponentScale = "fitted"
+    """How large a component is, which a factorisation leaves open: as it was fitted, or each with
+    the same sum of its pixels, so that coefficients are amounts of light."""
 
     def __post_init__(self) -> None:
         checks = Checks(self, "nnmf")
@@ -143,6 +150,7 @@ class NNMFConfig:
         checks.one_of(_BETA_LOSSES, "beta_loss")
         checks.one_of(get_args(_Solver), "solver")
         checks.one_of(_INITS, "init")
+        checks.one_of(get_args(_ComponentScale), "component_scale")
         checks.require(
             self.n_init == 1 or self.init in _RANDOM_INITS,
             "n_init",

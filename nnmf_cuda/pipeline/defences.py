@@ -96,6 +96,8 @@ def fit_defence(
         def once(settings: DefenceConfig) -> OwnTraining:
             if settings.kind == "joint":
                 return _train_jointly(x, y, settings, n_classes, config, progress=progress)
+            if settings.kind == "pixel":
+                return _train_on_images(images, y, settings, n_classes, config, progress=progress)
             return train_adversarially(
                 *(x, y, settings),
                 norm=norm,
@@ -110,9 +112,7 @@ def fit_defence(
         return training
 
     training: OwnTraining | None = None
-    if settings.kind == "pixel":
-        training = _train_on_images(images, y, n_classes, config, progress=progress)
-    elif settings.has_own_classifier and settings.kind != "smoothing":
+    if settings.has_own_classifier and settings.kind != "smoothing":
         training = train()
     tried = []
     candidates: list[tuple[int, ...]] = [(t,) for t in settings.candidate_timesteps]
@@ -155,6 +155,7 @@ def _train_jointly(
 def _train_on_images(
     images: ImageSamples | None,
     y: Mapping[str, Labels],
+    settings: DefenceConfig,
     n_classes: int,
     config: ExperimentConfig,
     *,
@@ -162,7 +163,6 @@ def _train_on_images(
 ) -> TrainingResult[FeatureCNN]:
     if images is None:
         raise ValueError("images must be given with defence.kind='pixel', which attacks them")
-    settings = config.defence
     return train_pixel_classifier(
         images,
         y["train"],

@@ -59,6 +59,8 @@ def extract_features(
     labels = {split: dataset.labels_of(split) for split in SPLITS}
     nnmf = _fit_nnmf(images["train"], config, progress=progress)
     components = torch.from_numpy(nnmf.components_).to(device, torch.float32)
+    if config.nnmf.component_scale == "sum":
+        components = of_equal_sums(components)
     every = torch.arange(len(components), device=device)
     whole = FeatureExtractor(components, every, image_shape=dataset.image_shape)
     normalised = {split: whole(rows) for split, rows in images.items()}
@@ -77,7 +79,19 @@ def _fit_nnmf(X: Tensor, config: ExperimentConfig, *, progress: bool) -> NNMF:
             f"nnmf.n_components={settings.n_components} is above min(n_samples, n_features) ="
             f" {min(X.shape)} of the {len(X)} training images: use fewer components or more images"
         )
-    return NNMF(**asdict(settings), random_state=config.seed, verbose=int(progress)).fit(X)
+    parameters = asdict(settings)
+    del parameters["component_scale"]
+    return NNMF(**parameters, random_state=config.seed, verbose=int(progress)).fit(X)
+
+
+def of_equal_sums(components: Tensor) -> Tensor:
+    """Scale components (n_components, n_pixels) to the same sum; one that is 0 stays so.
+
+    The mean of the sums stays what it was. What a scaled component gains its coefficients lose, so
+    that every product of both is the same; features, which are coefficients of one length, differ.
+    """
+    sums = components.sum(1, keepdim=True)
+    return components * torch.where(sums > 0, sums.mean() / sums, 1)
 
 
 def fit_classifier(

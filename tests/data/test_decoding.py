@@ -117,8 +117,8 @@ def test_a_jpeg_cut_anywhere_is_refused_in_the_same_words(
                 decode_image(content[:length], name="cut.jpg")
             with pytest.raises((OSError, SyntaxError)) as want:
                 plain(content[:length])
-            said = str(error.value).removeprefix("cannot read image 'cut.jpg': ")
-            assert "BytesIO" in said or said == str(want.value)
+            wanted = str(want.value).partition(" <_io")[0]
+            assert str(error.value) == f"cannot read image 'cut.jpg': {wanted}"
     path = tmp_path / "cut.jpg"
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"cut.jpg': image file is truncated"):

@@ -272,15 +272,3 @@ def test_a_mask_alone_is_what_was_asked_for(tmp_path: Path) -> None:
     assert len(list(iter_images(path))) == 8
     with pytest.raises(ValueError, match="its 1 files are masks"):
         iter_images(tmp_path)
-
-
-def test_one_slice_by_name(tmp_path: Path) -> None:
-    path = save_nifti(tmp_path / "a.nii.gz", np.arange(960, dtype=np.int16).reshape(SHAPE))
-    assert nifti.lazy(tmp_path / "a.png", ReadOptions()) is None
-    image = nifti.lazy(path, ReadOptions(), frame=3)
-    assert image is not None
-    assert image.name.name == "a.nii.gz[3]"
-    with pytest.raises(ValueError, match="holds 8 axial slices; name one of them, 0 to 7"):
-        nifti.lazy(path, ReadOptions())
-    with pytest.raises(ValueError, match="no coronal slice 12; it holds 12"):
-        nifti.lazy(path, ReadOptions(axis="coronal"), frame=12)

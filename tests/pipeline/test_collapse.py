@@ -71,6 +71,20 @@ def test_settings_that_are_already_careful_are_not_repeated():
     assert [radius for radius, *_ in told] == [0.2, 0.1, 0.05]
 
 
+def test_training_on_images_takes_weights_and_a_smaller_ball_of_pixels():
+    tries = []
+
+    def train(settings):
+        tries.append((settings.pixel_eps, settings.class_weight, settings.eps_ramp))
+        history = {"valid_balanced_accuracy": [0.5 if len(tries) < 3 else 0.8]}
+        return SimpleNamespace(history=history, best_epoch=0)
+
+    settings = DefenceConfig(kind="pixel", pixel_eps=0.04)
+    _, attempts = train_without_collapse(train, settings, n_classes=2)
+    assert tries == [(0.04, None, 0.0), (0.04, "balanced", 0.0), (0.02, "balanced", 0.0)]
+    assert [attempt.train_eps for attempt in attempts] == [0.04, 0.04, 0.02]
+
+
 def test_a_real_training_in_too_large_a_ball_comes_back():
     splits = overlapping()
     x = {name: torch.from_numpy(rows) for name, (rows, _) in splits.items()}

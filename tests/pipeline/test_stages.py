@@ -22,7 +22,7 @@ from nnmf_cuda.pipeline.config import (
     SelectionConfig,
 )
 from nnmf_cuda.pipeline.defences import assemble, fit_defence, purifier_of
-from nnmf_cuda.pipeline.stages import extract_features, run_stages
+from nnmf_cuda.pipeline.stages import extract_features, of_equal_sums, run_stages
 from nnmf_cuda.timing import StageTimer
 from nnmf_cuda.training import ImageSamples, train_pixel_classifier, train_robust_classifier
 
@@ -74,6 +74,27 @@ def test_features_have_length_one_and_the_selected_width(small_npz: Path) -> Non
         assert features.x[split].shape == (n, 3)
         torch.testing.assert_close(features.x[split].norm(dim=1), torch.ones(n))
     np.testing.assert_array_equal(features.extractor.selected, features.selector.selected_)
+
+
+def test_components_of_equal_sums_leave_the_fit_as_it_is(small_npz: Path) -> None:
+    fitted = ExperimentConfig(nnmf=NNMFConfig(n_components=5, init="nndsvda", max_iter=20))
+    scaled = replace(fitted, nnmf=replace(fitted.nnmf, component_scale="sum"))
+    dataset = load_dataset(small_npz)
+    as_is, equal = (
+        extract_features(dataset, config, device=CPU).extractor for config in (fitted, scaled)
+    )
+    sums = equal.components.sum(1)
+    torch.testing.assert_close(sums, sums.mean().expand(5))
+    assert as_is.components.sum(1).max() > 1.2 * as_is.components.sum(1).min()
+    images = torch.from_numpy(dataset.matrix("test"))
+    reached = [own.coefficients(images) @ own.components for own in (as_is, equal)]
+    torch.testing.assert_close(*reached, atol=1e-4, rtol=1e-4)
+
+
+def test_a_component_of_zeros_stays_one() -> None:
+    components = torch.tensor([[1.0, 3.0], [0.0, 0.0], [2.0, 0.0]])
+    expected = torch.tensor([[0.5, 1.5], [0.0, 0.0], [2.0, 0.0]])
+    torch.testing.assert_close(of_equal_sums(components), expected)
 
 
 def test_defended_model_has_the_papers_noise_level() -> None:

@@ -9,7 +9,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nnmf_cuda.data.images import ImageSource, walk_reaches
-from nnmf_cuda.data.readers import coco, dicom, folders, nifti, npz, pairs, stacks, table, tar
+from nnmf_cuda.data.readers import (
+    coco,
+    decathlon,
+    dicom,
+    folders,
+    nifti,
+    npz,
+    pairs,
+    stacks,
+    table,
+    tar,
+)
 from nnmf_cuda.data.readers.base import Reader, Records
 from nnmf_cuda.data.reading import DEFAULT_READING, Account, ReadOptions
 
@@ -19,6 +30,7 @@ __all__ = ["READERS", "Reader", "Records", "iter_images", "reader_of"]
 READERS: tuple[Reader, ...] = (
     npz,
     coco,
+    decathlon,
     table,
     stacks,
     tar,

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from nnmf_cuda.data.images import ImageSource, LazyImage, is_image
 from nnmf_cuda.data.readers.base import Records, refuse_label_key
 from nnmf_cuda.data.readers.by_folder import classes_of, splits_of, walk_files
+from nnmf_cuda.data.readers.masks import NAMES
 from nnmf_cuda.data.readers.volume import (
     Volume,
     is_nifti,
@@ -34,7 +35,7 @@ from nnmf_cuda.data.readers.volume import (
 )
 from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
-NEGATIVE, POSITIVE = "negative", "positive"
+NEGATIVE, POSITIVE = NAMES
 
 _N_SNIFFED = 512
 """Files of a folder that are looked at to tell what it holds."""
@@ -78,16 +79,17 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     volumes = _of_anatomy([file for file in files if file not in set(masks)], root, account)
     if not volumes:
         raise ValueError(f"no NIfTI volumes in {str(path)!r}: {_what_else(files, masks)}")
-    told = _Told()
+    told = VolumeNotes()
     for file in volumes:
         try:
             volume = open_volume(file)
         except ValueError as error:
-            yield _failing(file, str(error))
+            yield failing_image(file, str(error))
             continue
         told.meet(volume)
-        patient = _PATIENT.search(file.relative_to(root).as_posix())
-        yield from slices(volume, options, {"patient": patient[0]} if patient else {})
+        # Without a name that says so the patient would take all other files to tell.
+        (patient,) = patients_of([file.relative_to(root)], [""], options, n_leading=None)
+        yield from slices(volume, options, {"patient": patient} if patient else {})
     account.notes += told.notes(options)
 
 
@@ -120,7 +122,7 @@ def read(
     splits = splits_of(below)
     cases = [_case(file, masks_of) for file in labelled.files]
     n_leading = (splits is not None) + (not masks_of)
-    return labelled.records(below, _patients(below, cases, n_leading, options), splits)
+    return labelled.records(below, patients_of(below, cases, options, n_leading=n_leading), splits)
 
 
 def _case(file: Path, masks_of: Mapping[Path, Sequence[Path]]) -> str:
@@ -132,28 +134,7 @@ def _case(file: Path, masks_of: Mapping[Path, Sequence[Path]]) -> str:
     return (match["base"] if match else None) or stem
 
 
-def lazy(path: Path, options: ReadOptions, *, frame: int | None = None) -> LazyImage | None:
-    """Return a slice of a volume as an image, for readers that name files; None if it is none.
-
-    A volume of several slices asks for one of them, counted from 0 along the chosen axis.
-    """
-    if not is_nifti(path):
-        return None
-    volume = open_volume(path)
-    found = slices(volume, options)
-    if frame is None and len(found) > 1:
-        raise ValueError(
-            f"{str(path)!r} holds {len(found)} {options.axis} slices; name one of them, 0 to "
-            f"{len(found) - 1}"
-        )
-    if not 0 <= (frame or 0) < len(found):
-        raise ValueError(
-            f"{str(path)!r} has no {options.axis} slice {frame}; it holds {len(found)}"
-        )
-    return found[frame or 0]
-
-
-class _Told:
+class VolumeNotes:
     """What is said of volumes, when all have been met."""
 
     def __init__(self) -> None:
@@ -229,7 +210,7 @@ def by_masks(
     files: list[Path] = []
     found: list[LazyImage] = []
     labels: list[str] = []
-    told, remarks = _Told(), Counter[str]()
+    told, remarks = VolumeNotes(), Counter[str]()
     errors: list[str] = []
     for file in volumes:
         if not masks_of.get(file):
@@ -258,8 +239,7 @@ def by_masks(
         " (--mask_area sets the share, --axis the direction)"
     ]
     notes += [f"{remark}: {n} volumes" for remark, n in remarks.items() if remark]
-    names = {NEGATIVE: NEGATIVE, POSITIVE: POSITIVE}
-    return Labelled(files, found, labels, names, notes + told.notes(options))
+    return Labelled(files, found, labels, dict(NAMES), notes + told.notes(options))
 
 
 def by_classes(
@@ -270,7 +250,7 @@ def by_classes(
     found: list[LazyImage] = []
     labels: list[str] = []
     errors: list[str] = []
-    told = _Told()
+    told = VolumeNotes()
     for file, label in zip(volumes, classes, strict=True):
         try:
             volume = open_volume(file)
@@ -297,7 +277,9 @@ def _refuse(errors: Sequence[str], options: ReadOptions) -> None:
         raise ValueError(errors[0] + more)
 
 
-def _failing(file: Path, message: str) -> LazyImage:
+def failing_image(file: Path, message: str) -> LazyImage:
+    """Return a volume that cannot be read, as an image that says so."""
+
     def read(image_shape: tuple[int, int]) -> NDArray[Any]:
         raise ValueError(message)
 
@@ -463,13 +445,17 @@ def _of_participants(path: Path, options: ReadOptions) -> dict[str, str]:
     return {k: value for k, value in prefixed.items() if value and value != "n/a"}
 
 
-def _patients(
-    below: Sequence[Path], cases: Sequence[str], n_leading: int, options: ReadOptions
+def patients_of(
+    below: Sequence[Path],
+    cases: Sequence[str],
+    options: ReadOptions,
+    *,
+    n_leading: int | None,
 ) -> list[str]:
     """Return the patient of each volume: see `read`.
 
     `cases` are what volumes of one mask have in common, `n_leading` the folders that are no
-    patients: of a split, of a class.
+    patients: of a split, of a class; with None no folder is.
     """
     pattern = options.pattern
     if pattern is not None and "patient" in pattern.names:
@@ -477,6 +463,8 @@ def _patients(
     subjects = [_PATIENT.search(path.as_posix()) for path in below]
     if all(subjects):
         return [subject[0] for subject in subjects if subject is not None]
+    if n_leading is None:
+        return list(cases)
     cases_in: dict[Path, set[str]] = {}
     for path, case in zip(below, cases, strict=True):
         cases_in.setdefault(path.parent, set()).add(case)
