@@ -263,9 +263,9 @@ def _decode(
 
         def started(source: ImageSource) -> NDArray[Any] | Future[NDArray[Any] | ValueError]:
             # A thread would take longer to be told of it than to find that nothing is to be done.
-            whole = isinstance(source, ArrayImage) and source.pixels.shape == image_shape
-            if whole and source.pixels.dtype in (np.uint8, np.float32):
-                return source.pixels
+            if isinstance(source, ArrayImage) and source.pixels.shape == image_shape:
+                if source.pixels.dtype in (np.dtype(np.uint8), np.dtype(np.float32)):
+                    return source.pixels
             return pool.submit(read, source)
 
         waiting = ((source, started(source)) for source in sources)
@@ -384,7 +384,7 @@ def read_readable(
 def failed_images(failures: Sequence[ReadFailure], n_files: int) -> str:
     """Say in one line which images could not be read."""
     if len(failures) == 1:
-        return failures[0].message
+        return f"{failures[0].message}; repair or remove it, or leave it out with --on_error skip"
     names = first_few([repr(str(failure.file)) for failure in failures], _MOST_NAMED)
     return (
         f"{len(failures)} of {n_files} images cannot be read: {names}; the first: "
