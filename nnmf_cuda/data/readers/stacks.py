@@ -45,6 +45,9 @@ _MAX_IMAGE_BYTES = 2**30
 """Size from where an image is refused: a damaged or malicious shape would fill the memory."""
 
 
+HEEDS = frozenset({"columns", "window"})
+
+
 def recognises(path: Path) -> bool:
     """Tell ``.npy`` and HDF5 by their suffix, Zarr by what is in its folder."""
     if path.is_dir():
