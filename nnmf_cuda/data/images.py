@@ -124,7 +124,12 @@ def is_hidden(path: Path) -> bool:
 
 def walk_reaches(folder: Path, file: Path) -> bool:
     """Tell whether `walk_images(folder)` gives `file`, without walking."""
-    if not file.is_relative_to(folder) or not is_image(file):
+    return is_image(file) and is_below(folder, file)
+
+
+def is_below(folder: Path, file: Path) -> bool:
+    """Tell whether a file is found by walking a folder: not hidden, and through no link."""
+    if not file.is_relative_to(folder):
         return False
     inside = file.relative_to(folder)
     hidden = any(is_hidden(Path(part)) for part in inside.parts)
