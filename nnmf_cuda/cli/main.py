@@ -15,6 +15,7 @@ from jsonargparse import Namespace, set_parsing_settings
 
 from nnmf_cuda._version import __version__
 from nnmf_cuda.cli.bench import add_bench_commands, bench
+from nnmf_cuda.cli.data import SETS, Data, data
 from nnmf_cuda.cli.evaluate import Audit, Evaluate, audit, audit_parser, evaluate
 from nnmf_cuda.cli.export import Export, export
 from nnmf_cuda.cli.images import IMAGES, Extract, Predict, extract, predict
@@ -118,6 +119,8 @@ def _call(argv: list[str]) -> None:
             verify(built(Verify, values))
         case "export":
             export(built(Export, values))
+        case "data":
+            data(built(Data, values))
         case "bench":
             bench(values)
         case "info":
@@ -139,6 +142,7 @@ def _read(argv: list[str], *, preset: str = "paper") -> tuple[str, Namespace]:
         "evaluate": ("how robust a saved model is", parser_of(Evaluate, "evaluate")),
         "verify": ("proofs of robustness, sample by sample", parser_of(Verify, "verify")),
         "export": ("a network and samples for other verifiers", parser_of(Export, "export")),
+        "data": ("download the paper's images", parser_of(Data, "data", positional=SETS)),
         "info": ("versions, devices, what serves each op", parser_of(Info, "info")),
     }.items():
         commands.add_subcommand(name, of_command, help=about)
