@@ -32,6 +32,8 @@ class OptionParser(ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(exit_on_error=False, **settings)
+        # A value such as -160:240 is no option, as -160 is none to argparse.
+        self._negative_number_matcher = re.compile(r"-\d*\.?\d+(:-?\d*\.?\d+)?$")
 
     def add_argument(self, *names: str, **settings: Any) -> Any:
         """Add an option; one of type bool is on where it is given, and takes no value."""
