@@ -162,9 +162,24 @@ def test_a_new_reader_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         values = (pixels[:, 0, 0] % 2).astype(str)
         return Records(pixels, values, {"0": "even", "1": "odd"}, None, values)
 
-    reader = SimpleNamespace(recognises=recognises, images=images, read=read)
+    reader = SimpleNamespace(recognises=recognises, images=images, read=read, HEEDS=frozenset())
     monkeypatch.setattr(readers, "READERS", (reader, *readers.READERS))
     path = tmp_path / "numbers.flat"
     path.write_bytes(bytes(range(40)))
     assert load_dataset(path).label_names == ("even", "odd")
     assert streamed(path, image_shape=(4, 4))[0][:, 0, 0].tolist() == list(range(40))
+
+
+def test_options_without_effect_are_told(
+    tmp_path: Path, save_npz: SaveNpz, save_image: SaveImage
+) -> None:
+    assert all(reader.HEEDS <= set(ReadOptions.__dataclass_fields__) for reader in readers.READERS)
+    reading = ReadOptions(axis="sagittal", window="p1:p99", on_error="skip")
+    dataset = load_dataset(save_npz(), reading=reading)
+    note = f"Without effect on {dataset.source}: --window, --axis"
+    assert note in dataset.notes
+    account = Account()
+    folder = class_folders(tmp_path / "folders", save_image)
+    list(iter_images([dataset.source, folder], reading=reading, account=account))
+    assert account.notes == [note, f"Without effect on {folder}: --axis"]
+    assert not any("effect" in note for note in load_dataset(save_npz()).notes)

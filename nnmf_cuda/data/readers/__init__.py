@@ -49,6 +49,13 @@ def reader_of(path: Path) -> Reader:
     return next(reader for reader in READERS if reader.recognises(path))
 
 
+def note_unheeded(reader: Reader, path: Path, reading: ReadOptions, account: Account) -> None:
+    """Tell an account of the options that were given but change nothing about a source."""
+    without = [f"--{name}" for name in reading.changed() if name not in {"on_error", *reader.HEEDS}]
+    if without:
+        account.notes.append(f"Without effect on {path}: {', '.join(without)}")
+
+
 def iter_images(
     paths: str | Path | Iterable[str | Path],
     *,
@@ -102,7 +109,9 @@ def _each_once(given: list[Path], reading: ReadOptions, account: Account) -> Ite
     for path in given:
         if path in files:
             continue
-        for image in reader_of(path).images(path, reading, account):
+        reader = reader_of(path)
+        note_unheeded(reader, path, reading, account)
+        for image in reader.images(path, reading, account):
             reached = isinstance(image, Path) and (
                 image in files or any(walk_reaches(folder, image) for folder in folders)
             )

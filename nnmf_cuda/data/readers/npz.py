@@ -40,6 +40,9 @@ _BLOCK_BYTES = 2**24
 """Bytes of images that are read at a time from an archive."""
 
 
+HEEDS: frozenset[str] = frozenset()
+
+
 def recognises(path: Path) -> bool:
     """Tell an archive by its suffix."""
     return path.suffix.lower() == ".npz" and not path.is_dir()

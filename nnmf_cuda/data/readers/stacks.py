@@ -49,6 +49,9 @@ _MOST_BLACK = 1000
 """Chunks for each one that a Zarr array stores, from where it is taken for a shape alone."""
 
 
+HEEDS = frozenset({"columns", "window"})
+
+
 def recognises(path: Path) -> bool:
     """Tell ``.npy`` and HDF5 by their suffix, Zarr by what is in its folder."""
     if path.is_dir():
