@@ -79,7 +79,8 @@ class Audit:
     """
 
     data: str | None = None
-    """An .npz, a COCO export or class folders; default: the synthetic phantom."""
+    """Class folders, a table (CSV), DICOM, NIfTI, masks beside images, stacks or archives
+    (docs/from_your_files.md); default: the synthetic phantom."""
     seed: int = 0
     """Of a split that is made here."""
     resolution: int = 32

@@ -17,7 +17,10 @@ from nnmf_cuda.data.reading import ReadOptions
 if TYPE_CHECKING:
     from nnmf_cuda.pipeline.artifacts import TrainedModel
 
-IMAGES = ("images", "Image files, folders that are searched for them, or an .npz of images.")
+IMAGES = (
+    "images",
+    "Image files, folders that are searched for them, or anything else that run --data takes.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,8 @@ class RunOptions(DeviceOption):
     """
 
     data: str | None = None
-    """An .npz, a COCO export or class folders; default: the synthetic phantom."""
+    """Class folders, a table (CSV), DICOM, NIfTI, masks beside images, stacks or archives
+    (docs/from_your_files.md); default: the synthetic phantom."""
     out: str = "nnmf-cuda-run"
     """Directory of the results."""
     overwrite: bool = False

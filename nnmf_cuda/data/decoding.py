@@ -14,10 +14,8 @@ from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from nnmf_cuda import _extension, ops
 from nnmf_cuda.data.reading import DEFAULT_READING, Decode, ReadOptions, to_unit_range
 
 if TYPE_CHECKING:
@@ -247,6 +245,10 @@ def resize_images(images: NDArray[Any], image_shape: tuple[int, int]) -> NDArray
 
     height, width = image_shape
     if _kernel_serves(images, image_shape) and len(images) <= _BLOCK:
+        import torch
+
+        from nnmf_cuda import ops
+
         # A copy of arrays that must not be written, such as memory maps: torch takes none.
         pixels = torch.from_numpy(np.require(images, requirements="W"))
         return ops.resize_grey(pixels, height=height, width=width).numpy()
@@ -272,5 +274,7 @@ def _kernel_serves(images: NDArray[Any], image_shape: tuple[int, int]) -> bool:
     if images.dtype != np.uint8 or images.ndim != 3:
         return False
     (height, width), (new_height, new_width) = images.shape[1:], image_shape
+    from nnmf_cuda import _extension
+
     rows_first = height - new_height <= 2 * (width - new_width) or height <= new_height
     return rows_first and _extension.cpu_isa() in ("avx2", "avx512")

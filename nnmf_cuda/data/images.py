@@ -384,7 +384,7 @@ def read_readable(
 def failed_images(failures: Sequence[ReadFailure], n_files: int) -> str:
     """Say in one line which images could not be read."""
     if len(failures) == 1:
-        return failures[0].message
+        return f"{failures[0].message}; repair or remove it, or leave it out with --on_error skip"
     names = first_few([repr(str(failure.file)) for failure in failures], _MOST_NAMED)
     return (
         f"{len(failures)} of {n_files} images cannot be read: {names}; the first: "

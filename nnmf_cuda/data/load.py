@@ -82,7 +82,7 @@ def load_dataset(
         If the source cannot be read, or the arguments do not fit it.
     """
     if path is None:
-        _check_phantom(classes, label_key, split_by, test_fold)
+        _check_phantom(classes, label_key, split_by, test_fold, reading)
         return phantom(seed=seed, image_shape=image_shape)
     source = str(path)
     if classes is not None:
@@ -200,13 +200,23 @@ def _decoded(
 
 
 def _check_phantom(
-    classes: str | None, label_key: str, split_by: str | None, test_fold: int | str | None
+    classes: str | None,
+    label_key: str,
+    split_by: str | None,
+    test_fold: int | str | None,
+    reading: ReadOptions,
 ) -> None:
     if test_fold is not None:
         raise ValueError(f"test_fold={test_fold}: the built-in images have no patient_fold")
     left = {"classes": (None,), "label_key": ("labels",), "split_by": (None, "split")}
-    for (name, allowed), value in zip(left.items(), (classes, label_key, split_by), strict=True):
-        if value not in allowed:
+    given = {name: getattr(reading, name) for name in reading.changed()}
+    for name, value in {
+        "classes": classes,
+        "label_key": label_key,
+        "split_by": split_by,
+        **given,
+    }.items():
+        if value not in left.get(name, ()):
             raise ValueError(
                 f"{name} is for a data set of yours, but no path was given, which stands for the "
                 f"built-in synthetic images; give a path, or leave {name} out"

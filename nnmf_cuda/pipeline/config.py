@@ -98,9 +98,12 @@ class DataConfig(ReadOptions):
     """Which images, and how they are labelled and split."""
 
     path: str | None = None
-    """An .npz, a COCO export or class folders; None is the built-in synthetic phantom."""
+    """Class folders, a table, DICOM, NIfTI, masks beside images, stacks or archives, as
+    docs/from_your_files.md lists them; None is the built-in synthetic phantom."""
     classes: str | None = None
-    """COCO categories as "2=Normal,1=Tumor", in label order; the last class is the positive one."""
+    """Classes as "2=Normal,1=Tumor", in label order, the last one positive: what the source calls a
+    class, and its name here. Those of one name become one class, as in
+    "no=no,glioma=tumor,pituitary=tumor"."""
     label_key: str = "labels"
     """Which array of an .npz holds the labels."""
     split_by: SplitBy | None = None
@@ -170,10 +173,25 @@ class SelectionConfig:
 
     n_selected: int | None = None
     """How many components to keep; None keeps all, so that the ranking is only reported."""
+    candidates: tuple[int, ...] = ()
+    """Numbers of components of which, in the place of n_selected, the one is kept with the best sum
+    of clean and attacked validation accuracy; for defence.kind adversarial."""
 
     def __post_init__(self) -> None:
+        checks = Checks(self, "selection")
         if self.n_selected is not None:
-            Checks(self, "selection").at_least(2, "n_selected")
+            checks.at_least(2, "n_selected")
+        checks.require(
+            all(_is_integer(n) and n >= 2 for n in self.candidates),
+            "candidates",
+            "be integers >= 2, as in --selection.candidates '[8, 15]'",
+        )
+        checks.require(
+            not self.candidates or self.n_selected is None,
+            "n_selected",
+            "be null where selection.candidates decide it (to decide it yourself, give"
+            " --selection.candidates '[]')",
+        )
 
 
 @dataclass(frozen=True)
@@ -421,6 +439,18 @@ class ExperimentConfig:
             "n_selected",
             f"be at most nnmf.n_components={n_components}",
         )
+        of_selection = Checks(self.selection, "selection")
+        of_selection.require(
+            all(n <= n_components for n in self.selection.candidates),
+            "candidates",
+            f"be at most nnmf.n_components={n_components}",
+        )
+        of_selection.require(
+            not self.selection.candidates or self.defence.kind == "adversarial",
+            "candidates",
+            f"be left out with defence.kind={self.defence.kind!r}: they are compared by adversarial"
+            " training",
+        )
         Checks(self.defence, "defence").timesteps(
             "candidate_timesteps", self.diffusion.num_timesteps
         )
@@ -456,8 +486,14 @@ PRESETS = {
         defence=DefenceConfig(kind="adversarial"),
     ),
     "proven": ExperimentConfig(
-        nnmf=NNMFConfig(n_components=20, init="nndsvda", solver="accelerated-mu", max_iter=100),
-        selection=SelectionConfig(n_selected=15),
+        nnmf=NNMFConfig(
+            n_components=20,
+            init="nndsvda",
+            solver="accelerated-mu",
+            max_iter=100,
+            component_scale="sum",
+        ),
+        selection=SelectionConfig(candidates=(8, 15)),
         defence=DefenceConfig(
             kind="adversarial",
             method="trades-ibp",

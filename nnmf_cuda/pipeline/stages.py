@@ -12,86 +12,27 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from nnmf_cuda.attacks import AttackResult, run_autoattack
-from nnmf_cuda.data import SPLITS, ImageDataset
+from nnmf_cuda.data import ImageDataset
 from nnmf_cuda.evaluation import EvaluatedRows, evaluate_rows
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.models.defended import DefendedClassifier
-from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
-from nnmf_cuda.nnmf.estimator import NNMF
-from nnmf_cuda.nnmf.selection import ComponentSelector
 from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.defences import Defence, fit_defence, noise_schedule
+from nnmf_cuda.pipeline.features import (
+    Features,
+    SelectionTrial,
+    choose_n_selected,
+    extract_features,
+)
 from nnmf_cuda.pipeline.radius import Prospects, decide_radius
 from nnmf_cuda.timing import StageTimer
 from nnmf_cuda.training import ImageSamples, TrainingResult, train_classifier, train_denoiser
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features of every image, and what they are made with."""
-
-    extractor: FeatureExtractor
-    nnmf: NNMF
-    selector: ComponentSelector  # with its statistics
-    x: Mapping[str, Tensor]  # by split (n_samples, n_selected), on the device that computes
-    y: Mapping[str, NDArray[np.int64]]  # by split (n_samples,)
-    n_classes: int  # of the data set, whether or not a split has them all
-
-
-def extract_features(
-    dataset: ImageDataset, config: ExperimentConfig, *, device: torch.device, progress: bool = False
-) -> Features:
-    """Fit the factorisation and the selection on the training split; project every split.
-
-    All three splits are projected by non-negative least squares, so that they carry the same kind
-    of feature.
-    """
-    images = {split: torch.from_numpy(dataset.matrix(split)).to(device) for split in SPLITS}
-    labels = {split: dataset.labels_of(split) for split in SPLITS}
-    nnmf = _fit_nnmf(images["train"], config, progress=progress)
-    components = torch.from_numpy(nnmf.components_).to(device, torch.float32)
-    if config.nnmf.component_scale == "sum":
-        components = of_equal_sums(components)
-    every = torch.arange(len(components), device=device)
-    whole = FeatureExtractor(components, every, image_shape=dataset.image_shape)
-    normalised = {split: whole(rows) for split, rows in images.items()}
-    selector = ComponentSelector(config.selection.n_selected)
-    selector.fit(normalised["train"].cpu().numpy(), labels["train"])
-    selected = torch.from_numpy(selector.selected_).to(device)
-    extractor = FeatureExtractor(components, selected, image_shape=dataset.image_shape)
-    x = {split: extractor.select(rows) for split, rows in normalised.items()}
-    return Features(extractor, nnmf, selector, x, labels, dataset.n_classes)
-
-
-def _fit_nnmf(X: Tensor, config: ExperimentConfig, *, progress: bool) -> NNMF:
-    settings = config.nnmf
-    if settings.n_components > min(X.shape):
-        raise ValueError(
-            f"nnmf.n_components={settings.n_components} is above min(n_samples, n_features) ="
-            f" {min(X.shape)} of the {len(X)} training images: use fewer components or more images"
-        )
-    parameters = asdict(settings)
-    del parameters["component_scale"]
-    return NNMF(**parameters, random_state=config.seed, verbose=int(progress)).fit(X)
-
-
-def of_equal_sums(components: Tensor) -> Tensor:
-    """Scale components (n_components, n_pixels) to the same sum; one that is 0 stays so.
-
-    The mean of the sums stays what it was. What a scaled component gains its coefficients lose, so
-    that every product of both is the same; features, which are coefficients of one length, differ.
-    """
-    sums = components.sum(1, keepdim=True)
-    return components * torch.where(sums > 0, sums.mean() / sums, 1)
 
 
 def fit_classifier(
@@ -154,6 +95,7 @@ class StageOutputs:
     attacks: Mapping[str, AttackResult]  # by model: "baseline" and "defended"
     config: ExperimentConfig  # with radii that are numbers
     prospects: Prospects
+    selection_trials: tuple[SelectionTrial, ...]  # numbers of components that validation compared
 
     @property
     def targets(self) -> dict[str, torch.nn.Module]:
@@ -180,6 +122,11 @@ def run_stages(
     with timer.stage("nnmf_feature_extraction", n_items=len(dataset.images)):
         features = extract_features(dataset, config, device=device, progress=progress)
     n_train = len(features.y["train"])
+    trials: tuple[SelectionTrial, ...] = ()
+    if config.selection.candidates:
+        say("choosing the number of components on the validation split")
+        with timer.stage("component_choice", n_items=n_train):
+            features, trials = choose_n_selected(features, config, progress=progress, say=say)
     with timer.stage("prospects", n_items=n_train):
         config, prospects = decide_radius(features.x, features.y, config)
     say(prospects.summary)
@@ -215,7 +162,7 @@ def run_stages(
         say(f"attacking the {name} model ({' + '.join(config.attack.attacks)})")
         with timer.stage(f"autoattack_{name}", n_items=len(features.y["test"])):
             attacks[name] = attack_model(target, features, config, progress=progress)
-    return StageOutputs(features, cnn, denoiser, defence, attacks, config, prospects)
+    return StageOutputs(features, cnn, denoiser, defence, attacks, config, prospects, trials)
 
 
 def _images_of(dataset: ImageDataset, features: Features) -> ImageSamples:

@@ -17,7 +17,7 @@ from nnmf_cuda.attacks import Threat
 from nnmf_cuda.data import SPLITS, ImageDataset, LeakageAudit, groupings_of_test, load_dataset
 from nnmf_cuda.pipeline.artifacts import TrainedModel, load_model
 from nnmf_cuda.pipeline.config import AttackConfig
-from nnmf_cuda.pipeline.stages import Features
+from nnmf_cuda.pipeline.features import Features
 
 FEATURES_FILE = "features.npz"
 _GROUPING = "test_by_"

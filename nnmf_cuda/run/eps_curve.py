@@ -18,10 +18,11 @@ from nnmf_cuda.evaluation.headline import Headline, Proof
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.defences import fit_defence
+from nnmf_cuda.pipeline.features import Features, choose_n_selected, extract_features
 from nnmf_cuda.pipeline.places import reason
 from nnmf_cuda.pipeline.radius import decide_radius
 from nnmf_cuda.pipeline.run_directory import NotWritten, results_directory
-from nnmf_cuda.pipeline.stages import Features, extract_features, fit_classifier, fit_denoiser
+from nnmf_cuda.pipeline.stages import fit_classifier, fit_denoiser
 from nnmf_cuda.report.eps_curve import EpsCurve, EpsPoint
 from nnmf_cuda.robustness import EVALUATION_BUDGETS, EvaluationBudget
 from nnmf_cuda.robustness.evaluate import prove
@@ -53,6 +54,8 @@ def run_eps_curve(
         dataset = load_dataset(**config.data.of_load(), seed=config.seed, n_train_needed=2)
         say(f"data: {dataset.source}; fitting the components and projecting every image")
         features = extract_features(dataset, config, device=device)
+        if config.selection.candidates:
+            features, _ = choose_n_selected(features, config, say=say)
         say("training the classifier and the denoiser")
         plain = fit_classifier(features, config).model
         denoiser = fit_denoiser(features, config).model

@@ -286,6 +286,7 @@ def _measure(
         attacks=attacks,
         audit=audit,
         prospects=prospects,
+        selection_trials=outputs.selection_trials,
         noise_levels=outputs.defence.noise_levels,
         attempts=attempts,
         warnings=tuple(warnings),

@@ -15,6 +15,7 @@ from nnmf_cuda.evaluation import EvaluatedRows, Uncertainty
 from nnmf_cuda.pipeline.collapse import Attempt
 from nnmf_cuda.pipeline.config import AttackConfig
 from nnmf_cuda.pipeline.defences import NoiseLevel
+from nnmf_cuda.pipeline.features import SelectionTrial
 from nnmf_cuda.pipeline.radius import Prospects
 
 
@@ -88,6 +89,7 @@ class RunMetrics:
     attacks: Mapping[str, AttackRecord]  # by model: "baseline" and "defended"
     audit: LeakageAudit
     prospects: Prospects  # what could be had at the radius, before training
+    selection_trials: tuple[SelectionTrial, ...]  # numbers of components that validation compared
     noise_levels: tuple[NoiseLevel, ...]  # timesteps among which validation chose
     attempts: tuple[Attempt, ...]  # trainings of the defence's classifier
     warnings: tuple[str, ...]  # what a reader must know first: where nothing is gained
@@ -104,6 +106,7 @@ class RunMetrics:
             "prospects": self.prospects.as_dict(),
             "training_attempts": [asdict(attempt) for attempt in self.attempts],
             "warnings": list(self.warnings),
+            "selection_trials": [asdict(trial) for trial in self.selection_trials],
             "noise_levels": [asdict(level) for level in self.noise_levels],
             "not_run": list(self.not_run),
         }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnmf_cuda.data import LazyImage, ReadOptions
+from nnmf_cuda.data import LazyImage, ReadOptions, iter_image_batches
 from nnmf_cuda.data.readers import tiff
 
 tifffile = pytest.importorskip("tifffile")
@@ -22,7 +22,7 @@ def test_pages_are_counted_as_others_count_them(tmp_path: Path, rng: np.random.G
                 with tifffile.TiffWriter(path, bigtiff=big, byteorder=order) as file:
                     for page in stack:
                         file.write(page, contiguous=False)
-                assert tiff.pages(path) == list(range(n_pages))
+                assert tiff.pages(path) == (list(range(n_pages)), True)
                 with tifffile.TiffFile(path) as opened:
                     assert len(opened.pages) == n_pages
                 found = list(tiff.frames(path, ReadOptions()))
@@ -43,7 +43,7 @@ def test_reduced_copies_and_masks_are_no_pages(tmp_path: Path) -> None:
         file.write(full[::2, ::2], subfiletype=1, contiguous=False)
         file.write(full[::-1], contiguous=False)
         file.write(full > 99, subfiletype=4, photometric="minisblack", contiguous=False)
-    assert tiff.pages(path) == [0, 2]
+    assert tiff.pages(path) == ([0, 2], True)
     second = list(tiff.frames(path, ReadOptions()))[1]
     assert isinstance(second, LazyImage)
     np.testing.assert_array_equal(second.read((64, 64)), full[::-1])
@@ -79,14 +79,15 @@ def test_damaged_files_never_hang_or_raise(
     path = tmp_path / "damaged.tif"
     tifffile.imwrite(path, np.zeros((3, 20, 20), np.uint8), photometric="minisblack")
     path.write_bytes(damage(path.read_bytes()))
-    assert len(tiff.pages(path)) <= 3
+    assert len(tiff.pages(path).places) <= 3
 
 
 def test_a_chain_that_comes_back_ends(tmp_path: Path) -> None:
     path = tmp_path / "circle.tif"
     # one directory at byte 8 without entries, whose next one is itself
     path.write_bytes(b"II\x2a\x00\x08\x00\x00\x00" + b"\x00\x00" + b"\x08\x00\x00\x00")
-    assert tiff.pages(path) == [0]
+    assert tiff.pages(path) == ([0], False)
+    assert list(tiff.frames(path, ReadOptions())) == [path]
 
 
 def test_a_damaged_page_is_named(tmp_path: Path) -> None:
@@ -98,3 +99,19 @@ def test_a_damaged_page_is_named(tmp_path: Path) -> None:
     assert isinstance(images[1], LazyImage)
     with pytest.raises(ValueError, match=r"cannot read image '.*stack.tif\[1\]'"):
         images[1].read((20, 20))
+
+
+def test_pages_behind_a_break_are_not_lost_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "stack.tif"
+    pages = [Image.fromarray(np.full((20, 20), value, np.uint8)) for value in range(5)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 7 // 10])
+    images = list(tiff.frames(path, ReadOptions()))
+    assert 3 <= len(images) <= 5
+    (batch,) = iter_image_batches(images, image_shape=(20, 20), on_error="skip")
+    last = images[-1]
+    assert isinstance(last, LazyImage)
+    assert batch.failures[-1].file == last.name
+    with pytest.raises(ValueError, match="cut short or damaged from this page on"):
+        last.read((20, 20))

@@ -27,6 +27,10 @@ from nnmf_cuda.pipeline.config import (
         (lambda: NNMFConfig(n_components=1), "nnmf.n_components must be an integer >= 2; got 1"),
         (lambda: NNMFConfig(max_iter=0), "nnmf.max_iter must be an integer >= 1; got 0"),
         (lambda: NNMFConfig(beta_loss="kl"), "nnmf.beta_loss must be one of frobenius, "),
+        (
+            lambda: NNMFConfig(component_scale="max"),  # type: ignore[arg-type]
+            "nnmf.component_scale must be one of fitted, sum",
+        ),
         (lambda: NNMFConfig(init="svd"), "nnmf.init must be one of random, "),
         (lambda: NNMFConfig(tol=-1.0), "nnmf.tol must be a finite number >= 0"),
         (lambda: NNMFConfig(solver="hals"), "nnmf.beta_loss must be frobenius with nnmf.solver="),
@@ -75,6 +79,19 @@ from nnmf_cuda.pipeline.config import (
         (lambda: AttackConfig(norm="L1"), "attack.norm must be one of Linf, L2"),
         (lambda: ExperimentConfig(n_predictions=0), "n_predictions must be an integer >= 1"),
         (lambda: ExperimentConfig(seed=-1), r"seed must lie in \[0, 2\*\*32\)"),
+        (lambda: SelectionConfig(candidates=(1, 4)), "selection.candidates must be integers >= 2"),
+        (lambda: SelectionConfig(4, candidates=(4, 8)), "selection.n_selected must be null where"),
+        (
+            lambda: ExperimentConfig(
+                selection=SelectionConfig(candidates=(8, 16)),
+                defence=DefenceConfig("adversarial"),
+            ),
+            "selection.candidates must be at most nnmf.n_components=15",
+        ),
+        (
+            lambda: ExperimentConfig(selection=SelectionConfig(candidates=(8,))),
+            "selection.candidates must be left out with defence.kind='purifier'",
+        ),
         (
             lambda: ExperimentConfig(selection=SelectionConfig(16)),
             "selection.n_selected must be at most nnmf.n_components=15; got 16",

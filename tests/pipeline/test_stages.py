@@ -21,8 +21,14 @@ from nnmf_cuda.pipeline.config import (
     NNMFConfig,
     SelectionConfig,
 )
-from nnmf_cuda.pipeline.defences import assemble, fit_defence, purifier_of
-from nnmf_cuda.pipeline.stages import extract_features, of_equal_sums, run_stages
+from nnmf_cuda.pipeline.defences import (
+    assemble,
+    fit_defence,
+    purifier_of,
+    train_adversarially,
+)
+from nnmf_cuda.pipeline.features import choose_n_selected, extract_features, of_equal_sums
+from nnmf_cuda.pipeline.stages import run_stages
 from nnmf_cuda.timing import StageTimer
 from nnmf_cuda.training import ImageSamples, train_pixel_classifier, train_robust_classifier
 
@@ -95,6 +101,33 @@ def test_a_component_of_zeros_stays_one() -> None:
     components = torch.tensor([[1.0, 3.0], [0.0, 0.0], [2.0, 0.0]])
     expected = torch.tensor([[0.5, 1.5], [0.0, 0.0], [2.0, 0.0]])
     torch.testing.assert_close(of_equal_sums(components), expected)
+
+
+def test_the_number_of_components_is_that_which_validation_likes_best(small_npz: Path) -> None:
+    defence = DefenceConfig(
+        kind="adversarial", network="mlp", hidden=(8,), epochs=4, n_steps=2, ema_decay=0.5, lr=1e-2
+    )
+    config = ExperimentConfig(
+        nnmf=NNMFConfig(n_components=6, max_iter=10),
+        selection=SelectionConfig(candidates=(6, 2, 4)),
+        defence=defence,
+        seed=3,
+    )
+    every = extract_features(load_dataset(small_npz), config, device=CPU)
+    said: list[str] = []
+    chosen, trials = choose_n_selected(every, config, say=said.append)
+    assert [trial.n_selected for trial in trials] == [2, 4, 6]
+    best = max(trials, key=lambda trial: (trial.clean + trial.attacked, -trial.n_selected))
+    assert chosen.extractor.n_features == best.n_selected
+    fixed = replace(config, selection=SelectionConfig(best.n_selected))
+    alone = extract_features(load_dataset(small_npz), fixed, device=CPU)
+    assert torch.equal(chosen.x["test"], alone.x["test"])
+    assert torch.equal(chosen.extractor.selected, alone.extractor.selected)
+    training = train_adversarially(
+        alone.x, alone.y, config.decided().defence, norm="Linf", n_classes=2, seed=3
+    )
+    assert training.history["valid_accuracy"][training.best_epoch] == best.clean
+    assert [line.split()[0] for line in said] == ["2", "4", "6"]
 
 
 def test_defended_model_has_the_papers_noise_level() -> None:

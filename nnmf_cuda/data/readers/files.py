@@ -57,7 +57,7 @@ class Files:
                 return self._slice(file, frame, name, image_shape)
             if stacks.recognises(file):
                 return self._row(file, frame, name, image_shape)
-        n_pages = len(tiff.pages(file))
+        n_pages = len(tiff.pages(file).places)
         if n_pages > 1 and frame is None:
             raise _unnamed(name, f"{n_pages} pages")
         if n_pages > 1 and frame is not None:

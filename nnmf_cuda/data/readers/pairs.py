@@ -82,7 +82,7 @@ def read(
             " folders need --patient_from '{label}/{name}'"
         ]
     kept = [at for at, value in enumerate(values) if value is not None]
-    several = [pairs[at].image for at in kept if len(tiff.pages(pairs[at].image)) > 1]
+    several = [pairs[at].image for at in kept if len(tiff.pages(pairs[at].image).places) > 1]
     if several:
         raise ValueError(
             f"{several[0]} has several pages, and so have {len(several) - 1} other images: which"

@@ -134,7 +134,7 @@ class Table:
             ) from error
         try:
             file: Any = pyarrow.parquet.ParquetFile(self.path)
-        except (OSError, ValueError) as error:  # pyarrow's own errors are both
+        except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(
                 f"cannot read {str(self.path)!r}: {' '.join(str(error).split())}"
             ) from error

@@ -9,6 +9,7 @@ labels that are called otherwise. With ``--window`` pixels may be of any number 
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -292,9 +293,10 @@ class _Npy:
     def rows(self, key: str) -> Any:
         path = self._files[key]
         try:
-            opened: Any = np.lib.format.open_memmap(path, mode="r")
-        # The header is evaluated as Python's literals, which fail in many ways.
-        except (OSError, ValueError, EOFError, OverflowError, SyntaxError, TypeError) as error:
+            with warnings.catch_warnings():  # of a header that NumPy finds odd
+                warnings.simplefilter("ignore")
+                opened: Any = np.lib.format.open_memmap(path, mode="r")
+        except Exception as error:  # the header is Python's literals, which fail in many ways
             if "empty file" in str(error):  # which cannot be mapped
                 return np.load(path, allow_pickle=False)
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())

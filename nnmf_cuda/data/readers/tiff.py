@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -25,18 +25,26 @@ _REDUCED, _TRANSPARENCY = 1, 4  # bits of it: no images of their own
 _MAX_DIRECTORIES = 1_000_000
 
 
-def pages(path: Path) -> list[int]:
-    """Return the places of a TIFF's pages in its chain of directories; empty for another file.
+class Pages(NamedTuple):
+    """The places of a TIFF's pages in its chain of directories, and whether that is whole."""
 
-    What is damaged ends the chain: decoding will say so.
-    """
+    places: list[int]
+    whole: bool
+
+
+def pages(path: Path) -> Pages:
+    """Find the pages of a TIFF; none in another file."""
+    places: list[int] = []
     if path.suffix.lower() not in SUFFIXES:
-        return []
+        return Pages(places, True)
     try:
         with path.open("rb") as file:
-            return [at for at, is_page in enumerate(_directories(file)) if is_page]
-    except (OSError, struct.error):
-        return []
+            for at, is_page in enumerate(_directories(file)):
+                if is_page:
+                    places.append(at)
+    except (OSError, struct.error, _BrokenError):
+        return Pages(places, False)
+    return Pages(places, True)
 
 
 def expanded(files: Sequence[Path], options: ReadOptions) -> list[tuple[int, ImageSource]]:
@@ -45,31 +53,50 @@ def expanded(files: Sequence[Path], options: ReadOptions) -> list[tuple[int, Ima
 
 
 def frames(path: Path, options: ReadOptions) -> Iterator[ImageSource]:
-    """Give a file as it is, or, of a TIFF of several pages, each page by itself."""
-    found = pages(path)
-    if len(found) < 2:
+    """Give a file as it is, or, of a TIFF of several pages, each page by itself.
+
+    Where the chain of pages is broken, an image that cannot be read stands for those that are lost.
+    """
+    places, whole = pages(path)
+    if len(places) < 2:
+        # Behind the only page of a sound file may stand anything.
         yield path
         return
-    for frame in range(len(found)):
+    for frame, place in enumerate([*places, None] if not whole else places):
         name = Path(f"{path}[{frame}]")
-        yield LazyImage(name, partial(read_page, path, frame, name, options))
+        yield LazyImage(name, partial(_read_place, path, place, name, options))
 
 
 def read_page(
     path: Path, frame: int, name: Path, options: ReadOptions, image_shape: tuple[int, int]
 ) -> NDArray[Any]:
     """Read a page, counted from 0, as `LazyImage.read` does; `name` is for errors."""
+    places, whole = pages(path)
+    if frame >= len(places) and whole:
+        raise ValueError(
+            f"cannot read image {str(name)!r}: the file has {len(places)} pages, counted from 0"
+        )
+    place = places[frame] if frame < len(places) else None
+    return _read_place(path, place, name, options, image_shape)
+
+
+def _read_place(
+    path: Path, place: int | None, name: Path, options: ReadOptions, image_shape: tuple[int, int]
+) -> NDArray[Any]:
     from PIL import Image
 
-    found = pages(path)
     try:
-        if frame >= len(found):
-            raise ValueError(f"the file has {len(found)} pages, counted from 0")
+        if place is None:
+            raise ValueError("the file is cut short or damaged from this page on")
         with Image.open(path) as image:
-            image.seek(found[frame])
+            image.seek(place)
             return to_grey(image, image_shape, options)
     except Exception as error:  # decoders raise nearly anything for damaged files
         raise ValueError(f"cannot read image {str(name)!r}: {reason(error)}") from error
+
+
+class _BrokenError(Exception):
+    """A chain of directories that does not come to its end."""
 
 
 def _directories(file: IO[bytes]) -> Iterator[bool]:
@@ -88,16 +115,20 @@ def _directories(file: IO[bytes]) -> Iterator[bool]:
     seen: set[int] = set()
     while True:
         (offset,) = struct.unpack(offset_format, file.read(struct.calcsize(offset_format)))
-        if offset == 0 or offset in seen or len(seen) == _MAX_DIRECTORIES:
+        if offset == 0:
             return
+        if offset in seen or len(seen) == _MAX_DIRECTORIES:
+            raise _BrokenError
         seen.add(offset)
         file.seek(offset)
         (count,) = struct.unpack(count_format, file.read(struct.calcsize(count_format)))
         if count > 65_535:
-            return
+            raise _BrokenError
         entries = file.read(count * size)
+        if len(entries) < count * size:
+            raise _BrokenError
         kind = 0
-        for at in range(0, len(entries) - size + 1, size):
+        for at in range(0, len(entries), size):
             tag, field_type = struct.unpack_from(f"{order}HH", entries, at)
             if tag == _SUBFILE_TYPE:
                 value = f"{order}H" if field_type == 3 else f"{order}I"
