@@ -154,7 +154,7 @@ def test_a_new_reader_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def images(path: Path, options: ReadOptions, account: Account) -> Iterator[ImageSource]:
         for index, value in enumerate(path.read_bytes()):
-            yield ArrayImage(path / str(index), np.full((4, 4), value, np.uint8))
+            yield ArrayImage(path, str(index), np.full((4, 4), value, np.uint8))
 
     def read(
         path: Path, options: ReadOptions, account: Account, *, label_key: str = "labels"
