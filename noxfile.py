@@ -17,7 +17,19 @@ import nox
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
-TEST_TOOLS = ("pytest", "pytest-xdist", "pytest-timeout", "pytest-reportlog", "pandas", "onnx")
+TEST_TOOLS = (
+    *(
+        "pytest",
+        "pytest-xdist",
+        "pytest-timeout",
+        "pytest-reportlog",
+        "hypothesis",
+        "pandas",
+        "onnx",
+    ),
+    # Formats that are read where the library is there; without it their tests are skipped.
+    *("pydicom", "nibabel", "h5py", "zarr", "webdataset", "simplejpeg", "pyarrow"),
+)
 QUICK_TESTS = ("tests/test_extension.py", "tests/test_import.py", "tests/ops/test_nnmf_mu.py")
 
 NOT_COPIED = shutil.ignore_patterns("prebuilt", "__pycache__")

@@ -16,7 +16,8 @@ import nnmf_cuda
 from nnmf_cuda import _extension
 from nnmf_cuda.ops import OPS
 
-ONLY_CPU = ("train_feature_cnn_epoch", "train_mlp_epoch")  # on a GPU a CUDA graph serves
+# On a GPU a CUDA graph serves training; images are decoded on the CPU.
+ONLY_CPU = ("train_feature_cnn_epoch", "train_mlp_epoch", "resize_grey")
 
 # Runs one op by the reference and says whether an extension was found.
 WITHOUT_EXTENSION = """

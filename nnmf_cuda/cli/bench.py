@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nnmf_cuda.cli.options import DeviceOption, built, parser_of
+from nnmf_cuda.cli.options import DeviceOption, built, parser_of, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +77,11 @@ def bench(values: Namespace) -> None:
 
         stages = asdict(built(Stages, values.stages))
         json_path = stages.pop("json")
-        print(stages_table(run_stage_benchmarks(json_path=json_path, progress=True, **stages)))
+        show(stages_table(run_stage_benchmarks(json_path=json_path, progress=True, **stages)))
         return
     from nnmf_cuda.benchmarks.quick_look import quick_look_table, run_quick_look
 
     kernels = asdict(built(Kernels, values.kernels))
     cases, json_path = kernels.pop("case"), kernels.pop("json")
     records = run_quick_look(cases=cases, json_path=json_path, progress=True, **kernels)
-    print(quick_look_table(records))
+    show(quick_look_table(records))

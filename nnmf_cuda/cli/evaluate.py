@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nnmf_cuda.cli.options import DeviceOption, OptionParser, parser_of, say
+from nnmf_cuda.cli.options import DeviceOption, OptionParser, parser_of, say, show
 from nnmf_cuda.pipeline.config import DataConfig
-from nnmf_cuda.pipeline.run_directory import read_json, write_text
+from nnmf_cuda.pipeline.places import Place, write_text
+from nnmf_cuda.pipeline.run_directory import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +38,27 @@ class Evaluate(DeviceOption):
 
 def evaluate(options: Evaluate) -> None:
     """Evaluate a saved run."""
+    from nnmf_cuda.pipeline.artifacts import find_model
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.report.robustness_table import summary_table
     from nnmf_cuda.robustness import SavedRun, evaluate_robustness
 
     home = Path(options.model)
     device = resolve_device(options.device)
-    _make_way(home / "robustness.json", overwrite=options.overwrite)
-    run = SavedRun.load(home, device=device)
-    images = None
-    if options.data is not None or run.model.info.synthetic:
-        images = run.test_images(options.data)
-    result = evaluate_robustness(run, preset=options.preset, images=images, say=say)
-    written = result.write(home, named=home)
-    print(summary_table(result.report))
-    print("\n" + "\n".join(f"{name}: {path}" for name, path in written.items()))
+    find_model(home)  # before anything is made
+    with Place(home).held(f"--model {home}") as place:
+        _make_way(home / "robustness.json", overwrite=options.overwrite)
+        run = SavedRun.load(home, device=device)
+        images = None
+        if options.data is not None or run.model.info.synthetic:
+            images = run.test_images(options.data)
+        result = evaluate_robustness(run, preset=options.preset, images=images, say=say)
+        show(summary_table(result.report))  # whatever becomes of the files
+        with place.staged(["robustness.npz", "robustness.html", "robustness.json"]) as folder:
+            written = result.write(folder, named=home)
+    show("\n" + "\n".join(f"{name}: {home / path.name}" for name, path in written.items()))
     if (home / "report.html").exists():
-        print("report.html in the same directory still shows what the run itself has found")
+        show("report.html in the same directory still shows what the run itself has found")
 
 
 def _make_way(present: Path, *, overwrite: bool) -> None:
@@ -74,7 +79,8 @@ class Audit:
     """
 
     data: str | None = None
-    """An .npz, a COCO export or class folders; default: the synthetic phantom."""
+    """Class folders, a table (CSV), DICOM, NIfTI, masks beside images, stacks or archives
+    (docs/from_your_files.md); default: the synthetic phantom."""
     seed: int = 0
     """Of a split that is made here."""
     resolution: int = 32
@@ -101,8 +107,10 @@ def audit(options: Audit, data: DataConfig) -> None:
     target = None if options.json is None else Path(options.json)
     if target is not None and (target.is_dir() or not target.parent.is_dir()):
         raise ValueError(f"--json {target}: give a file in a folder that exists")
-    dataset = load_dataset(**asdict(data), seed=options.seed, progress=True)
+    dataset = load_dataset(**data.of_load(), seed=options.seed, progress=True)
+    for note in dataset.notes:
+        say(note)
     found = audit_dataset(dataset, resolution=options.resolution, threshold=options.threshold)
-    print(f"{dataset.source}: {len(dataset.images)} images\n{found.text()}", flush=True)
+    show(f"{dataset.source}: {len(dataset.images)} images\n{found.text()}")
     if target is not None:
         write_text(target, json.dumps(found.as_dict(), indent=2) + "\n")

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nnmf_cuda.cli.options import show
+from nnmf_cuda.pipeline.places import Place
+
+_NETWORK, _LIST = "classifier.onnx", "instances.csv"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
@@ -51,16 +56,19 @@ def export(options: Export) -> None:
         raise ValueError(
             f"VNN-LIB has Linf balls alone, the run's is {run.attack.norm}: give --eps"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not options.overwrite:
-        raise ValueError(f"--out {out} is not empty: give another directory, or --overwrite")
-    out.mkdir(parents=True, exist_ok=True)
-    network = out / "classifier.onnx"
-    export_onnx(model, network, n_features=x.shape[1])
-    for old in out.glob("sample_*.vnnlib"):
-        old.unlink()
-    n_classes = len(run.model.label_names)
-    written = export_vnnlib(x, y, out, eps=eps, n_classes=n_classes)
-    with (out / "instances.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerows([network.name, path.name, options.seconds] for path in written)
-    print(f"{network}\n{len(written)} samples, Linf ball of {eps:g}: {out / 'instances.csv'}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: give a directory")
+    with Place(out).held(f"--out {out}") as place:
+        if not (options.overwrite or place.is_empty()):
+            raise ValueError(f"--out {out} is not empty: give another directory, or --overwrite")
+        names = [f"sample_{i:05d}.vnnlib" for i in range(len(x))]
+        earlier = (path.name for path in out.glob("sample_*.vnnlib"))
+        results = [_NETWORK, *names, _LIST]
+        with place.staged(results, replaces=lambda: earlier) as folder:
+            export_onnx(model, folder / _NETWORK, n_features=x.shape[1])
+            n_classes = len(run.model.label_names)
+            written = export_vnnlib(x, y, folder, eps=eps, n_classes=n_classes)
+            with (folder / _LIST).open("w", encoding="utf-8", newline="") as file:
+                rows = csv.writer(file, lineterminator="\n")
+                rows.writerows([_NETWORK, path.name, options.seconds] for path in written)
+    show(f"{out / _NETWORK}\n{len(written)} samples, Linf ball of {eps:g}: {out / _LIST}")

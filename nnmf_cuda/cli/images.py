@@ -6,20 +6,25 @@ import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
-from nnmf_cuda.cli.options import DeviceOption, say
+from nnmf_cuda.cli.options import DeviceOption, say, show
+from nnmf_cuda.data.names import harmless, on_one_line
+from nnmf_cuda.data.reading import ReadOptions
 
 if TYPE_CHECKING:
     from nnmf_cuda.pipeline.artifacts import TrainedModel
 
-IMAGES = ("images", "Image files, folders that are searched for them, or an .npz of images.")
+IMAGES = (
+    "images",
+    "Image files, folders that are searched for them, or anything else that run --data takes.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesAndModel(DeviceOption):
+class ImagesAndModel(ReadOptions, DeviceOption):
     """Of the commands that take images and what a run has saved."""
 
     images: list[str]
@@ -47,8 +52,6 @@ class Extract(ImagesAndModel):
     """features.npy (streamed), .npz or .parquet."""
     normalize: bool = False
     """Write the classifier's features instead: selected and L2-normalised."""
-    on_error: Literal["raise", "skip"] = "raise"
-    """skip leaves unreadable images out and lists them in OUT.failed.txt."""
     overwrite: bool = False
     """Replace --out."""
 
@@ -69,38 +72,50 @@ class Predict(ImagesAndModel):
 
 def extract(options: Extract) -> None:
     """Write the features of images."""
-    from nnmf_cuda.data import iter_images
+    from nnmf_cuda.data import Account, iter_images
     from nnmf_cuda.pipeline.extract import extract_to_file
 
-    n_written, n_failed = extract_to_file(
-        iter_images(options.images),
-        options.load().extractor,
+    account, model = Account(), options.load()
+    account.n_read, n_failed = extract_to_file(
+        iter_images(options.images, reading=options, account=account),
+        model.extractor,
         Path(options.out),
         normalize=options.normalize,
+        reading=options,
         on_error=options.on_error,
         batch_size=options.batch_size,
         overwrite=options.overwrite,
         progress=True,
     )
-    print(f"{n_written} images: {options.out}")
+    show(f"{account.n_read} images: {options.out}")
+    for line in account.lines():
+        say(line)
     if n_failed:
         say(f"{n_failed} images could not be read: {options.out}.failed.txt")
+    _say_what_fast_decoding_changes(options, model)
 
 
 def predict(options: Predict) -> None:
     """Print a line of class probabilities for each image."""
     import torch
 
-    from nnmf_cuda.data import iter_image_batches, iter_images
-    from nnmf_cuda.pipeline.extract import computed_batches
+    from nnmf_cuda.data import Account, ReadFailure, iter_image_batches, iter_images
+    from nnmf_cuda.data.images import failed_images
+    from nnmf_cuda.data.reading import UNREADABLE
+    from nnmf_cuda.pipeline.extract import PassedColumns, computed_batches
 
-    model = options.load()
+    model, account = options.load(), Account()
+    names = [harmless(name, keep="") for name in model.label_names]
+    answers = ["label", *(f"p({name})" for name in names)]
+    beside = PassedColumns(["file", *answers])
     table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(["file", "label", *(f"p({name})" for name in model.label_names)])
+    failures: list[ReadFailure] = []
     batches = iter_image_batches(
-        iter_images(options.images),
+        iter_images(options.images, reading=options, account=account),
         batch_size=options.batch_size,
         image_shape=model.image_shape,
+        reading=options,
+        on_error="skip",  # so that all are named, and the others answered
         progress=True,
     )
     for batch, probabilities in computed_batches(
@@ -110,8 +125,39 @@ def predict(options: Predict) -> None:
         n_columns=len(model.label_names),
         dtype=torch.float64,
     ):
-        for file, row in zip(batch.files, probabilities, strict=True):
-            label = model.label_names[int(row.argmax())]
-            table.writerow([file, label, *(f"{p:.6f}" for p in row)])
+        failures += batch.failures
+        cells = beside.cells(batch.columns)
+        if len(batch.images) and not account.n_read:
+            header = [harmless(name, keep="") for name in beside.header]
+            table.writerow(["file", *header, *answers])
+        account.n_read += len(batch.images)
+        for file, said, row in zip(batch.files, cells, probabilities, strict=True):
+            label = names[int(row.argmax())]
+            shown = [harmless(cell, keep="") for cell in said]
+            table.writerow([on_one_line(file), *shown, label, *(f"{p:.6f}" for p in row)])
+    sys.stdout.flush()
+    for failure in failures:
+        account.skip(failure.file, UNREADABLE)
+    for line in account.lines():
+        say(line)
+    _say_what_fast_decoding_changes(options, model)
     if model.info.synthetic:
         say("this model was trained on synthetic images: its answers mean nothing on real ones")
+    if failures and (options.on_error == "raise" or not account.n_read):
+        raise ValueError(failed_images(failures, account.n_read + len(failures)))
+
+
+def _say_what_fast_decoding_changes(options: ImagesAndModel, model: TrainedModel) -> None:
+    if options.decode == "exact":
+        return
+    from nnmf_cuda.data import iter_images
+    from nnmf_cuda.pipeline.fast_decoding import fast_decoding_note
+
+    note = fast_decoding_note(
+        lambda reading: iter_images(options.images, reading=reading),
+        options,
+        model.extractor.coefficients,
+        image_shape=model.image_shape,
+        device=model.device,
+    )
+    say(note)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,18 @@ from jsonargparse import Namespace, set_parsing_settings
 
 from nnmf_cuda._version import __version__
 from nnmf_cuda.cli.bench import add_bench_commands, bench
+from nnmf_cuda.cli.data import SETS, Data, data
 from nnmf_cuda.cli.evaluate import Audit, Evaluate, audit, audit_parser, evaluate
 from nnmf_cuda.cli.export import Export, export
 from nnmf_cuda.cli.images import IMAGES, Extract, Predict, extract, predict
-from nnmf_cuda.cli.options import OptionParser, built, one_line, parser_of
+from nnmf_cuda.cli.options import (
+    OptionParser,
+    built,
+    one_line,
+    parser_of,
+    say,
+    show_in_any_encoding,
+)
 from nnmf_cuda.cli.run import asked_presets, run, run_of, run_parser
 from nnmf_cuda.cli.verify import Verify, verify
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig
@@ -27,7 +36,7 @@ NNMF features of images, a light classifier, a diffusion defence in feature spac
 it an attack leaves standing. Compiled kernels serve the heavy steps. Not a medical device.
 """
 
-_USER_ERRORS = (ArgumentError, ValueError, TypeError, OSError, ImportError)
+_USER_ERRORS = (ArgumentError, ValueError, TypeError, OSError, ImportError, MemoryError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +51,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 with one line on stderr."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     argv = list(sys.argv[1:] if argv is None else argv)
-    # As an exception, so that a run that is told to stop leaves no half of itself behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    _stop_as_exception()
+    show_in_any_encoding()
     try:
         _call(argv)
+        if sys.stdout is not None:  # None where the standard output is closed
+            sys.stdout.flush()  # or what cannot be written would be lost without a word
     except KeyboardInterrupt:
-        print("nnmf-cuda: interrupted", file=sys.stderr)
+        say("nnmf-cuda: interrupted")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         return 0
     except _USER_ERRORS as error:
         if os.environ.get("NNMF_CUDA_DEBUG") == "1":
             raise
-        print(f"nnmf-cuda: error: {one_line(error)}", file=sys.stderr)
+        say(f"nnmf-cuda: error: {one_line(error)}")
+        _leave_stdout_if_full()
         return 2
     return 0
+
+
+def _stop_as_exception() -> None:
+    """End by an exception where the process is told to, so that a run leaves no half of itself."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # which alone may say what signals do
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
+def _leave_stdout() -> None:
+    """Let what is left in the standard output's buffer go nowhere when the process ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):
+        return  # it is closed, or no file
+
+
+def _leave_stdout_if_full() -> None:
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _leave_stdout()
 
 
 def _call(argv: list[str]) -> None:
@@ -82,6 +119,8 @@ def _call(argv: list[str]) -> None:
             verify(built(Verify, values))
         case "export":
             export(built(Export, values))
+        case "data":
+            data(built(Data, values))
         case "bench":
             bench(values)
         case "info":
@@ -103,6 +142,7 @@ def _read(argv: list[str], *, preset: str = "paper") -> tuple[str, Namespace]:
         "evaluate": ("how robust a saved model is", parser_of(Evaluate, "evaluate")),
         "verify": ("proofs of robustness, sample by sample", parser_of(Verify, "verify")),
         "export": ("a network and samples for other verifiers", parser_of(Export, "export")),
+        "data": ("download the paper's images", parser_of(Data, "data", positional=SETS)),
         "info": ("versions, devices, what serves each op", parser_of(Info, "info")),
     }.items():
         commands.add_subcommand(name, of_command, help=about)

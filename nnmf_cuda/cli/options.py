@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import inspect
+import io
 import re
 import sys
 from argparse import ArgumentError
@@ -10,6 +13,9 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
+
+from nnmf_cuda.data.names import harmless
+from nnmf_cuda.data.reading import ReadOptions
 
 Built = TypeVar("Built")
 
@@ -27,6 +33,9 @@ class OptionParser(ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(exit_on_error=False, **settings)
+        # What is no option although it begins with a minus: numbers, as argparse has it, and a
+        # window such as -160:240.
+        self._negative_number_matcher = re.compile(r"^-(\d+|\d*\.\d+)(:\S+)?$")
 
     def add_argument(self, *names: str, **settings: Any) -> Any:
         """Add an option; one of type bool is on where it is given, and takes no value."""
@@ -61,12 +70,11 @@ def parser_of(
         parser.add_argument(
             "--config", action="config", help="YAML file with any of these options."
         )
-    with_device = issubclass(options, DeviceOption)
-    if with_device:
-        skip.add("device")
+    common = [kind for kind in (ReadOptions, DeviceOption) if issubclass(options, kind)]
+    skip |= {field.name for kind in common for field in fields(kind)}
     parser.add_class_arguments(options, as_group=False, skip=skip)
-    if with_device:  # last, as what is common stands below what is the command's own
-        parser.add_class_arguments(DeviceOption, as_group=False)
+    for kind in common:  # last, as what is common stands below what is the command's own
+        parser.add_class_arguments(kind, as_group=False)
     return parser
 
 
@@ -78,7 +86,8 @@ def built(kind: type[Built], values: Namespace, **others: Any) -> Built:
 
 def one_line(error: Exception) -> str:
     """Return what is wrong in one line, with options as they are typed."""
-    text = " ".join(str(error).split())
+    text = harmless(" ".join(str(error).split())) or _NAMELESS.get(type(error), repr(error))
+    text = re.sub(*_NO_GROUP, text)
     if not isinstance(error, ArgumentError):
         return text
     for found, said in _PLAIN.items():
@@ -103,6 +112,45 @@ _PLAIN = {
 """What jsonargparse says, and the same for whoever types the command."""
 
 
+_NO_GROUP = (
+    r"^functools\.partial\(.*\) argument after \*\* must be a mapping, not (\w+)$",
+    r"a group of settings, as nnmf is, must be a mapping such as '{max_iter: 10}'; got a value of"
+    r" type \1",
+)
+"""The same of what is given in place of a group."""
+
+_NAMELESS: dict[type[Exception], str] = {
+    MemoryError: "out of memory: give fewer or smaller images, or more memory",
+}
+"""Errors that say nothing."""
+
+
 def say(line: str) -> None:
     """Print a line about what is going on, apart from the results."""
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the results count, and they go elsewhere
+        print(harmless(line), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Print results at once: they count whatever becomes of the files that are written after."""
+    print(harmless(text), flush=True)
+
+
+def show_in_any_encoding() -> None:
+    """Let characters that a terminal does not have be replaced, and not end the command."""
+    codecs.register_error("nnmf_cuda.shown", _shown)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="nnmf_cuda.shown")
+
+
+def _shown(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = "".join(_ASCII.get(c, c) for c in text)
+    return plain.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+_ASCII = {"–": "-", "—": "-", "±": "+-", "×": "x", "≤": "<=", "≥": ">=", "…": "...", "’": "'"}
+"""What tables hold beyond ASCII; of names the escapes are shown, which tell them apart."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of, say
+from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of, say, show
 from nnmf_cuda.cli.summary import comparison, outcome_of, run_summary
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig, ExperimentConfig
-from nnmf_cuda.pipeline.run_directory import check_free, remove_runs, write_text
+from nnmf_cuda.pipeline.places import Place, write_text
+from nnmf_cuda.pipeline.run_directory import NotWritten, check_free, remove_runs, sweep_below
 
 if TYPE_CHECKING:
     from nnmf_cuda.run.experiment import Experiment
@@ -32,7 +34,8 @@ class RunOptions(DeviceOption):
     """
 
     data: str | None = None
-    """An .npz, a COCO export or class folders; default: the synthetic phantom."""
+    """Class folders, a table (CSV), DICOM, NIfTI, masks beside images, stacks or archives
+    (docs/from_your_files.md); default: the synthetic phantom."""
     out: str = "nnmf-cuda-run"
     """Directory of the results."""
     overwrite: bool = False
@@ -140,15 +143,27 @@ def asked_presets(argv: Sequence[str]) -> tuple[str, ...]:
 
 
 def _preset_in(path: str) -> str | None:
-    """Return the preset that a file names; None where it names none or cannot be read.
+    """Return the preset that a file names; None where it names none.
 
-    What is wrong with the file is for the parser to say, which reads it after this.
+    Raises ValueError for a file that the parser, which reads it after this, does not refuse in
+    one line.
     """
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            # Which may hold themselves, or stand for more than any memory holds.
+            raise ValueError(f"--config {path} has an alias (*): write each value where it stands")
+        content = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--config {path} is not text in UTF-8 (byte {error.start} is"
+            f" 0x{error.object[error.start]:02x}): save it in that encoding"
+        ) from error
+    except RecursionError as error:
+        raise ValueError(f"--config {path} is nested too deep to be settings") from error
+    except (OSError, yaml.YAMLError):
         return None
     found = content.get("preset") if isinstance(content, dict) else None
     return None if found is None else str(found)
@@ -184,10 +199,10 @@ def run(runs: Sequence[Run]) -> None:
             )
         experiment = _run_once(first)
         if options.verbose:
-            print(f"{experiment.tables()}\n")
+            show(f"{experiment.tables()}\n")
         preset, evaluation = options.preset, options.evaluation
         outcome = outcome_of(first.out)
-        print(run_summary(outcome, preset=preset, evaluation=evaluation, home=first.out))
+        show(run_summary(outcome, preset=preset, evaluation=evaluation, home=first.out))
         return
     if len(runs) > 1 and several:
         raise ValueError("--seeds and --cross_validate are for one preset: give --preset once")
@@ -197,12 +212,14 @@ def run(runs: Sequence[Run]) -> None:
             " all but one --preset"
         )
     resolve_device(options.device)
-    if len(runs) > 1:
-        _run_presets(runs)
-    elif options.cross_validate:
-        _run_folds(first)
-    else:
-        _run_seeds(first)
+    with Place(first.out).held(f"--out {first.out}"):
+        sweep_below(first.out)
+        if len(runs) > 1:
+            _run_presets(runs)
+        elif options.cross_validate:
+            _run_folds(first)
+        else:
+            _run_seeds(first)
 
 
 def _run_curve(asked: Run) -> None:
@@ -210,18 +227,19 @@ def _run_curve(asked: Run) -> None:
     from nnmf_cuda.run.eps_curve import run_eps_curve
 
     options = asked.options
-    found = run_eps_curve(
-        asked.config,
-        options.eps_curve,
-        out=asked.out,
-        config_yaml=asked.config_yaml(),
-        preset=options.preset,
-        device=resolve_device(options.device),
-        overwrite=options.overwrite,
-        say=say,
-    )
-    print(found.text())
-    print("\n" + "\n".join(str(asked.out / name) for name in ("curve.json", "curve.svg")))
+    with _told():
+        found = run_eps_curve(
+            asked.config,
+            options.eps_curve,
+            out=asked.out,
+            config_yaml=asked.config_yaml(),
+            preset=options.preset,
+            device=resolve_device(options.device),
+            overwrite=options.overwrite,
+            say=say,
+        )
+    show(found.text())
+    show("\n" + "\n".join(str(asked.out / name) for name in ("curve.json", "curve.svg")))
 
 
 def _run_once(asked: Run) -> Experiment:
@@ -229,17 +247,28 @@ def _run_once(asked: Run) -> Experiment:
     from nnmf_cuda.run.experiment import run_experiment
 
     options = asked.options
-    return run_experiment(
-        asked.config,
-        out=asked.out,
-        config_yaml=asked.config_yaml(),
-        device=resolve_device(options.device),
-        overwrite=options.overwrite,
-        progress=True,
-        say=say,
-        bench_records=_bench_records(options.bench_records),
-        evaluation=options.evaluation,
-    )
+    with _told():
+        return run_experiment(
+            asked.config,
+            out=asked.out,
+            config_yaml=asked.config_yaml(),
+            device=resolve_device(options.device),
+            overwrite=options.overwrite,
+            progress=True,
+            say=say,
+            bench_records=_bench_records(options.bench_records),
+            evaluation=options.evaluation,
+        )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Show what has been found where it could not be written."""
+    try:
+        yield
+    except NotWritten as error:
+        show(f"{error.tables}\n")
+        raise
 
 
 def _bench_records(path: str | None) -> list[dict[str, Any]]:
@@ -273,8 +302,8 @@ def _run_presets(runs: Sequence[Run]) -> None:
     homes = dict(zip(planned, _run_all(out, list(planned.values()), line_each=False), strict=True))
     outcomes = {preset: outcome_of(home) for preset, home in homes.items()}
     summary = {preset: asdict(outcome) for preset, outcome in outcomes.items()}
+    show(f"\n{comparison(outcomes, evaluation=evaluation, homes=homes)}")
     write_text(out / "summary.json", json.dumps({"presets": summary}, indent=2))
-    print(f"\n{comparison(outcomes, evaluation=evaluation, homes=homes)}")
 
 
 def _run_seeds(asked: Run) -> None:
@@ -285,8 +314,8 @@ def _run_seeds(asked: Run) -> None:
     repeats = plan_seeds(seeds, data.split_by, data.test_fold)
     homes = _run_all(asked.out, [_planned(asked, repeat) for repeat in repeats])
     summary = summarize_seeds(dict(zip(seeds, homes, strict=True)))
+    show(f"\n{seeds_table(summary)}")
     write_text(asked.out / "summary.json", json.dumps(summary.as_dict(), indent=2))
-    print(f"\n{seeds_table(summary)}")
 
 
 def _run_folds(asked: Run) -> None:
@@ -300,7 +329,13 @@ def _run_folds(asked: Run) -> None:
         raise ValueError(
             f"--test_fold {data.test_fold} is one fold, --cross_validate all: leave out one"
         )
-    repeats = plan_folds(data.path, _seeds(asked), split_by=data.split_by, label_key=data.label_key)
+    repeats = plan_folds(
+        data.path,
+        _seeds(asked),
+        split_by=data.split_by,
+        label_key=data.label_key,
+        reading=data,
+    )
     homes = _run_all(out, [_planned(asked, repeat) for repeat in repeats])
     of_split: dict[str, dict[int, Path]] = {}
     for repeat, home in zip(repeats, homes, strict=True):
@@ -311,9 +346,10 @@ def _run_folds(asked: Run) -> None:
         source=data.path,
         preset=asked.options.preset,
     )
+    show(f"\n{folds_table(summary)}")
     write_text(out / "summary.html", folds_page(summary, home=out))
     write_text(out / "summary.json", json.dumps(summary.as_dict(), indent=2))
-    print(f"\n{folds_table(summary)}\n\nsummary: {out / 'summary.html'}")
+    show(f"\nsummary: {out / 'summary.html'}")
 
 
 def _seeds(asked: Run) -> range:
@@ -351,5 +387,5 @@ def _run_all(out: Path, planned: Sequence[Planned], *, line_each: bool = True) -
         if number == 0:
             remove_runs(out, keep=homes if options.resume else homes[:1])
         if line_each:
-            print(f"{one.name}: {result_line(one.run.out)}", flush=True)
+            show(f"{one.name}: {result_line(one.run.out)}")
     return homes

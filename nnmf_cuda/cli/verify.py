@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from nnmf_cuda.cli.options import DeviceOption, say
-from nnmf_cuda.pipeline.run_directory import write_text
+from nnmf_cuda.cli.options import DeviceOption, say, show
+from nnmf_cuda.pipeline.places import Place, write_text
 
 _RESULTS = ("verification.json", "verification.npz")
 _JOURNAL = "verification.jsonl"
@@ -47,6 +47,15 @@ class Verify(DeviceOption):
 
 def verify(options: Verify) -> None:
     """Verify the answers of a saved run."""
+    from nnmf_cuda.pipeline.artifacts import find_model
+
+    find_model(Path(options.model))  # before anything is made
+    out = Path(options.model if options.out is None else options.out)
+    with Place(out).held(f"--out {out}") as place:
+        _verify(options, out, place)
+
+
+def _verify(options: Verify, out: Path, place: Place) -> None:
     from nnmf_cuda import robustness
     from nnmf_cuda.evaluation.headline import Headline, Proof
     from nnmf_cuda.pipeline.environment import resolve_device
@@ -54,7 +63,6 @@ def verify(options: Verify) -> None:
     from nnmf_cuda.robustness.verification import BRANCH_AND_BOUND
 
     home = Path(options.model)
-    out = home if options.out is None else Path(options.out)
     device = resolve_device(options.device)
     run = SavedRun.load(home, device=device)
     model = run.model.classifier if options.undefended else run.defended
@@ -82,12 +90,9 @@ def verify(options: Verify) -> None:
         **line.as_dict(),
         **found.as_dict(),
     }
-    np_path = out / _RESULTS[1]
-    found.save(np_path)
-    write_text(out / _RESULTS[0], json.dumps(content, indent=2) + "\n")
     spent = {phase: float(values.sum()) for phase, values in found.seconds.items()}
-    print(f"{home}, {options.split} split, {norm} ball of {eps:g}: {line.line}")
-    print(
+    show(f"{home}, {options.split} split, {norm} ball of {eps:g}: {line.line}")
+    show(
         f"proven {found.proven.sum()}, broken {found.broken.sum()}, undecided"
         f" {found.undecided.sum()} of {len(labels)} samples in {sum(spent.values()):.1f} s (points"
         f" {spent['attack']:.1f}, bounds {spent['bounds']:.1f}, search {spent['search']:.1f}) and"
@@ -96,15 +101,17 @@ def verify(options: Verify) -> None:
     if found.undecided.any():
         named = ", ".join(map(str, np.flatnonzero(found.undecided)[:10]))
         more = " and more" if found.undecided.sum() > 10 else ""
-        print(f"undecided: sample {named}{more}; --resume with more --seconds goes on with them")
-    print("\n" + "\n".join(f"{name}: {out / name}" for name in (*_RESULTS, _JOURNAL)))
+        show(f"undecided: sample {named}{more}; --resume with more --seconds goes on with them")
+    with place.staged(_RESULTS[::-1]) as folder:
+        found.save(folder / _RESULTS[1])
+        write_text(folder / _RESULTS[0], json.dumps(content, indent=2) + "\n")
+    show("\n" + "\n".join(f"{name}: {out / name}" for name in (*_RESULTS, _JOURNAL)))
 
 
 def _make_way(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise where a verification is there and is neither gone on with nor replaced."""
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: give one")
-    out.mkdir(parents=True, exist_ok=True)
     present = [name for name in (*_RESULTS, _JOURNAL) if (out / name).exists()]
     if not present or resume:
         return

@@ -1,54 +1,87 @@
-"""Images: what they come as, and decoding them, many at a time.
-
-Every image becomes a grey one of one size by Pillow's ``convert("L")`` and
-``resize((width, height), BILINEAR)``.
-"""
+"""Images: what they come as, and decoding them, many at a time."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from nnmf_cuda.data.decoding import IMAGE_SHAPE, read_image, reason, resize_images
+from nnmf_cuda.data.reading import (
+    DEFAULT_READING,
+    Account,
+    OnError,
+    ReadFailure,
+    ReadOptions,
+    first_few,
+)
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SHAPE = (128, 128)
+_AHEAD = 512
+"""Images decoded or queued ahead where all are wanted."""
+_NONE: Mapping[str, str] = {}
+_MOST_NAMED = 100
+"""Unreadable images that one line names."""
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
 
-OnError = Literal["raise", "skip"]
+
+class ArrayImage(NamedTuple):
+    """An image that its source holds as an array.
+
+    Attributes
+    ----------
+    source : Path
+        The source's path.
+    key : str
+        The image's name in the source.
+    pixels : ndarray of shape (height, width) or (height, width, 3)
+        uint8; without colours also floating in [0, 1]. Checked.
+    """
+
+    source: Path
+    key: str
+    pixels: NDArray[Any]
+
+    @property
+    def name(self) -> Path:
+        """The source's path, and below it the image's name."""
+        return self.source / self.key
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayImage:
-    """An image that its source holds as an array.
+class LazyImage:
+    """An image that its source decodes when it is asked for: a frame, a slice, a row of a table.
 
     Attributes
     ----------
     name : Path
         The source's path, and below it the image's name in the source.
-    pixels : ndarray of shape (height, width) or (height, width, 3)
-        uint8; without colours also floating in [0, 1]. Checked.
+    read : callable
+        From (height, width) to pixels of that shape: uint8, or float32 in [0, 1]. Called in
+        threads; raises ValueError, naming the image, where it cannot be read.
+    columns : mapping of str to str
+        What the source says beside it, which passes through to the rows of a table.
     """
 
     name: Path
-    pixels: NDArray[Any]
+    read: Callable[[tuple[int, int]], NDArray[Any]]
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
-ImageSource: TypeAlias = Path | ArrayImage
-"""An image that is still to be decoded: a file, or pixels."""
+ImageSource: TypeAlias = Path | ArrayImage | LazyImage
+"""An image that is still to be decoded: a file, pixels, or a part of a source."""
 
 
 def is_image(path: Path) -> bool:
@@ -56,122 +89,101 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def walk_images(folder: Path) -> Iterator[Path]:
+def walk_images(folder: Path, account: Account | None = None) -> Iterator[Path]:
     """Give the image files of a folder and those below it, in sorted order.
 
-    Names that begin with a dot are left out, and symbolic links to folders are not followed. A
-    folder that cannot be read is a ValueError.
+    Names that begin with a dot, what an archiver of macOS adds and files of other endings are left
+    out, and symbolic links to folders are not followed: `account` is told of each. A folder that
+    cannot be read is a ValueError.
     """
+    account = Account() if account is None else account
 
     def refuse(error: OSError) -> None:
-        text = f"cannot read folder {str(error.filename)!r}: {_reason(error)}"
+        text = f"cannot read folder {str(error.filename)!r}: {reason(error)}"
         raise ValueError(text) from error
 
     for where, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        entered = []
+        for name in sorted(folders):
+            path = Path(where, name)
+            if is_hidden(path):
+                account.skip(path, "hidden")
+            elif path.is_symlink():
+                account.skip(path, "a link to a folder, which is not followed")
+            else:
+                entered.append(name)
+        folders[:] = entered
         for name in sorted(names):
             path = Path(where, name)
-            if not name.startswith(".") and is_image(path):
+            if is_hidden(path):
+                account.skip(path, "hidden")
+                continue
+            account.met(path)
+            if is_image(path):
                 yield path
+            else:
+                account.skip(path, f"no image by its ending {path.suffix.lower()}".rstrip())
+
+
+def is_hidden(path: Path) -> bool:
+    """Tell whether a file or folder is none of the user's: by a dot, or as macOS adds it."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def walk_reaches(folder: Path, file: Path) -> bool:
     """Tell whether `walk_images(folder)` gives `file`, without walking."""
-    if not file.is_relative_to(folder) or not is_image(file):
+    return is_image(file) and is_below(folder, file)
+
+
+def is_below(folder: Path, file: Path) -> bool:
+    """Tell whether a file is found by walking a folder: not hidden, and through no link."""
+    if not file.is_relative_to(folder):
         return False
     inside = file.relative_to(folder)
-    hidden = any(part.startswith(".") for part in inside.parts)
+    hidden = any(is_hidden(Path(part)) for part in inside.parts)
     return not hidden and not any((folder / p).is_symlink() for p in inside.parents[:-1])
 
 
-def read_image(
-    path: str | Path, *, image_shape: tuple[int, int] = IMAGE_SHAPE
-) -> NDArray[np.uint8]:
-    """Read one image file as grey values (height, width), uint8.
+class ImageNames(Sequence[Path]):
+    """The names of images, made when they are asked for: a path takes as long as a projection."""
 
-    Parameters
-    ----------
-    path : path
-        Any 8-bit format that Pillow reads: grey, RGB, palette, or with transparency, which is
-        dropped. Of several frames the first is read.
-    image_shape : tuple of int, default=(128, 128)
-        Height and width of the result, in pixels.
+    def __init__(self, sources: list[ImageSource]) -> None:
+        self._sources = sources
 
-    Raises
-    ------
-    ValueError
-        If the file cannot be read or is cut short, or holds 16-bit, 32-bit or floating grey
-        values: which of them are black and white is not in the file, and Pillow's own conversion
-        would clip them at 255.
-    """
-    from PIL import Image
+    def __len__(self) -> int:
+        return len(self._sources)
 
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(
-                    f"holds grey values of more than 8 bits (mode {image.mode}); choose a window "
-                    "and save it as an 8-bit image"
-                )
-            return to_grey(image, image_shape)
-    # Pillow's decoders raise all of these for damaged files; DecompressionBombError is for files
-    # that would unpack to more pixels than Image.MAX_IMAGE_PIXELS allows.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {str(path)!r}: {_reason(error)}") from error
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [name_of(source) for source in self._sources[index]]
+        return name_of(self._sources[index])
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return type(error).__name__ if not str(error) else " ".join(str(error).split())
+    __hash__ = None  # type: ignore[assignment]
+
+    def texts(self) -> list[str]:
+        """Return what ``str`` makes of each."""
+        folders: dict[Path, str] = {}
+        texts = []
+        for source in self._sources:
+            if isinstance(source, ArrayImage) and _is_plain(source.key):
+                if source.source not in folders:
+                    folders[source.source] = str(source.source / "x")[:-1]
+                texts.append(folders[source.source] + source.key)
+            else:
+                texts.append(str(name_of(source)))
+        return texts
 
 
-def to_grey(image: Image, image_shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Convert an open 8-bit Pillow image to grey values of shape `image_shape`."""
-    from PIL import Image as pillow
-
-    height, width = image_shape
-    grey = image.convert("L").resize((width, height), pillow.Resampling.BILINEAR)
-    return np.array(grey, dtype=np.uint8)
-
-
-def resize_images(images: NDArray[Any], image_shape: tuple[int, int]) -> NDArray[Any]:
-    """Bring a stack of images to one colour and one size, as `read_image` does for files.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n, height, width) or (n, height, width, 3)
-        uint8; without colours also floating in [0, 1].
-    image_shape : tuple of int
-        Height and width of the result.
-
-    Returns
-    -------
-    ndarray of shape (n, *image_shape)
-        uint8, or float32 for floats. Not a copy where nothing is to be done.
-    """
-    if images.dtype != np.uint8:
-        images = images.astype(np.float32, copy=False)
-    if images.shape[1:] == image_shape:
-        return images
-    from PIL import Image
-
-    height, width = image_shape
-    resized = np.empty((len(images), height, width), dtype=images.dtype)
-    for row, image in zip(resized, images, strict=True):
-        if images.dtype == np.uint8:
-            row[:] = to_grey(Image.fromarray(image), image_shape)
-        else:
-            grey = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-            row[:] = np.clip(np.asarray(grey), 0.0, 1.0)  # rounding may pass 1 by an ulp
-    return resized
-
-
-class ReadFailure(NamedTuple):
-    """A file that could not be read, and why."""
-
-    file: Path
-    message: str
+def _is_plain(key: str) -> bool:
+    """Tell whether a path has a name as it is, without anything to make shorter."""
+    return "/" not in key and key not in ("", ".") and os.sep == "/"
 
 
 class ImageBatch(NamedTuple):
@@ -183,17 +195,26 @@ class ImageBatch(NamedTuple):
         How many images the stream gave before this batch.
     images : ndarray of shape (n, height, width)
         uint8, or float32 in [0, 1] where the source holds floats.
-    files : list of Path
-        The name of each image.
+    files : sequence of Path
+        The name of each image; an `ImageNames` in a stream.
     failures : list of ReadFailure
         The unreadable files met since the batch before, at most as many as a batch has images;
         empty unless ``on_error="skip"``.
+    columns : sequence of mappings
+        What the source of each image says beside it, empty where it says nothing.
     """
 
     start: int
     images: NDArray[Any]
-    files: list[Path]
+    files: Sequence[Path]
     failures: list[ReadFailure]
+    columns: Sequence[Mapping[str, str]] = ()
+
+    def names(self) -> list[str]:
+        """Return the images' names as text."""
+        if isinstance(self.files, ImageNames):
+            return self.files.texts()
+        return [str(file) for file in self.files]
 
 
 def iter_image_batches(
@@ -201,6 +222,7 @@ def iter_image_batches(
     *,
     batch_size: int = 256,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
+    reading: ReadOptions = DEFAULT_READING,
     on_error: OnError = "raise",
     n_workers: int | None = None,
     progress: bool = False,
@@ -212,13 +234,15 @@ def iter_image_batches(
 
     Parameters
     ----------
-    files : iterable of paths or ArrayImage
+    files : iterable of paths, ArrayImage or LazyImage
         For example from `iter_images`.
     batch_size : int, default=256
         Images a batch; fewer in the last, and before sources that go over from bytes to floats or
         back.
     image_shape : tuple of int, default=(128, 128)
         Height and width of the result, in pixels.
+    reading : ReadOptions, optional
+        How image files are read: its ``window`` and ``decode``, see `read_image`.
     on_error : {"raise", "skip"}, default="raise"
         Whether an unreadable file ends the stream, or is logged and listed in the batch's
         `failures`. A file that is skipped leaves no gap: batches stay full.
@@ -243,21 +267,34 @@ def iter_image_batches(
         raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
     if n_workers is not None and n_workers < 1:
         raise ValueError(f"n_workers={n_workers} must be at least 1")
-    if n_workers is None:
-        # Linux: fewer than cpu_count in a container
-        on_linux = hasattr(os, "sched_getaffinity")
-        n_workers = min(8, len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1)
-    decoded = _decode(files, 2 * batch_size, image_shape, n_workers, progress)
+    n_workers = n_workers or default_workers()
+    decoded = _decode(files, 2 * batch_size, image_shape, reading, n_workers, progress)
     return _batches(decoded, batch_size, image_shape, on_error)
+
+
+def default_workers() -> int:
+    """Return the number of decoding threads: one a processor, at most 8."""
+    # Linux: fewer than cpu_count in a container
+    on_linux = hasattr(os, "sched_getaffinity")
+    return min(8, len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1)
+
+
+def name_of(source: ImageSource) -> Path:
+    """Return the name of an image: of a file its path."""
+    return source if isinstance(source, Path) else source.name
+
+
+_Decoded: TypeAlias = tuple[ImageSource, NDArray[Any] | ValueError]
 
 
 def _decode(
     files: Iterable[str | ImageSource],
     window: int,
     image_shape: tuple[int, int],
+    reading: ReadOptions,
     n_workers: int,
     progress: bool,
-) -> Generator[tuple[Path, NDArray[Any] | ValueError]]:
+) -> Generator[_Decoded]:
     """Give each image or error, in order, keeping at most `window` decoded or queued."""
     from tqdm import tqdm
 
@@ -266,7 +303,9 @@ def _decode(
             resized: NDArray[Any] = resize_images(source.pixels[None], image_shape)[0]
             return resized
         try:
-            return read_image(source, image_shape=image_shape)
+            if isinstance(source, LazyImage):
+                return source.read(image_shape)
+            return read_image(source, image_shape=image_shape, reading=reading)
         except ValueError as error:
             return error
 
@@ -279,20 +318,25 @@ def _decode(
         # Also reached when the caller stops early: what is queued is dropped.
         stack.callback(pool.shutdown, cancel_futures=True)
         sources = (Path(file) if isinstance(file, str) else file for file in files)
-        waiting = (
-            (source.name if isinstance(source, ArrayImage) else source, pool.submit(read, source))
-            for source in sources
-        )
+
+        def started(source: ImageSource) -> NDArray[Any] | Future[NDArray[Any] | ValueError]:
+            # A thread would take longer to be told of it than to find that nothing is to be done.
+            if isinstance(source, ArrayImage) and source.pixels.shape == image_shape:
+                if source.pixels.dtype in (np.dtype(np.uint8), np.dtype(np.float32)):
+                    return source.pixels
+            return pool.submit(read, source)
+
+        waiting = ((source, started(source)) for source in sources)
         queue = deque(islice(waiting, window))
         while queue:
-            name, future = queue.popleft()
-            yield name, future.result()
+            source, image = queue.popleft()
+            yield source, image if isinstance(image, np.ndarray) else image.result()
             bar.update()
             queue.extend(islice(waiting, 1))
 
 
 def _batches(
-    decoded: Generator[tuple[Path, NDArray[Any] | ValueError]],
+    decoded: Generator[_Decoded],
     batch_size: int,
     image_shape: tuple[int, int],
     on_error: OnError,
@@ -300,24 +344,30 @@ def _batches(
     """Gather images of one dtype, and the failures between them."""
     start = 0
     images: list[NDArray[Any]] = []
-    files: list[Path] = []
+    sources: list[ImageSource] = []
     failures: list[ReadFailure] = []
 
     def batch() -> ImageBatch:
-        nonlocal start, images, files, failures
-        stacked = np.stack(images) if images else np.empty((0, *image_shape), dtype=np.uint8)
-        made = ImageBatch(start, stacked, files, failures)
+        nonlocal start, images, sources, failures
+        stacked = np.concatenate(images) if images else np.empty((0, image_shape[1]), np.uint8)
+        made = ImageBatch(
+            start,
+            stacked.reshape(-1, *image_shape),
+            ImageNames(sources),
+            failures,
+            [source.columns if isinstance(source, LazyImage) else _NONE for source in sources],
+        )
         start += len(images)
-        images, files, failures = [], [], []
+        images, sources, failures = [], [], []
         return made
 
     with closing(decoded):  # ends the threads when the caller stops early
-        for file, image in decoded:
+        for source, image in decoded:
             if isinstance(image, ValueError):
                 if on_error == "raise":
                     raise image
                 logger.warning("skipped: %s", image)
-                failures.append(ReadFailure(file, str(image)))
+                failures.append(ReadFailure(name_of(source), str(image)))
                 if len(failures) == batch_size:
                     yield ImageBatch(start, np.empty((0, *image_shape), np.uint8), [], failures)
                     failures = []
@@ -325,7 +375,7 @@ def _batches(
             if images and images[0].dtype != image.dtype:
                 yield batch()
             images.append(image)
-            files.append(file)
+            sources.append(source)
             if len(images) == batch_size:
                 yield batch()
         if images or failures:
@@ -333,19 +383,77 @@ def _batches(
 
 
 def read_images(
-    files: Sequence[str | Path],
+    files: Sequence[str | ImageSource],
     *,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
+    reading: ReadOptions = DEFAULT_READING,
     progress: bool = False,
-) -> NDArray[np.uint8]:
-    """Read image files into one array (n, height, width).
+) -> NDArray[Any]:
+    """Read images into one array (n, height, width): uint8, or float32 if one holds floats.
 
     Parameters
     ----------
-    files, image_shape, progress
-        As in `iter_image_batches`; errors are those of `read_image`.
+    files, image_shape, reading, progress
+        As in `iter_image_batches`; ``reading.on_error`` "skip" leaves unreadable images out.
+
+    Raises
+    ------
+    ValueError
+        As `read_image`; of several unreadable images the first few are named.
     """
-    images = np.empty((len(files), *image_shape), dtype=np.uint8)
-    for batch in iter_image_batches(files, image_shape=image_shape, progress=progress):
-        images[batch.start : batch.start + len(batch.images)] = batch.images
-    return images
+    return read_readable(files, image_shape=image_shape, reading=reading, progress=progress).images
+
+
+class Readable(NamedTuple):
+    """Images (n, height, width), which of the sources they are, and why the others are not."""
+
+    images: NDArray[Any]
+    rows: NDArray[np.bool_]
+    failures: list[ReadFailure]
+
+
+def read_readable(
+    files: Sequence[str | ImageSource],
+    *,
+    image_shape: tuple[int, int],
+    reading: ReadOptions,
+    progress: bool = False,
+) -> Readable:
+    """Read all images that can be read, as `read_images` does; it alone raises for the others."""
+    images: NDArray[Any] = np.empty((len(files), *image_shape), dtype=np.uint8)
+    rows = np.zeros(len(files), dtype=bool)
+    failures: list[ReadFailure] = []
+    decoded = _decode(files, _AHEAD, image_shape, reading, default_workers(), progress)
+    with closing(decoded):
+        for index, (source, image) in enumerate(decoded):
+            if isinstance(image, ValueError):
+                failures.append(ReadFailure(name_of(source), str(image)))
+                continue
+            if image.dtype != images.dtype:
+                if not rows.any():
+                    images = np.empty(images.shape, dtype=image.dtype)
+                else:
+                    images, image = in_unit_range(images), in_unit_range(image)
+            images[index] = image
+            rows[index] = True
+    if failures and reading.on_error == "raise":
+        raise ValueError(failed_images(failures, len(files)))
+    return Readable(images if rows.all() else images[rows], rows, failures)
+
+
+def failed_images(failures: Sequence[ReadFailure], n_files: int) -> str:
+    """Say in one line which images could not be read."""
+    if len(failures) == 1:
+        return f"{failures[0].message}; repair or remove it, or leave it out with --on_error skip"
+    names = first_few([repr(str(failure.file)) for failure in failures], _MOST_NAMED)
+    return (
+        f"{len(failures)} of {n_files} images cannot be read: {names}; the first: "
+        f"{failures[0].message}; repair or remove them, or leave them out with --on_error skip"
+    )
+
+
+def in_unit_range(images: NDArray[Any]) -> NDArray[np.float32]:
+    """Return bytes, or floats in [0, 1], as float32 in [0, 1]."""
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    return images.astype(np.float32, copy=False)

@@ -258,6 +258,40 @@ def audit_dataset(
     )
 
 
+def equal_images(dataset: ImageDataset) -> list[str]:
+    """Return a warning where images of two classes, or of training and evaluation, are equal.
+
+    They are compared as they were read: grey, and of one size.
+    """
+    first: dict[bytes, int] = {}
+    of_class: list[tuple[int, int]] = []
+    of_split: list[tuple[int, int]] = []
+    order = np.argsort(dataset.split != "train", kind="stable")  # training images come first
+    for index in order.tolist():
+        digest = hashlib.blake2b(dataset.images[index].tobytes(), digest_size=16).digest()
+        known = first.setdefault(digest, index)
+        if dataset.labels[known] != dataset.labels[index]:
+            of_class.append((known, index))
+        if dataset.split[index] != "train" and dataset.split[known] == "train":
+            of_split.append((known, index))
+    names, files = dataset.label_names, dataset.files
+    notes = []
+    if of_class:
+        a, b = of_class[0]
+        notes.append(
+            f"Warning: {len(of_class)} images equal one of another class, as {files[b]} "
+            f"({names[dataset.labels[b]]}) does {files[a]} ({names[dataset.labels[a]]}): a label is"
+            " wrong, or a folder is a copy"
+        )
+    if of_split:
+        a, b = of_split[0]
+        notes.append(
+            f"Warning: {len(of_split)} images of valid and test equal a training image, as "
+            f"{files[b]} ({dataset.split[b]}) does {files[a]}"
+        )
+    return notes
+
+
 def check_audit(*, resolution: int, threshold: float) -> None:
     """Raise ValueError for options of an audit that fit no images."""
     if resolution < 2:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import SPLITS, ImageDataset
-from nnmf_cuda.data.images import IMAGE_SHAPE
+from nnmf_cuda.data.decoding import IMAGE_SHAPE
 
 Floats = NDArray[Any]  # float32 throughout
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,6 +20,7 @@ N_TRIALS = 32  # random orders in which whole groups are dealt out, to keep the 
 def make_split(
     labels: NDArray[np.int64],
     *,
+    label_names: Sequence[str],
     split: NDArray[np.str_] | None,
     groups: Mapping[str, NDArray[Any]],
     split_by: str | None,
@@ -50,7 +51,8 @@ def make_split(
                 f"choose split_by={' or '.join(map(repr, has[1:]))}"
             )
         assert split is not None
-        return _complete(split, labels, groups.get("patient"), seed=seed, source=source)
+        patients = groups.get("patient")
+        return _complete(split, labels, label_names, patients, seed=seed, source=source)
     if split_by == "patient_fold":
         return _split_by_fold(groups[split_by], test_fold, name=split_by, source=source)
     members = groups.get(split_by)
@@ -58,7 +60,7 @@ def make_split(
         folds = _deal_folds(labels, members, name=split_by, source=source)
         name = f"{N_FOLDS} folds by {split_by}"
         return _split_by_fold(folds, test_fold, name=name, source=source)
-    made = _divide(labels, members, FRACTIONS, seed=seed, source=source)
+    made = _divide(labels, label_names, members, FRACTIONS, seed=seed, source=source)
     note = f"Split made here: 70/15/15, stratified by class, seed {seed}"
     if members is not None:
         note += f", by {split_by}: none is in two splits ({len(np.unique(members))} of them)"
@@ -132,6 +134,7 @@ def _deal_folds(
 def _complete(
     split: NDArray[np.str_],
     labels: NDArray[np.int64],
+    label_names: Sequence[str],
     patients: NDArray[Any] | None,
     *,
     seed: int,
@@ -144,6 +147,7 @@ def _complete(
     train, valid, _ = FRACTIONS
     made = _divide(
         labels[training],
+        label_names,
         None if patients is None else patients[training],
         (train / (train + valid), valid / (train + valid)),
         seed=seed,
@@ -159,6 +163,7 @@ def _complete(
 
 def _divide(
     labels: NDArray[np.int64],
+    label_names: Sequence[str],
     groups: NDArray[Any] | None,
     fractions: tuple[float, ...],
     *,
@@ -174,8 +179,9 @@ def _divide(
         rows = rng.permutation(np.flatnonzero(labels == label))
         if len(rows) < len(fractions):
             raise ValueError(
-                f"{source}: class {label} has {len(rows)} images, too few for one in each of "
-                f"{len(fractions)} splits; add images or choose other classes"
+                f"{source}: class {label_names[label]!r} has {len(rows)} images, too few for one in"
+                f" each of {len(fractions)} splits; give more, or leave the class out or merge it "
+                "with another, as in --classes no=no,glioma=tumor,pituitary=tumor"
             )
         begin = 0
         for part, fraction in enumerate(fractions[1:], start=1):

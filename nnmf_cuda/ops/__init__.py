@@ -11,6 +11,7 @@ from nnmf_cuda.ops._schema import is_reference_path as is_reference_path
 from nnmf_cuda.ops._schema import reference_path as reference_path
 from nnmf_cuda.ops.crown import *
 from nnmf_cuda.ops.defence import *
+from nnmf_cuda.ops.images import *
 from nnmf_cuda.ops.nnls import *
 from nnmf_cuda.ops.nnls_dense import *
 from nnmf_cuda.ops.nnmf import *

@@ -136,6 +136,10 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         " float lr, float ema_decay) -> (Tensor, Tensor)",
         reference.train_mlp_epoch,
     ),
+    "resize_grey": (
+        "(Tensor images, *, int height, int width) -> Tensor",
+        reference.resize_grey,
+    ),
 }
 """Name of each op, its schema and its reference."""
 

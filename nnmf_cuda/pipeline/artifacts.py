@@ -213,7 +213,7 @@ def load_model(directory: str | Path, *, device: torch.device | str = "cpu") -> 
     >>> model = load_model("demo-run")  # doctest: +SKIP
     >>> model.predict_proba(images)  # doctest: +SKIP
     """
-    home = _find(Path(directory))
+    home = find_model(Path(directory))
     description = _read_description(home / _JSON)
     tensors = _read_weights(home / _WEIGHTS, description["weights_sha256"])
     try:
@@ -228,7 +228,8 @@ def load_model(directory: str | Path, *, device: torch.device | str = "cpu") -> 
     return model
 
 
-def _find(directory: Path) -> Path:
+def find_model(directory: Path) -> Path:
+    """Return the folder with the model of a run's directory; raise ValueError if there is none."""
     for home in (directory / "model", directory):
         if (home / _JSON).is_file():
             return home

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, Literal, get_args
 
+from nnmf_cuda.data.reading import ReadOptions
+
 
 class Checks:
     """Checks of one group of settings, before any work.
@@ -92,13 +94,16 @@ SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(ReadOptions):
     """Which images, and how they are labelled and split."""
 
     path: str | None = None
-    """An .npz, a COCO export or class folders; None is the built-in synthetic phantom."""
+    """Class folders, a table, DICOM, NIfTI, masks beside images, stacks or archives, as
+    docs/from_your_files.md lists them; None is the built-in synthetic phantom."""
     classes: str | None = None
-    """COCO categories as "2=Normal,1=Tumor", in label order; the last class is the positive one."""
+    """Classes as "2=Normal,1=Tumor", in label order, the last one positive: what the source calls a
+    class, and its name here. Those of one name become one class, as in
+    "no=no,glioma=tumor,pituitary=tumor"."""
     label_key: str = "labels"
     """Which array of an .npz holds the labels."""
     split_by: SplitBy | None = None
@@ -108,6 +113,11 @@ class DataConfig:
     """The fold that tests, the next one validates: one of the source's with
     split_by="patient_fold", else one of five that are dealt; None is the lowest, or shares of
     70/15/15."""
+
+    def of_load(self) -> dict[str, Any]:
+        """Return the arguments of `nnmf_cuda.data.load_dataset`."""
+        names = ("path", "classes", "label_key", "split_by", "test_fold")
+        return {**{name: getattr(self, name) for name in names}, "reading": self}
 
 
 @dataclass(frozen=True)

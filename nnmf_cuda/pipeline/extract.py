@@ -6,12 +6,12 @@ batches at a time, and `extract_to_file` writes what comes back as it comes.
 
 from __future__ import annotations
 
+import csv
 import json
-import os
+import logging
 import shutil
-import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -24,8 +24,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, iter_image_batches
+from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, ReadOptions, iter_image_batches
+from nnmf_cuda.data.names import harmless, on_one_line
+from nnmf_cuda.data.reading import DEFAULT_READING
 from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.pipeline.places import Place, cannot_write
+
+logger = logging.getLogger(__name__)
 
 FORMATS = (".npy", ".npz", ".parquet")
 
@@ -211,6 +216,7 @@ def extract_to_file(
     out: Path,
     *,
     normalize: bool = False,
+    reading: ReadOptions = DEFAULT_READING,
     on_error: Literal["raise", "skip"] = "raise",
     batch_size: int = 256,
     overwrite: bool = False,
@@ -230,21 +236,26 @@ def extract_to_file(
     control characters and line separators (``\n``, ``\x1b``, ``\u2028``), and a backslash is
     doubled. `.npz` keeps them as Python has them.
 
+    What sources say beside their images, as a table's other columns, goes along: in
+    `<out>.columns.csv` beside `.npy`, in arrays and columns of their names in the others; see
+    `PassedColumns`.
+
     With `on_error` "skip" unreadable images are left out and listed in `<out>.failed.txt`: a name,
     a tab and the reason on each line. Returns the numbers of rows and of images that could not be
     read. Raises ValueError, and writes nothing, if an image or `out` does not allow it.
     """
-    _check_out(out, overwrite=overwrite)
+    _check_out(out, overwrite=overwrite)  # before any work, and again once no other can write
     transform: Callable[[torch.Tensor], torch.Tensor] = (
         extractor.forward if normalize else extractor.coefficients
     )
     n_columns = extractor.n_features if normalize else len(extractor.components)
     n_written = 0
-    with _outputs(out, n_columns) as (writer, failures):
+    with _outputs(out, n_columns, overwrite=overwrite) as (writer, failures):
         batches = iter_image_batches(
             files,
             batch_size=batch_size,
             image_shape=extractor.image_shape,
+            reading=reading,
             on_error=on_error,
             progress=progress,
         )
@@ -254,7 +265,7 @@ def extract_to_file(
         ):
             failures.write(batch.failures)
             if len(features):
-                writer.write(features, [str(file) for file in batch.files])
+                writer.write(features, batch.names(), batch.columns)
                 n_written += len(features)
         if n_written == 0:
             raise ValueError(
@@ -272,8 +283,46 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise ValueError(f"--out {out}: the directory {out.parent} does not exist")
 
 
+class PassedColumns:
+    """What sources say beside their images, as columns of a table that is written on and on.
+
+    The first images decide which columns there are. One that comes up later is left out, with a
+    warning; one whose name the table needs itself, a name in `taken`, gets ``given_`` before it.
+    """
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = frozenset(taken)
+        self._keys: tuple[str, ...] | None = None
+        self._left_out: set[str] = set()
+        self.header: list[str] = []
+        """The names of the columns, once there were images."""
+
+    def cells(self, columns: Sequence[Mapping[str, str]]) -> list[list[str]]:
+        """Return a row for each image, in the order of `header`, with "" for what is not said."""
+        if not columns:
+            return []
+        if self._keys is None:
+            self._keys = tuple(dict.fromkeys(key for said in columns for key in said))
+            for name in self._keys:
+                while name in self._taken or name in self.header:
+                    name = f"given_{name}"
+                self.header.append(name)
+        new = {key for said in columns for key in said} - set(self._keys) - self._left_out
+        if new:
+            self._left_out |= new
+            logger.warning(
+                "left out: columns that the first images do not have: %s", ", ".join(sorted(new))
+            )
+        return [[said.get(key, "") for key in self._keys] for said in columns]
+
+
 class _Writer(Protocol):
-    def write(self, features: NDArray[np.float32], files: list[str]) -> None: ...
+    def write(
+        self,
+        features: NDArray[np.float32],
+        files: list[str],
+        columns: Sequence[Mapping[str, str]],
+    ) -> None: ...
 
     def finish(self) -> None:
         """Write what must wait for the last row."""
@@ -282,31 +331,29 @@ class _Writer(Protocol):
 
 
 @contextmanager
-def _outputs(out: Path, n_columns: int) -> Iterator[tuple[_Writer, _FailureList]]:
-    """Yield writers to temporary names, which become the real ones when the block ends well."""
-    partial = out.with_name(f".{out.name}.partial")
-    names, failed = Path(f"{partial}.files.txt"), Path(f"{partial}.failed.txt")
+def _outputs(
+    out: Path, n_columns: int, *, overwrite: bool
+) -> Iterator[tuple[_Writer, _FailureList]]:
+    """Yield writers into a folder beside `out`, whose files move there when the block ends well."""
+    called = f"--out {out}"
+    beside = [f"{out.name}.{what}" for what in ("failed.txt", "files.txt", "columns.csv")]
     try:
-        writer: _Writer
-        if out.suffix == ".npy":
-            writer = _NpyWriter(partial, names, n_columns)
-        elif out.suffix == ".npz":
-            writer = _NpzWriter(partial, n_columns)
-        else:
-            writer = _ParquetWriter(partial, n_columns)
-        with closing(writer), closing(_FailureList(failed)) as failures:
-            yield writer, failures
-            writer.finish()
-        os.replace(partial, out)
-        Path(f"{out}.failed.txt").unlink(missing_ok=True)  # of an earlier run
-        for temporary, name in ((names, f"{out}.files.txt"), (failed, f"{out}.failed.txt")):
-            if temporary.exists():
-                os.replace(temporary, name)
+        with Place(out.parent, out.name).held(called) as place:
+            _check_out(out, overwrite=overwrite)
+            with place.staged([*beside, out.name]) as folder:
+                failed, names, columns = (folder / name for name in beside)
+                writer: _Writer
+                if out.suffix == ".npy":
+                    writer = _NpyWriter(folder / out.name, names, columns, n_columns)
+                elif out.suffix == ".npz":
+                    writer = _NpzWriter(folder / out.name, n_columns)
+                else:
+                    writer = _ParquetWriter(folder / out.name, n_columns)
+                with closing(writer), closing(_FailureList(failed)) as failures:
+                    yield writer, failures
+                    writer.finish()
     except OSError as error:
-        raise ValueError(f"--out {out} cannot be written ({error.strerror or error})") from error
-    finally:
-        for path in (partial, names, failed):
-            path.unlink(missing_ok=True)
+        raise cannot_write(called, error) from error
 
 
 class _FailureList:
@@ -325,7 +372,8 @@ class _FailureList:
             self._file = _text_file(self._path)
             self.first = failures[0].message
         self._file.writelines(
-            f"{_on_one_line(failure.file)}\t{failure.message}\n" for failure in failures
+            f"{on_one_line(failure.file)}\t{harmless(failure.message, keep='')}\n"
+            for failure in failures
         )
         self.count += len(failures)
 
@@ -338,23 +386,6 @@ def _text_file(path: Path) -> IO[str]:
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def _on_one_line(file: str | Path) -> str:
-    """Return a file name as text of one line, which tells any two names apart."""
-    text = str(file)
-    return text if text.isprintable() and "\\" not in text else "".join(map(_escape, text))
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a file name that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    if character == "\\" or code < 0x80:
-        return character.encode("unicode_escape").decode("ascii")
-    # Controls beyond ASCII, surrogates, and separators of lines: \x is for bytes.
-    escaped = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-    return f"\\u{code:04x}" if escaped else character
-
-
 def _write_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
     """Begin an array of .npy; NumPy pads its header so that the first axis can grow in place."""
     description = {"descr": dtype, "fortran_order": False, "shape": shape}
@@ -364,9 +395,12 @@ def _write_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
 class _NpyWriter:
     """Rows appended to an .npy file; the header is written again when their number is known."""
 
-    def __init__(self, path: Path, names: Path, n_columns: int) -> None:
+    def __init__(self, path: Path, names: Path, columns: Path, n_columns: int) -> None:
         self._file: IO[bytes] = path.open("wb")
         self._names = _text_file(names)
+        self._columns_path = columns
+        self._columns_file: IO[str] | None = None  # until there is something to tell
+        self._columns = PassedColumns(["file"])
         self._n_columns = n_columns
         self._n_rows = 0
         self._write_header()
@@ -374,10 +408,25 @@ class _NpyWriter:
     def _write_header(self) -> None:
         _write_header(self._file, "<f4", (self._n_rows, self._n_columns))
 
-    def write(self, features: NDArray[np.float32], files: list[str]) -> None:
+    def write(
+        self,
+        features: NDArray[np.float32],
+        files: list[str],
+        columns: Sequence[Mapping[str, str]],
+    ) -> None:
         features.astype("<f4", copy=False).tofile(self._file)
-        self._names.writelines(f"{_on_one_line(name)}\n" for name in files)
+        names = [on_one_line(name) for name in files]
+        self._names.writelines(f"{name}\n" for name in names)
         self._n_rows += len(features)
+        cells = self._columns.cells(columns)
+        if not self._columns.header:
+            return
+        if self._columns_file is None:
+            self._columns_file = _text_file(self._columns_path)
+            csv.writer(self._columns_file).writerow(["file", *self._columns.header])
+        csv.writer(self._columns_file).writerows(
+            [name, *row] for name, row in zip(names, cells, strict=True)
+        )
 
     def finish(self) -> None:
         self._file.seek(0)
@@ -386,6 +435,8 @@ class _NpyWriter:
     def close(self) -> None:
         self._file.close()
         self._names.close()
+        if self._columns_file is not None:
+            self._columns_file.close()
 
 
 class _NpzWriter:
@@ -395,31 +446,43 @@ class _NpzWriter:
         self._file: IO[bytes] = path.open("wb")
         # In the folder of the output, which has the space.
         self._features: IO[bytes] = TemporaryFile(dir=path.parent)
-        self._files: IO[str] = TemporaryFile("w+", dir=path.parent, encoding="ascii")
+        self._texts: IO[str] = TemporaryFile("w+", dir=path.parent, encoding="ascii")
         self._shape = (0, n_columns)
-        self._longest_name = 1
+        self._columns = PassedColumns(["features", "files"])
+        self._longest: list[int] = []
 
-    def write(self, features: NDArray[np.float32], files: list[str]) -> None:
+    def write(
+        self,
+        features: NDArray[np.float32],
+        files: list[str],
+        columns: Sequence[Mapping[str, str]],
+    ) -> None:
         features.astype("<f4", copy=False).tofile(self._features)
-        self._files.write(json.dumps(files) + "\n")
+        texts = [files, *map(list, zip(*self._columns.cells(columns), strict=True))]
+        self._texts.write(json.dumps(texts) + "\n")
         self._shape = (self._shape[0] + len(features), self._shape[1])
-        self._longest_name = max(self._longest_name, *map(len, files))
+        longest = [max(map(len, of_column)) for of_column in texts]
+        before = self._longest or [1] * len(longest)
+        self._longest = [max(pair) for pair in zip(before, longest, strict=True)]
 
     def finish(self) -> None:
         self._features.seek(0)
-        self._files.seek(0)
         with ZipFile(self._file, "w") as archive:
             with archive.open("features.npy", "w", force_zip64=True) as member:
                 _write_header(member, "<f4", self._shape)
                 shutil.copyfileobj(self._features, member)
-            with archive.open("files.npy", "w", force_zip64=True) as member:
-                dtype = f"<U{self._longest_name}"
-                _write_header(member, dtype, self._shape[:1])
-                for line in self._files:
-                    member.write(np.array(json.loads(line), dtype=dtype).tobytes())
+            for number, name in enumerate(["files", *self._columns.header]):
+                # A column's name must not make a path of its own in the archive.
+                key = name.replace("/", "_").replace("\\", "_")
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                    dtype = f"<U{self._longest[number]}"
+                    _write_header(member, dtype, self._shape[:1])
+                    self._texts.seek(0)
+                    for line in self._texts:
+                        member.write(np.array(json.loads(line)[number], dtype=dtype).tobytes())
 
     def close(self) -> None:
-        for file in (self._file, self._features, self._files):
+        for file in (self._file, self._features, self._texts):
             file.close()
 
 
@@ -437,15 +500,28 @@ class _ParquetWriter:
                 "writing .parquet needs pyarrow: pip install 'nnmf-cuda[parquet]'"
             ) from error
         self._arrow: Any = pyarrow
-        names = [f"component_{i}" for i in range(n_columns)]
-        fields = [("file", pyarrow.string()), *((name, pyarrow.float32()) for name in names)]
-        self._schema = pyarrow.schema(fields)
-        self._file = pyarrow.parquet.ParquetWriter(path, self._schema)
+        self._path = path
+        self._names = [f"component_{i}" for i in range(n_columns)]
+        self._columns = PassedColumns(["file", *self._names])
+        self._file: Any = None  # until it is known which columns there are
         self._waiting: list[Any] = []
 
-    def write(self, features: NDArray[np.float32], files: list[str]) -> None:
-        columns = [list(map(_on_one_line, files)), *features.T]
-        self._waiting.append(self._arrow.table(columns, schema=self._schema))
+    def write(
+        self,
+        features: NDArray[np.float32],
+        files: list[str],
+        columns: Sequence[Mapping[str, str]],
+    ) -> None:
+        cells = self._columns.cells(columns)
+        if self._file is None:
+            texts = ["file", *self._columns.header]
+            fields = [(name, self._arrow.string()) for name in texts]
+            fields += [(name, self._arrow.float32()) for name in self._names]
+            self._schema = self._arrow.schema(fields)
+            self._file = self._arrow.parquet.ParquetWriter(self._path, self._schema)
+        beside = [[_utf8(cell) for cell in column] for column in zip(*cells, strict=True)]
+        arrays = [list(map(on_one_line, files)), *beside, *features.T]
+        self._waiting.append(self._arrow.table(arrays, schema=self._schema))
         if sum(table.num_rows for table in self._waiting) >= self._GROUP_ROWS:
             self._flush()
 
@@ -458,4 +534,10 @@ class _ParquetWriter:
         self._flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def _utf8(text: str) -> str:
+    """Return text that UTF-8 can hold: half a surrogate pair becomes its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

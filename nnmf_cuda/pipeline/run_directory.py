@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from nnmf_cuda.pipeline.places import Place, remove, remove_if_empty
 
 RESULTS = (
     "model",
@@ -30,7 +29,7 @@ RESULTS = (
     "timings.json",
     "metrics.json",
 )
-"""What a run writes; `metrics.json` comes last, so that where it is, all is."""
+"""What a run writes; `metrics.json` comes last: where it is, all is."""
 
 SUMMARIES = ("summary.json", "summary.html")
 """What stands above several runs."""
@@ -43,11 +42,12 @@ _SHOWN = 4
 """Of so many runs the names are listed."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+class NotWritten(ValueError):
+    """What a run has found could not be written, or not all of it; `tables` says what it is."""
+
+    def __init__(self, message: str, tables: str) -> None:
+        super().__init__(message)
+        self.tables = tables
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -65,22 +65,30 @@ def runs_below(out: Path) -> list[Path]:
 def remove_runs(out: Path, *, keep: Collection[Path] = ()) -> None:
     """Remove the results of earlier runs in `out` and below it, and what summarised them.
 
-    Directories in `keep` keep their results; files that no run writes stay, with the directories
-    that they are in.
+    Directories in `keep` keep their results, and so do those that another process writes; files
+    that no run writes stay, with the directories that they are in.
     """
-    for name in SUMMARIES:
-        (out / name).unlink(missing_ok=True)
-    for home in (*runs_below(out), out):
-        if home in keep:
-            continue
-        for result in reversed(_results_in(home)):  # metrics.json first: it says that all is there
-            if result.is_dir() and not result.is_symlink():
-                shutil.rmtree(result)
-            else:
-                result.unlink()
-        for directory in (home, home.parent):
-            if out in directory.parents and not any(directory.iterdir()):
-                directory.rmdir()
+    for name in _earlier(out, keep=keep):
+        path = out / name
+        remove(path)
+        for directory in (path.parent, path.parent.parent):
+            if out in directory.parents:
+                remove_if_empty(directory)
+
+
+def _earlier(out: Path, *, keep: Collection[Path] = ()) -> list[str]:
+    """Return the names of what `remove_runs` removes: of each run the sign that all is there first.
+
+    They are relative to `out`.
+    """
+    below = [home for home in runs_below(out) if not Place(home).is_held()]
+    results = [
+        result
+        for home in (*below, out)
+        if home not in keep
+        for result in reversed(_results_in(home))
+    ]
+    return [*SUMMARIES, *(str(result.relative_to(out)) for result in results)]
 
 
 def _results_in(home: Path) -> list[Path]:
@@ -108,25 +116,25 @@ def results_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary directory whose content moves to `out` when the block ends well.
 
     The temporary directory is made inside `out` at once, so that a place without room or the right
-    to write is found before any work. After an exception nothing of it is left. Files in `out` that
-    no run writes are not touched. Raises ValueError if `out` cannot be written, or holds results
-    and `overwrite` is false.
+    to write is found before any work, and `out` is held until the end (see
+    `nnmf_cuda.pipeline.places`). After an exception nothing of it is left. Files in `out` that no
+    run writes are not touched. Raises ValueError if `out` cannot be written, is held by another
+    process, or holds results and `overwrite` is false.
     """
-    check_free(out, overwrite=overwrite)
-    existed = out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=out))
-    except OSError as error:
-        raise ValueError(f"--out {out} cannot be written ({error.strerror or error})") from error
-    try:
-        yield partial
-        # Where metrics.json is, all of one run is: the old ones go first, the new one comes last.
-        remove_runs(out)
-        for name in RESULTS:
-            if (partial / name).exists():
-                os.replace(partial / name, out / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not existed and not any(out.iterdir()):
-            out.rmdir()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: give a directory")
+    with Place(out).held(f"--out {out}") as place:
+        check_free(out, overwrite=overwrite)  # now that no other run can end there
+        sweep_below(out)
+        with place.staged(RESULTS, replaces=lambda: _earlier(out)) as partial:
+            yield partial
+
+
+def sweep_below(out: Path) -> None:
+    """Remove what runs below `out` have left that were killed; finish those that were whole."""
+    for pattern in _BELOW:
+        for home in out.glob(pattern):
+            if home.is_dir() and any(home.glob(".*")) and not Place(home).is_held():
+                with Place(home).held(f"--out {home}"):
+                    pass
+                remove_if_empty(home)

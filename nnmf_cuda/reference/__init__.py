@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from nnmf_cuda.reference.crown import *
 from nnmf_cuda.reference.defence import *
+from nnmf_cuda.reference.images import *
 from nnmf_cuda.reference.nnls import *
 from nnmf_cuda.reference.nnls_dense import *
 from nnmf_cuda.reference.nnmf import *

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_curve
 
+from nnmf_cuda.data.names import harmless
 from nnmf_cuda.evaluation import (
     PAPER_TIMINGS,
     ROW_NAMES,
@@ -34,6 +35,7 @@ _OF_RUNS = ("low", "median", "high")
 _PANELS = {"Clean": "Clean features", "Robust": "Attacked features"}
 _MODELS = {"Baseline": VERMILION, "Defended": BLUE}
 _CLASS_COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
+_LONGEST_NAME = 40  # of more letters nothing would be left of the axes
 _PATH_COLOURS = {
     "cpu": VERMILION,
     "cpu reference": GREY,
@@ -45,6 +47,17 @@ _PATH_COLOURS = {
 def new_figure(height: float, *, width: float = WIDTH) -> Figure:
     """Return an empty white figure whose parts arrange themselves."""
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def plain(name: str) -> str:
+    r"""Return a name from outside as matplotlib shows it letter by letter, shortened where long.
+
+    A dollar would begin a formula, and what begins with an underscore has no place in a legend.
+    """
+    shown = harmless(name, keep="")
+    if len(shown) > _LONGEST_NAME:
+        shown = f"{shown[: _LONGEST_NAME - 13]}…{shown[-12:]}"
+    return (f" {shown}" if shown.startswith("_") else shown).replace("$", r"\$")
 
 
 def style(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
@@ -115,7 +128,7 @@ def class_means_figure(
     image = axes.imshow(class_means, cmap="viridis", aspect="auto", vmin=0)
     style(axes, xlabel="component")
     axes.grid(visible=False)
-    axes.set_yticks(range(n_classes), list(label_names))
+    axes.set_yticks(range(n_classes), list(map(plain, label_names)))
     step = max(1, math.ceil(n_features / 30))
     axes.set_xticks(range(0, n_features, step), [str(c) for c in selected[::step]])
     if n_features <= 20:
@@ -276,7 +289,7 @@ def _draw_stages(axes: Axes, record: Mapping[str, Any]) -> None:
         ranges, share = [median - low, high - median], len(paths) / (len(paths) + 1)
         bars = _stage_bars(axes, median, i, len(paths), share, xerr=ranges, **looks)
         axes.bar_label(bars, texts, padding=3, fontsize=8)
-    axes.set_title(record["size"], loc="left", fontsize=9, fontweight="bold")
+    axes.set_title(plain(record["size"]), loc="left", fontsize=9, fontweight="bold")
     _stage_axis(axes, margin=0.1, fontsize=8)
     axes.legend(frameon=False, fontsize=8)
 
@@ -306,7 +319,7 @@ def roc_figure(rows: EvaluatedRows, label_names: Sequence[str]) -> Figure:
             label = f"{model.lower()}, area {rows.rows[name].roc_auc:.3f}"
             axes.plot(fpr, tpr, color=color, linewidth=1.8, label=label)
         _legend_below(axes)
-    panels[0].set_ylabel(f"true positive rate ({label_names[-1]})")
+    panels[0].set_ylabel(f"true positive rate ({plain(label_names[-1])})")
     return figure
 
 
@@ -319,7 +332,9 @@ def _roc_one_vs_rest(rows: EvaluatedRows, label_names: Sequence[str]) -> Figure:
         for index, label in enumerate(label_names):
             fpr, tpr, _ = roc_curve(y == index, p[:, index])
             color = _CLASS_COLORS[index % len(_CLASS_COLORS)]
-            axes.plot(fpr, tpr, color=color, linewidth=1.6, label=f"{label} against the rest")
+            axes.plot(
+                fpr, tpr, color=color, linewidth=1.6, label=f"{plain(label)} against the rest"
+            )
         axes.set_ylabel("true positive rate")
         _legend_below(axes)
     return figure
@@ -331,11 +346,11 @@ def reliability_figure(rows: EvaluatedRows, label_names: Sequence[str]) -> Figur
     The area of a point follows the share of predictions in its bin. Predictions of a defended row
     are pooled.
     """
-    binary = len(label_names) == 2
+    binary, positive = len(label_names) == 2, plain(label_names[-1])
     figure = new_figure(5.6)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (condition, title) in zip(panels, _PANELS.items(), strict=True):
-        what = f"probability of {label_names[-1]}" if binary else "probability of the answer"
+        what = f"probability of {positive}" if binary else "probability of the answer"
         _square(axes, title=title, xlabel=f"predicted {what}", margin=0.04)
         for model, color in _MODELS.items():
             y, p = _pooled(rows, f"{condition}_{model}")
@@ -346,6 +361,6 @@ def reliability_figure(rows: EvaluatedRows, label_names: Sequence[str]) -> Figur
             sizes = 8 + 250 * curve.counts / curve.counts.sum()
             axes.scatter(curve.predicted, curve.observed, s=sizes, color=color, alpha=0.75)
         _legend_below(axes)
-    panels[0].set_ylabel(f"share of {label_names[-1]}" if binary else "share of right answers")
+    panels[0].set_ylabel(f"share of {positive}" if binary else "share of right answers")
     panels[0].yaxis.label.set_color(INK)
     return figure

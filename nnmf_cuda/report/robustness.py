@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from markupsafe import Markup
@@ -166,7 +167,8 @@ def _pictures(report: RobustnessReport) -> list[Picture]:
     if panels:
         pictures.append(_curves_picture(report, panels))
     if report.certificates:
-        figure = certificate_figure(
+        draw = partial(
+            certificate_figure,
             {name: found.certificate for name, found in report.certificates.items()},
             attack_eps=report.threat_model.attack_eps,
             norm=report.threat_model.norm,
@@ -177,7 +179,7 @@ def _pictures(report: RobustnessReport) -> list[Picture]:
             " randomised smoothing: no attack on the certified classifier can go below its line."
             f" {certified}"
         )
-        pictures.append(Picture.of(figure, "Certified accuracy against the radius", caption))
+        pictures.append(Picture.of(draw, "Certified accuracy against the radius", caption))
     pixels = report.pixels
     if pixels is not None and len(pixels.examples.clean):
         eps_255 = pixels.eps_255[-1]
@@ -187,8 +189,8 @@ def _pictures(report: RobustnessReport) -> list[Picture]:
             " The model under attack is the defended one, from image to answer. Above: true class"
             " → answer under attack."
         )
-        figure = perturbations_figure(pixels.examples, eps_255=eps_255)
-        pictures.append(Picture.of(figure, "Images, perturbations and attacked images", caption))
+        draw = partial(perturbations_figure, pixels.examples, eps_255=eps_255)
+        pictures.append(Picture.of(draw, "Images, perturbations and attacked images", caption))
     return pictures
 
 
@@ -218,7 +220,7 @@ def _attack_panels(report: RobustnessReport, curves: Curves) -> list[Panel]:
 
 def _curves_picture(report: RobustnessReport, panels: list[Panel]) -> Picture:
     attack = "APGD on the margin, one setting varied at a time"
-    figure = curves_figure(panels, constant=report.verdict.constant, attack=attack)
+    draw = partial(curves_figure, panels, constant=report.verdict.constant, attack=attack)
     counted = "by its one answer to each sample"
     if report.is_random:
         counted = "by the majority of 20 fresh decisions"
@@ -233,7 +235,7 @@ def _curves_picture(report: RobustnessReport, panels: list[Panel]) -> Picture:
         )
     if report.pixels is not None:
         caption += " In the panel on pixels the same attack moves images, end to end."
-    return Picture.of(figure, "Robust accuracy against what an attack spends", caption)
+    return Picture.of(draw, "Robust accuracy against what an attack spends", caption)
 
 
 def _worst_point_lines(report: RobustnessReport, paper: Mapping[str, Metrics] | None) -> list[Line]:

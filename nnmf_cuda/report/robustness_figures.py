@@ -15,7 +15,17 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from nnmf_cuda.evaluation import Certificate
 from nnmf_cuda.evaluation.robustness import PixelExamples
-from nnmf_cuda.report.figures import BLUE, GREEN, GREY, INK, VERMILION, WIDTH, new_figure, style
+from nnmf_cuda.report.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    VERMILION,
+    WIDTH,
+    new_figure,
+    plain,
+    style,
+)
 
 _COLOURS = {"undefended": VERMILION, "defended": BLUE, "certified": GREEN}
 _CERTIFIED = {"denoised": BLUE, "plain noise": GREY}
@@ -136,7 +146,7 @@ def perturbations_figure(examples: PixelExamples, *, eps_255: float) -> Figure:
         column[0].imshow(clean[i], cmap="gray", vmin=0, vmax=1)
         shown = column[1].imshow(moves[i], cmap=_MOVES, vmin=-eps_255, vmax=eps_255)
         column[2].imshow(attacked[i], cmap="gray", vmin=0, vmax=1)
-        column[0].set_title(examples.titles[i], fontsize=10, color=INK)
+        column[0].set_title(plain(examples.titles[i]), fontsize=10, color=INK)
     for row, name in zip(grid, ("clean", "change", "attacked"), strict=True):
         row[0].set_ylabel(name, color=INK, fontsize=10)
         for axes in row:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,36 +58,42 @@ def write_report(out_dir: str | Path, report: RunReport) -> Path:
     """
     out_dir = Path(out_dir)
     (out_dir / "figures").mkdir(parents=True, exist_ok=True)
-    pictures = {}
-    for name, figure in _figures(report):
-        pictures[name] = Picture.of(figure)
-        (out_dir / "figures" / f"{name}.png").write_bytes(pictures[name].png)
+    pictures = {name: Picture.of(draw) for name, draw in _figures(report)}
+    for name, picture in pictures.items():
+        if picture.png:
+            (out_dir / "figures" / f"{name}.png").write_bytes(picture.png)
     path = out_dir / "report.html"
-    path.write_text(render_report(report, pictures), encoding="utf-8")
+    path.write_text(render_report(report, pictures), encoding="utf-8", errors="backslashreplace")
     return path
 
 
-def _figures(report: RunReport) -> Iterator[tuple[str, Figure]]:
-    """Yield each figure with its name; the template says what it shows."""
+def _figures(report: RunReport) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Yield the name of each figure and what draws it; the template says what it shows."""
     selector, label_names, rows = report.selector, report.dataset.label_names, report.table.rows
-    paper = report.table.papers_images
-    yield "stage_times", figures.stage_times_figure(report.timings, paper=paper)
+    yield (
+        "stage_times",
+        partial(figures.stage_times_figure, report.timings, paper=report.table.papers_images),
+    )
     if report.stage_benchmark is not None:
-        yield "stage_benchmark", figures.stage_benchmark_figure([report.stage_benchmark])
+        yield "stage_benchmark", partial(figures.stage_benchmark_figure, [report.stage_benchmark])
     components = report.nnmf.components_.reshape(-1, *report.dataset.image_shape)
-    yield "components", figures.components_figure(components, selector)
+    yield "components", partial(figures.components_figure, components, selector)
     y_train = report.dataset.labels_of("train")
     means = np.stack([report.x_train[y_train == c].mean(0) for c in range(len(label_names))])
-    yield "class_means", figures.class_means_figure(means, label_names, selector.selected_)
-    yield "selection", figures.selection_figure(selector)
+    yield "class_means", partial(figures.class_means_figure, means, label_names, selector.selected_)
+    yield "selection", partial(figures.selection_figure, selector)
     classifier = report.classifier
-    curves = figures.training_figure(classifier.history, best_epoch=classifier.best_epoch)
-    yield "classifier_training", curves
-    yield "denoiser_training", figures.training_figure(report.denoiser.history)
-    error = figures.denoising_figure(report.denoising_error, purify_t=report.purify_t)
-    yield "denoising_error", error
-    yield "roc", figures.roc_figure(rows, label_names)
-    yield "reliability", figures.reliability_figure(rows, label_names)
+    yield (
+        "classifier_training",
+        partial(figures.training_figure, classifier.history, best_epoch=classifier.best_epoch),
+    )
+    yield "denoiser_training", partial(figures.training_figure, report.denoiser.history)
+    yield (
+        "denoising_error",
+        partial(figures.denoising_figure, report.denoising_error, purify_t=report.purify_t),
+    )
+    yield "roc", partial(figures.roc_figure, rows, label_names)
+    yield "reliability", partial(figures.reliability_figure, rows, label_names)
 
 
 def render_report(report: RunReport, pictures: Mapping[str, Picture]) -> str:

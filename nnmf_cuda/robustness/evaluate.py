@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.networks import FeatureClassifier, isolated
 from nnmf_cuda.pipeline.config import PRESETS, AttackConfig
 from nnmf_cuda.pipeline.defences import train_adversarially
-from nnmf_cuda.pipeline.run_directory import write_text
+from nnmf_cuda.pipeline.places import reason, write_text
 from nnmf_cuda.report.robustness import robustness_page
 from nnmf_cuda.robustness import diagnostics
 from nnmf_cuda.robustness.baselines import LinearDenoiser, NoiseOnly, WithoutNoise
@@ -45,6 +47,8 @@ from nnmf_cuda.robustness.points import report_of
 from nnmf_cuda.robustness.saved_run import SavedRun
 from nnmf_cuda.robustness.verification import BRANCH_AND_BOUND, Verification
 from nnmf_cuda.robustness.verify import verify
+
+logger = logging.getLogger(__name__)
 
 _TINY_EPS = 1e-9
 """A ball without room: what an attack still "finds" in it is noise."""
@@ -91,13 +95,20 @@ class Robustness:
             "points": home / "robustness.npz",
             "page": home / "robustness.html",
         }
-        page = robustness_page(self.report, home=named)
         partial = home / ".robustness.partial.npz"
         np.savez(partial, **self.arrays())  # type: ignore[arg-type]
         os.replace(partial, paths["points"])
-        write_text(paths["page"], page)
+        write_text(paths["page"], self._page(named))
         write_text(paths["numbers"], json.dumps(self.report.as_dict(), indent=2))
         return paths
+
+    def _page(self, named: Path | None) -> str:
+        """Return the page, or one that says why there is none: the numbers must not be lost."""
+        try:
+            return robustness_page(self.report, home=named)
+        except Exception as error:
+            logger.warning("the page of the evaluation could not be made (%s)", reason(error))
+            return f"<!doctype html><p>No page: {escape(reason(error))}. See robustness.json.</p>\n"
 
 
 def evaluate_robustness(

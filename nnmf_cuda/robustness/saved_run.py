@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ class SavedRun:
         """
         info = self.model.info
         dataset = load_dataset(
-            **asdict(replace(info.data, path=data)),
+            **replace(info.data, path=data).of_load(),
             seed=info.seed,
             image_shape=self.model.image_shape,
         )

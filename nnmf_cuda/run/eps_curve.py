@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.defences import fit_defence
 from nnmf_cuda.pipeline.features import Features, choose_n_selected, extract_features
+from nnmf_cuda.pipeline.places import reason
 from nnmf_cuda.pipeline.radius import decide_radius
-from nnmf_cuda.pipeline.run_directory import results_directory
+from nnmf_cuda.pipeline.run_directory import NotWritten, results_directory
 from nnmf_cuda.pipeline.stages import fit_classifier, fit_denoiser
 from nnmf_cuda.report.eps_curve import EpsCurve, EpsPoint
 from nnmf_cuda.robustness import EVALUATION_BUDGETS, EvaluationBudget
@@ -50,7 +51,7 @@ def run_eps_curve(
     if not asked or asked[0] <= 0:
         raise ValueError(f"eps_curve must name radii above 0, got {list(radii)}")
     with results_directory(out, overwrite=overwrite) as partial:
-        dataset = load_dataset(**asdict(config.data), seed=config.seed)
+        dataset = load_dataset(**config.data.of_load(), seed=config.seed, n_train_needed=2)
         say(f"data: {dataset.source}; fitting the components and projecting every image")
         features = extract_features(dataset, config, device=device)
         if config.selection.candidates:
@@ -74,10 +75,16 @@ def run_eps_curve(
             collapsed = bool(defence.attempts) and all(a.collapsed for a in defence.attempts)
             points.append(EpsPoint(eps, headline, collapsed, time.perf_counter() - started))
         found = EpsCurve(points, config.attack.norm, preset, dataset.source, config.seed)
-        (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        content = json.dumps(found.as_dict(), indent=2)
-        (partial / "curve.json").write_text(content, encoding="utf-8")
-        found.figure().savefig(partial / "curve.svg")
+        try:
+            (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
+            content = json.dumps(found.as_dict(), indent=2)
+            (partial / "curve.json").write_text(content, encoding="utf-8")
+            found.figure().savefig(partial / "curve.svg")
+        except Exception as error:  # what has been found must be told
+            raise NotWritten(
+                f"--out {out}: the curve, which is above, could not be written ({reason(error)})",
+                found.text(),
+            ) from error
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,23 @@ import numpy as np
 import torch
 
 from nnmf_cuda.attacks.checks import check_classes
-from nnmf_cuda.data import SPLITS, ImageDataset, audit_dataset, groupings_of_test, load_dataset
+from nnmf_cuda.data import (
+    SPLITS,
+    ImageDataset,
+    audit_dataset,
+    groupings_of_test,
+    iter_images,
+    load_dataset,
+)
 from nnmf_cuda.evaluation import PAPER_TEST_COUNTS, denoising_error, measure_uncertainty
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.pipeline.artifacts import ModelInfo, TrainedModel, save_model
 from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.defences import noise_schedule
 from nnmf_cuda.pipeline.environment import describe_environment
-from nnmf_cuda.pipeline.run_directory import results_directory
+from nnmf_cuda.pipeline.fast_decoding import fast_decoding_note
+from nnmf_cuda.pipeline.places import reason, remove
+from nnmf_cuda.pipeline.run_directory import NotWritten, results_directory
 from nnmf_cuda.pipeline.stages import StageOutputs, evaluate_stages, run_stages
 from nnmf_cuda.report.robustness_table import summary_table
 from nnmf_cuda.report.run_report import RunReport, write_report
@@ -74,84 +83,152 @@ def run_experiment(
     `bench_records` the newest that `nnmf-cuda bench stages` has made on these images is plotted in
     the report. `evaluation`, a key of `EVALUATIONS`, says whether
     `nnmf_cuda.robustness.evaluate_robustness` follows. Raises ValueError if data, configuration,
-    records or `out` do not allow a run.
+    records or `out` do not allow a run, and `NotWritten` where what was found could not be written.
     """
     if evaluation not in EVALUATIONS:
         raise ValueError(f"evaluation must be one of {', '.join(EVALUATIONS)}; got {evaluation!r}")
     preset = EVALUATIONS[evaluation]
-    with results_directory(out, overwrite=overwrite) as partial:
-        timer = StageTimer(device)
-        dataset = _load(config, timer, progress=progress, say=say)
-        check_classes(config.attack.attacks, dataset.n_classes)  # before anything is trained
-        benchmark = _stage_benchmark(bench_records, dataset)
-        environment = describe_environment(device, data_sha256=dataset.sha256())
-        outputs = run_stages(
-            dataset, config, device=device, timer=timer, progress=progress, say=say
-        )
-        config = outputs.config
-        metrics = _measure(dataset, config, outputs, timer, not_run=() if preset else NOT_RUN)
-        table = _metric_table(dataset, config, metrics)
-        model = _trained_model(dataset, config, outputs)
-        robustness = None
-        if preset is not None:
-            with timer.stage("robustness_evaluation", n_items=len(dataset.labels_of("test"))):
-                saved = _saved_run(dataset, config, outputs, model, metrics)
-                robustness = evaluate_robustness(
-                    saved, preset=preset, images=saved.images_of(dataset), say=say
-                )
-        with timer.stage("writing_results"):
-            save_model(model, partial / "model")
-            _save_adversarial(partial / "adversarial.npz", outputs)
-            save_features(partial / FEATURES_FILE, outputs.features, dataset)
-            _save_json(partial / "environment.json", environment)
-            _save_json(partial / "metrics.json", metrics.as_dict())
-            (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
-            if robustness is not None:
-                robustness.write(partial)
-            report = RunReport(
-                dataset=dataset,
-                table=table,
-                nnmf=outputs.features.nnmf,
-                selector=outputs.features.selector,
-                x_train=outputs.features.x["train"].cpu().numpy(),
-                classifier=outputs.cnn,
-                denoiser=outputs.denoiser,
-                denoising_error=denoising_error(
-                    outputs.denoiser.model,
-                    noise_schedule(config.diffusion).alphas_cumprod,
-                    outputs.features.x["test"],
-                    seed=seed_word(config.seed, Purpose.EVALUATION),
-                ),
-                purify_t=int(model.purifier.timesteps[0]) if config.defence.purifies else None,
-                attacks={
-                    name: {**record.as_dict(), "seconds": record.result.seconds}
-                    for name, record in metrics.attacks.items()
-                },
-                timings=timer.timings(),
-                stage_benchmark=benchmark,
-                robustness=None if robustness is None else robustness.report,
-                environment=environment,
-                config_yaml=config_yaml,
-                notes=metrics.notes,
-                not_run=metrics.not_run,
+    experiment, missing = None, ""
+    try:
+        with results_directory(out, overwrite=overwrite) as partial:
+            timer = StageTimer(device)
+            dataset = _load(config, timer, progress=progress, say=say)
+            check_classes(config.attack.attacks, dataset.n_classes)  # before anything is trained
+            benchmark = _stage_benchmark(bench_records, dataset)
+            environment = describe_environment(device, data_sha256=dataset.sha256())
+            outputs = run_stages(
+                dataset, config, device=device, timer=timer, progress=progress, say=say
             )
-            write_report(partial, report)
-        timings = timer.timings()
-        _save_json(partial / "timings.json", timings.as_dict())
-    return Experiment(model, metrics, table, timings, robustness)
+            config = outputs.config
+            dataset = _with_decoding_note(dataset, config, outputs, device=device, say=say)
+            metrics = _measure(dataset, config, outputs, timer, not_run=() if preset else NOT_RUN)
+            table = _metric_table(dataset, config, metrics)
+            model = _trained_model(dataset, config, outputs)
+            robustness = None
+            if preset is not None:
+                with timer.stage("robustness_evaluation", n_items=len(dataset.labels_of("test"))):
+                    saved = _saved_run(dataset, config, outputs, model, metrics)
+                    robustness = evaluate_robustness(
+                        saved, preset=preset, images=saved.images_of(dataset), say=say
+                    )
+            experiment = Experiment(model, metrics, table, timer.timings(), robustness)
+            with timer.stage("writing_results"):
+                save_model(model, partial / "model")
+                _save_adversarial(partial / "adversarial.npz", outputs)
+                save_features(partial / FEATURES_FILE, outputs.features, dataset)
+                _save_json(partial / "environment.json", environment)
+                _save_json(partial / "metrics.json", metrics.as_dict())
+                (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
+                if robustness is not None:
+                    robustness.write(partial)
+                report = _report(
+                    dataset, config, outputs, experiment, benchmark, environment, config_yaml
+                )
+                missing = _write_report(partial, report)
+            experiment = replace(experiment, timings=timer.timings())
+            _save_json(partial / "timings.json", experiment.timings.as_dict())
+    except Exception as error:  # what has been found must be told, whatever happened after
+        if experiment is None:
+            raise
+        raise NotWritten(
+            f"--out {out}: the results, which are above, could not be written ({reason(error)})",
+            experiment.tables(),
+        ) from error
+    if missing:
+        raise NotWritten(
+            f"--out {out} holds the results, but no report ({missing})", experiment.tables()
+        )
+    return experiment
+
+
+def _report(
+    dataset: ImageDataset,
+    config: ExperimentConfig,
+    outputs: StageOutputs,
+    experiment: Experiment,
+    benchmark: Mapping[str, Any] | None,
+    environment: Mapping[str, Any],
+    config_yaml: str,
+) -> RunReport:
+    metrics, robustness = experiment.metrics, experiment.robustness
+    timesteps = experiment.model.purifier.timesteps
+    return RunReport(
+        dataset=dataset,
+        table=experiment.table,
+        nnmf=outputs.features.nnmf,
+        selector=outputs.features.selector,
+        x_train=outputs.features.x["train"].cpu().numpy(),
+        classifier=outputs.cnn,
+        denoiser=outputs.denoiser,
+        denoising_error=denoising_error(
+            outputs.denoiser.model,
+            noise_schedule(config.diffusion).alphas_cumprod,
+            outputs.features.x["test"],
+            seed=seed_word(config.seed, Purpose.EVALUATION),
+        ),
+        purify_t=int(timesteps[0]) if config.defence.purifies else None,
+        attacks={
+            name: {**record.as_dict(), "seconds": record.result.seconds}
+            for name, record in metrics.attacks.items()
+        },
+        timings=experiment.timings,
+        stage_benchmark=benchmark,
+        robustness=None if robustness is None else robustness.report,
+        environment=environment,
+        config_yaml=config_yaml,
+        notes=metrics.notes,
+        not_run=metrics.not_run,
+    )
+
+
+def _write_report(home: Path, report: RunReport) -> str:
+    """Write the report; return why there is none where it cannot be written."""
+    try:
+        write_report(home, report)
+    except Exception as error:  # the results are there and whole without it
+        for name in ("report.html", "figures"):
+            remove(home / name)
+        return reason(error)
+    return ""
 
 
 def _load(
     config: ExperimentConfig, timer: StageTimer, *, progress: bool, say: Callable[[str], None]
 ) -> ImageDataset:
     with timer.stage("reading_images") as stage:
-        dataset = load_dataset(**asdict(config.data), seed=config.seed, progress=progress)
+        dataset = load_dataset(
+            **config.data.of_load(), seed=config.seed, progress=progress, n_train_needed=2
+        )
         stage.n_items = len(dataset.images)
     counts = ", ".join(f"{len(dataset.labels_of(split))} {split}" for split in SPLITS)
     say(f"data: {dataset.source}, {counts}; classes {', '.join(dataset.label_names)}")
     for note in dataset.notes:
         say(f"  {note}")
     return dataset
+
+
+def _with_decoding_note(
+    dataset: ImageDataset,
+    config: ExperimentConfig,
+    outputs: StageOutputs,
+    *,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> ImageDataset:
+    """Add to the data's notes what fast decoding has changed, where it was asked for."""
+    path = config.data.path
+    if config.data.decode == "exact" or path is None:
+        return dataset
+    extractor = outputs.features.extractor
+    note = fast_decoding_note(
+        lambda reading: iter_images(path, reading=reading),
+        config.data,
+        extractor.coefficients,
+        image_shape=extractor.image_shape,
+        device=device,
+    )
+    say(note)
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def _stage_benchmark(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnmf_cuda.data import folds_by
+from nnmf_cuda.data.reading import DEFAULT_READING, ReadOptions
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 from nnmf_cuda.evaluation.headline import Headline
 from nnmf_cuda.pipeline.config import SplitBy
@@ -38,14 +39,19 @@ def plan_seeds(
 
 
 def plan_folds(
-    path: str, seeds: Sequence[int], *, split_by: SplitBy | None, label_key: str = "labels"
+    path: str,
+    seeds: Sequence[int],
+    *,
+    split_by: SplitBy | None,
+    label_key: str = "labels",
+    reading: ReadOptions = DEFAULT_READING,
 ) -> list[Repeat]:
     """Return a run for each fold and seed, after one on the source's own split where it has one.
 
     `split_by` says by what to fold: None is the first of "patient_fold", "patient" and "series"
     that the source has. Raises ValueError if the source cannot be folded so.
     """
-    folds = folds_by(path, label_key=label_key)
+    folds = folds_by(path, label_key=label_key, reading=reading)
     if split_by is None:
         split_by = next((name for name in _FOLDABLE if name in folds), None)
         if split_by is None:

@@ -103,7 +103,7 @@ def test_no_room_for_out(
     def full(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nnmf_cuda.pipeline.run_directory.tempfile.mkdtemp", full)
+    monkeypatch.setattr("nnmf_cuda.pipeline.places.tempfile.mkdtemp", full)
     line = error_of(capsys, "run", f"--out={tmp_path / 'out'}")
     assert "cannot be written (No space left on device)" in line
 

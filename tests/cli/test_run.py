@@ -143,7 +143,16 @@ def test_presets_are_not_run_over_seeds_or_folds(option: str, capsys: Printed) -
 
 def test_settings_are_read_back_as_they_were(tmp_path: Path, capsys: Printed) -> None:
     config = ExperimentConfig(
-        data=DataConfig(path="x.npz", classes="2=Größe,1=b", split_by="patient", test_fold="3"),
+        data=DataConfig(
+            path="x.npz",
+            classes="2=Größe,1=b",
+            split_by="patient",
+            test_fold="3",
+            window="p1:p99",
+            axis="coronal",
+            on_error="skip",
+            mask_area=0.25,
+        ),
         defence=PRESETS["smoothing"].defence,
         seed=7,
     )

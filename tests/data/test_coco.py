@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnmf_cuda.data import load_dataset, read_image
+from nnmf_cuda.data import Account, ReadOptions, load_dataset, read_image
 from nnmf_cuda.data.readers import coco
 
 EditCoco = Callable[..., Path]
@@ -29,7 +29,7 @@ def test_images_are_matched_to_annotations_by_id(coco_root: Path) -> None:
 
 
 def test_without_box_left_out_and_of_several_the_largest(coco_root: Path) -> None:
-    records = coco.read(coco_root)
+    records = coco.read(coco_root, ReadOptions(), Account())
     assert records.split is not None
     train = dict(zip(records.files.tolist(), records.values.tolist(), strict=True))
     assert "87.png" not in records.files
@@ -164,7 +164,7 @@ def test_an_unknown_category_id_is_refused(coco_root: Path) -> None:
 
 def test_a_folder_without_splits_is_no_export(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no train, valid or test folder with _annotations"):
-        coco.read(tmp_path)
+        coco.read(tmp_path, ReadOptions(), Account())
 
 
 def test_jpg_and_rgb_are_converted_by_pillow(coco_root: Path) -> None:
@@ -174,3 +174,48 @@ def test_jpg_and_rgb_are_converted_by_pillow(coco_root: Path) -> None:
     dataset = load_dataset(coco_root)
     row = (dataset.files == "7.png") & (dataset.split == "train")
     np.testing.assert_array_equal(dataset.images[row][0], np.asarray(expected))
+
+
+def test_files_that_no_annotation_names_are_told(coco_root: Path, save_image: Any) -> None:
+    save_image(coco_root / "train" / "extra.png")
+    (coco_root / "README.txt").write_text("about")
+    account = Account()
+    coco.read(coco_root, ReadOptions(), account)
+    assert account.by_ending == {".png": 15, ".json": 3}
+    assert [(file.name, why) for file, why in account.skipped] == [
+        ("extra.png", "not named in _annotations.coco.json"),
+        ("README.txt", "beside the splits"),
+    ]
+
+
+def test_two_categories_of_one_name_are_not_confused(edit_coco: EditCoco, coco_root: Path) -> None:
+    def rename(content: Any) -> None:
+        for category in content["categories"]:
+            category["name"] = "tumor"
+
+    for split in ("train", "valid", "test"):
+        edit_coco(rename, split)
+    with pytest.raises(ValueError, match=r"classes 1 \('tumor'\) and 2 \('tumor'\) cannot be told"):
+        load_dataset(coco_root)
+    assert load_dataset(coco_root, classes="1=a,2=b").label_names == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "a/../../b.png"])
+def test_names_that_lead_out_of_the_folder_are_refused(edit_coco: EditCoco, name: str) -> None:
+    def change(content: Any) -> None:
+        content["images"][0]["file_name"] = name
+
+    with pytest.raises(ValueError, match=f"file_name '{name}' leads out of the folder"):
+        load_dataset(edit_coco(change))
+
+
+def test_nesting_without_end_is_refused(coco_root: Path) -> None:
+    (coco_root / "test" / ANNOTATIONS).write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_dataset(coco_root)
+
+
+def test_patients_come_from_the_names_of_files(coco_root: Path) -> None:
+    reading = ReadOptions(patient_from="*/{patient}.png")
+    dataset = load_dataset(coco_root, split_by="split", reading=reading)
+    assert dataset.groups["patient"].tolist() == [Path(name).stem for name in dataset.files]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnmf_cuda.data import load_dataset
+from nnmf_cuda.data import Account, ReadOptions, iter_images, load_dataset
 from nnmf_cuda.data.readers import npz
 
 SaveNpz = Callable[..., Path]
@@ -24,7 +24,7 @@ def test_every_array_is_read(save_npz: SaveNpz) -> None:
         file=np.array([f"{index}.jpg" for index in range(40)]),
         masks=np.zeros(3),
     )
-    records = npz.read(path)
+    records = npz.read(path, ReadOptions(), Account())
     np.testing.assert_array_equal(records.images, np.load(path)["images"])
     assert records.values[:3].tolist() == ["0", "1", "0"]
     assert records.names == {"0": "no", "1": "yes"}
@@ -37,11 +37,11 @@ def test_every_array_is_read(save_npz: SaveNpz) -> None:
 
 def test_names_may_be_called_files_as_savez_needs(save_npz: SaveNpz) -> None:
     names = np.array([f"{index}.jpg" for index in range(40)])
-    assert npz.read(save_npz(files=names)).files[39] == "39.jpg"
+    assert npz.read(save_npz(files=names), ReadOptions(), Account()).files[39] == "39.jpg"
 
 
 def test_only_images_and_labels_are_needed(save_npz: SaveNpz) -> None:
-    records = npz.read(save_npz())
+    records = npz.read(save_npz(), ReadOptions(), Account())
     assert records.split is None
     assert records.groups == {}
     assert records.names == {"0": "labels 0", "1": "labels 1"}
@@ -57,7 +57,7 @@ def test_another_array_of_labels_has_its_own_names(
 ) -> None:
     three = {label_key: np.arange(40) % 3, names_key: np.array(["x", "y", "z"])}
     path = save_npz(label_names=np.array(["no", "yes"]), **three)
-    records = npz.read(path, label_key=label_key)
+    records = npz.read(path, ReadOptions(), Account(), label_key=label_key)
     assert list(records.names.values()) == ["x", "y", "z"]
     assert records.values[2] == "2"
 
@@ -210,3 +210,42 @@ def test_a_damaged_array_is_named(save_npz: SaveNpz) -> None:
     path.write_bytes(bytes(content))
     with pytest.raises(ValueError, match="'images' is damaged: .*; fetch the file anew"):
         load_dataset(path)
+
+
+def medmnist(save_npz: SaveNpz, **changes: Any) -> Path:
+    rng = np.random.default_rng(5)
+    arrays: dict[str, Any] = {}
+    for split, n in (("train", 20), ("val", 6), ("test", 8)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(n) % 2).astype(np.uint8)[:, None]
+    return save_npz(**{"images": None, "labels": None, **arrays, **changes})
+
+
+def test_arrays_of_medmnist_are_read_with_their_splits(save_npz: SaveNpz) -> None:
+    path = medmnist(save_npz)
+    dataset = load_dataset(path, image_shape=(28, 28))
+    assert [int((dataset.split == s).sum()) for s in ("train", "valid", "test")] == [20, 6, 8]
+    assert dataset.label_names == ("labels 0", "labels 1")
+    with np.load(path) as arrays:
+        np.testing.assert_array_equal(dataset.images[20:26], arrays["val_images"])
+        np.testing.assert_array_equal(dataset.labels[26:], arrays["test_labels"][:, 0])
+    found = list(iter_images(path))
+    assert [str(image.name.name) for image in found[:2]] == ["train_images[0]", "train_images[1]"]
+    assert len(found) == 34
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"val_labels": np.zeros((6, 14), np.uint8)}, "'val_labels' have 14 labels an image"),
+        ({"val_labels": np.zeros((5, 1), np.uint8)}, r"'val_labels' has shape \(5,\)"),
+        ({"val_labels": None}, "has no array 'val_labels'"),
+        ({"test_images": np.zeros((8, 28, 28, 3), np.uint8)}, "splits differ in shape"),
+        ({"test_images": np.zeros((8, 28, 28, 28), np.uint8)}, "'test_images' have shape"),
+    ],
+)
+def test_arrays_of_medmnist_that_do_not_fit_are_refused(
+    save_npz: SaveNpz, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_dataset(medmnist(save_npz, **changes))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnmf_cuda.data import ImageDataset, load_dataset, phantom
+from nnmf_cuda.data import ImageDataset, ReadOptions, load_dataset, phantom
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +75,8 @@ def test_it_is_what_no_path_gives(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arguments_for_real_data_are_refused(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is for a data set of yours"):
         load_dataset(None, **{name: value})  # type: ignore[arg-type]
+
+
+def test_options_on_reading_are_for_real_data() -> None:
+    with pytest.raises(ValueError, match="window is for a data set of yours"):
+        load_dataset(None, reading=ReadOptions(window="0:5"))

@@ -10,6 +10,7 @@ from nnmf_cuda.data.splits import make_split
 
 def split_of(labels: np.ndarray, **changes: Any) -> tuple[np.ndarray, list[str]]:
     arguments: dict[str, Any] = {
+        "label_names": ("a", "b", "c"),
         "split": None,
         "groups": {},
         "split_by": None,
@@ -41,7 +42,7 @@ def test_the_seed_decides() -> None:
 def test_small_classes_get_one_image_in_every_split() -> None:
     split, _ = split_of(np.array([0, 0, 0, 1, 1, 1]))
     assert sorted(split[:3].tolist()) == sorted(split[3:].tolist()) == ["test", "train", "valid"]
-    with pytest.raises(ValueError, match="here: class 1 has 2 images, too few for one in each"):
+    with pytest.raises(ValueError, match="here: class 'b' has 2 images, too few for one in each"):
         split_of(np.array([0, 0, 0, 1, 1]))
 
 

@@ -33,7 +33,7 @@ def test_batches_hold_every_image_in_order(files: list[Path], batch_size: int) -
 def test_order_is_kept_when_early_files_are_slow(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow_first(path: Path, *, image_shape: tuple[int, int]) -> np.ndarray:
+    def slow_first(path: Path, *, image_shape: tuple[int, int], **_: object) -> np.ndarray:
         time.sleep(0.1 if path == files[0] else 0.0)
         return np.full(image_shape, int(path.stem), dtype=np.uint8)
 
@@ -75,7 +75,7 @@ def test_no_more_than_two_batches_are_decoded_ahead(
 ) -> None:
     decoded: list[Path] = []
 
-    def counted(path: Path, *, image_shape: tuple[int, int]) -> np.ndarray:
+    def counted(path: Path, *, image_shape: tuple[int, int], **_: object) -> np.ndarray:
         decoded.append(path)
         return np.zeros(image_shape, dtype=np.uint8)
 
@@ -95,7 +95,7 @@ def test_files_are_asked_for_two_batches_ahead(monkeypatch: pytest.MonkeyPatch) 
             asked += 1
             yield f"{asked}.png"
 
-    def unread(path: Path, *, image_shape: tuple[int, int]) -> np.ndarray:
+    def unread(path: Path, *, image_shape: tuple[int, int], **_: object) -> np.ndarray:
         return np.zeros(image_shape, dtype=np.uint8)
 
     monkeypatch.setattr(streams, "read_image", unread)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import os
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from nnmf_cuda import load_model
 from nnmf_cuda.cli.main import main
+from nnmf_cuda.data import LazyImage
 from nnmf_cuda.data import images as streams
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.pipeline.extract import extract_to_file
@@ -156,7 +159,7 @@ def test_a_surrogate_that_is_no_file_name_is_listed(tmp_path: Path) -> None:
 def test_extract_memory_does_not_grow_with_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(path: Path, *, image_shape: tuple[int, int]) -> np.ndarray:
+    def read(path: Path, *, image_shape: tuple[int, int], **_: object) -> np.ndarray:
         return np.full(image_shape, int(path.stem) % 256, dtype=np.uint8)
 
     def peak(n_files: int) -> int:
@@ -258,3 +261,103 @@ def test_predict_prints_probabilities_that_batches_do_not_change(
         assert float(a[2]) == pytest.approx(float(b[2]), abs=1e-5)
     assert main([*command, "--undefended"]) == 0
     assert capsys.readouterr().out != printed
+
+
+def sources_with_columns(columns: list[dict[str, str]]) -> list[LazyImage]:
+    def source(index: int, said: dict[str, str]) -> LazyImage:
+        value = np.uint8(index * 20)
+        return LazyImage(Path(f"table.csv/{index}"), lambda shape: np.full(shape, value), said)
+
+    return [source(index, said) for index, said in enumerate(columns)]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])
+def test_columns_of_a_source_pass_through(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+    said = [
+        {"age": "61", "file": "theirs", "a/b": "x"},
+        {"age": 'se"ven,\n', "file": "2", "a/b": "é"},
+        {"age": "", "a/b": "long enough to widen"},
+        {"age": "7", "later": "is left out"},
+    ]
+    extractor = FeatureExtractor(torch.rand(2, 12), torch.arange(2), image_shape=(3, 4))
+    out = tmp_path / f"features{suffix}"
+    assert extract_to_file(sources_with_columns(said), extractor, out, batch_size=2) == (4, 0)
+    found: dict[str, list[str]]
+    if suffix == ".npy":
+        with Path(f"{out}.columns.csv").open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        found = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+    elif suffix == ".npz":
+        with np.load(out) as arrays:
+            found = {name: arrays[name].tolist() for name in arrays.files if name != "features"}
+        found["file"], found["given_file"] = found.pop("files"), found.pop("file")
+        found["a/b"] = found.pop("a_b")
+    else:
+        table = parquet.read_table(out)
+        found = {name: table[name].to_pylist() for name in table.column_names}
+        found = {name: cells for name, cells in found.items() if "component" not in name}
+    assert found == {
+        "file": [f"table.csv/{index}" for index in range(4)],
+        "age": [one.get("age", "") for one in said],
+        "given_file": [one.get("file", "") for one in said],
+        "a/b": [one.get("a/b", "") for one in said],
+    }
+    assert "columns that the first images do not have: later" in caplog.text
+
+
+def test_without_columns_there_is_no_file_of_them(tmp_path: Path) -> None:
+    extractor = FeatureExtractor(torch.rand(2, 12), torch.arange(2), image_shape=(3, 4))
+    out = tmp_path / "features.npy"
+    extract_to_file(sources_with_columns([{"age": "1"}]), extractor, out)
+    assert Path(f"{out}.columns.csv").exists()
+    extract_to_file(sources_with_columns([{}]), extractor, out, overwrite=True)
+    assert not Path(f"{out}.columns.csv").exists()
+
+
+def test_predict_answers_all_that_can_be_read_and_names_the_others(
+    small_run: tuple[Path, str], image_folder: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = shutil.copytree(image_folder, tmp_path / "images")
+    for index in (2, 5):
+        (folder / f"slice_{index}.png").write_text("no image")
+    (folder / "notes.gif").write_text("about")
+    command = ["predict", str(folder), f"--model={small_run[0]}", "--batch_size=2"]
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1 + 5
+    error = printed.err.splitlines()[-1]
+    assert error.startswith("nnmf-cuda: error: 2 of 7 images cannot be read: ")
+    assert "slice_2.png" in error
+    assert "slice_5.png" in error
+    assert "--on_error skip" in error
+    assert main([*command, "--on_error=skip"]) == 0
+    again = capsys.readouterr()
+    assert again.out == printed.out
+    lines = again.err.splitlines()
+    assert "Files: 7 .png, 1 .gif" in lines
+    assert "Images read: 5" in lines
+    assert "Left out, unreadable: 2 (slice_2.png, slice_5.png)" in lines
+    assert "Left out, no image by its ending .gif: 1 (notes.gif)" in lines
+    for path in folder.glob("*.png"):
+        path.write_text("no image")
+    assert main([*command, "--on_error=skip"]) == 2
+    assert "7 of 7 images cannot be read" in capsys.readouterr().err
+
+
+def test_predict_passes_the_columns_of_a_table_through(
+    small_run: tuple[Path, str], image_folder: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    table = tmp_path / "table.csv"
+    names = sorted(path.name for path in image_folder.glob("*.png"))
+    rows = [f'{image_folder / name},{index},"a, b"' for index, name in enumerate(names)]
+    table.write_text("\n".join(["file,age,remark", *rows]))
+    assert main(["predict", str(table), f"--model={small_run[0]}"]) == 0
+    header, *found = csv.reader(capsys.readouterr().out.splitlines())
+    assert header[:4] == ["file", "age", "remark", "label"]
+    assert [row[1:3] for row in found] == [[str(index), "a, b"] for index in range(len(names))]

@@ -310,7 +310,7 @@ def test_a_run_that_fails_leaves_nothing(
     def fail(*_args: object, **_kwargs: object) -> None:
         raise ValueError("deliberate")
 
-    monkeypatch.setattr("nnmf_cuda.run.experiment.write_report", fail)
+    monkeypatch.setattr("nnmf_cuda.run.experiment.run_stages", fail)
     out = tmp_path / "out"
     assert main(["run", f"--data={small_npz}", f"--out={out}", *SMALL]) == 2
     assert not out.exists()

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.images import ImageSource
+from nnmf_cuda.data.reading import Account, ReadOptions
 
 SPLIT_ALIASES = {
     "train": "train",
@@ -31,16 +32,24 @@ class Reader(Protocol):
     Errors are ValueErrors that name the source.
     """
 
+    @property
+    def HEEDS(self) -> frozenset[str]:
+        """The options that change what it reads, of `ReadOptions`; ``on_error`` is everyone's."""
+
     def recognises(self, path: Path) -> bool:
         """Tell whether an existing path is a source of this kind; cheap, and never raises."""
 
-    def read(self, path: Path, *, label_key: str = "labels") -> Records:
+    def read(
+        self, path: Path, options: ReadOptions, account: Account, *, label_key: str = "labels"
+    ) -> Records:
         """Return every labelled image, for training; files are listed, not decoded.
+
+        `account` is told of every file that is met, and of what is left out and why.
 
         `label_key` chooses among several sets of labels; see `refuse_label_key`.
         """
 
-    def images(self, path: Path) -> Iterator[ImageSource]:
+    def images(self, path: Path, options: ReadOptions, account: Account) -> Iterator[ImageSource]:
         """Give every image, labelled or not, one by one; memory does not grow with their number.
 
         A source without images is a ValueError, raised before anything is given.
@@ -51,8 +60,9 @@ class Reader(Protocol):
 class Records:
     """Images and the classes that their source gives them; arrays are (n_images,) unless said."""
 
-    images: Sequence[Path] | NDArray[Any]
-    """Files, or checked pixels (n_images, height, width[, 3]): uint8, or grey floats in [0, 1]."""
+    images: Sequence[ImageSource] | NDArray[Any]
+    """What is still to be decoded, or checked pixels (n_images, height, width[, 3]): uint8, or grey
+    floats in [0, 1]."""
     values: NDArray[np.str_]
     """The class of each image in the source's own words: a category id, a folder, a label."""
     names: Mapping[str, str]
@@ -63,6 +73,8 @@ class Records:
     """The name of each image in its source."""
     groups: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Of `nnmf_cuda.data.dataset.GROUPS`, those that the source knows."""
+    columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    """What else the source says of each image."""
     notes: tuple[str, ...] = ()
     """What the reader decided or skipped, one sentence each, for the report."""
 
@@ -78,6 +90,7 @@ class Records:
             split=None if self.split is None else self.split[rows],
             files=self.files[rows],
             groups={name: array[rows] for name, array in self.groups.items()},
+            columns={name: array[rows] for name, array in self.columns.items()},
             notes=self.notes,
         )
 
@@ -89,9 +102,3 @@ def refuse_label_key(path: Path, label_key: str) -> None:
             f"label_key={label_key!r} picks an array of an .npz, but {path} is a folder; "
             "leave it out"
         )
-
-
-def first_few(names: list[str], limit: int = 3) -> str:
-    """Return at most `limit` names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

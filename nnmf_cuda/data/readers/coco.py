@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, first_few, refuse_label_key
+from nnmf_cuda.data.images import name_of, walk_images
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
 from nnmf_cuda.data.readers.folders import images as images  # every file, with a box or without
+from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
 ANNOTATIONS = "_annotations.coco.json"
+
+
+HEEDS = frozenset({"decode", "patient_from", "window"})
 
 
 def recognises(path: Path) -> bool:
@@ -22,15 +27,19 @@ def recognises(path: Path) -> bool:
         return False
 
 
-def read(path: Path, *, label_key: str = "labels") -> Records:
+def read(
+    path: Path, options: ReadOptions, account: Account, *, label_key: str = "labels"
+) -> Records:
     """List the images of ``path/{train,valid,test}/_annotations.coco.json``, which lie beside it.
 
     An image's class, in the values its category's id as text, is that of its largest box. An image
-    without a box is left out, and counted in the notes. The json may begin with a UTF-8 byte order
-    mark.
+    without a box is left out, and counted in the notes. Patients come from paths, by
+    ``patient_from``. The json may begin with a UTF-8 byte order mark.
     """
     refuse_label_key(path, label_key)
-    parts = {split: _read_part(split, file) for split, file in _annotation_files(path).items()}
+    parts = {
+        split: _read_part(split, file, account) for split, file in _annotation_files(path).items()
+    }
     if not parts:
         raise ValueError(f"{path} has no train, valid or test folder with {ANNOTATIONS}")
     files = [file for part in parts.values() for file in part.images]
@@ -44,6 +53,18 @@ def read(path: Path, *, label_key: str = "labels") -> Records:
                     f"{path}: category {category} is {names[category]!r} in one split and "
                     f"{name!r} in {split}; export the splits together"
                 )
+    inside = {folder.name for folder in _split_folders(path)}
+    for other in sorted(path.iterdir()):
+        if other.name not in inside:
+            account.skip(other, "beside the splits")
+    groups = {}
+    if options.pattern is not None:
+        below = [options.pattern.match(name_of(file).relative_to(path)) for file in files]
+        groups = {
+            name: np.array([names_of[name] for names_of in below])
+            for name in ("patient", "series")
+            if name in options.pattern.names
+        }
     values = np.concatenate([part.values for part in parts.values()])
     return Records(
         images=files,
@@ -51,6 +72,7 @@ def read(path: Path, *, label_key: str = "labels") -> Records:
         names={value: names.get(value, value) for value in sorted(set(values.tolist()), key=int)},
         split=np.repeat(list(parts), [len(part.images) for part in parts.values()]),
         files=np.array([file.name for file in files]),
+        groups=groups,
         notes=tuple(note for part in parts.values() for note in part.notes),
     )
 
@@ -84,17 +106,18 @@ def _annotation_files(root: Path) -> dict[str, Path]:
     return found
 
 
-def _read_part(split: str, path: Path) -> Records:
+def _read_part(split: str, path: Path, account: Account) -> Records:
     """Return the labelled files of one split, and the names of all its categories."""
     content = _read_json(path)
     try:
         names = {str(int(item["id"])): str(item["name"]) for item in content["categories"]}
         largest, n_several = _largest_boxes(content)
         listed = {
-            int(item["id"]): path.parent / str(item["file_name"]) for item in content["images"]
+            int(item["id"]): _below(path.parent, str(item["file_name"]))
+            for item in content["images"]
         }
         n_entries = len(content["images"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{path} is not a COCO file: {type(error).__name__} {error}; expected 'images' (id, "
             "file_name), 'annotations' (image_id, category_id, bbox) and 'categories' (id, name)"
@@ -113,6 +136,11 @@ def _read_part(split: str, path: Path) -> Records:
             f"{path} names {len(missing)} images that are not in {path.parent}: "
             f"{first_few(missing)}; fetch them, or export the data set anew"
         )
+    named = set(listed.values())
+    for file in walk_images(path.parent, account):
+        if file not in named:
+            account.skip(file, f"not named in {ANNOTATIONS}")
+    account.skipped = [skipped for skipped in account.skipped if skipped.file != path]
     labelled = [image_id for image_id in listed if image_id in largest]
     notes = {
         "images without annotation are left out": len(listed) - len(labelled),
@@ -129,12 +157,19 @@ def _read_part(split: str, path: Path) -> Records:
     )
 
 
+def _below(folder: Path, name: str) -> Path:
+    """Return the path of a file that must lie in a folder, as an export has it."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"file_name {name!r} leads out of the folder")
+    return folder / name
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except ValueError as error:  # both JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are
         raise ValueError(f"{path} is not JSON: {error}; fetch or export it anew") from error
 
 

@@ -8,6 +8,9 @@ Arrays:
   ``class_names``, in general ``<stem>_names``;
 - ``split`` ("train", "valid", "test"), ``patient``, ``patient_fold``, ``series``, ``file`` or
   ``files``, all (N,) and optional.
+
+Or those of MedMNIST: ``train_images``, ``train_labels`` (N, 1), and the same with ``val`` and
+``test``.
 """
 
 from __future__ import annotations
@@ -18,20 +21,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import GROUPS, check_length, check_pixels
 from nnmf_cuda.data.images import ArrayImage, ImageSource
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, first_few
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records
+from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
 # numpy.savez(path, file=...) clashes with its own first parameter; files=... does not.
 FILE_KEYS = ("file", "files")
 
+_MEDMNIST_SPLITS = ("train", "val", "test")
+
 _BLOCK_BYTES = 2**24
 """Bytes of images that are read at a time from an archive."""
+
+
+HEEDS: frozenset[str] = frozenset()
 
 
 def recognises(path: Path) -> bool:
@@ -39,52 +48,119 @@ def recognises(path: Path) -> bool:
     return path.suffix.lower() == ".npz" and not path.is_dir()
 
 
-def read(path: Path, *, label_key: str = "labels") -> Records:
+def read(
+    path: Path, options: ReadOptions, account: Account, *, label_key: str = "labels"
+) -> Records:
     """Read images and labels, those in the array `label_key`; see the module."""
     archive = _Archive(path)
+    account.met(path)
+    if _image_keys(archive) != ["images"]:
+        return _read_medmnist(archive, label_key)
     pixels = archive.take("images")
-    _check_images(pixels, name=archive.of("images"))
+    check_images(pixels, name=archive.of("images"))
     n_images = len(pixels)
     wanted = (label_key, "split", *GROUPS, *FILE_KEYS)
     arrays = {key: archive.take(key) for key in wanted if key == label_key or key in archive.keys}
     for key, array in arrays.items():
         check_length(array, n_images, name=archive.of(key))
-    values, names = _read_labels(archive, arrays[label_key], label_key)
+    values, names = read_labels(archive, arrays[label_key], label_key)
     return Records(
         images=pixels,
         values=values,
         names=names,
-        split=_read_split(archive, arrays["split"]) if "split" in arrays else None,
-        files=_file_names(arrays, n_images),
+        split=read_split(archive, arrays["split"]) if "split" in arrays else None,
+        files=file_names(arrays, n_images),
         groups={key: arrays[key] for key in GROUPS if key in arrays},
     )
 
 
-def images(path: Path) -> Iterator[ImageSource]:
+def images(path: Path, options: ReadOptions, account: Account) -> Iterator[ImageSource]:
     """Give the images one by one; some MiB of them are in memory."""
     archive = _Archive(path)
+    account.met(path)
     arrays = {key: archive.take(key) for key in FILE_KEYS if key in archive.keys}
-    start = 0
-    for shape, block in archive.blocks("images"):
-        _check_images(block, name=archive.of("images"), start=start)
-        if start == 0:
-            for key, array in arrays.items():
-                check_length(array, shape[0], name=archive.of(key))
-            names = _file_names(arrays, shape[0])
-        for name, pixels in zip(names[start : start + len(block)], block, strict=True):
-            yield ArrayImage(path / str(name), pixels)
-        start += len(block)
+    for images_key in _image_keys(archive):
+        start = 0
+        for shape, block in archive.blocks(images_key):
+            check_images(block, name=archive.of(images_key), start=start)
+            if start == 0:
+                for key, array in arrays.items():
+                    check_length(array, shape[0], name=archive.of(key))
+                names = file_names(arrays, shape[0], images_key)
+            for name, pixels in zip(names[start : start + len(block)], block, strict=True):
+                yield ArrayImage(path, str(name), pixels)
+            start += len(block)
 
 
-def _check_images(images: NDArray[Any], *, name: str, start: int = 0) -> None:
+def _image_keys(archive: _Archive) -> list[str]:
+    """Return the keys of the images: one, or MedMNIST's, one a split."""
+    of_splits = [f"{split}_images" for split in _MEDMNIST_SPLITS]
+    if "images" in archive.keys or not any(key in archive.keys for key in of_splits):
+        return ["images"]
+    return [key for key in of_splits if key in archive.keys]
+
+
+def _read_medmnist(archive: _Archive, label_key: str) -> Records:
+    """Read MedMNIST's arrays, in which every split has images and labels of its own."""
+    if label_key != "labels":
+        raise ValueError(
+            f"label_key={label_key!r}: {archive.path} has MedMNIST's arrays, with one kind of "
+            "labels; leave it out"
+        )
+    images, labels, splits, names = [], [], [], []
+    for key in _image_keys(archive):
+        split = key.removesuffix("_images")
+        pixels, of_split = archive.take(key), archive.take(f"{split}_labels")
+        check_images(pixels, name=archive.of(key))
+        if of_split.ndim == 2 and of_split.shape[1] > 1:
+            raise ValueError(
+                f"{archive.of(f'{split}_labels')} have {of_split.shape[1]} labels an image; give "
+                "one, or a table with the column that is asked for"
+            )
+        check_length(of_split.ravel(), len(pixels), name=archive.of(f"{split}_labels"))
+        images.append(pixels)
+        labels.append(of_split.ravel())
+        splits += [SPLIT_ALIASES[split]] * len(pixels)
+        names += [f"{key}[{index}]" for index in range(len(pixels))]
+    if len({(pixels.shape[1:], pixels.dtype) for pixels in images}) > 1:
+        raise ValueError(f"{archive.path}: the images of its splits differ in shape or type")
+    values, label_names = read_labels(archive, np.concatenate(labels), label_key)
+    return Records(
+        images=np.concatenate(images),
+        values=values,
+        names=label_names,
+        split=np.array(splits),
+        files=np.array(names),
+    )
+
+
+def check_images(images: NDArray[Any], *, name: str, start: int = 0) -> None:
+    """Raise ValueError unless a stack is uint8, with colours or without, or floats in [0, 1]."""
     colours = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8
     if not (colours and images.size):
         check_pixels(images, name=name, start=start)
 
 
-def _file_names(arrays: dict[str, NDArray[Any]], n_images: int) -> NDArray[np.str_]:
+def file_names(
+    arrays: dict[str, NDArray[Any]], n_images: int, images_key: str = "images"
+) -> NDArray[np.str_]:
+    """Return what images are called in their source: by an array of `FILE_KEYS`, or by number."""
     files = [arrays[key].astype(np.str_) for key in FILE_KEYS if key in arrays]
-    return files[0] if files else np.array([f"images[{index}]" for index in range(n_images)])
+    return files[0] if files else np.array([f"{images_key}[{index}]" for index in range(n_images)])
+
+
+class Arrays(Protocol):
+    """Arrays by their keys, from a source that errors name."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of all arrays."""
+
+    def of(self, key: str) -> str:
+        """Return what a message calls an array."""
+
+    def take(self, key: str) -> NDArray[Any]:
+        """Load one array."""
 
 
 class _Archive:
@@ -154,8 +230,8 @@ class _Archive:
             raise ValueError(f"{self.of(key)} is damaged: {error}; fetch the file anew") from error
 
 
-def _read_labels(
-    archive: _Archive, labels: NDArray[Any], label_key: str
+def read_labels(
+    archive: Arrays, labels: NDArray[Any], label_key: str
 ) -> tuple[NDArray[np.str_], dict[str, str]]:
     """Return each image's label as text, and the names of the labels in order."""
     found = np.unique(labels).tolist()
@@ -182,7 +258,8 @@ def _read_labels(
     return labels.astype(np.str_), {str(label): name for label, name in enumerate(names)}
 
 
-def _read_split(archive: _Archive, split: NDArray[Any]) -> NDArray[np.str_]:
+def read_split(archive: Arrays, split: NDArray[Any]) -> NDArray[np.str_]:
+    """Return each image's split as this package calls it."""
     found = [str(name) for name in np.unique(split).tolist()]
     unknown = [name for name in found if name.lower() not in SPLIT_ALIASES]
     if unknown:

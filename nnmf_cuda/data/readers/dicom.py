@@ -1,0 +1,431 @@
+"""Reader for DICOM: files with or without a suffix, and folders of them.
+
+Whether a file is DICOM is told by its content. Patients, series and the order of slices come from
+the headers; classes from folders, as for images, or from a pattern. No name, date or number of a
+patient reaches a result unless it is asked for: ids are hashed, and so is what repeats them in
+names of files and folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnmf_cuda.data.images import ImageSource, LazyImage, is_image
+from nnmf_cuda.data.readers.base import Records, refuse_label_key
+from nnmf_cuda.data.readers.by_folder import classes_of, splits_of, walk_files
+from nnmf_cuda.data.readers.dicom_file import (
+    DicomFile,
+    NotAnImage,
+    grey_of,
+    is_dicom,
+    read_frame,
+    read_header,
+    reason_of,
+)
+from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions
+
+_N_SNIFFED = 64
+"""Files of a folder that are looked at to tell what it holds."""
+_N_SAMPLED = 32
+"""Frames of a series from which its percentiles are computed, evenly spread."""
+_PIXELS_SAMPLED = 2**16
+"""Of each."""
+_SHORTEST_IN_NAME = 3
+"""Shorter words of a header are left in names of files: they are everywhere."""
+
+
+HEEDS = frozenset({"keep_ids", "patient_from", "window"})
+
+
+def recognises(path: Path) -> bool:
+    """Tell a file by its content, and a folder by that of its first files."""
+    if path.is_file():
+        return is_dicom(path)
+    n_dicom = n_other = 0
+    try:
+        for file in islice(walk_files(path), _N_SNIFFED):
+            if is_image(file):
+                n_other += 1
+            elif is_dicom(file):
+                n_dicom += 1
+    except ValueError:  # a folder that cannot be read, which is told by who reads it
+        return False
+    return n_dicom > n_other
+
+
+def images(path: Path, options: ReadOptions, account: Account) -> Iterator[ImageSource]:
+    """Give every frame, series by series in the order of slices.
+
+    The headers of all files are in memory, and no pixels. A file that cannot be read is given as
+    an image that raises; localisers are left out, unless the path is one of them.
+    """
+    root, frames, unreadable, source_notes = _scan(path, options, account)
+    if not frames and not unreadable:
+        raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
+    yield from unreadable
+    patients, notes = _patients(frames, options, root)
+    account.notes += (*source_notes, *notes)
+    for frame, patient in zip(frames, patients, strict=True):
+        columns = {"patient": patient} if patient else {}
+        columns["series"] = _shown(frame.file.series, options) if frame.file.series else ""
+        yield frame.image(options, root / _name(frame, root, options), columns)
+
+
+def read(
+    path: Path, options: ReadOptions, account: Account, *, label_key: str = "labels"
+) -> Records:
+    """List the frames of class folders, ``root/class/...`` or ``root/split/class/...``.
+
+    With ``patient_from`` the class is what its {label} takes from a path, and the patient what
+    {patient} does.
+    """
+    refuse_label_key(path, label_key)
+    root, frames, unreadable, source_notes = _scan(path, options, account)
+    if unreadable:
+        messages = [_message_of(failure) for failure in unreadable]
+        if options.on_error == "raise":
+            more = len(messages) - 1
+            raise ValueError(messages[0] + (f"; and {more} more files" if more else ""))
+        for failure in unreadable:
+            account.skip(failure.name, "unreadable")
+    if not frames:
+        raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
+    below = [frame.file.path.relative_to(root) for frame in frames]
+    splits, labels = splits_of(below), classes_of(below, root, options)
+    patients, notes = _patients(frames, options, root)
+    if options.pattern is None:
+        _refuse_patients_as_classes(root, labels, patients, frames)
+    groups: dict[str, NDArray[Any]] = {}
+    if len(set(patients)) > 1:
+        groups["patient"] = np.array(patients)
+    series = [_shown(frame.file.series or str(frame.file.path.parent), options) for frame in frames]
+    groups["series"] = np.array(series)
+    names = [_name(frame, root, options) for frame in frames]
+    return Records(
+        images=[
+            frame.image(options, root / name) for frame, name in zip(frames, names, strict=True)
+        ],
+        values=np.array(labels),
+        names={name: name for name in sorted(set(labels))},
+        split=None if splits is None else np.array(splits),
+        files=np.array([name.as_posix() for name in names]),
+        groups=groups,
+        notes=(*source_notes, *notes),
+    )
+
+
+def lazy(path: Path, options: ReadOptions, *, frame: int | None = None) -> LazyImage | None:
+    """Return a DICOM file as an image, for readers that name files; None if it is no DICOM.
+
+    Percentiles are its own, not those of its series. A file of several frames asks for one of
+    them, counted from 0. What cannot be read is a ValueError.
+    """
+    if not is_dicom(path):
+        return None
+    try:
+        header = read_header(path)
+    except NotAnImage as error:
+        raise ValueError(f"{str(path)!r} is DICOM, but {error}; leave it out") from error
+    if frame is None and header.n_frames > 1:
+        raise ValueError(
+            f"{str(path)!r} holds {header.n_frames} frames; name one of them, 0 to "
+            f"{header.n_frames - 1}"
+        )
+    if not 0 <= (frame or 0) < header.n_frames:
+        raise ValueError(f"{str(path)!r} has no frame {frame}; it holds {header.n_frames}")
+    entry = _Frame(header, frame or 0, _Series())
+    entry.series.frames.append(entry)
+    patient = _patients([entry], options, path.parent)[0][0]
+    columns = {"patient": patient} if patient else {}
+    return entry.image(options, path.parent / _name(entry, path.parent, options), columns)
+
+
+@dataclass(eq=False)
+class _Series:
+    """The frames that are compared with each other, and percentiles of their values."""
+
+    frames: list[_Frame] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
+    known: dict[tuple[float, float], tuple[float, float]] = field(default_factory=dict)
+
+    def percentiles(self, low: float, high: float) -> tuple[float, float]:
+        """Return two percentiles of some frames, evenly spread, each image's filling left out."""
+        with self.lock:
+            if (low, high) not in self.known:
+                step = -(-len(self.frames) // _N_SAMPLED)
+                values = np.concatenate([frame.sample() for frame in self.frames[::step]])
+                found = np.percentile(values, (low, high)) if values.size else (0.0, 0.0)
+                self.known[low, high] = float(found[0]), float(found[1])
+            return self.known[low, high]
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """One frame of a file."""
+
+    file: DicomFile
+    number: int
+    series: _Series
+
+    def sample(self) -> NDArray[np.float32]:
+        """Return some finite values; none of a frame that cannot be read, which is told later."""
+        try:
+            pixels = read_frame(self.file, self.number)
+        except Exception:
+            return np.empty(0, np.float32)
+        values = pixels.values
+        if pixels.outside is not None:
+            values = values[~pixels.outside]
+        flat = values.ravel()
+        some = flat[:: -(-flat.size // _PIXELS_SAMPLED) or 1].astype(np.float32)
+        return some[np.isfinite(some)]
+
+    def image(
+        self, options: ReadOptions, name: Path, columns: dict[str, str] | None = None
+    ) -> LazyImage:
+        """Return what decodes the frame."""
+
+        def read(image_shape: tuple[int, int]) -> NDArray[Any]:
+            try:
+                return grey_of(
+                    self.file,
+                    self.number,
+                    image_shape,
+                    window=options.grey_window,
+                    percentiles=self.series.percentiles,
+                )
+            except Exception as error:  # decoders raise nearly anything for damaged files
+                raise ValueError(
+                    f"cannot read DICOM file {str(name)!r}: {reason_of(error)}"
+                ) from error
+
+        return LazyImage(name, read, columns or {})
+
+
+class _Scan(NamedTuple):
+    """What a source holds, by its headers."""
+
+    root: Path
+    """Below it names begin."""
+    frames: list[_Frame]
+    """Series by series, in the order of slices."""
+    unreadable: list[LazyImage]
+    notes: list[str]
+
+
+def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
+    """Read all headers of a source."""
+    alone = path.is_file()
+    root = path.parent if alone else path
+    files: Iterable[Path] = [path] if alone else walk_files(path, account)
+    if alone:
+        account.met(path)
+    headers: list[DicomFile] = []
+    unreadable: list[LazyImage] = []
+    for file in files:
+        try:
+            if not is_dicom(file):
+                account.skip(file, "no DICOM file")
+                continue
+            status = file.stat()
+            headers.append(_header(file, status.st_mtime_ns, status.st_size))
+        except NotAnImage as error:
+            if alone and "DICOMDIR" in str(error):
+                return _scan(root, options, account)
+            account.skip(file, str(error))
+        except (OSError, ValueError) as error:
+            unreadable.append(_failing(file, str(error)))
+    frames: list[_Frame] = []
+    n_windows = 0
+    for members in _by_series(headers).values():
+        kept = members if alone else _without_localisers(members, account)
+        series = _Series()
+        entries = [_Frame(file, n, series) for file in kept for n in range(file.n_frames)]
+        series.frames += sorted(entries, key=_order(entries))
+        frames += series.frames
+        n_windows += sum(any(len(t.windows) > 1 for t in file.transforms) for file in kept)
+    notes = []
+    if n_windows and options.window is None:
+        notes.append(
+            f"{n_windows} DICOM files have several windows; the first is taken (--window chooses "
+            "another)"
+        )
+    return _Scan(root, frames, unreadable, notes)
+
+
+@lru_cache(maxsize=2**16)
+def _header(path: Path, mtime_ns: int, size: int) -> DicomFile:
+    """Read a header; a source is asked for its first image before it is read as a whole."""
+    return read_header(path)
+
+
+def _failing(file: Path, message: str) -> LazyImage:
+    def read(image_shape: tuple[int, int]) -> NDArray[Any]:
+        raise ValueError(message)
+
+    return LazyImage(file, read)
+
+
+def _message_of(failing: LazyImage) -> str:
+    try:
+        failing.read((1, 1))
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("an unreadable file that can be read")
+
+
+def _why_none(account: Account) -> str:
+    reasons = Counter(reason for _, reason in account.skipped)
+    found = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
+    return f"there are {found}" if found else "the folder is empty"
+
+
+def _by_series(headers: Iterable[DicomFile]) -> dict[tuple[str, str], list[DicomFile]]:
+    """Return the files of each series; without a series, of each folder."""
+    found: dict[tuple[str, str], list[DicomFile]] = {}
+    for file in headers:
+        key = ("series", file.series) if file.series else ("folder", str(file.path.parent))
+        found.setdefault(key, []).append(file)
+    return found
+
+
+def _without_localisers(files: list[DicomFile], account: Account) -> list[DicomFile]:
+    """Leave out what lies across a series: localisers, and single slices of other orientations."""
+
+    def orientation(file: DicomFile) -> tuple[float, ...]:
+        place = file.place(0)
+        return () if place is None else tuple(round(x, 1) + 0.0 for x in place.orientation)
+
+    common, n_common = Counter(orientation(file) for file in files).most_common(1)[0]
+    kept = []
+    for file in files:
+        if file.localiser:
+            account.skip(file.path, "localiser")
+        elif n_common > len(files) / 2 and orientation(file) != common:
+            account.skip(file.path, "of another orientation than its series")
+        else:
+            kept.append(file)
+    return kept
+
+
+def _order(frames: Sequence[_Frame]) -> Any:
+    """Return the key that sorts the frames of a series: by position, if all have one."""
+    places = {id(frame): frame.file.place(frame.number) for frame in frames}
+
+    def key(frame: _Frame) -> tuple[float, int, int]:
+        place = places[id(frame)]
+        where = round(place.along_normal(), 3) if by_position and place else 0.0
+        return where, frame.file.number, frame.number
+
+    by_position = all(place is not None for place in places.values())
+    return key
+
+
+def _shown(identity: str, options: ReadOptions) -> str:
+    """Return an id as it is or, unless that was asked for, 12 digits of its SHA-256."""
+    return identity if options.keep_ids else hashlib.sha256(identity.encode()).hexdigest()[:12]
+
+
+def _patients(
+    frames: Sequence[_Frame], options: ReadOptions, root: Path
+) -> tuple[list[str], list[str]]:
+    """Return the patient of each frame, "" where unknown, and notes on it."""
+    pattern = options.pattern
+    if pattern is not None and "patient" in pattern.names:
+        found = [_below(frame, root, pattern)["patient"] for frame in frames]
+        return [_shown(patient, options) for patient in found], _hashed_note(options)
+    patients = [frame.file.patient for frame in frames]
+    notes = []
+    n_missing = sum(not patient for patient in patients)
+    studies = [
+        frame.file.study or frame.file.series or str(frame.file.path.parent) for frame in frames
+    ]
+    if len(set(patients)) == 1 and len(set(studies)) > 1:
+        notes.append(
+            "All DICOM images have "
+            + ("no PatientID" if n_missing else "one PatientID")
+            + "; their studies are taken for patients"
+        )
+        patients = studies
+    elif n_missing:
+        notes.append(
+            f"{n_missing} DICOM images have no PatientID; their study is taken for a patient"
+        )
+        patients = [p or study for p, study in zip(patients, studies, strict=True)]
+    return [_shown(p, options) if p else "" for p in patients], notes + _hashed_note(options)
+
+
+def _hashed_note(options: ReadOptions) -> list[str]:
+    if options.keep_ids:
+        return []
+    return [
+        "Patients and series of DICOM files are named by 12 digits of the SHA-256 of their ids "
+        "(--keep_ids shows them as they are)"
+    ]
+
+
+def _name(frame: _Frame, root: Path, options: ReadOptions) -> Path:
+    """Return a frame's name below the root, without what its header says of the patient."""
+    below = frame.file.path.relative_to(root)
+    if not options.keep_ids:
+        below = Path(*(_masked(part, frame.file.secrets) for part in below.parts))
+    if frame.file.n_frames > 1:
+        below = below.with_name(f"{below.name}[{frame.number}]")
+    return below
+
+
+@lru_cache(maxsize=2**12)
+def _masked(part: str, secrets: frozenset[str]) -> str:
+    """Return a name of a file or folder with every secret word in it hashed."""
+    if part.casefold() in secrets:
+        return _hash(part.casefold())
+    words = sorted((s for s in secrets if len(s) >= _SHORTEST_IN_NAME), key=len, reverse=True)
+    if not words:
+        return part
+    # A number of three digits is a slice's more often than a patient's.
+    told = "|".join(re.escape(w) for w in words if not (w.isdigit() and len(w) < 4))
+    if not told:
+        return part
+    return re.sub(
+        rf"(?<![0-9a-z])(?:{told})(?![0-9a-z])",
+        lambda match: _hash(match[0].casefold()),
+        part,
+        flags=re.IGNORECASE,
+    )
+
+
+def _hash(word: str) -> str:
+    return hashlib.sha256(word.encode()).hexdigest()[:12]
+
+
+def _below(frame: _Frame, root: Path, pattern: PathPattern) -> Any:
+    return pattern.match(frame.file.path.relative_to(root))
+
+
+def _refuse_patients_as_classes(
+    root: Path, labels: Sequence[str], patients: Sequence[str], frames: Sequence[_Frame]
+) -> None:
+    """Raise ValueError if folders are those of patients or series, not of classes."""
+    series = [frame.file.series for frame in frames]
+    for kind, members in (("patient", patients), ("series", series)):
+        pairs = set(zip(labels, members, strict=True))
+        n_labels = len(set(labels))
+        if n_labels > 2 and all(members) and len(pairs) == n_labels == len(set(members)):
+            raise ValueError(
+                f"{root}: each of its {n_labels} folders holds one {kind}, so they are no classes; "
+                "name files with their labels in a CSV (columns file and label), sort them into "
+                "root/class/, or, if the folders are classes, say so: --patient_from "
+                "'{label}/{name}'"
+            )

@@ -1,0 +1,363 @@
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nnmf_cuda.data import (
+    Account,
+    ArrayImage,
+    LazyImage,
+    ReadOptions,
+    iter_image_batches,
+    iter_images,
+    load_dataset,
+)
+from nnmf_cuda.data.readers import Records, reader_of, stacks
+
+pytestmark = pytest.mark.filterwarnings("ignore:The data type .FixedLengthUTF32")
+
+Save = Callable[..., Path]
+KINDS = ("npy", "h5", "zarr", "zarr2")
+
+
+def save_npy(root: Path, arrays: dict[str, np.ndarray], chunk: int) -> Path:
+    for key, array in arrays.items():
+        np.save(root / (f"{key}.npy" if key == "images" else f"images_{key}.npy"), array)
+    return root / "images.npy"
+
+
+def save_h5(root: Path, arrays: dict[str, np.ndarray], chunk: int) -> Path:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(root / "set.h5", "w") as file:
+        for key, array in arrays.items():
+            if array.dtype.kind == "U":
+                file.create_dataset(key, data=array.astype(object), dtype=h5py.string_dtype())
+            elif key == "images" and array.size:
+                file.create_dataset(
+                    key, data=array, chunks=(chunk, *array.shape[1:]), compression="gzip"
+                )
+            else:
+                file[key] = array
+    return root / "set.h5"
+
+
+def save_zarr(root: Path, arrays: dict[str, np.ndarray], chunk: int, zarr_format: int = 3) -> Path:
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(root / "set.zarr", mode="w", zarr_format=zarr_format)
+    for key, array in arrays.items():
+        chunks = (chunk, *array.shape[1:]) if key == "images" else array.shape
+        stored = group.create_array(key, shape=array.shape, dtype=array.dtype, chunks=chunks)
+        stored[...] = array
+    return root / "set.zarr"
+
+
+def save_zarr2(root: Path, arrays: dict[str, np.ndarray], chunk: int) -> Path:
+    return save_zarr(root, arrays, chunk, zarr_format=2)
+
+
+SAVE: dict[str, Save] = {
+    "npy": save_npy,
+    "h5": save_h5,
+    "zarr": save_zarr,
+    "zarr2": save_zarr2,
+}
+
+
+def arrays(rng: np.random.Generator, n: int = 40, **changes: Any) -> dict[str, np.ndarray]:
+    found: dict[str, Any] = {
+        "images": rng.integers(0, 256, (n, 20, 30), dtype=np.uint8),
+        "labels": np.arange(n) % 2,
+        "patient": np.array([f"P{at // 4}" for at in range(n)]),
+        **changes,
+    }
+    return {key: array for key, array in found.items() if array is not None}
+
+
+def read(path: Path, label_key: str = "labels", **options: Any) -> Records:
+    return stacks.read(path, ReadOptions(**options), Account(), label_key=label_key)
+
+
+def streamed(path: Path, **options: Any) -> np.ndarray:
+    images = iter_images(path, reading=ReadOptions(**options))
+    shape = (20, 30)
+    batches = iter_image_batches(images, image_shape=shape, batch_size=16)
+    return np.concatenate([batch.images for batch in batches])
+
+
+@pytest.fixture(params=KINDS)
+def save(request: pytest.FixtureRequest, tmp_path: Path) -> Save:
+    def write(content: dict[str, np.ndarray], *, chunk: int = 7) -> Path:
+        return SAVE[request.param](tmp_path, content, chunk)
+
+    return write
+
+
+def test_a_stack_is_read_as_an_archive_is(save: Save, rng: np.random.Generator) -> None:
+    content = arrays(rng, split=np.array(["Train", "val", "test", "train"] * 10))
+    path = save(content)
+    assert reader_of(path) is stacks
+    records = read(path)
+    assert records.values.tolist() == [str(at % 2) for at in range(40)]
+    assert records.groups["patient"].tolist() == content["patient"].tolist()
+    assert records.split is not None
+    assert records.split.tolist() == ["train", "valid", "test", "train"] * 10
+    for at in (0, 39, 6, 7, 21):
+        image = records.images[at]
+        assert isinstance(image, LazyImage)
+        assert image.name == path / f"images[{at}]"
+        np.testing.assert_array_equal(image.read((20, 30)), content["images"][at])
+    np.testing.assert_array_equal(streamed(path), content["images"])
+
+
+def test_a_stack_becomes_a_data_set(save: Save, rng: np.random.Generator) -> None:
+    content = arrays(rng)
+    dataset = load_dataset(save(content), image_shape=(20, 30))
+    np.testing.assert_array_equal(dataset.images, content["images"])
+    np.testing.assert_array_equal(dataset.labels, content["labels"])
+
+
+def test_labels_as_text_and_names(save: Save, rng: np.random.Generator) -> None:
+    content = arrays(rng, labels=np.array(["no", "yes"] * 20))
+    assert read(save(content)).values.tolist() == ["no", "yes"] * 20
+    content = arrays(rng, label_names=np.array(["healthy", "ill"]))
+    assert dict(read(save(content)).names) == {"0": "healthy", "1": "ill"}
+
+
+def test_a_column_of_labels(save: Save, rng: np.random.Generator) -> None:
+    records = read(save(arrays(rng, labels=(np.arange(40) % 3).reshape(40, 1))))
+    assert records.values.tolist() == [str(at % 3) for at in range(40)]
+
+
+def test_without_labels_there_is_nothing_to_learn(save: Save, rng: np.random.Generator) -> None:
+    path = save(arrays(rng, labels=None))
+    assert len(streamed(path)) == 40
+    with pytest.raises(ValueError, match=r"has no array 'labels'; it has .*images"):
+        read(path)
+
+
+def test_colours_and_floats(save: Save, rng: np.random.Generator) -> None:
+    floats = rng.random((40, 20, 30)).astype(np.float32)
+    np.testing.assert_array_equal(streamed(save(arrays(rng, images=floats))), floats)
+    colours = rng.integers(0, 256, (40, 20, 30, 3), dtype=np.uint8)
+    assert streamed(save(arrays(rng, images=colours))).shape == (40, 20, 30)
+    single = rng.integers(0, 256, (40, 20, 30, 1), dtype=np.uint8)
+    np.testing.assert_array_equal(streamed(save(arrays(rng, images=single))), single[..., 0])
+
+
+def test_deep_images_need_a_window(save: Save, rng: np.random.Generator) -> None:
+    deep = rng.integers(-1000, 3000, (40, 20, 30), dtype=np.int16)
+    path = save(arrays(rng, images=deep))
+    with pytest.raises(ValueError, match="are int16; choose which values .* --window LOW:HIGH"):
+        streamed(path)
+    expected = np.clip((deep.astype(np.float64) + 100) / 500, 0, 1)
+    np.testing.assert_allclose(streamed(path, window="-100:400"), expected, atol=1e-6)
+    low, high = np.percentile(deep, (10, 90), axis=(1, 2), keepdims=True)
+    expected = np.clip((deep - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(streamed(path, window="p10:p90"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((20, 30), np.uint8), r"shape \(20, 30\); expected"),
+        (np.zeros((40, 3, 20, 30), np.uint8), "move the colours to the end"),
+        (np.zeros((40, 20, 30, 4), np.uint8), "expected"),
+        (np.zeros((0, 20, 30), np.uint8), "are empty"),
+        (np.zeros((40, 20, 30), bool), "are bool; give uint8"),
+        (np.full((40, 20, 30), 1.5), "hold values up to 1.5"),
+        (np.full((40, 20, 30, 3), 0.5), "shape"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(
+    save: Save, rng: np.random.Generator, images: np.ndarray, message: str
+) -> None:
+    path = save({"images": images, "labels": np.arange(len(images)) % 2}, chunk=1)
+    with pytest.raises(ValueError, match=message) as caught:
+        next(iter_images(path))
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.arange(39)}, r"labels.* has shape \(39,\)"),
+        ({"patient": np.array(["a"])}, r"patient.* has shape \(1,\)"),
+        ({"labels": np.arange(40) / 2}, "labels.* are float64; give integers or text"),
+        ({"split": np.array(["dev"] * 40)}, "split.* holds 'dev'"),
+    ],
+)
+def test_other_arrays_that_do_not_fit_are_refused(
+    save: Save, rng: np.random.Generator, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(save(arrays(rng, **changes)))
+
+
+def test_bad_pixels_are_told_by_their_place(save: Save, rng: np.random.Generator) -> None:
+    images = rng.random((40, 20, 30))
+    images[23, 4, 5] = np.nan
+    path = save(arrays(rng, images=images))
+    for options in ({}, {"window": "0:1"}):
+        with pytest.raises(ValueError, match="NaN or infinite pixels, first in image 23"):
+            streamed(path, **options)
+
+
+@pytest.mark.parametrize("kind", ["h5", "zarr"])
+def test_arrays_of_other_names(kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    content = arrays(rng)
+    path = SAVE[kind](tmp_path, {"x": content["images"], "y": content["labels"]}, 7)
+    np.testing.assert_array_equal(streamed(path), content["images"])  # the only one it can be
+    assert read(path, columns="file=x,label=y").values.tolist() == ["0", "1"] * 20
+    assert read(path, "y").values.tolist() == ["0", "1"] * 20
+    with pytest.raises(ValueError, match=r"no array 'z' .for images.; it has x, y"):
+        read(path, columns="file=z")
+    two = SAVE[kind](tmp_path, {"a": content["images"], "b": content["images"]}, 7)
+    with pytest.raises(ValueError, match=r"its arrays: a \(40, 20, 30\), b .*--columns file=KEY"):
+        next(iter_images(two))
+
+
+def test_labels_of_a_npy_may_stand_in_other_places(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    content = arrays(rng)
+    np.save(tmp_path / "images.npy", content["images"])
+    np.save(tmp_path / "labels.npy", content["labels"])
+    assert read(tmp_path / "images.npy").values.tolist() == ["0", "1"] * 20
+    np.save(tmp_path / "other.npy", content["images"])
+    with pytest.raises(ValueError, match="save it as other_labels.npy beside it"):
+        read(tmp_path / "other.npy")
+
+
+def test_a_bare_zarr_array_is_a_stack(tmp_path: Path, rng: np.random.Generator) -> None:
+    zarr = pytest.importorskip("zarr")
+    images = arrays(rng)["images"]
+    stored = zarr.create_array(tmp_path / "a", shape=images.shape, dtype="u1", chunks=(9, 20, 30))
+    stored[...] = images
+    np.testing.assert_array_equal(streamed(tmp_path / "a"), images)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:50],
+        lambda content: content[: len(content) // 2],
+        lambda content: b"PK\x03\x04" + content,
+        lambda content: content.replace(b"|u1", b"|O "),
+        lambda content: content.replace(b"(40, 20, 30)", b"(10**9, 2, 3)"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npy", "h5"])
+def test_damaged_files_are_refused(
+    kind: str, tmp_path: Path, rng: np.random.Generator, damage: Callable[[bytes], bytes]
+) -> None:
+    path = SAVE[kind](tmp_path, arrays(rng), 7)
+    content = path.read_bytes()
+    damaged = damage(content)
+    if damaged == content:
+        pytest.skip("a change of another kind of file")
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"images.npy|set.h5"):
+        streamed(path)
+
+
+def test_a_damaged_chunk_is_told_by_its_place(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = save_zarr(tmp_path, arrays(rng), 7)
+    (path / "images" / "c" / "0" / "0" / "0").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="'images' cannot be read from image 0 on"):
+        streamed(path)
+    path = save_h5(tmp_path, arrays(rng), 40)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x78\x5e") if b"\x78\x5e" in content else content.index(b"\x78\x9c")
+    content[at + 20 : at + 200] = bytes(180)
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="'images' cannot be read from image 0 on"):
+        streamed(path)
+
+
+def test_shapes_without_content_are_refused(tmp_path: Path) -> None:
+    h5py, zarr = pytest.importorskip("h5py"), pytest.importorskip("zarr")
+    shape = (10**9, 1000, 1000)
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("images", shape=shape, dtype="u1", chunks=(1, 1000, 1000))
+    zarr.create_array(tmp_path / "bomb.zarr", shape=shape, dtype="u1", chunks=(1, 1000, 1000))
+    for name in ("bomb.h5", "bomb.zarr"):
+        with pytest.raises(ValueError, match="but 0 of 1000000000 chunks are stored"):
+            next(iter_images(tmp_path / name))
+
+
+def test_chunks_that_were_never_written_are_told(tmp_path: Path, rng: np.random.Generator) -> None:
+    h5py = pytest.importorskip("h5py")
+    images = arrays(rng)["images"]
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        stored = file.create_dataset("images", images.shape, "u1", chunks=(8, 20, 30))
+        stored[:30] = images[:30]
+        file.create_dataset("labels", (10**12,), "i8", chunks=(1000,))
+    with pytest.raises(ValueError, match="but 4 of 5 chunks are stored; write it anew"):
+        next(iter_images(tmp_path / "part.h5"))
+    with h5py.File(tmp_path / "part.h5", "a") as file:
+        file["images"][:] = images
+    np.testing.assert_array_equal(streamed(tmp_path / "part.h5"), images)
+    with pytest.raises(
+        ValueError, match=r"'labels' has shape \(1000000000000,\), but there are 40"
+    ):
+        read(tmp_path / "part.h5")
+
+
+def test_black_chunks_of_zarr_are_images(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    images = np.zeros((40, 20, 30), np.uint8)
+    images[17] = 3
+    stored = zarr.create_array(tmp_path / "a", shape=images.shape, dtype="u1", chunks=(2, 20, 30))
+    stored[...] = images
+    np.testing.assert_array_equal(streamed(tmp_path / "a"), images)
+
+
+def test_links_to_other_files_are_not_followed(tmp_path: Path, rng: np.random.Generator) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = save_h5(tmp_path, {"images": arrays(rng)["images"]}, 7)
+    with h5py.File(tmp_path / "links.h5", "w") as file:
+        file["images"] = h5py.ExternalLink(str(path), "/images")
+    with pytest.raises(ValueError, match="has no array 'images'; its arrays: none"):
+        next(iter_images(tmp_path / "links.h5"))
+
+
+def test_memory_does_not_grow_with_the_images(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacks, "_BLOCK_BYTES", 16 * 64 * 64)
+
+    def peak(n_images: int) -> int:
+        path = save({"images": np.zeros((n_images, 64, 64), np.uint8) + 1}, chunk=8)
+        account = Account()
+        next(stacks.images(path, ReadOptions(), account))  # imports
+        tracemalloc.start()
+        count = sum(isinstance(i, ArrayImage) for i in stacks.images(path, ReadOptions(), account))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert count == n_images
+        return found
+
+    # The other 900 images have 3.7 MB; their names, and what zarr keeps of its tasks, some 100 kB.
+    assert peak(1000) < peak(100) + 1_500_000
+
+
+def test_blocks_are_whole_chunks_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.arange(40 * 4, dtype=np.uint8).reshape(40, 2, 2)
+    path = save_h5(tmp_path, {"images": images, "labels": np.arange(40) % 2}, 7)
+    monkeypatch.setattr(stacks, "_BLOCK_BYTES", 4 * 20)
+    records, starts = read(path), []
+    block = stacks._Stack.block
+
+    def counted(self: Any, start: int) -> np.ndarray:
+        starts.append(start)
+        return block(self, start)
+
+    monkeypatch.setattr(stacks._Stack, "block", counted)
+    for image, expected in zip(records.images, images, strict=True):
+        assert isinstance(image, LazyImage)
+        np.testing.assert_array_equal(image.read((2, 2)), expected)
+    assert starts == [0, 14, 28]
