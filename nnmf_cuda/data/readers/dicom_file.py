@@ -78,6 +78,10 @@ class Damaged(ValueError):
     """Why a file cannot be read, in words that hold nothing of its header's text."""
 
 
+class NotDicom(ValueError):
+    """A file that does not begin as DICOM does."""
+
+
 class NotAnImage(ValueError):
     """A sound DICOM file that holds no image: a directory, a report, a contour."""
 
@@ -114,8 +118,8 @@ class Place:
 
     def along_normal(self) -> float:
         """Return the position along the normal of the slice."""
-        normal = np.cross(self.orientation[:3], self.orientation[3:])
-        return float(normal @ np.asarray(self.position))
+        (a, b, c, d, e, f), (x, y, z) = self.orientation, self.position
+        return (b * f - c * e) * x + (c * d - a * f) * y + (a * e - b * d) * z
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,8 @@ def read_header(path: Path) -> DicomFile:
 
     Raises
     ------
+    NotDicom
+        If it is none.
     NotAnImage
         If the file is sound, and holds no image.
     ValueError
@@ -202,7 +208,7 @@ def read_header(path: Path) -> DicomFile:
     try:
         with path.open("rb") as file:
             return _header(path, file)
-    except NotAnImage:
+    except (NotDicom, NotAnImage):
         raise
     except Exception as error:  # pydicom raises nearly anything for damaged files
         raise ValueError(f"cannot read DICOM file {str(path)!r}: {reason_of(error)}") from error
@@ -231,7 +237,7 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
     pydicom = _pydicom()
     head = file.read(_N_HEAD)
     if not _begins_as_dicom(head[: PREAMBLE + len(MAGIC)]):
-        raise Damaged("it does not begin as one")
+        raise NotDicom(f"{str(path)!r} is no DICOM file")
     if DEFLATED.encode() in head[:4096]:
         _refuse_bomb(head, file)
     dataset: Any = read_elements(head, _WANTED, _UNUSUAL)
