@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,6 +78,66 @@ def coco(rng: np.random.Generator) -> None:
         Path("export", split, "_annotations.coco.json").write_text(json.dumps(content))
 
 
+def tables(rng: np.random.Generator) -> None:
+    lines = {"patients": ["file,label,patient,age"], "export": ["image_id;diagnosis;pid"]}
+    for index in range(24):
+        label = ("healthy", "ill")[index % 2]
+        save(Path("jpegs", f"{index}.jpg"), rng)
+        lines["patients"].append(f"jpegs/{index}.jpg,{label},P{index // 3},{index}")
+        lines["export"].append(f"{index};{label};P{index // 3}")
+    for name, rows in lines.items():
+        Path(f"{name}.csv").write_text("\n".join(rows), encoding="utf-8")
+
+
+def masks(rng: np.random.Generator) -> None:
+    for patient in range(N_PATIENTS):
+        for index in range(N_EACH):
+            mask = np.zeros((40, 40), np.uint8)
+            mask[:10] = 255 * (index % 2)
+            for image in (
+                f"kaggle/TCGA_{patient}/{index}.tif",
+                f"scans/images/P{patient}_{index}.png",
+            ):
+                save(Path(image), rng)
+            Path("scans/masks").mkdir(exist_ok=True)
+            Image.fromarray(mask).save(f"kaggle/TCGA_{patient}/{index}_mask.tif")
+            Image.fromarray(mask).save(f"scans/masks/P{patient}_{index}.png")
+
+
+def stacks(rng: np.random.Generator) -> None:
+    h5py, zarr = pytest.importorskip("h5py"), pytest.importorskip("zarr")
+    images = rng.integers(0, 256, (24, 40, 40), dtype=np.uint8)
+    labels, patients = np.arange(24) % 2, np.arange(24) // 3
+    np.save("scans.npy", images.astype(np.int16) * 5 - 900)
+    np.save("scans_labels.npy", labels)
+    np.save("scans_patient.npy", patients)
+    with h5py.File("camelyon.h5", "w") as file:
+        file["x"], file["y"] = images, labels
+    zarr.save_group("scans.zarr", images=images, labels=labels)
+
+
+def shards(rng: np.random.Generator) -> None:
+    Path("shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(f"shards/00{shard}.tar", "w") as archive:
+            for index in range(12):
+                name = f"{shard}{index:03}"
+                save(Path(f"{name}.jpg"), rng)
+                Path(f"{name}.json").write_text(json.dumps({"label": index % 2, "patient": name}))
+                for suffix in ("jpg", "json"):
+                    archive.add(f"{name}.{suffix}")
+
+
+def pages(rng: np.random.Generator) -> None:
+    for name in ("no", "yes"):
+        for index in range(8):
+            stack = rng.integers(0, 256, (3, 40, 40), dtype=np.uint8)
+            first, *others = (Image.fromarray(page) for page in stack)
+            path = Path("stacks", name, f"{index}.tif")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            first.save(path, save_all=True, append_images=others)
+
+
 def dicom(rng: np.random.Generator) -> None:
     pytest.importorskip("pydicom")
     for patient in range(N_PATIENTS):
@@ -130,6 +191,11 @@ MAKERS: dict[str, Callable[[np.random.Generator], None]] = {
     "Patients in folders or names": patient_folders,
     "Arrays: .npz and MedMNIST": arrays,
     "COCO exports": coco,
+    "Tables: CSV, TSV and parquet": tables,
+    "Images with masks": masks,
+    "Stacks: .npy, HDF5 and Zarr": stacks,
+    "Tar shards": shards,
+    "Pages of TIFF": pages,
     "DICOM": dicom,
     "NIfTI and BIDS": nifti,
     "dataset.json: medical decathlon, MONAI, nnU-Net": decathlon,

@@ -32,6 +32,10 @@ class Reader(Protocol):
     Errors are ValueErrors that name the source.
     """
 
+    @property
+    def HEEDS(self) -> frozenset[str]:
+        """The options that change what it reads, of `ReadOptions`; ``on_error`` is everyone's."""
+
     def recognises(self, path: Path) -> bool:
         """Tell whether an existing path is a source of this kind; cheap, and never raises."""
 

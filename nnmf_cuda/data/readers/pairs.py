@@ -34,6 +34,9 @@ class Pair(NamedTuple):
     masks: tuple[Path, ...]
 
 
+HEEDS = frozenset({"decode", "mask_area", "patient_from", "window"})
+
+
 def recognises(path: Path) -> bool:
     """Tell a folder in which some image has a mask."""
     try:

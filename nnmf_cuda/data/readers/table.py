@@ -39,6 +39,9 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
 """What tables call these columns, without case, blanks and signs; the first goes before others."""
 
 
+HEEDS = frozenset({"axis", "columns", "decode", "keep_ids", "mask_area", "patient_from", "window"})
+
+
 def recognises(path: Path) -> bool:
     """Tell a table by its suffix."""
     return path.suffix.lower() in SUFFIXES and not path.is_dir()

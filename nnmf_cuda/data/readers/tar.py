@@ -37,6 +37,9 @@ _LABEL_KEYS = ("label", "labels", "class", "cls")
 _GROUP_KEYS = {"patient": "patient", "series": "series", "fold": "patient_fold"}
 
 
+HEEDS = frozenset({"decode", "window"})
+
+
 def recognises(path: Path) -> bool:
     """Tell a shard by its suffix, a folder of them by all of its files."""
     if not path.is_dir():
