@@ -313,3 +313,21 @@ def test_a_folder_of_pictures_with_one_dicom_file_is_none_of_dicom(tmp_path: Pat
     assert not dicom.recognises(tmp_path)
     assert not dicom.recognises(tmp_path / "0.png")
     assert not dicom.recognises(tmp_path / "missing")
+
+
+def test_pipes_and_dead_links_are_left_out(tmp_path: Path) -> None:
+    import os
+
+    save_series(tmp_path)
+    os.mkfifo(tmp_path / "pipe.dcm")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    account = Account()
+    assert len(list(iter_images(tmp_path, account=account))) == 4
+    assert {file.name for file, _ in account.skipped} == {"pipe.dcm", "link"}
+
+
+def test_many_files_by_name_say_a_thing_once(tmp_path: Path) -> None:
+    save_series(tmp_path)
+    account = Account()
+    assert len(list(iter_images(sorted(tmp_path.iterdir()), account=account))) == 4
+    assert len(account.notes) == len(set(account.notes)) > 0

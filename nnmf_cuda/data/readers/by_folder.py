@@ -34,6 +34,8 @@ def walk_files(folder: Path, account: Account | None = None) -> Iterator[Path]:
             path = Path(where, name)
             if is_hidden(path):
                 account.skip(path, "hidden")
+            elif not path.is_file():  # a pipe would be waited for
+                account.skip(path, "no file: a pipe, a device, or a link that leads nowhere")
             else:
                 account.met(path)
                 yield path

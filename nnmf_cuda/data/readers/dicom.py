@@ -77,7 +77,8 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
     yield from unreadable
     patients, notes = _patients(frames, options, root)
-    account.notes += (*source_notes, *notes)
+    # Many files given by name are as many sources, which have the same to say.
+    account.notes += [n for n in (*source_notes, *notes) if n not in account.notes]
     for frame, patient in zip(frames, patients, strict=True):
         columns = {"patient": patient} if patient else {}
         columns["series"] = _shown(frame.file.series, options) if frame.file.series else ""

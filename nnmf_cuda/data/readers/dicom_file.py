@@ -280,7 +280,8 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
                 n_bytes=rows * columns * n_frames * (allocated // 8),
                 big_endian=syntax == BIG_ENDIAN,
             )
-            stored = Stored(offset, file_dtype, max(0, allocated - n_stored))
+            if offset is not None:
+                stored = Stored(offset, file_dtype, max(0, allocated - n_stored))
     transforms, places = _frames(dataset, n_frames)
     return DicomFile(
         path=path,
@@ -332,12 +333,14 @@ def _dtype(allocated: int, signed: bool, syntax: str) -> str | None:
     return f"{'>' if syntax == BIG_ENDIAN else '<'}{'i' if signed else 'u'}{allocated // 8}"
 
 
-def _pixel_offset(file: IO[bytes], *, implicit: bool, n_bytes: int, big_endian: bool) -> int:
-    """Return where pixels begin, the header having been read up to their element."""
+def _pixel_offset(file: IO[bytes], *, implicit: bool, n_bytes: int, big_endian: bool) -> int | None:
+    """Return where pixels begin, the header having been read up to them; None for float ones."""
     start = file.tell()
     element = file.read(12)
     order: ByteOrder = "big" if big_endian else "little"
     tag = int.from_bytes(element[:2], order) << 16 | int.from_bytes(element[2:4], order)
+    if tag in PIXELS[:2]:
+        return None
     if tag != 0x7FE00010:
         raise NotAnImage("no image (its header has no pixels below it)")
     length = int.from_bytes(element[4:8] if implicit else element[8:12], order)
