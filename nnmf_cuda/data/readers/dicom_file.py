@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.decoding import resize_images
-from nnmf_cuda.data.reading import Window, to_unit_range
+from nnmf_cuda.data.reading import Window, open_file, to_unit_range
 
 INSTALL = "pip install 'nnmf-cuda[medical]'"
 PLUGINS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
@@ -147,7 +147,7 @@ class DicomFile:
 def is_dicom(path: Path) -> bool:
     """Tell by its first bytes whether a file is DICOM, with or without a preamble; never raises."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _begins_as_dicom(file.read(_PREAMBLE + len(_MAGIC)))
     except OSError:
         return False
@@ -178,7 +178,7 @@ def read_header(path: Path) -> DicomFile:
     """
     _pydicom()
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _header(path, file)
     except NotAnImage:
         raise
