@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser, Namespace
 
 from nnmf_cuda.data.names import harmless
+from nnmf_cuda.data.reading import ReadOptions
 
 Built = TypeVar("Built")
 
@@ -32,6 +33,9 @@ class OptionParser(ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(exit_on_error=False, **settings)
+        # What is no option although it begins with a minus: numbers, as argparse has it, and a
+        # window such as -160:240.
+        self._negative_number_matcher = re.compile(r"^-(\d+|\d*\.\d+)(:\S+)?$")
 
     def add_argument(self, *names: str, **settings: Any) -> Any:
         """Add an option; one of type bool is on where it is given, and takes no value."""
@@ -66,12 +70,11 @@ def parser_of(
         parser.add_argument(
             "--config", action="config", help="YAML file with any of these options."
         )
-    with_device = issubclass(options, DeviceOption)
-    if with_device:
-        skip.add("device")
+    common = [kind for kind in (ReadOptions, DeviceOption) if issubclass(options, kind)]
+    skip |= {field.name for kind in common for field in fields(kind)}
     parser.add_class_arguments(options, as_group=False, skip=skip)
-    if with_device:  # last, as what is common stands below what is the command's own
-        parser.add_class_arguments(DeviceOption, as_group=False)
+    for kind in common:  # last, as what is common stands below what is the command's own
+        parser.add_class_arguments(kind, as_group=False)
     return parser
 
 

@@ -18,7 +18,7 @@ from nnmf_cuda.data.decoding import IMAGE_SHAPE, resize_images
 from nnmf_cuda.data.images import read_readable
 from nnmf_cuda.data.leakage import equal_images
 from nnmf_cuda.data.phantom import phantom
-from nnmf_cuda.data.readers import Records, reader_of
+from nnmf_cuda.data.readers import Records, note_unheeded, reader_of
 from nnmf_cuda.data.reading import DEFAULT_READING, UNREADABLE, Account, ReadOptions
 from nnmf_cuda.data.splits import N_FOLDS, fold_names, make_split, ways_to_split
 
@@ -87,8 +87,9 @@ def load_dataset(
     source = str(path)
     if classes is not None:
         parse_classes(classes)  # before any image is read
-    account = Account()
-    found = reader_of(Path(path)).read(Path(path), reading, account, label_key=label_key)
+    account, reader = Account(), reader_of(Path(path))
+    note_unheeded(reader, Path(path), reading, account)
+    found = reader.read(Path(path), reading, account, label_key=label_key)
     records, labels, label_names, class_notes = choose_classes(
         found, classes=classes, source=source
     )

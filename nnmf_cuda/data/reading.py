@@ -147,8 +147,9 @@ class ReadOptions:
     """How sources are read: the same for every command and every kind of source."""
 
     window: str | None = None
-    """Grey values that become black and white: "low:high" in the file's own units, or percentiles
-    such as "p1:p99" of the image (NIfTI: of the volume, DICOM: of the series)."""
+    """Grey values that become black and white: "low:high" in the file's own units, as
+    -160:240 in CT, or percentiles such as "p1:p99" of the image (NIfTI: of the volume, DICOM: of
+    the series)."""
     patient_from: str | None = None
     """Where a path below the source names its patient, as in "{patient}/{name}"; {series}, {label}
     and * for anything of one level can stand there too."""

@@ -90,3 +90,16 @@ def test_a_rare_class_is_named_before_any_work(
     error = capsys.readouterr().err.splitlines()[-1]
     assert "class 'rare' has 1 train image of 2 needed (no 6, rare 1, yes 6)" in error
     assert main([*command, "--classes=no,rare=yes,yes"]) == 0  # the remedy that it names
+
+
+@pytest.mark.parametrize("window", [["--window", "-160:240"], ["--window=-.5:7"]])
+def test_a_window_may_begin_below_zero(
+    window: list[str], tmp_path: Path, rng: np.random.Generator, capsys: Printed
+) -> None:
+    for name in ("no", "yes"):
+        for number in range(4):
+            save(tmp_path / name / f"{number}.png", rng, tumor=name == "yes")
+    assert main(["audit", *window, f"--data={tmp_path}"]) == 0
+    assert "Images read: 8" in capsys.readouterr().err
+    assert main(["audit", f"--data={tmp_path}", "--window", "--seed=1"]) == 2
+    assert "expected one argument" in capsys.readouterr().err

@@ -213,3 +213,9 @@ def test_nesting_without_end_is_refused(coco_root: Path) -> None:
     (coco_root / "test" / ANNOTATIONS).write_text("[" * 200_000)
     with pytest.raises(ValueError, match="is not JSON"):
         load_dataset(coco_root)
+
+
+def test_patients_come_from_the_names_of_files(coco_root: Path) -> None:
+    reading = ReadOptions(patient_from="*/{patient}.png")
+    dataset = load_dataset(coco_root, split_by="split", reading=reading)
+    assert dataset.groups["patient"].tolist() == [Path(name).stem for name in dataset.files]

@@ -287,8 +287,35 @@ def test_shapes_without_content_are_refused(tmp_path: Path) -> None:
         file.create_dataset("images", shape=shape, dtype="u1", chunks=(1, 1000, 1000))
     zarr.create_array(tmp_path / "bomb.zarr", shape=shape, dtype="u1", chunks=(1, 1000, 1000))
     for name in ("bomb.h5", "bomb.zarr"):
-        with pytest.raises(ValueError, match="but nothing is stored"):
+        with pytest.raises(ValueError, match="but 0 of 1000000000 chunks are stored"):
             next(iter_images(tmp_path / name))
+
+
+def test_chunks_that_were_never_written_are_told(tmp_path: Path, rng: np.random.Generator) -> None:
+    h5py = pytest.importorskip("h5py")
+    images = arrays(rng)["images"]
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        stored = file.create_dataset("images", images.shape, "u1", chunks=(8, 20, 30))
+        stored[:30] = images[:30]
+        file.create_dataset("labels", (10**12,), "i8", chunks=(1000,))
+    with pytest.raises(ValueError, match="but 4 of 5 chunks are stored; write it anew"):
+        next(iter_images(tmp_path / "part.h5"))
+    with h5py.File(tmp_path / "part.h5", "a") as file:
+        file["images"][:] = images
+    np.testing.assert_array_equal(streamed(tmp_path / "part.h5"), images)
+    with pytest.raises(
+        ValueError, match=r"'labels' has shape \(1000000000000,\), but there are 40"
+    ):
+        read(tmp_path / "part.h5")
+
+
+def test_black_chunks_of_zarr_are_images(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    images = np.zeros((40, 20, 30), np.uint8)
+    images[17] = 3
+    stored = zarr.create_array(tmp_path / "a", shape=images.shape, dtype="u1", chunks=(2, 20, 30))
+    stored[...] = images
+    np.testing.assert_array_equal(streamed(tmp_path / "a"), images)
 
 
 def test_links_to_other_files_are_not_followed(tmp_path: Path, rng: np.random.Generator) -> None:

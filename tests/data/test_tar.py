@@ -274,3 +274,27 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
 
     peak(10)
     assert peak(3000) < peak(300) + 200_000  # the other 2700 headers have 1.5 MB
+
+
+def test_packed_class_folders(tmp_path: Path, stack: np.ndarray) -> None:
+    members = [
+        (f"./set/{'ny'[at % 2]}/P{at // 4}_{at}.png", png(pixels))
+        for at, pixels in enumerate(stack)
+    ]
+    path = save_tar(tmp_path / "set.tar", members)
+    with pytest.raises(ValueError, match="none of 40 images has a label .*--patient_from"):
+        read(path)
+    options = ReadOptions(patient_from="*/{label}/{patient}_*")
+    records = tar.read(path, options, Account())
+    assert records.values.tolist() == ["n", "y"] * 20
+    assert records.groups["patient"].tolist() == [f"P{at // 4}" for at in range(40)]
+    assert records.columns == {}
+
+
+def test_folds_are_numbers_where_they_can_be(tmp_path: Path, stack: np.ndarray) -> None:
+    members: Members = []
+    for at, pixels in enumerate(stack[:12]):
+        about = json.dumps({"label": at % 2, "fold": at}).encode()
+        members += [(f"{at}.png", png(pixels)), (f"{at}.json", about)]
+    found = read(save_tar(tmp_path / "shard.tar", members)).groups["patient_fold"]
+    assert found.tolist() == list(range(12))

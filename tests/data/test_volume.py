@@ -88,13 +88,14 @@ def test_percentiles_of_the_volume(
     np.testing.assert_allclose(grey(volume, "axial", 3, "10:70"), expected, atol=1e-6)
 
 
-def test_scaling_of_the_file(tmp_path: Path, voxels: np.ndarray) -> None:
+@pytest.mark.parametrize("slope", [0.5, -0.5])
+def test_scaling_of_the_file(tmp_path: Path, voxels: np.ndarray, slope: float) -> None:
     image = nibabel.Nifti1Image(voxels, np.eye(4))
-    image.header.set_slope_inter(0.5, -10)
+    image.header.set_slope_inter(slope, -10)
     nibabel.save(image, tmp_path / "a.nii")
     scaled = np.asarray(nibabel.load(tmp_path / "a.nii").dataobj)
     volume = open_volume(tmp_path / "a.nii")
-    assert (volume.slope, volume.intercept) == (0.5, -10)
+    assert (volume.slope, volume.intercept) == (slope, -10)
     expected = to_unit(scaled[::-1, ::-1, 0].T, -100, 400)
     np.testing.assert_allclose(grey(volume, "axial", 0, "-100:400"), expected, atol=1e-5)
     low, high = np.percentile(scaled, (1, 99))
@@ -270,6 +271,17 @@ def test_damaged_files(tmp_path: Path, voxels: np.ndarray) -> None:
     path.write_bytes(packed)
     with pytest.raises(ValueError, match=r"c\.nii.* packed by gzip, against its name.*\.nii\.gz"):
         open_volume(path)
+
+
+def test_mended_headers_are_no_noise(
+    tmp_path: Path, voxels: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = save_nifti(tmp_path / "a.nii", voxels)
+    content = bytearray(path.read_bytes())
+    content[252:254] = np.int16(77).tobytes()  # qform_code
+    path.write_bytes(content)
+    open_volume(path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_complex_voxels_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -31,6 +32,10 @@ class Reader(Protocol):
 
     Errors are ValueErrors that name the source.
     """
+
+    @property
+    def HEEDS(self) -> frozenset[str]:
+        """The options that change what it reads, of `ReadOptions`; ``on_error`` is everyone's."""
 
     def recognises(self, path: Path) -> bool:
         """Tell whether an existing path is a source of this kind; cheap, and never raises."""
@@ -98,3 +103,18 @@ def refuse_label_key(path: Path, label_key: str) -> None:
             f"label_key={label_key!r} picks an array of an .npz, but {path} is a folder; "
             "leave it out"
         )
+
+
+def in_order(values: Sequence[str]) -> list[str]:
+    """Return the different values, as numbers where all are, else as text."""
+    found = set(values)
+    if all(re.fullmatch(r"-?[0-9]+", value) for value in found):
+        return sorted(found, key=int)
+    return sorted(found)
+
+
+def as_folds(names: Sequence[str]) -> NDArray[Any]:
+    """Return the folds of images: integers where all are, so that 10 comes after 9, else text."""
+    if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
+        return np.array([int(name) for name in names])
+    return np.array(names)

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from nnmf_cuda.data.images import walk_images
+from nnmf_cuda.data.images import name_of, walk_images
 from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
 from nnmf_cuda.data.readers.folders import images as images  # every file, with a box or without
 from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
 ANNOTATIONS = "_annotations.coco.json"
+
+
+HEEDS = frozenset({"decode", "patient_from", "window"})
 
 
 def recognises(path: Path) -> bool:
@@ -30,8 +33,8 @@ def read(
     """List the images of ``path/{train,valid,test}/_annotations.coco.json``, which lie beside it.
 
     An image's class, in the values its category's id as text, is that of its largest box. An image
-    without a box is left out, and counted in the notes. The json may begin with a UTF-8 byte order
-    mark.
+    without a box is left out, and counted in the notes. Patients come from paths, by
+    ``patient_from``. The json may begin with a UTF-8 byte order mark.
     """
     refuse_label_key(path, label_key)
     parts = {
@@ -54,6 +57,14 @@ def read(
     for other in sorted(path.iterdir()):
         if other.name not in inside:
             account.skip(other, "beside the splits")
+    groups = {}
+    if options.pattern is not None:
+        below = [options.pattern.match(name_of(file).relative_to(path)) for file in files]
+        groups = {
+            name: np.array([names_of[name] for names_of in below])
+            for name in ("patient", "series")
+            if name in options.pattern.names
+        }
     values = np.concatenate([part.values for part in parts.values()])
     return Records(
         images=files,
@@ -61,6 +72,7 @@ def read(
         names={value: names.get(value, value) for value in sorted(set(values.tolist()), key=int)},
         split=np.repeat(list(parts), [len(part.images) for part in parts.values()]),
         files=np.array([file.name for file in files]),
+        groups=groups,
         notes=tuple(note for part in parts.values() for note in part.notes),
     )
 

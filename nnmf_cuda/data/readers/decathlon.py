@@ -60,6 +60,9 @@ class _Case:
     fold: str | None = None
 
 
+HEEDS = frozenset({"axis", "mask_area", "patient_from", "window"})
+
+
 def recognises(path: Path) -> bool:
     """Tell a folder by a ``dataset.json`` that lists cases, or any file by the ending .json."""
     if path.suffix.lower() == ".json" and path.is_file():

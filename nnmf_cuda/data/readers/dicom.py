@@ -46,6 +46,9 @@ _SHORTEST_IN_NAME = 3
 """Shorter words of a header are left in names of files: they are everywhere."""
 
 
+HEEDS = frozenset({"keep_ids", "patient_from", "window"})
+
+
 def recognises(path: Path) -> bool:
     """Tell a file by its content, and a folder by that of its first files."""
     if path.is_file():

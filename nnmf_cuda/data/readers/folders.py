@@ -31,6 +31,9 @@ class _Found(NamedTuple):
     label: str
 
 
+HEEDS = frozenset({"decode", "patient_from", "window"})
+
+
 def recognises(path: Path) -> bool:
     """Take every file and folder."""
     return path.exists()

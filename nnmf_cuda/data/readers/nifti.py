@@ -55,6 +55,9 @@ _CASES_OF_PATIENT = 8
 _PATIENT = re.compile(r"sub-[A-Za-z0-9+]+")
 
 
+HEEDS = frozenset({"axis", "columns", "mask_area", "patient_from", "window"})
+
+
 def recognises(path: Path) -> bool:
     """Tell a file by its name, and a folder by those of its first files."""
     if path.is_file():

@@ -38,6 +38,9 @@ _BLOCK_BYTES = 2**24
 """Bytes of images that are read at a time from an archive."""
 
 
+HEEDS: frozenset[str] = frozenset()
+
+
 def recognises(path: Path) -> bool:
     """Tell an archive by its suffix."""
     return path.suffix.lower() == ".npz" and not path.is_dir()
@@ -83,7 +86,7 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
                     check_length(array, shape[0], name=archive.of(key))
                 names = file_names(arrays, shape[0], images_key)
             for name, pixels in zip(names[start : start + len(block)], block, strict=True):
-                yield ArrayImage(path / str(name), pixels)
+                yield ArrayImage(path, str(name), pixels)
             start += len(block)
 
 

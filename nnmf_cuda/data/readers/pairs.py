@@ -7,6 +7,7 @@ An image's folder is its patient; ``--patient_from`` names another part of the p
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -34,10 +35,15 @@ class Pair(NamedTuple):
     masks: tuple[Path, ...]
 
 
+HEEDS = frozenset({"decode", "mask_area", "patient_from", "window"})
+
+
 def recognises(path: Path) -> bool:
     """Tell a folder in which some image has a mask."""
     try:
-        return path.is_dir() and any(pair.image and pair.masks for pair in _pairs(path, Account()))
+        return _has_mask_names(path) and any(
+            pair.image and pair.masks for pair in _pairs(path, Account())
+        )
     except (OSError, ValueError):  # which the reader of folders will say
         return False
 
@@ -128,6 +134,18 @@ def _used(path: Path, account: Account, *, unmasked: bool) -> list[_Used]:
             " or, where folders are classes, give --patient_from '{label}/{name}'"
         )
     return used
+
+
+def _has_mask_names(path: Path) -> bool:
+    """Tell whether something in a folder is called as a mask; a tenth of the time of `_pairs`."""
+    for _, folders, names in os.walk(path):
+        if any(name.lower() in _MASK_FOLDERS for name in folders):
+            return True
+        # What ends like a mask is sure to hold one of its words.
+        likely = (name for name in names if "mask" in (low := name.lower()) or "seg" in low)
+        if any(_stem_of_mask(Path(name)) is not None for name in likely):
+            return True
+    return False
 
 
 def _pairs(root: Path, account: Account) -> Iterator[Pair]:

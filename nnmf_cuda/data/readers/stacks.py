@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -42,7 +43,13 @@ _BLOCK_BYTES = 2**24
 """Bytes of images that are read at a time, if chunks are not larger."""
 
 _MAX_IMAGE_BYTES = 2**30
-"""Size from where an image is refused: a damaged or malicious shape would fill the memory."""
+"""Size from where an image or chunk is refused: a damaged or malicious shape would fill memory."""
+
+_MOST_BLACK = 1000
+"""Chunks for each one that a Zarr array stores, from where it is taken for a shape alone."""
+
+
+HEEDS = frozenset({"columns", "window"})
 
 
 def recognises(path: Path) -> bool:
@@ -57,11 +64,12 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     account.met(path)
     arrays = _opened(path, options)
     stack = _Stack(arrays, options)
-    names = file_names(_taken(arrays, FILE_KEYS, stack.n_images), stack.n_images)
+    given = _taken(arrays, FILE_KEYS, stack.n_images)
+    names = file_names(given, stack.n_images) if given else None
     for start in range(0, stack.n_images, stack.step):
-        block = stack.block(start)
-        for name, pixels in zip(names[start : start + len(block)], block, strict=True):
-            yield ArrayImage(path / str(name), pixels)
+        for at, pixels in enumerate(stack.block(start), start):
+            name = f"images[{at}]" if names is None else str(names[at])
+            yield ArrayImage(path, name, pixels)
 
 
 def read(
@@ -107,8 +115,8 @@ class _Arrays(Arrays, Protocol):
     def rows(self, key: str) -> Any:
         """Return an array that is read where it is sliced."""
 
-    def is_stored(self, key: str) -> bool:
-        """Tell whether there is more of an array than its shape."""
+    def lack(self, key: str) -> str:
+        """Return what of an array is not there, though its shape says so; "" if it is whole."""
 
     def remedy(self, key: str) -> str:
         """Return where an array of this name would be looked for."""
@@ -133,22 +141,23 @@ class _Stack:
             raise ValueError(f"{self._name} are empty, shape {shape}; give at least one image")
         if dtype.kind not in "iuf":
             raise ValueError(f"{self._name} are {dtype}; give uint8, or floats in [0, 1]")
-        # A shape alone costs a damaged or malicious file nothing.
-        if not arrays.is_stored(self._key):
-            raise ValueError(f"{self._name} have a shape, {shape}, but nothing is stored")
         row_bytes = dtype.itemsize * prod(shape[1:])
-        if row_bytes > _MAX_IMAGE_BYTES:
-            raise ValueError(f"{self._name} have shape {shape}: an image of it fills the memory")
+        chunks = getattr(self._rows, "chunks", None) or (1,)
+        if max(row_bytes, dtype.itemsize * prod(chunks)) > _MAX_IMAGE_BYTES:
+            raise ValueError(
+                f"{self._name} have shape {shape}, in pieces of {chunks}: one would fill the memory"
+            )
+        # A shape alone costs a damaged or malicious file nothing.
+        if lack := arrays.lack(self._key):
+            raise ValueError(f"{self._name} have shape {shape}, but {lack}; write it anew")
         if dtype.kind in "iu" and dtype != np.uint8 and self._window is None:
             raise ValueError(
                 f"{self._name} are {dtype}; choose which values are black and white with --window"
                 " LOW:HIGH, or p1:p99 for percentiles of each image, or store uint8"
             )
         self.n_images = shape[0]
-        chunk = (getattr(self._rows, "chunks", None) or (1,))[0]
-        step = max(1, _BLOCK_BYTES // row_bytes)
         # Whole chunks, as each is unpacked as a whole.
-        self.step = max(step // chunk * chunk, min(chunk, _MAX_IMAGE_BYTES // row_bytes))
+        self.step = max(1, _BLOCK_BYTES // row_bytes // chunks[0]) * chunks[0]
 
     def block(self, start: int) -> NDArray[Any]:
         """Return the checked images from `start`, at most `step`: uint8, or floats in [0, 1]."""
@@ -233,6 +242,12 @@ def _taken(arrays: _Arrays, keys: Iterable[str], n_images: int) -> dict[str, NDA
     for key in keys:
         if key not in arrays.keys:
             continue
+        if prod(arrays.rows(key).shape) > n_images:  # before it fills the memory
+            shape = tuple(arrays.rows(key).shape)
+            raise ValueError(
+                f"{arrays.of(key)} has shape {shape}, but there are {n_images} images; give one"
+                " entry an image"
+            )
         array = arrays.take(key)
         if array.ndim > 1 and array.shape == (n_images,) + (1,) * (array.ndim - 1):
             array = array.reshape(n_images)
@@ -241,11 +256,22 @@ def _taken(arrays: _Arrays, keys: Iterable[str], n_images: int) -> dict[str, NDA
     return found
 
 
+def _n_chunks(shape: Sequence[int], chunks: Sequence[int]) -> int:
+    return prod(-(-side // piece) for side, piece in zip(shape, chunks, strict=True))
+
+
 def _opened(path: Path, options: ReadOptions) -> _Arrays:
     """Open a source, which is closed with the last that is known of it."""
     if path.is_dir():
         return _Zarr(path)
     return _Npy(path, options) if path.suffix.lower() == ".npy" else _Hdf5(path)
+
+
+def _refuse_bomb(arrays: _Arrays, key: str) -> None:
+    """Raise ValueError where an array that is loaded as a whole would fill the memory."""
+    rows = arrays.rows(key)
+    if prod(rows.shape) * np.dtype(rows.dtype).itemsize > _MAX_IMAGE_BYTES:
+        raise ValueError(f"{arrays.of(key)} has shape {tuple(rows.shape)}, too large to be loaded")
 
 
 def _text(array: NDArray[Any]) -> NDArray[Any]:
@@ -306,8 +332,8 @@ class _Npy:
             ) from error
         return opened
 
-    def is_stored(self, key: str) -> bool:
-        return True
+    def lack(self, key: str) -> str:
+        return ""  # what cannot be mapped in full is refused
 
 
 class _Hdf5:
@@ -342,6 +368,7 @@ class _Hdf5:
         return f"; name it with --columns label=KEY, or add a dataset {key!r}"
 
     def take(self, key: str) -> NDArray[Any]:
+        _refuse_bomb(self, key)
         try:
             return _text(np.asarray(self.rows(key)[()]))
         except (OSError, ValueError, RuntimeError, TypeError, MemoryError) as error:
@@ -352,9 +379,14 @@ class _Hdf5:
     def rows(self, key: str) -> Any:
         return self._found[key]
 
-    def is_stored(self, key: str) -> bool:
+    def lack(self, key: str) -> str:
         found = self._found[key]
-        return bool(found.is_virtual or found.id.get_storage_size() > 0)
+        if found.is_virtual:
+            return ""
+        if found.chunks is None:
+            return "" if found.id.get_storage_size() else "nothing is stored"
+        n_chunks, n_stored = _n_chunks(found.shape, found.chunks), found.id.get_num_chunks()
+        return "" if n_stored >= n_chunks else f"{n_stored} of {n_chunks} chunks are stored"
 
 
 class _Zarr:
@@ -388,6 +420,7 @@ class _Zarr:
         return f"; name it with --columns label=KEY, or add an array {key!r}"
 
     def take(self, key: str) -> NDArray[Any]:
+        _refuse_bomb(self, key)
         try:
             return _text(np.asarray(self.rows(key)[...]))
         except Exception as error:  # as in _Stack.block
@@ -398,7 +431,13 @@ class _Zarr:
     def rows(self, key: str) -> Any:
         return self._found[key]
 
-    def is_stored(self, key: str) -> bool:
-        # The library would ask for every chunk that there could be.
-        names = (name for *_, files in os.walk(self.path / self._found[key].path) for name in files)
-        return any(name != "zarr.json" and not name.startswith(".z") for name in names)
+    def lack(self, key: str) -> str:
+        found = self._found[key]
+        # Black chunks are not stored; and asked how many are, the library looks for each.
+        n_chunks = _n_chunks(found.shape, found.shards or found.chunks)
+        names = (name for *_, files in os.walk(self.path / found.path) for name in files)
+        chunks = (name for name in names if name != "zarr.json" and not name.startswith(".z"))
+        n_stored = sum(1 for _ in islice(chunks, 1 + n_chunks // _MOST_BLACK))
+        if n_stored > n_chunks // _MOST_BLACK:
+            return ""
+        return f"{n_stored} of {n_chunks} chunks are stored"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.images import ImageSource, LazyImage
 from nnmf_cuda.data.readers import masks
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, as_folds, in_order
 from nnmf_cuda.data.readers.files import Files
 from nnmf_cuda.data.readers.rows import SUFFIXES, Row, Table
 from nnmf_cuda.data.reading import TABLE_COLUMNS, Account, ReadOptions
@@ -37,6 +37,9 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
     "frame": ("frame",),
 }  # fmt: skip
 """What tables call these columns, without case, blanks and signs; the first goes before others."""
+
+
+HEEDS = frozenset({"axis", "columns", "decode", "keep_ids", "mask_area", "patient_from", "window"})
 
 
 def recognises(path: Path) -> bool:
@@ -83,20 +86,18 @@ def read(
         raise ValueError(f"{path} has no row with a label below its header; give a row an image")
     if columns.has("label"):
         values = [columns.cell(row, "label") for row in rows]
-        names = {value: value for value in _in_order(values)}
+        names = {value: value for value in in_order(values)}
     else:
         rows, entries, values = _labels_of_masks(rows, entries, columns, options, account)
         names = dict(masks.NAMES)
         notes.append(f"Labels come from the masks in column {columns.names['mask']!r}")
-    groups = {
-        ours: _as_array([columns.cell(row, theirs) for row in rows], fold=theirs == "fold")
-        for ours, theirs in (
-            ("patient", "patient"),
-            ("series", "series"),
-            ("patient_fold", "fold"),
-        )  # fmt: skip
-        if columns.has(theirs)
+    groups: dict[str, NDArray[Any]] = {
+        name: np.array([columns.cell(row, name) for row in rows])
+        for name in ("patient", "series")
+        if columns.has(name)
     }
+    if columns.has("fold"):
+        groups["patient_fold"] = as_folds([columns.cell(row, "fold") for row in rows])
     if "patient" not in groups and options.pattern is not None:
         found = [options.pattern.match(columns.written(row)) for row in rows]
         for name in ("patient", "series"):
@@ -407,18 +408,3 @@ def _fields(pattern: str) -> list[str]:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name).casefold()
-
-
-def _in_order(values: Sequence[str]) -> list[str]:
-    """Return the different values, as numbers where all are, else as text."""
-    found = set(values)
-    if all(re.fullmatch(r"-?\d+", value) for value in found):
-        return sorted(found, key=int)
-    return sorted(found)
-
-
-def _as_array(values: list[str], *, fold: bool) -> NDArray[Any]:
-    """Return text, or integers for folds that are numbered, so that 10 comes after 9."""
-    if fold and all(re.fullmatch(r"\d{1,9}", value) for value in values):
-        return np.array([int(value) for value in values])
-    return np.array(values)

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.decoding import decode_image
 from nnmf_cuda.data.images import IMAGE_SUFFIXES, ImageSource, LazyImage
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records
-from nnmf_cuda.data.reading import Account, ReadOptions, first_few
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, as_folds, in_order
+from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions, first_few
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -34,7 +34,11 @@ _MAX_TEXT = 2**20
 """Size from where a label or description is refused."""
 
 _LABEL_KEYS = ("label", "labels", "class", "cls")
-_GROUP_KEYS = {"patient": "patient", "series": "series", "fold": "patient_fold"}
+_OF_ALL = ("patient", "series", "split", "fold")
+"""What has to be said of every image, or of none."""
+
+
+HEEDS = frozenset({"decode", "patient_from", "window"})
 
 
 def recognises(path: Path) -> bool:
@@ -69,8 +73,9 @@ def read(
 
     The label is what ``key.cls`` holds, or "label" of ``key.json``; `label_key` chooses another
     key. "patient", "series", "split" and "fold" of ``key.json`` are what they say; all else there
-    passes through. Images are read from their place in the archive when they are asked for, which
-    a compressed one does not allow.
+    passes through. ``patient_from`` takes patient, series and label from names in the archive, such
+    as those of class folders that were packed. Images are read from their place in the archive when
+    they are asked for, which a compressed one does not allow.
     """
     samples: list[_Sample] = []
     n_unlabelled = 0
@@ -83,15 +88,19 @@ def read(
         for sample in _samples(shard, account, contents=False):
             if sample.image is None:
                 continue
+            if options.pattern is not None:
+                sample.take_from_name(options.pattern)
             if sample.label(label_key):
                 samples.append(sample)
             else:
                 n_unlabelled += 1
     if not samples:
         wanted = "KEY.cls or 'label' in KEY.json" if label_key == "labels" else repr(label_key)
-        raise ValueError(f"{path}: none of {n_unlabelled} images has a label ({wanted})")
+        raise ValueError(
+            f"{path}: none of {n_unlabelled} images has a label ({wanted}); where the names of the"
+            " files have it, give --patient_from, as in '{label}/{name}'"
+        )
     values = [sample.label(label_key) for sample in samples]
-    numbers = all(value.isdecimal() for value in values)
     columns, notes = _columns(samples, label_key)
     if n_unlabelled:
         notes.append(f"{n_unlabelled} images without a label are left out")
@@ -101,15 +110,18 @@ def read(
         if unknown:
             raise ValueError(f"{path}: 'split' is {unknown[0]!r}; give train, valid and test")
         split = np.array([SPLIT_ALIASES[name.lower()] for name in split.tolist()])
+    groups: dict[str, NDArray[Any]] = {
+        name: columns.pop(name) for name in ("patient", "series") if name in columns
+    }
+    if "fold" in columns:
+        groups["patient_fold"] = as_folds(columns.pop("fold").tolist())
     return Records(
         images=[sample.lazy(options, sample.at_its_place) for sample in samples],
         values=np.array(values),
-        names={v: v for v in sorted(set(values), key=int if numbers else None)},
+        names={value: value for value in in_order(values)},
         split=split,
         files=np.array([str(sample.name.relative_to(path)) for sample in samples]),
-        groups={
-            ours: columns.pop(theirs) for theirs, ours in _GROUP_KEYS.items() if theirs in columns
-        },
+        groups=groups,
         columns=columns,
         notes=tuple(notes),
     )
@@ -131,6 +143,14 @@ class _Sample:
         """The shard's path, and below it the image's name; an absolute name is below it too."""
         assert self.image is not None
         return Path(f"{self.shard}/{self.image.name.lstrip('/')}")
+
+    def take_from_name(self, pattern: PathPattern) -> None:
+        """Let patient, series and label be what a pattern takes from the image's name."""
+        assert self.image is not None
+        found = dict(pattern.match(self.image.name.lstrip("/")))
+        found.pop("name", None)
+        self.cls = found.get("label", self.cls)
+        self.about |= found
 
     def label(self, label_key: str) -> str:
         """Return the label, or "" where there is none."""
@@ -301,7 +321,7 @@ def _columns(
     for name in names:
         found = [sample.about.get(name) for sample in samples]
         n_without = sum(value is None for value in found)
-        if n_without and name in ("split", *_GROUP_KEYS):
+        if n_without and name in _OF_ALL:
             at = found.index(None)
             raise ValueError(
                 f"{samples[at].name} says nothing of {name!r}, which {len(found) - n_without} of"

@@ -8,8 +8,10 @@ the left.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -30,7 +32,7 @@ DEFAULT_WINDOW = Window(1.0, 99.0, percentiles=True)
 _AXES: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 _N_IN_MEMORY = 3
 """Volumes that are kept, as their slices are asked for one after the other by several threads."""
-_N_SAMPLED = 2**22
+_N_SAMPLED = 2**19
 """Voxels from which percentiles are computed, evenly spread over the volume."""
 _MAX_BYTES = 2**33
 """Of one volume: a damaged header asks for more than that sooner than a scanner does."""
@@ -122,16 +124,27 @@ class Volume:
         voxels = _voxels(self)
         with self._lock:
             if key not in self._limits:
-                flat = voxels.ravel(order="K")
-                # An odd step does not stay in some columns of a volume whose sides are even.
-                step = max(1, flat.size // _N_SAMPLED) | 1
-                values = flat[::step].astype(np.float64) * self.slope + self.intercept
-                values = values[np.isfinite(values)]
-                low, high = np.percentile(values, key) if values.size else (0.0, 0.0)
-                if low == high and values.size:  # nearly all is background
-                    low, high = values.min(), values.max()
-                self._limits[key] = float(low), float(high)
+                self._limits[key] = self._percentiles(voxels, key)
             return self._limits[key]
+
+    def _percentiles(
+        self, voxels: NDArray[Any], percents: tuple[float, float]
+    ) -> tuple[float, float]:
+        flat = voxels.ravel(order="K")
+        # An odd step does not stay in some columns of a volume whose sides are even.
+        values = flat[:: max(1, flat.size // _N_SAMPLED) | 1]
+        if values.dtype.kind == "f":
+            values = values[np.isfinite(values)]
+        if not values.size:
+            return 0.0, 0.0
+        if self.slope < 0:
+            percents = (100 - percents[0], 100 - percents[1])
+        low, high = np.percentile(values, percents)
+        if low == high:  # nearly all is background
+            low, high = values.min(), values.max()
+            if self.slope < 0:
+                low, high = high, low
+        return float(low) * self.slope + self.intercept, float(high) * self.slope + self.intercept
 
 
 def open_volume(path: Path, name: Path | None = None) -> Volume:
@@ -145,9 +158,22 @@ def open_volume(path: Path, name: Path | None = None) -> Volume:
     nibabel = _nibabel()
     name = path if name is None else name
     try:
-        return _open(nibabel, path, name)
+        with _silenced(nibabel.imageglobals.logger):
+            return _open(nibabel, path, name)
     except Exception as error:  # nibabel raises nearly anything for damaged files
         raise _unreadable(name, error) from error
+
+
+@contextmanager
+def _silenced(log: logging.Logger) -> Iterator[None]:
+    """Keep what nibabel says of headers that it mends out of a command's own lines."""
+    with _log_lock:
+        before = log.level
+        log.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            log.setLevel(before)
 
 
 def _open(nibabel: Any, path: Path, name: Path) -> Volume:
@@ -234,6 +260,7 @@ def _turned(sides: Sequence[int], orientation: NDArray[np.float64]) -> tuple[int
 
 _in_memory: OrderedDict[Volume, NDArray[Any]] = OrderedDict()
 _memory_lock = Lock()
+_log_lock = Lock()
 
 
 def _voxels(volume: Volume) -> NDArray[Any]:
