@@ -118,6 +118,8 @@ def problems_of(command: Sequence[str], out: Path) -> tuple[int | None, list[str
     )
     if left - beside:
         problems.append(f"left behind: {sorted(left - beside)}")
-    if code == 0 and out.suffix == ".npy" and not np.isfinite(np.load(out)).all():
+    if code == 0 and command[0] == "extract" and not out.exists():
+        problems.append("nothing written")
+    elif code == 0 and command[0] == "extract" and not np.isfinite(np.load(out)).all():
         problems.append("features that are no numbers")
     return code, problems
