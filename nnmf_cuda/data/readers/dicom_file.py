@@ -32,7 +32,7 @@ from nnmf_cuda.data.readers.dicom_elements import (
     VALUE_REPRESENTATIONS,
     read_elements,
 )
-from nnmf_cuda.data.reading import Window, to_unit_range
+from nnmf_cuda.data.reading import Window, open_file, to_unit_range
 
 INSTALL = "pip install 'nnmf-cuda[medical]'"
 PLUGINS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
@@ -173,7 +173,7 @@ class DicomFile:
 def is_dicom(path: Path) -> bool:
     """Tell by its first bytes whether a file is DICOM, with or without a preamble; never raises."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _begins_as_dicom(file.read(PREAMBLE + len(MAGIC)))
     except OSError:
         return False
@@ -206,7 +206,7 @@ def read_header(path: Path) -> DicomFile:
     """
     _pydicom()
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _header(path, file)
     except (NotDicom, NotAnImage):
         raise
