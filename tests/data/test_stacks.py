@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -361,3 +362,13 @@ def test_blocks_are_whole_chunks_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
         assert isinstance(image, LazyImage)
         np.testing.assert_array_equal(image.read((2, 2)), expected)
     assert starts == [0, 14, 28]
+
+
+@pytest.mark.parametrize(("library", "kind"), [("h5py", "h5"), ("zarr", "zarr")])
+def test_a_library_that_is_not_there_is_told_by_its_command(
+    library: str, kind: str, tmp_path: Path, rng: np.random.Generator, monkeypatch: Any
+) -> None:
+    path = SAVE[kind](tmp_path, arrays(rng), 7)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"needs {library}: pip install 'nnmf-cuda\[stacks\]'"):
+        next(iter_images(path))
