@@ -75,10 +75,10 @@ def extract(options: Extract) -> None:
     from nnmf_cuda.data import Account, iter_images
     from nnmf_cuda.pipeline.extract import extract_to_file
 
-    account = Account()
+    account, model = Account(), options.load()
     account.n_read, n_failed = extract_to_file(
         iter_images(options.images, reading=options, account=account),
-        options.load().extractor,
+        model.extractor,
         Path(options.out),
         normalize=options.normalize,
         reading=options,
@@ -92,6 +92,7 @@ def extract(options: Extract) -> None:
         say(line)
     if n_failed:
         say(f"{n_failed} images could not be read: {options.out}.failed.txt")
+    _say_what_fast_decoding_changes(options, model)
 
 
 def predict(options: Predict) -> None:
@@ -139,7 +140,24 @@ def predict(options: Predict) -> None:
         account.skip(failure.file, UNREADABLE)
     for line in account.lines():
         say(line)
+    _say_what_fast_decoding_changes(options, model)
     if model.info.synthetic:
         say("this model was trained on synthetic images: its answers mean nothing on real ones")
     if failures and (options.on_error == "raise" or not account.n_read):
         raise ValueError(failed_images(failures, account.n_read + len(failures)))
+
+
+def _say_what_fast_decoding_changes(options: ImagesAndModel, model: TrainedModel) -> None:
+    if options.decode == "exact":
+        return
+    from nnmf_cuda.data import iter_images
+    from nnmf_cuda.pipeline.fast_decoding import fast_decoding_note
+
+    note = fast_decoding_note(
+        lambda reading: iter_images(options.images, reading=reading),
+        options,
+        model.extractor.coefficients,
+        image_shape=model.image_shape,
+        device=model.device,
+    )
+    say(note)

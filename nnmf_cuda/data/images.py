@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,26 +30,34 @@ logger = logging.getLogger(__name__)
 
 _AHEAD = 512
 """Images decoded or queued ahead where all are wanted."""
+_NONE: Mapping[str, str] = {}
 _MOST_NAMED = 100
 """Unreadable images that one line names."""
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
 
 
-@dataclass(frozen=True, eq=False)
-class ArrayImage:
+class ArrayImage(NamedTuple):
     """An image that its source holds as an array.
 
     Attributes
     ----------
-    name : Path
-        The source's path, and below it the image's name in the source.
+    source : Path
+        The source's path.
+    key : str
+        The image's name in the source.
     pixels : ndarray of shape (height, width) or (height, width, 3)
         uint8; without colours also floating in [0, 1]. Checked.
     """
 
-    name: Path
+    source: Path
+    key: str
     pixels: NDArray[Any]
+
+    @property
+    def name(self) -> Path:
+        """The source's path, and below it the image's name."""
+        return self.source / self.key
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +132,58 @@ def is_hidden(path: Path) -> bool:
 
 def walk_reaches(folder: Path, file: Path) -> bool:
     """Tell whether `walk_images(folder)` gives `file`, without walking."""
-    if not file.is_relative_to(folder) or not is_image(file):
+    return is_image(file) and is_below(folder, file)
+
+
+def is_below(folder: Path, file: Path) -> bool:
+    """Tell whether a file is found by walking a folder: not hidden, and through no link."""
+    if not file.is_relative_to(folder):
         return False
     inside = file.relative_to(folder)
     hidden = any(is_hidden(Path(part)) for part in inside.parts)
     return not hidden and not any((folder / p).is_symlink() for p in inside.parents[:-1])
+
+
+class ImageNames(Sequence[Path]):
+    """The names of images, made when they are asked for: a path takes as long as a projection."""
+
+    def __init__(self, sources: list[ImageSource]) -> None:
+        self._sources = sources
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [name_of(source) for source in self._sources[index]]
+        return name_of(self._sources[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def texts(self) -> list[str]:
+        """Return what ``str`` makes of each."""
+        folders: dict[Path, str] = {}
+        texts = []
+        for source in self._sources:
+            if isinstance(source, ArrayImage) and _is_plain(source.key):
+                if source.source not in folders:
+                    folders[source.source] = str(source.source / "x")[:-1]
+                texts.append(folders[source.source] + source.key)
+            else:
+                texts.append(str(name_of(source)))
+        return texts
+
+
+def _is_plain(key: str) -> bool:
+    """Tell whether a path has a name as it is, without anything to make shorter."""
+    return "/" not in key and key not in ("", ".") and os.sep == "/"
 
 
 class ImageBatch(NamedTuple):
@@ -140,8 +195,8 @@ class ImageBatch(NamedTuple):
         How many images the stream gave before this batch.
     images : ndarray of shape (n, height, width)
         uint8, or float32 in [0, 1] where the source holds floats.
-    files : list of Path
-        The name of each image.
+    files : sequence of Path
+        The name of each image; an `ImageNames` in a stream.
     failures : list of ReadFailure
         The unreadable files met since the batch before, at most as many as a batch has images;
         empty unless ``on_error="skip"``.
@@ -151,9 +206,15 @@ class ImageBatch(NamedTuple):
 
     start: int
     images: NDArray[Any]
-    files: list[Path]
+    files: Sequence[Path]
     failures: list[ReadFailure]
     columns: Sequence[Mapping[str, str]] = ()
+
+    def names(self) -> list[str]:
+        """Return the images' names as text."""
+        if isinstance(self.files, ImageNames):
+            return self.files.texts()
+        return [str(file) for file in self.files]
 
 
 def iter_image_batches(
@@ -223,10 +284,7 @@ def name_of(source: ImageSource) -> Path:
     return source if isinstance(source, Path) else source.name
 
 
-class _Decoded(NamedTuple):
-    name: Path
-    image: NDArray[Any] | ValueError
-    columns: Mapping[str, str]
+_Decoded: TypeAlias = tuple[ImageSource, NDArray[Any] | ValueError]
 
 
 def _decode(
@@ -272,9 +330,7 @@ def _decode(
         queue = deque(islice(waiting, window))
         while queue:
             source, image = queue.popleft()
-            columns = source.columns if isinstance(source, LazyImage) else {}
-            found = image if isinstance(image, np.ndarray) else image.result()
-            yield _Decoded(name_of(source), found, columns)
+            yield source, image if isinstance(image, np.ndarray) else image.result()
             bar.update()
             queue.extend(islice(waiting, 1))
 
@@ -288,25 +344,30 @@ def _batches(
     """Gather images of one dtype, and the failures between them."""
     start = 0
     images: list[NDArray[Any]] = []
-    files: list[Path] = []
+    sources: list[ImageSource] = []
     failures: list[ReadFailure] = []
-    columns: list[Mapping[str, str]] = []
 
     def batch() -> ImageBatch:
-        nonlocal start, images, files, failures, columns
-        stacked = np.stack(images) if images else np.empty((0, *image_shape), dtype=np.uint8)
-        made = ImageBatch(start, stacked, files, failures, columns)
+        nonlocal start, images, sources, failures
+        stacked = np.concatenate(images) if images else np.empty((0, image_shape[1]), np.uint8)
+        made = ImageBatch(
+            start,
+            stacked.reshape(-1, *image_shape),
+            ImageNames(sources),
+            failures,
+            [source.columns if isinstance(source, LazyImage) else _NONE for source in sources],
+        )
         start += len(images)
-        images, files, failures, columns = [], [], [], []
+        images, sources, failures = [], [], []
         return made
 
     with closing(decoded):  # ends the threads when the caller stops early
-        for file, image, beside in decoded:
+        for source, image in decoded:
             if isinstance(image, ValueError):
                 if on_error == "raise":
                     raise image
                 logger.warning("skipped: %s", image)
-                failures.append(ReadFailure(file, str(image)))
+                failures.append(ReadFailure(name_of(source), str(image)))
                 if len(failures) == batch_size:
                     yield ImageBatch(start, np.empty((0, *image_shape), np.uint8), [], failures)
                     failures = []
@@ -314,8 +375,7 @@ def _batches(
             if images and images[0].dtype != image.dtype:
                 yield batch()
             images.append(image)
-            files.append(file)
-            columns.append(beside)
+            sources.append(source)
             if len(images) == batch_size:
                 yield batch()
         if images or failures:
@@ -365,9 +425,9 @@ def read_readable(
     failures: list[ReadFailure] = []
     decoded = _decode(files, _AHEAD, image_shape, reading, default_workers(), progress)
     with closing(decoded):
-        for index, (file, image, _) in enumerate(decoded):
+        for index, (source, image) in enumerate(decoded):
             if isinstance(image, ValueError):
-                failures.append(ReadFailure(file, str(image)))
+                failures.append(ReadFailure(name_of(source), str(image)))
                 continue
             if image.dtype != images.dtype:
                 if not rows.any():

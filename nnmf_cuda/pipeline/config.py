@@ -505,7 +505,14 @@ PRESETS = {
         ),
     ),
     "pixel": ExperimentConfig(
-        nnmf=NNMFConfig(n_components=20), defence=DefenceConfig(kind="pixel", n_steps=4)
+        nnmf=NNMFConfig(
+            n_components=30,
+            init="nndsvda",
+            solver="accelerated-mu",
+            max_iter=100,
+            component_scale="sum",
+        ),
+        defence=DefenceConfig(kind="pixel", n_steps=4, lr=3e-3),
     ),
 }
 """Named configurations. `paper` is Al-kharsan & Rajko (2026); docs/method.md lists what the paper

@@ -265,7 +265,7 @@ def extract_to_file(
         ):
             failures.write(batch.failures)
             if len(features):
-                writer.write(features, [str(file) for file in batch.files], batch.columns)
+                writer.write(features, batch.names(), batch.columns)
                 n_written += len(features)
         if n_written == 0:
             raise ValueError(

@@ -13,13 +13,21 @@ import numpy as np
 import torch
 
 from nnmf_cuda.attacks.checks import check_classes
-from nnmf_cuda.data import SPLITS, ImageDataset, audit_dataset, groupings_of_test, load_dataset
+from nnmf_cuda.data import (
+    SPLITS,
+    ImageDataset,
+    audit_dataset,
+    groupings_of_test,
+    iter_images,
+    load_dataset,
+)
 from nnmf_cuda.evaluation import PAPER_TEST_COUNTS, denoising_error, measure_uncertainty
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.pipeline.artifacts import ModelInfo, TrainedModel, save_model
 from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.defences import noise_schedule
 from nnmf_cuda.pipeline.environment import describe_environment
+from nnmf_cuda.pipeline.fast_decoding import fast_decoding_note
 from nnmf_cuda.pipeline.places import reason, remove
 from nnmf_cuda.pipeline.run_directory import NotWritten, results_directory
 from nnmf_cuda.pipeline.stages import StageOutputs, evaluate_stages, run_stages
@@ -92,6 +100,7 @@ def run_experiment(
                 dataset, config, device=device, timer=timer, progress=progress, say=say
             )
             config = outputs.config
+            dataset = _with_decoding_note(dataset, config, outputs, device=device, say=say)
             metrics = _measure(dataset, config, outputs, timer, not_run=() if preset else NOT_RUN)
             table = _metric_table(dataset, config, metrics)
             model = _trained_model(dataset, config, outputs)
@@ -196,6 +205,30 @@ def _load(
     for note in dataset.notes:
         say(f"  {note}")
     return dataset
+
+
+def _with_decoding_note(
+    dataset: ImageDataset,
+    config: ExperimentConfig,
+    outputs: StageOutputs,
+    *,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> ImageDataset:
+    """Add to the data's notes what fast decoding has changed, where it was asked for."""
+    path = config.data.path
+    if config.data.decode == "exact" or path is None:
+        return dataset
+    extractor = outputs.features.extractor
+    note = fast_decoding_note(
+        lambda reading: iter_images(path, reading=reading),
+        config.data,
+        extractor.coefficients,
+        image_shape=extractor.image_shape,
+        device=device,
+    )
+    say(note)
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def _stage_benchmark(

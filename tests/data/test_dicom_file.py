@@ -375,6 +375,27 @@ def test_files_that_hold_no_image(tmp_path: Path, stored: np.ndarray, modality: 
         lazy(path, ReadOptions())
 
 
+def test_damage_is_told_without_quoting_the_header(tmp_path: Path, stored: np.ndarray) -> None:
+    whole = bytearray(save_dicom(tmp_path / "whole", stored).read_bytes())
+    rng = np.random.default_rng(0)
+    told = []
+    path = tmp_path / "a"
+    for n in range(600):
+        content = bytearray(whole)
+        start = int(rng.integers(132, len(whole) - stored.nbytes))
+        content[start : start + 2] = rng.bytes(2) if n % 2 else b"\xff\xff"
+        path.write_bytes(content)
+        try:
+            grey(path)
+        except ValueError as error:
+            told.append(str(error))
+    assert len(told) > 100
+    for text in told:
+        assert "\n" not in text
+        for secret in ("Mustermann", "Erika", "4711", "19640812"):
+            assert secret not in text
+
+
 def test_pydicom_is_named_where_it_is_missing(
     tmp_path: Path, stored: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

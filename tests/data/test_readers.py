@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nnmf_cuda.data import (
     Account,
@@ -153,7 +154,7 @@ def test_a_new_reader_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def images(path: Path, options: ReadOptions, account: Account) -> Iterator[ImageSource]:
         for index, value in enumerate(path.read_bytes()):
-            yield ArrayImage(path / str(index), np.full((4, 4), value, np.uint8))
+            yield ArrayImage(path, str(index), np.full((4, 4), value, np.uint8))
 
     def read(
         path: Path, options: ReadOptions, account: Account, *, label_key: str = "labels"
@@ -183,3 +184,17 @@ def test_options_without_effect_are_told(
     list(iter_images([dataset.source, folder], reading=reading, account=account))
     assert account.notes == [note, f"Without effect on {folder}: --axis"]
     assert not any("effect" in note for note in load_dataset(save_npz()).notes)
+
+
+def test_frames_that_an_earlier_path_has_reached_are_given_once(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full((4, 5), value, np.uint8)) for value in (1, 2, 3)]
+    for name in ("a/x.tif", "b/y.tif"):
+        (tmp_path / name).parent.mkdir()
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    elsewhere = tmp_path.with_name(f"{tmp_path.name}-elsewhere")
+    elsewhere.mkdir()
+    (elsewhere / "link").symlink_to(tmp_path / "a")
+    for given in ([tmp_path, tmp_path], [tmp_path / "b", tmp_path], [tmp_path, tmp_path / "a"]):
+        assert len(set(streamed(*given)[1])) == len(streamed(*given)[1]) == 6
+    # What is behind a link was not walked.
+    assert len(streamed(tmp_path, elsewhere / "link")[1]) == 9

@@ -273,6 +273,17 @@ def test_damaged_files(tmp_path: Path, voxels: np.ndarray) -> None:
         open_volume(path)
 
 
+def test_mended_headers_are_no_noise(
+    tmp_path: Path, voxels: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = save_nifti(tmp_path / "a.nii", voxels)
+    content = bytearray(path.read_bytes())
+    content[252:254] = np.int16(77).tobytes()  # qform_code
+    path.write_bytes(content)
+    open_volume(path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_complex_voxels_are_refused(tmp_path: Path) -> None:
     path = save_nifti(tmp_path / "a.nii", np.ones(SHAPE, np.complex64))
     with pytest.raises(ValueError, match="complex64; save their magnitude"):

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from nnmf_cuda.cli.main import main
+from tests.medical_files import save_dicom, save_nifti
 
 PAGE = Path(__file__).parents[2] / "docs" / "from_your_files.md"
 SECTIONS = {
@@ -23,7 +24,7 @@ SECTIONS = {
     )
 }
 
-N_PATIENTS, N_EACH = 8, 3
+N_PATIENTS, N_EACH = 12, 3
 
 
 def save(path: Path, rng: np.random.Generator, *, mode: str = "L") -> None:
@@ -137,6 +138,53 @@ def pages(rng: np.random.Generator) -> None:
             first.save(path, save_all=True, append_images=others)
 
 
+def dicom(rng: np.random.Generator) -> None:
+    pytest.importorskip("pydicom")
+    for patient in range(N_PATIENTS):
+        for index in range(N_EACH):
+            folder = Path("scans", "yes" if patient % 2 else "no")
+            save_dicom(
+                folder / f"IM{patient:02}{index}{'.dcm' if index else ''}",
+                rng.integers(0, 4096, (40, 40), dtype=np.uint16),
+                PatientID=f"P{patient:02}",
+                SeriesInstanceUID=f"1.2.{patient}",
+                InstanceNumber=index,
+            )
+
+
+def cases(rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Give volumes and masks that mark half of the slices along each axis."""
+    for _ in range(N_PATIENTS):
+        marked = np.zeros((12, 12, 4), np.uint8)
+        marked[:6, :6, :2] = 1
+        yield rng.integers(0, 1000, marked.shape).astype(np.int16), marked
+
+
+def nifti(rng: np.random.Generator) -> None:
+    pytest.importorskip("nibabel")
+    for patient, (voxels, marked) in enumerate(cases(rng)):
+        save_nifti(Path("cases", f"c{patient:02}.nii.gz"), voxels)
+        save_nifti(Path("cases", f"c{patient:02}_mask.nii.gz"), marked)
+        subject = f"sub-{patient:02}"
+        for study in ("study", "study2"):
+            save_nifti(Path(study, subject, "anat", f"{subject}_T1w.nii.gz"), voxels)
+        save_nifti(
+            Path("study/derivatives/manual", subject, f"{subject}_label-lesion_mask.nii.gz"), marked
+        )
+    rows = [f"sub-{n:02}\t{'ill' if n % 2 else 'well'}\n" for n in range(N_PATIENTS)]
+    Path("study2/participants.tsv").write_text("participant_id\tdiagnosis\n" + "".join(rows))
+
+
+def decathlon(rng: np.random.Generator) -> None:
+    pytest.importorskip("nibabel")
+    names = [f"{patient}.nii.gz" for patient in range(N_PATIENTS)]
+    for name, (voxels, marked) in zip(names, cases(rng), strict=True):
+        save_nifti(Path("Task01/imagesTr", name), voxels)
+        save_nifti(Path("Task01/labelsTr", name), marked)
+    listed = [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names]
+    Path("Task01/dataset.json").write_text(json.dumps({"training": listed}))
+
+
 MAKERS: dict[str, Callable[[np.random.Generator], None]] = {
     "Class folders": class_folders,
     "Several classes that are one": four_class_folders,
@@ -148,6 +196,9 @@ MAKERS: dict[str, Callable[[np.random.Generator], None]] = {
     "Stacks: .npy, HDF5 and Zarr": stacks,
     "Tar shards": shards,
     "Pages of TIFF": pages,
+    "DICOM": dicom,
+    "NIfTI and BIDS": nifti,
+    "dataset.json: medical decathlon, MONAI, nnU-Net": decathlon,
 }
 
 

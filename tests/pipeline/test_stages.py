@@ -161,7 +161,7 @@ def test_the_preset_proven_trains_an_mlp_with_bounds_in_its_loss() -> None:
 
 def test_the_preset_pixel_attacks_images_on_all_of_its_components() -> None:
     preset = PRESETS["pixel"]
-    assert (preset.nnmf.n_components, preset.selection.n_selected) == (20, None)
+    assert (preset.nnmf.n_components, preset.selection.n_selected) == (30, None)
     assert (preset.defence.kind, preset.defence.pixel_eps) == ("pixel", 8 / 255)
     assert preset.defence.has_own_classifier
     assert not preset.defence.purifies

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from nnmf_cuda.data.images import ImageSource, walk_reaches
+from nnmf_cuda.data.images import ImageSource, is_below, walk_reaches
 from nnmf_cuda.data.readers import (
     coco,
     decathlon,
@@ -93,31 +93,35 @@ def iter_images(
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not given:
         raise ValueError("no images given; name at least one file or folder")
-    for path in given:
+    sources = [(path, reader_of(path)) for path in given]
+    for path, reader in sources:
         # Raises where there is none; told to no account, as it is read again.
-        next(reader_of(path).images(path, reading, Account()))
-    return _each_once(given, reading, Account() if account is None else account)
+        next(reader.images(path, reading, Account()))
+    return _each_once(sources, reading, Account() if account is None else account)
 
 
-def _each_once(given: list[Path], reading: ReadOptions, account: Account) -> Iterator[ImageSource]:
-    """Give the images of each path, without files that an earlier path has reached.
+def _each_once(
+    sources: list[tuple[Path, Reader]], reading: ReadOptions, account: Account
+) -> Iterator[ImageSource]:
+    """Give the images of each path, without those that an earlier path has reached.
 
-    What was reached is told from the paths alone: a set of all files would grow with them.
+    What was reached is told from the paths alone: a set of all images would grow with them.
     """
     files: set[Path] = set()
-    folders: list[Path] = []
-    for path in given:
+    folders: list[tuple[Path, Reader]] = []
+    for path, reader in sources:
         if path in files:
             continue
-        reader = reader_of(path)
         note_unheeded(reader, path, reading, account)
         for image in reader.images(path, reading, account):
-            reached = isinstance(image, Path) and (
-                image in files or any(walk_reaches(folder, image) for folder in folders)
-            )
+            if isinstance(image, Path):
+                reached = image in files or any(walk_reaches(at, image) for at, _ in folders)
+            else:
+                # A frame or slice below a folder that the same reader has walked.
+                reached = any(by is reader and is_below(at, image.name) for at, by in folders)
             if not reached:
                 yield image
         if path.is_dir():
-            folders.append(path)
+            folders.append((path, reader))
         else:
             files.add(path)

@@ -9,6 +9,7 @@ their place in the file, all others by pydicom and its plugins.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import zlib
 from collections.abc import Callable
@@ -54,6 +55,10 @@ _SECRETS = (0x00100010, 0x00100020, 0x00100030, 0x00101000, 0x00080050) + (
 )
 """PatientName, -ID, -BirthDate, OtherPatientIDs, AccessionNumber; dates of study, series,
 acquisition, content."""
+
+
+class Damaged(ValueError):
+    """Why a file cannot be read, in words that hold nothing of its header's text."""
 
 
 class NotAnImage(ValueError):
@@ -187,9 +192,11 @@ def read_header(path: Path) -> DicomFile:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return on one line why a file cannot be read."""
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return reason or type(error).__name__
+    """Return on one line why a file cannot be read, without quoting it: it may name a patient."""
+    if isinstance(error, Damaged):
+        return str(error)
+    strerror = getattr(error, "strerror", None)
+    return strerror or f"it is damaged ({type(error).__name__})"
 
 
 @cache
@@ -207,7 +214,7 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
     pydicom = _pydicom()
     head = file.read(4096)
     if not _begins_as_dicom(head[: _PREAMBLE + len(_MAGIC)]):
-        raise ValueError("it does not begin as one")
+        raise Damaged("it does not begin as one")
     if _DEFLATED in head:
         _refuse_bomb(head, file)
     file.seek(0)
@@ -221,14 +228,15 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
         raise NotAnImage("a directory of other files (DICOMDIR)")
     rows, columns = _integer(dataset, 0x00280010), _integer(dataset, 0x00280011)
     if modality in _NO_IMAGES or not rows or not columns:
-        raise NotAnImage(f"no image ({modality or 'without rows and columns'})")
+        known = re.fullmatch("[A-Z]{2,9}", modality)  # a damaged header may have a name there
+        raise NotAnImage(f"no image ({modality if known else 'of no known modality'})")
     n_frames = int(_numbers(dataset, 0x00280008, (1.0,))[0])
     samples = _integer(dataset, 0x00280002, 1)
     allocated = _integer(dataset, 0x00280100, 16)
     n_stored = _integer(dataset, 0x00280101, allocated)
     size = path.stat().st_size
     if rows * columns > _MAX_PIXELS or not 0 < n_frames <= size:
-        raise ValueError(
+        raise Damaged(
             f"its header says {n_frames} frames of {rows} x {columns} pixels, in {size} bytes"
         )
     photometric = _text(dataset, 0x00280004) or "MONOCHROME2"
@@ -285,7 +293,7 @@ def _refuse_bomb(head: bytes, file: IO[bytes]) -> None:
     while inflated <= _MAX_INFLATED and (chunk := inflate.unconsumed_tail or file.read(2**16)):
         inflated += len(inflate.decompress(chunk, 2**24))
     if inflated > _MAX_INFLATED:
-        raise ValueError(f"deflated, it holds more than {_MAX_INFLATED} bytes")
+        raise Damaged(f"deflated, it holds more than {_MAX_INFLATED} bytes")
 
 
 def _dtype(allocated: int, signed: bool, syntax: str) -> str | None:
@@ -309,7 +317,7 @@ def _pixel_offset(file: IO[bytes], *, implicit: bool, n_bytes: int, big_endian: 
     offset = start + (8 if implicit else 12)
     there = min(length, file.seek(0, 2) - offset)
     if there < n_bytes:
-        raise ValueError(f"it is cut short: {there} of {n_bytes} bytes of pixels; fetch it anew")
+        raise Damaged(f"it is cut short: {there} of {n_bytes} bytes of pixels; fetch it anew")
     return offset
 
 
@@ -486,7 +494,7 @@ def _read_stored(file: DicomFile, stored: Stored, frame: int) -> NDArray[Any]:
         opened.seek(stored.offset + frame * n_pixels * dtype.itemsize)
         content = opened.read(n_pixels * dtype.itemsize)
     if len(content) < n_pixels * dtype.itemsize:
-        raise ValueError("it is cut short; fetch it anew")
+        raise Damaged("it is cut short; fetch it anew")
     pixels = np.frombuffer(content, dtype).astype(dtype.newbyteorder("="), copy=False)
     if stored.shift:
         # Also extends the sign of fewer bits than are allocated.
@@ -502,17 +510,17 @@ def _decompressed(file: DicomFile, frame: int) -> tuple[Any, NDArray[Any]]:
     dataset = pydicom.dcmread(file.path, force=True)
     syntax = _syntax(dataset)
     if not any(tag in dataset for tag in (0x7FE00008, 0x7FE00009, 0x7FE00010)):
-        raise ValueError("it has no pixels")
+        raise Damaged("it has no pixels")
     decoder = pydicom.pixels.get_decoder(syntax)
     if not decoder.is_available:
-        raise ValueError(
+        raise Damaged(
             f"its compression, {pydicom.uid.UID(syntax).name}, needs a plugin of pydicom: {PLUGINS}"
         )
     try:
         pixels: NDArray[Any] = pixel_array(dataset, index=frame)
     except RuntimeError as error:
         # Every plugin that is there has failed: for 12-bit JPEG others may do it.
-        raise ValueError(
+        raise Damaged(
             f"its pixels ({pydicom.uid.UID(syntax).name}) cannot be decoded: it is damaged, or "
             f"needs another plugin of pydicom: {PLUGINS}"
         ) from error

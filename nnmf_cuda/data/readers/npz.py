@@ -88,7 +88,7 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
                     check_length(array, shape[0], name=archive.of(key))
                 names = file_names(arrays, shape[0], images_key)
             for name, pixels in zip(names[start : start + len(block)], block, strict=True):
-                yield ArrayImage(path / str(name), pixels)
+                yield ArrayImage(path, str(name), pixels)
             start += len(block)
 
 

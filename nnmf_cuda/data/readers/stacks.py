@@ -69,7 +69,7 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     for start in range(0, stack.n_images, stack.step):
         for at, pixels in enumerate(stack.block(start), start):
             name = f"images[{at}]" if names is None else str(names[at])
-            yield ArrayImage(path / name, pixels)
+            yield ArrayImage(path, name, pixels)
 
 
 def read(

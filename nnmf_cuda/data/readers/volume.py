@@ -8,8 +8,10 @@ the left.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -156,9 +158,22 @@ def open_volume(path: Path, name: Path | None = None) -> Volume:
     nibabel = _nibabel()
     name = path if name is None else name
     try:
-        return _open(nibabel, path, name)
+        with _silenced(nibabel.imageglobals.logger):
+            return _open(nibabel, path, name)
     except Exception as error:  # nibabel raises nearly anything for damaged files
         raise _unreadable(name, error) from error
+
+
+@contextmanager
+def _silenced(log: logging.Logger) -> Iterator[None]:
+    """Keep what nibabel says of headers that it mends out of a command's own lines."""
+    with _log_lock:
+        before = log.level
+        log.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            log.setLevel(before)
 
 
 def _open(nibabel: Any, path: Path, name: Path) -> Volume:
@@ -245,6 +260,7 @@ def _turned(sides: Sequence[int], orientation: NDArray[np.float64]) -> tuple[int
 
 _in_memory: OrderedDict[Volume, NDArray[Any]] = OrderedDict()
 _memory_lock = Lock()
+_log_lock = Lock()
 
 
 def _voxels(volume: Volume) -> NDArray[Any]:
