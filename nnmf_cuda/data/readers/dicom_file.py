@@ -9,7 +9,6 @@ compressed are then read from their place in the file, all others by pydicom and
 from __future__ import annotations
 
 import math
-import re
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -254,9 +253,10 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
     ):
         raise NotAnImage("a directory of other files (DICOMDIR)")
     rows, columns = _integer(dataset, 0x00280010), _integer(dataset, 0x00280011)
-    if modality in _NO_IMAGES or not rows or not columns:
-        known = re.fullmatch("[A-Z]{2,9}", modality)  # a damaged header may have a name there
-        raise NotAnImage(f"no image ({modality if known else 'of no known modality'})")
+    if modality in _NO_IMAGES:
+        raise NotAnImage(f"no image ({modality})")
+    if not rows or not columns:
+        raise NotAnImage("no image (without rows and columns)")
     n_frames = int(_numbers(dataset, 0x00280008, (1.0,))[0])
     samples = _integer(dataset, 0x00280002, 1)
     allocated = _integer(dataset, 0x00280100, 16)
@@ -342,7 +342,7 @@ def _pixel_offset(file: IO[bytes], *, implicit: bool, n_bytes: int, big_endian: 
     if tag in PIXELS[:2]:
         return None
     if tag != 0x7FE00010:
-        raise NotAnImage("no image (its header has no pixels below it)")
+        raise NotAnImage("no image (without pixels)")
     length = int.from_bytes(element[4:8] if implicit else element[8:12], order)
     offset = start + (8 if implicit else 12)
     there = min(length, file.seek(0, 2) - offset)
