@@ -47,6 +47,9 @@ _SEED = 0
 _SMOKE_SECONDS = 0.02
 _SLOWEST_PART = {
     "extract": "project",
+    "extract_jpegs": "project",
+    "extract_stacks": "project",
+    "extract_volumes": "project",
     "nnls_drift": "nnls",
     "project_wide": "project",
     "purify_gradient": "purify_backward",

@@ -12,12 +12,22 @@ from bench.cases import (
     factorization,
     projection,
     purification,
+    reading,
     training,
 )
 
 __all__ = ["CASES", "get_cases"]
 
-_FAMILIES = (factorization, projection, extraction, purification, defence, training, bounds)
+_FAMILIES = (
+    factorization,
+    projection,
+    extraction,
+    reading,
+    purification,
+    defence,
+    training,
+    bounds,
+)
 CASES: tuple[Case, ...] = tuple(case for family in _FAMILIES for case in family.CASES)
 
 

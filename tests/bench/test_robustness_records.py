@@ -164,3 +164,22 @@ def test_pixels_reach_a_classifier_of_one_coefficient() -> None:
     found = script("pixel_reach").reach_of(run, images, y, {"n_iter": 20, "n_restarts": 1})
     assert found["robust_accuracy"] == 0.5
     assert 0 < found["mean_linf"] < found["mean_l2"]
+
+
+def test_pixels_are_summed_up_by_defence_and_split() -> None:
+    settings = {"kind": "pixel", "method": "trades", "network": "cnn"}
+    lines = [
+        {
+            "defence": settings,
+            "test_fold": fold,
+            "eps_255": [0.0, 8.0],
+            "defended": [0.9, attacked],
+            "after_twice_the_steps": attacked,
+        }
+        for fold, attacked in ((None, 0.8), (None, 0.7), ("1", 0.6), ("2", 0.5))
+    ]
+    rows = script("pixels_record").summary(lines).splitlines()
+    assert "8/255" in rows[0]
+    assert len(rows) == 2 + 4
+    assert any("all folds" in row and "0.550 ± 0.071" in row for row in rows)
+    assert any("published split" in row and "0.750 ± 0.071" in row for row in rows)

@@ -20,7 +20,9 @@ def test_a_missing_path_is_named(tmp_path: Path) -> None:
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
     path.touch()
-    with pytest.raises(ValueError, match=r"data.txt' is neither an .npz nor a folder"):
+    with pytest.raises(
+        ValueError, match=r"data.txt' is no data set, but one file .* give class folders, a table"
+    ):
         load_dataset(path)
 
 

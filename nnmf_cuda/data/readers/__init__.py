@@ -71,7 +71,7 @@ def iter_images(
     Parameters
     ----------
     paths : path or iterable of paths
-        Anything that `load_dataset` takes. A file that is no archive is taken for an image,
+        Anything that `load_dataset` takes. A file that no reader knows is taken for an image,
         whatever its suffix. A folder is walked, its image files (`IMAGE_SUFFIXES`) in sorted
         order; names that begin with a dot are left out, and symbolic links to folders are not
         followed, unless given here themselves.

@@ -2,8 +2,8 @@
 
 Stored values become the modality's (rescale slope and intercept, or a lookup table), these become
 grey by a window (PS3.3, C.11.1 and C.11.2), and MONOCHROME1, whose lowest value is white, is
-inverted. A header is parsed once, by pydicom; pixels that are not compressed are then read from
-their place in the file, all others by pydicom and its plugins.
+inverted. A header is parsed once, by pydicom unless it is a plain one. Pixels that are not
+compressed are then read from their place in the file, all others by pydicom and its plugins.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,23 +22,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.decoding import resize_images
+from nnmf_cuda.data.readers.dicom_elements import (
+    BIG_ENDIAN,
+    DEFLATED,
+    IMPLICIT,
+    MAGIC,
+    PIXELS,
+    PREAMBLE,
+    VALUE_REPRESENTATIONS,
+    read_elements,
+)
 from nnmf_cuda.data.reading import Window, to_unit_range
 
 INSTALL = "pip install 'nnmf-cuda[medical]'"
 PLUGINS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 
-_MAGIC = b"DICM"
-_PREAMBLE = 128
-_VALUE_REPRESENTATIONS = frozenset(
-    b"AE AS AT CS DA DS DT FL FD IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR "
-    b"US UT UV".split()
-)
-_IMPLICIT, _EXPLICIT, _BIG_ENDIAN = (
-    "1.2.840.10008.1.2",
-    "1.2.840.10008.1.2.1",
-    "1.2.840.10008.1.2.2",
-)
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_EXPLICIT = "1.2.840.10008.1.2.1"
 ByteOrder = Literal["little", "big"]
 
 _DIRECTORY = "1.2.840.10008.1.3.10"
@@ -55,6 +54,24 @@ _SECRETS = (0x00100010, 0x00100020, 0x00100030, 0x00101000, 0x00080050) + (
 )
 """PatientName, -ID, -BirthDate, OtherPatientIDs, AccessionNumber; dates of study, series,
 acquisition, content."""
+
+
+_UNUSUAL = frozenset((0x00283000, 0x00283010, 0x52009229, 0x52009230))
+"""Sequences that matter here: lookup tables of modality and VOI; shared and per frame groups."""
+_WANTED = frozenset(
+    (
+        *_SECRETS,
+        *(0x00080008, 0x00080016, 0x00080060),  # ImageType, SOPClassUID, Modality
+        *(0x00100021, 0x0020000D, 0x0020000E),  # issuer of PatientID; UIDs of study and series
+        *(0x00200013, 0x00200032, 0x00200037),  # InstanceNumber, position, orientation
+        *(0x00280002, 0x00280004, 0x00280008),  # samples, photometric interpretation, frames
+        *(0x00280010, 0x00280011, 0x00280100, 0x00280101, 0x00280103),  # rows, columns, bits
+        *(0x00280120, 0x00280121),  # padding
+        *(0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00281056),  # window, rescaling
+    )
+)
+_N_HEAD = 2**15
+"""Bytes in which nearly every header ends; a longer one is left to pydicom."""
 
 
 class Damaged(ValueError):
@@ -153,19 +170,19 @@ def is_dicom(path: Path) -> bool:
     """Tell by its first bytes whether a file is DICOM, with or without a preamble; never raises."""
     try:
         with path.open("rb") as file:
-            return _begins_as_dicom(file.read(_PREAMBLE + len(_MAGIC)))
+            return _begins_as_dicom(file.read(PREAMBLE + len(MAGIC)))
     except OSError:
         return False
 
 
 def _begins_as_dicom(head: bytes) -> bool:
-    if head[_PREAMBLE:] == _MAGIC:
+    if head[PREAMBLE:] == MAGIC:
         return True
     # Without a preamble: an element of group 2 or 8, little endian, comes first.
     group, element = head[:2], int.from_bytes(head[2:4], "little")
     if group not in (b"\x02\x00", b"\x08\x00") or element > 0x0100:
         return False
-    if head[4:6] in _VALUE_REPRESENTATIONS:
+    if head[4:6] in VALUE_REPRESENTATIONS:
         return True
     length = int.from_bytes(head[4:8], "little")
     return 0 < length <= 64 and length % 2 == 0 and len(head) > 16
@@ -212,13 +229,17 @@ def _pydicom() -> Any:
 
 def _header(path: Path, file: IO[bytes]) -> DicomFile:
     pydicom = _pydicom()
-    head = file.read(4096)
-    if not _begins_as_dicom(head[: _PREAMBLE + len(_MAGIC)]):
+    head = file.read(_N_HEAD)
+    if not _begins_as_dicom(head[: PREAMBLE + len(MAGIC)]):
         raise Damaged("it does not begin as one")
-    if _DEFLATED in head:
+    if DEFLATED.encode() in head[:4096]:
         _refuse_bomb(head, file)
-    file.seek(0)
-    dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+    dataset: Any = read_elements(head, _WANTED, _UNUSUAL)
+    if dataset is not None:
+        file.seek(dataset.end)
+    else:
+        file.seek(0)
+        dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True)
     modality = _text(dataset, 0x00080060)
     syntax = _syntax(dataset)
     if (
@@ -244,14 +265,14 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
     colour = not photometric.startswith("MONOCHROME")
     tables = any(_sequence(dataset, tag) for tag in (0x00283000, 0x00283010))
     stored = None
-    if syntax in (_IMPLICIT, _EXPLICIT, _BIG_ENDIAN) and samples == 1 and not (colour or tables):
+    if syntax in (IMPLICIT, _EXPLICIT, BIG_ENDIAN) and samples == 1 and not (colour or tables):
         file_dtype = _dtype(allocated, signed, syntax)
         if file_dtype is not None:
             offset = _pixel_offset(
                 file,
                 implicit=bool(dataset.is_implicit_VR),
                 n_bytes=rows * columns * n_frames * (allocated // 8),
-                big_endian=syntax == _BIG_ENDIAN,
+                big_endian=syntax == BIG_ENDIAN,
             )
             stored = Stored(offset, file_dtype, max(0, allocated - n_stored))
     transforms, places = _frames(dataset, n_frames)
@@ -280,14 +301,14 @@ def _syntax(dataset: Any) -> str:
     """Return the transfer syntax; a file without one says by its form which it is in."""
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", "") or "")
     if not syntax:
-        syntax = _IMPLICIT if dataset.is_implicit_VR else _EXPLICIT
+        syntax = IMPLICIT if dataset.is_implicit_VR else _EXPLICIT
         dataset.file_meta.TransferSyntaxUID = syntax
     return syntax
 
 
 def _refuse_bomb(head: bytes, file: IO[bytes]) -> None:
     """Raise ValueError if a deflated file unpacks to more than a memory may hold."""
-    start = _PREAMBLE + len(_MAGIC)
+    start = PREAMBLE + len(MAGIC)
     file.seek(start + 12 + int.from_bytes(head[start + 8 : start + 12], "little"))
     inflated, inflate = 0, zlib.decompressobj(-zlib.MAX_WBITS)
     while inflated <= _MAX_INFLATED and (chunk := inflate.unconsumed_tail or file.read(2**16)):
@@ -299,10 +320,10 @@ def _refuse_bomb(head: bytes, file: IO[bytes]) -> None:
 def _dtype(allocated: int, signed: bool, syntax: str) -> str | None:
     if allocated == 8:
         # Big endian files swap pairs of bytes: left to pydicom.
-        return None if syntax == _BIG_ENDIAN else "i1" if signed else "u1"
+        return None if syntax == BIG_ENDIAN else "i1" if signed else "u1"
     if allocated not in (16, 32):
         return None
-    return f"{'>' if syntax == _BIG_ENDIAN else '<'}{'i' if signed else 'u'}{allocated // 8}"
+    return f"{'>' if syntax == BIG_ENDIAN else '<'}{'i' if signed else 'u'}{allocated // 8}"
 
 
 def _pixel_offset(file: IO[bytes], *, implicit: bool, n_bytes: int, big_endian: bool) -> int:
@@ -339,7 +360,7 @@ def _text(dataset: Any, tag: int) -> str:
         if value.isascii() and b"\x1b" not in value:
             return value.decode("ascii").strip("\0 ")
         value = dataset[tag].value  # in the character set that the file names
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    if isinstance(value, str) or not isinstance(value, Sequence):
         return str(value).strip("\0 ")
     return "\\".join(str(one) for one in value).strip("\0 ")
 
@@ -509,7 +530,7 @@ def _decompressed(file: DicomFile, frame: int) -> tuple[Any, NDArray[Any]]:
 
     dataset = pydicom.dcmread(file.path, force=True)
     syntax = _syntax(dataset)
-    if not any(tag in dataset for tag in (0x7FE00008, 0x7FE00009, 0x7FE00010)):
+    if not any(tag in dataset for tag in PIXELS):
         raise Damaged("it has no pixels")
     decoder = pydicom.pixels.get_decoder(syntax)
     if not decoder.is_available:
