@@ -135,6 +135,8 @@ class _Run:
         self.rounding = np.full(n, np.inf)
         self.counterexample = np.full((n, n_features), np.nan)
         self.n_boxes = np.zeros(n, np.int64)
+        # Least bound of those classes over which the bounds of whole balls have proven the margin.
+        self.proven_bound = np.full(n, np.inf)
         self.spent = {phase: np.zeros(n) for phase in PHASES}
 
     def done(self, points: Sequence[Tensor]) -> Verification:
@@ -281,7 +283,9 @@ class _Run:
                     self.lower_bound[row] = min(bound, np.inf if first else self.lower_bound[row])
                     self.rounding[row] = max(threshold, 0 if first else self.rounding[row])
                     self.n_boxes[row] += 1
-                    if not bound > threshold:
+                    if bound > threshold:
+                        self.proven_bound[row] = min(self.proven_bound[row], bound)
+                    else:
                         roots.setdefault(row, []).append((goal, root))
 
         rows = self._open()
@@ -326,8 +330,8 @@ class _Run:
             started = time.monotonic()
             until = min(end, started + self.seconds)
             status, point = Status.PROVEN, None
-            lows = []
-            for goal, root in roots[row]:
+            lows = [float(root.bound[0]) for _, root in roots[row]]
+            for k, (goal, root) in enumerate(roots[row]):
                 found = search(
                     goal,
                     root,
@@ -336,13 +340,13 @@ class _Run:
                     batch_size=self.batch_size,
                 )
                 self.n_boxes[row] += found.n_boxes
-                lows.append(found.lower_bound)
+                lows[k] = max(lows[k], found.lower_bound)
                 if found.point is not None:
                     status, point = Status.BROKEN, found.point
                     break
                 if not found.proven:
                     status = Status.UNDECIDED
-            self.lower_bound[row] = max(self.lower_bound[row], min(lows))
+            self.lower_bound[row] = min(self.proven_bound[row], *lows)
             self.spent["search"][row] += time.monotonic() - started
             self._settle(row, status, point)
 

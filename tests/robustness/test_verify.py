@@ -293,6 +293,28 @@ def test_verify_with_an_eps_for_each_feature() -> None:
         verify(model, x, y, eps=torch.tensor([0.1, 0.1]))
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)])
+@pytest.mark.parametrize("broken", [False, True])
+def test_lower_bound_is_of_the_margin_over_every_class(
+    order: tuple[int, int, int], broken: bool
+) -> None:
+    """One class is near, its logit exact; a search proves, or breaks, that over a far rough one."""
+    model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 3))
+    # Two equal units that cross, of which bounds do not know it, and two that rounding counts.
+    model[0].weight.data = torch.ones(4, 1)
+    model[0].bias.data = torch.tensor([-0.5, -0.5, 0.0, 0.0])
+    rough = torch.tensor([1.0, -1.0, 3e4, -3e4])
+    rough[0] += 0.5 * broken
+    weight = torch.stack((torch.zeros(4), torch.zeros(4), rough))
+    bias = torch.tensor([0.002, 0.0, -0.03])
+    model[2].weight.data, model[2].bias.data = weight[list(order)], bias[list(order)]
+    x, y = torch.tensor([[0.5]]), torch.tensor([order.index(0)])
+    found = verify(model, x, y, eps=0.1, seconds=1)
+    assert found.status[0] == (Status.BROKEN if broken else Status.PROVEN)
+    assert found.rounding[0] > 0.004
+    assert found.lower_bound[0] <= bias[0]
+
+
 def test_verify_takes_wrong_samples_and_known_points_as_they_are() -> None:
     model = NETWORKS["cnn 15"].requires_grad_(False)
     x, y = samples(model, 6, 5)
