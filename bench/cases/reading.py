@@ -75,7 +75,7 @@ def _jpegs(size: Size, seed: int, device: torch.device) -> Inputs:
 
     n, f = size.shape["n_samples"], size.shape["n_features"]
     pictures, components = _pictures(size, seed)
-    folder, side = _folder(), size.shape["jpeg_side"]
+    folder, side = _folder(), size.options["jpeg_side"]
     sample = Path(os.environ.get("NNMF_CUDA_DATA", "none")) / "darabi-sample"
     files = sorted(sample.glob("*/*.jpg"))
     if not files or size.name == "smoke":
@@ -147,15 +147,17 @@ EXTRACT_JPEGS = Case(
     sizes=(
         Size(
             "640 x 640",
-            {"n_samples": 3600, "n_features": PIXELS, "n_components": 15, "jpeg_side": 640},
+            {"n_samples": 3600, "n_features": PIXELS, "n_components": 15},
             "uint8",
+            {"jpeg_side": 640},
         ),
     ),
     smoke=(
         Size(
             "smoke",
-            {"n_samples": 7, "n_features": 256, "n_components": 5, "jpeg_side": 64},
+            {"n_samples": 7, "n_features": 256, "n_components": 5},
             "uint8",
+            {"jpeg_side": 64},
         ),
     ),
     inputs=_jpegs,
