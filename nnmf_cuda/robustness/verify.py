@@ -111,8 +111,9 @@ def verify(
         raise ValueError(f"seconds={seconds}, total_seconds={total_seconds}: both must be >= 0")
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2, got {batch_size}")
-    journal = None if resume is None else Journal(Path(resume), task.key())
-    with frozen(model), torch.no_grad():
+    journal = None if resume is None else Journal(Path(resume), task.key(), *x.shape)
+    # Attacks need gradients, also of a caller in inference mode.
+    with torch.inference_mode(False), frozen(model), torch.no_grad():
         return _Run(task, journal, seconds, total_seconds, batch_size, progress).done(points)
 
 
