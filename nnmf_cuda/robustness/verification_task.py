@@ -53,7 +53,12 @@ def weights_to_verify(model: nn.Module) -> list[Tensor]:
         ):
             why = ""
             # By name: what pruning leaves behind has them in another order.
-            weights = [t for layer in linear for t in (layer.weight, layer.bias)]
+            weights = [
+                t
+                for layer in linear
+                if isinstance(layer, nn.Linear)
+                for t in (layer.weight, layer.bias)
+            ]
     if not why and {w.dtype for w in weights} - {torch.float32, torch.float64}:
         why = f"it answers in {weights[0].dtype}"
     if not why:
