@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, overload
 
@@ -24,6 +23,7 @@ from nnmf_cuda.data.reading import (
     ReadFailure,
     ReadOptions,
     first_few,
+    is_special,
 )
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _AHEAD = 512
 """Images decoded or queued ahead where all are wanted."""
 _NONE: Mapping[str, str] = {}
+_AS_THEY_ARE = (np.dtype(np.uint8), np.dtype(np.float32))
+"""Pixels that are not converted."""
 _MOST_NAMED = 100
 """Unreadable images that one line names."""
 
@@ -118,6 +120,9 @@ def walk_images(folder: Path, account: Account | None = None) -> Iterator[Path]:
             if is_hidden(path):
                 account.skip(path, "hidden")
                 continue
+            if is_special(path):
+                account.skip(path, "a pipe or a device, no file")
+                continue
             account.met(path)
             if is_image(path):
                 yield path
@@ -169,13 +174,13 @@ class ImageNames(Sequence[Path]):
 
     def texts(self) -> list[str]:
         """Return what ``str`` makes of each."""
-        folders: dict[Path, str] = {}
+        folder, inside = None, ""
         texts = []
         for source in self._sources:
             if isinstance(source, ArrayImage) and _is_plain(source.key):
-                if source.source not in folders:
-                    folders[source.source] = str(source.source / "x")[:-1]
-                texts.append(folders[source.source] + source.key)
+                if source.source is not folder:
+                    folder, inside = source.source, str(source.source / "x")[:-1]
+                texts.append(inside + source.key)
             else:
                 texts.append(str(name_of(source)))
         return texts
@@ -317,22 +322,28 @@ def _decode(
         pool = ThreadPoolExecutor(n_workers, thread_name_prefix="decode")
         # Also reached when the caller stops early: what is queued is dropped.
         stack.callback(pool.shutdown, cancel_futures=True)
-        sources = (Path(file) if isinstance(file, str) else file for file in files)
+        queue: deque[tuple[ImageSource, NDArray[Any] | Future[NDArray[Any] | ValueError]]] = deque()
 
-        def started(source: ImageSource) -> NDArray[Any] | Future[NDArray[Any] | ValueError]:
-            # A thread would take longer to be told of it than to find that nothing is to be done.
-            if isinstance(source, ArrayImage) and source.pixels.shape == image_shape:
-                if source.pixels.dtype in (np.dtype(np.uint8), np.dtype(np.float32)):
-                    return source.pixels
-            return pool.submit(read, source)
-
-        waiting = ((source, started(source)) for source in sources)
-        queue = deque(islice(waiting, window))
-        while queue:
+        def oldest() -> _Decoded:
             source, image = queue.popleft()
-            yield source, image if isinstance(image, np.ndarray) else image.result()
+            return source, image if isinstance(image, np.ndarray) else image.result()
+
+        for file in files:
+            source = Path(file) if isinstance(file, str) else file
+            pixels = source.pixels if isinstance(source, ArrayImage) else None
+            if pixels is None or pixels.shape != image_shape or pixels.dtype not in _AS_THEY_ARE:
+                queue.append((source, pool.submit(read, source)))
+            elif queue:
+                queue.append((source, pixels))
+            else:  # a thread would take longer to be told of it
+                yield source, pixels
+                bar.update()
+            if len(queue) == window:
+                yield oldest()
+                bar.update()
+        while queue:
+            yield oldest()
             bar.update()
-            queue.extend(islice(waiting, 1))
 
 
 def _batches(

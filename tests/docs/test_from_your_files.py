@@ -40,6 +40,18 @@ def class_folders(rng: np.random.Generator) -> None:
             save(Path("images", name, f"{index}.png"), rng)
 
 
+def deep_and_large(rng: np.random.Generator) -> None:
+    for name, suffix, dtype in (("no", "png", np.uint16), ("yes", "tif", np.float32)):
+        Path("deep", name).mkdir(parents=True)
+        for index in range(8):
+            values = rng.integers(0, 4096, (40, 40)).astype(dtype)
+            Image.fromarray(values).save(Path("deep", name, f"{index}.{suffix}"))
+    Path("large").mkdir()
+    for index in range(3):
+        pixels = rng.integers(0, 256, (640, 640), dtype=np.uint8)
+        Image.fromarray(pixels).convert("RGB").save(Path("large", f"{index}.jpg"))
+
+
 def four_class_folders(rng: np.random.Generator) -> None:
     for name in ("glioma", "meningioma", "notumor", "pituitary"):
         for index in range(8):
@@ -187,6 +199,7 @@ def decathlon(rng: np.random.Generator) -> None:
 
 MAKERS: dict[str, Callable[[np.random.Generator], None]] = {
     "Class folders": class_folders,
+    "More than 8 bits, and large JPEGs": deep_and_large,
     "Several classes that are one": four_class_folders,
     "Patients in folders or names": patient_folders,
     "Arrays: .npz and MedMNIST": arrays,
