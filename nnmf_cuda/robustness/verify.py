@@ -132,6 +132,7 @@ class _Run:
     def __post_init__(self) -> None:
         n, n_features = self.task.x.shape
         self.status = [None] * n
+        self.counts = dict.fromkeys(Status, 0)
         self.lower_bound = np.full(n, -np.inf)
         self.rounding = np.full(n, np.inf)
         self.counterexample = np.full((n, n_features), np.nan)
@@ -207,8 +208,8 @@ class _Run:
                     "counterexample": None if point is None else point.double().tolist(),
                 }
             )
-        counts = {s: sum(found is s for found in self.status) for s in Status}
-        self.bar.set_postfix({str(s): k for s, k in counts.items()}, refresh=False)
+        self.counts[status] += 1
+        self.bar.set_postfix({str(s): k for s, k in self.counts.items()}, refresh=False)
         self.bar.update()
 
     def _take_known(self) -> None:
@@ -232,6 +233,7 @@ class _Run:
             if point is not None:
                 self.counterexample[row] = point
             self.status[row] = status
+            self.counts[status] += 1
             self.bar.update()
 
     def _try(self, points: Tensor) -> None:
