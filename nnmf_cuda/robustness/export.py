@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnmf_cuda.attacks.balls import Box
 from nnmf_cuda.models.networks import frozen
 from nnmf_cuda.robustness.rounding import logit_errors
-from nnmf_cuda.robustness.verification_task import checked_ball, weights_to_verify
+from nnmf_cuda.robustness.verification_task import checked_ball, network_of, weights_to_verify
 
 _OPSET, _IR_VERSION = 13, 8
 """Old enough for the verifiers that there are."""
@@ -46,7 +46,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, n_features: int) -> None:
     of what was written are compared with the network's on random features.
     """
     onnx = _onnx()
-    weights = weights_to_verify(getattr(model, "defended", model))
+    weights = weights_to_verify(network_of(model))
     if {w.dtype for w in weights} != {torch.float32}:
         raise ValueError(f"only float32 networks are exported, this one is {weights[0].dtype}")
     if weights[0].dim() == 2 and weights[0].shape[1] != n_features:
@@ -69,7 +69,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, n_features: int) -> None:
         opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
     )
     onnx.checker.check_model(made, full_check=True)
-    _check_answers(made, getattr(model, "defended", model), weights, n_features)
+    _check_answers(made, network_of(model), weights, n_features)
     Path(path).write_bytes(made.SerializeToString())
 
 

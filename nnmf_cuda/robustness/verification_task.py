@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,17 @@ def right_answers(model: nn.Module, x: Tensor, y: Tensor) -> NDArray[np.bool_]:
     with frozen(model), torch.no_grad():
         right: NDArray[np.bool_] = (model(x).argmax(1) == y).cpu().numpy()
     return right
+
+
+def network_of(model: Any) -> nn.Module:
+    """Return the defence of a `TrainedModel`; of a network, itself.
+
+    An attribute of a network that is called `defended` says nothing of what it answers.
+    """
+    network: nn.Module = (
+        model if isinstance(model, nn.Module) else getattr(model, "defended", model)
+    )
+    return network
 
 
 def weights_to_verify(model: nn.Module) -> list[Tensor]:

@@ -25,7 +25,7 @@ from nnmf_cuda.models.networks import frozen
 from nnmf_cuda.robustness.branch_and_bound import Boxes, Goal, search
 from nnmf_cuda.robustness.rounding import logit_errors
 from nnmf_cuda.robustness.verification import PHASES, Journal, Status, Verification
-from nnmf_cuda.robustness.verification_task import ROWS, Task, weights_to_verify
+from nnmf_cuda.robustness.verification_task import ROWS, Task, network_of, weights_to_verify
 
 _N_STARTS, _N_STEPS = 40, 30
 
@@ -104,7 +104,7 @@ def verify(
     >>> found.proven.tolist()
     [True, True, True, True]
     """
-    model = getattr(model, "defended", model)
+    model = network_of(model)
     weights = weights_to_verify(model)
     task = Task.of(model, weights, x, y, eps=eps, norm=norm, box=box)
     if not (seconds >= 0 and total_seconds >= 0):

@@ -449,6 +449,17 @@ def test_verify_refuses_what_it_cannot_verify() -> None:
 
     with pytest.raises(ValueError, match="another forward"):
         verify(Inside(4, 2), x, y, eps=0.1)
+
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.defended = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return -self.defended(x)
+
+    with pytest.raises(ValueError, match="a Behind cannot be verified"):
+        verify(Behind(), x, y, eps=0.1)
     everywhere = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
     with everywhere_removed(everywhere), pytest.raises(ValueError, match="hook of all modules"):
         verify(model, x, y, eps=0.1)
