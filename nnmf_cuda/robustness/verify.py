@@ -25,7 +25,7 @@ from nnmf_cuda.models.networks import frozen
 from nnmf_cuda.robustness.branch_and_bound import Boxes, Goal, search
 from nnmf_cuda.robustness.rounding import logit_errors
 from nnmf_cuda.robustness.verification import PHASES, Journal, Status, Verification
-from nnmf_cuda.robustness.verification_task import ROWS, Task, weights_to_verify
+from nnmf_cuda.robustness.verification_task import ROWS, Task, network_of, weights_to_verify
 
 _N_STARTS, _N_STEPS = 40, 30
 
@@ -104,15 +104,16 @@ def verify(
     >>> found.proven.tolist()
     [True, True, True, True]
     """
-    model = getattr(model, "defended", model)
+    model = network_of(model)
     weights = weights_to_verify(model)
     task = Task.of(model, weights, x, y, eps=eps, norm=norm, box=box)
     if not (seconds >= 0 and total_seconds >= 0):
         raise ValueError(f"seconds={seconds}, total_seconds={total_seconds}: both must be >= 0")
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2, got {batch_size}")
-    journal = None if resume is None else Journal(Path(resume), task.key())
-    with frozen(model), torch.no_grad():
+    journal = None if resume is None else Journal(Path(resume), task.key(), *x.shape)
+    # Attacks need gradients, also of a caller in inference mode.
+    with torch.inference_mode(False), frozen(model), torch.no_grad():
         return _Run(task, journal, seconds, total_seconds, batch_size, progress).done(points)
 
 
@@ -131,6 +132,7 @@ class _Run:
     def __post_init__(self) -> None:
         n, n_features = self.task.x.shape
         self.status = [None] * n
+        self.counts = dict.fromkeys(Status, 0)
         self.lower_bound = np.full(n, -np.inf)
         self.rounding = np.full(n, np.inf)
         self.counterexample = np.full((n, n_features), np.nan)
@@ -206,8 +208,8 @@ class _Run:
                     "counterexample": None if point is None else point.double().tolist(),
                 }
             )
-        counts = {s: sum(found is s for found in self.status) for s in Status}
-        self.bar.set_postfix({str(s): k for s, k in counts.items()}, refresh=False)
+        self.counts[status] += 1
+        self.bar.set_postfix({str(s): k for s, k in self.counts.items()}, refresh=False)
         self.bar.update()
 
     def _take_known(self) -> None:
@@ -231,6 +233,7 @@ class _Run:
             if point is not None:
                 self.counterexample[row] = point
             self.status[row] = status
+            self.counts[status] += 1
             self.bar.update()
 
     def _try(self, points: Tensor) -> None:
