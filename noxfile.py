@@ -8,6 +8,7 @@ Tests run from a copy of their folder, against the installed package and never t
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,25 @@ def tests_noext(session: nox.Session) -> None:
     install_dependencies(session, *TEST_TOOLS)
     install_package(session, NNMF_CUDA_NO_EXT="1")
     run_tests(session, *PARALLEL, f"--ignore={CUDA_ON_CPU}", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damage files of every kind thousands of times; kill commands, and start two at one place.
+
+    The seed is fixed; NNMF_CUDA_FUZZ_SEED gives another, NNMF_CUDA_FUZZ the cases of a kind of
+    file, NNMF_CUDA_TRIALS how often what hangs on chance is tried.
+    """
+    install_dependencies(session, *TEST_TOOLS)
+    install_package(session)
+    how_often = {"NNMF_CUDA_FUZZ": "150", "NNMF_CUDA_TRIALS": "50"}
+    env = {name: os.environ.get(name, default) for name, default in how_often.items()}
+    run_tests(
+        session,
+        *(*PARALLEL, "-rP", "tests/fuzz", "tests/pipeline/test_concurrency.py"),
+        *session.posargs,
+        **env,
+    )
 
 
 @nox.session

@@ -51,7 +51,7 @@ def evaluate(options: Evaluate) -> None:
         run = SavedRun.load(home, device=device)
         images = None
         if options.data is not None or run.model.info.synthetic:
-            images = run.test_images(options.data)
+            images = run.test_images(options.data, say=say)
         result = evaluate_robustness(run, preset=options.preset, images=images, say=say)
         show(summary_table(result.report))  # whatever becomes of the files
         with place.staged(["robustness.npz", "robustness.html", "robustness.json"]) as folder:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jsonargparse import Namespace, set_parsing_settings
@@ -131,27 +131,52 @@ def _read(argv: list[str], *, preset: str = "paper") -> tuple[str, Namespace]:
     """Return the command that is asked for and its arguments, checked and complete."""
     parser = OptionParser(prog="nnmf-cuda", description=_ABOUT, version=__version__)
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
-    for name, (about, of_command) in {
-        "run": ("the whole experiment, with tables and a report", run_parser(PRESETS[preset])),
-        "extract": ("images to NNMF features", parser_of(Extract, "extract", positional=IMAGES)),
-        "predict": (
-            "images to class probabilities",
-            parser_of(Predict, "predict", positional=IMAGES),
-        ),
-        "audit": ("leakage between splits", audit_parser()),
-        "evaluate": ("how robust a saved model is", parser_of(Evaluate, "evaluate")),
-        "verify": ("proofs of robustness, sample by sample", parser_of(Verify, "verify")),
-        "export": ("a network and samples for other verifiers", parser_of(Export, "export")),
-        "data": ("download the paper's images", parser_of(Data, "data", positional=SETS)),
-        "info": ("versions, devices, what serves each op", parser_of(Info, "info")),
-    }.items():
-        commands.add_subcommand(name, of_command, help=about)
-    benchmarks = OptionParser(description="Measure this package against plain torch.")
-    commands.add_subcommand("bench", benchmarks, help="speed against plain torch")
-    add_bench_commands(benchmarks)
+    for name, (about, make) in _commands(preset).items():
+        # What makes the options of a command takes longer than many a command does.
+        made = make() if name in argv else OptionParser()
+        commands.add_subcommand(name, made, help=about)
+        if name == "bench" and name in argv:
+            add_bench_commands(made)
     arguments = parser.parse_args(argv)
     command: str = arguments.subcommand
     return command, parser.instantiate(arguments)[command]
+
+
+def _commands(preset: str) -> dict[str, tuple[str, Callable[[], OptionParser]]]:
+    """Return what each command is for, and what makes its parser."""
+    return {
+        "run": (
+            "the whole experiment, with tables and a report",
+            lambda: run_parser(PRESETS[preset]),
+        ),
+        "extract": (
+            "images to NNMF features",
+            lambda: parser_of(Extract, "extract", positional=IMAGES),
+        ),
+        "predict": (
+            "images to class probabilities",
+            lambda: parser_of(Predict, "predict", positional=IMAGES),
+        ),
+        "audit": ("leakage between splits", audit_parser),
+        "evaluate": ("how robust a saved model is", lambda: parser_of(Evaluate, "evaluate")),
+        "verify": ("proofs of robustness, sample by sample", lambda: parser_of(Verify, "verify")),
+        "export": (
+            "a network and samples for other verifiers",
+            lambda: parser_of(Export, "export"),
+        ),
+        "data": (
+            "download the paper's images",
+            lambda: parser_of(Data, "data", positional=SETS),
+        ),
+        "info": (
+            "versions, devices, what serves each op",
+            lambda: parser_of(Info, "info"),
+        ),
+        "bench": (
+            "speed against plain torch",
+            lambda: OptionParser(description="Measure this package against plain torch."),
+        ),
+    }
 
 
 def info(options: Info) -> None:

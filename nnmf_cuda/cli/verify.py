@@ -61,6 +61,7 @@ def _verify(options: Verify, out: Path, place: Place) -> None:
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.robustness import SavedRun, ceiling
     from nnmf_cuda.robustness.verification import BRANCH_AND_BOUND
+    from nnmf_cuda.robustness.verification_task import checked_ball
 
     home = Path(options.model)
     device = resolve_device(options.device)
@@ -69,7 +70,11 @@ def _verify(options: Verify, out: Path, place: Place) -> None:
     x, y = run.x[options.split].clamp(0, 1), run.y[options.split]
     eps = run.attack.radius if options.eps is None else options.eps
     norm = run.attack.norm if options.norm is None else options.norm
-    robustness.weights_to_verify(model)  # before anything is removed or made
+    # All that can be refused is, before anything is removed or made.
+    if not options.seconds >= 0:
+        raise ValueError(f"--seconds must be >= 0, got {options.seconds}")
+    robustness.weights_to_verify(model)
+    checked_ball(x, eps=eps, norm=norm, box=(0.0, 1.0))
     _make_way(out, resume=options.resume, overwrite=options.overwrite)
     found = robustness.verify(
         model, x, y, eps=eps, norm=norm, seconds=options.seconds, resume=out / _JOURNAL

@@ -16,7 +16,13 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.reading import DEFAULT_READING, Decode, ReadOptions, to_unit_range
+from nnmf_cuda.data.reading import (
+    DEFAULT_READING,
+    Decode,
+    ReadOptions,
+    open_file,
+    to_unit_range,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +75,7 @@ def read_image(
     grey levels more or less from the clipped colours. JPEGs without luma (CMYK, RGB) are converted.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(Path(path)) as file:
             return _decoded(file, image_shape, reading)
     except Exception as error:  # decoders raise nearly anything for damaged files
         raise ValueError(f"cannot read image {str(path)!r}: {reason(error)}") from error

@@ -23,6 +23,7 @@ from nnmf_cuda.data.reading import (
     ReadFailure,
     ReadOptions,
     first_few,
+    is_special,
 )
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,9 @@ def walk_images(folder: Path, account: Account | None = None) -> Iterator[Path]:
             path = Path(where, name)
             if is_hidden(path):
                 account.skip(path, "hidden")
+                continue
+            if is_special(path):
+                account.skip(path, "a pipe or a device, no file")
                 continue
             account.met(path)
             if is_image(path):

@@ -45,8 +45,8 @@ def load_dataset(
     Parameters
     ----------
     path : path or None
-        An ``.npz``, a COCO export or class folders: what a module of `nnmf_cuda.data.readers`
-        reads and describes. None makes the `phantom` with `seed`.
+        What a module of `nnmf_cuda.data.readers` reads and describes: class folders, a table,
+        DICOM, NIfTI, masks beside images, stacks, archives. None makes the `phantom` with `seed`.
     classes : str, optional
         Which classes to use and in which order, e.g. ``"2=Normal,1=Tumor"``; see `parse_classes`.
         By default every class that has images, in the source's order.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
+import stat
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePath
-from typing import Any, Literal, NamedTuple, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,22 @@ TABLE_COLUMNS = ("file", "label", "patient", "series", "split", "fold", "mask", 
 
 _PARTS = ("patient", "series", "name", "label")
 """What a pattern can take from a path."""
+
+
+def is_special(path: Path) -> bool:
+    """Tell whether a path names a pipe or a device, whose content may never begin or end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False  # of which reading says what is wrong
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file that is to be read; raises OSError for what is none."""
+    if is_special(path):
+        raise OSError(errno.EINVAL, "a pipe or a device, no file", str(path))
+    return path.open("rb")
 
 
 class ReadFailure(NamedTuple):

@@ -218,9 +218,10 @@ def load_model(directory: str | Path, *, device: torch.device | str = "cpu") -> 
     tensors = _read_weights(home / _WEIGHTS, description["weights_sha256"])
     try:
         model = _build(description, tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # a file of anyone's, of which any value may be anything
+        said = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{home}: {_JSON} does not describe the weights beside it ({error}): run the"
+            f"{home}: {_JSON} does not describe the weights beside it ({said}): run the"
             " experiment again"
         ) from error
     for module in (model.extractor, model.classifier, model.purifier, model.defended):
@@ -250,7 +251,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
         version = description["format_version"]
         description["weights_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: damaged, not a model's description: run the experiment again"
         ) from error
@@ -274,8 +275,30 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
             f"{path}: damaged, or not the file that {_JSON} describes: copy the whole model"
             " folder again, or run the experiment again"
         )
-    tensors: dict[str, Tensor] = load(weights)
+    try:
+        tensors: dict[str, Tensor] = load(weights)
+        odd = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    except Exception as error:  # as its checksum may be right nevertheless
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path}: damaged ({said}): run the experiment again") from error
+    if odd:
+        raise ValueError(f"{path}: {odd[0]} is not finite: run the experiment again")
     return tensors
+
+
+def _check_parts(
+    components: Tensor, selected: Tensor, n_features: object, label_names: object
+) -> None:
+    """Raise ValueError where nothing could be built of these, or it would fail when it is used."""
+    if components.ndim != 2 or components.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"components are {components.dtype} of {components.ndim} dimensions")
+    if selected.ndim != 1 or selected.dtype != torch.int64 or len(selected) != n_features:
+        raise ValueError(f"n_features is {n_features}, selected {tuple(selected.shape)}")
+    if not ((selected >= 0) & (selected < len(components))).all():
+        raise ValueError(f"selected components lie outside 0..{len(components) - 1}")
+    names = label_names if isinstance(label_names, list) else []
+    if len(names) < 2 or not all(isinstance(name, str) for name in names):
+        raise ValueError("label_names are no list of names")
 
 
 def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainedModel:
@@ -289,11 +312,11 @@ def _build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
             settings[name] = tuple(settings[name])
     defence = DefenceConfig(**settings)
     height, width = description["image_shape"]
-    extractor = FeatureExtractor(
-        tensors["extractor.components"], tensors["extractor.selected"], image_shape=(height, width)
-    )
-    info = description["info"]
+    components, selected = tensors["extractor.components"], tensors["extractor.selected"]
     n_features, label_names = description["n_features"], tuple(description["label_names"])
+    _check_parts(components, selected, n_features, description["label_names"])
+    extractor = FeatureExtractor(components, selected, image_shape=(height, width))
+    info = description["info"]
     classifier = FeatureCNN(n_features, len(label_names))
     denoiser = FeatureDenoiser(
         n_features, hidden=diffusion.hidden, embedding_dim=diffusion.embedding_dim

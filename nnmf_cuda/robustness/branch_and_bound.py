@@ -146,6 +146,8 @@ def search(
     point = broken_among(_candidates(root))
     if point is not None:
         return Found(False, float(root.bound[0]), n_boxes, point)
+    if not goal.threshold < torch.inf:  # out of reach, however small the boxes
+        return Found(False, float(root.bound[0]), n_boxes)
     frontier.push(_trimmed(goal, root))
     while len(frontier):
         if time.monotonic() > until:
@@ -277,12 +279,13 @@ def _within_ball(
     doubt = 1 + (lower.shape[1] + 16) * 2.0**-50
     apart = torch.maximum(lower - center, center - upper).clamp(min=0).square()
     total = apart.sum(1, keepdim=True)
-    edge = radius * radius * doubt
+    edge = radius * radius * doubt + 1e-300  # a square may underflow
     # What the other features leave of the radius.
     left = (edge - (total - apart) + total * (doubt - 1)).clamp(min=0).sqrt() * doubt
     slack = (center.abs() + radius) * 2.0**-50
     low, high = center - left - slack, center + left + slack
-    low, high = torch.maximum(lower, low), torch.minimum(upper, high)
+    # fmax: squares that overflow narrow nothing.
+    low, high = torch.fmax(lower, low), torch.fmin(upper, high)
     return low, high, (total <= edge * doubt)[:, 0] & (low <= high).all(1)
 
 

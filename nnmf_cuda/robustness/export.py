@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnmf_cuda.attacks.balls import Box
 from nnmf_cuda.models.networks import frozen
 from nnmf_cuda.robustness.rounding import logit_errors
-from nnmf_cuda.robustness.verification_task import weights_to_verify
+from nnmf_cuda.robustness.verification_task import checked_ball, network_of, weights_to_verify
 
 _OPSET, _IR_VERSION = 13, 8
 """Old enough for the verifiers that there are."""
@@ -46,7 +46,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, n_features: int) -> None:
     of what was written are compared with the network's on random features.
     """
     onnx = _onnx()
-    weights = weights_to_verify(getattr(model, "defended", model))
+    weights = weights_to_verify(network_of(model))
     if {w.dtype for w in weights} != {torch.float32}:
         raise ValueError(f"only float32 networks are exported, this one is {weights[0].dtype}")
     if weights[0].dim() == 2 and weights[0].shape[1] != n_features:
@@ -69,7 +69,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, n_features: int) -> None:
         opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
     )
     onnx.checker.check_model(made, full_check=True)
-    _check_answers(made, getattr(model, "defended", model), weights, n_features)
+    _check_answers(made, network_of(model), weights, n_features)
     Path(path).write_bytes(made.SerializeToString())
 
 
@@ -103,14 +103,26 @@ def export_vnnlib(
     -------
     list of Path
         `sample_00000.vnnlib` and so on.
+
+    Raises
+    ------
+    ValueError
+        If shapes or labels do not fit, `eps` is not finite and above 0, or x is outside the box:
+        a ball without a point would be unsatisfiable, as a proven one is.
     """
+    if n_classes < 2:
+        raise ValueError(f"n_classes must be at least 2, got {n_classes}")
+    if x.dim() != 2 or y.shape != x.shape[:1]:
+        raise ValueError(
+            "x must have shape (n, n_features) and y shape (n,), got"
+            f" {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < n_classes:
         raise ValueError(f"y must be within 0..{n_classes - 1}, got {y.unique().tolist()}")
+    wide = x.detach().double()
+    radius, edges = checked_ball(wide, eps=eps, norm="Linf", box=box)
     out = Path(path)
     out.mkdir(parents=True, exist_ok=True)
-    wide = x.double().cpu()
-    radius = torch.as_tensor(eps, dtype=torch.float64).cpu()
-    edges = [torch.as_tensor(edge, dtype=torch.float64).cpu() for edge in box]
     lower = torch.maximum(wide - radius, edges[0])
     upper = torch.minimum(wide + radius, edges[1])
     written = []

@@ -66,7 +66,8 @@ def logit_errors(
     low, high = lower, upper
     if weights[0].dim() == 3:
         low, high = low[:, None], high[:, None]
-    error = torch.zeros_like(low)
+    # What is too small for the type may be taken as zero: features, weights and results.
+    error = torch.full_like(low, kind.tiny)
     layers = list(zip(weights[::2], weights[1::2], strict=True))
     safe = torch.ones(len(low), dtype=torch.bool, device=low.device)
     for i, (weight, bias) in enumerate(layers):
@@ -79,7 +80,8 @@ def logit_errors(
         # What is not a number is not safe either.
         safe &= (size.flatten(1) < kind.max / 4).all(1)
         passed = apply(error, w.abs(), torch.zeros_like(b))
-        error = (passed + gamma * size + terms * kind.tiny) * _OWN
+        small = apply(magnitude + error, *(v.abs() * (v.abs() < kind.tiny) for v in (w, b)))
+        error = (passed + gamma * size + small + 2 * terms * kind.tiny) * _OWN
         middle = apply((low + high) / 2, w, b)
         around = apply((high - low) / 2, w.abs(), torch.zeros_like(b)) + 2.0**-40 * size
         low, high = middle - around, middle + around

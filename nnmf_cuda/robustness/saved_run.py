@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -138,11 +138,13 @@ class SavedRun:
             },
         )
 
-    def test_images(self, data: str | None) -> Tensor:
+    def test_images(
+        self, data: str | None, *, say: Callable[[str], object] = lambda _: None
+    ) -> Tensor:
         """Return the run's test images (n, height * width) in [0, 1], on the model's device.
 
-        `data` is as for `load_dataset`, None the built-in phantom; raises ValueError if its images
-        are not those of the run.
+        `data` is as for `load_dataset`, None the built-in phantom; `say` is told how it was read.
+        Raises ValueError if its images are not those of the run.
         """
         info = self.model.info
         dataset = load_dataset(
@@ -150,6 +152,8 @@ class SavedRun:
             seed=info.seed,
             image_shape=self.model.image_shape,
         )
+        for note in dataset.notes:
+            say(note)
         if dataset.sha256() != info.data_sha256:
             raise ValueError(
                 f"--data {data} does not hold the images, labels and split that the model was"

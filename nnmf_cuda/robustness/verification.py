@@ -121,7 +121,7 @@ class Verification:
 class Journal:
     """A file with a line for each sample that is done; the first line says of which task."""
 
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: Path, key: str, n_samples: int, n_features: int) -> None:
         self.path, self.known = path, dict[int, dict[str, Any]]()
         head = json.dumps({"nnmf-cuda": "verification", "of": key})
         lines = path.read_bytes().split(b"\n") if path.exists() else []
@@ -135,8 +135,16 @@ class Journal:
             )
         # What was cut short while it was written is done again.
         whole = lines[:-1]
-        for line in whole[1:]:
-            entry = json.loads(line)
+        for number, line in enumerate(whole[1:], 2):
+            try:
+                entry = json.loads(line)
+                _check_entry(entry, n_samples, n_features)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"line {number} of {path} is not one that verify has written"
+                    f" ({type(error).__name__}: {error}): remove that line, and its sample is done"
+                    " again"
+                ) from error
             self.known[entry["sample"]] = entry
         with path.open("r+b") as file:
             file.truncate(sum(len(line) + 1 for line in whole))
@@ -145,3 +153,18 @@ class Journal:
         """Add the line of a sample."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def _check_entry(entry: Any, n_samples: int, n_features: int) -> None:
+    """Raise ValueError, KeyError or TypeError unless a line is of one of the samples, and whole."""
+    row, status, point = entry["sample"], Status(entry["status"]), entry["counterexample"]
+    if type(row) is not int or not 0 <= row < n_samples:
+        raise ValueError(f"sample must be within 0..{n_samples - 1}, got {row!r}")
+    if (point is not None) != (status is Status.BROKEN):
+        raise ValueError(f"counterexample must be there if broken, and only then; status {status}")
+    if point is not None and len([float(value) for value in point]) != n_features:
+        raise ValueError(f"counterexample must have {n_features} numbers, got {len(point)}")
+    bounds = [entry[name] for name in ("lower_bound", "rounding") if entry[name] is not None]
+    for value in (*bounds, entry["n_boxes"], *(entry["seconds"][phase] for phase in PHASES)):
+        if math.isnan(value):
+            raise ValueError("NaN is no bound, and no count")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from nnmf_cuda._version import __version__
 from nnmf_cuda.attacks.balls import BOX_TOLERANCE, Box
@@ -33,6 +35,17 @@ def right_answers(model: nn.Module, x: Tensor, y: Tensor) -> NDArray[np.bool_]:
     return right
 
 
+def network_of(model: Any) -> nn.Module:
+    """Return the defence of a `TrainedModel`; of a network, itself.
+
+    An attribute of a network that is called `defended` says nothing of what it answers.
+    """
+    network: nn.Module = (
+        model if isinstance(model, nn.Module) else getattr(model, "defended", model)
+    )
+    return network
+
+
 def weights_to_verify(model: nn.Module) -> list[Tensor]:
     """Return the weights of a network that can be verified, detached; raise ValueError of others.
 
@@ -46,21 +59,32 @@ def weights_to_verify(model: nn.Module) -> list[Tensor]:
     elif type(layers) is nn.Sequential:
         linear, between = list(layers)[::2], list(layers)[1::2]
         if (
-            all(type(layer) is nn.Linear and len(list(layer.parameters())) == 2 for layer in linear)
+            all(type(layer) is nn.Linear and layer.bias is not None for layer in linear)
             and all(type(layer) is nn.ReLU for layer in between)
             and len(linear) == len(between) + 1 >= 2
         ):
             why = ""
-            weights = [t for layer in linear for t in layer.parameters()]  # weight, bias
+            # By name: what pruning leaves behind has them in another order.
+            weights = [
+                t
+                for layer in linear
+                if isinstance(layer, nn.Linear)
+                for t in (layer.weight, layer.bias)
+            ]
     if not why and {w.dtype for w in weights} - {torch.float32, torch.float64}:
         why = f"it answers in {weights[0].dtype}"
     if not why:
         watched = [
             m
             for m in model.modules()
-            if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
+            if m._forward_hooks
+            or m._forward_pre_hooks
+            or "forward" in vars(m)
+            or type(m).__call__ is not nn.Module.__call__
         ]
         why = f"{type(watched[0]).__name__} has a hook or another forward" if watched else ""
+    if not why and _has_any_global_hook():
+        why = "torch has a hook of all modules"
     if why:
         raise ValueError(
             f"a {name} cannot be verified ({why}): give a FeatureCNN or an MLP of linear layers"
@@ -68,6 +92,36 @@ def weights_to_verify(model: nn.Module) -> list[Tensor]:
             " of smoothing instead"
         )
     return [w.detach() for w in weights]
+
+
+def checked_ball(
+    x: Tensor, *, eps: float | Tensor, norm: str, box: Box
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return radius and edges of the box in float64; raise ValueError unless balls hold points.
+
+    Of no points all would be proven.
+    """
+    n_features = x.shape[1]
+    wide = torch.as_tensor(eps, dtype=torch.float64, device=x.device).detach()
+    if wide.dim() and (norm == "L2" or tuple(wide.shape) != (n_features,)):
+        raise ValueError(
+            "eps must be a number, or with norm Linf of shape (n_features,) ="
+            f" ({n_features},); got shape {tuple(wide.shape)} with norm {norm}"
+        )
+    if not bool((wide.isfinite() & (wide >= 0)).all()) or float(wide.max()) == 0:
+        raise ValueError(f"eps must be finite and > 0, got {wide.tolist()}")
+    low, high = (
+        torch.as_tensor(edge, dtype=torch.float64, device=x.device).detach().expand(n_features)
+        for edge in box
+    )
+    exact = x.double()
+    inside = (exact >= low) & (exact <= high)
+    if not bool(inside.all()):
+        raise ValueError(
+            f"x must be inside the box, {int((~inside).sum())} of {x.numel()} entries are not:"
+            " clamp them, or widen the box"
+        )
+    return wide, (low, high)
 
 
 @dataclass(frozen=True)
@@ -106,7 +160,7 @@ class Task:
         """Make it of what `verify` was given; raise ValueError where that does not fit."""
         if norm not in ("Linf", "L2"):
             raise ValueError(f"norm must be Linf or L2, got {norm!r}")
-        first = weights[0]
+        first, x = weights[0], x.detach()
         if x.dim() != 2 or x.dtype != first.dtype or x.device != first.device:
             raise ValueError(
                 f"x must be {first.dtype} of shape (n, n_features) on {first.device}, as the model"
@@ -121,25 +175,8 @@ class Task:
             )
         if bool(((y < 0) | (y >= n_classes)).any()):
             raise ValueError(f"y must be within 0..{n_classes - 1}, got {y.unique().tolist()}")
-        wide = torch.as_tensor(eps, dtype=torch.float64, device=x.device)
-        if wide.dim() and (norm == "L2" or tuple(wide.shape) != (n_features,)):
-            raise ValueError(
-                "eps must be a number, or with norm Linf of shape (n_features,) ="
-                f" ({n_features},); got shape {tuple(wide.shape)} with norm {norm}"
-            )
-        if not bool((wide.isfinite() & (wide >= 0)).all()) or float(wide.max()) == 0:
-            raise ValueError(f"eps must be finite and > 0, got {wide.tolist()}")
-        low, high = (
-            torch.as_tensor(edge, dtype=torch.float64, device=x.device).expand(n_features)
-            for edge in box
-        )
+        wide, (low, high) = checked_ball(x, eps=eps, norm=norm, box=box)
         exact = x.double()
-        inside = (exact >= low) & (exact <= high)
-        if not bool(inside.all()):
-            raise ValueError(
-                f"x must be inside the box, {int((~inside).sum())} of {x.numel()} entries are not:"
-                " clamp them, or widen the box"
-            )
         reach = (wide + BOX_TOLERANCE) * (1 + 2.0**-50)  # the sum was rounded
         lower, upper = outward(exact - reach, exact + reach)
         inner = inward((exact - wide).clamp(min=low), (exact + wide).clamp(max=high), x.dtype)
@@ -219,7 +256,13 @@ class Task:
     def check_answers(self) -> None:
         """Raise ValueError unless the network answers as its weights say, up to rounding."""
         wide = self.x.double()
-        off = (self.model(self.x).double() - real_logits(self.weights, self.x)).abs()
+        answers = self.model(self.x)
+        if answers.dtype != self.x.dtype:
+            raise ValueError(
+                f"the model answers in {answers.dtype}, and its weights are {self.x.dtype}: verify"
+                " it outside of torch.autocast"
+            )
+        off = (answers.double() - real_logits(self.weights, self.x)).abs()
         allowed = logit_errors(self.weights, wide, wide)
         # What is not a number is never proven, and needs no error.
         if bool((off > allowed).any()):

@@ -25,7 +25,7 @@ from nnmf_cuda.models.networks import frozen
 from nnmf_cuda.robustness.branch_and_bound import Boxes, Goal, search
 from nnmf_cuda.robustness.rounding import logit_errors
 from nnmf_cuda.robustness.verification import PHASES, Journal, Status, Verification
-from nnmf_cuda.robustness.verification_task import ROWS, Task, weights_to_verify
+from nnmf_cuda.robustness.verification_task import ROWS, Task, network_of, weights_to_verify
 
 _N_STARTS, _N_STEPS = 40, 30
 
@@ -104,15 +104,16 @@ def verify(
     >>> found.proven.tolist()
     [True, True, True, True]
     """
-    model = getattr(model, "defended", model)
+    model = network_of(model)
     weights = weights_to_verify(model)
     task = Task.of(model, weights, x, y, eps=eps, norm=norm, box=box)
     if not (seconds >= 0 and total_seconds >= 0):
         raise ValueError(f"seconds={seconds}, total_seconds={total_seconds}: both must be >= 0")
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2, got {batch_size}")
-    journal = None if resume is None else Journal(Path(resume), task.key())
-    with frozen(model), torch.no_grad():
+    journal = None if resume is None else Journal(Path(resume), task.key(), *x.shape)
+    # Attacks need gradients, also of a caller in inference mode.
+    with torch.inference_mode(False), frozen(model), torch.no_grad():
         return _Run(task, journal, seconds, total_seconds, batch_size, progress).done(points)
 
 
@@ -131,10 +132,13 @@ class _Run:
     def __post_init__(self) -> None:
         n, n_features = self.task.x.shape
         self.status = [None] * n
+        self.counts = dict.fromkeys(Status, 0)
         self.lower_bound = np.full(n, -np.inf)
         self.rounding = np.full(n, np.inf)
         self.counterexample = np.full((n, n_features), np.nan)
         self.n_boxes = np.zeros(n, np.int64)
+        # Least bound of those classes over which the bounds of whole balls have proven the margin.
+        self.proven_bound = np.full(n, np.inf)
         self.spent = {phase: np.zeros(n) for phase in PHASES}
 
     def done(self, points: Sequence[Tensor]) -> Verification:
@@ -204,8 +208,8 @@ class _Run:
                     "counterexample": None if point is None else point.double().tolist(),
                 }
             )
-        counts = {s: sum(found is s for found in self.status) for s in Status}
-        self.bar.set_postfix({str(s): k for s, k in counts.items()}, refresh=False)
+        self.counts[status] += 1
+        self.bar.set_postfix({str(s): k for s, k in self.counts.items()}, refresh=False)
         self.bar.update()
 
     def _take_known(self) -> None:
@@ -229,6 +233,7 @@ class _Run:
             if point is not None:
                 self.counterexample[row] = point
             self.status[row] = status
+            self.counts[status] += 1
             self.bar.update()
 
     def _try(self, points: Tensor) -> None:
@@ -281,7 +286,9 @@ class _Run:
                     self.lower_bound[row] = min(bound, np.inf if first else self.lower_bound[row])
                     self.rounding[row] = max(threshold, 0 if first else self.rounding[row])
                     self.n_boxes[row] += 1
-                    if not bound > threshold:
+                    if bound > threshold:
+                        self.proven_bound[row] = min(self.proven_bound[row], bound)
+                    else:
                         roots.setdefault(row, []).append((goal, root))
 
         rows = self._open()
@@ -326,8 +333,8 @@ class _Run:
             started = time.monotonic()
             until = min(end, started + self.seconds)
             status, point = Status.PROVEN, None
-            lows = []
-            for goal, root in roots[row]:
+            lows = [float(root.bound[0]) for _, root in roots[row]]
+            for k, (goal, root) in enumerate(roots[row]):
                 found = search(
                     goal,
                     root,
@@ -336,13 +343,13 @@ class _Run:
                     batch_size=self.batch_size,
                 )
                 self.n_boxes[row] += found.n_boxes
-                lows.append(found.lower_bound)
+                lows[k] = max(lows[k], found.lower_bound)
                 if found.point is not None:
                     status, point = Status.BROKEN, found.point
                     break
                 if not found.proven:
                     status = Status.UNDECIDED
-            self.lower_bound[row] = max(self.lower_bound[row], min(lows))
+            self.lower_bound[row] = min(self.proven_bound[row], *lows)
             self.spent["search"][row] += time.monotonic() - started
             self._settle(row, status, point)
 

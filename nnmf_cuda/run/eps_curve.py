@@ -52,6 +52,8 @@ def run_eps_curve(
         raise ValueError(f"eps_curve must name radii above 0, got {list(radii)}")
     with results_directory(out, overwrite=overwrite) as partial:
         dataset = load_dataset(**config.data.of_load(), seed=config.seed, n_train_needed=2)
+        for note in dataset.notes:
+            say(note)
         say(f"data: {dataset.source}; fitting the components and projecting every image")
         features = extract_features(dataset, config, device=device)
         if config.selection.candidates:

@@ -44,8 +44,13 @@ def test_verify_writes_what_it_finds(
     assert "give --resume to go on" in capsys.readouterr().err
     assert main([*command, "--eps=0.03", "--seconds=5", "--resume"]) == 0
     assert before["verification.jsonl"] == (out / "verification.jsonl").read_bytes()
+    before = {name: (out / name).read_bytes() for name in WRITTEN}
     assert main([*command, "--eps=0.04", "--resume"]) == 2
     assert "record of another verification" in capsys.readouterr().err
+    for refused in ("--eps=-1", "--eps=0", "--eps=0.04 --seconds=-1"):
+        assert main([*command, *refused.split(), "--overwrite"]) == 2
+    assert "--seconds must be >= 0" in capsys.readouterr().err
+    assert before == {name: (out / name).read_bytes() for name in before}
     assert main([*command, "--eps=0.04", "--seconds=5", "--overwrite"]) == 0
     assert json.loads((out / "verification.json").read_text())["eps"] == 0.04
 

@@ -313,3 +313,28 @@ def test_a_folder_of_pictures_with_one_dicom_file_is_none_of_dicom(tmp_path: Pat
     assert not dicom.recognises(tmp_path)
     assert not dicom.recognises(tmp_path / "0.png")
     assert not dicom.recognises(tmp_path / "missing")
+
+
+def test_pipes_are_left_out(tmp_path: Path) -> None:
+    import os
+
+    save_series(tmp_path)
+    os.mkfifo(tmp_path / "pipe.dcm")
+    account = Account()
+    assert len(list(iter_images(tmp_path, account=account))) == 4
+    assert [file.name for file, _ in account.skipped] == ["pipe.dcm"]
+
+
+def test_a_link_that_leads_nowhere_is_unreadable(tmp_path: Path) -> None:
+    save_series(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (batch,) = iter_image_batches(iter_images(tmp_path), on_error="skip")
+    assert len(batch.images) == 4
+    assert [failure.file.name for failure in batch.failures] == ["link"]
+
+
+def test_many_files_by_name_say_a_thing_once(tmp_path: Path) -> None:
+    save_series(tmp_path)
+    account = Account()
+    assert len(list(iter_images(sorted(tmp_path.iterdir()), account=account))) == 4
+    assert len(account.notes) == len(set(account.notes)) > 0

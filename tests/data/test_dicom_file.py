@@ -238,6 +238,14 @@ def test_lookup_tables(tmp_path: Path, rng: np.random.Generator) -> None:
     np.testing.assert_allclose(grey(without), shown[pixels] / 4095, atol=1e-6)
 
 
+def test_float_pixels(tmp_path: Path, rng: np.random.Generator) -> None:
+    pixels = rng.normal(size=SHAPE).astype(np.float32)
+    path = save_dicom(
+        tmp_path / "a", pixels, PixelData=None, FloatPixelData=pixels.tobytes(), BitsStored=None
+    )
+    np.testing.assert_allclose(grey(path, window="-1:1"), to_unit(pixels, -1, 1), atol=1e-6)
+
+
 def test_frames(tmp_path: Path, rng: np.random.Generator) -> None:
     pixels = rng.integers(0, 4096, size=(5, *SHAPE), dtype=np.uint16)
     path = save_dicom(tmp_path / "a", pixels, NumberOfFrames=5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -365,3 +366,12 @@ def test_a_table_becomes_a_data_set(save_table: SaveTable, save_image: SaveImage
     assert dataset.label_names == ("n", "y")
     for patient in range(10):
         assert len(set(dataset.split[dataset.groups["patient"] == f"P{patient}"].tolist())) == 1
+
+
+def test_parquet_without_its_library(
+    save_table: SaveTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match=r"needs pyarrow: pip install 'nnmf-cuda\[parquet\]'"):
+        read(save_table(b"", "table.parquet"))

@@ -41,6 +41,26 @@ def test_vnnlib_says_which_ball_and_which_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"eps": -0.1}, "eps must be finite and > 0"),
+        ({"eps": float("nan")}, "eps must be finite and > 0"),
+        ({"eps": torch.tensor([0.1, 0.1])}, "eps must be a number, or"),
+        ({"box": (0.6, 1.0)}, "x must be inside the box, 3 of 3"),
+        ({"x": torch.tensor([[0.5, float("nan"), 0.5]])}, "x must be inside the box, 1 of 3"),
+        ({"n_classes": 1}, "n_classes must be at least 2"),
+        ({"y": torch.tensor([0, 0])}, "y shape"),
+    ],
+)
+def test_vnnlib_of_no_ball_is_refused(change: dict[str, object], says: str, tmp_path: Path) -> None:
+    """A ball without a point is unsatisfiable: a verifier would call the sample proven."""
+    asked = {"x": torch.full((1, 3), 0.5), "y": torch.tensor([0]), "eps": 0.1, "n_classes": 2}
+    with pytest.raises(ValueError, match=says):
+        export_vnnlib(**(asked | change), path=tmp_path / "out")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("model", "n"),
     [
         (FeatureCNN(15, 2), 15),

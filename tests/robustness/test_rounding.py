@@ -96,6 +96,23 @@ def test_logit_errors_are_about_what_large_sums_lose(scale: float) -> None:
     assert lost <= bound <= 1.01 * lost
 
 
+@pytest.mark.parametrize("where", ["features", "weights", "bias", "results"])
+def test_logit_errors_hold_where_what_is_too_small_becomes_zero(where: str) -> None:
+    """Zero on some machines; on others it is kept, and enlarged to 1."""
+    small, large = 2.0**-127, 2.0**63
+    sizes = {
+        "features": (small, large, 0.0, 2 * large),
+        "weights": (large, small, 0.0, 2 * large),
+        "bias": (0.0, 0.0, small, 2.0**127),
+        "results": (2.0**-64, 1 / large, 0.0, 2.0**127),
+    }
+    feature, first, bias, last = (torch.tensor([size]) for size in sizes[where])
+    weights = [first[None], bias, last[None], torch.zeros(1)]
+    x = feature[None].double()
+    assert float(real_logits(weights, x)) == 1
+    assert float(logit_errors(weights, x, x)) >= 1
+
+
 @pytest.mark.parametrize("n", [2, 5, 15, 16])
 def test_logit_errors_hold_for_the_network(n: int) -> None:
     model = FeatureCNN(n, 3).requires_grad_(False)

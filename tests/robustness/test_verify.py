@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from nnmf_cuda.attacks.balls import BOX_TOLERANCE
 from nnmf_cuda.models import FeatureCNN
 from nnmf_cuda.ops import crown_bounds
 from nnmf_cuda.robustness import Status, Verification, verify
-from nnmf_cuda.robustness.branch_and_bound import Boxes, Goal, search
+from nnmf_cuda.robustness.branch_and_bound import Boxes, Goal, _within_ball, search
 from nnmf_cuda.robustness.rounding import real_logits
 from nnmf_cuda.robustness.verification import Journal
 from tests.exact_minima import (
@@ -293,6 +296,28 @@ def test_verify_with_an_eps_for_each_feature() -> None:
         verify(model, x, y, eps=torch.tensor([0.1, 0.1]))
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)])
+@pytest.mark.parametrize("broken", [False, True])
+def test_lower_bound_is_of_the_margin_over_every_class(
+    order: tuple[int, int, int], broken: bool
+) -> None:
+    """One class is near, its logit exact; a search proves, or breaks, that over a far rough one."""
+    model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 3))
+    # Two equal units that cross, of which bounds do not know it, and two that rounding counts.
+    model[0].weight.data = torch.ones(4, 1)
+    model[0].bias.data = torch.tensor([-0.5, -0.5, 0.0, 0.0])
+    rough = torch.tensor([1.0, -1.0, 3e4, -3e4])
+    rough[0] += 0.5 * broken
+    weight = torch.stack((torch.zeros(4), torch.zeros(4), rough))
+    bias = torch.tensor([0.002, 0.0, -0.03])
+    model[2].weight.data, model[2].bias.data = weight[list(order)], bias[list(order)]
+    x, y = torch.tensor([[0.5]]), torch.tensor([order.index(0)])
+    found = verify(model, x, y, eps=0.1, seconds=1)
+    assert found.status[0] == (Status.BROKEN if broken else Status.PROVEN)
+    assert found.rounding[0] > 0.004
+    assert found.lower_bound[0] <= bias[0]
+
+
 def test_verify_takes_wrong_samples_and_known_points_as_they_are() -> None:
     model = NETWORKS["cnn 15"].requires_grad_(False)
     x, y = samples(model, 6, 5)
@@ -385,6 +410,14 @@ def test_verify_undecided_is_tried_again_with_more_time(tmp_path: Path) -> None:
     assert none.status.tolist() == hurried.status.tolist()
 
 
+@contextmanager
+def everywhere_removed(handle: RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def test_verify_refuses_what_it_cannot_verify() -> None:
     x, y = torch.rand(2, 4), torch.zeros(2, dtype=torch.int64)
     model = FeatureCNN(4, 2)
@@ -409,6 +442,31 @@ def test_verify_refuses_what_it_cannot_verify() -> None:
     hooked.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="has a hook"):
         verify(hooked, x, y, eps=0.1)
+
+    class Inside(FeatureCNN):
+        def __call__(self, x: Tensor) -> Tensor:
+            return super().__call__(x.clamp(0.1, 0.9))
+
+    with pytest.raises(ValueError, match="another forward"):
+        verify(Inside(4, 2), x, y, eps=0.1)
+
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.defended = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return -self.defended(x)
+
+    with pytest.raises(ValueError, match="a Behind cannot be verified"):
+        verify(Behind(), x, y, eps=0.1)
+    everywhere = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    with everywhere_removed(everywhere), pytest.raises(ValueError, match="hook of all modules"):
+        verify(model, x, y, eps=0.1)
+    without = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2))
+    without[0].register_parameter("gain", nn.Parameter(torch.zeros(3)))
+    with pytest.raises(ValueError, match="a Sequential cannot be verified"):
+        verify(without, x, y, eps=0.1)
     for given, message in (
         ({"eps": 0.0}, "eps must be finite and > 0"),
         ({"eps": math.nan}, "eps must be finite and > 0"),
@@ -437,6 +495,86 @@ def test_verify_notices_answers_that_are_not_the_weights_own(
     monkeypatch.setattr(FeatureCNN, "forward", lambda self, x: 1.001 * self.plain(x))
     with pytest.raises(ValueError, match="more than rounding can explain"):
         verify(model, torch.rand(5, 4), torch.zeros(5, dtype=torch.int64), eps=0.1)
+
+
+def test_verify_takes_weights_by_name_and_its_arguments_as_they_are(tmp_path: Path) -> None:
+    """Pruning leaves biases before weights; x may have a gradient, the caller be in inference."""
+    model = NETWORKS["mlp"]
+    x, y = samples(model, 12, 6)
+    want = verify(model, x, y, eps=0.05, seconds=5)
+    assert want.broken.any()
+    assert want.proven.any()
+    turned = copy.deepcopy(model)
+    for layer in turned[::2]:
+        weight = layer.weight
+        del layer.weight
+        layer.weight = weight
+    found = verify(turned, x, y, eps=0.05, seconds=5)
+    assert found.status.tolist() == want.status.tolist()
+    with torch.inference_mode():
+        found = verify(model, x, y, eps=0.05, seconds=5)
+    assert found.status.tolist() == want.status.tolist()
+    asks = x.clone().requires_grad_()
+    found = verify(model, asks, y, eps=0.05, seconds=5, resume=tmp_path / "journal.jsonl")
+    assert found.status.tolist() == want.status.tolist()
+
+
+def test_verify_is_not_of_what_autocast_answers() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    for weight in model.parameters():
+        weight.data = torch.eye(2) if weight.dim() == 2 else torch.zeros(2)
+    x = torch.tensor([[0.5, 0.25]])  # bfloat16 has these
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="autocast"):
+        verify(model, x, torch.tensor([0]), eps=0.01)
+
+
+def test_verify_does_not_search_for_what_no_box_can_prove() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    model[0].weight.data[0, 0] = torch.nan
+    x = torch.rand(5, 3)
+    found = verify(model, x, model(x).argmax(1), eps=0.1, seconds=math.inf)
+    assert found.undecided.all()
+
+
+def test_search_keeps_boxes_whose_squares_overflow_or_underflow() -> None:
+    for size in (1e200, 1e-300):
+        center = torch.zeros(2, dtype=torch.float64)
+        lower, upper = center[None] + 0.5 * size, center[None] + size
+        low, high, keep = _within_ball(lower, upper, center, size)
+        assert keep.all()
+        # This point is in both: 0.6**2 + 0.7**2 < 1.
+        point = size * torch.tensor([[0.6, 0.7]], dtype=torch.float64)
+        assert ((low <= point) & (point <= high)).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sample": -1},
+        {"sample": 3},
+        {"sample": True},
+        {"status": "sure"},
+        {"status": "broken"},
+        {"counterexample": [0.1, 0.2, 0.3, 0.4]},
+        {"status": "broken", "counterexample": [0.1]},
+        {"seconds": {}},
+        {"n_boxes": None},
+        "rubbish",
+        [],
+    ],
+)
+def test_verify_refuses_a_line_that_it_has_not_written(change: object, tmp_path: Path) -> None:
+    model = FeatureCNN(4, 2)
+    x, y = samples(model, 3, 0)
+    path = tmp_path / "journal.jsonl"
+    verify(model, x, y, eps=1e-5, resume=path)
+    head, first, *rest = path.read_text().splitlines()
+    line = json.dumps(json.loads(first) | change if isinstance(change, dict) else change)
+    path.write_text("\n".join([head, line, *rest]) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"line 2 of .* is not one that verify has written"):
+        verify(model, x, y, eps=1e-5, resume=path)
+    assert path.read_bytes() == before
 
 
 def test_verify_of_no_samples() -> None:

@@ -22,7 +22,7 @@ from nnmf_cuda.data.readers import (
     tar,
 )
 from nnmf_cuda.data.readers.base import Reader, Records
-from nnmf_cuda.data.reading import DEFAULT_READING, Account, ReadOptions
+from nnmf_cuda.data.reading import DEFAULT_READING, Account, ReadOptions, is_special
 
 __all__ = ["READERS", "Reader", "Records", "iter_images", "reader_of"]
 
@@ -46,6 +46,8 @@ def reader_of(path: Path) -> Reader:
     """Return the first reader that recognises a source; there must be something at the path."""
     if not path.exists():
         raise ValueError(f"no such file or folder: {str(path)!r}")
+    if is_special(path):
+        raise ValueError(f"{str(path)!r} is a pipe or a device; give a file or a folder")
     return next(reader for reader in READERS if reader.recognises(path))
 
 
@@ -71,7 +73,7 @@ def iter_images(
     Parameters
     ----------
     paths : path or iterable of paths
-        Anything that `load_dataset` takes. A file that is no archive is taken for an image,
+        Anything that `load_dataset` takes. A file that no reader knows is taken for an image,
         whatever its suffix. A folder is walked, its image files (`IMAGE_SUFFIXES`) in sorted
         order; names that begin with a dot are left out, and symbolic links to folders are not
         followed, unless given here themselves.

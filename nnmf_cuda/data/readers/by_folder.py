@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnmf_cuda.data.images import is_hidden
 from nnmf_cuda.data.readers.base import SPLIT_ALIASES
-from nnmf_cuda.data.reading import Account, ReadOptions, first_few
+from nnmf_cuda.data.reading import Account, ReadOptions, first_few, is_special
 
 
 def walk_files(folder: Path, account: Account | None = None) -> Iterator[Path]:
@@ -34,6 +34,8 @@ def walk_files(folder: Path, account: Account | None = None) -> Iterator[Path]:
             path = Path(where, name)
             if is_hidden(path):
                 account.skip(path, "hidden")
+            elif is_special(path):
+                account.skip(path, "a pipe or a device, no file")
             else:
                 account.met(path)
                 yield path

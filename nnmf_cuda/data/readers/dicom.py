@@ -28,6 +28,7 @@ from nnmf_cuda.data.readers.by_folder import classes_of, splits_of, walk_files
 from nnmf_cuda.data.readers.dicom_file import (
     DicomFile,
     NotAnImage,
+    NotDicom,
     grey_of,
     is_dicom,
     read_frame,
@@ -76,7 +77,8 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
     yield from unreadable
     patients, notes = _patients(frames, options, root)
-    account.notes += (*source_notes, *notes)
+    # Many files given by name are as many sources, which have the same to say.
+    account.notes += [n for n in (*source_notes, *notes) if n not in account.notes]
     for frame, patient in zip(frames, patients, strict=True):
         columns = {"patient": patient} if patient else {}
         columns["series"] = _shown(frame.file.series, options) if frame.file.series else ""
@@ -236,11 +238,10 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
     unreadable: list[LazyImage] = []
     for file in files:
         try:
-            if not is_dicom(file):
-                account.skip(file, "no DICOM file")
-                continue
             status = file.stat()
             headers.append(_header(file, status.st_mtime_ns, status.st_size))
+        except NotDicom:
+            account.skip(file, "no DICOM file")
         except NotAnImage as error:
             if alone and "DICOMDIR" in str(error):
                 return _scan(root, options, account)
@@ -386,24 +387,23 @@ def _name(frame: _Frame, root: Path, options: ReadOptions) -> Path:
     return below
 
 
-@lru_cache(maxsize=2**12)
 def _masked(part: str, secrets: frozenset[str]) -> str:
     """Return a name of a file or folder with every secret word in it hashed."""
     if part.casefold() in secrets:
         return _hash(part.casefold())
-    words = sorted((s for s in secrets if len(s) >= _SHORTEST_IN_NAME), key=len, reverse=True)
-    if not words:
-        return part
+    words = _words(secrets)
+    return part if words is None else words.sub(lambda match: _hash(match[0].casefold()), part)
+
+
+@lru_cache(maxsize=2**12)
+def _words(secrets: frozenset[str]) -> re.Pattern[str] | None:
+    """Return what finds secret words that stand alone in a name; None if there are none."""
     # A number of three digits is a slice's more often than a patient's.
-    told = "|".join(re.escape(w) for w in words if not (w.isdigit() and len(w) < 4))
+    told = [s for s in secrets if len(s) >= _SHORTEST_IN_NAME + s.isdigit()]
     if not told:
-        return part
-    return re.sub(
-        rf"(?<![0-9a-z])(?:{told})(?![0-9a-z])",
-        lambda match: _hash(match[0].casefold()),
-        part,
-        flags=re.IGNORECASE,
-    )
+        return None
+    either = "|".join(re.escape(word) for word in sorted(told, key=len, reverse=True))
+    return re.compile(rf"(?<![0-9a-z])(?:{either})(?![0-9a-z])", re.IGNORECASE)
 
 
 def _hash(word: str) -> str:

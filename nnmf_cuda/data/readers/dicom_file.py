@@ -9,7 +9,6 @@ compressed are then read from their place in the file, all others by pydicom and
 from __future__ import annotations
 
 import math
-import re
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from nnmf_cuda.data.readers.dicom_elements import (
     VALUE_REPRESENTATIONS,
     read_elements,
 )
-from nnmf_cuda.data.reading import Window, to_unit_range
+from nnmf_cuda.data.reading import Window, open_file, to_unit_range
 
 INSTALL = "pip install 'nnmf-cuda[medical]'"
 PLUGINS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
@@ -78,6 +77,10 @@ class Damaged(ValueError):
     """Why a file cannot be read, in words that hold nothing of its header's text."""
 
 
+class NotDicom(ValueError):
+    """A file that does not begin as DICOM does."""
+
+
 class NotAnImage(ValueError):
     """A sound DICOM file that holds no image: a directory, a report, a contour."""
 
@@ -114,8 +117,8 @@ class Place:
 
     def along_normal(self) -> float:
         """Return the position along the normal of the slice."""
-        normal = np.cross(self.orientation[:3], self.orientation[3:])
-        return float(normal @ np.asarray(self.position))
+        (a, b, c, d, e, f), (x, y, z) = self.orientation, self.position
+        return (b * f - c * e) * x + (c * d - a * f) * y + (a * e - b * d) * z
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class DicomFile:
 def is_dicom(path: Path) -> bool:
     """Tell by its first bytes whether a file is DICOM, with or without a preamble; never raises."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _begins_as_dicom(file.read(PREAMBLE + len(MAGIC)))
     except OSError:
         return False
@@ -193,6 +196,8 @@ def read_header(path: Path) -> DicomFile:
 
     Raises
     ------
+    NotDicom
+        If it is none.
     NotAnImage
         If the file is sound, and holds no image.
     ValueError
@@ -200,9 +205,9 @@ def read_header(path: Path) -> DicomFile:
     """
     _pydicom()
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _header(path, file)
-    except NotAnImage:
+    except (NotDicom, NotAnImage):
         raise
     except Exception as error:  # pydicom raises nearly anything for damaged files
         raise ValueError(f"cannot read DICOM file {str(path)!r}: {reason_of(error)}") from error
@@ -231,7 +236,7 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
     pydicom = _pydicom()
     head = file.read(_N_HEAD)
     if not _begins_as_dicom(head[: PREAMBLE + len(MAGIC)]):
-        raise Damaged("it does not begin as one")
+        raise NotDicom(f"{str(path)!r} is no DICOM file")
     if DEFLATED.encode() in head[:4096]:
         _refuse_bomb(head, file)
     dataset: Any = read_elements(head, _WANTED, _UNUSUAL)
@@ -248,9 +253,10 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
     ):
         raise NotAnImage("a directory of other files (DICOMDIR)")
     rows, columns = _integer(dataset, 0x00280010), _integer(dataset, 0x00280011)
-    if modality in _NO_IMAGES or not rows or not columns:
-        known = re.fullmatch("[A-Z]{2,9}", modality)  # a damaged header may have a name there
-        raise NotAnImage(f"no image ({modality if known else 'of no known modality'})")
+    if modality in _NO_IMAGES:
+        raise NotAnImage(f"no image ({modality})")
+    if not rows or not columns:
+        raise NotAnImage("no image (without rows and columns)")
     n_frames = int(_numbers(dataset, 0x00280008, (1.0,))[0])
     samples = _integer(dataset, 0x00280002, 1)
     allocated = _integer(dataset, 0x00280100, 16)
@@ -274,7 +280,8 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
                 n_bytes=rows * columns * n_frames * (allocated // 8),
                 big_endian=syntax == BIG_ENDIAN,
             )
-            stored = Stored(offset, file_dtype, max(0, allocated - n_stored))
+            if offset is not None:
+                stored = Stored(offset, file_dtype, max(0, allocated - n_stored))
     transforms, places = _frames(dataset, n_frames)
     return DicomFile(
         path=path,
@@ -326,14 +333,16 @@ def _dtype(allocated: int, signed: bool, syntax: str) -> str | None:
     return f"{'>' if syntax == BIG_ENDIAN else '<'}{'i' if signed else 'u'}{allocated // 8}"
 
 
-def _pixel_offset(file: IO[bytes], *, implicit: bool, n_bytes: int, big_endian: bool) -> int:
-    """Return where pixels begin, the header having been read up to their element."""
+def _pixel_offset(file: IO[bytes], *, implicit: bool, n_bytes: int, big_endian: bool) -> int | None:
+    """Return where pixels begin, the header having been read up to them; None for float ones."""
     start = file.tell()
     element = file.read(12)
     order: ByteOrder = "big" if big_endian else "little"
     tag = int.from_bytes(element[:2], order) << 16 | int.from_bytes(element[2:4], order)
+    if tag in PIXELS[:2]:
+        return None
     if tag != 0x7FE00010:
-        raise NotAnImage("no image (its header has no pixels below it)")
+        raise NotAnImage("no image (without pixels)")
     length = int.from_bytes(element[4:8] if implicit else element[8:12], order)
     offset = start + (8 if implicit else 12)
     there = min(length, file.seek(0, 2) - offset)

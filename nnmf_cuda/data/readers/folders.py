@@ -64,8 +64,8 @@ def read(
     """
     if not path.is_dir():
         raise ValueError(
-            f"{str(path)!r} is neither an .npz nor a folder; give an .npz, a COCO export or class "
-            "folders"
+            f"{str(path)!r} is no data set, but one file of no kind that holds many images; give "
+            "class folders, a table (CSV), an .npz or another of what docs/from_your_files.md lists"
         )
     refuse_label_key(path, label_key)
     pattern = options.pattern

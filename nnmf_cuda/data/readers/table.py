@@ -383,7 +383,7 @@ class _Missing:
         """Raise ValueError if files are missing."""
         if not self._count:
             return
-        hint = f"paths are relative to {self._path.parent or '.'}"
+        hint = f"paths are relative to the table's folder, {self._path.parent}"
         if self._elsewhere:
             hint += ", not to the current folder: move the table"
         elif any("\\" in name for name in self._first):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.decoding import reason, to_grey
 from nnmf_cuda.data.images import ImageSource, LazyImage
-from nnmf_cuda.data.reading import ReadOptions
+from nnmf_cuda.data.reading import ReadOptions, open_file
 
 SUFFIXES = (".tif", ".tiff")
 
@@ -38,7 +38,7 @@ def pages(path: Path) -> Pages:
     if path.suffix.lower() not in SUFFIXES:
         return Pages(places, True)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             for at, is_page in enumerate(_directories(file)):
                 if is_page:
                     places.append(at)
