@@ -338,7 +338,7 @@ def _write_nifti(folder: Path, images: NDArray[Any]) -> None:
         # Rows run from front to back, columns from the patient's right to the left.
         voxels = images[start : start + _SLICES].transpose(2, 1, 0)[:, ::-1]
         affine = np.diag([-1.0, 1.0, 1.0, 1.0])
-        volume = nibabel.Nifti1Image(voxels, affine)  # type: ignore[no-untyped-call]
+        volume = nibabel.Nifti1Image(voxels, affine)
         nibabel.save(volume, folder / "nifti" / f"case{start // _SLICES:04d}.nii")
 
 
@@ -366,10 +366,7 @@ def _nibabel_alone(inputs: Inputs) -> Call:
 
     files = sorted((Path(inputs["folder"].name) / "nifti").glob("*.nii"))
     return lambda: np.concatenate(
-        [
-            np.asarray(nibabel.load(file).dataobj).sum((0, 1), dtype=np.int64)  # type: ignore[attr-defined]
-            for file in files
-        ]
+        [np.asarray(nibabel.load(file).dataobj).sum((0, 1), dtype=np.int64) for file in files]
     )
 
 
