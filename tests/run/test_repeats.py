@@ -132,7 +132,7 @@ def test_overwrite_keeps_the_old_runs_if_the_first_new_one_fails(
     def fail(*_args: object, **_kwargs: object) -> None:
         raise ValueError("deliberate")
 
-    monkeypatch.setattr(experiment, "write_report", fail)
+    monkeypatch.setattr(experiment, "run_stages", fail)
     assert main([*command, "--overwrite", "--seeds=2", "--seed=4"]) == 2
     assert {path.name for path in out.iterdir()} == {"seed_0", "seed_1", "summary.json"}
 
