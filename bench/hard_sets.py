@@ -9,7 +9,6 @@ features, and `robust`, which on given features is `trades`.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from bench.robustness_record import as_text
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.attacks.surrogates import surrogate
@@ -104,7 +104,7 @@ def main(presets: Sequence[str]) -> None:
                     file=sys.stderr,
                     flush=True,
                 )
-    print(json.dumps({"torch": torch.__version__, "trials": rows}, indent=1))
+    print(as_text({"trials": rows}))
 
 
 if __name__ == "__main__":
