@@ -29,12 +29,11 @@ from nnmf_cuda.data.readers.dicom_file import (
     DicomFile,
     NotAnImage,
     NotDicom,
-    grey_of,
     is_dicom,
-    read_frame,
     read_header,
     reason_of,
 )
+from nnmf_cuda.data.readers.dicom_pixels import grey_of, read_frame
 from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions
 
 _N_SNIFFED = 64
