@@ -362,7 +362,7 @@ class _Held:
 
 
 class _Hdf5(_Held):
-    """Datasets of an HDF5 file; links to other files are not followed."""
+    """Datasets of an HDF5 file; links to other files are not followed, null ones are none."""
 
     called = "a dataset"
 
@@ -376,7 +376,7 @@ class _Hdf5(_Held):
         found: dict[str, Any] = {}
 
         def visit(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset) and not item.external:
+            if isinstance(item, h5py.Dataset) and item.shape is not None and not item.external:
                 found[name] = item
 
         try:
