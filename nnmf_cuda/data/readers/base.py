@@ -1,4 +1,7 @@
-"""What a reader is, and what it hands over before classes are chosen and images are divided."""
+"""What a reader is, and what it hands over before classes are chosen and images are divided.
+
+Also what readers do alike: what folders say of files, the order of classes, folds.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.images import ImageSource
-from nnmf_cuda.data.reading import Account, ReadOptions
+from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
 SPLIT_ALIASES = {
     "train": "train",
@@ -118,3 +121,41 @@ def as_folds(names: Sequence[str]) -> NDArray[Any]:
     if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
         return np.array([int(name) for name in names])
     return np.array(names)
+
+
+def splits_of(below: Sequence[Path]) -> NDArray[np.str_] | None:
+    """Return the split that the first folder of each path names; None unless all name one."""
+    tops = [path.parts[0].lower() if len(path.parts) > 1 else "" for path in below]
+    if not all(top in SPLIT_ALIASES for top in tops):
+        return None
+    return np.array([SPLIT_ALIASES[top] for top in tops])
+
+
+def classes_of(
+    below: Sequence[Path], root: Path, options: ReadOptions, *, otherwise: str = ""
+) -> list[str]:
+    """Return the class of each file by its folder, or by the pattern where that has a {label}.
+
+    Parameters
+    ----------
+    below : sequence of paths
+        Relative to the source.
+    root : Path
+        The source, for messages.
+    options : ReadOptions
+        Its pattern is asked.
+    otherwise : str, default=""
+        Another remedy for files that lie in no class folder.
+    """
+    pattern = options.pattern
+    if pattern is not None and "label" in pattern.names:
+        return [pattern.match(path)["label"] for path in below]
+    level = 0 if splits_of(below) is None else 1
+    loose = sorted({path.as_posix() for path in below if len(path.parts) < level + 2})
+    if loose:
+        raise ValueError(
+            f"{root}: {first_few([repr(name) for name in loose])} lie in no class folder; sort "
+            f"files into root/class/ or root/split/class/, {otherwise}name them with their labels "
+            "in a CSV (columns file and label), or give --patient_from a pattern with {label}"
+        )
+    return [path.parts[level] for path in below]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnmf_cuda.data.images import ImageSource
 from nnmf_cuda.data.readers.base import Records, refuse_label_key
@@ -137,7 +138,7 @@ def _records(
 ) -> Records:
     of_file = {case.image: case for case in cases}
     of_slice = [of_file[file] for file in labelled.files]
-    splits: list[str] | None = [case.split for case in of_slice]
+    splits: NDArray[np.str_] | None = np.array([case.split for case in of_slice])
     labelled.notes.extend(notes)
     found = sorted({case.split for case in cases})
     if "test" not in found:

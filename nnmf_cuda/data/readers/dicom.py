@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.images import ImageSource, LazyImage, is_image
-from nnmf_cuda.data.readers.base import Records, refuse_label_key
-from nnmf_cuda.data.readers.by_folder import classes_of, splits_of, walk_files
+from nnmf_cuda.data.images import ImageSource, LazyImage, is_image, walk_files
+from nnmf_cuda.data.readers.base import Records, classes_of, refuse_label_key, splits_of
 from nnmf_cuda.data.readers.dicom_file import (
     DicomFile,
     NotAnImage,
@@ -104,7 +103,7 @@ def read(
     if not frames:
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
     below = [frame.file.path.relative_to(root) for frame in frames]
-    splits, labels = splits_of(below), classes_of(below, root, options)
+    labels = classes_of(below, root, options)
     patients, notes = _patients(frames, options, root)
     if options.pattern is None:
         _refuse_patients_as_classes(root, labels, patients, frames)
@@ -120,7 +119,7 @@ def read(
         ],
         values=np.array(labels),
         names={name: name for name in sorted(set(labels))},
-        split=None if splits is None else np.array(splits),
+        split=splits_of(below),
         files=np.array([name.as_posix() for name in names]),
         groups=groups,
         notes=(*source_notes, *notes),

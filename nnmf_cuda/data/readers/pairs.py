@@ -18,7 +18,7 @@ import numpy as np
 
 from nnmf_cuda.data.images import ImageSource, is_image, walk_images
 from nnmf_cuda.data.readers import masks, tiff
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
+from nnmf_cuda.data.readers.base import Records, refuse_label_key, splits_of
 from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
 _MASK = re.compile(r"(?P<stem>.+?)[_-](mask|seg|segmentation)s?([_-]?\d+)?", re.IGNORECASE)
@@ -96,7 +96,7 @@ def read(
             " table with the columns file, frame and label"
         )
     below = [below[at] for at in kept]
-    split = _splits(path, below)
+    split = splits_of(below)
     groups, how = _groups(below, options, of_split=split is not None)
     return Records(
         images=[pairs[at].image for at in kept],
@@ -222,14 +222,6 @@ def _parallel(
             if name in siblings:
                 return siblings[name].joinpath(*parts[at + 1 :])
     return None
-
-
-def _splits(root: Path, below: list[Path]) -> np.ndarray | None:
-    """Return each image's split where the first folders are called so, all of them."""
-    first = [name.parts[0].lower() if len(name.parts) > 1 else "" for name in below]
-    if not first or not all(name in SPLIT_ALIASES for name in first):
-        return None
-    return np.array([SPLIT_ALIASES[name] for name in first])
 
 
 def _groups(
