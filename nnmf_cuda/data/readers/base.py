@@ -6,17 +6,17 @@ Also what readers do alike: what folders say of files, the order of classes, fol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.images import ImageSource
-from nnmf_cuda.data.reading import Account, ReadOptions, first_few
+from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions, first_few
 
 SPLIT_ALIASES = {
     "train": "train",
@@ -123,6 +123,17 @@ def as_folds(names: Sequence[str]) -> NDArray[Any]:
     return np.array(names)
 
 
+def parts_of(
+    below: Iterable[str | PurePath], pattern: PathPattern | None
+) -> dict[str, NDArray[np.str_]]:
+    """Return label, patient and series of each path below a source, those that a pattern takes."""
+    if pattern is None:
+        return {}
+    found = [pattern.match(path) for path in below]
+    taken = [part for part in ("label", "patient", "series") if part in pattern.names]
+    return {part: np.array([names[part] for names in found], np.str_) for part in taken}
+
+
 def splits_of(below: Sequence[Path]) -> NDArray[np.str_] | None:
     """Return the split that the first folder of each path names; None unless all name one."""
     tops = [path.parts[0].lower() if len(path.parts) > 1 else "" for path in below]
@@ -147,9 +158,9 @@ def classes_of(
     otherwise : str, default=""
         Another remedy for files that lie in no class folder.
     """
-    pattern = options.pattern
-    if pattern is not None and "label" in pattern.names:
-        return [pattern.match(path)["label"] for path in below]
+    parts = parts_of(below, options.pattern)
+    if "label" in parts:
+        return list(parts["label"].tolist())
     level = 0 if splits_of(below) is None else 1
     loose = sorted({path.as_posix() for path in below if len(path.parts) < level + 2})
     if loose:
