@@ -82,6 +82,15 @@ class LazyImage:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
+def failing_image(file: Path, message: str) -> LazyImage:
+    """Return an image that cannot be read, which says so when it is asked for."""
+
+    def read(image_shape: tuple[int, int]) -> NDArray[Any]:
+        raise ValueError(message)
+
+    return LazyImage(file, read)
+
+
 ImageSource: TypeAlias = Path | ArrayImage | LazyImage
 """An image that is still to be decoded: a file, pixels, or a part of a source."""
 

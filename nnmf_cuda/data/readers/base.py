@@ -116,6 +116,14 @@ def in_order(values: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
+def as_splits(names: NDArray[Any], *, called: str) -> NDArray[np.str_]:
+    """Return the split of each image as this package calls it; errors call the names `called`."""
+    found = [str(name) for name in np.unique(names).tolist()]
+    if unknown := [repr(name) for name in found if name.lower() not in SPLIT_ALIASES]:
+        raise ValueError(f"{called} holds {first_few(unknown)}; give 'train', 'valid' and 'test'")
+    return np.array([SPLIT_ALIASES[str(name).lower()] for name in names.tolist()])
+
+
 def as_folds(names: Sequence[str]) -> NDArray[Any]:
     """Return the folds of images: integers where all are, so that 10 comes after 9, else text."""
     if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):

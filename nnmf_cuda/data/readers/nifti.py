@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.images import ImageSource, LazyImage, is_image, walk_files
+from nnmf_cuda.data.images import ImageSource, LazyImage, failing_image, is_image, walk_files
 from nnmf_cuda.data.readers.base import Records, classes_of, refuse_label_key, splits_of
 from nnmf_cuda.data.readers.masks import NAMES
 from nnmf_cuda.data.readers.volume import (
@@ -277,15 +277,6 @@ def _refuse(errors: Sequence[str], options: ReadOptions) -> None:
     if errors and options.on_error == "raise":
         more = f"; and {len(errors) - 1} more volumes" if len(errors) > 1 else ""
         raise ValueError(errors[0] + more)
-
-
-def failing_image(file: Path, message: str) -> LazyImage:
-    """Return a volume that cannot be read, as an image that says so."""
-
-    def read(image_shape: tuple[int, int]) -> NDArray[Any]:
-        raise ValueError(message)
-
-    return LazyImage(file, read)
 
 
 def _files(path: Path, account: Account) -> tuple[Path, list[Path]]:

@@ -25,14 +25,13 @@ from numpy.typing import NDArray
 from nnmf_cuda.data.dataset import GROUPS, check_length
 from nnmf_cuda.data.decoding import resize_images
 from nnmf_cuda.data.images import ArrayImage, ImageSource, LazyImage
-from nnmf_cuda.data.readers.base import Records
+from nnmf_cuda.data.readers.base import Records, as_splits
 from nnmf_cuda.data.readers.npz import (
     FILE_KEYS,
     Arrays,
     check_images,
     file_names,
     read_labels,
-    read_split,
 )
 from nnmf_cuda.data.reading import Account, ReadOptions, to_unit_range
 
@@ -89,7 +88,7 @@ def read(
             f"{arrays.remedy(label_key)}, or give a table with a column 'frame'"
         )
     values, names = read_labels(arrays, found[label_key], label_key)
-    split = read_split(arrays, found["split"]) if "split" in found else None
+    split = as_splits(found["split"], called=arrays.of("split")) if "split" in found else None
     files = file_names(found, n_images)
     pixels = CachedStack(path, options)
     return Records(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.decoding import decode_image
 from nnmf_cuda.data.images import IMAGE_SUFFIXES, ImageSource, LazyImage
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, as_folds, in_order
+from nnmf_cuda.data.readers.base import Records, as_folds, as_splits, in_order
 from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions, first_few
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -103,11 +103,6 @@ def read(
     values = [sample.label(label_key) for sample in samples]
     columns = _columns(samples, label_key)
     split = columns.pop("split", None)
-    if split is not None:
-        unknown = [name for name in split.tolist() if name.lower() not in SPLIT_ALIASES]
-        if unknown:
-            raise ValueError(f"{path}: 'split' is {unknown[0]!r}; give train, valid and test")
-        split = np.array([SPLIT_ALIASES[name.lower()] for name in split.tolist()])
     groups: dict[str, NDArray[Any]] = {
         name: columns.pop(name) for name in ("patient", "series") if name in columns
     }
@@ -117,7 +112,7 @@ def read(
         images=[sample.lazy(options, sample.at_its_place) for sample in samples],
         values=np.array(values),
         names={value: value for value in in_order(values)},
-        split=split,
+        split=None if split is None else as_splits(split, called=f"{path}: 'split'"),
         files=np.array([str(sample.name.relative_to(path)) for sample in samples]),
         groups=groups,
         columns=columns,
