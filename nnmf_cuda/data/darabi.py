@@ -11,6 +11,7 @@ import numpy as np
 from nnmf_cuda.data.dataset import SPLITS
 from nnmf_cuda.data.load import load_dataset
 from nnmf_cuda.data.readers import coco
+from nnmf_cuda.data.reading import reason
 
 HANDLE = "pkdarabi/brain-tumor-image-dataset-semantic-segmentation"
 PAGE = f"https://www.kaggle.com/datasets/{HANDLE}"
@@ -72,8 +73,7 @@ def fetch() -> Path:
     try:
         return Path(kagglehub.dataset_download(HANDLE))
     except Exception as error:  # of its own, of requests, of the system
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot download {HANDLE} ({said}); {_BY_HAND}") from error
+        raise ValueError(f"cannot download {HANDLE} ({reason(error)}); {_BY_HAND}") from error
 
 
 def inspect_copy(folder: str | Path, *, progress: bool = False) -> Copy:

@@ -21,6 +21,7 @@ from nnmf_cuda.data.reading import (
     Decode,
     ReadOptions,
     open_file,
+    reason,
     to_unit_range,
 )
 
@@ -96,13 +97,6 @@ def decode_image(
         return _decoded(BytesIO(content), image_shape, reading)
     except Exception as error:  # as above
         raise ValueError(f"cannot read image {str(name)!r}: {reason(error)}") from error
-
-
-def reason(error: BaseException) -> str:
-    """Return on one line why something failed."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return type(error).__name__ if not str(error) else " ".join(str(error).split())
 
 
 def _decoded(file: IO[bytes], image_shape: tuple[int, int], reading: ReadOptions) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.decoding import IMAGE_SHAPE, read_image, reason, resize_images
+from nnmf_cuda.data.decoding import IMAGE_SHAPE, read_image, resize_images
 from nnmf_cuda.data.reading import (
     DEFAULT_READING,
     Account,
@@ -24,6 +24,7 @@ from nnmf_cuda.data.reading import (
     ReadOptions,
     first_few,
     is_special,
+    reason,
 )
 
 logger = logging.getLogger(__name__)

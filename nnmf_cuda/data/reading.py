@@ -42,6 +42,13 @@ def open_file(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+def reason(error: BaseException) -> str:
+    """Return on one line why something failed."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class ReadFailure(NamedTuple):
     """A file that could not be read, or was left out, and why."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from nnmf_cuda.data.images import name_of, walk_images
 from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, parts_of, refuse_label_key
 from nnmf_cuda.data.readers.folders import images as images  # every file, with a box or without
-from nnmf_cuda.data.reading import Account, ReadOptions, first_few
+from nnmf_cuda.data.reading import Account, ReadOptions, first_few, reason
 
 ANNOTATIONS = "_annotations.coco.json"
 
@@ -162,7 +162,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        raise ValueError(f"cannot read {str(path)!r}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are
         raise ValueError(f"{path} is not JSON: {error}; fetch or export it anew") from error
 

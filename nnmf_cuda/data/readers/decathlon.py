@@ -30,7 +30,7 @@ from nnmf_cuda.data.readers.nifti import (
     patients_of,
 )
 from nnmf_cuda.data.readers.volume import is_nifti, open_volume, slices, stem_of
-from nnmf_cuda.data.reading import Account, ReadOptions, first_few
+from nnmf_cuda.data.reading import Account, ReadOptions, first_few, reason
 
 NAME = "dataset.json"
 
@@ -158,8 +158,7 @@ def _content(path: Path) -> tuple[Path, Mapping[str, Any]]:
     try:
         content = json.loads(source.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ValueError(f"cannot read {str(source)!r}: {reason}") from error
+        raise ValueError(f"cannot read {str(source)!r}: {reason(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{source} is no list of cases: {_EXPECTED}")
     return source, content

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.reading import Account, ReadFailure, ReadOptions
+from nnmf_cuda.data.reading import Account, ReadFailure, ReadOptions, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,8 +86,7 @@ def _read_mask(path: Path) -> NDArray[np.bool_]:
         with Image.open(path) as image:
             return inside_of(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ValueError(f"cannot read mask {str(path)!r}: {reason}") from error
+        raise ValueError(f"cannot read mask {str(path)!r}: {reason(error)}") from error
 
 
 def inside_of(image: Image) -> NDArray[np.bool_]:

@@ -32,7 +32,7 @@ from nnmf_cuda.data.readers.volume import (
     slices,
     stem_of,
 )
-from nnmf_cuda.data.reading import Account, ReadOptions, first_few
+from nnmf_cuda.data.reading import Account, ReadOptions, first_few, reason
 
 NEGATIVE, POSITIVE = NAMES
 
@@ -425,7 +425,7 @@ def _of_participants(path: Path, options: ReadOptions) -> dict[str, str]:
             header = list(reader.fieldnames or ())
             rows = [row for row in reader if row.get("participant_id")]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"cannot read {str(path)!r}: {reason(error)}") from error
     column = options.column_names.get("label", "label")
     if column not in header:
         others = [name for name in header if name and name != "participant_id"]

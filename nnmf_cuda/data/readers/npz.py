@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from nnmf_cuda.data.dataset import GROUPS, check_length, check_pixels
 from nnmf_cuda.data.images import ArrayImage, ImageSource
 from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, as_splits
-from nnmf_cuda.data.reading import Account, ReadOptions
+from nnmf_cuda.data.reading import Account, ReadOptions, reason
 
 # numpy.savez(path, file=...) clashes with its own first parameter; files=... does not.
 FILE_KEYS = ("file", "files")
@@ -169,9 +169,9 @@ class _Archive:
         try:
             opened: Any = np.load(path, allow_pickle=False)
         except Exception as error:  # as below
-            reason = getattr(error, "strerror", None) or "not a whole .npz archive"
+            said = getattr(error, "strerror", None) or "not a whole .npz archive"
             raise ValueError(
-                f"cannot read {str(path)!r}: {reason}; give a file made with numpy.savez"
+                f"cannot read {str(path)!r}: {said}; give a file made with numpy.savez"
             ) from error
         if not isinstance(opened, np.lib.npyio.NpzFile):
             raise ValueError(
@@ -225,8 +225,9 @@ class _Archive:
                 ".astype(str) or .astype('int64')"
             ) from error
         except Exception as error:  # the header is Python's literals, which fail in many ways
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{self.of(key)} is damaged: {said}; fetch the file anew") from error
+            raise ValueError(
+                f"{self.of(key)} is damaged: {reason(error)}; fetch the file anew"
+            ) from error
 
 
 def read_labels(

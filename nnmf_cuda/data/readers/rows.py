@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from nnmf_cuda.data.reading import first_few
+from nnmf_cuda.data.reading import first_few, reason
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
@@ -100,7 +100,7 @@ class Table:
                 f"{self.path} is not UTF-8 (byte 0x{error.object[error.start]:02x}); {_SAVE_AS}"
             ) from error
         except OSError as error:
-            raise ValueError(f"cannot read {str(self.path)!r}: {error.strerror}") from error
+            raise ValueError(f"cannot read {str(self.path)!r}: {reason(error)}") from error
 
     def _csv_rows(self) -> Iterator[Row]:
         line = 0
@@ -135,9 +135,7 @@ class Table:
         try:
             file: Any = pyarrow.parquet.ParquetFile(self.path)
         except (OSError, pyarrow.ArrowException) as error:
-            raise ValueError(
-                f"cannot read {str(self.path)!r}: {' '.join(str(error).split())}"
-            ) from error
+            raise ValueError(f"cannot read {str(self.path)!r}: {reason(error)}") from error
         with file:
             schema = file.schema_arrow
             nested = [field.name for field in schema if pyarrow.types.is_nested(field.type)]
@@ -161,7 +159,7 @@ class Table:
                         yield Row(f"row {number}", texts)
         except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(
-                f"{self.path} is damaged after row {number}: {' '.join(str(error).split())}"
+                f"{self.path} is damaged after row {number}: {reason(error)}"
             ) from error
 
 

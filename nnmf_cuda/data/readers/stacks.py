@@ -33,7 +33,7 @@ from nnmf_cuda.data.readers.npz import (
     file_names,
     read_labels,
 )
-from nnmf_cuda.data.reading import Account, ReadOptions, to_unit_range
+from nnmf_cuda.data.reading import Account, ReadOptions, reason, to_unit_range
 
 _HDF5 = (".h5", ".hdf5", ".hdf")
 _ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
@@ -164,8 +164,7 @@ class _Stack:
             block = np.asarray(self._rows[start : start + self.step])
         except Exception as error:  # filters and codecs raise nearly anything for damaged chunks
             raise ValueError(
-                f"{self._name} cannot be read from image {start} on:"
-                f" {' '.join(str(error).split()) or type(error).__name__}"
+                f"{self._name} cannot be read from image {start} on: {reason(error)}"
             ) from error
         if block.ndim == 4 and block.shape[3] == 1:
             block = block[..., 0]
@@ -317,9 +316,8 @@ class _Npy:
         except Exception as error:  # the header is Python's literals, which fail in many ways
             if "empty file" in str(error):  # which cannot be mapped
                 return np.load(path, allow_pickle=False)
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise ValueError(
-                f"cannot read {str(path)!r}: {reason}; give a file made with numpy.save, of"
+                f"cannot read {str(path)!r}: {reason(error)}; give a file made with numpy.save, of"
                 " numbers or text"
             ) from error
         return opened
@@ -352,9 +350,7 @@ class _Held:
         try:
             return _text(np.asarray(rows[...]))
         except Exception as error:  # as in _Stack.block
-            raise ValueError(
-                f"{self.of(key)} cannot be read: {' '.join(str(error).split())}"
-            ) from error
+            raise ValueError(f"{self.of(key)} cannot be read: {reason(error)}") from error
 
     def rows(self, key: str) -> Any:
         return self._found[key]
@@ -382,7 +378,7 @@ class _Hdf5(_Held):
             h5py.File(path, "r").visititems(visit)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ValueError(
-                f"cannot read {str(path)!r}: {' '.join(str(error).split())}; give a whole HDF5 file"
+                f"cannot read {str(path)!r}: {reason(error)}; give a whole HDF5 file"
             ) from error
         super().__init__(path, found)
 
@@ -413,9 +409,7 @@ class _Zarr(_Held):
             else:
                 found = dict(opened.arrays())
         except Exception as error:  # JSON of any content is met with any error
-            raise ValueError(
-                f"cannot read {str(path)!r}: {' '.join(str(error).split()) or type(error).__name__}"
-            ) from error
+            raise ValueError(f"cannot read {str(path)!r}: {reason(error)}") from error
         super().__init__(path, dict(sorted(found.items())))
 
     def lack(self, key: str) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from nnmf_cuda.data.decoding import decode_image
 from nnmf_cuda.data.images import IMAGE_SUFFIXES, ImageSource, LazyImage
 from nnmf_cuda.data.readers.base import Records, as_folds, as_splits, in_order
-from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions, first_few
+from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions, first_few, reason
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -164,7 +164,7 @@ class _Sample:
                 file.seek(self.image.offset_data)
                 return file.read(self.image.size)
         except OSError as error:
-            raise ValueError(f"cannot read {str(self.shard)!r}: {error.strerror}") from error
+            raise ValueError(f"cannot read {str(self.shard)!r}: {reason(error)}") from error
 
     def lazy(self, options: ReadOptions, content: Callable[[], bytes]) -> LazyImage:
         """Return the image, which takes label and description with it."""
@@ -245,8 +245,9 @@ def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(shard, mode, tarinfo=_Header) as archive:
             yield archive
     except (tarfile.TarError, OSError, EOFError) as error:  # zlib.error comes as a ReadError
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ValueError(f"cannot read {str(shard)!r}: {reason}; fetch the file anew") from error
+        raise ValueError(
+            f"cannot read {str(shard)!r}: {reason(error)}; fetch the file anew"
+        ) from error
 
 
 def _members(archive: tarfile.TarFile, shard: Path, account: Account) -> Iterator[tarfile.TarInfo]:

@@ -14,9 +14,9 @@ from typing import IO, Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.decoding import reason, to_grey
+from nnmf_cuda.data.decoding import to_grey
 from nnmf_cuda.data.images import ImageSource, LazyImage
-from nnmf_cuda.data.reading import ReadOptions, open_file
+from nnmf_cuda.data.reading import ReadOptions, open_file, reason
 
 SUFFIXES = (".tif", ".tiff")
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.decoding import resize_images
 from nnmf_cuda.data.images import LazyImage
-from nnmf_cuda.data.reading import DEFAULT_WINDOW, Axis, ReadOptions, Window, to_unit_range
+from nnmf_cuda.data.reading import DEFAULT_WINDOW, Axis, ReadOptions, Window, reason, to_unit_range
 
 SUFFIXES = (".nii", ".nii.gz")
 
@@ -220,8 +220,7 @@ def _open(nibabel: Any, path: Path, name: Path) -> Volume:
 
 
 def _unreadable(name: Path, error: BaseException) -> ValueError:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return ValueError(f"cannot read volume {str(name)!r}: {reason or type(error).__name__}")
+    return ValueError(f"cannot read volume {str(name)!r}: {reason(error)}")
 
 
 def _nibabel() -> Any:
