@@ -1,6 +1,7 @@
 r"""Names of files, folders and classes as text: on one line, and harmless where they are shown.
 
-A name may hold what a terminal obeys, what ends a line, and bytes that are no text.
+A name may hold what a terminal obeys, what ends a line, and bytes that are no text. A module of its
+own, since pages, figures, lists of files and the terminal show names, and have no other in common.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from nnmf_cuda.data.readers.dicom_file import (
     reason_of,
 )
 from nnmf_cuda.data.readers.dicom_pixels import grey_of, read_frame
-from nnmf_cuda.data.reading import Account, PathPattern, ReadFailure, ReadOptions
+from nnmf_cuda.data.reading import Account, ReadFailure, ReadOptions
 
 _N_SNIFFED = 64
 """Files of a folder that are looked at to tell what it holds."""
@@ -318,7 +318,7 @@ def _order(frames: Sequence[_Frame]) -> Any:
 
 def _shown(identity: str, options: ReadOptions) -> str:
     """Return an id as it is or, unless that was asked for, 12 digits of its SHA-256."""
-    return identity if options.keep_ids else hashlib.sha256(identity.encode()).hexdigest()[:12]
+    return identity if options.keep_ids else _hash(identity)
 
 
 def _patients(
@@ -327,7 +327,8 @@ def _patients(
     """Return the patient of each frame, "" where unknown, and notes on it."""
     pattern = options.pattern
     if pattern is not None and "patient" in pattern.names:
-        found = [_below(frame, root, pattern)["patient"] for frame in frames]
+        below = (frame.file.path.relative_to(root) for frame in frames)
+        found = [pattern.match(path)["patient"] for path in below]
         return [_shown(patient, options) for patient in found], _hashed_note(options)
     patients = [frame.file.patient for frame in frames]
     notes = []
@@ -390,10 +391,6 @@ def _words(secrets: frozenset[str]) -> re.Pattern[str] | None:
 
 def _hash(word: str) -> str:
     return hashlib.sha256(word.encode()).hexdigest()[:12]
-
-
-def _below(frame: _Frame, root: Path, pattern: PathPattern) -> Any:
-    return pattern.match(frame.file.path.relative_to(root))
 
 
 def _refuse_patients_as_classes(

@@ -59,8 +59,6 @@ class Volume:
     ----------
     path : Path
         The file.
-    name : Path
-        What messages call it.
     shape : tuple of int
         Voxels to the right, to the front and up.
     n_volumes : int
@@ -72,7 +70,6 @@ class Volume:
     """
 
     path: Path
-    name: Path
     shape: tuple[int, int, int]
     n_volumes: int
     oblique: bool
@@ -145,7 +142,7 @@ class Volume:
         return float(low) * self.slope + self.intercept, float(high) * self.slope + self.intercept
 
 
-def open_volume(path: Path, name: Path | None = None) -> Volume:
+def open_volume(path: Path) -> Volume:
     """Read a volume's header.
 
     Raises
@@ -154,12 +151,11 @@ def open_volume(path: Path, name: Path | None = None) -> Volume:
         If it cannot be read, or is no volume of grey values or colours.
     """
     nibabel = _nibabel()
-    name = path if name is None else name
     try:
         with _silenced(nibabel.imageglobals.logger):
-            return _open(nibabel, path, name)
+            return _open(nibabel, path)
     except Exception as error:  # nibabel raises nearly anything for damaged files
-        raise _unreadable(name, error) from error
+        raise _unreadable(path, error) from error
 
 
 @contextmanager
@@ -174,7 +170,7 @@ def _silenced(log: logging.Logger) -> Iterator[None]:
             log.setLevel(before)
 
 
-def _open(nibabel: Any, path: Path, name: Path) -> Volume:
+def _open(nibabel: Any, path: Path) -> Volume:
     size = path.stat().st_size
     packed = path.name.lower().endswith(".gz")
     with path.open("rb") as file:
@@ -207,7 +203,6 @@ def _open(nibabel: Any, path: Path, name: Path) -> Volume:
     slope, intercept = (1.0, 0.0) if several else (image.dataobj.slope, image.dataobj.inter)
     return Volume(
         path=path,
-        name=name,
         shape=_turned(sides, orientation),
         n_volumes=n_volumes,
         oblique=oblique,
@@ -219,8 +214,8 @@ def _open(nibabel: Any, path: Path, name: Path) -> Volume:
     )
 
 
-def _unreadable(name: Path, error: BaseException) -> ValueError:
-    return ValueError(f"cannot read volume {str(name)!r}: {reason(error)}")
+def _unreadable(path: Path, error: BaseException) -> ValueError:
+    return ValueError(f"cannot read volume {str(path)!r}: {reason(error)}")
 
 
 def _nibabel() -> Any:
@@ -287,7 +282,7 @@ def _stored(volume: Volume) -> NDArray[Any]:
         else:
             stored = proxy.get_unscaled()
     except Exception as error:  # as in `open_volume`
-        raise _unreadable(volume.name, error) from error
+        raise _unreadable(volume.path, error) from error
     solid: NDArray[Any] = stored.reshape((*stored.shape, 1, 1, 1)[:3], order="A")
     return solid
 
@@ -316,7 +311,7 @@ def slices(
         def read(image_shape: tuple[int, int]) -> NDArray[Any]:
             return volume.grey(options.axis, index, image_shape, window)
 
-        name = volume.name.with_name(f"{volume.name.name}[{index}]")
+        name = volume.path.with_name(f"{volume.path.name}[{index}]")
         return LazyImage(name, read, columns or {})
 
     return [image(index) for index in range(volume.n_slices(options.axis))]
@@ -351,7 +346,7 @@ def shares_in_masks(
     for mask in masks:
         stored = _stored(mask)
         if stored.dtype.fields:
-            raise ValueError(f"mask {str(mask.name)!r} holds colours; give one of whole numbers")
+            raise ValueError(f"mask {str(mask.path)!r} holds colours; give one of whole numbers")
         orientation = mask.orientation
         if not _same_place(volume, mask):
             note = "Affines of masks and volumes differ; their voxels were matched one by one"
@@ -361,8 +356,8 @@ def shares_in_masks(
         inside = _turn(stored * mask.slope + mask.intercept > 0, orientation)
         if inside.shape != volume.shape:
             raise ValueError(
-                f"mask {str(mask.name)!r} has {_by(inside.shape)} voxels, its volume "
-                f"{str(volume.name)!r} {_by(volume.shape)}; resample the mask to the volume"
+                f"mask {str(mask.path)!r} has {_by(inside.shape)} voxels, its volume "
+                f"{str(volume.path)!r} {_by(volume.shape)}; resample the mask to the volume"
             )
         union |= inside
     others = tuple(n for n in range(3) if n != _AXES[axis])
