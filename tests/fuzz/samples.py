@@ -34,7 +34,7 @@ def npz(home: Path) -> Path:
     """Write images, labels, splits and patients."""
     path = home / "data.npz"
     patients = np.array([f"p{i // 2}" for i in range(N)])
-    np.savez(path, images=_images(), labels=np.arange(N) % 2, split=_splits(), patient_id=patients)
+    np.savez(path, images=_images(), labels=np.arange(N) % 2, split=_splits(), patient=patients)
     return path
 
 
