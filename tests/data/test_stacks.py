@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -321,6 +322,21 @@ def test_black_chunks_of_zarr_are_images(tmp_path: Path) -> None:
     stored = zarr.create_array(tmp_path / "a", shape=images.shape, dtype="u1", chunks=(2, 20, 30))
     stored[...] = images
     np.testing.assert_array_equal(streamed(tmp_path / "a"), images)
+
+
+@pytest.mark.parametrize("place", ["labels/zarr.json", "images/c/1/0/0"])
+def test_pipes_in_a_zarr_folder_are_refused(
+    tmp_path: Path, rng: np.random.Generator, place: str
+) -> None:
+    path = save_zarr(tmp_path, arrays(rng), 7)
+    assert (path / place).is_file()
+    (path / place).unlink()
+    os.mkfifo(tmp_path / "pipe")
+    (path / place).symlink_to(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=f"{place}' is a pipe or a device, no file"):
+        iter_images(path)
+    with pytest.raises(ValueError, match=f"{place}' is a pipe or a device, no file"):
+        load_dataset(path)
 
 
 def test_links_to_other_files_are_not_followed(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -33,7 +33,7 @@ from nnmf_cuda.data.readers.npz import (
     file_names,
     read_labels,
 )
-from nnmf_cuda.data.reading import Account, ReadOptions, reason, to_unit_range
+from nnmf_cuda.data.reading import Account, ReadOptions, is_special, reason, to_unit_range
 
 _HDF5 = (".h5", ".hdf5", ".hdf")
 _ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
@@ -265,6 +265,18 @@ def _opened(path: Path, options: ReadOptions) -> _Arrays:
     return _Npy(path, options) if path.suffix.lower() == ".npy" else _Hdf5(path)
 
 
+def _special_below(folder: str) -> str | None:
+    """Return a pipe or a device in a folder or below it; what is plainly a file costs no look."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if (found := _special_below(entry.path)) is not None:
+                    return found
+            elif not entry.is_file(follow_symlinks=False) and is_special(Path(entry.path)):
+                return entry.path
+    return None
+
+
 def _text(array: NDArray[Any]) -> NDArray[Any]:
     """Return text of any kind as NumPy's own."""
     if array.dtype.kind == "S":
@@ -403,6 +415,10 @@ class _Zarr(_Held):
                 f"reading {path} needs zarr: pip install 'nnmf-cuda[stacks]'"
             ) from error
         try:
+            if (special := _special_below(str(path))) is not None:
+                raise ValueError(
+                    f"{special!r} is a pipe or a device, no file; take it away, or fetch it anew"
+                )
             opened: Any = zarr.open(store=str(path), mode="r")
             if isinstance(opened, zarr.Array):
                 found: Mapping[str, Any] = {"images": opened}
