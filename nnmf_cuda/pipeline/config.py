@@ -483,6 +483,8 @@ class ExperimentConfig:
 
 
 _NOISE_LEVELS = (5, 20, 41, 80)
+_STEADY = NNMFConfig(n_components=30, init="nndsvda", solver="accelerated-mu", max_iter=100)
+"""From a start that does not hang on the luck of a seed."""
 
 PRESETS = {
     "paper": ExperimentConfig(),
@@ -496,18 +498,12 @@ PRESETS = {
     ),
     "joint": ExperimentConfig(defence=DefenceConfig(kind="joint")),
     "robust": ExperimentConfig(
-        nnmf=NNMFConfig(n_components=30, init="nndsvda", solver="accelerated-mu", max_iter=100),
+        nnmf=_STEADY,
         selection=SelectionConfig(n_selected=15),
         defence=DefenceConfig(kind="adversarial"),
     ),
     "proven": ExperimentConfig(
-        nnmf=NNMFConfig(
-            n_components=20,
-            init="nndsvda",
-            solver="accelerated-mu",
-            max_iter=100,
-            component_scale="sum",
-        ),
+        nnmf=replace(_STEADY, n_components=20, component_scale="sum"),
         selection=SelectionConfig(candidates=(8, 15)),
         defence=DefenceConfig(
             kind="adversarial",
@@ -520,13 +516,7 @@ PRESETS = {
         ),
     ),
     "pixel": ExperimentConfig(
-        nnmf=NNMFConfig(
-            n_components=30,
-            init="nndsvda",
-            solver="accelerated-mu",
-            max_iter=100,
-            component_scale="sum",
-        ),
+        nnmf=replace(_STEADY, component_scale="sum"),
         defence=DefenceConfig(kind="pixel", n_steps=4, lr=3e-3),
     ),
 }
