@@ -93,9 +93,8 @@ def inspect_copy(folder: str | Path, *, progress: bool = False) -> Copy:
     """
     root = _root(Path(folder))
     dataset = load_dataset(root, classes=CLASSES, split_by="split", progress=progress)
-    split = np.asarray(dataset.split)
-    assert dataset.files is not None  # readers name every image
-    names = [f"{part}/{Path(file).name}" for part, file in zip(split, dataset.files, strict=True)]
+    split, files = dataset.split, dataset.files
+    names = [f"{part}/{Path(file).name}" for part, file in zip(split, files, strict=True)]
     return Copy(
         folder=root,
         counts={part: int((split == part).sum()) for part in SPLITS},

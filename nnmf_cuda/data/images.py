@@ -82,6 +82,15 @@ class LazyImage:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
+def failing_image(file: Path, message: str) -> LazyImage:
+    """Return an image that cannot be read, which says so when it is asked for."""
+
+    def read(image_shape: tuple[int, int]) -> NDArray[Any]:
+        raise ValueError(message)
+
+    return LazyImage(file, read)
+
+
 ImageSource: TypeAlias = Path | ArrayImage | LazyImage
 """An image that is still to be decoded: a file, pixels, or a part of a source."""
 
@@ -91,12 +100,12 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def walk_images(folder: Path, account: Account | None = None) -> Iterator[Path]:
-    """Give the image files of a folder and those below it, in sorted order.
+def walk_files(folder: Path, account: Account | None = None) -> Iterator[Path]:
+    """Give the files of a folder and those below it, in sorted order.
 
-    Names that begin with a dot, what an archiver of macOS adds and files of other endings are left
-    out, and symbolic links to folders are not followed: `account` is told of each. A folder that
-    cannot be read is a ValueError.
+    Names that begin with a dot, what an archiver of macOS adds, pipes and devices are left out, and
+    symbolic links to folders are not followed: `account` is told of each, as it is of every file. A
+    folder that cannot be read is a ValueError.
     """
     account = Account() if account is None else account
 
@@ -119,15 +128,21 @@ def walk_images(folder: Path, account: Account | None = None) -> Iterator[Path]:
             path = Path(where, name)
             if is_hidden(path):
                 account.skip(path, "hidden")
-                continue
-            if is_special(path):
+            elif is_special(path):
                 account.skip(path, "a pipe or a device, no file")
-                continue
-            account.met(path)
-            if is_image(path):
-                yield path
             else:
-                account.skip(path, f"no image by its ending {path.suffix.lower()}".rstrip())
+                account.met(path)
+                yield path
+
+
+def walk_images(folder: Path, account: Account | None = None) -> Iterator[Path]:
+    """Give the image files among those of `walk_files`; `account` is told of the others."""
+    account = Account() if account is None else account
+    for path in walk_files(folder, account):
+        if is_image(path):
+            yield path
+        else:
+            account.skip(path, f"no image by its ending {path.suffix.lower()}".rstrip())
 
 
 def is_hidden(path: Path) -> bool:

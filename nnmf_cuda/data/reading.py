@@ -82,6 +82,10 @@ class Window:
         return float(low), float(high)
 
 
+DEFAULT_WINDOW = Window(1.0, 99.0, percentiles=True)
+"""Of volumes and DICOM files that say nothing of one."""
+
+
 def to_unit_range(values: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.float32]:
     """Map values to [0, 1], the limits to its ends and what lies beyond them too.
 

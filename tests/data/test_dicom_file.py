@@ -412,7 +412,7 @@ def test_pydicom_is_named_where_it_is_missing(
     from nnmf_cuda.data.readers import dicom_file
 
     path = save_dicom(tmp_path / "a", stored)
-    dicom_file._pydicom.cache_clear()
+    dicom_file.import_pydicom.cache_clear()
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ImportError, match=r"pip install 'nnmf-cuda\[medical\]'"):
         read_header(path)

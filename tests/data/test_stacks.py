@@ -332,6 +332,16 @@ def test_links_to_other_files_are_not_followed(tmp_path: Path, rng: np.random.Ge
         next(iter_images(tmp_path / "links.h5"))
 
 
+def test_a_dataset_without_a_shape_is_no_array(tmp_path: Path, rng: np.random.Generator) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "null.h5", "w") as file:
+        file["pictures"] = rng.integers(0, 256, size=(4, 8, 8), dtype=np.uint8)
+        file["labels"] = h5py.Empty("i4")
+    assert len(list(iter_images(tmp_path / "null.h5"))) == 4
+    with pytest.raises(ValueError, match="has no array 'labels'; it has pictures"):
+        load_dataset(tmp_path / "null.h5")
+
+
 def test_memory_does_not_grow_with_the_images(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacks, "_BLOCK_BYTES", 16 * 64 * 64)
 

@@ -53,7 +53,7 @@ def text_bomb(home: Path) -> Path:
     """Write a PNG whose comment unpacks to a thousand times its size."""
     path = png(home) / "no" / "00.png"
     data = path.read_bytes()
-    body = b"zTXtComment\0\0" + zlib.compress(bytes(2**26), 9) * 1
+    body = b"zTXtComment\0\0" + zlib.compress(bytes(2**26), 9)
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     path.write_bytes(data[:33] + chunk + data[33:])
     return home / "classes"
@@ -83,7 +83,7 @@ def zip_outside(home: Path) -> Path:
     path = npz(home)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("../../evil.npy", b"x")
-        archive.writestr("/tmp/evil.npy", b"x")
+        archive.writestr("/evil.npy", b"x")
     return path
 
 
@@ -93,7 +93,7 @@ def tar_outside(home: Path) -> Path:
     image = io.BytesIO()
     Image.fromarray(np.zeros((24, 24), np.uint8)).save(image, format="PNG")
     with tarfile.open(path, "w") as archive:
-        for name in ("../evil.png", "/tmp/evil.png", "a/0.png"):
+        for name in ("../evil.png", "/evil.png", "a/0.png"):
             member = tarfile.TarInfo(name)
             member.size = len(image.getvalue())
             archive.addfile(member, io.BytesIO(image.getvalue()))

@@ -1,19 +1,22 @@
-"""What a reader is, and what it hands over before classes are chosen and images are divided."""
+"""What a reader is, and what it hands over before classes are chosen and images are divided.
+
+Also what readers do alike: what folders say of files, the order of classes, folds.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.images import ImageSource
-from nnmf_cuda.data.reading import Account, ReadOptions
+from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions, first_few
 
 SPLIT_ALIASES = {
     "train": "train",
@@ -113,8 +116,65 @@ def in_order(values: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
+def as_splits(names: NDArray[Any], *, called: str) -> NDArray[np.str_]:
+    """Return the split of each image as this package calls it; errors call the names `called`."""
+    found = [str(name) for name in np.unique(names).tolist()]
+    if unknown := [repr(name) for name in found if name.lower() not in SPLIT_ALIASES]:
+        raise ValueError(f"{called} holds {first_few(unknown)}; give 'train', 'valid' and 'test'")
+    return np.array([SPLIT_ALIASES[str(name).lower()] for name in names.tolist()])
+
+
 def as_folds(names: Sequence[str]) -> NDArray[Any]:
     """Return the folds of images: integers where all are, so that 10 comes after 9, else text."""
     if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
         return np.array([int(name) for name in names])
     return np.array(names)
+
+
+def parts_of(
+    below: Iterable[str | PurePath], pattern: PathPattern | None
+) -> dict[str, NDArray[np.str_]]:
+    """Return label, patient and series of each path below a source, those that a pattern takes."""
+    if pattern is None:
+        return {}
+    found = [pattern.match(path) for path in below]
+    taken = [part for part in ("label", "patient", "series") if part in pattern.names]
+    return {part: np.array([names[part] for names in found], np.str_) for part in taken}
+
+
+def splits_of(below: Sequence[Path]) -> NDArray[np.str_] | None:
+    """Return the split that the first folder of each path names; None unless all name one."""
+    tops = [path.parts[0].lower() if len(path.parts) > 1 else "" for path in below]
+    if not all(top in SPLIT_ALIASES for top in tops):
+        return None
+    return np.array([SPLIT_ALIASES[top] for top in tops])
+
+
+def classes_of(
+    below: Sequence[Path], root: Path, options: ReadOptions, *, otherwise: str = ""
+) -> list[str]:
+    """Return the class of each file by its folder, or by the pattern where that has a {label}.
+
+    Parameters
+    ----------
+    below : sequence of paths
+        Relative to the source.
+    root : Path
+        The source, for messages.
+    options : ReadOptions
+        Its pattern is asked.
+    otherwise : str, default=""
+        Another remedy for files that lie in no class folder.
+    """
+    parts = parts_of(below, options.pattern)
+    if "label" in parts:
+        return list(parts["label"].tolist())
+    level = 0 if splits_of(below) is None else 1
+    loose = sorted({path.as_posix() for path in below if len(path.parts) < level + 2})
+    if loose:
+        raise ValueError(
+            f"{root}: {first_few([repr(name) for name in loose])} lie in no class folder; sort "
+            f"files into root/class/ or root/split/class/, {otherwise}name them with their labels "
+            "in a CSV (columns file and label), or give --patient_from a pattern with {label}"
+        )
+    return [path.parts[level] for path in below]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnmf_cuda.data.images import name_of, walk_images
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, parts_of, refuse_label_key
 from nnmf_cuda.data.readers.folders import images as images  # every file, with a box or without
 from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
@@ -57,14 +57,8 @@ def read(
     for other in sorted(path.iterdir()):
         if other.name not in inside:
             account.skip(other, "beside the splits")
-    groups = {}
-    if options.pattern is not None:
-        below = [options.pattern.match(name_of(file).relative_to(path)) for file in files]
-        groups = {
-            name: np.array([names_of[name] for names_of in below])
-            for name in ("patient", "series")
-            if name in options.pattern.names
-        }
+    groups = parts_of([name_of(file).relative_to(path) for file in files], options.pattern)
+    groups.pop("label", None)  # which a box has told
     values = np.concatenate([part.values for part in parts.values()])
     return Records(
         images=files,

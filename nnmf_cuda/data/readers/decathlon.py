@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nnmf_cuda.data.images import ImageSource
-from nnmf_cuda.data.readers.base import Records, refuse_label_key
+from nnmf_cuda.data.images import ImageSource, failing_image
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
 from nnmf_cuda.data.readers.nifti import (
     Labelled,
     VolumeNotes,
     by_classes,
     by_masks,
-    failing_image,
     patients_of,
 )
 from nnmf_cuda.data.readers.volume import is_nifti, open_volume, slices, stem_of
@@ -34,15 +34,6 @@ from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
 NAME = "dataset.json"
 
-_SECTIONS = {
-    "training": "train",
-    "train": "train",
-    "validation": "valid",
-    "val": "valid",
-    "test": "test",
-    "testing": "test",
-}
-"""What lists of cases are called, and the split that each is."""
 _FIRST_CHANNEL = "_0000"
 _N_SNIFFED = 2**20
 """Bytes of a dataset.json in which its kind shows."""
@@ -137,7 +128,7 @@ def _records(
 ) -> Records:
     of_file = {case.image: case for case in cases}
     of_slice = [of_file[file] for file in labelled.files]
-    splits: list[str] | None = [case.split for case in of_slice]
+    splits: NDArray[np.str_] | None = np.array([case.split for case in of_slice])
     labelled.notes.extend(notes)
     found = sorted({case.split for case in cases})
     if "test" not in found:
@@ -182,10 +173,12 @@ _EXPECTED = (
 
 def _cases(source: Path, content: Mapping[str, Any]) -> list[_Case]:
     """Return the cases that the file lists or, of nnU-Net 2, that its folders hold."""
-    listed = [name for name in _SECTIONS if isinstance(content.get(name), list)]
+    listed = [name for name in SPLIT_ALIASES if isinstance(content.get(name), list)]
     if listed:
         return [
-            _listed(source, entry, _SECTIONS[name]) for name in listed for entry in content[name]
+            _listed(source, entry, SPLIT_ALIASES[name])
+            for name in listed
+            for entry in content[name]
         ]
     if "file_ending" not in content:
         raise ValueError(f"{source} is no list of cases: {_EXPECTED}")

@@ -22,20 +22,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.images import ImageSource, LazyImage, is_image
-from nnmf_cuda.data.readers.base import Records, refuse_label_key
-from nnmf_cuda.data.readers.by_folder import classes_of, splits_of, walk_files
+from nnmf_cuda.data.images import ImageSource, LazyImage, failing_image, is_image, walk_files
+from nnmf_cuda.data.readers.base import Records, classes_of, refuse_label_key, splits_of
 from nnmf_cuda.data.readers.dicom_file import (
     DicomFile,
     NotAnImage,
     NotDicom,
-    grey_of,
     is_dicom,
-    read_frame,
     read_header,
     reason_of,
 )
-from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions
+from nnmf_cuda.data.readers.dicom_pixels import grey_of, read_frame
+from nnmf_cuda.data.reading import Account, PathPattern, ReadFailure, ReadOptions
 
 _N_SNIFFED = 64
 """Files of a folder that are looked at to tell what it holds."""
@@ -75,7 +73,7 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     root, frames, unreadable, source_notes = _scan(path, options, account)
     if not frames and not unreadable:
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
-    yield from unreadable
+    yield from (failing_image(file, message) for file, message in unreadable)
     patients, notes = _patients(frames, options, root)
     # Many files given by name are as many sources, which have the same to say.
     account.notes += [n for n in (*source_notes, *notes) if n not in account.notes]
@@ -96,16 +94,15 @@ def read(
     refuse_label_key(path, label_key)
     root, frames, unreadable, source_notes = _scan(path, options, account)
     if unreadable:
-        messages = [_message_of(failure) for failure in unreadable]
         if options.on_error == "raise":
-            more = len(messages) - 1
-            raise ValueError(messages[0] + (f"; and {more} more files" if more else ""))
+            more = len(unreadable) - 1
+            raise ValueError(unreadable[0].message + (f"; and {more} more files" if more else ""))
         for failure in unreadable:
-            account.skip(failure.name, "unreadable")
+            account.skip(failure.file, "unreadable")
     if not frames:
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
     below = [frame.file.path.relative_to(root) for frame in frames]
-    splits, labels = splits_of(below), classes_of(below, root, options)
+    labels = classes_of(below, root, options)
     patients, notes = _patients(frames, options, root)
     if options.pattern is None:
         _refuse_patients_as_classes(root, labels, patients, frames)
@@ -121,7 +118,7 @@ def read(
         ],
         values=np.array(labels),
         names={name: name for name in sorted(set(labels))},
-        split=None if splits is None else np.array(splits),
+        split=splits_of(below),
         files=np.array([name.as_posix() for name in names]),
         groups=groups,
         notes=(*source_notes, *notes),
@@ -223,7 +220,7 @@ class _Scan(NamedTuple):
     """Below it names begin."""
     frames: list[_Frame]
     """Series by series, in the order of slices."""
-    unreadable: list[LazyImage]
+    unreadable: list[ReadFailure]
     notes: list[str]
 
 
@@ -235,7 +232,7 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
     if alone:
         account.met(path)
     headers: list[DicomFile] = []
-    unreadable: list[LazyImage] = []
+    unreadable: list[ReadFailure] = []
     for file in files:
         try:
             status = file.stat()
@@ -247,7 +244,7 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
                 return _scan(root, options, account)
             account.skip(file, str(error))
         except (OSError, ValueError) as error:
-            unreadable.append(_failing(file, str(error)))
+            unreadable.append(ReadFailure(file, str(error)))
     frames: list[_Frame] = []
     n_windows = 0
     for members in _by_series(headers).values():
@@ -270,21 +267,6 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
 def _header(path: Path, mtime_ns: int, size: int) -> DicomFile:
     """Read a header; a source is asked for its first image before it is read as a whole."""
     return read_header(path)
-
-
-def _failing(file: Path, message: str) -> LazyImage:
-    def read(image_shape: tuple[int, int]) -> NDArray[Any]:
-        raise ValueError(message)
-
-    return LazyImage(file, read)
-
-
-def _message_of(failing: LazyImage) -> str:
-    try:
-        failing.read((1, 1))
-    except ValueError as error:
-        return str(error)
-    raise AssertionError("an unreadable file that can be read")
 
 
 def _why_none(account: Account) -> str:

@@ -1,9 +1,6 @@
-"""One DICOM file: what its header says that matters here, and its frames as grey values.
+"""One DICOM file by its header: what it says that matters here, and where its pixels are.
 
-Stored values become the modality's (rescale slope and intercept, or a lookup table), these become
-grey by a window (PS3.3, C.11.1 and C.11.2), and MONOCHROME1, whose lowest value is white, is
-inverted. A header is parsed once, by pydicom unless it is a plain one. Pixels that are not
-compressed are then read from their place in the file, all others by pydicom and its plugins.
+A header is parsed once, by pydicom unless it is a plain one; `dicom_pixels` reads the frames.
 """
 
 from __future__ import annotations
@@ -11,16 +8,11 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nnmf_cuda.data.decoding import resize_images
 from nnmf_cuda.data.readers.dicom_elements import (
     BIG_ENDIAN,
     DEFLATED,
@@ -29,16 +21,16 @@ from nnmf_cuda.data.readers.dicom_elements import (
     PIXELS,
     PREAMBLE,
     VALUE_REPRESENTATIONS,
+    ByteOrder,
+    integer_of,
+    numbers_of,
     read_elements,
+    sequence_of,
+    text_of,
 )
-from nnmf_cuda.data.reading import Window, open_file, to_unit_range
-
-INSTALL = "pip install 'nnmf-cuda[medical]'"
-PLUGINS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+from nnmf_cuda.data.reading import open_file
 
 _EXPLICIT = "1.2.840.10008.1.2.1"
-ByteOrder = Literal["little", "big"]
-
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "DOC", "FID")
 """Modalities whose files hold no image, or a mask or a dose for one."""
@@ -48,13 +40,12 @@ _MAX_PIXELS = 2**28
 _MAX_INFLATED = 2**31
 """Bytes that a deflated file may unpack to."""
 
-_SECRETS = (0x00100010, 0x00100020, 0x00100030, 0x00101000, 0x00080050) + (
+_SECRETS = (
+    *(0x00100010, 0x00100020, 0x00100030, 0x00101000, 0x00080050),
     *(0x00080020, 0x00080021, 0x00080022, 0x00080023),
 )
 """PatientName, -ID, -BirthDate, OtherPatientIDs, AccessionNumber; dates of study, series,
 acquisition, content."""
-
-
 _UNUSUAL = frozenset((0x00283000, 0x00283010, 0x52009229, 0x52009230))
 """Sequences that matter here: lookup tables of modality and VOI; shared and per frame groups."""
 _WANTED = frozenset(
@@ -203,7 +194,7 @@ def read_header(path: Path) -> DicomFile:
     ValueError
         If it cannot be read.
     """
-    _pydicom()
+    import_pydicom()
     try:
         with open_file(path) as file:
             return _header(path, file)
@@ -222,18 +213,21 @@ def reason_of(error: BaseException) -> str:
 
 
 @cache
-def _pydicom() -> Any:
+def import_pydicom() -> Any:
+    """Return the library; ImportError with the remedy where it is missing."""
     try:
         import pydicom
     except ImportError as error:
-        raise ImportError(f"reading DICOM needs pydicom: {INSTALL}") from error
+        raise ImportError(
+            "reading DICOM needs pydicom: pip install 'nnmf-cuda[medical]'"
+        ) from error
     # Its warnings show values, and these can be a patient's.
     warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
     return pydicom
 
 
 def _header(path: Path, file: IO[bytes]) -> DicomFile:
-    pydicom = _pydicom()
+    pydicom = import_pydicom()
     head = file.read(_N_HEAD)
     if not _begins_as_dicom(head[: PREAMBLE + len(MAGIC)]):
         raise NotDicom(f"{str(path)!r} is no DICOM file")
@@ -245,31 +239,31 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
     else:
         file.seek(0)
         dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True)
-    modality = _text(dataset, 0x00080060)
-    syntax = _syntax(dataset)
+    modality = text_of(dataset, 0x00080060)
+    syntax = transfer_syntax(dataset)
     if (
-        _text(dataset, 0x00080016) == _DIRECTORY
+        text_of(dataset, 0x00080016) == _DIRECTORY
         or str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY
     ):
         raise NotAnImage("a directory of other files (DICOMDIR)")
-    rows, columns = _integer(dataset, 0x00280010), _integer(dataset, 0x00280011)
+    rows, columns = integer_of(dataset, 0x00280010), integer_of(dataset, 0x00280011)
     if modality in _NO_IMAGES:
         raise NotAnImage(f"no image ({modality})")
     if not rows or not columns:
         raise NotAnImage("no image (without rows and columns)")
-    n_frames = int(_numbers(dataset, 0x00280008, (1.0,))[0])
-    samples = _integer(dataset, 0x00280002, 1)
-    allocated = _integer(dataset, 0x00280100, 16)
-    n_stored = _integer(dataset, 0x00280101, allocated)
+    n_frames = int(numbers_of(dataset, 0x00280008, (1.0,))[0])
+    samples = integer_of(dataset, 0x00280002, 1)
+    allocated = integer_of(dataset, 0x00280100, 16)
+    n_stored = integer_of(dataset, 0x00280101, allocated)
     size = path.stat().st_size
     if rows * columns > _MAX_PIXELS or not 0 < n_frames <= size:
         raise Damaged(
             f"its header says {n_frames} frames of {rows} x {columns} pixels, in {size} bytes"
         )
-    photometric = _text(dataset, 0x00280004) or "MONOCHROME2"
-    signed = _integer(dataset, 0x00280103) == 1
+    photometric = text_of(dataset, 0x00280004) or "MONOCHROME2"
+    signed = integer_of(dataset, 0x00280103) == 1
     colour = not photometric.startswith("MONOCHROME")
-    tables = any(_sequence(dataset, tag) for tag in (0x00283000, 0x00283010))
+    tables = any(sequence_of(dataset, tag) for tag in (0x00283000, 0x00283010))
     stored = None
     if syntax in (IMPLICIT, _EXPLICIT, BIG_ENDIAN) and samples == 1 and not (colour or tables):
         file_dtype = _dtype(allocated, signed, syntax)
@@ -287,10 +281,10 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
         path=path,
         patient=_patient(dataset),
         secrets=_secrets(dataset),
-        study=_text(dataset, 0x0020000D),
-        series=_text(dataset, 0x0020000E),
-        number=int(_numbers(dataset, 0x00200013, (0.0,))[0]),
-        localiser="LOCALIZER" in _text(dataset, 0x00080008).upper().split("\\"),
+        study=text_of(dataset, 0x0020000D),
+        series=text_of(dataset, 0x0020000E),
+        number=int(numbers_of(dataset, 0x00200013, (0.0,))[0]),
+        localiser="LOCALIZER" in text_of(dataset, 0x00080008).upper().split("\\"),
         shape=(rows, columns),
         n_frames=n_frames,
         transforms=transforms,
@@ -304,7 +298,7 @@ def _header(path: Path, file: IO[bytes]) -> DicomFile:
     )
 
 
-def _syntax(dataset: Any) -> str:
+def transfer_syntax(dataset: Any) -> str:
     """Return the transfer syntax; a file without one says by its form which it is in."""
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", "") or "")
     if not syntax:
@@ -351,58 +345,8 @@ def _pixel_offset(file: IO[bytes], *, implicit: bool, n_bytes: int, big_endian: 
     return offset
 
 
-def _raw(dataset: Any, tag: int) -> Any:
-    """Return an element as it stands in the file, which costs a tenth of pydicom's conversion."""
-    try:
-        return dataset.get_item(tag)
-    except KeyError:
-        return None
-
-
-def _text(dataset: Any, tag: int) -> str:
-    """Return an element as text, several values divided by a backslash."""
-    item = _raw(dataset, tag)
-    if item is None or item.value is None:
-        return ""
-    value = item.value
-    if isinstance(value, bytes):
-        if value.isascii() and b"\x1b" not in value:
-            return value.decode("ascii").strip("\0 ")
-        value = dataset[tag].value  # in the character set that the file names
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return str(value).strip("\0 ")
-    return "\\".join(str(one) for one in value).strip("\0 ")
-
-
-def _numbers(dataset: Any, tag: int, default: tuple[float, ...] = ()) -> tuple[float, ...]:
-    """Return an element of decimal text as numbers; the default where it holds none."""
-    text = _text(dataset, tag)
-    try:
-        # Some writers take the decimal comma of their country.
-        found = tuple(float(part.replace(",", ".")) for part in text.split("\\") if part.strip())
-    except ValueError:
-        return default
-    return found if found and all(map(math.isfinite, found)) else default
-
-
-def _integer(dataset: Any, tag: int, default: int = 0, *, signed: bool = False) -> int:
-    """Return a binary element of 16 bits."""
-    item = _raw(dataset, tag)
-    if item is None or item.value is None or item.value == b"":
-        return default
-    if not isinstance(item.value, bytes):
-        value = item.value
-        return int(value[0] if hasattr(value, "__len__") else value)
-    order: ByteOrder = "little" if item.is_little_endian else "big"
-    return int.from_bytes(item.value[:2], order, signed=signed)
-
-
-def _sequence(dataset: Any, tag: int) -> Any:
-    return dataset[tag].value if tag in dataset else ()
-
-
 def _patient(dataset: Any) -> str:
-    patient, issuer = _text(dataset, 0x00100020), _text(dataset, 0x00100021)
+    patient, issuer = text_of(dataset, 0x00100020), text_of(dataset, 0x00100021)
     return f"{issuer}/{patient}" if patient and issuer else patient
 
 
@@ -410,7 +354,7 @@ def _secrets(dataset: Any) -> frozenset[str]:
     """Return every word of the header that may name a patient, in lower case."""
     words: set[str] = set()
     for tag in _SECRETS:
-        text = _text(dataset, tag).casefold()
+        text = text_of(dataset, tag).casefold()
         words.add(text)
         if tag == _SECRETS[0]:
             words |= set(text.replace("^", " ").replace("=", " ").split())
@@ -422,17 +366,17 @@ def _secrets(dataset: Any) -> frozenset[str]:
 def _padding(dataset: Any, signed: bool) -> tuple[float, float] | None:
     if 0x00280120 not in dataset:
         return None
-    first = _integer(dataset, 0x00280120, signed=signed)
-    last = _integer(dataset, 0x00280121, first, signed=signed)
+    first = integer_of(dataset, 0x00280120, signed=signed)
+    last = integer_of(dataset, 0x00280121, first, signed=signed)
     return min(first, last), max(first, last)
 
 
 def _frames(dataset: Any, n_frames: int) -> tuple[tuple[Transform, ...], tuple[Place | None, ...]]:
     """Return the transforms and places of all frames: one of each, or as many as frames."""
     common = _of_group(dataset, Transform(), Place((), ()))
-    for shared in _sequence(dataset, 0x52009229):
+    for shared in sequence_of(dataset, 0x52009229):
         common = _of_group(shared, *common)
-    groups = _sequence(dataset, 0x52009230)
+    groups = sequence_of(dataset, 0x52009230)
     found = [_of_group(group, *common) for group in groups] if len(groups) == n_frames else [common]
     return (
         tuple(transform for transform, _ in found),
@@ -444,216 +388,32 @@ def _of_group(group: Any, transform: Transform, place: Place) -> tuple[Transform
     """Return what a data set or a functional group of it says, or else what is known."""
     transform = _transform(group, transform)
     for tag in (0x00289145, 0x00289132):  # pixel value transformation, frame VOI LUT
-        for item in _sequence(group, tag):
+        for item in sequence_of(group, tag):
             transform = _transform(item, transform)
     place = _place(group, place)
     for tag in (0x00209116, 0x00209113):  # plane orientation, plane position
-        for item in _sequence(group, tag):
+        for item in sequence_of(group, tag):
             place = _place(item, place)
     return transform, place
 
 
 def _transform(dataset: Any, known: Transform) -> Transform:
-    slope = _numbers(dataset, 0x00281053, (known.slope,))[0]
-    function = _text(dataset, 0x00281056).upper() or known.function
+    slope = numbers_of(dataset, 0x00281053, (known.slope,))[0]
+    function = text_of(dataset, 0x00281056).upper() or known.function
     least = 1.0 if function == "LINEAR" else math.ulp(0.0)
-    centers, widths = _numbers(dataset, 0x00281050), _numbers(dataset, 0x00281051)
+    centers, widths = numbers_of(dataset, 0x00281050), numbers_of(dataset, 0x00281051)
     windows = tuple(pair for pair in zip(centers, widths, strict=False) if pair[1] >= least)
     return Transform(
         slope=slope or 1.0,  # 0 would make every image black; some writers mean "none" by it
-        intercept=_numbers(dataset, 0x00281052, (known.intercept,))[0],
+        intercept=numbers_of(dataset, 0x00281052, (known.intercept,))[0],
         windows=windows or known.windows,
         function=function,
     )
 
 
 def _place(dataset: Any, known: Place) -> Place:
-    position, orientation = _numbers(dataset, 0x00200032), _numbers(dataset, 0x00200037)
+    position, orientation = numbers_of(dataset, 0x00200032), numbers_of(dataset, 0x00200037)
     return Place(
         position if len(position) == 3 else known.position,
         orientation if len(orientation) == 6 else known.orientation,
     )
-
-
-class Pixels(NamedTuple):
-    """A frame before it is grey: the modality's values (height, width).
-
-    Colours are (height, width, 3), uint8.
-    """
-
-    values: NDArray[Any]
-    outside: NDArray[np.bool_] | None
-    """Which pixels only fill the frame up."""
-    dataset: Any
-    """The whole file, where it had to be parsed anew."""
-
-
-def read_frame(file: DicomFile, frame: int) -> Pixels:
-    """Read a frame; errors do not name the file."""
-    dataset: Any = None
-    if file.stored is not None:
-        stored = _read_stored(file, file.stored, frame)
-    else:
-        dataset, stored = _decompressed(file, frame)
-    if file.colour:
-        return Pixels(_eight_bit_colours(stored, dataset), None, dataset)
-    outside = None
-    if file.padding is not None:
-        low, high = file.padding
-        outside = (stored >= low) & (stored <= high)
-        if not outside.any():
-            outside = None
-    transform = file.transform(frame)
-    if file.tables and _sequence(dataset, 0x00283000):
-        from pydicom.pixels.processing import apply_modality_lut
-
-        return Pixels(apply_modality_lut(stored, dataset), outside, dataset)
-    if transform.slope == 1.0 and transform.intercept == 0.0:
-        return Pixels(stored, outside, dataset)
-    rescaled = stored.astype(np.float32)
-    rescaled *= np.float32(transform.slope)
-    rescaled += np.float32(transform.intercept)
-    return Pixels(rescaled, outside, dataset)
-
-
-def _read_stored(file: DicomFile, stored: Stored, frame: int) -> NDArray[Any]:
-    dtype = np.dtype(stored.dtype)
-    rows, columns = file.shape
-    n_pixels = rows * columns
-    with file.path.open("rb") as opened:
-        opened.seek(stored.offset + frame * n_pixels * dtype.itemsize)
-        content = opened.read(n_pixels * dtype.itemsize)
-    if len(content) < n_pixels * dtype.itemsize:
-        raise Damaged("it is cut short; fetch it anew")
-    pixels = np.frombuffer(content, dtype).astype(dtype.newbyteorder("="), copy=False)
-    if stored.shift:
-        # Also extends the sign of fewer bits than are allocated.
-        pixels = (pixels << stored.shift) >> stored.shift
-    return pixels.reshape(rows, columns)
-
-
-def _decompressed(file: DicomFile, frame: int) -> tuple[Any, NDArray[Any]]:
-    """Return the data set, and the stored values of a frame, by pydicom and its plugins."""
-    pydicom = _pydicom()
-    from pydicom.pixels.utils import pixel_array
-
-    dataset = pydicom.dcmread(file.path, force=True)
-    syntax = _syntax(dataset)
-    if not any(tag in dataset for tag in PIXELS):
-        raise Damaged("it has no pixels")
-    decoder = pydicom.pixels.get_decoder(syntax)
-    if not decoder.is_available:
-        raise Damaged(
-            f"its compression, {pydicom.uid.UID(syntax).name}, needs a plugin of pydicom: {PLUGINS}"
-        )
-    try:
-        pixels: NDArray[Any] = pixel_array(dataset, index=frame)
-    except RuntimeError as error:
-        # Every plugin that is there has failed: for 12-bit JPEG others may do it.
-        raise Damaged(
-            f"its pixels ({pydicom.uid.UID(syntax).name}) cannot be decoded: it is damaged, or "
-            f"needs another plugin of pydicom: {PLUGINS}"
-        ) from error
-    return dataset, pixels
-
-
-def _eight_bit_colours(pixels: NDArray[Any], dataset: Any) -> NDArray[np.uint8]:
-    if pixels.ndim == 2:  # a palette's indices
-        from pydicom.pixels.processing import apply_color_lut
-
-        pixels = apply_color_lut(pixels, dataset)[..., :3]
-    if pixels.dtype != np.uint8:
-        bits = _integer(dataset, 0x00280101, 8) if "RGB" in _text(dataset, 0x00280004) else 0
-        shift = (bits or 8 * pixels.dtype.itemsize) - 8
-        pixels = (pixels >> shift).astype(np.uint8)
-    return np.ascontiguousarray(pixels)
-
-
-DEFAULT_WINDOW = Window(1.0, 99.0, percentiles=True)
-"""Of grey values for which the file has no window."""
-
-Percentiles = Callable[[float, float], tuple[float, float]]
-"""From two percentiles to two values, of all that an image is compared with."""
-
-
-def grey_of(
-    file: DicomFile,
-    frame: int,
-    image_shape: tuple[int, int],
-    *,
-    window: Window | None,
-    percentiles: Percentiles,
-) -> NDArray[Any]:
-    """Return a frame as grey values of one shape.
-
-    Parameters
-    ----------
-    file : DicomFile
-        From `read_header`.
-    frame : int
-        Counted from 0.
-    image_shape : tuple of int
-        Height and width of the result.
-    window : Window, optional
-        Which of the modality's values become black and white. By default those of the file's
-        first window or lookup table; without one, 8 bits are taken as they are, and others from
-        their 1st to their 99th percentile. Colours are not changed by it.
-    percentiles : callable
-        Computes percentiles where they are asked for.
-
-    Returns
-    -------
-    ndarray of shape image_shape
-        uint8 for colours and for 8 bits as they are; otherwise float32 in [0, 1].
-    """
-    pixels = read_frame(file, frame)
-    if file.colour:
-        return _resized(pixels.values, image_shape)
-    transform = file.transform(frame)
-    as_it_is = window is None and file.eight_bits and pixels.values.dtype == np.uint8
-    if as_it_is and not (transform.windows or file.tables):
-        grey: NDArray[Any] = 255 - pixels.values if file.inverted else pixels.values
-    else:
-        grey = _windowed(file, transform, pixels, window, percentiles)
-        if file.inverted:
-            grey = np.float32(1) - grey
-    if pixels.outside is not None:
-        grey = np.where(pixels.outside, grey.dtype.type(0), grey)
-    return _resized(grey, image_shape)
-
-
-def _resized(pixels: NDArray[Any], image_shape: tuple[int, int]) -> NDArray[Any]:
-    resized: NDArray[Any] = resize_images(pixels[None], image_shape)[0]
-    return resized
-
-
-def _windowed(
-    file: DicomFile,
-    transform: Transform,
-    pixels: Pixels,
-    window: Window | None,
-    percentiles: Percentiles,
-) -> NDArray[np.float32]:
-    """Return grey values in [0, 1], before any inversion."""
-    values = pixels.values
-    if window is None and file.tables and (tables := _sequence(pixels.dataset, 0x00283010)):
-        from pydicom.pixels.processing import apply_voi
-
-        n_bits = int(tables[0].LUTDescriptor[2])
-        shown = apply_voi(np.rint(values).astype(np.int64), pixels.dataset)
-        return to_unit_range(shown, (0.0, float(2**n_bits - 1)))
-    if window is None and transform.windows and transform.function == "SIGMOID":
-        center, width = transform.windows[0]
-        with np.errstate(over="ignore"):
-            sigmoid = 1 / (1 + np.exp(-4 * (values.astype(np.float32) - center) / width))
-        grey: NDArray[np.float32] = sigmoid.astype(np.float32)
-        return grey
-    limits = transform.limits() if window is None else None
-    if limits is None:
-        chosen = window or DEFAULT_WINDOW
-        limits = (
-            percentiles(chosen.low, chosen.high)
-            if chosen.percentiles
-            else (chosen.low, chosen.high)
-        )
-    return to_unit_range(values, limits)

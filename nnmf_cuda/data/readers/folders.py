@@ -16,7 +16,7 @@ import numpy as np
 
 from nnmf_cuda.data.images import IMAGE_SUFFIXES, ImageSource, is_hidden, is_image, walk_images
 from nnmf_cuda.data.readers import tiff
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, parts_of, refuse_label_key
 from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
 _MOST_CLASSES = 10
@@ -78,15 +78,10 @@ def read(
             f"{_looked_for(account)}"
         )
     below = [file.relative_to(path).as_posix() for file, _, _ in found]
-    parts = [{} if pattern is None else pattern.match(name) for name in below]
-    values = [part.get("label", image.label) for part, image in zip(parts, found, strict=True)]
+    groups = parts_of(below, pattern)
+    values = groups.pop("label", np.array([image.label for image in found])).tolist()
     if pattern is None:
         _refuse_patients_as_classes(path, sorted(set(values)))
-    groups = {
-        name: np.array([part[name] for part in parts])
-        for name in ("patient", "series")
-        if name in parts[0]
-    }
     if not labelled_by_pattern and groups.get("patient", np.array([])).tolist() == values:
         raise ValueError(
             f"patient_from={options.patient_from!r} takes the class folders of {path} for patients:"

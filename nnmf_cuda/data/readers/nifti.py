@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnmf_cuda.data.images import ImageSource, LazyImage, is_image
-from nnmf_cuda.data.readers.base import Records, refuse_label_key
-from nnmf_cuda.data.readers.by_folder import classes_of, splits_of, walk_files
+from nnmf_cuda.data.images import ImageSource, LazyImage, failing_image, is_image, walk_files
+from nnmf_cuda.data.readers.base import Records, classes_of, refuse_label_key, splits_of
 from nnmf_cuda.data.readers.masks import NAMES
 from nnmf_cuda.data.readers.volume import (
     Volume,
@@ -179,7 +178,7 @@ class Labelled:
     notes: list[str]
 
     def records(
-        self, below: Sequence[Path], patients: Sequence[str], splits: Sequence[str] | None
+        self, below: Sequence[Path], patients: Sequence[str], splits: NDArray[np.str_] | None
     ) -> Records:
         """Return these slices as a reader does; arguments are one a slice."""
         groups: dict[str, NDArray[Any]] = {}
@@ -190,7 +189,7 @@ class Labelled:
             images=self.images,
             values=np.array(self.labels),
             names=self.names,
-            split=None if splits is None else np.array(splits),
+            split=splits,
             files=np.array(
                 [
                     path.with_name(image.name.name).as_posix()
@@ -278,15 +277,6 @@ def _refuse(errors: Sequence[str], options: ReadOptions) -> None:
     if errors and options.on_error == "raise":
         more = f"; and {len(errors) - 1} more volumes" if len(errors) > 1 else ""
         raise ValueError(errors[0] + more)
-
-
-def failing_image(file: Path, message: str) -> LazyImage:
-    """Return a volume that cannot be read, as an image that says so."""
-
-    def read(image_shape: tuple[int, int]) -> NDArray[Any]:
-        raise ValueError(message)
-
-    return LazyImage(file, read)
 
 
 def _files(path: Path, account: Account) -> tuple[Path, list[Path]]:

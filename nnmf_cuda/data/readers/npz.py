@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import GROUPS, check_length, check_pixels
 from nnmf_cuda.data.images import ArrayImage, ImageSource
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records
-from nnmf_cuda.data.reading import Account, ReadOptions, first_few
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, as_splits
+from nnmf_cuda.data.reading import Account, ReadOptions
 
 # numpy.savez(path, file=...) clashes with its own first parameter; files=... does not.
 FILE_KEYS = ("file", "files")
@@ -66,7 +66,7 @@ def read(
         images=pixels,
         values=values,
         names=names,
-        split=read_split(archive, arrays["split"]) if "split" in arrays else None,
+        split=as_splits(arrays["split"], called=archive.of("split")) if "split" in arrays else None,
         files=file_names(arrays, n_images),
         groups={key: arrays[key] for key in GROUPS if key in arrays},
     )
@@ -255,15 +255,3 @@ def read_labels(
             f"0..{len(names) - 1}; name every label, or leave {names_key!r} out"
         )
     return labels.astype(np.str_), {str(label): name for label, name in enumerate(names)}
-
-
-def read_split(archive: Arrays, split: NDArray[Any]) -> NDArray[np.str_]:
-    """Return each image's split as this package calls it."""
-    found = [str(name) for name in np.unique(split).tolist()]
-    unknown = [name for name in found if name.lower() not in SPLIT_ALIASES]
-    if unknown:
-        raise ValueError(
-            f"{archive.of('split')} holds {first_few([repr(name) for name in unknown])}; give "
-            "'train', 'valid' and 'test'"
-        )
-    return np.array([SPLIT_ALIASES[str(name).lower()] for name in split.tolist()])

@@ -18,7 +18,7 @@ import numpy as np
 
 from nnmf_cuda.data.images import ImageSource, is_image, walk_images
 from nnmf_cuda.data.readers import masks, tiff
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, refuse_label_key
+from nnmf_cuda.data.readers.base import Records, parts_of, refuse_label_key, splits_of
 from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
 _MASK = re.compile(r"(?P<stem>.+?)[_-](mask|seg|segmentation)s?([_-]?\d+)?", re.IGNORECASE)
@@ -75,8 +75,7 @@ def read(
     pairs = _used(path, account, unmasked=by_path)
     below = [image.relative_to(path) for image, _ in pairs]
     if by_path:
-        assert options.pattern is not None
-        values: list[str | None] = [options.pattern.match(name)["label"] for name in below]
+        values: list[str | None] = parts_of(below, options.pattern)["label"].tolist()
         names = {value: value for value in sorted(set(filter(None, values)))}
         notes = [f"Labels come from the paths ({options.patient_from}), not from the masks"]
     else:
@@ -96,7 +95,7 @@ def read(
             " table with the columns file, frame and label"
         )
     below = [below[at] for at in kept]
-    split = _splits(path, below)
+    split = splits_of(below)
     groups, how = _groups(below, options, of_split=split is not None)
     return Records(
         images=[pairs[at].image for at in kept],
@@ -224,22 +223,14 @@ def _parallel(
     return None
 
 
-def _splits(root: Path, below: list[Path]) -> np.ndarray | None:
-    """Return each image's split where the first folders are called so, all of them."""
-    first = [name.parts[0].lower() if len(name.parts) > 1 else "" for name in below]
-    if not first or not all(name in SPLIT_ALIASES for name in first):
-        return None
-    return np.array([SPLIT_ALIASES[name] for name in first])
-
-
 def _groups(
     below: list[Path], options: ReadOptions, *, of_split: bool
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return patients and series of the images, by the pattern or the folders, and how."""
     if options.pattern is not None:
-        found = [options.pattern.match(name) for name in below]
-        names = [name for name in ("patient", "series") if name in options.pattern.names]
-        return {name: np.array([match[name] for match in found]) for name in names}, []
+        groups = parts_of(below, options.pattern)
+        groups.pop("label", None)
+        return groups, []
     patients = []
     for name in below:
         folders = [part for part in name.parts[:-1] if part.lower() not in _IMAGE_FOLDERS]

@@ -25,14 +25,13 @@ from numpy.typing import NDArray
 from nnmf_cuda.data.dataset import GROUPS, check_length
 from nnmf_cuda.data.decoding import resize_images
 from nnmf_cuda.data.images import ArrayImage, ImageSource, LazyImage
-from nnmf_cuda.data.readers.base import Records
+from nnmf_cuda.data.readers.base import Records, as_splits
 from nnmf_cuda.data.readers.npz import (
     FILE_KEYS,
     Arrays,
     check_images,
     file_names,
     read_labels,
-    read_split,
 )
 from nnmf_cuda.data.reading import Account, ReadOptions, to_unit_range
 
@@ -89,7 +88,7 @@ def read(
             f"{arrays.remedy(label_key)}, or give a table with a column 'frame'"
         )
     values, names = read_labels(arrays, found[label_key], label_key)
-    split = read_split(arrays, found["split"]) if "split" in found else None
+    split = as_splits(found["split"], called=arrays.of("split")) if "split" in found else None
     files = file_names(found, n_images)
     pixels = CachedStack(path, options)
     return Records(
@@ -267,13 +266,6 @@ def _opened(path: Path, options: ReadOptions) -> _Arrays:
     return _Npy(path, options) if path.suffix.lower() == ".npy" else _Hdf5(path)
 
 
-def _refuse_bomb(arrays: _Arrays, key: str) -> None:
-    """Raise ValueError where an array that is loaded as a whole would fill the memory."""
-    rows = arrays.rows(key)
-    if prod(rows.shape) * np.dtype(rows.dtype).itemsize > _MAX_IMAGE_BYTES:
-        raise ValueError(f"{arrays.of(key)} has shape {tuple(rows.shape)}, too large to be loaded")
-
-
 def _text(array: NDArray[Any]) -> NDArray[Any]:
     """Return text of any kind as NumPy's own."""
     if array.dtype.kind == "S":
@@ -336,8 +328,42 @@ class _Npy:
         return ""  # what cannot be mapped in full is refused
 
 
-class _Hdf5:
-    """Datasets of an HDF5 file; links to other files are not followed."""
+class _Held:
+    """Arrays that a library has opened, by their names."""
+
+    called = "an array"
+
+    def __init__(self, path: Path, found: Mapping[str, Any]) -> None:
+        self.path = path
+        self.keys = tuple(found)
+        self._found = found
+
+    def of(self, key: str) -> str:
+        return f"{self.path}: {key!r}"
+
+    def remedy(self, key: str) -> str:
+        return f"; name it with --columns label=KEY, or add {self.called} {key!r}"
+
+    def take(self, key: str) -> NDArray[Any]:
+        rows = self.rows(key)
+        if prod(rows.shape) * np.dtype(rows.dtype).itemsize > _MAX_IMAGE_BYTES:
+            shape = tuple(rows.shape)
+            raise ValueError(f"{self.of(key)} has shape {shape}, too large to be loaded")
+        try:
+            return _text(np.asarray(rows[...]))
+        except Exception as error:  # as in _Stack.block
+            raise ValueError(
+                f"{self.of(key)} cannot be read: {' '.join(str(error).split())}"
+            ) from error
+
+    def rows(self, key: str) -> Any:
+        return self._found[key]
+
+
+class _Hdf5(_Held):
+    """Datasets of an HDF5 file; links to other files are not followed, null ones are none."""
+
+    called = "a dataset"
 
     def __init__(self, path: Path) -> None:
         try:
@@ -346,12 +372,11 @@ class _Hdf5:
             raise ImportError(
                 f"reading {path} needs h5py: pip install 'nnmf-cuda[stacks]'"
             ) from error
-        self.path = path
-        self._found: dict[str, Any] = {}
+        found: dict[str, Any] = {}
 
         def visit(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset) and not item.external:
-                self._found[name] = item
+            if isinstance(item, h5py.Dataset) and item.shape is not None and not item.external:
+                found[name] = item
 
         try:
             h5py.File(path, "r").visititems(visit)
@@ -359,25 +384,7 @@ class _Hdf5:
             raise ValueError(
                 f"cannot read {str(path)!r}: {' '.join(str(error).split())}; give a whole HDF5 file"
             ) from error
-        self.keys = tuple(self._found)
-
-    def of(self, key: str) -> str:
-        return f"{self.path}: {key!r}"
-
-    def remedy(self, key: str) -> str:
-        return f"; name it with --columns label=KEY, or add a dataset {key!r}"
-
-    def take(self, key: str) -> NDArray[Any]:
-        _refuse_bomb(self, key)
-        try:
-            return _text(np.asarray(self.rows(key)[()]))
-        except (OSError, ValueError, RuntimeError, TypeError, MemoryError) as error:
-            raise ValueError(
-                f"{self.of(key)} cannot be read: {' '.join(str(error).split())}"
-            ) from error
-
-    def rows(self, key: str) -> Any:
-        return self._found[key]
+        super().__init__(path, found)
 
     def lack(self, key: str) -> str:
         found = self._found[key]
@@ -389,7 +396,7 @@ class _Hdf5:
         return "" if n_stored >= n_chunks else f"{n_stored} of {n_chunks} chunks are stored"
 
 
-class _Zarr:
+class _Zarr(_Held):
     """A Zarr array, or the arrays of a group."""
 
     def __init__(self, path: Path) -> None:
@@ -399,7 +406,6 @@ class _Zarr:
             raise ImportError(
                 f"reading {path} needs zarr: pip install 'nnmf-cuda[stacks]'"
             ) from error
-        self.path = path
         try:
             opened: Any = zarr.open(store=str(path), mode="r")
             if isinstance(opened, zarr.Array):
@@ -410,26 +416,7 @@ class _Zarr:
             raise ValueError(
                 f"cannot read {str(path)!r}: {' '.join(str(error).split()) or type(error).__name__}"
             ) from error
-        self._found = dict(sorted(found.items()))
-        self.keys = tuple(self._found)
-
-    def of(self, key: str) -> str:
-        return f"{self.path}: {key!r}"
-
-    def remedy(self, key: str) -> str:
-        return f"; name it with --columns label=KEY, or add an array {key!r}"
-
-    def take(self, key: str) -> NDArray[Any]:
-        _refuse_bomb(self, key)
-        try:
-            return _text(np.asarray(self.rows(key)[...]))
-        except Exception as error:  # as in _Stack.block
-            raise ValueError(
-                f"{self.of(key)} cannot be read: {' '.join(str(error).split())}"
-            ) from error
-
-    def rows(self, key: str) -> Any:
-        return self._found[key]
+        super().__init__(path, dict(sorted(found.items())))
 
     def lack(self, key: str) -> str:
         found = self._found[key]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.images import ImageSource, LazyImage
 from nnmf_cuda.data.readers import masks
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, as_folds, in_order
+from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, as_folds, in_order, parts_of
 from nnmf_cuda.data.readers.files import Files
 from nnmf_cuda.data.readers.rows import SUFFIXES, Row, Table
 from nnmf_cuda.data.reading import TABLE_COLUMNS, Account, ReadOptions
@@ -98,11 +98,9 @@ def read(
     }
     if columns.has("fold"):
         groups["patient_fold"] = as_folds([columns.cell(row, "fold") for row in rows])
-    if "patient" not in groups and options.pattern is not None:
-        found = [options.pattern.match(columns.written(row)) for row in rows]
-        for name in ("patient", "series"):
-            if name in options.pattern.names and name not in groups:
-                groups[name] = np.array([match[name] for match in found])
+    if "patient" not in groups:
+        by_path = parts_of(map(columns.written, rows), options.pattern)
+        groups = {name: by_path[name] for name in by_path if name != "label"} | groups
     if "patient" not in groups and "series" not in groups:
         patients = columns.patients(entries)
         if patients is not None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.decoding import decode_image
 from nnmf_cuda.data.images import IMAGE_SUFFIXES, ImageSource, LazyImage
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, as_folds, in_order
+from nnmf_cuda.data.readers.base import Records, as_folds, as_splits, in_order
 from nnmf_cuda.data.reading import Account, PathPattern, ReadOptions, first_few
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -78,7 +78,7 @@ def read(
     they are asked for, which a compressed one does not allow.
     """
     samples: list[_Sample] = []
-    n_unlabelled = 0
+    n_unlabelled, pattern = 0, options.pattern
     for shard in _shards(path, account):
         if shard.suffix.lower() != ".tar":
             raise ValueError(
@@ -88,8 +88,8 @@ def read(
         for sample in _samples(shard, account, contents=False):
             if sample.image is None:
                 continue
-            if options.pattern is not None:
-                sample.take_from_name(options.pattern)
+            if pattern is not None:
+                sample.take_from_name(pattern)
             if sample.label(label_key):
                 samples.append(sample)
             else:
@@ -101,15 +101,8 @@ def read(
             " files have it, give --patient_from, as in '{label}/{name}'"
         )
     values = [sample.label(label_key) for sample in samples]
-    columns, notes = _columns(samples, label_key)
-    if n_unlabelled:
-        notes.append(f"{n_unlabelled} images without a label are left out")
+    columns = _columns(samples, label_key)
     split = columns.pop("split", None)
-    if split is not None:
-        unknown = [name for name in split.tolist() if name.lower() not in SPLIT_ALIASES]
-        if unknown:
-            raise ValueError(f"{path}: 'split' is {unknown[0]!r}; give train, valid and test")
-        split = np.array([SPLIT_ALIASES[name.lower()] for name in split.tolist()])
     groups: dict[str, NDArray[Any]] = {
         name: columns.pop(name) for name in ("patient", "series") if name in columns
     }
@@ -119,11 +112,11 @@ def read(
         images=[sample.lazy(options, sample.at_its_place) for sample in samples],
         values=np.array(values),
         names={value: value for value in in_order(values)},
-        split=split,
+        split=None if split is None else as_splits(split, called=f"{path}: 'split'"),
         files=np.array([str(sample.name.relative_to(path)) for sample in samples]),
         groups=groups,
         columns=columns,
-        notes=tuple(notes),
+        notes=(f"{n_unlabelled} images without a label are left out",) if n_unlabelled else (),
     )
 
 
@@ -310,10 +303,8 @@ def _about(text: str, member: tarfile.TarInfo, shard: Path) -> dict[str, str]:
     return {key: str(value) for key, value in plain.items()}
 
 
-def _columns(
-    samples: list[_Sample], label_key: str
-) -> tuple[dict[str, NDArray[np.str_]], list[str]]:
-    """Return what descriptions say, where all do, and a note on those that only some say."""
+def _columns(samples: list[_Sample], label_key: str) -> dict[str, NDArray[np.str_]]:
+    """Return what descriptions say, "" where one does not; of `_OF_ALL` all must say it."""
     used = (label_key,) if label_key != "labels" else _LABEL_KEYS
     names = [name for name in samples[0].about if name not in used]
     names += sorted({n for s in samples for n in s.about} - set(names) - set(used))
@@ -328,4 +319,4 @@ def _columns(
                 f" {len(found)} images do; say it of all, or of none"
             )
         columns[name] = np.array([value or "" for value in found])
-    return columns, []
+    return columns

@@ -23,11 +23,9 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.decoding import resize_images
 from nnmf_cuda.data.images import LazyImage
-from nnmf_cuda.data.reading import Axis, ReadOptions, Window, to_unit_range
+from nnmf_cuda.data.reading import DEFAULT_WINDOW, Axis, ReadOptions, Window, to_unit_range
 
 SUFFIXES = (".nii", ".nii.gz")
-INSTALL = "pip install 'nnmf-cuda[medical]'"
-DEFAULT_WINDOW = Window(1.0, 99.0, percentiles=True)
 
 _AXES: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 _N_IN_MEMORY = 3
@@ -230,7 +228,9 @@ def _nibabel() -> Any:
     try:
         import nibabel
     except ImportError as error:
-        raise ImportError(f"reading NIfTI needs nibabel: {INSTALL}") from error
+        raise ImportError(
+            "reading NIfTI needs nibabel: pip install 'nnmf-cuda[medical]'"
+        ) from error
     return nibabel
 
 
