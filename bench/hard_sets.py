@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from bench.robustness_record import as_text
+from bench.runs import as_text
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.attacks.surrogates import surrogate

@@ -11,15 +11,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
-from bench.robustness_record import as_text, read
+from bench.runs import Line, as_text, by_defence_and_split, made_by, mean_and_deviation, read
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.robustness import SavedRun
 from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS
@@ -28,9 +26,7 @@ from nnmf_cuda.robustness.pixels import attack_pixels
 
 def line_of(home: Path, data: str, preset: str) -> dict[str, Any]:
     """Return one run's line; raise ValueError for a run that no commit can make again."""
-    environment = read(home / "environment.json")
-    if not environment["commit"] or environment["uncommitted_changes"]:
-        raise ValueError(f"{home} was made by a tree that is no commit: commit, and run it again")
+    made = made_by(home)
     run, started = SavedRun.load(home), time.perf_counter()
     info, (_, y) = run.model.info, run.test
     found = attack_pixels(
@@ -53,32 +49,19 @@ def line_of(home: Path, data: str, preset: str) -> dict[str, Any]:
         "defended": found.defended.robust_accuracy,
         "after_twice_the_steps": found.defended.after_twice_the_steps,
         "seconds": time.perf_counter() - started,
-        "commit": environment["commit"],
-        "data_sha256": environment["data_sha256"],
+        **made,
     }
 
 
-def summary(lines: Sequence[Mapping[str, Any]]) -> str:
+def summary(lines: Sequence[Line]) -> str:
     """Return a row for each defence and split: accuracy at each radius, mean and deviation."""
-    groups = defaultdict[tuple[str, str], list[list[float]]](list)
-    for line in lines:
-        settings, fold = line["defence"], line["test_fold"]
-        defence = f"{settings['kind']}, {settings['method']}, {settings.get('network', 'cnn')}"
-        accuracies = [*line["defended"], line["after_twice_the_steps"]]
-        groups[defence, "published split" if fold is None else f"fold {fold}"].append(accuracies)
-        if fold is not None:
-            groups[defence, "all folds"].append(accuracies)
-    rows = [
-        (*name, len(runs), *map(_mean, zip(*runs, strict=True)))
-        for name, runs in sorted(groups.items())
-    ]
+    rows = []
+    for name, runs in by_defence_and_split(lines):
+        accuracies = [[*run["defended"], run["after_twice_the_steps"]] for run in runs]
+        columns = map(mean_and_deviation, zip(*accuracies, strict=True))
+        rows.append((*name, len(runs), *columns))
     radii = [f"{eps:g}/255" for eps in lines[0]["eps_255"]]
     return tabulate(rows, ("defence", "split", "runs", *radii, "twice the steps"))
-
-
-def _mean(values: Sequence[float]) -> str:
-    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.3f} ± {spread:.3f}"
 
 
 def main() -> None:

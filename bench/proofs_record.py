@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
-from bench.robustness_record import as_text, read
+from bench.runs import Line, as_text, by_defence_and_split, made_by, mean_and_deviation, read
 
 SHARES = (
     "ceiling",
@@ -35,9 +33,7 @@ _SETTINGS = ("eps", "norm", "n")
 def line_of(run: Path) -> dict[str, Any]:
     """Return one run's line; raise ValueError for a run that no commit can make again."""
     found, model = read(run / "verification.json"), read(run / "model" / "model.json")
-    environment, timings = read(run / "environment.json"), read(run / "timings.json")
-    if not environment["commit"] or environment["uncommitted_changes"]:
-        raise ValueError(f"{run} was made by a tree that is no commit: commit, and run it again")
+    timings, made = read(run / "timings.json"), made_by(run)
     info = model["info"]
     return {
         "defence": model["defence"],
@@ -51,32 +47,22 @@ def line_of(run: Path) -> dict[str, Any]:
         "training_seconds": next(
             (row["seconds"] for row in timings["rows"] if row["stage"] == "defence_training"), None
         ),
-        "commit": environment["commit"],
-        "data_sha256": environment["data_sha256"],
+        **made,
     }
 
 
-def summary(lines: Sequence[Mapping[str, Any]]) -> str:
+def summary(lines: Sequence[Line]) -> str:
     """Return a row for each defence and split, and one for the means of its folds."""
-    groups = defaultdict[tuple[str, str], list[Mapping[str, Any]]](list)
-    for line in lines:
-        settings, fold = line["defence"], line["test_fold"]
-        defence = f"{settings['kind']}, {settings['method']}, {settings.get('network', 'cnn')}"
-        groups[defence, "published split" if fold is None else f"fold {fold}"].append(line)
-        if fold is not None:
-            groups[defence, "all folds"].append(line)
     rows = [
-        (*name, len(group), *(_mean(group, share) for share in SHARES))
-        for name, group in sorted(groups.items())
+        (
+            *name,
+            len(group),
+            *(mean_and_deviation([run[share] for run in group]) for share in SHARES),
+        )
+        for name, group in by_defence_and_split(lines)
     ]
     titles = [share.removesuffix("_accuracy").replace("_", " ") for share in SHARES]
     return tabulate(rows, ("defence", "split", "runs", *titles))
-
-
-def _mean(group: Sequence[Mapping[str, Any]], share: str) -> str:
-    values = np.array([line[share] for line in group], dtype=float)
-    spread = values.std(ddof=1) if len(values) > 1 else 0.0
-    return f"{values.mean():.3f} ± {spread:.3f}"
 
 
 def main() -> None:

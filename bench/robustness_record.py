@@ -1,6 +1,6 @@
 """Collect what `nnmf-cuda evaluate` has found in several runs into one record.
 
-    python bench/robustness_record.py [--trials FILE] RUN... > bench/results/robustness-DATA.json
+    python -m bench.robustness_record [--trials FILE] RUN... > bench/results/robustness-DATA.json
 
 Each RUN is a directory of `nnmf-cuda run`, with its robustness.json; FILE is a JSON list of trials
 on the validation split, which is copied. Attacked points stay with the runs; the record holds what
@@ -14,6 +14,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from bench.runs import as_text, made_by, read
 
 KEPT = (
     "preset",
@@ -43,18 +45,10 @@ _POINTS = {
 """Points that are copied whole, by the name they get here."""
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
 def line_of(run: Path) -> dict[str, Any]:
     """Return one run's line; raise ValueError for a run that no commit can make again."""
     content, model = read(run / "robustness.json"), read(run / "model" / "model.json")
-    metrics, environment = read(run / "metrics.json"), read(run / "environment.json")
-    if not environment["commit"] or environment["uncommitted_changes"]:
-        raise ValueError(f"{run} was made by a tree that is no commit: commit, and run it again")
+    metrics, made = read(run / "metrics.json"), made_by(run)
     info, values = model["info"], {point["id"]: point["value"] for point in content["points"]}
     return {
         "defence": model["defence"],
@@ -77,8 +71,7 @@ def line_of(run: Path) -> dict[str, Any]:
         },
         "worst_points": on_worst_points(content["worst_points"]),
         "leakage": leakage_of(values[18]),
-        "data_sha256": environment["data_sha256"],
-        "commit": environment["commit"],
+        **made,
         "threads": content["about"]["threads"],
     }
 
@@ -112,15 +105,6 @@ def main() -> None:
     if arguments.trials is not None:
         record["validation_trials"] = json.loads(arguments.trials.read_text(encoding="utf-8"))
     print(as_text(record))
-
-
-def as_text(record: Mapping[str, Sequence[Any]]) -> str:
-    """Return JSON with a line for each run and trial, so that a change of one shows as one."""
-    parts = [
-        f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, lines)) + "\n]"
-        for name, lines in record.items()
-    ]
-    return "{\n" + ",\n".join(parts) + "\n}"
 
 
 if __name__ == "__main__":

@@ -56,8 +56,6 @@ def export(options: Export) -> None:
         raise ValueError(
             f"VNN-LIB has Linf balls alone, the run's is {run.attack.norm}: give --eps"
         )
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file: give a directory")
     with Place(out).held(f"--out {out}") as place:
         if not (options.overwrite or place.is_empty()):
             raise ValueError(f"--out {out} is not empty: give another directory, or --overwrite")

@@ -150,14 +150,6 @@ def predict(options: Predict) -> None:
 def _say_what_fast_decoding_changes(options: ImagesAndModel, model: TrainedModel) -> None:
     if options.decode == "exact":
         return
-    from nnmf_cuda.data import iter_images
     from nnmf_cuda.pipeline.fast_decoding import fast_decoding_note
 
-    note = fast_decoding_note(
-        lambda reading: iter_images(options.images, reading=reading),
-        options,
-        model.extractor.coefficients,
-        image_shape=model.image_shape,
-        device=model.device,
-    )
-    say(note)
+    say(fast_decoding_note(options.images, options, model.extractor))

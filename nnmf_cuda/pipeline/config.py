@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from nnmf_cuda.data.reading import ReadOptions
+from nnmf_cuda.data.splits import SplitBy
 
 
 class Checks:
@@ -89,8 +90,16 @@ _Norm = Literal["Linf", "L2"]
 _ClassWeight = Literal["balanced"]
 _Auto = Literal["auto"]
 
-SplitBy = Literal["split", "patient_fold", "patient", "series", "random"]
-"""Where a split comes from."""
+
+class LoadArguments(TypedDict):
+    """Arguments of `nnmf_cuda.data.load_dataset`."""
+
+    path: str | None
+    classes: str | None
+    label_key: str
+    split_by: SplitBy | None
+    test_fold: int | str | None
+    reading: ReadOptions
 
 
 @dataclass(frozen=True)
@@ -114,10 +123,16 @@ class DataConfig(ReadOptions):
     split_by="patient_fold", else one of five that are dealt; None is the lowest, or shares of
     70/15/15."""
 
-    def of_load(self) -> dict[str, Any]:
-        """Return the arguments of `nnmf_cuda.data.load_dataset`."""
-        names = ("path", "classes", "label_key", "split_by", "test_fold")
-        return {**{name: getattr(self, name) for name in names}, "reading": self}
+    def of_load(self) -> LoadArguments:
+        """Return what `load_dataset` is to be told."""
+        return {
+            "path": self.path,
+            "classes": self.classes,
+            "label_key": self.label_key,
+            "split_by": self.split_by,
+            "test_fold": self.test_fold,
+            "reading": self,
+        }
 
 
 @dataclass(frozen=True)
@@ -468,6 +483,8 @@ class ExperimentConfig:
 
 
 _NOISE_LEVELS = (5, 20, 41, 80)
+_STEADY = NNMFConfig(n_components=30, init="nndsvda", solver="accelerated-mu", max_iter=100)
+"""From a start that does not hang on the luck of a seed."""
 
 PRESETS = {
     "paper": ExperimentConfig(),
@@ -481,18 +498,12 @@ PRESETS = {
     ),
     "joint": ExperimentConfig(defence=DefenceConfig(kind="joint")),
     "robust": ExperimentConfig(
-        nnmf=NNMFConfig(n_components=30, init="nndsvda", solver="accelerated-mu", max_iter=100),
+        nnmf=_STEADY,
         selection=SelectionConfig(n_selected=15),
         defence=DefenceConfig(kind="adversarial"),
     ),
     "proven": ExperimentConfig(
-        nnmf=NNMFConfig(
-            n_components=20,
-            init="nndsvda",
-            solver="accelerated-mu",
-            max_iter=100,
-            component_scale="sum",
-        ),
+        nnmf=replace(_STEADY, n_components=20, component_scale="sum"),
         selection=SelectionConfig(candidates=(8, 15)),
         defence=DefenceConfig(
             kind="adversarial",
@@ -505,13 +516,7 @@ PRESETS = {
         ),
     ),
     "pixel": ExperimentConfig(
-        nnmf=NNMFConfig(
-            n_components=30,
-            init="nndsvda",
-            solver="accelerated-mu",
-            max_iter=100,
-            component_scale="sum",
-        ),
+        nnmf=replace(_STEADY, component_scale="sum"),
         defence=DefenceConfig(kind="pixel", n_steps=4, lr=3e-3),
     ),
 }

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, ReadOptions, iter_image_batches
 from nnmf_cuda.data.names import harmless, on_one_line
-from nnmf_cuda.data.reading import DEFAULT_READING
+from nnmf_cuda.data.reading import DEFAULT_READING, OnError
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.pipeline.places import Place, cannot_write
 
@@ -217,7 +217,7 @@ def extract_to_file(
     *,
     normalize: bool = False,
     reading: ReadOptions = DEFAULT_READING,
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: OnError = "raise",
     batch_size: int = 256,
     overwrite: bool = False,
     progress: bool = False,
@@ -265,7 +265,7 @@ def extract_to_file(
         ):
             failures.write(batch.failures)
             if len(features):
-                writer.write(features, batch.names(), batch.columns)
+                writer.write(batch, features)
                 n_written += len(features)
         if n_written == 0:
             raise ValueError(
@@ -317,12 +317,7 @@ class PassedColumns:
 
 
 class _Writer(Protocol):
-    def write(
-        self,
-        features: NDArray[np.float32],
-        files: list[str],
-        columns: Sequence[Mapping[str, str]],
-    ) -> None: ...
+    def write(self, batch: ImageBatch, features: NDArray[np.float32]) -> None: ...
 
     def finish(self) -> None:
         """Write what must wait for the last row."""
@@ -408,17 +403,12 @@ class _NpyWriter:
     def _write_header(self) -> None:
         _write_header(self._file, "<f4", (self._n_rows, self._n_columns))
 
-    def write(
-        self,
-        features: NDArray[np.float32],
-        files: list[str],
-        columns: Sequence[Mapping[str, str]],
-    ) -> None:
+    def write(self, batch: ImageBatch, features: NDArray[np.float32]) -> None:
         features.astype("<f4", copy=False).tofile(self._file)
-        names = [on_one_line(name) for name in files]
+        names = [on_one_line(name) for name in batch.names()]
         self._names.writelines(f"{name}\n" for name in names)
         self._n_rows += len(features)
-        cells = self._columns.cells(columns)
+        cells = self._columns.cells(batch.columns)
         if not self._columns.header:
             return
         if self._columns_file is None:
@@ -451,14 +441,9 @@ class _NpzWriter:
         self._columns = PassedColumns(["features", "files"])
         self._longest: list[int] = []
 
-    def write(
-        self,
-        features: NDArray[np.float32],
-        files: list[str],
-        columns: Sequence[Mapping[str, str]],
-    ) -> None:
+    def write(self, batch: ImageBatch, features: NDArray[np.float32]) -> None:
         features.astype("<f4", copy=False).tofile(self._features)
-        texts = [files, *map(list, zip(*self._columns.cells(columns), strict=True))]
+        texts = [batch.names(), *map(list, zip(*self._columns.cells(batch.columns), strict=True))]
         self._texts.write(json.dumps(texts) + "\n")
         self._shape = (self._shape[0] + len(features), self._shape[1])
         longest = [max(map(len, of_column)) for of_column in texts]
@@ -506,13 +491,8 @@ class _ParquetWriter:
         self._file: Any = None  # until it is known which columns there are
         self._waiting: list[Any] = []
 
-    def write(
-        self,
-        features: NDArray[np.float32],
-        files: list[str],
-        columns: Sequence[Mapping[str, str]],
-    ) -> None:
-        cells = self._columns.cells(columns)
+    def write(self, batch: ImageBatch, features: NDArray[np.float32]) -> None:
+        cells = self._columns.cells(batch.columns)
         if self._file is None:
             texts = ["file", *self._columns.header]
             fields = [(name, self._arrow.string()) for name in texts]
@@ -520,7 +500,7 @@ class _ParquetWriter:
             self._schema = self._arrow.schema(fields)
             self._file = self._arrow.parquet.ParquetWriter(self._path, self._schema)
         beside = [[_utf8(cell) for cell in column] for column in zip(*cells, strict=True)]
-        arrays = [list(map(on_one_line, files)), *beside, *features.T]
+        arrays = [list(map(on_one_line, batch.names())), *beside, *features.T]
         self._waiting.append(self._arrow.table(arrays, schema=self._schema))
         if sum(table.num_rows for table in self._waiting) >= self._GROUP_ROWS:
             self._flush()

@@ -113,8 +113,8 @@ def choose_n_selected(
     one radius: where it is "auto", at that which suits the first candidate.
     """
     candidates = config.selection.candidates
-    trials, best = list[SelectionTrial](), features
     decided, _ = decide_radius(features.of_selection(candidates[0]).x, features.y, config)
+    trials = []
     for n_selected in sorted(candidates):
         tried = features.of_selection(n_selected)
         training = train_adversarially(
@@ -130,6 +130,5 @@ def choose_n_selected(
         )
         say(f"  {n_selected} components: validation {clean:.4f} clean, {attacked:.4f} attacked")
         trials.append(SelectionTrial(n_selected, clean, attacked))
-        if clean + attacked > max((t.clean + t.attacked for t in trials[:-1]), default=-1.0):
-            best = tried
-    return best, tuple(trials)
+    best = max(trials, key=lambda trial: trial.clean + trial.attacked)
+    return features.of_selection(best.n_selected), tuple(trials)

@@ -63,6 +63,8 @@ class Place:
         what the place is `called`, if it cannot be written or another process holds it; with `wait`
         only if that takes long.
         """
+        if not self.name and self.home.exists() and not self.home.is_dir():
+            raise ValueError(f"{called} is a file: give a directory")
         made = [folder for folder in (self.home, *self.home.parents) if not folder.exists()]
         try:
             file = self._lock(time.monotonic() + (_LONGEST_WAIT_S if wait else 0))
@@ -199,22 +201,12 @@ class Place:
             remove(whole)  # the machine stopped before it was on the disk, or it is none of ours
             return
         if there and os.path.lexists(whole / there[0]):  # nothing has been moved so far
-            for name in unwanted:
-                self._remove(name)
+            for name in filter(self._is_inside, unwanted):
+                remove_below(self.home, name)
         for name in there:
             if os.path.lexists(whole / name) and self._is_inside(name):
                 os.replace(whole / name, self.home / name)
         remove(whole)
-
-    def _remove(self, name: str) -> None:
-        if not self._is_inside(name):
-            return
-        path = self.home / name
-        remove(path)
-        for folder in path.parents:
-            if folder == self.home:
-                break
-            remove_if_empty(folder)
 
     def _is_inside(self, name: str) -> bool:
         """Return whether a name stays in the place: others may have written the plan."""
@@ -228,6 +220,15 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_below(home: Path, name: str) -> None:
+    """Remove what has this name below a folder, and the folders between that are empty then."""
+    remove(home / name)
+    for folder in (home / name).parents:
+        if folder == home:
+            break
+        remove_if_empty(folder)
 
 
 def remove_if_empty(folder: Path) -> None:

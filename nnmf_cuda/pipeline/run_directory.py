@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnmf_cuda.pipeline.places import Place, remove, remove_if_empty
+from nnmf_cuda.pipeline.places import Place, remove_below, remove_if_empty
 
 RESULTS = (
     "model",
@@ -69,11 +69,7 @@ def remove_runs(out: Path, *, keep: Collection[Path] = ()) -> None:
     that no run writes stay, with the directories that they are in.
     """
     for name in _earlier(out, keep=keep):
-        path = out / name
-        remove(path)
-        for directory in (path.parent, path.parent.parent):
-            if out in directory.parents:
-                remove_if_empty(directory)
+        remove_below(out, name)
 
 
 def _earlier(out: Path, *, keep: Collection[Path] = ()) -> list[str]:
@@ -121,8 +117,6 @@ def results_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
     run writes are not touched. Raises ValueError if `out` cannot be written, is held by another
     process, or holds results and `overwrite` is false.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file: give a directory")
     with Place(out).held(f"--out {out}") as place:
         check_free(out, overwrite=overwrite)  # now that no other run can end there
         sweep_below(out)

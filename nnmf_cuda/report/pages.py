@@ -47,7 +47,6 @@ class Picture:
     png: bytes
     alt: str = ""
     caption: str = ""
-
     failure: str = ""  # why there is none, where it could not be drawn
 
     @classmethod

@@ -13,14 +13,7 @@ import numpy as np
 import torch
 
 from nnmf_cuda.attacks.checks import check_classes
-from nnmf_cuda.data import (
-    SPLITS,
-    ImageDataset,
-    audit_dataset,
-    groupings_of_test,
-    iter_images,
-    load_dataset,
-)
+from nnmf_cuda.data import SPLITS, ImageDataset, audit_dataset, groupings_of_test, load_dataset
 from nnmf_cuda.evaluation import PAPER_TEST_COUNTS, denoising_error, measure_uncertainty
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.pipeline.artifacts import ModelInfo, TrainedModel, save_model
@@ -100,7 +93,7 @@ def run_experiment(
                 dataset, config, device=device, timer=timer, progress=progress, say=say
             )
             config = outputs.config
-            dataset = _with_decoding_note(dataset, config, outputs, device=device, say=say)
+            dataset = _with_decoding_note(dataset, config, outputs, say=say)
             metrics = _measure(dataset, config, outputs, timer, not_run=() if preset else NOT_RUN)
             table = _metric_table(dataset, config, metrics)
             model = _trained_model(dataset, config, outputs)
@@ -212,21 +205,13 @@ def _with_decoding_note(
     config: ExperimentConfig,
     outputs: StageOutputs,
     *,
-    device: torch.device,
     say: Callable[[str], None],
 ) -> ImageDataset:
     """Add to the data's notes what fast decoding has changed, where it was asked for."""
     path = config.data.path
     if config.data.decode == "exact" or path is None:
         return dataset
-    extractor = outputs.features.extractor
-    note = fast_decoding_note(
-        lambda reading: iter_images(path, reading=reading),
-        config.data,
-        extractor.coefficients,
-        image_shape=extractor.image_shape,
-        device=device,
-    )
+    note = fast_decoding_note(path, config.data, outputs.features.extractor)
     say(note)
     return replace(dataset, notes=(*dataset.notes, note))
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from nnmf_cuda.data import folds_by
 from nnmf_cuda.data.reading import DEFAULT_READING, ReadOptions
+from nnmf_cuda.data.splits import SplitBy
 from nnmf_cuda.evaluation import METRIC_NAMES, ROW_NAMES
 from nnmf_cuda.evaluation.headline import Headline
-from nnmf_cuda.pipeline.config import SplitBy
 from nnmf_cuda.pipeline.run_directory import RESULTS, read_json, runs_below
 from nnmf_cuda.report.repeats import EVALUATED, OWN_SPLIT, SeedsSummary, Spread
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from nnmf_cuda.cli.main import main
-from nnmf_cuda.data import ReadOptions, iter_images, read_images
+from nnmf_cuda.data import ReadOptions, read_images
 from nnmf_cuda.models import FeatureExtractor
 from nnmf_cuda.pipeline.fast_decoding import fast_decoding_note
 from tests.saved_runs import SMALL
@@ -27,16 +27,6 @@ def save_jpegs(folder: Path, n: int, *, side: int = 640, seed: int = 0) -> Path:
         coarse = Image.fromarray(rng.integers(0, 256, (80, 80), dtype=np.uint8))
         coarse.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{index:02d}.jpg")
     return folder
-
-
-def note_of(folder: Path, extractor: FeatureExtractor) -> str:
-    return fast_decoding_note(
-        lambda reading: iter_images(folder, reading=reading),
-        FAST,
-        extractor.coefficients,
-        image_shape=extractor.image_shape,
-        device=torch.device("cpu"),
-    )
 
 
 @pytest.fixture
@@ -55,7 +45,7 @@ def test_the_note_has_the_differences(tmp_path: Path, extractor: FeatureExtracto
         extractor.coefficients(torch.from_numpy(images)).double() for images in (exact, fast)
     )
     share = 100 * (found - want).norm(dim=1) / want.norm(dim=1)
-    note = note_of(folder, extractor)
+    note = fast_decoding_note(str(folder), FAST, extractor)
     assert note.startswith("--decode fast: grey values of the first 4 images differ ")
     assert f"by {difference.mean():.2f} of 255 on average and {difference.max()} at most" in note
     assert f"by {share.mean():.2g} % of their length and {share.max():.2g} % at most" in note
@@ -64,12 +54,14 @@ def test_the_note_has_the_differences(tmp_path: Path, extractor: FeatureExtracto
 
 def test_small_images_are_told_to_be_the_same(tmp_path: Path, extractor: FeatureExtractor) -> None:
     folder = save_jpegs(tmp_path / "jpegs", 2, side=200)
-    assert "the first 2 images are the same as exactly" in note_of(folder, extractor)
+    note = fast_decoding_note(str(folder), FAST, extractor)
+    assert "the first 2 images are the same as exactly" in note
 
 
 def test_without_a_readable_image_that_is_said(tmp_path: Path, extractor: FeatureExtractor) -> None:
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff no image")
-    assert "none of the first images can be compared" in note_of(tmp_path, extractor)
+    note = fast_decoding_note(str(tmp_path), FAST, extractor)
+    assert "none of the first images can be compared" in note
 
 
 def test_the_commands_tell_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,13 @@ def test_a_place_is_held_by_one(tmp_path: Path) -> None:
     assert names(tmp_path) == {"new", "new/home", "new/home/kept"}
 
 
+def test_a_file_is_no_folder_to_hold(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="--out f is a file: give a directory"):
+        with Place(tmp_path / "file").held("--out f"):
+            pass
+
+
 def test_results_come_in_order_and_replace_all_earlier_ones(tmp_path: Path) -> None:
     for name in ("a", "c", "other", "below/b"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
