@@ -391,7 +391,8 @@ def test_ops_of_sparse_X_are_well_behaved(solver: str) -> None:
     stored = (sparse.crow_indices(), sparse.col_indices(), sparse.values())
     parts = (*(t.clone() for t in stored), W, H)
     op = getattr(torch.ops.nnmf_cuda, solver.replace("nnmf_", "nnmf_sparse_"))
-    options = {"n_iter": 2} | ({"beta_loss": 1.0} if solver == "nnmf_mu" else {})
+    options: dict[str, Any] = {"n_iter": 2, "compute_divergence": True}
+    options |= {"beta_loss": 1.0} if solver == "nnmf_mu" else {}
     torch.library.opcheck(op, parts, options)
     torch.library.opcheck(torch.ops.nnmf_cuda.nnmf_sparse_divergence, parts, {"beta_loss": 1.0})
 
