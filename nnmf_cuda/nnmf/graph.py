@@ -81,7 +81,7 @@ def neighbor_graph(
     """
     check_choice("weights", weights, ("binary", "heat", "cosine"))
     if isinstance(X, Tensor):
-        X = X.detach().cpu().numpy()
+        X = _of_tensor(X)
     n_samples = X.shape[0] if hasattr(X, "shape") else len(X)
     check_integer("n_neighbors", n_neighbors, low=1, high=n_samples - 1)
     if bandwidth is not None:
@@ -208,11 +208,8 @@ class Graph:
 def _as_csr(matrix: Any) -> scipy.sparse.csr_array:
     """Return a user's matrix of weights, sparse or dense, of NumPy, SciPy or torch."""
     if isinstance(matrix, Tensor):
-        dense = matrix.layout == torch.strided
-        coo = matrix.detach().cpu().to_sparse() if dense else matrix.cpu().to_sparse_coo()
-        coo = coo.coalesce()
-        matrix = scipy.sparse.coo_array((coo.values().numpy(), coo.indices().numpy()), coo.shape)
-    elif not scipy.sparse.issparse(matrix):
+        matrix = _of_tensor(matrix)
+    if not scipy.sparse.issparse(matrix):
         matrix = np.asarray(matrix)
         if matrix.dtype.kind not in "biuf" or matrix.ndim != 2:
             raise TypeError(
@@ -222,6 +219,15 @@ def _as_csr(matrix: Any) -> scipy.sparse.csr_array:
     csr = scipy.sparse.csr_array(matrix, dtype=np.float64)
     csr.sum_duplicates()
     return csr
+
+
+def _of_tensor(X: Tensor) -> Any:
+    """Return a tensor as NumPy or, where it is sparse, SciPy has it."""
+    X = X.detach().cpu()
+    if X.layout == torch.strided:
+        return X.numpy()
+    coo = X.to_sparse_coo().coalesce()
+    return scipy.sparse.csr_array((coo.values().numpy(), coo.indices().numpy()), shape=coo.shape)
 
 
 def _as_tensor(matrix: scipy.sparse.csr_array, device: torch.device) -> Tensor:

@@ -91,9 +91,9 @@ def check_dense_matrix(X: Any, owner: str) -> None:
 
 
 def as_matrix(
-    X: NDArray[Any] | Tensor, device: torch.device, owner: str
+    X: NDArray[Any] | Tensor, device: torch.device, owner: str, *, signed: bool = False
 ) -> tuple[Dense, float, float]:
-    """Return X (n_samples, n_features), non-negative, on `device`, and its extremes.
+    """Return X (n_samples, n_features), non-negative or `signed`, on `device`, and its extremes.
 
     float32, float64 and uint8 (pixels) keep their type; half precision becomes float32, other
     integers and bool become float64. Memory is shared where type, device and order allow it; no
@@ -105,7 +105,7 @@ def as_matrix(
     matrix = Dense(tensor)
     if matrix.pixels:
         return matrix, 0.0, 1.0
-    return matrix, *_checked_extremes(matrix, owner)
+    return matrix, *_checked_extremes(matrix, owner, signed=signed)
 
 
 def _of_tensor(X: Tensor) -> Tensor:
@@ -127,8 +127,8 @@ def _of_array(X: NDArray[Any]) -> Tensor:
         return torch.from_numpy(X)
 
 
-def _checked_extremes(X: Dense, owner: str) -> tuple[float, float]:
-    """Return the extremes of a floating-point X; raise for NaN, inf and negative entries."""
+def _checked_extremes(X: Dense, owner: str, *, signed: bool) -> tuple[float, float]:
+    """Return the extremes of a floating-point X; raise for NaN, inf and, unless signed, below 0."""
     low, high = X.extremes()
     if not (math.isfinite(low) and math.isfinite(high)):
         what = "NaN" if math.isnan(low) else "inf"
@@ -137,7 +137,7 @@ def _checked_extremes(X: Dense, owner: str) -> tuple[float, float]:
             f"Input X contains {what}: {count} of {X.n_entries} entries are not finite, the first "
             f"at row {row}, column {column}. Drop those rows or fill the entries in."
         )
-    if low < 0:
+    if low < 0 and not signed:
         raise ValueError(
             f"Negative values in data passed to {owner}: the smallest entry of X is {low:g}. Shift "
             "or clip X so that every entry is >= 0, for example X - X.min()."

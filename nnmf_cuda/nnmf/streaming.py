@@ -57,6 +57,12 @@ class StreamMixin(ParametersMixin):
         H : array-like or Tensor of shape (n_components, n_features)
             The start of ``init="custom"``, used by the first call.
         """
+        if self._signed or self.graph is not None:
+            name, other = ("solver", "mu") if self._signed else ("graph", None)
+            raise ValueError(
+                f"partial_fit has no {name}={getattr(self, name)!r:.80}: fit to all rows at once, "
+                f"or use {name}={other!r}"
+            )
         matrix = self._read_training(X, reset=not hasattr(self, "components_"))
         origin = self._origin_for(matrix)
         components, past = self._stream(matrix, H, origin)
