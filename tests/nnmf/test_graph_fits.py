@@ -205,3 +205,24 @@ def test_streams_know_no_graph(X):
         regularised().partial_fit(X)
     assert "partial_fit has no graph='neighbors': fit to all rows" in str(caught.value.__cause__)
     assert hasattr(regularised(graph=None), "partial_fit")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("graph", ["neighbors", "labels"])
+@pytest.mark.parametrize(("solver", "beta_loss"), SOLVED[:4])
+@pytest.mark.parametrize("kind", ["csr_matrix", "csc_array", "tensor"])
+def test_sparse_data_are_fitted_as_dense_ones(rng, X, dtype, graph, solver, beta_loss, kind):
+    X = np.where(rng.random(X.shape) < 0.4, X / X.max() * 255, 0).astype(dtype)
+    y = rng.integers(-1, 3, N)
+    X[5], X[:, 7] = 0, 0
+    data = {
+        "csr_matrix": scipy.sparse.csr_matrix(X),
+        "csc_array": scipy.sparse.csc_array(X),
+        "tensor": torch.from_numpy(X).to_sparse_csr(),
+    }[kind]
+    options = {"solver": solver, "beta_loss": beta_loss, "n_init": 2, "alpha_graph": 10.0}
+    got, want = (regularised(graph=graph, **options).fit(form, y) for form in (data, X))
+    tolerance = 1e-8 if dtype == np.float64 else 1e-3
+    np.testing.assert_allclose(got.objective_history_, want.objective_history_, rtol=tolerance)
+    size = want.components_.max()
+    np.testing.assert_allclose(got.components_, want.components_, atol=tolerance * size)

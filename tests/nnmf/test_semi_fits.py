@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from scipy.optimize import nnls
 from sklearn.base import clone
@@ -247,3 +248,25 @@ def test_streams_and_ranks_are_refused(X):
     )
     with pytest.raises(ValueError, match="select_rank compares the shares .* solver='semi'"):
         semi().select_rank(X, [2, 3])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("graph", [None, "neighbors"])
+@pytest.mark.parametrize("kind", ["csr_matrix", "csc_array", "tensor"])
+def test_sparse_data_are_fitted_as_dense_ones(rng, X, dtype, graph, kind):
+    X = np.where(rng.random(X.shape) < 0.3, X, 0).astype(dtype)
+    X[5], X[:, 7] = 0, 0
+    data = {
+        "csr_matrix": scipy.sparse.csr_matrix(X),
+        "csc_array": scipy.sparse.csc_array(X),
+        "tensor": torch.from_numpy(X).to_sparse_csr(),
+    }[kind]
+    options = {"graph": graph, "alpha_W": 0.001, "n_init": 2, "transform_solver": "same"}
+    got, want = semi(**options).fit(data), semi(**options).fit(X)
+    tolerance = {np.float32: 1e-3, np.float64: 1e-8}[dtype]
+    np.testing.assert_allclose(got.objective_history_, want.objective_history_, rtol=tolerance)
+    size = np.abs(want.components_).max()
+    np.testing.assert_allclose(got.components_, want.components_, atol=tolerance * size)
+    assert got.components_.dtype == dtype
+    rows = (model.transform(new) for model, new in ((got, data), (want, X)))
+    np.testing.assert_allclose(*map(np.asarray, rows), atol=tolerance * want.W_.max())
