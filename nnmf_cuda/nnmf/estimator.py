@@ -51,11 +51,13 @@ class NNMF(
             default="kullback-leibler"
         Divergence that is minimised: 2, 1, 0 or any other number. X must not contain zeros where
         it is 0 or less.
-    solver : {"mu", "accelerated-mu", "hals"}, default="mu"
+    solver : {"mu", "accelerated-mu", "hals", "semi"}, default="mu"
         How `fit` lowers the objective, W before H in each iteration; the notes say which to take.
         "mu": multiplicative updates [1]_ [2]_. "accelerated-mu": the same from extrapolated
         factors (in the manner of [5]_), for `beta_loss` in [1, 2]. "hals": hierarchical
-        alternating least squares [4]_, for ``beta_loss="frobenius"``.
+        alternating least squares [4]_, for ``beta_loss="frobenius"``. "semi": Semi-NMF [7]_, for
+        X of any sign and that loss: W stays non-negative, while H is the least-squares solution,
+        of any sign.
     init : {"random", "nndsvd", "nndsvda", "nndsvdar", "custom"}, default="random"
         Start. "random": uniform on [0, 1) plus 0.1. "nndsvd...": from a singular value
         decomposition [3]_, its zeros kept, replaced by sqrt(mean of X) (a) or by small random
@@ -82,6 +84,15 @@ class NNMF(
     fixed_components : array-like or Tensor of shape (n_fixed, n_features), default=None
         Components that are known: they are the first rows of `components_` and are held, while the
         others are learned beside them, by `fit` and `partial_fit`. Starts: "random" or "custom".
+    graph : None, "neighbors", "labels" or matrix of shape (n_samples, n_samples), default=None
+        Graph over the rows of X, along whose edges `fit` keeps W alike [8]_, for the Frobenius
+        norm and Kullback-Leibler, with any solver but "hals". "neighbors": each row with its 5
+        nearest (:func:`nnmf_cuda.nnmf.neighbor_graph` makes others). "labels": each row with all
+        of its class, by 1 / (size of the class); y of `fit` has the classes, -1 where one is not
+        known. A matrix, sparse or dense: symmetric weights >= 0. New rows have no part in it:
+        `transform` leaves it out.
+    alpha_graph : float, default=1.0
+        Strength of the graph's penalty, the lambda of [8]_: not scaled by the size of X.
     warm_start : bool, default=False
         Whether `fit` starts from the fitted `components_`, and from `W_` where X has as many rows
         (else from the W of `fresh_restarts_max_iter` updates), instead of `init`; not where W or H
@@ -139,14 +150,22 @@ class NNMF(
     ``D(X | W H) + n_features * alpha_W * (l1_ratio * sum(W) + (1 - l1_ratio) / 2 * sum(W ** 2))``
     plus the same of H with ``n_samples * alpha_H``.
 
+    With a `graph` of the weights A it also has
+    ``alpha_graph / 4 * sum(A[i, j] * ((W[i] - W[j]) ** 2).sum())``, which for "labels" is half the
+    scatter of W within classes. W H does not change where W shrinks and H grows, but that penalty
+    does: give an `alpha_H`, or many iterations drive W to zero.
+
     "mu" repeats scikit-learn's iterates and takes every `beta_loss`. "accelerated-mu" costs the
     same an iteration and usually needs far fewer of them to the same objective: take it for
     Kullback-Leibler. Every 10 iterations a start whose objective has risen is put back and goes
     on without momentum, so the recorded objective rises only where plain updates raise it, as
     they may with a penalty; a record that repeats the one before it is a block that was put
     back. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave zeros, and
-    sweeps over the factors several times for each time that it reads X. All three stop by the
-    rule of `tol`; from one start they may end in different minima.
+    sweeps over the factors several times for each time that it reads X. "semi" starts, with
+    ``init="random"``, from a random W and the H that fits it best; no iteration raises its
+    objective, nor one of "mu" with a graph, beyond rounding. It has no `partial_fit`, no
+    `select_rank` and no L1 penalty of H. All stop by the rule of `tol`; from one start they may
+    end in different minima.
 
     X may be anything scikit-learn takes densely, or a tensor on any device. uint8 means pixels
     and is read as x / 255 without a floating-point copy; other integers are counts and become
@@ -171,6 +190,10 @@ class NNMF(
        application to beta-NMF, arXiv:2401.06646.
     .. [6] Lefevre, Bach & Fevotte (2011), Online algorithms for nonnegative matrix factorization
        with the Itakura-Saito divergence, WASPAA.
+    .. [7] Ding, Li & Jordan (2010), Convex and semi-nonnegative matrix factorizations, IEEE
+       TPAMI 32(1).
+    .. [8] Cai, He, Han & Huang (2011), Graph regularized nonnegative matrix factorization for
+       data representation, IEEE TPAMI 33(8).
 
     Examples
     --------
@@ -197,6 +220,8 @@ class NNMF(
         l1_ratio: float = 0.0,
         n_init: int = 1,
         fixed_components: Any = None,
+        graph: Any = None,
+        alpha_graph: float = 1.0,
         warm_start: bool = False,
         transform_solver: str = "nnls",
         transform_max_iter: int = 200,
@@ -217,6 +242,8 @@ class NNMF(
         self.l1_ratio = l1_ratio
         self.n_init = n_init
         self.fixed_components = fixed_components
+        self.graph = graph
+        self.alpha_graph = alpha_graph
         self.warm_start = warm_start
         self.transform_solver = transform_solver
         self.transform_max_iter = transform_max_iter
@@ -243,8 +270,8 @@ class NNMF(
         ----------
         X : array-like or Tensor of shape (n_samples, n_features)
             Non-negative data; see the class notes for types.
-        y : Ignored
-            Present for scikit-learn's convention.
+        y : array-like of shape (n_samples,), default=None
+            Labels of the rows for ``graph="labels"``, -1 where one is not known; else ignored.
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
             The start of ``init="custom"``, or what ``update_H=False`` needs; not modified, cast to
             the type of X.
@@ -300,7 +327,7 @@ class NNMF(
         50
         """
         watch = Watch(callback, checkpoint, checkpoint_every)
-        self._fit(self._read_training(X), W, H, watch, update_H=update_H)
+        self._fit(self._read_training(X), y, W, H, watch, update_H=update_H)
         return self
 
     def fit_transform(
@@ -322,7 +349,7 @@ class NNMF(
         """
         watch = Watch(callback, checkpoint, checkpoint_every)
         matrix = self._read_training(X)
-        self._fit(matrix, W, H, watch, update_H=update_H)
+        self._fit(matrix, y, W, H, watch, update_H=update_H)
         return like_input(self._transform(matrix), X)
 
     def transform(self, X: Any) -> Any:
@@ -381,16 +408,19 @@ class NNMF(
         X = X.detach() if X.is_floating_point() else X.double()
         return X @ torch.tensor(self.components_, dtype=X.dtype, device=X.device)
 
-    def _fit(self, X: Matrix, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
+    def _fit(self, X: Matrix, y: Any, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
         given = {"W": W, "H": H, "update_H": bool(update_H)}
+        graph = self._graph_for(X, y)
+        given["graph"] = None if graph is None else graph.digest()
+        given["alpha_graph"] = None if graph is None else self.alpha_graph
         origin = self._origin_for(X)
         if not update_H:
             if origin.fixed is not None:
                 raise ValueError("update_H=False holds all of H: use fixed_components=None")
-            W, H = held_factors(X, self.n_components, W=W, H=H)
+            W, H = held_factors(X, self.n_components, W=W, H=H, signed=self._signed)
             origin = replace(origin, init="custom", n_init=1, fixed=H)
         elif self.warm_start and W is None and H is None and hasattr(self, "components_"):
             W, H = self._warm_factors(X)
@@ -410,7 +440,7 @@ class NNMF(
             fit = description_of_fit(X, parameters, given)
             file = Checkpoint(watch.checkpoint, watch.every, fit)
             state = file.read(self.max_iter, X.device)
-        problem = self._problem(X, origin.n_fixed)
+        problem = self._problem(X, origin.n_fixed, graph)
         if state is None:
             if update_H:
                 W, H = initial_factors(X, self.n_components, origin, W=W, H=H)
@@ -497,7 +527,7 @@ class NNMF(
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.positive_only = True
+        tags.input_tags.positive_only = not self._signed
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

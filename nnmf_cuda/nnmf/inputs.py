@@ -93,8 +93,10 @@ def check_matrix(X: Any, owner: str) -> None:
             )
 
 
-def as_matrix(X: Any, device: torch.device, owner: str) -> tuple[Matrix, float, float]:
-    """Return X (n_samples, n_features), non-negative, on `device`, and its extremes.
+def as_matrix(
+    X: Any, device: torch.device, owner: str, *, signed: bool = False
+) -> tuple[Matrix, float, float]:
+    """Return X (n_samples, n_features), non-negative or `signed`, on `device`, and its extremes.
 
     A sparse one, SciPy's in CSR or CSC or a tensor in CSR, stays sparse. float32, float64 and uint8
     (pixels) keep their type; half precision becomes float32, other integers and bool become
@@ -103,14 +105,14 @@ def as_matrix(X: Any, device: torch.device, owner: str) -> tuple[Matrix, float, 
     """
     if scipy.sparse.issparse(X) or (isinstance(X, Tensor) and X.layout == torch.sparse_csr):
         sparse = _sparse(X, device)
-        return sparse, *_checked_extremes(sparse, owner)
+        return sparse, *_checked_extremes(sparse, owner, signed=signed)
     tensor = (_of_tensor(X) if isinstance(X, Tensor) else _of_array(X)).to(device)
     if tensor.stride(1) != 1:  # columns lie apart: once here, not in each call of an op
         tensor = tensor.contiguous()
     matrix = Dense(tensor)
     if matrix.pixels:
         return matrix, 0.0, 1.0
-    return matrix, *_checked_extremes(matrix, owner)
+    return matrix, *_checked_extremes(matrix, owner, signed=signed)
 
 
 def _of_tensor(X: Tensor) -> Tensor:
@@ -158,8 +160,8 @@ def _sparse(X: Any, device: torch.device) -> Sparse:
     return Sparse(tensor.to(device), pixels=pixels)
 
 
-def _checked_extremes(X: Matrix, owner: str) -> tuple[float, float]:
-    """Return the extremes of a floating-point X; raise for NaN, inf and negative entries."""
+def _checked_extremes(X: Matrix, owner: str, *, signed: bool) -> tuple[float, float]:
+    """Return the extremes of a floating-point X; raise for NaN, inf and, unless signed, below 0."""
     low, high = X.extremes()
     if not (math.isfinite(low) and math.isfinite(high)):
         what = "NaN" if math.isnan(low) else "inf"
@@ -168,7 +170,7 @@ def _checked_extremes(X: Matrix, owner: str) -> tuple[float, float]:
             f"Input X contains {what}: {count} of {X.n_entries} entries are not finite, the first "
             f"at row {row}, column {column}. Drop those rows or fill the entries in."
         )
-    if low < 0:
+    if low < 0 and not signed:
         raise ValueError(
             f"Negative values in data passed to {owner}: the smallest entry of X is {low:g}. Shift "
             "or clip X so that every entry is >= 0, for example X - X.min()."
