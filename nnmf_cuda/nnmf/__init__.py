@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from nnmf_cuda.nnmf.consensus import ConsensusNNMF, KSelection
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.nnmf.fitting import FitRecord
 from nnmf_cuda.nnmf.rank_selection import RankSelection
 from nnmf_cuda.nnmf.selection import ComponentSelector
 
-__all__ = ["NNMF", "ComponentSelector", "FitRecord", "RankSelection"]
+__all__ = [
+    "NNMF",
+    "ComponentSelector",
+    "ConsensusNNMF",
+    "FitRecord",
+    "KSelection",
+    "RankSelection",
+]
