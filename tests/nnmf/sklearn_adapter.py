@@ -20,6 +20,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin
 from sklearn.utils import gen_batches
 
 from nnmf_cuda import NNMF, ops
+from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.starts import Origin, initial_factors
 
 SOLVERS = {"mu": "mu", "cd": "hals"}
@@ -212,7 +213,7 @@ def initialize_nmf(
     X: Any, n_components: int, init: Any = None, random_state: Any = None
 ) -> tuple[Any, Any]:
     origin = Origin(init, random_state=random_state, mean=float(X.mean()))
-    W, H = initial_factors(torch.from_numpy(X), n_components, origin)
+    W, H = initial_factors(Dense(torch.from_numpy(X)), n_components, origin)
     return W[0].numpy(), H[0].numpy()
 
 
