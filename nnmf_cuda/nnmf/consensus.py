@@ -16,7 +16,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from nnmf_cuda.nnmf.inputs import check_integer, check_real, factor_dtype, like_input
+from nnmf_cuda.nnmf.inputs import check_integer, check_real, like_input
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.parameters import ParametersMixin
 from nnmf_cuda.nnmf.projection import solve_W
 from nnmf_cuda.nnmf.rank_selection import read_ranks
@@ -346,7 +347,7 @@ class ConsensusNNMF(
         check_real("density_threshold", self.density_threshold, low=0)
         check_real("local_neighborhood_size", self.local_neighborhood_size, low=0, high=1)
 
-    def _fit(self, X: Tensor) -> None:
+    def _fit(self, X: Matrix) -> None:
         problem = self._problem(X)
         seeds = replicate_seeds(self.random_state, self.n_init)
         merged = self._merged_spectra(X, problem, self.n_components, seeds)
@@ -368,7 +369,7 @@ class ConsensusNNMF(
         self.prediction_error_ = prediction_error(problem, usages, found.spectra)
 
     def _merged_spectra(
-        self, X: Tensor, problem: Problem, n_components: int, seeds: NDArray[np.int64]
+        self, X: Matrix, problem: Problem, n_components: int, seeds: NDArray[np.int64]
     ) -> MergedSpectra:
         """Return the spectra of the runs from all seeds."""
         runs = seeded_runs(
@@ -393,7 +394,7 @@ class ConsensusNNMF(
 
     def _usages(self, problem: Problem, spectra: FloatArray) -> Tensor:
         """Return the usages (n, k) that minimise the objective with these spectra (k, f)."""
-        H = torch.from_numpy(spectra).to(problem.X.device, factor_dtype(problem.X))
+        H = torch.from_numpy(spectra).to(problem.X.device, problem.X.factor_dtype)
         return solve_W(problem, H, solver="same", n_iter=self.max_iter)
 
     @property

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, all_runs
 from nnmf_cuda.nnmf.spectra import (
     BLOCK_ROWS,
@@ -119,7 +120,7 @@ def test_a_cluster_with_nothing_in_common_is_an_error():
 @pytest.mark.parametrize(("solver", "beta_loss"), [("hals", 2.0), ("accelerated-mu", 1.0)])
 def test_each_run_is_that_of_its_seed_alone(rng, solver, beta_loss):
     X = torch.from_numpy(rng.gamma(1, size=(40, 3)) @ rng.random((3, 30)))
-    problem = Problem(X, Objective(beta_loss, Penalty()))
+    problem = Problem(Dense(X), Objective(beta_loss, Penalty()))
     origin = Origin("random", mean=float(X.mean()))
     options = {"solver": solver, "max_iter": 200, "tol": 1e-4}
     seeds = [5, 11, 2**32 - 2, 3]
@@ -128,7 +129,7 @@ def test_each_run_is_that_of_its_seed_alone(rng, solver, beta_loss):
     assert sorted(run.restart for run in runs) == [0, 1, 2, 3]
     for run in runs:
         alone = Origin("random", random_state=seeds[run.restart], mean=origin.mean)
-        ((W, H),) = iter_starts(X, 3, alone)
+        ((W, H),) = iter_starts(problem.X, 3, alone)
         (expected,) = all_runs(problem, W[None], H[None], **options)
         torch.testing.assert_close(run.H, expected.H, rtol=1e-9, atol=1e-12)
         assert run.iterations == expected.iterations
@@ -137,7 +138,7 @@ def test_each_run_is_that_of_its_seed_alone(rng, solver, beta_loss):
 def test_a_run_that_overflows_names_its_seed(rng):
     X = torch.from_numpy(rng.random((6, 5)))
     X[0, 0] = 1e200
-    problem = Problem(X, Objective(2.0, Penalty()))
+    problem = Problem(Dense(X), Objective(2.0, Penalty()))
     runs = seeded_runs(problem, 2, Origin("random"), [7], solver="mu", max_iter=20, tol=0)
     with pytest.raises(ValueError, match="n_components=2 from seed 7 overflowed"):
         list(runs)
