@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnmf_cuda.nnmf.cnmf import CnmfResults, CnmfRun
 from nnmf_cuda.nnmf.consensus import ConsensusNNMF, KSelection
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.nnmf.fitting import FitRecord
@@ -10,6 +11,8 @@ from nnmf_cuda.nnmf.selection import ComponentSelector
 
 __all__ = [
     "NNMF",
+    "CnmfResults",
+    "CnmfRun",
     "ComponentSelector",
     "ConsensusNNMF",
     "FitRecord",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.parameters import ParametersMixin
 from nnmf_cuda.nnmf.projection import solve_W
 from nnmf_cuda.nnmf.rank_selection import read_ranks
-from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem
+from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, Run
 from nnmf_cuda.nnmf.spectra import (
     Consensus,
     MergedSpectra,
@@ -372,7 +372,17 @@ class ConsensusNNMF(
         self, X: Matrix, problem: Problem, n_components: int, seeds: NDArray[np.int64]
     ) -> MergedSpectra:
         """Return the spectra of the runs from all seeds."""
-        runs = seeded_runs(
+        runs = self._runs(X, problem, n_components, seeds)
+        with self._progress(f"k={n_components}", "run", runs, total=len(seeds)) as shown:
+            merged = merged_spectra(shown, len(seeds))
+        self._warn_unless_converged(n_components, merged.converged)
+        return merged
+
+    def _runs(
+        self, X: Matrix, problem: Problem, n_components: int, seeds: NDArray[np.int64]
+    ) -> Iterator[Run]:
+        """Yield the run of each seed when it ends; its `restart` is the place of the seed."""
+        return seeded_runs(
             problem,
             n_components,
             self._origin_for(X),
@@ -381,16 +391,15 @@ class ConsensusNNMF(
             max_iter=self.max_iter,
             tol=self.tol,
         )
-        with self._progress(f"k={n_components}", "run", runs, total=len(seeds)) as shown:
-            merged = merged_spectra(shown, len(seeds))
-        if self.tol > 0 and merged.converged < 1:
+
+    def _warn_unless_converged(self, n_components: int, share: float) -> None:
+        if self.tol > 0 and share < 1:
             warn_user(
-                f"{1 - merged.converged:.0%} of the runs with n_components={n_components} stopped "
-                f"at max_iter={self.max_iter} before they converged to tol={self.tol}, so that "
-                "their spectra may differ for that alone; raise max_iter",
+                f"{1 - share:.0%} of the runs with n_components={n_components} stopped at "
+                f"max_iter={self.max_iter} before they converged to tol={self.tol}, so that their "
+                "spectra may differ for that alone; raise max_iter",
                 ConvergenceWarning,
             )
-        return merged
 
     def _usages(self, problem: Problem, spectra: FloatArray) -> Tensor:
         """Return the usages (n, k) that minimise the objective with these spectra (k, f)."""
@@ -411,7 +420,7 @@ class ConsensusNNMF(
 def replicate_seeds(random_state: Any, n_runs: int) -> NDArray[np.int64]:
     """Return the seed of each run, those that cNMF draws from the same integer."""
     rng = check_random_state(random_state)
-    seeds: NDArray[np.int64] = rng.randint(1, 2**32 - 1, size=n_runs, dtype=np.int64)
+    seeds: NDArray[np.int64] = rng.randint(1, 2**31 - 1, size=n_runs, dtype=np.int64)
     return seeds
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_score
 
 from nnmf_cuda.nnmf.solvers import Problem, Run, all_runs
 from nnmf_cuda.nnmf.starts import Origin, iter_starts
@@ -105,6 +103,9 @@ def consensus_spectra(
             f"density are {quartiles}: raise the threshold (2 keeps all), or run from more starts"
         )
     members = unit[kept]
+    # Imported where it is used: it takes longer than the rest of the package.
+    from sklearn.cluster import KMeans
+
     clusters = KMeans(n_components, n_init=_KMEANS_STARTS, random_state=_KMEANS_SEED)
     labels = clusters.fit_predict(members)
     medians = np.stack([np.median(members[labels == t], axis=0) for t in range(n_components)])
@@ -165,4 +166,6 @@ def local_density(unit: FloatArray, n_neighbors: int) -> FloatArray:
 def _silhouette(members: FloatArray, labels: NDArray[np.int64]) -> float:
     if not 1 < len(np.unique(labels)) < len(labels):
         return math.nan
+    from sklearn.metrics import silhouette_score
+
     return float(silhouette_score(members, labels))

@@ -245,5 +245,5 @@ def test_a_consensus_has_a_number(counts):
 
 def test_seeds_are_those_that_cnmf_draws():
     np.random.seed(14)  # noqa: NPY002  (as cNMF does)
-    drawn = np.random.randint(low=1, high=(2**32) - 1, size=30)  # noqa: NPY002
+    drawn = np.random.randint(low=1, high=(2**31) - 1, size=30)  # noqa: NPY002
     np.testing.assert_array_equal(replicate_seeds(14, 30), drawn)
