@@ -488,7 +488,8 @@ class NNMF(
                 "less small and sparse than W_; transform_solver='same' minimises what fit does",
                 UserWarning,
             )
-        return solve_W(self._problem(X), H, solver=solver, n_iter=self.transform_max_iter)
+        problem = self._problem(X.converted(H.dtype))
+        return solve_W(problem, H, solver=solver, n_iter=self.transform_max_iter)
 
     @property
     def _n_features_out(self) -> int:
@@ -497,5 +498,6 @@ class NNMF(
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
+        tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

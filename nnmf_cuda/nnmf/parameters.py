@@ -16,8 +16,8 @@ from nnmf_cuda import ops
 from nnmf_cuda.nnmf.inputs import (
     as_matrix,
     check_choice,
-    check_dense_matrix,
     check_integer,
+    check_matrix,
     check_real,
     resolve_device,
 )
@@ -86,13 +86,20 @@ class ParametersMixin(SavingMixin):
         Without `reset` they are compared with those recorded before.
         """
         device, owner = resolve_device(self.device, X), type(self).__name__
-        check_dense_matrix(X, owner)
+        check_matrix(X, owner)
         if isinstance(X, Tensor):
             # scikit-learn's own record and comparison, without a copy of the data.
             stand_in = np.broadcast_to(np.float32(0), tuple(X.shape))
             validate_data(self, stand_in, reset=reset, skip_check_array=True)
         else:
-            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+            X = validate_data(
+                self,
+                X,
+                reset=reset,
+                dtype="numeric",
+                ensure_all_finite=False,
+                accept_sparse=("csr", "csc"),
+            )
         matrix, smallest, largest = as_matrix(X, device, owner)
         if reset:
             self._units = asdict(Units(matrix.pixels, largest, matrix.mean(), smallest))
