@@ -245,8 +245,8 @@ class ConsensusNNMF(
 
         Parameters
         ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
-            Non-negative data, of the types that :class:`NNMF` takes.
+        X : array-like, sparse matrix or Tensor of shape (n_samples, n_features)
+            Non-negative data, of the types that :class:`NNMF` takes. Sparse X is never made dense.
         y : Ignored
             Present for scikit-learn's convention.
 
@@ -277,7 +277,7 @@ class ConsensusNNMF(
 
         Parameters
         ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
+        X : array-like, sparse matrix or Tensor of shape (n_samples, n_features)
             Non-negative data, in the units of what was fitted.
 
         Returns
@@ -299,7 +299,7 @@ class ConsensusNNMF(
 
         Parameters
         ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
+        X : array-like, sparse matrix or Tensor of shape (n_samples, n_features)
             As for `fit`.
         n_components : iterable of int
             The numbers, each at least 2.
@@ -413,6 +413,7 @@ class ConsensusNNMF(
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
+        tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 

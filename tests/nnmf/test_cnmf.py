@@ -252,6 +252,31 @@ def test_spectra_that_scikit_learn_has_found_come_to_the_same_consensus(folder, 
     assert (folder / "run" / "run.usages.k_3.dt_0_2.consensus.txt").exists()
 
 
+@pytest.mark.parametrize("beta_loss", ["frobenius", "kullback-leibler"])
+def test_sparse_counts_come_to_what_dense_ones_do(counts, tmp_path, beta_loss, monkeypatch):
+    results = {}
+    for kind in ("dense", "sparse"):
+        folder = tmp_path / kind
+        prepare(folder, counts, ks=[3], n_iter=3, sparse=kind == "sparse", beta_loss=beta_loss)
+        run = CnmfRun(folder, "run")
+        run.factorize()
+        if kind == "sparse":  # from the same spectra, so that all that differs is rounding
+            for number in range(3):
+                single = f"run/cnmf_tmp/run.spectra.k_3.iter_{number}.df.npz"
+                there, here = (load_frame(tmp_path / kind / single) for kind in ("dense", "sparse"))
+                assert matched_correlation(there.to_numpy(), here.to_numpy()).min() > 0.99
+                shutil.copy(tmp_path / "dense" / single, folder / single)
+            for format_ in ("csr", "csc"):  # nothing may be made dense
+                monkeypatch.setattr(getattr(scipy.sparse, f"{format_}_matrix"), "toarray", None)
+        run.combine()
+        results[kind] = run.consensus(3, 2.0), run.k_selection()
+    for name in ("usages", "spectra", "spectra_tpm", "spectra_scores"):
+        dense, sparse = (getattr(results[kind][0], name).values for kind in results)
+        np.testing.assert_allclose(sparse, dense, rtol=1e-5, atol=1e-6 * np.abs(dense).max())
+    dense, sparse = (results[kind][1].prediction_error for kind in results)
+    np.testing.assert_allclose(sparse, dense, rtol=1e-6)
+
+
 def test_the_last_refit_and_the_sum_of_spectra_are_a_choice(folder, done):
     shutil.copytree(done / "run", folder / "run", dirs_exist_ok=True)
     run = CnmfRun(folder, "run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from scipy.optimize import nnls
 from sklearn.base import clone
@@ -51,15 +52,14 @@ def test_consensus_follows_the_scikit_learn_protocol(estimator, check):
 
 @pytest.mark.parametrize("beta_loss", ["frobenius", "kullback-leibler"])
 def test_spectra_and_usages_are_those_of_the_plain_steps_on_scikit_learn(beta_loss):
-    X = planted_counts(np.random.default_rng(7))
+    X = planted_counts(np.random.default_rng(7), n_cells=150, n_genes=100, n_programs=4)
     # At scikit-learn's own tolerance its runs of KL stop early; what is compared are the minima.
     tight = {"tol": 1e-6, "max_iter": 2000}
-    plain = plain_consensus_nmf(
-        X, runs_of_scikit_learn(X, 5, n_init=10, beta_loss=beta_loss, **tight), 5
-    )
+    merged = runs_of_scikit_learn(X, 4, n_init=6, beta_loss=beta_loss, **tight)
+    plain = plain_consensus_nmf(X, merged, 4)
     solver = "hals" if beta_loss == "frobenius" else "accelerated-mu"
     model = ConsensusNNMF(
-        5, n_init=10, beta_loss=beta_loss, solver=solver, random_state=1, **tight
+        4, n_init=6, beta_loss=beta_loss, solver=solver, random_state=1, **tight
     ).fit(X)
     assert matched_correlation(plain.spectra, model.components_).min() > 0.99
     if beta_loss == "frobenius":  # the plain steps refit by least squares whatever the loss
@@ -105,6 +105,26 @@ def test_float32_and_devices_agree(counts, fitted, device):
     assert matched_correlation(model.components_, fitted.components_).min() > 0.999
     again = model.transform(X).cpu().numpy()
     np.testing.assert_allclose(again, model.usages_, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csc_matrix, "torch"])
+@pytest.mark.parametrize(
+    "loss", [{"tol": 1e-7, "max_iter": 5000}, KL], ids=["frobenius", "kullback-leibler"]
+)
+def test_sparse_counts_come_to_the_same_consensus(loss, kind):
+    # HALS to the minimum, as it sweeps over the factors less often where it reads fewer entries.
+    X = planted_counts(np.random.default_rng(3), n_cells=80, n_genes=60, n_programs=3, depth=0.5)
+    given = torch.from_numpy(X).to_sparse_csr() if kind == "torch" else kind(X)
+    options = {"n_init": 3, "density_threshold": 2, "random_state": 0} | loss
+    dense = ConsensusNNMF(3, **options).fit(X)
+    sparse = ConsensusNNMF(3, **options).fit(given)
+    np.testing.assert_allclose(sparse.components_, dense.components_, rtol=1e-2, atol=1e-4)
+    assert matched_correlation(sparse.usages_.T, dense.usages_.T).min() > 0.9999
+    assert sparse.prediction_error_ == pytest.approx(dense.prediction_error_, rel=1e-6)
+    usages = sparse.transform(given)
+    np.testing.assert_allclose(np.asarray(usages), sparse.usages_, rtol=1e-6, atol=1e-6)
+    found = ConsensusNNMF(3, **options).select_k(given, [3])
+    assert found.prediction_error[0] == pytest.approx(dense.prediction_error_, rel=1e-6)
 
 
 def test_a_consensus_repeats_itself(counts, fitted):
