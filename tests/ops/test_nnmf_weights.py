@@ -240,8 +240,10 @@ def assert_right(
         assert found.dtype == W.dtype
         assert found.shape[:-2] == lead
         found = found.cpu().reshape(true.shape)
-        # What the residual of coordinate descent rounds is divided by a small curvature.
-        slack = SLACK[W.dtype] * (20 if solver == "hals" else 1)
+        # What the residual of coordinate descent rounds is divided by curvatures that may be small,
+        # again and again where a row has hardly more entries than there are components.
+        hals = 1e-3 if W.dtype == torch.float32 else 1e-7
+        slack = hals if solver == "hals" else SLACK[W.dtype]
         assert_as_accurate_as_torch(found, torchs, true, slack=slack)
     ends = [t.cpu().double().reshape(s.shape) for t, s in zip(got[:2], truth[:2], strict=True)]
     beta_loss = float(loss.get("beta_loss", 2.0))
