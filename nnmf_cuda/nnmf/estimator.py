@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nnmf_cuda.nnmf.checkpoint import Checkpoint, description_of_fit
 from nnmf_cuda.nnmf.fitting import Callback, Watch, fit_to_end
-from nnmf_cuda.nnmf.inputs import factor_dtype, like_input
+from nnmf_cuda.nnmf.inputs import like_input
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.projection import solve_W, updated_W
 from nnmf_cuda.nnmf.rank_choice import RankSelectionMixin
 from nnmf_cuda.nnmf.solvers import SOLVERS, Minimisation, Run, State
@@ -380,7 +381,7 @@ class NNMF(
         X = X.detach() if X.is_floating_point() else X.double()
         return X @ torch.tensor(self.components_, dtype=X.dtype, device=X.device)
 
-    def _fit(self, X: Tensor, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
+    def _fit(self, X: Matrix, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
@@ -430,7 +431,7 @@ class NNMF(
             )
         self._keep(outcome.run, stopped=outcome.stopped)
 
-    def _warm_factors(self, X: Tensor) -> tuple[Tensor, Tensor]:
+    def _warm_factors(self, X: Matrix) -> tuple[Tensor, Tensor]:
         """Return the fitted W and components, from which a fit to X goes on."""
         k, n_features = self.components_.shape
         for name, value, expected in (
@@ -443,9 +444,9 @@ class NNMF(
                     f"warm_start=True goes on from one fit with {k} components of {n_features} "
                     f"features, but {name} is {value}; set it to {expected}, or warm_start=False"
                 )
-        H = torch.tensor(self.components_, dtype=factor_dtype(X), device=X.device)
+        H = torch.tensor(self.components_, dtype=X.factor_dtype, device=X.device)
         W = getattr(self, "W_", None)
-        if W is None or len(W) != len(X):
+        if W is None or len(W) != X.shape[0]:
             return updated_W(self._problem(X), H, n_iter=self.fresh_restarts_max_iter), H
         return torch.tensor(W), H
 
@@ -474,9 +475,9 @@ class NNMF(
                 ConvergenceWarning,
             )
 
-    def _transform(self, X: Tensor) -> Tensor:
+    def _transform(self, X: Matrix) -> Tensor:
         # Pixels take the type that the components have.
-        dtype = None if X.dtype == torch.uint8 else X.dtype
+        dtype = None if X.pixels else X.factor_dtype
         H = torch.tensor(self.components_, dtype=dtype, device=X.device)
         solver = self.transform_solver
         if solver != "nnls":
@@ -487,7 +488,8 @@ class NNMF(
                 "less small and sparse than W_; transform_solver='same' minimises what fit does",
                 UserWarning,
             )
-        return solve_W(self._problem(X), H, solver=solver, n_iter=self.transform_max_iter)
+        problem = self._problem(X.converted(H.dtype))
+        return solve_W(problem, H, solver=solver, n_iter=self.transform_max_iter)
 
     @property
     def _n_features_out(self) -> int:
@@ -496,5 +498,6 @@ class NNMF(
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
+        tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

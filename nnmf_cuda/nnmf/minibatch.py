@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnmf_cuda.nnmf.inputs import row_slices
+from nnmf_cuda.nnmf.matrix import row_slices
 from nnmf_cuda.nnmf.projection import updated_W
 from nnmf_cuda.nnmf.solvers import Objective, Problem
 from nnmf_cuda.reference.nnmf import CLAMP, EPSILON, mm_exponent

@@ -16,14 +16,12 @@ from nnmf_cuda import ops
 from nnmf_cuda.nnmf.inputs import (
     as_matrix,
     check_choice,
-    check_dense_matrix,
     check_integer,
+    check_matrix,
     check_real,
-    extremes,
-    factor_dtype,
-    mean,
     resolve_device,
 )
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS
 from nnmf_cuda.nnmf.saving import SavingMixin
 from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem
@@ -82,25 +80,31 @@ class ParametersMixin(SavingMixin):
         for name in ("forget_factor", "l1_ratio"):
             check_real(name, getattr(self, name), low=0, high=1)
 
-    def _read(self, X: Any, *, reset: bool) -> Tensor:
+    def _read(self, X: Any, *, reset: bool) -> Matrix:
         """Return X as a checked matrix where it is computed with, its features and units recorded.
 
         Without `reset` they are compared with those recorded before.
         """
         device, owner = resolve_device(self.device, X), type(self).__name__
-        check_dense_matrix(X, owner)
+        check_matrix(X, owner)
         if isinstance(X, Tensor):
             # scikit-learn's own record and comparison, without a copy of the data.
             stand_in = np.broadcast_to(np.float32(0), tuple(X.shape))
             validate_data(self, stand_in, reset=reset, skip_check_array=True)
         else:
-            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+            X = validate_data(
+                self,
+                X,
+                reset=reset,
+                dtype="numeric",
+                ensure_all_finite=False,
+                accept_sparse=("csr", "csc"),
+            )
         matrix, smallest, largest = as_matrix(X, device, owner)
-        pixels = matrix.dtype == torch.uint8
         if reset:
-            self._units = asdict(Units(pixels, largest, mean(matrix), smallest))
+            self._units = asdict(Units(matrix.pixels, largest, matrix.mean(), smallest))
         else:
-            warn_of_other_units(self._fitted_units, pixels=pixels, largest=largest)
+            warn_of_other_units(self._fitted_units, pixels=matrix.pixels, largest=largest)
         return matrix
 
     @property
@@ -109,7 +113,7 @@ class ParametersMixin(SavingMixin):
         known: dict[str, Any] = getattr(self, "_units", None) or vars(UNKNOWN)
         return Units(**known)
 
-    def _read_training(self, X: Any, *, reset: bool = True) -> Tensor:
+    def _read_training(self, X: Any, *, reset: bool = True) -> Matrix:
         """Check the parameters and return X, in which the divergence must be finite."""
         self._check_parameters()
         matrix = self._read(X, reset=reset)
@@ -118,12 +122,12 @@ class ParametersMixin(SavingMixin):
             warn_of_range(
                 self._fitted_units,
                 beta_loss=ops.beta_loss_to_float(self.beta_loss),
-                dtype=factor_dtype(matrix),
+                dtype=matrix.factor_dtype,
             )
         return matrix
 
-    def _check_zeros(self, X: Tensor) -> None:
-        if ops.beta_loss_to_float(self.beta_loss) <= 0 and extremes(X)[0] == 0:
+    def _check_zeros(self, X: Matrix) -> None:
+        if ops.beta_loss_to_float(self.beta_loss) <= 0 and X.extremes()[0] == 0:
             raise ValueError(
                 f"X contains zeros, for which beta_loss={self.beta_loss!r} is infinite; add a "
                 "small value to X or use a beta_loss above 0"
@@ -144,10 +148,10 @@ class ParametersMixin(SavingMixin):
         beta_loss = ops.beta_loss_to_float(self.beta_loss)
         return Objective(beta_loss, penalty, self._fitted_units.floor(dtype, beta_loss))
 
-    def _problem(self, X: Tensor, n_fixed: int = 0) -> Problem:
-        return Problem(X, self._objective(len(X), X.shape[1], factor_dtype(X)), n_fixed)
+    def _problem(self, X: Matrix, n_fixed: int = 0) -> Problem:
+        return Problem(X, self._objective(*X.shape, X.factor_dtype), n_fixed)
 
-    def _origin_for(self, X: Tensor) -> Origin:
+    def _origin_for(self, X: Matrix) -> Origin:
         """Return how fits to X start, and what they hold."""
         fixed = self.fixed_components
         return Origin(

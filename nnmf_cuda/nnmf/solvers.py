@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
-from nnmf_cuda.nnmf.inputs import factor_dtype, mean_power
+from nnmf_cuda.nnmf.matrix import Matrix
 
 CHECK_EVERY = 10
 """Iterations between two tests of convergence (scikit-learn's)."""
@@ -67,13 +67,13 @@ class Objective:
 class Problem:
     """The data (n_samples, n_features) and what is minimised over W and H."""
 
-    X: Tensor
+    X: Matrix
     objective: Objective
     n_fixed: int = 0  # the first rows of H, which are held
 
     @cached_property
     def _mean_power(self) -> Tensor:
-        return mean_power(self.X, self.objective.beta_loss)
+        return self.X.mean_power(self.objective.beta_loss)
 
     def rounding(self, error: Tensor) -> Tensor:
         """Return how far errors of this size, (B,) float64, move by rounding alone.
@@ -83,20 +83,20 @@ class Problem:
         that, the rounding of each of the N entries on its own moves about one part in sqrt(N).
         """
         beta_loss = self.objective.beta_loss
-        eps = _ROUNDINGS * torch.finfo(factor_dtype(self.X)).eps
+        eps = _ROUNDINGS * torch.finfo(self.X.factor_dtype).eps
         of_factors = eps * self._mean_power.sqrt()
-        if beta_loss in (0, 1, 2):
+        if beta_loss in (0, 1, 2) and not self.X.sums_cancel:
             return of_factors.expand_as(error)
         # Kernels make other divergences of differences: what is left has the rounding of the sums.
-        scale = torch.finfo(torch.float64).eps / abs(beta_loss * (beta_loss - 1))
-        of_sums = scale * self.X.numel() * self._mean_power
+        scale = torch.finfo(torch.float64).eps / (abs(beta_loss * (beta_loss - 1)) or 1)
+        of_sums = scale * self.X.n_entries * self._mean_power
         return of_factors + of_sums / error.clamp_min(torch.finfo(torch.float64).tiny)
 
     def at(self, W: Tensor, H: Tensor, divergence: Tensor | None = None) -> Iterate:
         """Return the factors with their objective; the divergence is computed if not at hand."""
         if divergence is None:
             beta_loss, floor = self.objective.beta_loss, self.objective.floor
-            divergence = ops.nnmf_divergence(self.X, W, H, beta_loss=beta_loss, floor=floor)
+            divergence = self.X.divergence(W, H, beta_loss=beta_loss, floor=floor)
         return Iterate(W, H, divergence, divergence + self.objective.penalty.value(W, H))
 
     def moves(self, H: Tensor) -> bool:
@@ -108,8 +108,7 @@ class Problem:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run `n_iter` multiplicative updates; options and results are those of `ops.nnmf_mu`."""
         objective = self.objective
-        return ops.nnmf_mu(
-            self.X,
+        return self.X.mu(
             W,
             H,
             beta_loss=objective.beta_loss,
@@ -168,7 +167,7 @@ class Solver(ABC):
         """Raise unless the solver lowers this divergence."""
 
     @staticmethod
-    def sweeps(shape: Sequence[int], n_components: int) -> int:
+    def sweeps(X: Matrix, n_components: int) -> int:
         """Return the `n_inner` of a rank: only starts that agree in it can share a batch."""
         return 1
 
@@ -219,15 +218,14 @@ class Hals(Solver):
             )
 
     @staticmethod
-    def sweeps(shape: Sequence[int], n_components: int) -> int:
+    def sweeps(X: Matrix, n_components: int) -> int:
         """Return how often to sweep over the factors for each time that X is read."""
-        work_on_X, work_of_sweep = math.prod(shape), sum(shape) * n_components
-        return min(_INNER_MAX, 1 + int(_INNER_SHARE * work_on_X / work_of_sweep))
+        work_of_sweep = sum(X.shape) * n_components
+        return min(_INNER_MAX, 1 + int(_INNER_SHARE * X.n_read / work_of_sweep))
 
     def update(self, W: Tensor, H: Tensor, n_iter: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return W, H and their divergence after `n_iter` passes over X."""
-        return ops.nnmf_hals(
-            self.problem.X,
+        return self.problem.X.hals(
             W,
             H,
             n_iter=n_iter,
@@ -415,7 +413,7 @@ class Minimisation:
         self.objectives = [list(objectives) for objectives in state.objectives]
         rank = state.at.W.shape[2]
         self._ranks = [rank] * len(self.objectives) if ranks is None else ranks
-        (n_inner,) = {SOLVERS[solver].sweeps(problem.X.shape, rank) for rank in self._ranks}
+        (n_inner,) = {SOLVERS[solver].sweeps(problem.X, rank) for rank in self._ranks}
         self._stepper = SOLVERS[solver](problem, n_inner)
         self._stepper.recall(state.memory)
 

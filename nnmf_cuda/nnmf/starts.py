@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.extmath import svd_flip
 from torch import Tensor
 
-from nnmf_cuda.nnmf.inputs import factor_dtype, product, transposed_product
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.projection import constant_W
 
 FloatArray = NDArray[Any]
@@ -46,7 +46,7 @@ class Origin:
 
 
 def initial_factors(
-    X: Tensor, n_components: Any, origin: Origin, *, W: Any = None, H: Any = None
+    X: Matrix, n_components: Any, origin: Origin, *, W: Any = None, H: Any = None
 ) -> tuple[Tensor, Tensor]:
     """Return the starts W (n_init, n, k) and H (n_init, k, f) of a fit, on X's device.
 
@@ -63,7 +63,7 @@ def initial_factors(
                 f"init='custom' needs both W and H; {missing} is missing: fit(X, W=, H=)"
             )
         wanted = len(H) if wanted is None else wanted
-        W = _given("W", W, X, (len(X), wanted))
+        W = _given("W", W, X, (X.shape[0], wanted))
         return W[None], _holding(origin, _given("H", H, X, (wanted, X.shape[1])))[None]
     if W is not None or H is not None:
         raise ValueError(f"W and H are starts of init='custom', but init={origin.init!r}")
@@ -73,7 +73,7 @@ def initial_factors(
     return W.to(X.device), H.to(X.device)
 
 
-def initial_components(X: Tensor, n_components: Any, origin: Origin, *, H: Any = None) -> Tensor:
+def initial_components(X: Matrix, n_components: Any, origin: Origin, *, H: Any = None) -> Tensor:
     """Return the components H (k, f) from which a stream that begins with X (n, f) starts."""
     init = origin.init
     wanted = _requested(n_components, X, origin)
@@ -91,7 +91,7 @@ def initial_components(X: Tensor, n_components: Any, origin: Origin, *, H: Any =
     return start[1].to(X.device)
 
 
-def iter_starts(X: Tensor, n_components: int, origin: Origin) -> Iterator[tuple[Tensor, Tensor]]:
+def iter_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield `n_init` starts that are not the user's, W (n, k) and H (k, f) on the CPU."""
     if origin.n_init > 1 and origin.init not in ("random", "nndsvdar"):
         raise ValueError(
@@ -104,7 +104,7 @@ def iter_starts(X: Tensor, n_components: int, origin: Origin) -> Iterator[tuple[
             "init='custom' with a W and H of your own"
         )
     draw = _random if origin.init == "random" else _nndsvd
-    dtype = factor_dtype(X)
+    dtype = X.factor_dtype
     for drawn in draw(X, n_components, origin):
         W, H = (torch.from_numpy(factor).to(dtype) for factor in drawn)
         if origin.fixed is not None:
@@ -116,7 +116,7 @@ def iter_starts(X: Tensor, n_components: int, origin: Origin) -> Iterator[tuple[
 
 
 def held_factors(
-    X: Tensor, n_components: Any, *, W: Any = None, H: Any = None
+    X: Matrix, n_components: Any, *, W: Any = None, H: Any = None
 ) -> tuple[Tensor, Tensor]:
     """Return the start W (n, k) and the components H (k, f) of a fit that holds H.
 
@@ -125,11 +125,11 @@ def held_factors(
     if H is None:
         raise ValueError("update_H=False needs the components to hold: fit(X, H=, update_H=False)")
     H = _given("H", H, X, (len(H) if n_components == "auto" else n_components, X.shape[1]))
-    W = constant_W(X, H) if W is None else _given("W", W, X, (len(X), len(H)))
+    W = constant_W(X, H) if W is None else _given("W", W, X, (X.shape[0], len(H)))
     return W, H
 
 
-def fixed_rows(fixed_components: Any, X: Tensor) -> Tensor:
+def fixed_rows(fixed_components: Any, X: Matrix) -> Tensor:
     """Return the components (m, f) that all fits to X are to hold, checked."""
     fixed_components = _as_tensor("fixed_components", fixed_components)
     if fixed_components.ndim != 2:
@@ -144,7 +144,7 @@ def fixed_rows(fixed_components: Any, X: Tensor) -> Tensor:
     return fixed
 
 
-def _requested(n_components: Any, X: Tensor, origin: Origin) -> int | None:
+def _requested(n_components: Any, X: Matrix, origin: Origin) -> int | None:
     """Return the number of components asked for, None for "auto"; raise where it cannot be had."""
     if n_components == "auto":
         return None
@@ -152,7 +152,7 @@ def _requested(n_components: Any, X: Tensor, origin: Origin) -> int | None:
     if n_components > limit and _of_singular_vectors(origin.init):
         raise ValueError(
             f"n_components={n_components} is above min(n_samples, n_features) = {limit}, so that "
-            f"init={origin.init!r} has no more starts for X of shape {tuple(X.shape)}; use "
+            f"init={origin.init!r} has no more starts for X of shape {X.shape}; use "
             f"n_components <= {limit} or init='random'"
         )
     if n_components < origin.n_fixed:
@@ -177,7 +177,7 @@ def _holding(origin: Origin, H: Tensor) -> Tensor:
     return H if origin.fixed is None else torch.cat((origin.fixed, H[origin.n_fixed :]))
 
 
-def _given(name: str, factor: Any, X: Tensor, shape: tuple[int, int]) -> Tensor:
+def _given(name: str, factor: Any, X: Matrix, shape: tuple[int, int]) -> Tensor:
     """Return the user's factor, checked, in the type and on the device of X's factors."""
     factor = _as_tensor(name, factor)
     if tuple(factor.shape) != shape:
@@ -186,7 +186,7 @@ def _given(name: str, factor: Any, X: Tensor, shape: tuple[int, int]) -> Tensor:
         raise ValueError(f"{name} must be finite and >= 0, as every later iterate is")
     if factor.numel() and not bool(factor.any()):
         raise ValueError(f"{name} is full of zeros; a start needs positive entries to grow from")
-    moved: Tensor = factor.to(X.device, factor_dtype(X))
+    moved: Tensor = factor.to(X.device, X.factor_dtype)
     return moved
 
 
@@ -205,7 +205,7 @@ def _as_tensor(name: str, factor: Any) -> Tensor:
 
 
 def _random(
-    X: Tensor, n_components: int, origin: Origin
+    X: Matrix, n_components: int, origin: Origin
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
     """Uniform on [0, 1) plus 0.1, the start of the paper, scaled so that W H has the mean of X."""
     rng = check_random_state(origin.random_state)
@@ -219,7 +219,7 @@ def _random(
 
 
 def _nndsvd(
-    X: Tensor, n_components: int, origin: Origin
+    X: Matrix, n_components: int, origin: Origin
 ) -> Iterable[tuple[FloatArray, FloatArray]]:
     """NNDSVD (Boutsidis & Gallopoulos 2008) with zeros kept, averaged (a) or drawn (ar).
 
@@ -245,7 +245,7 @@ def _filled(factor: FloatArray, average: float, rng: np.random.RandomState) -> F
 
 
 def _nndsvd_factors(
-    X: Tensor, n_components: int, random_state: Any, *, zero: float
+    X: Matrix, n_components: int, random_state: Any, *, zero: float
 ) -> tuple[FloatArray, FloatArray]:
     U, S, V = randomized_svd(X, n_components, random_state)
     W, H = np.zeros_like(U), np.zeros_like(V)
@@ -277,7 +277,7 @@ def _dominant_part(u: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray
 
 
 def randomized_svd(
-    X: Tensor, n_components: int, random_state: Any
+    X: Matrix, n_components: int, random_state: Any
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return U (n, k), S (k,) and V^T (k, f) of the leading singular vectors of X.
 
@@ -286,12 +286,13 @@ def randomized_svd(
     products with X run on its device, block by block; all else has the size of the factors.
     """
     wide = X.shape[0] < X.shape[1]
-    times, transposed = partial(_times, X, product), partial(_times, X, transposed_product)
+    times = partial(_times, X.product, X.device)
+    transposed = partial(_times, X.transposed_product, X.device)
     if wide:  # work on the transpose, as scikit-learn does
         times, transposed = transposed, times
     rng = check_random_state(random_state)
     size = n_components + _OVERSAMPLES
-    dtype = torch.empty(0, dtype=factor_dtype(X)).numpy().dtype
+    dtype = torch.empty(0, dtype=X.factor_dtype).numpy().dtype
     Q = rng.normal(size=(min(X.shape), size)).astype(dtype, copy=False)
     for _ in range(7 if n_components < 0.1 * min(X.shape) else 4):
         Q = _normalised(times(Q))
@@ -304,9 +305,9 @@ def randomized_svd(
 
 
 def _times(
-    X: Tensor, multiply: Callable[[Tensor, Tensor], Tensor], right: FloatArray
+    multiply: Callable[[Tensor], Tensor], device: torch.device, right: FloatArray
 ) -> FloatArray:
-    result = multiply(X, torch.from_numpy(np.ascontiguousarray(right)).to(X.device))
+    result = multiply(torch.from_numpy(np.ascontiguousarray(right)).to(device))
     return result.cpu().numpy()
 
 

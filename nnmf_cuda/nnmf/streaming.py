@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnmf_cuda import ops
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.minibatch import (
     Statistics,
     minibatch_step,
@@ -59,10 +60,8 @@ class StreamMixin(ParametersMixin):
         matrix = self._read_training(X, reset=not hasattr(self, "components_"))
         origin = self._origin_for(matrix)
         components, past = self._stream(matrix, H, origin)
-        if matrix.dtype != torch.uint8:
-            matrix = matrix.to(components.dtype)
         components, statistics = minibatch_step(
-            self._problem(matrix, origin.n_fixed),
+            self._problem(matrix.converted(components.dtype), origin.n_fixed),
             components,
             past,
             n_iter=self.fresh_restarts_max_iter,
@@ -75,7 +74,7 @@ class StreamMixin(ParametersMixin):
         for name in attributes:
             self.__dict__.pop(name, None)
 
-    def _stream(self, X: Tensor, H: Any, origin: Origin) -> tuple[Tensor, Statistics]:
+    def _stream(self, X: Matrix, H: Any, origin: Origin) -> tuple[Tensor, Statistics]:
         """Return the components and the memory with which a stream meets the rows X."""
         if not hasattr(self, "components_"):
             components = initial_components(X, self.n_components, origin, H=H)

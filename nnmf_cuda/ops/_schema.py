@@ -108,6 +108,26 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         " bool compute_divergence=False, int n_fixed=0) -> (Tensor, Tensor, Tensor)",
         _nnmf_weighted_hals,
     ),
+    "nnmf_sparse_mu": (
+        "(Tensor crow, Tensor col, Tensor values, Tensor W, Tensor H, Tensor? active=None, *,"
+        " float beta_loss, int n_iter, bool update_H=True,"
+        " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
+        f" bool compute_divergence=False, float floor={reference.EPSILON}, int n_fixed=0)"
+        " -> (Tensor, Tensor, Tensor)",
+        reference.nnmf_sparse_mu,
+    ),
+    "nnmf_sparse_divergence": (
+        "(Tensor crow, Tensor col, Tensor values, Tensor W, Tensor H, *, float beta_loss,"
+        f" float floor={reference.EPSILON}) -> Tensor",
+        reference.nnmf_sparse_divergence,
+    ),
+    "nnmf_sparse_hals": (
+        "(Tensor crow, Tensor col, Tensor values, Tensor W, Tensor H, *, int n_iter,"
+        " int n_inner=1, bool update_H=True,"
+        " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
+        " bool compute_divergence=False, int n_fixed=0) -> (Tensor, Tensor, Tensor)",
+        reference.nnmf_sparse_hals,
+    ),
     "nnls": (
         "(Tensor gram, Tensor cross, Tensor? passive=None, *, float tol=0.)"
         " -> (Tensor, Tensor, Tensor)",

@@ -23,6 +23,7 @@ from nnmf_cuda.ops._schema import (
     require_tensor,
     serving,
 )
+from nnmf_cuda.ops.nnmf_sparse import is_sparse, require_data, serving_data
 from nnmf_cuda.ops.nnmf_weights import require_weights
 from nnmf_cuda.reference import EPSILON
 
@@ -75,7 +76,9 @@ def nnmf_mu(
     ----------
     X : Tensor of shape (n_samples, n_features) or (B, n_samples, n_features)
         Non-negative data, of W's dtype, or uint8 read as pixels (x / 255). Two-dimensional X is
-        shared by all problems of the batch. Signs are not checked.
+        shared by all problems of the batch. Signs are not checked. Or one matrix in torch's sparse
+        CSR, of W's dtype, which is never made dense; its columns ascend within a row, each there
+        once, as torch requires without checking it (`coalesce` of COO sums what is there twice).
     W : Tensor of shape (n_samples, n_components) or (B, n_samples, n_components)
         Non-negative start, float32 or float64.
     H : Tensor of shape (n_components, n_features) or (B, n_components, n_features)
@@ -156,7 +159,7 @@ def nnmf_mu(
     _check_active(active, W)
     _check_floor(floor, W)
     return _run(
-        "mu",
+        "nnmf_mu",
         X,
         W,
         H,
@@ -249,7 +252,7 @@ def nnmf_hals(
     """
     require_count("n_inner", n_inner, low=1)
     return _run(
-        "hals",
+        "nnmf_hals",
         X,
         W,
         H,
@@ -264,7 +267,7 @@ def nnmf_hals(
 
 
 def _run(
-    solver: str,
+    name: str,
     X: Tensor,
     W: Tensor,
     H: Tensor,
@@ -276,7 +279,6 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check the arguments that the solvers share and call the op with a batch dimension."""
     _check_factors(X, W, H)
-    op = _serving(solver, X, W, H, weights)
     require_count("n_iter", n_iter, low=0)
     named = dict(zip(_PENALTIES, penalties, strict=True))
     require_non_negative(**named)
@@ -289,20 +291,21 @@ def _run(
     batched = W.dim() == 3
     if not batched:
         W, H = W.unsqueeze(0), H.unsqueeze(0)
-    new_W, new_H, divergence = op(X, W, H, n_iter=n_iter, n_fixed=n_fixed, **named, **options)
+    op = _serving(name, X, W, H, weights)
+    new_W, new_H, divergence = op(W, H, n_iter=n_iter, n_fixed=n_fixed, **named, **options)
     if batched:
         return new_W, new_H, divergence
     return new_W.squeeze(0), new_H.squeeze(0), divergence.squeeze(0)
 
 
 def _serving(
-    what: str, X: Tensor, W: Tensor, H: Tensor, weights: Tensor | None
+    name: str, X: Tensor, W: Tensor, H: Tensor, weights: Tensor | None
 ) -> Callable[..., Any]:
-    """Return what serves 'mu', 'hals' or 'divergence' of checked factors."""
+    """Return what serves the op `name` for checked factors: a function of W, H and options."""
     if weights is None:
-        return serving(f"nnmf_{what}", W, H)
+        return serving_data(name, X, W, H)
     require_weights(weights, X, W)
-    return partial(serving(f"nnmf_weighted_{what}", W, H), weights=weights)
+    return partial(serving(name.replace("nnmf_", "nnmf_weighted_"), W, H), X, weights=weights)
 
 
 def nnmf_divergence(
@@ -334,7 +337,9 @@ def nnmf_divergence(
     Tensor of shape () or (B,)
         float64, summed in float64. Compiled kernels form W H in the factors' dtype and each term
         without cancellation, so that float32 keeps about 7 digits even near an exact fit, where
-        what is left is the rounding of W H.
+        what is left is the rounding of W H. For sparse X, W H is formed in float64; what it puts
+        where X is zero is its whole sum less that at the non-zeros, so that what lies below about
+        1e-15 of that sum is rounding.
 
     Raises
     ------
@@ -357,8 +362,7 @@ def nnmf_divergence(
     _check_factors(X, W, H)
     _check_floor(floor, W)
     batched = W.dim() == 3
-    divergence: Tensor = _serving("divergence", X, W, H, weights)(
-        X,
+    divergence: Tensor = _serving("nnmf_divergence", X, W, H, weights)(
         W if batched else W.unsqueeze(0),
         H if batched else H.unsqueeze(0),
         beta_loss=beta_loss_to_float(beta_loss),
@@ -394,11 +398,12 @@ def _check_floor(floor: float, W: Tensor) -> None:
 
 
 def _check_factors(X: Tensor, W: Tensor, H: Tensor) -> None:
-    for name, value in (("X", X), ("W", W), ("H", H)):
+    require_data(X)
+    for name, value in (("W", W), ("H", H)):
         require_tensor(name, value)
     require_dtype("W", W, FLOATS)
     require_dtype("H", H, (W.dtype,))
-    require_dtype("X", X, (W.dtype, torch.uint8))
+    require_dtype("X", X, (W.dtype,) if is_sparse(X) else (W.dtype, torch.uint8))
     require_same_device(X=X, W=W, H=H)
     require_dims("W", W, (2, 3))
     require_dims("H", H, (W.dim(),))

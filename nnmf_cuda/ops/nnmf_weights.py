@@ -16,6 +16,7 @@ from nnmf_cuda.ops._schema import (
     require_shape,
     require_tensor,
 )
+from nnmf_cuda.ops.nnmf_sparse import is_sparse
 
 __all__ = ["pack_mask"]
 
@@ -57,6 +58,11 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 def require_weights(weights: Tensor, X: Tensor, W: Tensor) -> None:
     """Raise unless `weights` are bits or numbers for all entries of X; their signs are not seen."""
+    if is_sparse(X):
+        raise TypeError(
+            "weights need dense X: what a sparse X does not store is a zero that counts; use "
+            "X.to_dense()"
+        )
     require_tensor("weights", weights)
     if weights.dtype == torch.bool:
         raise TypeError("weights must be bits or numbers, got torch.bool: use ops.pack_mask(mask)")

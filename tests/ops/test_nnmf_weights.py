@@ -392,3 +392,6 @@ def test_wrong_weights_are_named(
         call(X, W, H, weights=ones.to(torch.uint8), **options)
     with pytest.raises(ValueError, match="weights must have 2 dimensions"):
         call(X, W, H, weights=ones[None], **options)
+    sparse = X.to_sparse_csr()
+    with pytest.raises(TypeError, match=r"weights need dense X.*use X.to_dense\(\)"):
+        call(sparse, W, H, weights=ones, **options)
