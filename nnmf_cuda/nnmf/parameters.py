@@ -27,6 +27,7 @@ from nnmf_cuda.nnmf.saving import SavingMixin
 from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem
 from nnmf_cuda.nnmf.starts import INITS, Origin, fixed_rows
 from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
+from nnmf_cuda.nnmf.weighted_matrix import Told, check_missing_values
 
 
 class ParametersMixin(SavingMixin):
@@ -44,6 +45,7 @@ class ParametersMixin(SavingMixin):
     l1_ratio: float
     n_init: int
     fixed_components: Any
+    missing_values: float | None
     warm_start: bool
     transform_solver: str
     transform_max_iter: int
@@ -73,6 +75,7 @@ class ParametersMixin(SavingMixin):
             check_integer(name, getattr(self, name), low=1)
         if not isinstance(self.warm_start, bool | np.bool_):
             raise TypeError(f"warm_start must be True or False, got {self.warm_start!r}")
+        check_missing_values(self.missing_values)
         check_real("tol", self.tol, low=0)
         check_real("alpha_W", self.alpha_W, low=0)
         if self.alpha_H != "same":
@@ -80,11 +83,13 @@ class ParametersMixin(SavingMixin):
         for name in ("forget_factor", "l1_ratio"):
             check_real(name, getattr(self, name), low=0, high=1)
 
-    def _read(self, X: Any, *, reset: bool) -> Matrix:
+    def _read(self, X: Any, *, reset: bool, mask: Any = None, weights: Any = None) -> Matrix:
         """Return X as a checked matrix where it is computed with, its features and units recorded.
 
-        Without `reset` they are compared with those recorded before.
+        Without `reset` they are compared with those recorded before. `mask` and `weights` are the
+        user's, of entries of X.
         """
+        told = Told(mask, weights, self.missing_values)
         device, owner = resolve_device(self.device, X), type(self).__name__
         check_matrix(X, owner)
         if isinstance(X, Tensor):
@@ -100,7 +105,7 @@ class ParametersMixin(SavingMixin):
                 ensure_all_finite=False,
                 accept_sparse=("csr", "csc"),
             )
-        matrix, smallest, largest = as_matrix(X, device, owner)
+        matrix, smallest, largest = as_matrix(X, device, owner, told)
         if reset:
             self._units = asdict(Units(matrix.pixels, largest, matrix.mean(), smallest))
         else:
@@ -113,10 +118,12 @@ class ParametersMixin(SavingMixin):
         known: dict[str, Any] = getattr(self, "_units", None) or vars(UNKNOWN)
         return Units(**known)
 
-    def _read_training(self, X: Any, *, reset: bool = True) -> Matrix:
+    def _read_training(
+        self, X: Any, *, reset: bool = True, mask: Any = None, weights: Any = None
+    ) -> Matrix:
         """Check the parameters and return X, in which the divergence must be finite."""
         self._check_parameters()
-        matrix = self._read(X, reset=reset)
+        matrix = self._read(X, reset=reset, mask=mask, weights=weights)
         self._check_zeros(matrix)
         if reset:
             warn_of_range(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,6 +100,8 @@ def _written(values: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str,
 def _encoded(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        return [{"number": "nan"}]
     if isinstance(value, torch.device):
         return [{"device": str(value)}]
     if isinstance(value, Tensor):
@@ -142,6 +145,8 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tensors[content].numpy()
     if kind == "words":
         return np.array(content, dtype=object)
+    if kind == "number":
+        return float(content)
     if kind == "device":
         return torch.device(content)
     if kind == "generator":

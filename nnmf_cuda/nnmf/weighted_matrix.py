@@ -31,6 +31,11 @@ class Told:
     def __bool__(self) -> bool:
         return any(value is not None for value in vars(self).values())
 
+    @property
+    def words(self) -> str:
+        """Which arguments tell it."""
+        return " and ".join(name for name, value in vars(self).items() if value is not None)
+
 
 def check_missing_values(missing_values: Any) -> None:
     """Raise unless it is None, NaN or a finite number."""
