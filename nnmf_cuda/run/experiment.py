@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,12 @@ from nnmf_cuda.timing import StageTimer, Timings
 
 logger = logging.getLogger(__name__)
 
-EVALUATIONS = {"paper": None, "quick": "quick", "honest": "standard", "thorough": "thorough"}
+EVALUATIONS: Mapping[str, Literal["quick", "standard", "thorough"] | None] = {
+    "paper": None,
+    "quick": "quick",
+    "honest": "standard",
+    "thorough": "thorough",
+}
 """The preset of `evaluate_robustness` for each evaluation; the paper's ends with its own attack."""
 
 

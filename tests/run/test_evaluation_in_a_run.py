@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from nnmf_cuda.cli.main import main
+from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.run_directory import EVALUATED, RESULTS
+from nnmf_cuda.pipeline.stages import run_stages
 from nnmf_cuda.robustness.budgets import EVALUATION_BUDGETS
 from tests.processes import exit_code, fork
 from tests.saved_runs import SMALL
@@ -93,6 +95,34 @@ def test_a_run_whose_evaluation_fails_is_kept_and_can_go_on(
     assert name == "nnmf-cuda"
     assert main(arguments) == 0
     assert names(out) >= OF_EVALUATION
+
+
+def test_of_several_runs_one_that_lacks_its_evaluation_is_evaluated_and_not_run_again(
+    small_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    def fail(*_args: object, **_settings: object) -> None:
+        raise RuntimeError("deliberate")
+
+    out, ran = tmp_path / "out", []
+    several = command(small_npz, out, "--seeds=2")
+    with monkeypatch.context() as failing:
+        failing.setattr("nnmf_cuda.run.experiment.evaluate_robustness", fail)
+        assert main(several) == 2
+    assert names(out) == {"seed_0"}
+    trained = (out / "seed_0" / "model" / "model.safetensors").stat().st_mtime_ns
+
+    def stages(dataset: object, config: ExperimentConfig, **settings: object) -> object:
+        ran.append(config.seed)
+        return run_stages(dataset, config, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("nnmf_cuda.run.experiment.run_stages", stages)
+    assert main([*several, "--resume"]) == 0
+    assert "run 1 of 2: seed 0: to be evaluated" in capsys.readouterr().err
+    assert ran == [1]
+    assert (out / "seed_0" / "model" / "model.safetensors").stat().st_mtime_ns == trained
+    for seed in (0, 1):
+        assert names(out / f"seed_{seed}") >= OF_EVALUATION
+    assert "robustness" in json.loads((out / "summary.json").read_text())
 
 
 def test_a_run_that_is_killed_while_it_is_evaluated_is_whole(
