@@ -176,8 +176,10 @@ class ParametersMixin(SavingMixin):
     def _check_zeros(self, X: Matrix) -> None:
         if ops.beta_loss_to_float(self.beta_loss) <= 0 and X.extremes()[0] == 0:
             raise ValueError(
-                f"X contains zeros, for which beta_loss={self.beta_loss!r} is infinite; add a "
-                "small value to X or use a beta_loss above 0"
+                # scikit-learn's words first.
+                "When beta_loss <= 0 and X contains zeros, the solver may diverge: with beta_loss="
+                f"{self.beta_loss!r} the divergence of a zero is infinite; add a small value to X "
+                "or use a beta_loss above 0"
             )
 
     def _objective(self, n_samples: int, n_features: int, dtype: torch.dtype) -> Objective:
