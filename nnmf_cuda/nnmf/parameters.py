@@ -22,10 +22,11 @@ from nnmf_cuda.nnmf.inputs import (
     check_real,
     resolve_device,
 )
-from nnmf_cuda.nnmf.matrix import Matrix
+from nnmf_cuda.nnmf.matrix import Dense, Matrix
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS
 from nnmf_cuda.nnmf.saving import SavingMixin
 from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem
+from nnmf_cuda.nnmf.sparse_matrix import Sparse
 from nnmf_cuda.nnmf.starts import INITS, Origin, fixed_rows
 from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
 
@@ -147,6 +148,8 @@ class ParametersMixin(SavingMixin):
                 accept_sparse=("csr", "csc"),
             )
         matrix, smallest, largest = as_matrix(X, device, owner, signed=self._signed)
+        if self._signed:
+            _check_all_count(matrix, "solver='semi'")
         if reset:
             mean = matrix.mean_power(2).sqrt().item() if self._signed else matrix.mean()
             self._units = asdict(Units(matrix.pixels, largest, mean, smallest))
@@ -204,6 +207,7 @@ class ParametersMixin(SavingMixin):
         """Return the graph over the rows of X, made of them or of the labels y where asked to."""
         if self.graph is None:
             return None
+        _check_all_count(X, "graph")
         n_samples = X.shape[0]
         matrix, where = self.graph, (n_samples, self.alpha_graph, X.device)
         if isinstance(matrix, str) and matrix == "labels":
@@ -232,3 +236,12 @@ class ParametersMixin(SavingMixin):
         # None shows the bar on a terminal only.
         disable = None if self.verbose else True
         return tqdm(items, what, total, unit=unit, initial=initial, disable=disable)
+
+
+def _check_all_count(X: Matrix, what: str) -> None:
+    """Raise unless X is of a kind whose products are sums over all its entries alike."""
+    if type(X) not in (Dense, Sparse):
+        raise ValueError(
+            f"{what} is for X all of whose entries are known and count alike: fill missing ones "
+            "in, and give neither mask nor weights"
+        )
