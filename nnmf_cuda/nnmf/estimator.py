@@ -24,6 +24,7 @@ from nnmf_cuda.nnmf.solvers import SOLVERS, Minimisation, Run, State
 from nnmf_cuda.nnmf.starts import held_factors, initial_factors
 from nnmf_cuda.nnmf.streaming import MEMORY, StreamMixin
 from nnmf_cuda.nnmf.user_warning import warn_user
+from nnmf_cuda.nnmf.weighted_matrix import check_columns
 
 
 class NNMF(
@@ -94,6 +95,10 @@ class NNMF(
         it: `transform` leaves it out.
     alpha_graph : float, default=1.0
         Strength of the graph's penalty, the lambda of [8]_: not scaled by the size of X.
+    missing_values : None, np.nan or float, default=None
+        What stands in X for an entry that nobody knows: such entries are left out of the sums of
+        `fit`, `transform` and all else, so that what is in their place does not matter. None: every
+        entry counts, and NaN is an error. More is told by `mask` and `weights` of `fit`.
     warm_start : bool, default=False
         Whether `fit` starts from the fitted `components_`, and from `W_` where X has as many rows
         (else from the W of `fresh_restarts_max_iter` updates), instead of `init`; not where W or H
@@ -223,6 +228,7 @@ class NNMF(
         fixed_components: Any = None,
         graph: Any = None,
         alpha_graph: float = 1.0,
+        missing_values: float | None = None,
         warm_start: bool = False,
         transform_solver: str = "nnls",
         transform_max_iter: int = 200,
@@ -245,6 +251,7 @@ class NNMF(
         self.fixed_components = fixed_components
         self.graph = graph
         self.alpha_graph = alpha_graph
+        self.missing_values = missing_values
         self.warm_start = warm_start
         self.transform_solver = transform_solver
         self.transform_max_iter = transform_max_iter
@@ -261,6 +268,8 @@ class NNMF(
         H: Any = None,
         *,
         update_H: bool = True,
+        mask: Any = None,
+        weights: Any = None,
         callback: Callback | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: float = 60.0,
@@ -280,6 +289,12 @@ class NNMF(
             False holds the components H and learns W alone, from the W given or from one constant
             in each row: `W_` is then what `fit` minimises for these rows. `init`, `n_init` and
             `warm_start` have no influence.
+        mask : array-like or Tensor of shape (n_samples, n_features), optional
+            bool: entries where it is False are left out, as missing ones are. Kernels read it as
+            bits. Every column needs an entry that counts; a row without one gets a W of 0.
+        weights : array-like or Tensor of shape (n_samples, n_features) or (n_samples,), optional
+            How much each entry, or each sample, counts, >= 0: what is minimised is the sum of
+            weight times divergence. 0 leaves an entry out; weights of 0 and 1 alone are a mask.
         callback : callable, optional
             Called with a :class:`nnmf_cuda.nnmf.FitRecord` at every record (see
             `objective_history_`). The fit ends where it returns True, with the best start as it
@@ -328,7 +343,8 @@ class NNMF(
         50
         """
         watch = Watch(callback, checkpoint, checkpoint_every)
-        self._fit(self._read_training(X), y, W, H, watch, update_H=update_H)
+        matrix = self._read_training(X, mask=mask, weights=weights)
+        self._fit(matrix, y, W, H, watch, update_H=update_H)
         return self
 
     def fit_transform(
@@ -339,6 +355,8 @@ class NNMF(
         H: Any = None,
         *,
         update_H: bool = True,
+        mask: Any = None,
+        weights: Any = None,
         callback: Callback | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: float = 60.0,
@@ -349,17 +367,20 @@ class NNMF(
         new rows are then of the same kind. X is read, checked and brought to the device once.
         """
         watch = Watch(callback, checkpoint, checkpoint_every)
-        matrix = self._read_training(X)
+        matrix = self._read_training(X, mask=mask, weights=weights)
         self._fit(matrix, y, W, H, watch, update_H=update_H)
         return like_input(self._transform(matrix), X)
 
-    def transform(self, X: Any) -> Any:
+    def transform(self, X: Any, *, mask: Any = None, weights: Any = None) -> Any:
         """Project the rows of X onto the fitted components, as `transform_solver` says.
 
         Parameters
         ----------
         X : array-like or Tensor of shape (n_samples, n_features)
             Non-negative data.
+        mask, weights : array-like or Tensor, optional
+            As for `fit`. Where they, or `missing_values`, leave entries out, "nnls" solves each row
+            by those it has; a row without one gets zeros.
 
         Returns
         -------
@@ -375,7 +396,8 @@ class NNMF(
         """
         check_is_fitted(self)
         self._check_parameters()
-        return like_input(self._transform(self._read(X, reset=False)), X)
+        matrix = self._read(X, reset=False, mask=mask, weights=weights)
+        return like_input(self._transform(matrix), X)
 
     def inverse_transform(self, X: Any) -> Any:
         """Return ``X @ components_``, the data that the coefficients X stand for.
@@ -390,6 +412,19 @@ class NNMF(
         X_original : ndarray, DataFrame or Tensor of shape (n_samples, n_features)
             Reconstructed data, in the units of the data (pixels: 0 to 1). No gradient. For a pandas
             DataFrame it is one, with the index of X and the `feature_names_in_`.
+
+        Examples
+        --------
+        What is missing in X is filled in by what the rest of its row says:
+
+        >>> import numpy as np
+        >>> from nnmf_cuda import NNMF
+        >>> X = np.outer([1.0, 2, 3, 4], [2.0, 1, 3])
+        >>> X[1, 2] = np.nan
+        >>> model = NNMF(1, missing_values=np.nan, tol=0, random_state=0)
+        >>> filled = np.where(np.isnan(X), model.inverse_transform(model.fit_transform(X)), X)
+        >>> round(filled[1, 2], 6)
+        6.0
         """
         check_is_fitted(self)
         frame = X if hasattr(X, "iloc") else None
@@ -413,6 +448,7 @@ class NNMF(
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
+        check_columns(X)
         given = {"W": W, "H": H, "update_H": bool(update_H)}
         graph = self._graph_for(X, y)
         given["graph"] = None if graph is None else graph.digest()
@@ -530,5 +566,7 @@ class NNMF(
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = not self._signed
         tags.input_tags.sparse = True
+        missing = self.missing_values
+        tags.input_tags.allow_nan = missing is not None and math.isnan(missing)
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

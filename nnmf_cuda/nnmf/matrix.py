@@ -74,6 +74,10 @@ class Matrix(ABC):
     def converted(self, dtype: torch.dtype) -> Self:
         """Return it for factors of this type; pixels go with both as they are."""
 
+    def weights_of(self, rows: slice, dtype: torch.dtype) -> Tensor | None:
+        """Return the weights of a block of rows (n_rows, f); None where all entries count alike."""
+        return None
+
     @abstractmethod
     def extremes(self) -> tuple[float, float]:
         """Return the smallest and the largest entry, of pixels as fractions; NaN reaches both."""

@@ -22,13 +22,13 @@ from nnmf_cuda.nnmf.inputs import (
     check_real,
     resolve_device,
 )
-from nnmf_cuda.nnmf.matrix import Dense, Matrix
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS
 from nnmf_cuda.nnmf.saving import SavingMixin
 from nnmf_cuda.nnmf.solvers import SIGNED, SOLVERS, Objective, Penalty, Problem
-from nnmf_cuda.nnmf.sparse_matrix import Sparse
 from nnmf_cuda.nnmf.starts import INITS, Origin, fixed_rows
 from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
+from nnmf_cuda.nnmf.weighted_matrix import Told, Weighted, check_missing_values
 
 
 class ParametersMixin(SavingMixin):
@@ -48,6 +48,7 @@ class ParametersMixin(SavingMixin):
     fixed_components: Any
     graph: Any
     alpha_graph: float
+    missing_values: float | None
     warm_start: bool
     transform_solver: str
     transform_max_iter: int
@@ -77,6 +78,7 @@ class ParametersMixin(SavingMixin):
             check_integer(name, getattr(self, name), low=1)
         if not isinstance(self.warm_start, bool | np.bool_):
             raise TypeError(f"warm_start must be True or False, got {self.warm_start!r}")
+        check_missing_values(self.missing_values)
         check_real("tol", self.tol, low=0)
         check_real("alpha_graph", self.alpha_graph, low=0)
         check_real("alpha_W", self.alpha_W, low=0)
@@ -118,6 +120,16 @@ class ParametersMixin(SavingMixin):
                 f"{self.beta_loss!r}; use one of them, or graph=None"
             )
 
+    def _check_weighted(self) -> None:
+        """Raise for what counts all entries of X alike."""
+        if not self._signed and self.graph is None:
+            return
+        what = f"solver={self.solver!r}" if self._signed else "graph"
+        raise ValueError(
+            f"{what} counts all entries of X alike and knows no missing values, mask or weights; "
+            "fill the entries in, or use another solver and graph=None"
+        )
+
     @property
     def _signed(self) -> bool:
         """Whether X and H may have any sign."""
@@ -127,11 +139,13 @@ class ParametersMixin(SavingMixin):
     def _alpha_H(self) -> float:
         return self.alpha_W if self.alpha_H == "same" else self.alpha_H
 
-    def _read(self, X: Any, *, reset: bool) -> Matrix:
+    def _read(self, X: Any, *, reset: bool, mask: Any = None, weights: Any = None) -> Matrix:
         """Return X as a checked matrix where it is computed with, its features and units recorded.
 
-        Without `reset` they are compared with those recorded before.
+        Without `reset` they are compared with those recorded before. `mask` and `weights` are the
+        user's, of entries of X.
         """
+        told = Told(mask, weights, self.missing_values)
         device, owner = resolve_device(self.device, X), type(self).__name__
         check_matrix(X, owner)
         if isinstance(X, Tensor):
@@ -147,9 +161,9 @@ class ParametersMixin(SavingMixin):
                 ensure_all_finite=False,
                 accept_sparse=("csr", "csc"),
             )
-        matrix, smallest, largest = as_matrix(X, device, owner, signed=self._signed)
-        if self._signed:
-            _check_all_count(matrix, f"solver={self.solver!r}")
+        matrix, smallest, largest = as_matrix(X, device, owner, told, signed=self._signed)
+        if isinstance(matrix, Weighted):
+            self._check_weighted()
         if reset:
             mean = matrix.mean_power(2).sqrt().item() if self._signed else matrix.mean()
             self._units = asdict(Units(matrix.pixels, largest, mean, smallest))
@@ -163,10 +177,12 @@ class ParametersMixin(SavingMixin):
         known: dict[str, Any] = getattr(self, "_units", None) or vars(UNKNOWN)
         return Units(**known)
 
-    def _read_training(self, X: Any, *, reset: bool = True) -> Matrix:
+    def _read_training(
+        self, X: Any, *, reset: bool = True, mask: Any = None, weights: Any = None
+    ) -> Matrix:
         """Check the parameters and return X, in which the divergence must be finite."""
         self._check_parameters()
-        matrix = self._read(X, reset=reset)
+        matrix = self._read(X, reset=reset, mask=mask, weights=weights)
         self._check_zeros(matrix)
         if reset:
             warn_of_range(
@@ -207,7 +223,6 @@ class ParametersMixin(SavingMixin):
         """Return the graph over the rows of X, made of them or of the labels y where asked to."""
         if self.graph is None:
             return None
-        _check_all_count(X, "graph")
         n_samples = X.shape[0]
         matrix, where = self.graph, (n_samples, self.alpha_graph, X.device)
         if isinstance(matrix, str) and matrix == "labels":
@@ -236,12 +251,3 @@ class ParametersMixin(SavingMixin):
         # None shows the bar on a terminal only.
         disable = None if self.verbose else True
         return tqdm(items, what, total, unit=unit, initial=initial, disable=disable)
-
-
-def _check_all_count(X: Matrix, what: str) -> None:
-    """Raise unless X is of a kind whose products are sums over all its entries alike."""
-    if type(X) not in (Dense, Sparse):
-        raise ValueError(
-            f"{what} is for X all of whose entries are known and count alike: fill missing ones "
-            "in, and give neither mask nor weights"
-        )

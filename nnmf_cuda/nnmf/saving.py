@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,6 +103,8 @@ def _written(values: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str,
 def _encoded(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        return [{"number": "nan"}]
     if isinstance(value, torch.device):
         return [{"device": str(value)}]
     if isinstance(value, Tensor) and value.layout == torch.strided:
@@ -153,6 +156,8 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return scipy.sparse.csr_array(tuple(parts), shape=tuple(content["shape"]))
     if kind == "words":
         return np.array(content, dtype=object)
+    if kind == "number":
+        return float(content)
     if kind == "device":
         return torch.device(content)
     if kind == "generator":

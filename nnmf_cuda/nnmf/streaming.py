@@ -55,7 +55,9 @@ class StreamMixin(ParametersMixin):
     n_steps_: int
 
     @available_if(_has_stream)  # type: ignore[untyped-decorator]
-    def partial_fit(self, X: Any, y: Any = None, *, H: Any = None) -> Self:
+    def partial_fit(
+        self, X: Any, y: Any = None, *, H: Any = None, mask: Any = None, weights: Any = None
+    ) -> Self:
         """Improve the components by the rows X, one mini-batch of a stream.
 
         The W of the mini-batch is found from H, then H from what is remembered of all
@@ -72,8 +74,11 @@ class StreamMixin(ParametersMixin):
             Present for scikit-learn's convention.
         H : array-like or Tensor of shape (n_components, n_features)
             The start of ``init="custom"``, used by the first call.
+        mask, weights : array-like or Tensor
+            As for `fit`. The rows of a fit before count with all their entries.
         """
-        matrix = self._read_training(X, reset=not hasattr(self, "components_"))
+        reset = not hasattr(self, "components_")
+        matrix = self._read_training(X, reset=reset, mask=mask, weights=weights)
         origin = self._origin_for(matrix)
         components, past = self._stream(matrix, H, origin)
         components, statistics = minibatch_step(

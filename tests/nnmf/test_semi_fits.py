@@ -14,7 +14,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from nnmf_cuda import NNMF
-from nnmf_cuda.nnmf import parameters
 from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, SemiHals
 from tests.helpers import DEVICES
@@ -334,14 +333,3 @@ def test_sparse_data_are_fitted_as_dense_ones(rng, X, monkeypatch, dtype, solver
     assert got.components_.dtype == dtype
     rows = (model.transform(new) for model, new in ((got, data), (want, X)))
     np.testing.assert_allclose(*map(np.asarray, rows), atol=tolerance * want.W_.max())
-
-
-def test_entries_that_do_not_count_alike_are_refused(X, monkeypatch):
-    class Some(Dense):
-        """A kind of X whose products are not sums over all its entries."""
-
-    with pytest.raises(ValueError, match="^graph is for X all of whose entries are known and coun"):
-        NNMF(graph="neighbors")._graph_for(Some(torch.from_numpy(X)), None)
-    monkeypatch.setattr(parameters, "as_matrix", lambda *_, **__: (Some(torch.ones(2, 3)), 1, 1))
-    with pytest.raises(ValueError, match="solver='semi' is for X all of whose entries are known"):
-        semi().fit(X)
