@@ -171,7 +171,9 @@ class NNMF(
     needs far fewer than "semi". Both start, with ``init="random"``, from a random W and the H that
     fits it best, and have no `partial_fit`, no `select_rank` and no L1 penalty of H. No iteration
     of them, or of "mu" with a graph, raises the objective beyond rounding. All stop by the rule of
-    `tol`; from one start they may end in different minima.
+    `tol`; from one start they may end in different minima. Kernels, where there are some, make
+    the sweeps of "semi-hals" and, with a graph, the Kullback-Leibler updates, for which X^T is
+    held beside X; else "semi" and graphs are plain torch on any device.
 
     X may be anything scikit-learn takes densely, or a tensor on any device. uint8 means pixels
     and is read as x / 255 without a floating-point copy; other integers are counts and become
