@@ -14,10 +14,10 @@ from scipy.optimize import nnls
 from sklearn.decomposition import non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning
 
+from bench.plain_consensus import matched_correlation, plain_consensus
 from nnmf_cuda import NNMF
 from nnmf_cuda.nnmf import CnmfRun
 from tests.nnmf.cnmf_prepared import PARAMETERS, load_frame, planted_cells, prepare, save_frame
-from tests.nnmf.plain_consensus_nmf import matched_correlation, plain_consensus_nmf
 
 KS, N_ITER = (2, 3), 8
 
@@ -262,7 +262,7 @@ def test_k_selection_is_that_of_the_plain_steps(done, counts):
     X = scaled(counts).to_numpy()
     for row, k in enumerate(KS):
         merged = inner(done, f"spectra.k_{k}.merged").to_numpy()
-        plain = plain_consensus_nmf(X, merged, k, density_threshold=2)
+        plain = plain_consensus(X, merged, k, density_threshold=2)
         assert stats["silhouette"][row] == pytest.approx(plain.silhouette)
         assert stats["prediction_error"][row] == pytest.approx(plain.prediction_error)
     assert (done / "run" / "run.k_selection.png").read_bytes().startswith(b"\x89PNG")
@@ -271,7 +271,7 @@ def test_k_selection_is_that_of_the_plain_steps(done, counts):
 def test_the_consensus_is_that_of_the_plain_steps(done, counts):
     """cNMF's steps from the merged spectra on, with pandas."""
     merged = inner(done, "spectra.k_3.merged")
-    plain = plain_consensus_nmf(scaled(counts).to_numpy(), merged.to_numpy(), 3)
+    plain = plain_consensus(scaled(counts).to_numpy(), merged.to_numpy(), 3)
     density = inner(done, "local_density_cache.k_3.merged")
     assert density.index.tolist() == merged.index.tolist()
     np.testing.assert_allclose(density["local_density"], plain.local_density, rtol=1e-6, atol=1e-7)
