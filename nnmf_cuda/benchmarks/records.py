@@ -43,6 +43,7 @@ _KEYS = {
     "convergence": (*_EVERY_RECORD, "iterations", "goal", "objective"),
     "consensus": (*_EVERY_RECORD, "correlation"),
     "memory": (*_EVERY_RECORD, "x_bytes"),
+    "sparse": (*_EVERY_RECORD, "iterations", "goal", "objective", "x_bytes"),
     "break_even": _EVERY_RECORD,
     "equality": (*_EVERY_RECORD, "differences"),
     "stages": (*_PROBLEM_AND_MACHINE, *_STAGES),

@@ -6,6 +6,7 @@ from nnmf_cuda.nnmf.cnmf import CnmfResults, CnmfRun
 from nnmf_cuda.nnmf.consensus import ConsensusNNMF, KSelection
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.nnmf.fitting import FitRecord
+from nnmf_cuda.nnmf.graph import neighbor_graph
 from nnmf_cuda.nnmf.rank_selection import RankSelection
 from nnmf_cuda.nnmf.selection import ComponentSelector
 
@@ -18,4 +19,5 @@ __all__ = [
     "FitRecord",
     "KSelection",
     "RankSelection",
+    "neighbor_graph",
 ]

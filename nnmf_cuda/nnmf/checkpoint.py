@@ -27,11 +27,15 @@ _FREE = (
     "forget_factor",
     "fresh_restarts_max_iter",
     "max_iter",
+    "missing_values",
     "transform_max_iter",
     "transform_solver",
     "verbose",
 )
-"""Parameters of `NNMF` that do not decide how a fit goes, but at most where it ends."""
+"""Parameters of `NNMF` that do not decide how a fit goes, but at most where it ends.
+
+What is missing is part of X.
+"""
 
 _NO_SEED = "not an integer"  # a generator, or the global one: nothing to compare
 _AT, _MEMORY = "at.", "solver."

@@ -196,6 +196,9 @@ class ConsensusNNMF(
     # What NNMF has as parameters, and the consensus does not vary.
     warm_start = False
     fixed_components = None
+    graph = None
+    alpha_graph = 1.0
+    missing_values = None
     transform_solver = "same"
     forget_factor = 1.0
     fresh_restarts_max_iter = 1

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 
 from nnmf_cuda import ops
@@ -32,6 +33,20 @@ _OF_FIT_ALONE = (
 )
 
 
+def _has_stream(model: ParametersMixin) -> bool:
+    """Whether there is a `partial_fit`; says why not as scikit-learn's own estimators do."""
+    for name, other, absent in (
+        ("solver", "mu", model.solver == "semi"),
+        ("graph", None, model.graph is not None),
+    ):
+        if absent:
+            raise AttributeError(
+                f"partial_fit has no {name}={getattr(model, name)!r:.80}: fit to all rows at once, "
+                f"or use {name}={other!r}"
+            )
+    return True
+
+
 class StreamMixin(ParametersMixin):
     """Gives `NNMF` its `partial_fit`."""
 
@@ -39,7 +54,10 @@ class StreamMixin(ParametersMixin):
     n_components_: int
     n_steps_: int
 
-    def partial_fit(self, X: Any, y: Any = None, *, H: Any = None) -> Self:
+    @available_if(_has_stream)  # type: ignore[untyped-decorator]
+    def partial_fit(
+        self, X: Any, y: Any = None, *, H: Any = None, mask: Any = None, weights: Any = None
+    ) -> Self:
         """Improve the components by the rows X, one mini-batch of a stream.
 
         The W of the mini-batch is found from H, then H from what is remembered of all
@@ -56,8 +74,11 @@ class StreamMixin(ParametersMixin):
             Present for scikit-learn's convention.
         H : array-like or Tensor of shape (n_components, n_features)
             The start of ``init="custom"``, used by the first call.
+        mask, weights : array-like or Tensor
+            As for `fit`. The rows of a fit before count with all their entries.
         """
-        matrix = self._read_training(X, reset=not hasattr(self, "components_"))
+        reset = not hasattr(self, "components_")
+        matrix = self._read_training(X, reset=reset, mask=mask, weights=weights)
         origin = self._origin_for(matrix)
         components, past = self._stream(matrix, H, origin)
         components, statistics = minibatch_step(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +21,10 @@ from nnmf_cuda.ops._schema import (
     require_same_device,
     require_shape,
     require_tensor,
+    serving,
 )
 from nnmf_cuda.ops.nnmf_sparse import is_sparse, require_data, serving_data
+from nnmf_cuda.ops.nnmf_weights import require_weights
 from nnmf_cuda.reference import EPSILON
 
 __all__ = ["EPSILON", "beta_loss_to_float", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]
@@ -61,6 +65,7 @@ def nnmf_mu(
     active: Tensor | None = None,
     floor: float = EPSILON,
     n_fixed: int = 0,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run multiplicative updates on one or many factorisations X ~= W @ H.
 
@@ -97,6 +102,10 @@ def nnmf_mu(
         around 1, too high for much smaller ones, which then call for ``EPSILON * X.mean()``.
     n_fixed : int, default=0
         The first `n_fixed` rows of H stay as they are, while their columns of W are updated.
+    weights : Tensor of shape (n_samples, n_features) or of X's, optional
+        What is lowered is the sum of weight times divergence over all entries. Numbers >= 0 of W's
+        dtype (signs are not checked), or a mask as bits: uint8, with ceil(n_features / 8) in place
+        of n_features (`pack_mask`). An entry of weight 0 is not read: it may be anything, NaN too.
 
     Returns
     -------
@@ -117,7 +126,8 @@ def nnmf_mu(
     With Q = X (W H)^(beta - 2) the update is W <- W * (Q H^T / ((W H)^(beta - 1) H^T))^gamma, then
     the same for H, with gamma and all other floors as in scikit-learn. (Its version 1.9.1 adds
     `l1_reg_W` anew in every iteration with `update_H=False` and Kullback-Leibler; this op adds it
-    once.)
+    once.) Weights multiply Q and (W H)^(beta - 1) entry by entry [3]_; a row or a column of X whose
+    weights are all 0 gets factors of 0.
     O(B n_samples n_features n_components) per iteration. Not differentiable: backward raises.
 
     References
@@ -125,6 +135,8 @@ def nnmf_mu(
     .. [1] Lee & Seung (2001), Algorithms for non-negative matrix factorization, NIPS 13.
     .. [2] Fevotte & Idier (2011), Algorithms for nonnegative matrix factorization with the
        beta-divergence, Neural Computation 23(9).
+    .. [3] Blondel, Ho & Van Dooren (2008), Weighted nonnegative matrix factorization and face
+       feature extraction, report of UCLouvain.
 
     Examples
     --------
@@ -151,6 +163,7 @@ def nnmf_mu(
         X,
         W,
         H,
+        weights,
         n_iter,
         n_fixed,
         (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
@@ -176,6 +189,7 @@ def nnmf_hals(
     l2_reg_H: float = 0.0,
     compute_divergence: bool = False,
     n_fixed: int = 0,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run hierarchical alternating least squares on one or many factorisations X ~= W @ H.
 
@@ -200,6 +214,8 @@ def nnmf_hals(
         Whether to return the divergence of the final factors.
     n_fixed : int, default=0
         The first `n_fixed` rows of H stay as they are, while their columns of W are updated.
+    weights : Tensor, optional
+        As in `nnmf_mu`.
 
     Returns
     -------
@@ -217,7 +233,8 @@ def nnmf_hals(
     With G = H H^T + l2 I and C = X H^T - l1, column t of W becomes
     max(0, W_t - (W G_t - C_t) / G_tt), for t in ascending order; a column with G_tt = 0 stays.
     The objective never rises. O(B n_samples n_features n_components) per iteration, and
-    `n_inner` times (n_samples + n_features) n_components^2. Not differentiable: backward raises.
+    `n_inner` times (n_samples + n_features) n_components^2. With weights each row has a G of its
+    own, which is never formed: each sweep is over all of X. Not differentiable: backward raises.
 
     References
     ----------
@@ -239,6 +256,7 @@ def nnmf_hals(
         X,
         W,
         H,
+        weights,
         n_iter,
         n_fixed,
         (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
@@ -253,6 +271,7 @@ def _run(
     X: Tensor,
     W: Tensor,
     H: Tensor,
+    weights: Tensor | None,
     n_iter: int,
     n_fixed: int,
     penalties: tuple[float, float, float, float],
@@ -272,11 +291,21 @@ def _run(
     batched = W.dim() == 3
     if not batched:
         W, H = W.unsqueeze(0), H.unsqueeze(0)
-    op = serving_data(name, X, W, H)
+    op = _serving(name, X, W, H, weights)
     new_W, new_H, divergence = op(W, H, n_iter=n_iter, n_fixed=n_fixed, **named, **options)
     if batched:
         return new_W, new_H, divergence
     return new_W.squeeze(0), new_H.squeeze(0), divergence.squeeze(0)
+
+
+def _serving(
+    name: str, X: Tensor, W: Tensor, H: Tensor, weights: Tensor | None
+) -> Callable[..., Any]:
+    """Return what serves the op `name` for checked factors: a function of W, H and options."""
+    if weights is None:
+        return serving_data(name, X, W, H)
+    require_weights(weights, X, W)
+    return partial(serving(name.replace("nnmf_", "nnmf_weighted_"), W, H), X, weights=weights)
 
 
 def nnmf_divergence(
@@ -286,6 +315,7 @@ def nnmf_divergence(
     *,
     beta_loss: float | str = "kullback-leibler",
     floor: float = EPSILON,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Beta-divergence of X from W @ H, per problem.
 
@@ -299,6 +329,8 @@ def nnmf_divergence(
     floor : float, default=EPSILON
         Lower bound of W H where it is divided by or raised to a negative power; entries of X up to
         it count as zeros. As in `nnmf_mu`; scikit-learn's by default.
+    weights : Tensor, optional
+        As in `nnmf_mu`.
 
     Returns
     -------
@@ -330,7 +362,7 @@ def nnmf_divergence(
     _check_factors(X, W, H)
     _check_floor(floor, W)
     batched = W.dim() == 3
-    divergence: Tensor = serving_data("nnmf_divergence", X, W, H)(
+    divergence: Tensor = _serving("nnmf_divergence", X, W, H, weights)(
         W if batched else W.unsqueeze(0),
         H if batched else H.unsqueeze(0),
         beta_loss=beta_loss_to_float(beta_loss),
