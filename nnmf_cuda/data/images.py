@@ -75,11 +75,14 @@ class LazyImage:
         threads; raises ValueError, naming the image, where it cannot be read.
     columns : mapping of str to str
         What the source says beside it, which passes through to the rows of a table.
+    found_at : Path, optional
+        The file it is read from, where the name does not say.
     """
 
     name: Path
     read: Callable[[tuple[int, int]], NDArray[Any]]
     columns: Mapping[str, str] = field(default_factory=dict)
+    found_at: Path | None = None
 
 
 def failing_image(file: Path, message: str) -> LazyImage:

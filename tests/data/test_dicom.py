@@ -209,6 +209,31 @@ def test_no_name_date_or_id_of_a_patient_is_shown(tmp_path: Path) -> None:
     assert any("MUSTERMANN" in file for file in as_they_are.files)
 
 
+def test_names_of_whatever_lies_beside_dicom_files_are_hashed_too(tmp_path: Path) -> None:
+    folder = tmp_path / "Müller Jürgen" / "1964-08-12"
+    who = {"PatientName": "Müller^Jürgen", "SpecificCharacterSet": "ISO_IR 100"}
+    save_series(folder, suffix="_MuellerJuergen.dcm", **who)
+    save_dicom(folder / "Mueller_loc", flat(1), ImageType=["ORIGINAL", "LOCALIZER"], **who)
+    whole = save_dicom(folder / "bad_Mueller", flat(1), **who).read_bytes()
+    (folder / "bad_Mueller").write_bytes(whole[:-9])
+    for name in ("Befund_Mueller.pdf", ".Mueller"):
+        (folder / name).touch()
+
+    for source in (tmp_path, folder, *folder.glob("*Juergen.dcm")):
+        account = Account()
+        (batch,) = iter_image_batches(iter_images(source, account=account), on_error="skip")
+        names = [Path(name).relative_to(tmp_path) for name in batch.files]
+        shown = " ".join(map(str, [*names, *batch.failures, *account.lines(), account.skipped]))
+        shown = shown.replace(str(tmp_path), "").casefold()
+        for secret in ("müller", "jürgen", "mueller", "juergen", "1964"):
+            assert secret not in shown, secret
+    # What is reached twice is given once, though its name is another.
+    twice = list(iter_images([tmp_path, folder, next(folder.glob("*Juergen.dcm"))]))
+    assert len(twice) == 5
+    with pytest.raises(ValueError, match="cut short.*--keep_ids shows its whole name"):
+        twice[0].read(SHAPE)  # type: ignore[union-attr]
+
+
 def test_errors_of_pixels_show_no_name_either(tmp_path: Path) -> None:
     from pydicom.encaps import encapsulate
 

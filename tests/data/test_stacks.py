@@ -173,7 +173,7 @@ def test_deep_images_need_a_window(save: Save, rng: np.random.Generator) -> None
         (np.zeros((40, 20, 30, 4), np.uint8), "expected"),
         (np.zeros((0, 20, 30), np.uint8), "are empty"),
         (np.zeros((40, 20, 30), bool), "are bool; give uint8"),
-        (np.full((40, 20, 30), 1.5), "hold values up to 1.5"),
+        (np.full((40, 20, 30), 1.5), "hold values from 1.5 to 1.5, first in image 0"),
         (np.full((40, 20, 30, 3), 0.5), "shape"),
     ],
 )
@@ -209,6 +209,16 @@ def test_bad_pixels_are_told_by_their_place(save: Save, rng: np.random.Generator
     for options in ({}, {"window": "0:1"}):
         with pytest.raises(ValueError, match="NaN or infinite pixels, first in image 23"):
             streamed(path, **options)
+
+
+def test_floats_in_other_units_need_a_window(save: Save, rng: np.random.Generator) -> None:
+    path = save(arrays(rng, images=rng.random((40, 20, 30)) * 2000 - 1000))
+    with pytest.raises(
+        ValueError,
+        match=r"hold values from -99\d.* to 99\d.*, first in image 0;.*--window LOW:HIGH",
+    ):
+        streamed(path)
+    assert len(streamed(path, window="-1000:1000")) == 40
 
 
 @pytest.mark.parametrize("kind", ["h5", "zarr"])

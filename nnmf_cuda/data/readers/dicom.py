@@ -8,8 +8,6 @@ names of files and folders.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +30,7 @@ from nnmf_cuda.data.readers.dicom_file import (
     read_header,
     reason_of,
 )
+from nnmf_cuda.data.readers.dicom_names import NamesNearby, hashed, masked_path
 from nnmf_cuda.data.readers.dicom_pixels import grey_of, read_frame
 from nnmf_cuda.data.reading import Account, ReadFailure, ReadOptions
 
@@ -41,8 +40,6 @@ _N_SAMPLED = 32
 """Frames of a series from which its percentiles are computed, evenly spread."""
 _PIXELS_SAMPLED = 2**16
 """Of each."""
-_SHORTEST_IN_NAME = 3
-"""Shorter words of a header are left in names of files: they are everywhere."""
 
 
 HEEDS = frozenset({"keep_ids", "patient_from", "window"})
@@ -73,14 +70,14 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     root, frames, unreadable, source_notes = _scan(path, options, account)
     if not frames and not unreadable:
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
-    yield from (failing_image(file, message) for file, message in unreadable)
+    yield from (failing_image(failure.file, failure.message) for failure in unreadable)
     patients, notes = _patients(frames, options, root)
     # Many files given by name are as many sources, which have the same to say.
     account.notes += [n for n in (*source_notes, *notes) if n not in account.notes]
     for frame, patient in zip(frames, patients, strict=True):
         columns = {"patient": patient} if patient else {}
         columns["series"] = _shown(frame.file.series, options) if frame.file.series else ""
-        yield frame.image(options, root / _name(frame, root, options), columns)
+        yield frame.image(options, root, columns)
 
 
 def read(
@@ -111,15 +108,12 @@ def read(
         groups["patient"] = np.array(patients)
     series = [_shown(frame.file.series or str(frame.file.path.parent), options) for frame in frames]
     groups["series"] = np.array(series)
-    names = [_name(frame, root, options) for frame in frames]
     return Records(
-        images=[
-            frame.image(options, root / name) for frame, name in zip(frames, names, strict=True)
-        ],
+        images=[frame.image(options, root) for frame in frames],
         values=np.array(labels),
         names={name: name for name in sorted(set(labels))},
         split=splits_of(below),
-        files=np.array([name.as_posix() for name in names]),
+        files=np.array([_name(frame, root, options).as_posix() for frame in frames]),
         groups=groups,
         notes=(*source_notes, *notes),
     )
@@ -148,7 +142,7 @@ def lazy(path: Path, options: ReadOptions, *, frame: int | None = None) -> LazyI
     entry.series.frames.append(entry)
     patient = _patients([entry], options, path.parent)[0][0]
     columns = {"patient": patient} if patient else {}
-    return entry.image(options, path.parent / _name(entry, path.parent, options), columns)
+    return entry.image(options, path.parent, columns)
 
 
 @dataclass(eq=False)
@@ -192,9 +186,11 @@ class _Frame:
         return some[np.isfinite(some)]
 
     def image(
-        self, options: ReadOptions, name: Path, columns: dict[str, str] | None = None
+        self, options: ReadOptions, root: Path, columns: dict[str, str] | None = None
     ) -> LazyImage:
-        """Return what decodes the frame."""
+        """Return what decodes the frame; its name is without secrets, above the root too."""
+        above = root if options.keep_ids else masked_path(root, self.file.secrets)
+        name = above / _name(self, root, options)
 
         def read(image_shape: tuple[int, int]) -> NDArray[Any]:
             try:
@@ -210,7 +206,7 @@ class _Frame:
                     f"cannot read DICOM file {str(name)!r}: {reason_of(error)}"
                 ) from error
 
-        return LazyImage(name, read, columns or {})
+        return LazyImage(name, read, columns or {}, found_at=self.file.path)
 
 
 class _Scan(NamedTuple):
@@ -233,6 +229,7 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
         account.met(path)
     headers: list[DicomFile] = []
     unreadable: list[ReadFailure] = []
+    n_before = len(account.skipped)
     for file in files:
         try:
             status = file.stat()
@@ -243,7 +240,10 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
             if alone and "DICOMDIR" in str(error):
                 return _scan(root, options, account)
             account.skip(file, str(error))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            message = f"cannot read DICOM file {str(file)!r}: {reason_of(error)}"
+            unreadable.append(ReadFailure(file, message))
+        except ValueError as error:
             unreadable.append(ReadFailure(file, str(error)))
     frames: list[_Frame] = []
     n_windows = 0
@@ -254,6 +254,12 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
         series.frames += sorted(entries, key=_order(entries))
         frames += series.frames
         n_windows += sum(any(len(t.windows) > 1 for t in file.transforms) for file in kept)
+    if not options.keep_ids:
+        near = NamesNearby({header.path: header.secrets for header in headers}, root)
+        account.skipped[n_before:] = [
+            ReadFailure(near.masked(file), why) for file, why in account.skipped[n_before:]
+        ]
+        unreadable = [_without_secrets(failure, near) for failure in unreadable]
     notes = []
     if n_windows and options.window is None:
         notes.append(
@@ -261,6 +267,16 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
             "another)"
         )
     return _Scan(root, frames, unreadable, notes)
+
+
+def _without_secrets(failure: ReadFailure, near: NamesNearby) -> ReadFailure:
+    """Return a failure whose file is named without what its neighbours say of patients."""
+    file, message = failure
+    shown = near.masked(file)
+    if shown == file:
+        return failure
+    message = message.replace(repr(str(file)), repr(str(shown)))
+    return ReadFailure(shown, f"{message} (--keep_ids shows its whole name)")
 
 
 @lru_cache(maxsize=2**16)
@@ -318,7 +334,7 @@ def _order(frames: Sequence[_Frame]) -> Any:
 
 def _shown(identity: str, options: ReadOptions) -> str:
     """Return an id as it is or, unless that was asked for, 12 digits of its SHA-256."""
-    return identity if options.keep_ids else _hash(identity)
+    return identity if options.keep_ids else hashed(identity)
 
 
 def _patients(
@@ -364,33 +380,10 @@ def _name(frame: _Frame, root: Path, options: ReadOptions) -> Path:
     """Return a frame's name below the root, without what its header says of the patient."""
     below = frame.file.path.relative_to(root)
     if not options.keep_ids:
-        below = Path(*(_masked(part, frame.file.secrets) for part in below.parts))
+        below = masked_path(below, frame.file.secrets)
     if frame.file.n_frames > 1:
         below = below.with_name(f"{below.name}[{frame.number}]")
     return below
-
-
-def _masked(part: str, secrets: frozenset[str]) -> str:
-    """Return a name of a file or folder with every secret word in it hashed."""
-    if part.casefold() in secrets:
-        return _hash(part.casefold())
-    words = _words(secrets)
-    return part if words is None else words.sub(lambda match: _hash(match[0].casefold()), part)
-
-
-@lru_cache(maxsize=2**12)
-def _words(secrets: frozenset[str]) -> re.Pattern[str] | None:
-    """Return what finds secret words that stand alone in a name; None if there are none."""
-    # A number of three digits is a slice's more often than a patient's.
-    told = [s for s in secrets if len(s) >= _SHORTEST_IN_NAME + s.isdigit()]
-    if not told:
-        return None
-    either = "|".join(re.escape(word) for word in sorted(told, key=len, reverse=True))
-    return re.compile(rf"(?<![0-9a-z])(?:{either})(?![0-9a-z])", re.IGNORECASE)
-
-
-def _hash(word: str) -> str:
-    return hashlib.sha256(word.encode()).hexdigest()[:12]
 
 
 def _refuse_patients_as_classes(

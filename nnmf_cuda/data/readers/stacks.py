@@ -50,6 +50,11 @@ _MOST_BLACK = 1000
 
 HEEDS = frozenset({"columns", "window"})
 
+_CHOOSE = (
+    "choose which values are black and white with --window LOW:HIGH, or p1:p99 for percentiles of "
+    "each image"
+)
+
 
 def recognises(path: Path) -> bool:
     """Tell ``.npy`` and HDF5 by their suffix, Zarr by what is in its folder."""
@@ -150,10 +155,7 @@ class _Stack:
         if lack := arrays.lack(self._key):
             raise ValueError(f"{self._name} have shape {shape}, but {lack}; write it anew")
         if dtype.kind in "iu" and dtype != np.uint8 and self._window is None:
-            raise ValueError(
-                f"{self._name} are {dtype}; choose which values are black and white with --window"
-                " LOW:HIGH, or p1:p99 for percentiles of each image, or store uint8"
-            )
+            raise ValueError(f"{self._name} are {dtype}; {_CHOOSE}, or store uint8")
         self.n_images = shape[0]
         # Whole chunks, as each is unpacked as a whole.
         self.step = max(1, _BLOCK_BYTES // row_bytes // chunks[0]) * chunks[0]
@@ -176,6 +178,14 @@ class _Stack:
                     f" {start + int(np.argmin(finite))}; repair or leave it out"
                 )
             block = np.stack([to_unit_range(row, self._window.limits(row)) for row in block])
+        elif block.dtype.kind == "f" and block.ndim == 3:
+            low, high = float(block.min()), float(block.max())
+            if not (low >= 0 and high <= 1) and np.isfinite((low, high)).all():
+                first = int(np.argmax(((block < 0) | (block > 1)).any(axis=(1, 2))))
+                raise ValueError(
+                    f"{self._name} hold values from {low:g} to {high:g}, first in image"
+                    f" {start + first}; {_CHOOSE}, or store floats in [0, 1]"
+                )
         check_images(block, name=self._name, start=start)
         return block
 
