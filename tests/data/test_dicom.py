@@ -172,7 +172,9 @@ def test_what_is_no_image_is_counted(tmp_path: Path) -> None:
     }
     assert account.by_ending == {"no ending": 6, ".txt": 1}
     # A DICOMDIR stands for the folder that it lists.
-    assert len(list(iter_images(tmp_path / "DICOMDIR"))) == 4
+    listed = Account()
+    assert len(list(iter_images(tmp_path / "DICOMDIR", account=listed))) == 4
+    assert listed.by_ending == account.by_ending
 
 
 def test_a_source_without_images_says_why(tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_split_folders(tmp_path: Path) -> None:
 def test_patient_folders_are_no_classes(tmp_path: Path) -> None:
     for n in range(5):
         save_series(tmp_path / f"p{n}", patient=f"PID-{n}", series=f"1.{n}")
-    with pytest.raises(ValueError, match=r"each of its 5 folders holds one patient.*CSV"):
+    with pytest.raises(ValueError, match=r"its 5 folders holds one patient.*\{label\}.*CSV"):
         load_dataset(tmp_path)
     dataset = load_dataset(
         tmp_path, reading=ReadOptions(patient_from="{label}/{name}"), split_by="random"

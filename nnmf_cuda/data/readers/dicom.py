@@ -225,8 +225,6 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
     alone = path.is_file()
     root = path.parent if alone else path
     files: Iterable[Path] = [path] if alone else walk_files(path, account)
-    if alone:
-        account.met(path)
     headers: list[DicomFile] = []
     unreadable: list[ReadFailure] = []
     n_before = len(account.skipped)
@@ -245,6 +243,8 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
             unreadable.append(ReadFailure(file, message))
         except ValueError as error:
             unreadable.append(ReadFailure(file, str(error)))
+    if alone:
+        account.met(path)
     frames: list[_Frame] = []
     n_windows = 0
     for members in _by_series(headers).values():
@@ -397,7 +397,8 @@ def _refuse_patients_as_classes(
         if n_labels > 2 and all(members) and len(pairs) == n_labels == len(set(members)):
             raise ValueError(
                 f"{root}: each of its {n_labels} folders holds one {kind}, so they are no classes; "
-                "name files with their labels in a CSV (columns file and label), sort them into "
-                "root/class/, or, if the folders are classes, say so: --patient_from "
+                "where their folders have the class, give --patient_from "
+                "'{patient}/{label}/{name}'; else name files with their labels in a CSV (columns "
+                "file and label), sort them into root/class/, or, if the folders are classes, say so: --patient_from "
                 "'{label}/{name}'"
             )
