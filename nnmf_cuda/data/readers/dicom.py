@@ -399,6 +399,6 @@ def _refuse_patients_as_classes(
                 f"{root}: each of its {n_labels} folders holds one {kind}, so they are no classes; "
                 "where their folders have the class, give --patient_from "
                 "'{patient}/{label}/{name}'; else name files with their labels in a CSV (columns "
-                "file and label), sort them into root/class/, or, if the folders are classes, say so: --patient_from "
-                "'{label}/{name}'"
+                "file and label), sort them into root/class/, or, if the folders are classes, say "
+                "so: --patient_from '{label}/{name}'"
             )
