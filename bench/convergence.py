@@ -137,6 +137,7 @@ def _default_data() -> list[str]:
 
 def _start(source: str, *, smoke: bool) -> _Start:
     from nnmf_cuda.data import load_dataset, phantom
+    from nnmf_cuda.nnmf.matrix import Dense
     from nnmf_cuda.nnmf.starts import Origin, initial_factors
 
     if source != "phantom":
@@ -150,7 +151,7 @@ def _start(source: str, *, smoke: bool) -> _Start:
     if images.dtype == np.uint8:
         X /= 255
     k, mean = 3 if smoke else PAPER["n_components"], float(X.mean())
-    W, H = initial_factors(X, k, Origin("random", random_state=_SEED, mean=mean))
+    W, H = initial_factors(Dense(X), k, Origin("random", random_state=_SEED, mean=mean))
     return _Start(X, W[0], H[0], Path(source).name)
 
 

@@ -42,6 +42,7 @@ _KEYS = {
     "scaling": _EVERY_RECORD,
     "convergence": (*_EVERY_RECORD, "iterations", "goal", "objective"),
     "memory": (*_EVERY_RECORD, "x_bytes"),
+    "sparse": (*_EVERY_RECORD, "iterations", "goal", "objective", "x_bytes"),
     "break_even": _EVERY_RECORD,
     "equality": (*_EVERY_RECORD, "differences"),
     "stages": (*_PROBLEM_AND_MACHINE, *_STAGES),

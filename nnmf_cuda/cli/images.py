@@ -120,7 +120,8 @@ def predict(options: Predict) -> None:
         batch_size=options.batch_size,
         image_shape=model.image_shape,
         reading=options,
-        on_error="skip",  # so that all are named, and the others answered
+        # So that all are named, and the others answered.
+        on_error="skip" if options.on_error == "skip" else "list",
         progress=True,
     )
     for batch, probabilities in computed_batches(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
-from nnmf_cuda.nnmf.inputs import row_slices
+from nnmf_cuda.nnmf.matrix import Dense, Matrix
 from nnmf_cuda.nnmf.solvers import Iterate, Run, State
 from nnmf_cuda.nnmf.tensor_file import Content, Kind, read_tensors, write_tensors
 from nnmf_cuda.nnmf.user_warning import warn_user
@@ -27,11 +27,15 @@ _FREE = (
     "forget_factor",
     "fresh_restarts_max_iter",
     "max_iter",
+    "missing_values",
     "transform_max_iter",
     "transform_solver",
     "verbose",
 )
-"""Parameters of `NNMF` that do not decide how a fit goes, but at most where it ends."""
+"""Parameters of `NNMF` that do not decide how a fit goes, but at most where it ends.
+
+What is missing is part of X.
+"""
 
 _NO_SEED = "not an integer"  # a generator, or the global one: nothing to compare
 _AT, _MEMORY = "at.", "solver."
@@ -107,7 +111,7 @@ class Checkpoint:
 
 
 def description_of_fit(
-    X: Tensor, parameters: Mapping[str, Any], given: Mapping[str, Any]
+    X: Matrix, parameters: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return in JSON what decides how a fit goes: data, parameters, and factors `given` to it."""
     fit = {name: value for name, value in parameters.items() if name not in _FREE}
@@ -115,7 +119,7 @@ def description_of_fit(
     if not isinstance(fit["random_state"], Integral):
         fit["random_state"] = _NO_SEED
     return {
-        "X": f"{str(X.dtype).removeprefix('torch.')} {tuple(X.shape)} {digest(X)}",
+        "X": f"{X.kind} {X.shape} {digest(X)}",
         **{name: _described(value) for name, value in {**fit, **given}.items()},
     }
 
@@ -131,14 +135,14 @@ def _described(value: Any) -> Any:
             return repr(value)
         value = torch.from_numpy(array.astype(np.float64))
     # As float64, since a start may be given in any type.
-    return f"{tuple(value.shape)} {digest(value.detach().double().reshape(len(value), -1))}"
+    return f"{tuple(value.shape)} {digest(Dense(value.detach().double().reshape(len(value), -1)))}"
 
 
-def digest(X: Tensor) -> str:
+def digest(X: Matrix) -> str:
     """Return what tells a matrix from others, made of its bytes: the same on every device."""
     sha256 = hashlib.sha256()
-    for rows in row_slices(*X.shape, device=X.device):
-        sha256.update(X[rows].cpu().contiguous().view(torch.uint8).numpy().data)
+    for part in X.parts():
+        sha256.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
     return sha256.hexdigest()[:16]
 
 

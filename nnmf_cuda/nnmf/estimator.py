@@ -16,13 +16,15 @@ from torch import Tensor
 
 from nnmf_cuda.nnmf.checkpoint import Checkpoint, description_of_fit
 from nnmf_cuda.nnmf.fitting import Callback, Watch, fit_to_end
-from nnmf_cuda.nnmf.inputs import factor_dtype, like_input
+from nnmf_cuda.nnmf.inputs import like_input
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.projection import solve_W, updated_W
 from nnmf_cuda.nnmf.rank_choice import RankSelectionMixin
 from nnmf_cuda.nnmf.solvers import SOLVERS, Minimisation, Run, State
 from nnmf_cuda.nnmf.starts import held_factors, initial_factors
 from nnmf_cuda.nnmf.streaming import MEMORY, StreamMixin
 from nnmf_cuda.nnmf.user_warning import warn_user
+from nnmf_cuda.nnmf.weighted_matrix import check_columns
 
 
 class NNMF(
@@ -50,11 +52,13 @@ class NNMF(
             default="kullback-leibler"
         Divergence that is minimised: 2, 1, 0 or any other number. X must not contain zeros where
         it is 0 or less.
-    solver : {"mu", "accelerated-mu", "hals"}, default="mu"
+    solver : {"mu", "accelerated-mu", "hals", "semi"}, default="mu"
         How `fit` lowers the objective, W before H in each iteration; the notes say which to take.
         "mu": multiplicative updates [1]_ [2]_. "accelerated-mu": the same from extrapolated
         factors (in the manner of [5]_), for `beta_loss` in [1, 2]. "hals": hierarchical
-        alternating least squares [4]_, for ``beta_loss="frobenius"``.
+        alternating least squares [4]_, for ``beta_loss="frobenius"``. "semi": Semi-NMF [7]_, for
+        X of any sign and that loss: W stays non-negative, while H is the least-squares solution,
+        of any sign.
     init : {"random", "nndsvd", "nndsvda", "nndsvdar", "custom"}, default="random"
         Start. "random": uniform on [0, 1) plus 0.1. "nndsvd...": from a singular value
         decomposition [3]_, its zeros kept, replaced by sqrt(mean of X) (a) or by small random
@@ -81,6 +85,19 @@ class NNMF(
     fixed_components : array-like or Tensor of shape (n_fixed, n_features), default=None
         Components that are known: they are the first rows of `components_` and are held, while the
         others are learned beside them, by `fit` and `partial_fit`. Starts: "random" or "custom".
+    graph : None, "neighbors", "labels" or matrix of shape (n_samples, n_samples), default=None
+        Graph over the rows of X, along whose edges `fit` keeps W alike [8]_, for the Frobenius
+        norm and Kullback-Leibler, with any solver but "hals". "neighbors": each row with its 5
+        nearest (:func:`nnmf_cuda.nnmf.neighbor_graph` makes others). "labels": each row with all
+        of its class, by 1 / (size of the class); y of `fit` has the classes, -1 where one is not
+        known. A matrix, sparse or dense: symmetric weights >= 0. New rows have no part in it:
+        `transform` leaves it out.
+    alpha_graph : float, default=1.0
+        Strength of the graph's penalty, the lambda of [8]_: not scaled by the size of X.
+    missing_values : None, np.nan or float, default=None
+        What stands in X for an entry that nobody knows: such entries are left out of the sums of
+        `fit`, `transform` and all else, so that what is in their place does not matter. None: every
+        entry counts, and NaN is an error. More is told by `mask` and `weights` of `fit`.
     warm_start : bool, default=False
         Whether `fit` starts from the fitted `components_`, and from `W_` where X has as many rows
         (else from the W of `fresh_restarts_max_iter` updates), instead of `init`; not where W or H
@@ -138,14 +155,22 @@ class NNMF(
     ``D(X | W H) + n_features * alpha_W * (l1_ratio * sum(W) + (1 - l1_ratio) / 2 * sum(W ** 2))``
     plus the same of H with ``n_samples * alpha_H``.
 
+    With a `graph` of the weights A it also has
+    ``alpha_graph / 4 * sum(A[i, j] * ((W[i] - W[j]) ** 2).sum())``, which for "labels" is half the
+    scatter of W within classes. W H does not change where W shrinks and H grows, but that penalty
+    does: give an `alpha_H`, or many iterations drive W to zero.
+
     "mu" repeats scikit-learn's iterates and takes every `beta_loss`. "accelerated-mu" costs the
     same an iteration and usually needs far fewer of them to the same objective: take it for
     Kullback-Leibler. Every 10 iterations a start whose objective has risen is put back and goes
     on without momentum, so the recorded objective rises only where plain updates raise it, as
     they may with a penalty; a record that repeats the one before it is a block that was put
     back. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave zeros, and
-    sweeps over the factors several times for each time that it reads X. All three stop by the
-    rule of `tol`; from one start they may end in different minima.
+    sweeps over the factors several times for each time that it reads X. "semi" starts, with
+    ``init="random"``, from a random W and the H that fits it best; no iteration raises its
+    objective, nor one of "mu" with a graph, beyond rounding. It has no `partial_fit`, no
+    `select_rank` and no L1 penalty of H. All stop by the rule of `tol`; from one start they may
+    end in different minima.
 
     X may be anything scikit-learn takes densely, or a tensor on any device. uint8 means pixels
     and is read as x / 255 without a floating-point copy; other integers are counts and become
@@ -170,6 +195,10 @@ class NNMF(
        application to beta-NMF, arXiv:2401.06646.
     .. [6] Lefevre, Bach & Fevotte (2011), Online algorithms for nonnegative matrix factorization
        with the Itakura-Saito divergence, WASPAA.
+    .. [7] Ding, Li & Jordan (2010), Convex and semi-nonnegative matrix factorizations, IEEE
+       TPAMI 32(1).
+    .. [8] Cai, He, Han & Huang (2011), Graph regularized nonnegative matrix factorization for
+       data representation, IEEE TPAMI 33(8).
 
     Examples
     --------
@@ -196,6 +225,9 @@ class NNMF(
         l1_ratio: float = 0.0,
         n_init: int = 1,
         fixed_components: Any = None,
+        graph: Any = None,
+        alpha_graph: float = 1.0,
+        missing_values: float | None = None,
         warm_start: bool = False,
         transform_solver: str = "nnls",
         transform_max_iter: int = 200,
@@ -216,6 +248,9 @@ class NNMF(
         self.l1_ratio = l1_ratio
         self.n_init = n_init
         self.fixed_components = fixed_components
+        self.graph = graph
+        self.alpha_graph = alpha_graph
+        self.missing_values = missing_values
         self.warm_start = warm_start
         self.transform_solver = transform_solver
         self.transform_max_iter = transform_max_iter
@@ -232,6 +267,8 @@ class NNMF(
         H: Any = None,
         *,
         update_H: bool = True,
+        mask: Any = None,
+        weights: Any = None,
         callback: Callback | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: float = 60.0,
@@ -242,8 +279,8 @@ class NNMF(
         ----------
         X : array-like or Tensor of shape (n_samples, n_features)
             Non-negative data; see the class notes for types.
-        y : Ignored
-            Present for scikit-learn's convention.
+        y : array-like of shape (n_samples,), default=None
+            Labels of the rows for ``graph="labels"``, -1 where one is not known; else ignored.
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
             The start of ``init="custom"``, or what ``update_H=False`` needs; not modified, cast to
             the type of X.
@@ -251,6 +288,12 @@ class NNMF(
             False holds the components H and learns W alone, from the W given or from one constant
             in each row: `W_` is then what `fit` minimises for these rows. `init`, `n_init` and
             `warm_start` have no influence.
+        mask : array-like or Tensor of shape (n_samples, n_features), optional
+            bool: entries where it is False are left out, as missing ones are. Kernels read it as
+            bits. Every column needs an entry that counts; a row without one gets a W of 0.
+        weights : array-like or Tensor of shape (n_samples, n_features) or (n_samples,), optional
+            How much each entry, or each sample, counts, >= 0: what is minimised is the sum of
+            weight times divergence. 0 leaves an entry out; weights of 0 and 1 alone are a mask.
         callback : callable, optional
             Called with a :class:`nnmf_cuda.nnmf.FitRecord` at every record (see
             `objective_history_`). The fit ends where it returns True, with the best start as it
@@ -299,7 +342,8 @@ class NNMF(
         50
         """
         watch = Watch(callback, checkpoint, checkpoint_every)
-        self._fit(self._read_training(X), W, H, watch, update_H=update_H)
+        matrix = self._read_training(X, mask=mask, weights=weights)
+        self._fit(matrix, y, W, H, watch, update_H=update_H)
         return self
 
     def fit_transform(
@@ -310,6 +354,8 @@ class NNMF(
         H: Any = None,
         *,
         update_H: bool = True,
+        mask: Any = None,
+        weights: Any = None,
         callback: Callback | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: float = 60.0,
@@ -320,17 +366,20 @@ class NNMF(
         new rows are then of the same kind. X is read, checked and brought to the device once.
         """
         watch = Watch(callback, checkpoint, checkpoint_every)
-        matrix = self._read_training(X)
-        self._fit(matrix, W, H, watch, update_H=update_H)
+        matrix = self._read_training(X, mask=mask, weights=weights)
+        self._fit(matrix, y, W, H, watch, update_H=update_H)
         return like_input(self._transform(matrix), X)
 
-    def transform(self, X: Any) -> Any:
+    def transform(self, X: Any, *, mask: Any = None, weights: Any = None) -> Any:
         """Project the rows of X onto the fitted components, as `transform_solver` says.
 
         Parameters
         ----------
         X : array-like or Tensor of shape (n_samples, n_features)
             Non-negative data.
+        mask, weights : array-like or Tensor, optional
+            As for `fit`. Where they, or `missing_values`, leave entries out, "nnls" solves each row
+            by those it has; a row without one gets zeros.
 
         Returns
         -------
@@ -346,7 +395,8 @@ class NNMF(
         """
         check_is_fitted(self)
         self._check_parameters()
-        return like_input(self._transform(self._read(X, reset=False)), X)
+        matrix = self._read(X, reset=False, mask=mask, weights=weights)
+        return like_input(self._transform(matrix), X)
 
     def inverse_transform(self, X: Any) -> Any:
         """Return ``X @ components_``, the data that the coefficients X stand for.
@@ -361,6 +411,19 @@ class NNMF(
         X_original : ndarray, DataFrame or Tensor of shape (n_samples, n_features)
             Reconstructed data, in the units of the data (pixels: 0 to 1). No gradient. For a pandas
             DataFrame it is one, with the index of X and the `feature_names_in_`.
+
+        Examples
+        --------
+        What is missing in X is filled in by what the rest of its row says:
+
+        >>> import numpy as np
+        >>> from nnmf_cuda import NNMF
+        >>> X = np.outer([1.0, 2, 3, 4], [2.0, 1, 3])
+        >>> X[1, 2] = np.nan
+        >>> model = NNMF(1, missing_values=np.nan, tol=0, random_state=0)
+        >>> filled = np.where(np.isnan(X), model.inverse_transform(model.fit_transform(X)), X)
+        >>> round(filled[1, 2], 6)
+        6.0
         """
         check_is_fitted(self)
         frame = X if hasattr(X, "iloc") else None
@@ -380,16 +443,20 @@ class NNMF(
         X = X.detach() if X.is_floating_point() else X.double()
         return X @ torch.tensor(self.components_, dtype=X.dtype, device=X.device)
 
-    def _fit(self, X: Tensor, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
+    def _fit(self, X: Matrix, y: Any, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
+        check_columns(X)
         given = {"W": W, "H": H, "update_H": bool(update_H)}
+        graph = self._graph_for(X, y)
+        given["graph"] = None if graph is None else graph.digest()
+        given["alpha_graph"] = None if graph is None else self.alpha_graph
         origin = self._origin_for(X)
         if not update_H:
             if origin.fixed is not None:
                 raise ValueError("update_H=False holds all of H: use fixed_components=None")
-            W, H = held_factors(X, self.n_components, W=W, H=H)
+            W, H = held_factors(X, self.n_components, W=W, H=H, signed=self._signed)
             origin = replace(origin, init="custom", n_init=1, fixed=H)
         elif self.warm_start and W is None and H is None and hasattr(self, "components_"):
             W, H = self._warm_factors(X)
@@ -409,7 +476,7 @@ class NNMF(
             fit = description_of_fit(X, parameters, given)
             file = Checkpoint(watch.checkpoint, watch.every, fit)
             state = file.read(self.max_iter, X.device)
-        problem = self._problem(X, origin.n_fixed)
+        problem = self._problem(X, origin.n_fixed, graph)
         if state is None:
             if update_H:
                 W, H = initial_factors(X, self.n_components, origin, W=W, H=H)
@@ -430,7 +497,7 @@ class NNMF(
             )
         self._keep(outcome.run, stopped=outcome.stopped)
 
-    def _warm_factors(self, X: Tensor) -> tuple[Tensor, Tensor]:
+    def _warm_factors(self, X: Matrix) -> tuple[Tensor, Tensor]:
         """Return the fitted W and components, from which a fit to X goes on."""
         k, n_features = self.components_.shape
         for name, value, expected in (
@@ -443,9 +510,9 @@ class NNMF(
                     f"warm_start=True goes on from one fit with {k} components of {n_features} "
                     f"features, but {name} is {value}; set it to {expected}, or warm_start=False"
                 )
-        H = torch.tensor(self.components_, dtype=factor_dtype(X), device=X.device)
+        H = torch.tensor(self.components_, dtype=X.factor_dtype, device=X.device)
         W = getattr(self, "W_", None)
-        if W is None or len(W) != len(X):
+        if W is None or len(W) != X.shape[0]:
             return updated_W(self._problem(X), H, n_iter=self.fresh_restarts_max_iter), H
         return torch.tensor(W), H
 
@@ -474,9 +541,9 @@ class NNMF(
                 ConvergenceWarning,
             )
 
-    def _transform(self, X: Tensor) -> Tensor:
+    def _transform(self, X: Matrix) -> Tensor:
         # Pixels take the type that the components have.
-        dtype = None if X.dtype == torch.uint8 else X.dtype
+        dtype = None if X.pixels else X.factor_dtype
         H = torch.tensor(self.components_, dtype=dtype, device=X.device)
         solver = self.transform_solver
         if solver != "nnls":
@@ -487,7 +554,8 @@ class NNMF(
                 "less small and sparse than W_; transform_solver='same' minimises what fit does",
                 UserWarning,
             )
-        return solve_W(self._problem(X), H, solver=solver, n_iter=self.transform_max_iter)
+        problem = self._problem(X.converted(H.dtype))
+        return solve_W(problem, H, solver=solver, n_iter=self.transform_max_iter)
 
     @property
     def _n_features_out(self) -> int:
@@ -495,6 +563,9 @@ class NNMF(
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.positive_only = True
+        tags.input_tags.positive_only = not self._signed
+        tags.input_tags.sparse = True
+        missing = self.missing_values
+        tags.input_tags.allow_nan = missing is not None and math.isnan(missing)
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

@@ -1,24 +1,21 @@
-"""What `NNMF` is given: parameters, a device, and X, which is only ever read by blocks of rows."""
+"""What `NNMF` is given: parameters, a device, and X, checked."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_DIGITS_OF_MEAN = 40
-
-BLOCK_ENTRIES = 2**17
-"""Entries of X in one block: whatever is computed beside the kernels holds no more at once."""
-_TIMES_ON_CUDA = 32
-"""As much more there: a launch takes as long as the sum of such a block."""
+from nnmf_cuda.nnmf.matrix import Dense, Matrix, row_slices
+from nnmf_cuda.nnmf.sparse_matrix import Sparse, csr_tensor
+from nnmf_cuda.nnmf.weighted_matrix import Told, weighted_matrix
 
 
 def check_integer(name: str, value: Any, *, low: int, high: float = math.inf) -> None:
@@ -65,10 +62,10 @@ def resolve_device(device: Any, X: Any) -> torch.device:
     return chosen
 
 
-def check_dense_matrix(X: Any, owner: str) -> None:
+def check_matrix(X: Any, owner: str) -> None:
     """Raise for what scikit-learn does not check, in words of the estimator class `owner`.
 
-    That is an array of images, and of tensors all that is neither dense, real nor two-dimensional.
+    That is an array of images, and of tensors all but real matrices, dense or in CSR.
     """
     if getattr(X, "ndim", 2) > 2:
         raise ValueError(
@@ -77,9 +74,10 @@ def check_dense_matrix(X: Any, owner: str) -> None:
         )
     if not isinstance(X, Tensor):
         return
-    if X.layout != torch.strided:
+    if X.layout not in (torch.strided, torch.sparse_csr):
         raise TypeError(
-            f"X is a sparse tensor ({X.layout}), but {owner} needs dense data; use X.to_dense()"
+            f"X is a tensor of layout {X.layout}, but {owner} takes dense ones and torch.sparse_csr"
+            "; use X.to_sparse_csr()"
         )
     if X.is_complex():
         raise ValueError(f"Complex data not supported: X has dtype {X.dtype}")
@@ -97,20 +95,31 @@ def check_dense_matrix(X: Any, owner: str) -> None:
 
 
 def as_matrix(
-    X: NDArray[Any] | Tensor, device: torch.device, owner: str
-) -> tuple[Tensor, float, float]:
-    """Return X (n_samples, n_features) as a non-negative tensor on `device`, and its extremes.
+    X: Any, device: torch.device, owner: str, told: Told, *, signed: bool = False
+) -> tuple[Matrix, float, float]:
+    """Return X (n_samples, n_features), non-negative or `signed`, on `device`, and its extremes.
 
-    float32, float64 and uint8 (pixels) keep their type; half precision becomes float32, other
-    integers and bool become float64. Memory is shared where type, device and order allow it; no
-    gradient comes with it. The extremes of pixels, as fractions, are taken to be 0 and 1.
+    A sparse one, SciPy's in CSR or CSC or a tensor in CSR, stays sparse. float32, float64 and uint8
+    (pixels) keep their type; half precision becomes float32, other integers and bool become
+    float64. Memory is shared where type, device and order allow it; no gradient comes with it. The
+    extremes of dense pixels, as fractions, are taken to be 0 and 1. What is `told` of the entries
+    may leave some out: those are not checked.
     """
-    matrix = (_of_tensor(X) if isinstance(X, Tensor) else _of_array(X)).to(device)
-    if matrix.stride(1) != 1:  # columns lie apart: once here, not in each call of an op
-        matrix = matrix.contiguous()
-    if matrix.dtype == torch.uint8:
+    if scipy.sparse.issparse(X) or (isinstance(X, Tensor) and X.layout == torch.sparse_csr):
+        if told:
+            raise TypeError(
+                f"{told.words} needs dense X: what a sparse X does not store is a zero that counts;"
+                " use X.toarray() or X.to_dense()"
+            )
+        sparse = _sparse(X, device)
+        return sparse, *_checked_extremes(sparse, owner, signed=signed)
+    tensor = (_of_tensor(X) if isinstance(X, Tensor) else _of_array(X)).to(device)
+    if tensor.stride(1) != 1:  # columns lie apart: once here, not in each call of an op
+        tensor = tensor.contiguous()
+    matrix = weighted_matrix(tensor, told) if told else Dense(tensor)
+    if matrix.pixels:
         return matrix, 0.0, 1.0
-    return matrix, *_checked_extremes(matrix, owner)
+    return matrix, *_checked_extremes(matrix, owner, signed=signed)
 
 
 def _of_tensor(X: Tensor) -> Tensor:
@@ -124,25 +133,53 @@ def _of_array(X: NDArray[Any]) -> Tensor:
     if X.dtype != np.uint8:
         single = X.dtype.kind == "f" and X.dtype.itemsize <= 4
         X = X.astype(np.float32 if single else np.float64, copy=False)
-    if any(stride < 0 for stride in X.strides):
-        X = np.ascontiguousarray(X)
+    return _shared(X)
+
+
+def _shared(array: NDArray[Any]) -> Tensor:
+    if any(stride < 0 for stride in array.strides):
+        array = np.ascontiguousarray(array)
     with warnings.catch_warnings():
-        # A read-only array (a memory map) is shared without a copy; nothing here writes to X.
+        # A read-only array (a memory map) is shared without a copy; nothing here writes to it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(X)
+        return torch.from_numpy(array)
 
 
-def _checked_extremes(X: Tensor, owner: str) -> tuple[float, float]:
-    """Return the extremes of a floating-point X; raise for NaN, inf and negative entries."""
-    low, high = extremes(X)
+def _sparse(X: Any, device: torch.device) -> Sparse:
+    """Return X, sparse, in CSR with the columns of a row in order, sharing memory where it can."""
+    if isinstance(X, Tensor):
+        crow, col, values = X.crow_indices(), X.col_indices(), X.values()
+    else:
+        X = X.tocsr()
+        if not X.has_canonical_format:  # entries that are there twice are summed, in a copy
+            X = X.copy()
+            X.sum_duplicates()
+        crow, col, values = _shared(X.indptr), _shared(X.indices), _of_array(X.data)
+    pixels = values.dtype == torch.uint8
+    values = values.float() / 255 if pixels else _of_tensor(values)
+    try:
+        tensor = csr_tensor(crow, col, values, tuple(X.shape))
+    except RuntimeError as error:
+        raise ValueError(
+            f"X is not a matrix in CSR: {str(error).strip()} Make it anew with SciPy, whose "
+            "sum_duplicates() sorts the columns of each row and sums those that are there twice"
+        ) from error
+    return Sparse(tensor.to(device), pixels=pixels)
+
+
+def _checked_extremes(X: Matrix, owner: str, *, signed: bool) -> tuple[float, float]:
+    """Return the extremes of a floating-point X; raise for NaN, inf and, unless signed, below 0."""
+    low, high = X.extremes()
     if not (math.isfinite(low) and math.isfinite(high)):
         what = "NaN" if math.isnan(low) else "inf"
         count, row, column = _not_finite(X)
+        may_be_missing = what == "NaN" and isinstance(X, Dense)
+        remedy = ", or set missing_values=np.nan to leave them out" if may_be_missing else ""
         raise ValueError(
-            f"Input X contains {what}: {count} of {X.numel()} entries are not finite, the first "
-            f"at row {row}, column {column}. Drop those rows or fill the entries in."
+            f"Input X contains {what}: {count} of {X.n_entries} entries are not finite, the first "
+            f"at row {row}, column {column}. Drop those rows or fill the entries in{remedy}."
         )
-    if low < 0:
+    if low < 0 and not signed:
         raise ValueError(
             f"Negative values in data passed to {owner}: the smallest entry of X is {low:g}. Shift "
             "or clip X so that every entry is >= 0, for example X - X.min()."
@@ -150,11 +187,15 @@ def _checked_extremes(X: Tensor, owner: str) -> tuple[float, float]:
     return low, high
 
 
-def _not_finite(X: Tensor) -> tuple[int, int, int]:
+def _not_finite(X: Matrix) -> tuple[int, int, int]:
     """Return how many entries are not finite, and row and column of the first."""
+    if isinstance(X, Sparse):
+        places = (~torch.isfinite(X.tensor.values())).nonzero().flatten()
+        row = torch.searchsorted(X.tensor.crow_indices().long(), places[0], right=True) - 1
+        return len(places), int(row), int(X.tensor.col_indices()[places[0]])
     count, where = 0, (-1, -1)
     for rows in row_slices(*X.shape, device=X.device):
-        bad = (~torch.isfinite(X[rows])).nonzero()
+        bad = (~torch.isfinite(X.tensor[rows])).nonzero()
         if count == 0 and len(bad):
             row, column = bad[0].tolist()
             where = rows.start + row, column
@@ -165,87 +206,3 @@ def _not_finite(X: Tensor) -> tuple[int, int, int]:
 def like_input(result: Tensor, X: Any) -> Any:
     """Return `result` as X came: a tensor on X's device, or a NumPy array."""
     return result.to(X.device) if isinstance(X, Tensor) else result.cpu().numpy()
-
-
-def factor_dtype(X: Tensor) -> torch.dtype:
-    """Return the type of the factors of X: its own, float32 for uint8 pixels."""
-    return torch.float32 if X.dtype == torch.uint8 else X.dtype
-
-
-def row_slices(n_rows: int, n_columns: int, *, device: torch.device) -> Iterator[slice]:
-    """Yield the rows of each block of a matrix of this shape on this device."""
-    entries = BLOCK_ENTRIES * (_TIMES_ON_CUDA if device.type == "cuda" else 1)
-    step = max(1, entries // max(1, n_columns))
-    for first in range(0, n_rows, step):
-        yield slice(first, first + step)
-
-
-def extremes(X: Tensor) -> tuple[float, float]:
-    """Return the smallest and the largest entry; NaN reaches both."""
-    low = high = X[:1, :1].reshape(())
-    for rows in row_slices(*X.shape, device=X.device):
-        bounds = torch.aminmax(X[rows])
-        low, high = torch.minimum(low, bounds.min), torch.maximum(high, bounds.max)
-    low, high = torch.stack((low, high)).tolist()
-    return low, high
-
-
-def mean(X: Tensor) -> float:
-    """Return the mean entry, of pixels as fractions, to 40 binary digits.
-
-    Sums depend on the device, its threads and the order of rows in later digits only, so that
-    starts, which scale with the mean, are the same bits everywhere.
-    """
-    total = sum(block.sum().item() for _, block in _blocks_as(torch.float64, X))
-    if not math.isfinite(total):
-        return math.inf
-    digits, exponent = math.frexp(total / X.numel() / _unit(X))
-    return math.ldexp(round(math.ldexp(digits, _DIGITS_OF_MEAN)), exponent - _DIGITS_OF_MEAN)
-
-
-def mean_power(X: Tensor, exponent: float) -> Tensor:
-    """Return the mean of X ** exponent, of pixels as fractions: () float64 on X's device."""
-    total = X.new_zeros((), dtype=torch.float64)
-    for _, block in _blocks_as(torch.float64, X):
-        total += (block / _unit(X)).pow_(exponent).sum()
-    return total / X.numel()
-
-
-def row_means(X: Tensor) -> Tensor:
-    """Return the mean of each row, (n, 1), of pixels as fractions."""
-    result = torch.empty(len(X), 1, dtype=factor_dtype(X), device=X.device)
-    for rows, block in _blocks_as(result.dtype, X):
-        torch.mean(block, 1, keepdim=True, out=result[rows])
-    return result.div_(_unit(X))
-
-
-def product(X: Tensor, right: Tensor) -> Tensor:
-    """Return X @ right, of pixels as fractions."""
-    result = right.new_empty(len(X), right.shape[1])
-    for rows, block in _blocks_as(right.dtype, X):
-        torch.mm(block, right, out=result[rows])
-    return result.div_(_unit(X))
-
-
-def transposed_product(X: Tensor, right: Tensor) -> Tensor:
-    """Return X^T @ right, of pixels as fractions."""
-    result = right.new_zeros(X.shape[1], right.shape[1])
-    for rows, block in _blocks_as(right.dtype, X):
-        result.addmm_(block.mT, right[rows])
-    return result.div_(_unit(X))
-
-
-def _blocks_as(dtype: torch.dtype, X: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield blocks of rows in `dtype`; they share one buffer, or a heap of them would grow."""
-    buffer: Tensor | None = None
-    for rows in row_slices(*X.shape, device=X.device):
-        block = X[rows]
-        if X.dtype != dtype:
-            if buffer is None:
-                buffer = torch.empty_like(block, dtype=dtype)
-            block = buffer[: len(block)].copy_(block)
-        yield rows, block
-
-
-def _unit(X: Tensor) -> int:
-    return 255 if X.dtype == torch.uint8 else 1

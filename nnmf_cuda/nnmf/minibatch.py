@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnmf_cuda.nnmf.inputs import row_slices
+from nnmf_cuda.nnmf.matrix import Matrix, row_slices
 from nnmf_cuda.nnmf.projection import updated_W
 from nnmf_cuda.nnmf.solvers import Objective, Problem
 from nnmf_cuda.reference.nnmf import CLAMP, EPSILON, mm_exponent
@@ -33,7 +33,7 @@ def minibatch_step(
     beta_loss = problem.objective.beta_loss
     gamma = mm_exponent(beta_loss)
     W, updated, _ = problem.updated(updated_W(problem, H, n_iter=n_iter - 1), H, 1)
-    denominator = _denominator(W, H, problem.objective)
+    denominator = _denominator(W, H, problem.objective, problem.X)
     statistics = Statistics(
         forget_factor * past.numerator + updated ** (1 / gamma) * denominator,
         forget_factor * past.denominator + denominator,
@@ -57,15 +57,23 @@ def statistics_of_start(H: Tensor, mean: float, beta_loss: float) -> Statistics:
 
 
 def statistics_of_fit(W: Tensor, H: Tensor, objective: Objective) -> Statistics:
-    """Return what a fit that ended at W (n, k), H (k, f) would remember of its rows."""
+    """Return what a fit that ended at W (n, k), H (k, f) would remember of its rows.
+
+    All their entries count alike: the weights that they had are not kept.
+    """
     denominator = _denominator(W, H, objective)
     return Statistics(H ** (1 / mm_exponent(objective.beta_loss)) * denominator, denominator)
 
 
-def _denominator(W: Tensor, H: Tensor, objective: Objective) -> Tensor:
-    """Return the denominators (k, f) of the update of H, as `ops.nnmf_mu` has them."""
+def _denominator(W: Tensor, H: Tensor, objective: Objective, X: Matrix | None = None) -> Tensor:
+    """Return the denominators (k, f) of the update of H, as `ops.nnmf_mu` has them.
+
+    With the weights of X, where it has some.
+    """
     beta_loss, penalty = objective.beta_loss, objective.penalty
-    if beta_loss == 1:
+    if X is not None and X.weights_of(slice(0, 0), H.dtype) is not None:
+        total = _weighted_denominator(W, H, objective, X)
+    elif beta_loss == 1:
         sums = W.sum(0)
         total = sums.masked_fill(sums == 0, 1).unsqueeze(1).expand_as(H)
     elif beta_loss == 2:
@@ -84,4 +92,18 @@ def _power_denominator(W: Tensor, H: Tensor, objective: Objective) -> Tensor:
         part = W[rows]
         WH = part @ H
         total += part.mT @ (WH.clamp_min(floor) if beta_loss < 1 else WH) ** (beta_loss - 1)
+    return total
+
+
+def _weighted_denominator(W: Tensor, H: Tensor, objective: Objective, X: Matrix) -> Tensor:
+    """Return W^T (V (W H)^(beta - 1)), V being the weights of X."""
+    beta_loss, floor = objective.beta_loss, objective.floor
+    total = torch.zeros_like(H)
+    for rows in row_slices(len(W), H.shape[1], device=H.device):
+        weights, part = X.weights_of(rows, H.dtype), W[rows]
+        assert weights is not None
+        if beta_loss != 1:
+            WH = part @ H
+            weights = weights * (WH.clamp_min(floor) if beta_loss < 1 else WH) ** (beta_loss - 1)
+        total += part.mT @ weights
     return total

@@ -13,22 +13,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnmf_cuda import ops
+from nnmf_cuda.nnmf.graph import GRAPHS, NEIGHBORS, Graph, neighbor_graph
 from nnmf_cuda.nnmf.inputs import (
     as_matrix,
     check_choice,
-    check_dense_matrix,
     check_integer,
+    check_matrix,
     check_real,
-    extremes,
-    factor_dtype,
-    mean,
     resolve_device,
 )
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS
 from nnmf_cuda.nnmf.saving import SavingMixin
 from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem
 from nnmf_cuda.nnmf.starts import INITS, Origin, fixed_rows
 from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
+from nnmf_cuda.nnmf.weighted_matrix import Told, Weighted, check_missing_values
 
 
 class ParametersMixin(SavingMixin):
@@ -46,6 +46,9 @@ class ParametersMixin(SavingMixin):
     l1_ratio: float
     n_init: int
     fixed_components: Any
+    graph: Any
+    alpha_graph: float
+    missing_values: float | None
     warm_start: bool
     transform_solver: str
     transform_max_iter: int
@@ -75,32 +78,97 @@ class ParametersMixin(SavingMixin):
             check_integer(name, getattr(self, name), low=1)
         if not isinstance(self.warm_start, bool | np.bool_):
             raise TypeError(f"warm_start must be True or False, got {self.warm_start!r}")
+        check_missing_values(self.missing_values)
         check_real("tol", self.tol, low=0)
+        check_real("alpha_graph", self.alpha_graph, low=0)
         check_real("alpha_W", self.alpha_W, low=0)
         if self.alpha_H != "same":
             check_real("alpha_H", self.alpha_H, low=0)
         for name in ("forget_factor", "l1_ratio"):
             check_real(name, getattr(self, name), low=0, high=1)
+        if self._signed:
+            self._check_signed()
+        if self.graph is not None:
+            self._check_graph()
 
-    def _read(self, X: Any, *, reset: bool) -> Tensor:
+    def _check_signed(self) -> None:
+        """Raise for what Semi-NMF has no answer to."""
+        if self.init not in ("random", "custom"):
+            raise ValueError(
+                f"init={self.init!r} needs X >= 0, which solver='semi' does not; use "
+                "init='random', or init='custom' with a W and H of your own"
+            )
+        if self._alpha_H * self.l1_ratio > 0:
+            raise ValueError(
+                f"solver='semi' finds H by least squares, which an L1 penalty has none of: "
+                f"alpha_H={self.alpha_H!r} with l1_ratio={self.l1_ratio} is one; use alpha_H=0 "
+                "(alpha_W stays), or l1_ratio=0"
+            )
+
+    def _check_graph(self) -> None:
+        """Raise for what knows no graph."""
+        if isinstance(self.graph, str):
+            check_choice("graph", self.graph, GRAPHS)
+        if not SOLVERS[self.solver].takes_graph:
+            raise ValueError(
+                f"solver={self.solver!r} does not lower the penalty of a graph; use solver='mu', "
+                "'accelerated-mu' or 'semi', or graph=None"
+            )
+        if ops.beta_loss_to_float(self.beta_loss) not in (1, 2):
+            raise ValueError(
+                "graph goes with beta_loss='frobenius' (2) and 'kullback-leibler' (1), got "
+                f"{self.beta_loss!r}; use one of them, or graph=None"
+            )
+
+    def _check_weighted(self) -> None:
+        """Raise for what counts all entries of X alike."""
+        if not self._signed and self.graph is None:
+            return
+        what = "solver='semi'" if self._signed else "graph"
+        raise ValueError(
+            f"{what} counts all entries of X alike and knows no missing values, mask or weights; "
+            "fill the entries in, or use another solver and graph=None"
+        )
+
+    @property
+    def _signed(self) -> bool:
+        """Whether X and H may have any sign."""
+        return self.solver == "semi"
+
+    @property
+    def _alpha_H(self) -> float:
+        return self.alpha_W if self.alpha_H == "same" else self.alpha_H
+
+    def _read(self, X: Any, *, reset: bool, mask: Any = None, weights: Any = None) -> Matrix:
         """Return X as a checked matrix where it is computed with, its features and units recorded.
 
-        Without `reset` they are compared with those recorded before.
+        Without `reset` they are compared with those recorded before. `mask` and `weights` are the
+        user's, of entries of X.
         """
+        told = Told(mask, weights, self.missing_values)
         device, owner = resolve_device(self.device, X), type(self).__name__
-        check_dense_matrix(X, owner)
+        check_matrix(X, owner)
         if isinstance(X, Tensor):
             # scikit-learn's own record and comparison, without a copy of the data.
             stand_in = np.broadcast_to(np.float32(0), tuple(X.shape))
             validate_data(self, stand_in, reset=reset, skip_check_array=True)
         else:
-            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
-        matrix, smallest, largest = as_matrix(X, device, owner)
-        pixels = matrix.dtype == torch.uint8
+            X = validate_data(
+                self,
+                X,
+                reset=reset,
+                dtype="numeric",
+                ensure_all_finite=False,
+                accept_sparse=("csr", "csc"),
+            )
+        matrix, smallest, largest = as_matrix(X, device, owner, told, signed=self._signed)
+        if isinstance(matrix, Weighted):
+            self._check_weighted()
         if reset:
-            self._units = asdict(Units(pixels, largest, mean(matrix), smallest))
+            mean = matrix.mean_power(2).sqrt().item() if self._signed else matrix.mean()
+            self._units = asdict(Units(matrix.pixels, largest, mean, smallest))
         else:
-            warn_of_other_units(self._fitted_units, pixels=pixels, largest=largest)
+            warn_of_other_units(self._fitted_units, pixels=matrix.pixels, largest=largest)
         return matrix
 
     @property
@@ -109,24 +177,28 @@ class ParametersMixin(SavingMixin):
         known: dict[str, Any] = getattr(self, "_units", None) or vars(UNKNOWN)
         return Units(**known)
 
-    def _read_training(self, X: Any, *, reset: bool = True) -> Tensor:
+    def _read_training(
+        self, X: Any, *, reset: bool = True, mask: Any = None, weights: Any = None
+    ) -> Matrix:
         """Check the parameters and return X, in which the divergence must be finite."""
         self._check_parameters()
-        matrix = self._read(X, reset=reset)
+        matrix = self._read(X, reset=reset, mask=mask, weights=weights)
         self._check_zeros(matrix)
         if reset:
             warn_of_range(
                 self._fitted_units,
                 beta_loss=ops.beta_loss_to_float(self.beta_loss),
-                dtype=factor_dtype(matrix),
+                dtype=matrix.factor_dtype,
             )
         return matrix
 
-    def _check_zeros(self, X: Tensor) -> None:
-        if ops.beta_loss_to_float(self.beta_loss) <= 0 and extremes(X)[0] == 0:
+    def _check_zeros(self, X: Matrix) -> None:
+        if ops.beta_loss_to_float(self.beta_loss) <= 0 and X.extremes()[0] == 0:
             raise ValueError(
-                f"X contains zeros, for which beta_loss={self.beta_loss!r} is infinite; add a "
-                "small value to X or use a beta_loss above 0"
+                # scikit-learn's words first.
+                "When beta_loss <= 0 and X contains zeros, the solver may diverge: with beta_loss="
+                f"{self.beta_loss!r} the divergence of a zero is infinite; add a small value to X "
+                "or use a beta_loss above 0"
             )
 
     def _objective(self, n_samples: int, n_features: int, dtype: torch.dtype) -> Objective:
@@ -134,20 +206,34 @@ class ParametersMixin(SavingMixin):
 
         The floor is that of the units of the fit, so that a row's result is its own.
         """
-        alpha_H = self.alpha_W if self.alpha_H == "same" else self.alpha_H
         penalty = Penalty(
             l1_reg_W=n_features * self.alpha_W * self.l1_ratio,
-            l1_reg_H=n_samples * alpha_H * self.l1_ratio,
+            l1_reg_H=n_samples * self._alpha_H * self.l1_ratio,
             l2_reg_W=n_features * self.alpha_W * (1 - self.l1_ratio),
-            l2_reg_H=n_samples * alpha_H * (1 - self.l1_ratio),
+            l2_reg_H=n_samples * self._alpha_H * (1 - self.l1_ratio),
         )
         beta_loss = ops.beta_loss_to_float(self.beta_loss)
-        return Objective(beta_loss, penalty, self._fitted_units.floor(dtype, beta_loss))
+        floor = self._fitted_units.floor(dtype, beta_loss)
+        return Objective(beta_loss, penalty, floor, self._signed)
 
-    def _problem(self, X: Tensor, n_fixed: int = 0) -> Problem:
-        return Problem(X, self._objective(len(X), X.shape[1], factor_dtype(X)), n_fixed)
+    def _problem(self, X: Matrix, n_fixed: int = 0, graph: Graph | None = None) -> Problem:
+        return Problem(X, self._objective(*X.shape, X.factor_dtype), n_fixed, graph)
 
-    def _origin_for(self, X: Tensor) -> Origin:
+    def _graph_for(self, X: Matrix, y: Any) -> Graph | None:
+        """Return the graph over the rows of X, made of them or of the labels y where asked to."""
+        if self.graph is None:
+            return None
+        n_samples = X.shape[0]
+        matrix, where = self.graph, (n_samples, self.alpha_graph, X.device)
+        if isinstance(matrix, str) and matrix == "labels":
+            if y is None:
+                raise ValueError("graph='labels' needs the labels of the samples: fit(X, y)")
+            return Graph.of_labels(y, *where)
+        if isinstance(matrix, str):
+            matrix = neighbor_graph(X.tensor, min(NEIGHBORS, n_samples - 1))
+        return Graph.of_matrix(matrix, *where)
+
+    def _origin_for(self, X: Matrix) -> Origin:
         """Return how fits to X start, and what they hold."""
         fixed = self.fixed_components
         return Origin(
@@ -155,7 +241,8 @@ class ParametersMixin(SavingMixin):
             self.n_init,
             self.random_state,
             self._fitted_units.scale,
-            None if fixed is None else fixed_rows(fixed, X),
+            None if fixed is None else fixed_rows(fixed, X, signed=self._signed),
+            self._signed,
         )
 
     def _progress(

@@ -6,11 +6,9 @@ estimator share.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from nnmf_cuda import ops
-from nnmf_cuda.nnmf.inputs import product, row_means
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.solvers import Problem
 
 TRANSFORM_SOLVERS = ("nnls", "mu", "same")
@@ -23,32 +21,29 @@ def solve_W(problem: Problem, H: Tensor, *, solver: str, n_iter: int) -> Tensor:
     those are made.
     """
     if solver == "nnls":
-        return ops.project(problem.X, H)
+        return problem.X.project(H)
     if solver == "same" and problem.objective.beta_loss == 2:
-        return _least_squares(problem, H)
+        penalty = problem.objective.penalty
+        return problem.X.project(H, l1_reg=penalty.l1_reg_W, l2_reg=penalty.l2_reg_W)
     return updated_W(problem, H, n_iter=n_iter)
 
 
 def updated_W(problem: Problem, H: Tensor, *, n_iter: int) -> Tensor:
     """Run `n_iter` multiplicative updates of W from `constant_W`; H (k, f) is fixed."""
-    return problem.updated(constant_W(problem.X, H), H, n_iter, update_H=False)[0]
+    start = constant_W(problem.X, H, signed=problem.objective.signed)
+    return problem.updated(start, H, n_iter, update_H=False)[0]
 
 
-def constant_W(X: Tensor, H: Tensor) -> Tensor:
-    """Return the W (n, k) with one number in a row at which the row of W H has the mean of X's."""
+def constant_W(X: Matrix, H: Tensor, *, signed: bool = False) -> Tensor:
+    """Return the W (n, k) with one number in a row at which the row of W H has the mean of X's.
+
+    Where X and H are `signed` means say nothing: there it is the largest share that a component
+    alone would have, of either sign.
+    """
+    if signed:
+        longest = H.square().sum(1).max()
+        shares = X.product(H.mT).abs().amax(1, keepdim=True) / longest.masked_fill(longest == 0, 1)
+        return shares.expand(-1, len(H)).contiguous()
     of_one = H.sum() / H.shape[1]  # the mean of W H for W of ones
-    means = row_means(X).to(H.dtype) / of_one.masked_fill(of_one == 0, 1)
+    means = X.row_means().to(H.dtype) / of_one.masked_fill(of_one == 0, 1)
     return means.expand(-1, len(H)).contiguous()
-
-
-def _least_squares(problem: Problem, H: Tensor) -> Tensor:
-    """Minimise half the squared error plus l1 sum(W) + l2 / 2 sum(W ** 2), exactly."""
-    penalty = problem.objective.penalty
-    if penalty.l1_reg_W == penalty.l2_reg_W == 0:
-        return ops.project(problem.X, H)
-    # The sums in float64, or components that are nearly dependent would lose what tells them apart.
-    wide = H.double()
-    ridge = penalty.l2_reg_W * torch.eye(len(H), dtype=wide.dtype, device=H.device)
-    cross = product(problem.X, wide.mT) - penalty.l1_reg_W
-    solution: Tensor = ops.nnls(wide @ wide.mT + ridge, cross).to(H.dtype)
-    return solution

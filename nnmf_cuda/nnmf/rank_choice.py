@@ -89,6 +89,11 @@ class RankSelectionMixin(ParametersMixin):
         self._check_parameters()
         check_integer("n_init", n_init, low=2)
         check_choice("criterion", criterion, tuple(SLACK))
+        if self._signed:
+            raise ValueError(
+                "select_rank compares the shares that components have of the samples, which those "
+                "of solver='semi', of any sign, do not have; compare fits by reconstruction_err_"
+            )
         if max_samples is not None:
             check_integer("max_samples", max_samples, low=2)
         # A copy, because reading X sets what an estimator was fitted with: features and units.
@@ -98,7 +103,7 @@ class RankSelectionMixin(ParametersMixin):
         ranks = read_ranks(n_components, min(matrix.shape), origin.n_fixed)
         rows = rows_of_consensus(matrix, max_samples, self.random_state)
         runs = grid_runs(
-            reader._problem(matrix, origin.n_fixed),
+            reader._problem(matrix, origin.n_fixed, reader._graph_for(matrix, None)),
             ranks,
             origin,
             solver=self.solver,

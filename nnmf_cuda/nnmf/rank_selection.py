@@ -18,7 +18,8 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from nnmf_cuda.nnmf.inputs import check_integer, factor_dtype, row_means
+from nnmf_cuda.nnmf.inputs import check_integer
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.solvers import SOLVERS, Problem, Run, all_runs
 from nnmf_cuda.nnmf.starts import Origin, iter_starts
 
@@ -171,10 +172,10 @@ def read_ranks(n_components: Any, limit: int, n_fixed: int = 0) -> list[int]:
     return ranks
 
 
-def rows_of_consensus(X: Tensor, max_samples: int | None, random_state: Any) -> Tensor:
+def rows_of_consensus(X: Matrix, max_samples: int | None, random_state: Any) -> Tensor:
     """Return the samples (n_rows,) whose clusters are compared, ascending."""
     # A row of zeros has a share of no component.
-    rows = np.flatnonzero(row_means(X).flatten().cpu().numpy() > 0)
+    rows = np.flatnonzero(X.row_means().flatten().cpu().numpy() > 0)
     if len(rows) < 2:
         raise ValueError(
             f"X has {len(rows)} rows that are not all zeros, but stability is compared over pairs "
@@ -206,24 +207,24 @@ def grid_runs(
     the CPU) share batches, filled up with zeros to the largest: every start of a batch costs what
     that one costs. A group of more than `batch_entries` is split into batches of about one size.
     """
-    shape, on_cpu = problem.X.shape, problem.X.device.type == "cpu"
+    X, on_cpu = problem.X, problem.X.device.type == "cpu"
     step = width or (1 if on_cpu else _WIDTH_ON_GPU)
 
     def group_of(rank: int) -> tuple[int, int]:
-        return -(-rank // step), SOLVERS[solver].sweeps(shape, rank)
+        return -(-rank // step), SOLVERS[solver].sweeps(X, rank)
 
     for _, group in groupby(ranks, group_of):
         members = list(group)
         keys = ((rank, restart) for rank in members for restart in range(origin.n_init))
-        queue = chain.from_iterable(iter_starts(problem.X, rank, origin) for rank in members)
+        queue = chain.from_iterable(iter_starts(X, rank, origin) for rank in members)
         total = len(members) * origin.n_init
-        n_batches = math.ceil(total / max(1, batch_entries // (sum(shape) * members[-1])))
+        n_batches = math.ceil(total / max(1, batch_entries // (sum(X.shape) * members[-1])))
         for index in range(n_batches):  # the fewest, alike in size
             size = total * (index + 1) // n_batches - total * index // n_batches
             batch = list(islice(keys, size))
             runs = all_runs(
                 problem,
-                *_stacked(problem.X, list(islice(queue, size))),
+                *_stacked(X, list(islice(queue, size))),
                 solver=solver,
                 max_iter=max_iter,
                 tol=tol,
@@ -233,11 +234,12 @@ def grid_runs(
                 yield replace(run, restart=batch[run.restart][1])
 
 
-def _stacked(X: Tensor, starts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _stacked(X: Matrix, starts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return W (B, n, k_max) and H (B, k_max, f) on X's device, zeros beyond a start's own rank."""
     (n_samples, n_features), widest = X.shape, max(len(H) for _, H in starts)
-    stacked_W = X.new_zeros((len(starts), n_samples, widest), dtype=factor_dtype(X))
-    stacked_H = X.new_zeros((len(starts), widest, n_features), dtype=factor_dtype(X))
+    like = torch.empty(0, dtype=X.factor_dtype, device=X.device)
+    stacked_W = like.new_zeros(len(starts), n_samples, widest)
+    stacked_H = like.new_zeros(len(starts), widest, n_features)
     for index, (W, H) in enumerate(starts):
         stacked_W[index, :, : len(H)] = W
         stacked_H[index, : len(H)] = H

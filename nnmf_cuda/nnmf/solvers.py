@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
-from nnmf_cuda.nnmf.inputs import factor_dtype, mean_power
+from nnmf_cuda.nnmf.graph import Graph, graph_updates
+from nnmf_cuda.nnmf.matrix import Matrix
+from nnmf_cuda.nnmf.semi import semi_updates
 
 CHECK_EVERY = 10
 """Iterations between two tests of convergence (scikit-learn's)."""
@@ -61,19 +63,21 @@ class Objective:
     beta_loss: float
     penalty: Penalty
     floor: float = ops.EPSILON  # of W H where it is divided by; see `Units.floor`
+    signed: bool = False  # X and H may have any sign: Semi-NMF
 
 
 @dataclass(frozen=True)
 class Problem:
     """The data (n_samples, n_features) and what is minimised over W and H."""
 
-    X: Tensor
+    X: Matrix
     objective: Objective
     n_fixed: int = 0  # the first rows of H, which are held
+    graph: Graph | None = None  # whose penalty is part of the objective
 
     @cached_property
     def _mean_power(self) -> Tensor:
-        return mean_power(self.X, self.objective.beta_loss)
+        return self.X.mean_power(self.objective.beta_loss)
 
     def rounding(self, error: Tensor) -> Tensor:
         """Return how far errors of this size, (B,) float64, move by rounding alone.
@@ -83,43 +87,65 @@ class Problem:
         that, the rounding of each of the N entries on its own moves about one part in sqrt(N).
         """
         beta_loss = self.objective.beta_loss
-        eps = _ROUNDINGS * torch.finfo(factor_dtype(self.X)).eps
+        eps = _ROUNDINGS * torch.finfo(self.X.factor_dtype).eps
         of_factors = eps * self._mean_power.sqrt()
-        if beta_loss in (0, 1, 2):
+        if beta_loss in (0, 1, 2) and not self.X.sums_cancel:
             return of_factors.expand_as(error)
         # Kernels make other divergences of differences: what is left has the rounding of the sums.
-        scale = torch.finfo(torch.float64).eps / abs(beta_loss * (beta_loss - 1))
-        of_sums = scale * self.X.numel() * self._mean_power
+        scale = torch.finfo(torch.float64).eps / (abs(beta_loss * (beta_loss - 1)) or 1)
+        of_sums = scale * self.X.n_entries * self._mean_power
         return of_factors + of_sums / error.clamp_min(torch.finfo(torch.float64).tiny)
 
     def at(self, W: Tensor, H: Tensor, divergence: Tensor | None = None) -> Iterate:
         """Return the factors with their objective; the divergence is computed if not at hand."""
         if divergence is None:
             beta_loss, floor = self.objective.beta_loss, self.objective.floor
-            divergence = ops.nnmf_divergence(self.X, W, H, beta_loss=beta_loss, floor=floor)
-        return Iterate(W, H, divergence, divergence + self.objective.penalty.value(W, H))
+            divergence = self.X.divergence(W, H, beta_loss=beta_loss, floor=floor)
+        penalty = self.objective.penalty.value(W, H)
+        if self.graph is not None:
+            penalty += self.graph.value(W)
+        return Iterate(W, H, divergence, divergence + penalty)
 
     def moves(self, H: Tensor) -> bool:
         """Whether any row of H (..., k, f) is learnt."""
         return self.n_fixed < H.shape[-2]
 
     def updated(
-        self, W: Tensor, H: Tensor, n_iter: int, *, update_H: bool = True, **options: Any
+        self,
+        W: Tensor,
+        H: Tensor,
+        n_iter: int,
+        *,
+        update_H: bool = True,
+        compute_divergence: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run `n_iter` multiplicative updates; options and results are those of `ops.nnmf_mu`."""
+        """Run `n_iter` multiplicative updates; options and results are those of `ops.nnmf_mu`.
+
+        Where X has any sign, H goes to its minimum instead.
+        """
         objective = self.objective
-        return ops.nnmf_mu(
-            self.X,
-            W,
-            H,
-            beta_loss=objective.beta_loss,
-            n_iter=n_iter,
-            floor=objective.floor,
-            update_H=update_H and self.moves(H),
-            n_fixed=self.n_fixed,
+        of_loss: dict[str, Any] = {"beta_loss": objective.beta_loss, "floor": objective.floor}
+        shared: dict[str, Any] = {
+            "n_iter": n_iter,
+            "update_H": update_H and self.moves(H),
+            "n_fixed": self.n_fixed,
             **vars(objective.penalty),
-            **options,
-        )
+        }
+        if self.graph is None and not objective.signed:
+            shared["compute_divergence"] = compute_divergence
+            return self.X.mu(W, H, **of_loss, **shared)
+        single = W.ndim == 2
+        if single:
+            W, H = W[None], H[None]
+        if objective.signed:
+            W, H = semi_updates(self.X, W, H, graph=self.graph, **shared)
+        else:
+            assert self.graph is not None
+            W, H = graph_updates(self.X, W, H, self.graph, **of_loss, **shared)
+        divergence = W.new_full((len(W),), torch.nan, dtype=torch.float64)
+        if compute_divergence:
+            divergence = self.X.divergence(W, H, **of_loss)
+        return (W[0], H[0], divergence[0]) if single else (W, H, divergence)
 
 
 @dataclass(frozen=True)
@@ -158,6 +184,7 @@ class Solver(ABC):
     """One way to lower the objective; may hold state for each start of a batch."""
 
     keeps_zeros: ClassVar[bool] = False  # entries that are zero at the start stay so
+    takes_graph: ClassVar[bool] = True  # lowers the penalty of a graph too
 
     def __init__(self, problem: Problem, n_inner: int = 1) -> None:
         self.problem = problem
@@ -168,7 +195,7 @@ class Solver(ABC):
         """Raise unless the solver lowers this divergence."""
 
     @staticmethod
-    def sweeps(shape: Sequence[int], n_components: int) -> int:
+    def sweeps(X: Matrix, n_components: int) -> int:
         """Return the `n_inner` of a rank: only starts that agree in it can share a batch."""
         return 1
 
@@ -206,8 +233,23 @@ class MultiplicativeUpdates(Solver):
         return self.problem.updated(W, H, n_iter, compute_divergence=True)
 
 
+class SemiUpdates(MultiplicativeUpdates):
+    """Semi-NMF: updates of W, and for each the H of any sign that fits it best."""
+
+    @staticmethod
+    def check(beta_loss: float) -> None:
+        """Raise unless the divergence is the Frobenius norm's."""
+        if beta_loss != 2:
+            raise ValueError(
+                "solver='semi' minimises beta_loss='frobenius' (2) only, for no other divergence "
+                f"knows entries below 0, got {beta_loss:g}; use beta_loss='frobenius'"
+            )
+
+
 class Hals(Solver):
     """Hierarchical alternating least squares, `n_inner` sweeps for each time that X is read."""
+
+    takes_graph = False
 
     @staticmethod
     def check(beta_loss: float) -> None:
@@ -219,15 +261,14 @@ class Hals(Solver):
             )
 
     @staticmethod
-    def sweeps(shape: Sequence[int], n_components: int) -> int:
+    def sweeps(X: Matrix, n_components: int) -> int:
         """Return how often to sweep over the factors for each time that X is read."""
-        work_on_X, work_of_sweep = math.prod(shape), sum(shape) * n_components
-        return min(_INNER_MAX, 1 + int(_INNER_SHARE * work_on_X / work_of_sweep))
+        work_of_sweep = sum(X.shape) * n_components
+        return min(_INNER_MAX, 1 + int(_INNER_SHARE * X.n_read / work_of_sweep))
 
     def update(self, W: Tensor, H: Tensor, n_iter: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return W, H and their divergence after `n_iter` passes over X."""
-        return ops.nnmf_hals(
-            self.problem.X,
+        return self.problem.X.hals(
             W,
             H,
             n_iter=n_iter,
@@ -332,6 +373,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "mu": MultiplicativeUpdates,
     "accelerated-mu": AcceleratedUpdates,
     "hals": Hals,
+    "semi": SemiUpdates,
 }
 """What the parameter `solver` of `NNMF` may be."""
 
@@ -415,7 +457,7 @@ class Minimisation:
         self.objectives = [list(objectives) for objectives in state.objectives]
         rank = state.at.W.shape[2]
         self._ranks = [rank] * len(self.objectives) if ranks is None else ranks
-        (n_inner,) = {SOLVERS[solver].sweeps(problem.X.shape, rank) for rank in self._ranks}
+        (n_inner,) = {SOLVERS[solver].sweeps(problem.X, rank) for rank in self._ranks}
         self._stepper = SOLVERS[solver](problem, n_inner)
         self._stepper.recall(state.memory)
 

@@ -16,8 +16,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.extmath import svd_flip
 from torch import Tensor
 
-from nnmf_cuda.nnmf.inputs import factor_dtype, product, transposed_product
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.projection import constant_W
+from nnmf_cuda.nnmf.semi import least_squares_H
 
 FloatArray = NDArray[Any]
 
@@ -38,6 +39,7 @@ class Origin:
     random_state: Any = None
     mean: float = 1.0  # of X, see `Units.scale`: starts that are not the user's scale with it
     fixed: Tensor | None = None  # (m, n_features), of X's factors: the first rows of every H
+    signed: bool = False  # X and H may have any sign: Semi-NMF
 
     @property
     def n_fixed(self) -> int:
@@ -46,7 +48,7 @@ class Origin:
 
 
 def initial_factors(
-    X: Tensor, n_components: Any, origin: Origin, *, W: Any = None, H: Any = None
+    X: Matrix, n_components: Any, origin: Origin, *, W: Any = None, H: Any = None
 ) -> tuple[Tensor, Tensor]:
     """Return the starts W (n_init, n, k) and H (n_init, k, f) of a fit, on X's device.
 
@@ -63,8 +65,9 @@ def initial_factors(
                 f"init='custom' needs both W and H; {missing} is missing: fit(X, W=, H=)"
             )
         wanted = len(H) if wanted is None else wanted
-        W = _given("W", W, X, (len(X), wanted))
-        return W[None], _holding(origin, _given("H", H, X, (wanted, X.shape[1])))[None]
+        W = _given("W", W, X, (X.shape[0], wanted))
+        H = _given("H", H, X, (wanted, X.shape[1]), signed=origin.signed)
+        return W[None], _holding(origin, H)[None]
     if W is not None or H is not None:
         raise ValueError(f"W and H are starts of init='custom', but init={origin.init!r}")
     k = wanted or max(min(_AUTO_COMPONENTS, *X.shape), origin.n_fixed)
@@ -73,7 +76,7 @@ def initial_factors(
     return W.to(X.device), H.to(X.device)
 
 
-def initial_components(X: Tensor, n_components: Any, origin: Origin, *, H: Any = None) -> Tensor:
+def initial_components(X: Matrix, n_components: Any, origin: Origin, *, H: Any = None) -> Tensor:
     """Return the components H (k, f) from which a stream that begins with X (n, f) starts."""
     init = origin.init
     wanted = _requested(n_components, X, origin)
@@ -91,7 +94,7 @@ def initial_components(X: Tensor, n_components: Any, origin: Origin, *, H: Any =
     return start[1].to(X.device)
 
 
-def iter_starts(X: Tensor, n_components: int, origin: Origin) -> Iterator[tuple[Tensor, Tensor]]:
+def iter_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield `n_init` starts that are not the user's, W (n, k) and H (k, f) on the CPU."""
     if origin.n_init > 1 and origin.init not in ("random", "nndsvdar"):
         raise ValueError(
@@ -104,7 +107,10 @@ def iter_starts(X: Tensor, n_components: int, origin: Origin) -> Iterator[tuple[
             "init='custom' with a W and H of your own"
         )
     draw = _random if origin.init == "random" else _nndsvd
-    dtype = factor_dtype(X)
+    if origin.signed:
+        yield from _fitted_starts(X, n_components, origin)
+        return
+    dtype = X.factor_dtype
     for drawn in draw(X, n_components, origin):
         W, H = (torch.from_numpy(factor).to(dtype) for factor in drawn)
         if origin.fixed is not None:
@@ -116,7 +122,7 @@ def iter_starts(X: Tensor, n_components: int, origin: Origin) -> Iterator[tuple[
 
 
 def held_factors(
-    X: Tensor, n_components: Any, *, W: Any = None, H: Any = None
+    X: Matrix, n_components: Any, *, W: Any = None, H: Any = None, signed: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the start W (n, k) and the components H (k, f) of a fit that holds H.
 
@@ -124,12 +130,13 @@ def held_factors(
     """
     if H is None:
         raise ValueError("update_H=False needs the components to hold: fit(X, H=, update_H=False)")
-    H = _given("H", H, X, (len(H) if n_components == "auto" else n_components, X.shape[1]))
-    W = constant_W(X, H) if W is None else _given("W", W, X, (len(X), len(H)))
+    shape = (len(H) if n_components == "auto" else n_components, X.shape[1])
+    H = _given("H", H, X, shape, signed=signed)
+    W = constant_W(X, H, signed=signed) if W is None else _given("W", W, X, (X.shape[0], len(H)))
     return W, H
 
 
-def fixed_rows(fixed_components: Any, X: Tensor) -> Tensor:
+def fixed_rows(fixed_components: Any, X: Matrix, *, signed: bool = False) -> Tensor:
     """Return the components (m, f) that all fits to X are to hold, checked."""
     fixed_components = _as_tensor("fixed_components", fixed_components)
     if fixed_components.ndim != 2:
@@ -138,13 +145,13 @@ def fixed_rows(fixed_components: Any, X: Tensor) -> Tensor:
             f"{tuple(fixed_components.shape)}"
         )
     shape = (len(fixed_components), X.shape[1])
-    fixed = _given("fixed_components", fixed_components, X, shape)
+    fixed = _given("fixed_components", fixed_components, X, shape, signed=signed)
     if not bool(fixed.any(dim=1).all()):
         raise ValueError("fixed_components has a row of zeros, which no data can be made of")
     return fixed
 
 
-def _requested(n_components: Any, X: Tensor, origin: Origin) -> int | None:
+def _requested(n_components: Any, X: Matrix, origin: Origin) -> int | None:
     """Return the number of components asked for, None for "auto"; raise where it cannot be had."""
     if n_components == "auto":
         return None
@@ -152,7 +159,7 @@ def _requested(n_components: Any, X: Tensor, origin: Origin) -> int | None:
     if n_components > limit and _of_singular_vectors(origin.init):
         raise ValueError(
             f"n_components={n_components} is above min(n_samples, n_features) = {limit}, so that "
-            f"init={origin.init!r} has no more starts for X of shape {tuple(X.shape)}; use "
+            f"init={origin.init!r} has no more starts for X of shape {X.shape}; use "
             f"n_components <= {limit} or init='random'"
         )
     if n_components < origin.n_fixed:
@@ -177,16 +184,19 @@ def _holding(origin: Origin, H: Tensor) -> Tensor:
     return H if origin.fixed is None else torch.cat((origin.fixed, H[origin.n_fixed :]))
 
 
-def _given(name: str, factor: Any, X: Tensor, shape: tuple[int, int]) -> Tensor:
+def _given(
+    name: str, factor: Any, X: Matrix, shape: tuple[int, int], *, signed: bool = False
+) -> Tensor:
     """Return the user's factor, checked, in the type and on the device of X's factors."""
     factor = _as_tensor(name, factor)
     if tuple(factor.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(factor.shape)}")
-    if not bool(torch.isfinite(factor).all()) or bool((factor < 0).any()):
-        raise ValueError(f"{name} must be finite and >= 0, as every later iterate is")
+    if not bool(torch.isfinite(factor).all()) or (not signed and bool((factor < 0).any())):
+        bound = "" if signed else " and >= 0, as every later iterate is"
+        raise ValueError(f"{name} must be finite{bound}")
     if factor.numel() and not bool(factor.any()):
         raise ValueError(f"{name} is full of zeros; a start needs positive entries to grow from")
-    moved: Tensor = factor.to(X.device, factor_dtype(X))
+    moved: Tensor = factor.to(X.device, X.factor_dtype)
     return moved
 
 
@@ -205,7 +215,7 @@ def _as_tensor(name: str, factor: Any) -> Tensor:
 
 
 def _random(
-    X: Tensor, n_components: int, origin: Origin
+    X: Matrix, n_components: int, origin: Origin
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
     """Uniform on [0, 1) plus 0.1, the start of the paper, scaled so that W H has the mean of X."""
     rng = check_random_state(origin.random_state)
@@ -218,8 +228,22 @@ def _random(
         )
 
 
+def _fitted_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[Tensor, Tensor]]:
+    """Uniform W on [0, 1) plus 0.1, and the H of any sign that fits it best."""
+    rng = check_random_state(origin.random_state)
+    shape = (X.shape[0], n_components)
+    for _ in range(origin.n_init):
+        drawn = rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=shape)
+        W = torch.from_numpy(drawn).to(X.factor_dtype)
+        H = torch.zeros(n_components, X.shape[1], dtype=W.dtype, device=X.device)
+        if origin.fixed is not None:
+            H[: origin.n_fixed] = origin.fixed
+        moved = W[None].to(X.device)
+        yield W, least_squares_H(X, moved, H[None], n_fixed=origin.n_fixed)[0].cpu()
+
+
 def _nndsvd(
-    X: Tensor, n_components: int, origin: Origin
+    X: Matrix, n_components: int, origin: Origin
 ) -> Iterable[tuple[FloatArray, FloatArray]]:
     """NNDSVD (Boutsidis & Gallopoulos 2008) with zeros kept, averaged (a) or drawn (ar).
 
@@ -245,7 +269,7 @@ def _filled(factor: FloatArray, average: float, rng: np.random.RandomState) -> F
 
 
 def _nndsvd_factors(
-    X: Tensor, n_components: int, random_state: Any, *, zero: float
+    X: Matrix, n_components: int, random_state: Any, *, zero: float
 ) -> tuple[FloatArray, FloatArray]:
     U, S, V = randomized_svd(X, n_components, random_state)
     W, H = np.zeros_like(U), np.zeros_like(V)
@@ -277,7 +301,7 @@ def _dominant_part(u: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray
 
 
 def randomized_svd(
-    X: Tensor, n_components: int, random_state: Any
+    X: Matrix, n_components: int, random_state: Any
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return U (n, k), S (k,) and V^T (k, f) of the leading singular vectors of X.
 
@@ -286,12 +310,13 @@ def randomized_svd(
     products with X run on its device, block by block; all else has the size of the factors.
     """
     wide = X.shape[0] < X.shape[1]
-    times, transposed = partial(_times, X, product), partial(_times, X, transposed_product)
+    times = partial(_times, X.product, X.device)
+    transposed = partial(_times, X.transposed_product, X.device)
     if wide:  # work on the transpose, as scikit-learn does
         times, transposed = transposed, times
     rng = check_random_state(random_state)
     size = n_components + _OVERSAMPLES
-    dtype = torch.empty(0, dtype=factor_dtype(X)).numpy().dtype
+    dtype = torch.empty(0, dtype=X.factor_dtype).numpy().dtype
     Q = rng.normal(size=(min(X.shape), size)).astype(dtype, copy=False)
     for _ in range(7 if n_components < 0.1 * min(X.shape) else 4):
         Q = _normalised(times(Q))
@@ -304,9 +329,9 @@ def randomized_svd(
 
 
 def _times(
-    X: Tensor, multiply: Callable[[Tensor, Tensor], Tensor], right: FloatArray
+    multiply: Callable[[Tensor], Tensor], device: torch.device, right: FloatArray
 ) -> FloatArray:
-    result = multiply(X, torch.from_numpy(np.ascontiguousarray(right)).to(X.device))
+    result = multiply(torch.from_numpy(np.ascontiguousarray(right)).to(device))
     return result.cpu().numpy()
 
 

@@ -6,9 +6,11 @@ from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 
 from nnmf_cuda import ops
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.minibatch import (
     Statistics,
     minibatch_step,
@@ -31,6 +33,20 @@ _OF_FIT_ALONE = (
 )
 
 
+def _has_stream(model: ParametersMixin) -> bool:
+    """Whether there is a `partial_fit`; says why not as scikit-learn's own estimators do."""
+    for name, other, absent in (
+        ("solver", "mu", model.solver == "semi"),
+        ("graph", None, model.graph is not None),
+    ):
+        if absent:
+            raise AttributeError(
+                f"partial_fit has no {name}={getattr(model, name)!r:.80}: fit to all rows at once, "
+                f"or use {name}={other!r}"
+            )
+    return True
+
+
 class StreamMixin(ParametersMixin):
     """Gives `NNMF` its `partial_fit`."""
 
@@ -38,7 +54,10 @@ class StreamMixin(ParametersMixin):
     n_components_: int
     n_steps_: int
 
-    def partial_fit(self, X: Any, y: Any = None, *, H: Any = None) -> Self:
+    @available_if(_has_stream)  # type: ignore[untyped-decorator]
+    def partial_fit(
+        self, X: Any, y: Any = None, *, H: Any = None, mask: Any = None, weights: Any = None
+    ) -> Self:
         """Improve the components by the rows X, one mini-batch of a stream.
 
         The W of the mini-batch is found from H, then H from what is remembered of all
@@ -55,14 +74,15 @@ class StreamMixin(ParametersMixin):
             Present for scikit-learn's convention.
         H : array-like or Tensor of shape (n_components, n_features)
             The start of ``init="custom"``, used by the first call.
+        mask, weights : array-like or Tensor
+            As for `fit`. The rows of a fit before count with all their entries.
         """
-        matrix = self._read_training(X, reset=not hasattr(self, "components_"))
+        reset = not hasattr(self, "components_")
+        matrix = self._read_training(X, reset=reset, mask=mask, weights=weights)
         origin = self._origin_for(matrix)
         components, past = self._stream(matrix, H, origin)
-        if matrix.dtype != torch.uint8:
-            matrix = matrix.to(components.dtype)
         components, statistics = minibatch_step(
-            self._problem(matrix, origin.n_fixed),
+            self._problem(matrix.converted(components.dtype), origin.n_fixed),
             components,
             past,
             n_iter=self.fresh_restarts_max_iter,
@@ -75,7 +95,7 @@ class StreamMixin(ParametersMixin):
         for name in attributes:
             self.__dict__.pop(name, None)
 
-    def _stream(self, X: Tensor, H: Any, origin: Origin) -> tuple[Tensor, Statistics]:
+    def _stream(self, X: Matrix, H: Any, origin: Origin) -> tuple[Tensor, Statistics]:
         """Return the components and the memory with which a stream meets the rows X."""
         if not hasattr(self, "components_"):
             components = initial_components(X, self.n_components, origin, H=H)

@@ -49,6 +49,25 @@ def _crown_bounds(
     return tuple(found)
 
 
+def _nnmf_weighted_mu(
+    X: Tensor,
+    W: Tensor,
+    H: Tensor,
+    weights: Tensor,
+    active: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Call the reference, one for both ops; a schema has tensors first, and these have weights."""
+    return reference.nnmf_mu(X, W, H, active, weights=weights, **options)
+
+
+def _nnmf_weighted_hals(
+    X: Tensor, W: Tensor, H: Tensor, weights: Tensor, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Call the reference, as above."""
+    return reference.nnmf_hals(X, W, H, weights=weights, **options)
+
+
 OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "nnmf_mu": (
         "(Tensor X, Tensor W, Tensor H, Tensor? active=None, *, float beta_loss, int n_iter,"
@@ -68,6 +87,46 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
         " bool compute_divergence=False, int n_fixed=0) -> (Tensor, Tensor, Tensor)",
         reference.nnmf_hals,
+    ),
+    "nnmf_weighted_mu": (
+        "(Tensor X, Tensor W, Tensor H, Tensor weights, Tensor? active=None, *, float beta_loss,"
+        " int n_iter, bool update_H=True,"
+        " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
+        f" bool compute_divergence=False, float floor={reference.EPSILON}, int n_fixed=0)"
+        " -> (Tensor, Tensor, Tensor)",
+        _nnmf_weighted_mu,
+    ),
+    "nnmf_weighted_divergence": (
+        "(Tensor X, Tensor W, Tensor H, Tensor weights, *, float beta_loss,"
+        f" float floor={reference.EPSILON}) -> Tensor",
+        reference.nnmf_divergence,
+    ),
+    "nnmf_weighted_hals": (
+        "(Tensor X, Tensor W, Tensor H, Tensor weights, *, int n_iter, int n_inner=1,"
+        " bool update_H=True,"
+        " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
+        " bool compute_divergence=False, int n_fixed=0) -> (Tensor, Tensor, Tensor)",
+        _nnmf_weighted_hals,
+    ),
+    "nnmf_sparse_mu": (
+        "(Tensor crow, Tensor col, Tensor values, Tensor W, Tensor H, Tensor? active=None, *,"
+        " float beta_loss, int n_iter, bool update_H=True,"
+        " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
+        f" bool compute_divergence=False, float floor={reference.EPSILON}, int n_fixed=0)"
+        " -> (Tensor, Tensor, Tensor)",
+        reference.nnmf_sparse_mu,
+    ),
+    "nnmf_sparse_divergence": (
+        "(Tensor crow, Tensor col, Tensor values, Tensor W, Tensor H, *, float beta_loss,"
+        f" float floor={reference.EPSILON}) -> Tensor",
+        reference.nnmf_sparse_divergence,
+    ),
+    "nnmf_sparse_hals": (
+        "(Tensor crow, Tensor col, Tensor values, Tensor W, Tensor H, *, int n_iter,"
+        " int n_inner=1, bool update_H=True,"
+        " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
+        " bool compute_divergence=False, int n_fixed=0) -> (Tensor, Tensor, Tensor)",
+        reference.nnmf_sparse_hals,
     ),
     "nnls": (
         "(Tensor gram, Tensor cross, Tensor? passive=None, *, float tol=0.)"

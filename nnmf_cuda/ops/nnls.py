@@ -21,6 +21,7 @@ from nnmf_cuda.ops._schema import (
     serving,
 )
 from nnmf_cuda.ops._transforms import find_op, register_gradient
+from nnmf_cuda.ops.nnmf_sparse import is_sparse, product_with, require_data
 from nnmf_cuda.reference.nnmf import as_float
 
 __all__ = ["NnlsInfo", "nnls", "project"]
@@ -220,7 +221,8 @@ def project(
     ----------
     X : Tensor of shape (n_features,), (n_samples, n_features) or (B, n_samples, n_features)
         Of H's dtype, or uint8 read as pixels (x / 255). Two-dimensional X is shared by a batch
-        of H; one-dimensional X is one row, for two-dimensional H.
+        of H; one-dimensional X is one row, for two-dimensional H. Or a matrix in torch's sparse
+        CSR, as in `nnmf_mu`, which is never made dense and has no gradient.
     H : Tensor of shape (n_components, n_features) or (B, n_components, n_features)
         float32 or float64.
     passive : Tensor of h's shape, optional
@@ -257,10 +259,10 @@ def project(
     >>> project(torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
     tensor([[2., 0.]])
     """
-    for name, value in (("X", X), ("H", H)):
-        require_tensor(name, value)
+    require_data(X)
+    require_tensor("H", H)
     require_dtype("H", H, FLOATS)
-    require_dtype("X", X, (H.dtype, torch.uint8))
+    require_dtype("X", X, (H.dtype,) if is_sparse(X) else (H.dtype, torch.uint8))
     require_same_device(X=X, H=H)
     require_dims("H", H, (2, 3))
     require_dims("X", X, (2, 3) if H.dim() == 3 else (1, 2))
@@ -274,11 +276,34 @@ def project(
         )
     shape = (*H.shape[:-2], *X.shape[-2:-1], H.shape[-2])
     start = check_options(H, shape, passive, tol, return_residual, return_info)
+    if is_sparse(X):
+        return _project_sparse(X, H, start, tol, return_residual, return_info)
     solved, free, pivots = serving("project", X, H)(
         with_dims(X, 2), with_dims(H, 3), start, tol=tol
     )
     h: Tensor = solved.reshape(shape)
     residual = partial(_project_residual, with_dims(X, 2), H, with_dims(h, 2))
+    return with_info(h, free, pivots, residual, return_residual, return_info)
+
+
+def _project_sparse(
+    X: Tensor,
+    H: Tensor,
+    start: Tensor | None,
+    tol: float,
+    return_residual: bool,
+    return_info: bool,
+) -> Tensor | tuple[Tensor, Tensor | NnlsInfo]:
+    """Solve `project`'s rows from their products with H, which need the non-zeros alone."""
+    if X.requires_grad:
+        raise ValueError("project has no gradient to sparse X: detach it, or use X.to_dense()")
+    wide = H.double()
+    gram, cross = wide @ wide.mT, product_with(X, wide.mT)
+    solved, free, pivots = serving("nnls", gram, cross)(
+        with_dims(gram, 3), with_dims(cross, 3), start, tol=tol
+    )
+    h = solved.to(H.dtype).reshape(cross.shape)
+    residual = partial(kkt_residual, gram, cross, h)
     return with_info(h, free, pivots, residual, return_residual, return_info)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from nnmf_cuda.ops._schema import (
     require_tensor,
     serving,
 )
+from nnmf_cuda.ops.nnmf_sparse import is_sparse, require_data, serving_data
+from nnmf_cuda.ops.nnmf_weights import require_weights
 from nnmf_cuda.reference import EPSILON
 
 __all__ = ["EPSILON", "beta_loss_to_float", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]
@@ -61,6 +65,7 @@ def nnmf_mu(
     active: Tensor | None = None,
     floor: float = EPSILON,
     n_fixed: int = 0,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run multiplicative updates on one or many factorisations X ~= W @ H.
 
@@ -71,7 +76,9 @@ def nnmf_mu(
     ----------
     X : Tensor of shape (n_samples, n_features) or (B, n_samples, n_features)
         Non-negative data, of W's dtype, or uint8 read as pixels (x / 255). Two-dimensional X is
-        shared by all problems of the batch. Signs are not checked.
+        shared by all problems of the batch. Signs are not checked. Or one matrix in torch's sparse
+        CSR, of W's dtype, which is never made dense; its columns ascend within a row, each there
+        once, as torch requires without checking it (`coalesce` of COO sums what is there twice).
     W : Tensor of shape (n_samples, n_components) or (B, n_samples, n_components)
         Non-negative start, float32 or float64.
     H : Tensor of shape (n_components, n_features) or (B, n_components, n_features)
@@ -95,6 +102,10 @@ def nnmf_mu(
         around 1, too high for much smaller ones, which then call for ``EPSILON * X.mean()``.
     n_fixed : int, default=0
         The first `n_fixed` rows of H stay as they are, while their columns of W are updated.
+    weights : Tensor of shape (n_samples, n_features) or of X's, optional
+        What is lowered is the sum of weight times divergence over all entries. Numbers >= 0 of W's
+        dtype (signs are not checked), or a mask as bits: uint8, with ceil(n_features / 8) in place
+        of n_features (`pack_mask`). An entry of weight 0 is not read: it may be anything, NaN too.
 
     Returns
     -------
@@ -115,7 +126,8 @@ def nnmf_mu(
     With Q = X (W H)^(beta - 2) the update is W <- W * (Q H^T / ((W H)^(beta - 1) H^T))^gamma, then
     the same for H, with gamma and all other floors as in scikit-learn. (Its version 1.9.1 adds
     `l1_reg_W` anew in every iteration with `update_H=False` and Kullback-Leibler; this op adds it
-    once.)
+    once.) Weights multiply Q and (W H)^(beta - 1) entry by entry [3]_; a row or a column of X whose
+    weights are all 0 gets factors of 0.
     O(B n_samples n_features n_components) per iteration. Not differentiable: backward raises.
 
     References
@@ -123,6 +135,8 @@ def nnmf_mu(
     .. [1] Lee & Seung (2001), Algorithms for non-negative matrix factorization, NIPS 13.
     .. [2] Fevotte & Idier (2011), Algorithms for nonnegative matrix factorization with the
        beta-divergence, Neural Computation 23(9).
+    .. [3] Blondel, Ho & Van Dooren (2008), Weighted nonnegative matrix factorization and face
+       feature extraction, report of UCLouvain.
 
     Examples
     --------
@@ -145,10 +159,11 @@ def nnmf_mu(
     _check_active(active, W)
     _check_floor(floor, W)
     return _run(
-        serving("nnmf_mu", W, H),
+        "nnmf_mu",
         X,
         W,
         H,
+        weights,
         n_iter,
         n_fixed,
         (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
@@ -174,6 +189,7 @@ def nnmf_hals(
     l2_reg_H: float = 0.0,
     compute_divergence: bool = False,
     n_fixed: int = 0,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run hierarchical alternating least squares on one or many factorisations X ~= W @ H.
 
@@ -198,6 +214,8 @@ def nnmf_hals(
         Whether to return the divergence of the final factors.
     n_fixed : int, default=0
         The first `n_fixed` rows of H stay as they are, while their columns of W are updated.
+    weights : Tensor, optional
+        As in `nnmf_mu`.
 
     Returns
     -------
@@ -215,7 +233,8 @@ def nnmf_hals(
     With G = H H^T + l2 I and C = X H^T - l1, column t of W becomes
     max(0, W_t - (W G_t - C_t) / G_tt), for t in ascending order; a column with G_tt = 0 stays.
     The objective never rises. O(B n_samples n_features n_components) per iteration, and
-    `n_inner` times (n_samples + n_features) n_components^2. Not differentiable: backward raises.
+    `n_inner` times (n_samples + n_features) n_components^2. With weights each row has a G of its
+    own, which is never formed: each sweep is over all of X. Not differentiable: backward raises.
 
     References
     ----------
@@ -233,10 +252,11 @@ def nnmf_hals(
     """
     require_count("n_inner", n_inner, low=1)
     return _run(
-        serving("nnmf_hals", W, H),
+        "nnmf_hals",
         X,
         W,
         H,
+        weights,
         n_iter,
         n_fixed,
         (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
@@ -247,16 +267,17 @@ def nnmf_hals(
 
 
 def _run(
-    op: Any,
+    name: str,
     X: Tensor,
     W: Tensor,
     H: Tensor,
+    weights: Tensor | None,
     n_iter: int,
     n_fixed: int,
     penalties: tuple[float, float, float, float],
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Check the arguments that the solvers share and call `op` with a batch dimension."""
+    """Check the arguments that the solvers share and call the op with a batch dimension."""
     _check_factors(X, W, H)
     require_count("n_iter", n_iter, low=0)
     named = dict(zip(_PENALTIES, penalties, strict=True))
@@ -270,10 +291,21 @@ def _run(
     batched = W.dim() == 3
     if not batched:
         W, H = W.unsqueeze(0), H.unsqueeze(0)
-    new_W, new_H, divergence = op(X, W, H, n_iter=n_iter, n_fixed=n_fixed, **named, **options)
+    op = _serving(name, X, W, H, weights)
+    new_W, new_H, divergence = op(W, H, n_iter=n_iter, n_fixed=n_fixed, **named, **options)
     if batched:
         return new_W, new_H, divergence
     return new_W.squeeze(0), new_H.squeeze(0), divergence.squeeze(0)
+
+
+def _serving(
+    name: str, X: Tensor, W: Tensor, H: Tensor, weights: Tensor | None
+) -> Callable[..., Any]:
+    """Return what serves the op `name` for checked factors: a function of W, H and options."""
+    if weights is None:
+        return serving_data(name, X, W, H)
+    require_weights(weights, X, W)
+    return partial(serving(name.replace("nnmf_", "nnmf_weighted_"), W, H), X, weights=weights)
 
 
 def nnmf_divergence(
@@ -283,6 +315,7 @@ def nnmf_divergence(
     *,
     beta_loss: float | str = "kullback-leibler",
     floor: float = EPSILON,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Beta-divergence of X from W @ H, per problem.
 
@@ -296,13 +329,17 @@ def nnmf_divergence(
     floor : float, default=EPSILON
         Lower bound of W H where it is divided by or raised to a negative power; entries of X up to
         it count as zeros. As in `nnmf_mu`; scikit-learn's by default.
+    weights : Tensor, optional
+        As in `nnmf_mu`.
 
     Returns
     -------
     Tensor of shape () or (B,)
         float64, summed in float64. Compiled kernels form W H in the factors' dtype and each term
         without cancellation, so that float32 keeps about 7 digits even near an exact fit, where
-        what is left is the rounding of W H.
+        what is left is the rounding of W H. For sparse X, W H is formed in float64; what it puts
+        where X is zero is its whole sum less that at the non-zeros, so that what lies below about
+        1e-15 of that sum is rounding.
 
     Raises
     ------
@@ -325,8 +362,7 @@ def nnmf_divergence(
     _check_factors(X, W, H)
     _check_floor(floor, W)
     batched = W.dim() == 3
-    divergence: Tensor = serving("nnmf_divergence", W, H)(
-        X,
+    divergence: Tensor = _serving("nnmf_divergence", X, W, H, weights)(
         W if batched else W.unsqueeze(0),
         H if batched else H.unsqueeze(0),
         beta_loss=beta_loss_to_float(beta_loss),
@@ -362,11 +398,12 @@ def _check_floor(floor: float, W: Tensor) -> None:
 
 
 def _check_factors(X: Tensor, W: Tensor, H: Tensor) -> None:
-    for name, value in (("X", X), ("W", W), ("H", H)):
+    require_data(X)
+    for name, value in (("W", W), ("H", H)):
         require_tensor(name, value)
     require_dtype("W", W, FLOATS)
     require_dtype("H", H, (W.dtype,))
-    require_dtype("X", X, (W.dtype, torch.uint8))
+    require_dtype("X", X, (W.dtype,) if is_sparse(X) else (W.dtype, torch.uint8))
     require_same_device(X=X, W=W, H=H)
     require_dims("W", W, (2, 3))
     require_dims("H", H, (W.dim(),))

@@ -13,5 +13,6 @@ from nnmf_cuda.reference.images import *
 from nnmf_cuda.reference.nnls import *
 from nnmf_cuda.reference.nnls_dense import *
 from nnmf_cuda.reference.nnmf import *
+from nnmf_cuda.reference.nnmf_sparse import *
 from nnmf_cuda.reference.philox import *
 from nnmf_cuda.reference.training import *

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -294,6 +296,41 @@ def test_a_damaged_chunk_is_told_by_its_place(tmp_path: Path, rng: np.random.Gen
     path.write_bytes(bytes(content))
     with pytest.raises(ValueError, match="'images' cannot be read from image 0 on"):
         streamed(path)
+
+
+@pytest.mark.parametrize("kind", ["zarr", "zarr2"])
+@pytest.mark.parametrize("damaged", ["description", "chunk"])
+def test_much_damage_to_zarr_ends_with_one_line(
+    kind: str, damaged: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Also of what the library reads in tasks of its own, whose errors it tells at the very end."""
+    path = SAVE[kind](tmp_path, arrays(rng), 7)
+    (path / "notes").mkdir()
+    marks = {"zarr.json", ".zarray", ".zattrs", ".zgroup"}
+    files = [file for file in path.glob("*/**/*") if file.is_file()]
+    hit = [file for file in files if (file.name in marks) == (damaged == "description")]
+    assert len(hit) >= 3
+    for file in hit:
+        file.write_bytes(b'{"damaged": 1')
+    command = (sys.executable, "-m", "nnmf_cuda.cli", "audit", f"--data={path}", "--resolution=8")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(rf"nnmf-cuda: error: .*{re.escape(str(path))}.*'[a-z]+'.*", line)
+
+
+def test_a_folder_of_no_array_in_a_zarr_group_is_passed_over(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    zarr = pytest.importorskip("zarr")
+    content = arrays(rng)
+    path = save_zarr(tmp_path, content, 7)
+    (path / "notes").mkdir()
+    (path / "readme.txt").write_text("no array")
+    zarr.open_group(path, mode="a").create_group("more").create_array(
+        "images", shape=(1, 2, 3), dtype="u1"
+    )
+    np.testing.assert_array_equal(streamed(path), content["images"])
 
 
 def test_shapes_without_content_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """scikit-learn's names for NNMF, so that its own tests of NMF run on ours.
 
-Nothing is computed here: parameters are renamed, sparse matrices made dense, and results handed
-back under the names that scikit-learn has for them. What NNMF lacks, the adapters lack.
+Nothing is computed here: parameters are renamed, and results handed back under the names that
+scikit-learn has for them. What NNMF lacks, the adapters lack.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import scipy.sparse
 import sklearn.decomposition
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin
 from sklearn.utils import gen_batches
 
 from nnmf_cuda import NNMF, ops
+from nnmf_cuda.nnmf.inputs import as_matrix
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.starts import Origin, initial_factors
 
 SOLVERS = {"mu": "mu", "cd": "hals"}
@@ -43,10 +44,6 @@ def own_tests_of_nmf(path: Path) -> ModuleType:
     return module
 
 
-def dense(X: Any) -> Any:
-    return X.toarray() if scipy.sparse.issparse(X) else X
-
-
 class Adapter(ClassNamePrefixFeaturesOutMixin, BaseEstimator):
     """What both estimators share: a model of ours beside scikit-learn's parameters."""
 
@@ -66,7 +63,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, BaseEstimator):
         return self
 
     def transform(self, X: Any) -> Any:
-        return self.model_.transform(dense(X))
+        return self.model_.transform(X)
 
     def inverse_transform(self, X: Any) -> Any:
         return self.model_.inverse_transform(X)
@@ -110,7 +107,6 @@ class NMF(Adapter):
         self.shuffle = shuffle
 
     def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> Any:
-        X = dense(X)
         model = self.our_model(X).fit(X, W=W, H=H)
         self.keep(model)
         self.reconstruction_err_ = model.reconstruction_err_
@@ -164,10 +160,9 @@ class MiniBatchNMF(Adapter):
         self.verbose = verbose
 
     def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> Any:
-        X = dense(X)
         self.__dict__.pop("model_", None)
         for _ in range(self.max_iter):
-            for rows in gen_batches(len(X), self.batch_size):
+            for rows in gen_batches(X.shape[0], self.batch_size):
                 self.partial_fit(X[rows], W=W, H=H)
         W = self.transform(X)
         beta = ops.beta_loss_to_float(self.beta_loss)
@@ -175,7 +170,6 @@ class MiniBatchNMF(Adapter):
         return W
 
     def partial_fit(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> MiniBatchNMF:
-        X = dense(X)
         if not hasattr(self, "model_"):
             self.model_ = self.our_model(
                 X,
@@ -203,7 +197,7 @@ def non_negative_factorization(
     if update_H:
         W = estimator.fit_transform(X, W=W, H=H)
         return W, estimator.components_, estimator.model_.n_iter_
-    X, estimator.n_components = dense(X), len(H)
+    estimator.n_components = len(H)
     model = estimator.our_model(X)
     return model.fit_transform(X, H=H, update_H=False), model.components_, model.n_iter_
 
@@ -212,11 +206,17 @@ def initialize_nmf(
     X: Any, n_components: int, init: Any = None, random_state: Any = None
 ) -> tuple[Any, Any]:
     origin = Origin(init, random_state=random_state, mean=float(X.mean()))
-    W, H = initial_factors(torch.from_numpy(X), n_components, origin)
+    W, H = initial_factors(matrix_of(X), n_components, origin)
     return W[0].numpy(), H[0].numpy()
 
 
 def beta_divergence(X: Any, W: Any, H: Any, beta: float, square_root: bool = False) -> float:
-    X, W, H = (torch.from_numpy(np.asarray(value)) for value in (dense(X), W, H))
-    divergence = float(ops.nnmf_divergence(X.to(W.dtype), W, H, beta_loss=beta))
+    W, H = (torch.from_numpy(np.asarray(factor)) for factor in (W, H))
+    matrix = matrix_of(X).converted(W.dtype)
+    divergence = float(matrix.divergence(W, H, beta_loss=beta, floor=ops.EPSILON))
     return float(np.sqrt(2 * max(divergence, 0.0))) if square_root else divergence
+
+
+def matrix_of(X: Any) -> Matrix:
+    matrix, *_ = as_matrix(X, torch.device("cpu"), "NMF")
+    return matrix

@@ -1,29 +1,14 @@
-"""What NNMF reads, how it refuses what it cannot use, and what is asked of X block by block."""
+"""What NNMF reads, and how it refuses what it cannot use."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
-import scipy.sparse
 import torch
 from sklearn.exceptions import NotFittedError
 
 from nnmf_cuda import NNMF
-from nnmf_cuda.nnmf import inputs
-from nnmf_cuda.nnmf.inputs import (
-    as_matrix,
-    extremes,
-    mean,
-    product,
-    row_means,
-    row_slices,
-    transposed_product,
-)
-from tests.helpers import DEVICES
-
-SHAPES = [(1, 1), (1, 50), (7, 3), (23, 11), (40, 5)]
+from nnmf_cuda.nnmf.inputs import as_matrix
 
 
 @pytest.fixture
@@ -122,12 +107,10 @@ def test_nnmf_rejects_another_number_of_features(X, as_input):
         fitted(X).transform(as_input(X[:, :30]))
 
 
-@pytest.mark.parametrize(
-    "sparse", [scipy.sparse.csr_array, lambda X: torch.from_numpy(X).to_sparse()]
-)
-def test_nnmf_rejects_sparse_input_with_the_remedy(X, sparse):
-    with pytest.raises(TypeError, match=r"dense.*(toarray|to_dense)\(\)"):
-        NNMF(3).fit(sparse(X))
+@pytest.mark.parametrize("layout", ["to_sparse_coo", "to_sparse_csc"])
+def test_nnmf_rejects_other_sparse_layouts_with_the_remedy(X, layout):
+    with pytest.raises(TypeError, match=r"torch.sparse_c.*use X\.to_sparse_csr\(\)"):
+        NNMF(3).fit(getattr(torch.from_numpy(X), layout)())
 
 
 def test_nnmf_rejects_complex_tensors(X):
@@ -139,9 +122,9 @@ def test_nnmf_rejects_complex_tensors(X):
 def test_nnmf_rejects_zeros_where_the_divergence_is_infinite(X, as_input):
     model = fitted(X, beta_loss=-1, transform_solver="mu")
     X[3, 3] = 0
-    with pytest.raises(ValueError, match="X contains zeros, for which beta_loss='itakura-saito'"):
+    with pytest.raises(ValueError, match="X contains zeros, .* beta_loss='itakura-saito'"):
         NNMF(3, beta_loss="itakura-saito").fit(as_input(X))
-    with pytest.raises(ValueError, match="X contains zeros, for which beta_loss=-1"):
+    with pytest.raises(ValueError, match="X contains zeros, .* beta_loss=-1 the divergence"):
         model.transform(as_input(X))
     assert model.set_params(transform_solver="nnls").transform(as_input(X)).shape == (21, 3)
 
@@ -229,75 +212,6 @@ def test_columns_that_lie_apart_are_copied_once(order):
     X = np.asfortranarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
     X = np.ascontiguousarray(X) if order == "C" else X
     matrix, *_ = as_matrix(X, torch.device("cpu"), "NNMF")
-    assert matrix.stride(1) == 1
-    assert (matrix.data_ptr() == X.ctypes.data) == (order == "C")
-    assert (matrix.numpy() == X).all()
-
-
-# --- blocks of a few rows -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(inputs, "BLOCK_ENTRIES", 33)
-
-
-@pytest.mark.parametrize("shape", [*SHAPES, (5, 0)])
-@pytest.mark.usefixtures("small_blocks")
-def test_row_slices_cover_every_row_once(shape):
-    for device, most in (("cpu", 33), ("cuda", 32 * 33)):
-        slices = list(row_slices(*shape, device=torch.device(device)))
-        assert [i for rows in slices for i in range(shape[0])[rows]] == list(range(shape[0]))
-        assert all(len(range(shape[0])[rows]) * shape[1] <= max(most, shape[1]) for rows in slices)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.usefixtures("small_blocks")
-def test_blocks_add_up_to_the_whole(rng, shape, dtype, transposed, device):
-    X = rng.integers(0, 256, shape).astype(dtype)
-    tensor = torch.from_numpy(X.T.copy()).T if transposed else torch.from_numpy(X)
-    tensor = tensor.to(device)
-    dense = X / 255 if dtype == np.uint8 else X.astype(np.float64)
-    right, left = rng.random((shape[1], 4)), rng.random((shape[0], 4))
-    kind = np.float64 if dtype == np.float64 else np.float32
-    tolerance = {"rtol": 30 * np.finfo(kind).eps}
-
-    def moved(array):
-        return torch.from_numpy(array.astype(kind)).to(device)
-
-    assert extremes(tensor) == (X.min(), X.max())
-    assert mean(tensor) == pytest.approx(dense.mean(), rel=2e-12)  # 40 binary digits
-    np.testing.assert_allclose(row_means(tensor).cpu(), dense.mean(1, keepdims=True), **tolerance)
-    np.testing.assert_allclose(product(tensor, moved(right)).cpu(), dense @ right, **tolerance)
-    np.testing.assert_allclose(
-        transposed_product(tensor, moved(left)).cpu(), dense.T @ left, **tolerance
-    )
-
-
-def test_the_mean_does_not_depend_on_the_order_of_rows_or_on_threads(rng):
-    X = torch.from_numpy(rng.gamma(1, size=(3000, 101)))
-    threads, seen = torch.get_num_threads(), set()
-    try:
-        for n_threads in (1, 2, 3):
-            torch.set_num_threads(n_threads)
-            for order in (slice(None), *(rng.permutation(3000) for _ in range(5))):
-                seen.add(mean(X[order]))
-    finally:
-        torch.set_num_threads(threads)
-    (found,) = seen
-    assert found == pytest.approx(X.mean().item(), rel=1e-11)
-    assert mean(X / 1024) == found / 1024
-    assert mean(torch.full((2, 3), 255, dtype=torch.uint8)) == 1
-    assert mean(torch.zeros(2, 3)) == 0
-    assert mean(torch.full((2, 3), 1.7e308, dtype=torch.float64)) == math.inf
-
-
-@pytest.mark.parametrize("row", [0, 20])
-@pytest.mark.usefixtures("small_blocks")
-def test_extremes_are_nan_where_an_entry_is(row):
-    X = torch.ones(23, 11)
-    X[row, 2] = torch.nan
-    assert all(math.isnan(bound) for bound in extremes(X))
+    assert matrix.tensor.stride(1) == 1
+    assert (matrix.tensor.data_ptr() == X.ctypes.data) == (order == "C")
+    assert (matrix.tensor.numpy() == X).all()

@@ -10,6 +10,7 @@ import scipy.optimize
 import torch
 
 from nnmf_cuda import NNMF, ops
+from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.projection import constant_W
 
 PENALTIES = [
@@ -121,7 +122,7 @@ def test_nnls_warns_once_that_it_leaves_the_penalty_out(X):
 def test_constant_W_has_the_mean_of_each_row(rng):
     X, H = torch.from_numpy(rng.random((6, 9))), torch.from_numpy(5 * rng.random((3, 9)))
     X[2] = 0
-    W = constant_W(X, H)
+    W = constant_W(Dense(X), H)
     torch.testing.assert_close((W @ H).mean(1), X.mean(1))
     assert W.shape == (6, 3)
-    assert constant_W(X, torch.zeros_like(H)).isfinite().all()
+    assert constant_W(Dense(X), torch.zeros_like(H)).isfinite().all()

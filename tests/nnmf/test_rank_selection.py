@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from nnmf_cuda import NNMF, RankSelection, ops
 from nnmf_cuda.nnmf import rank_choice, rank_selection
+from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.rank_selection import (
     assignments,
     component_similarity,
@@ -286,11 +287,11 @@ def X(request, rng):
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize(("solver", "beta_loss"), SOLVED)
 def test_each_run_of_a_mixed_batch_is_its_own(X, solver, beta_loss, penalty):
-    problem = Problem(X, Objective(beta_loss, PENALTIES[penalty]))
+    problem = Problem(Dense(X), Objective(beta_loss, PENALTIES[penalty]))
     options = {"solver": solver, "max_iter": 400, "tol": 1e-3}
     origin = Origin("random", n_init=2, random_state=1, mean=X.mean().item())
     sweeps = SOLVERS[solver].sweeps
-    ranks = [rank for rank in (2, 3, 4, 6, 9) if sweeps(X.shape, rank) == sweeps(X.shape, 4)]
+    ranks = [rank for rank in (2, 3, 4, 6, 9) if sweeps(Dense(X), rank) == sweeps(Dense(X), 4)]
     together = {
         (run.n_components, run.restart): run
         for run in grid_runs(problem, ranks, origin, width=16, **options)
@@ -298,7 +299,7 @@ def test_each_run_of_a_mixed_batch_is_its_own(X, solver, beta_loss, penalty):
     assert sorted(together) == [(rank, restart) for rank in ranks for restart in range(2)]
     lengths = set()
     for (rank, restart), run in together.items():
-        W, H = list(iter_starts(X, rank, origin))[restart]
+        W, H = list(iter_starts(Dense(X), rank, origin))[restart]
         (alone,) = all_runs(problem, W[None].to(X.device), H[None].to(X.device), **options)
         assert run.W.shape == (23, rank)
         assert run.H.shape == (rank, 37)
@@ -362,7 +363,7 @@ def batches(monkeypatch):
 )
 def test_ranks_share_batches_of_bounded_size(rng, batches, ranks, n_init, options, want):
     X = torch.from_numpy(rng.random((23, 37)))
-    problem = Problem(X, Objective(1.0, Penalty()))
+    problem = Problem(Dense(X), Objective(1.0, Penalty()))
     origin = Origin("random", n_init=n_init, random_state=0)
     runs = grid_runs(problem, ranks, origin, solver="mu", max_iter=1, tol=0, **options)
     ended = sorted((run.n_components, run.restart) for run in runs)
@@ -372,12 +373,12 @@ def test_ranks_share_batches_of_bounded_size(rng, batches, ranks, n_init, option
 
 def test_only_ranks_with_the_same_sweeps_share_a_batch_of_hals(rng, batches):
     X = torch.from_numpy(rng.random((60, 90)))
-    problem = Problem(X, Objective(2.0, Penalty()))
+    problem = Problem(Dense(X), Objective(2.0, Penalty()))
     ranks = [2, 3, 4, 5, 6, 7, 8]
     origin = Origin("random", random_state=0)
     list(grid_runs(problem, ranks, origin, solver="hals", max_iter=1, tol=0, width=8))
     # 1 + half of 5400 / (150 k), at most 10.
-    assert [SOLVERS["hals"].sweeps(X.shape, rank) for rank in ranks] == [10, 7, 5, 4, 4, 3, 3]
+    assert [SOLVERS["hals"].sweeps(Dense(X), rank) for rank in ranks] == [10, 7, 5, 4, 4, 3, 3]
     assert batches == [(1, 2), (1, 3), (1, 4), (2, 6), (2, 8)]
     W, H = X.new_ones(2, 60, 8), X.new_ones(2, 8, 90)
     with pytest.raises(ValueError, match="too many values to unpack"):

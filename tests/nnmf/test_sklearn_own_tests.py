@@ -27,10 +27,6 @@ EXPECTED_FAILURES = {
     "our message has other words": (
         "test_parameter_checking",
         "test_non_negative_factorization_checking",
-        "test_nmf_negative_beta_loss[csr_matrix]",
-        "test_nmf_negative_beta_loss[csr_array]",
-        "test_minibatch_nmf_negative_beta_loss[-0.5]",
-        "test_minibatch_nmf_negative_beta_loss[0.0]",
         "test_nmf_custom_init_shape_error",
     ),
     "partial_fit has no rule to stop, so no warning that it has not stopped": (

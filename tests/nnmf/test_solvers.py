@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnmf_cuda import NNMF, ops
 from nnmf_cuda.nnmf import solvers
+from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.solvers import (
     AcceleratedUpdates,
     Hals,
@@ -85,7 +86,7 @@ def test_accelerated_updates_begin_as_plain_ones(counts):
 
 def test_accelerated_updates_undo_a_rise_and_go_on_without_momentum(monkeypatch):
     X, W, H = factorisation(batch=2)
-    problem = Problem(X, Objective(1.0, PENALTY))
+    problem = Problem(Dense(X), Objective(1.0, PENALTY))
     start, _ = MultiplicativeUpdates(problem).advance(problem.at(W, H), 200)
     # Far too large a step for everybody: the block must be undone as a whole.
     monkeypatch.setattr(solvers, "MOMENTUM_MAX", 1e3)
@@ -114,7 +115,7 @@ def test_accelerated_updates_undo_a_rise_and_go_on_without_momentum(monkeypatch)
 
 def test_accelerated_updates_undo_only_the_start_that_rose(monkeypatch):
     X, W, H = factorisation(batch=2)
-    problem = Problem(X, Objective(1.0, Penalty()))
+    problem = Problem(Dense(X), Objective(1.0, Penalty()))
     converged, _ = MultiplicativeUpdates(problem).advance(problem.at(W, H), 2000)
     early, _ = MultiplicativeUpdates(problem).advance(problem.at(W, H), 20)
     first = torch.tensor([True, False])
@@ -182,7 +183,7 @@ def test_hals_is_the_op_with_the_sweeps_that_X_pays_for(counts):
     model = NNMF(6, beta_loss=2, init="custom", solver="hals", tol=0, max_iter=15, alpha_W=0.01)
     model.fit(counts, W=W, H=H)
     penalties = {"l2_reg_W": 90 * 0.01, "l2_reg_H": 60 * 0.01}
-    options = {"n_inner": Hals.sweeps((60, 90), 6), **penalties}
+    options = {"n_inner": Hals.sweeps(Dense(torch.from_numpy(counts)), 6), **penalties}
     assert options["n_inner"] == 4  # 1 + half of 5400 / 900
     want = ops.nnmf_hals(torch.from_numpy(counts), W, H, n_iter=15, **options)
     np.testing.assert_allclose(model.components_, want[1], rtol=1e-8, atol=1e-12)
@@ -191,7 +192,7 @@ def test_hals_is_the_op_with_the_sweeps_that_X_pays_for(counts):
 
 @pytest.mark.parametrize(("shape", "k", "sweeps"), [((1500, 16384), 15, 10), ((5, 4), 4, 1)])
 def test_sweeps_of_hals_grow_with_what_a_pass_over_X_costs(shape, k, sweeps):
-    assert Hals.sweeps(shape, k) == sweeps
+    assert Hals.sweeps(Dense(torch.empty(shape)), k) == sweeps
 
 
 def test_hals_leaves_the_zeros_of_nndsvd_without_a_warning(counts):
@@ -260,7 +261,7 @@ def test_best_run_stops_each_start_by_its_own_rule(rng, solver):
     W, H = torch.from_numpy(rng.random((2, 21, 3)) + 0.1), torch.from_numpy(rng.random((2, 3, 33)))
     # Equal components stay equal: the first start is rank one, far away, and done early.
     W[0], H[0] = 100.0, H[0, :1]
-    problem = Problem(X, Objective(1.0, Penalty()))
+    problem = Problem(Dense(X), Objective(1.0, Penalty()))
     options = {"solver": solver, "max_iter": 2000, "tol": 1e-3}
     alone = [best_run(problem, W[[b]], H[[b]], **options) for b in range(2)]
     assert alone[0].iterations[-1] < alone[1].iterations[-1]
@@ -301,7 +302,7 @@ def test_the_host_reads_one_table_in_ten_iterations(rng, monkeypatch, solver, to
         return _tolist(tensor)
 
     monkeypatch.setattr(torch.Tensor, "tolist", tolist)
-    problem = Problem(X, Objective(2.0, Penalty()))
+    problem = Problem(Dense(X), Objective(2.0, Penalty()))
     with Waits() as waits:
         runs = list(all_runs(problem, W, H, solver=solver, max_iter=100, tol=tol))
     assert waits.seen["stack"] > 0  # the mode does look
@@ -321,7 +322,7 @@ def test_the_host_waits_for_the_gpu_once_in_ten_iterations(rng, solver):
         torch.from_numpy(rng.random(shape)).to("cuda", torch.float32)
         for shape in ((210, 330), (6, 210, 3), (6, 3, 330))
     )
-    problem = Problem(X, Objective(2.0, Penalty()))
+    problem = Problem(Dense(X), Objective(2.0, Penalty()))
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as seen:

@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from nnmf_cuda import NNMF
 from nnmf_cuda.nnmf import solvers
+from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.solvers import (
     AcceleratedUpdates,
     Iterate,
@@ -134,7 +135,7 @@ def test_a_block_that_went_up_is_never_convergence(monkeypatch, objectives, bloc
     # tol allows a fall of 0.5 % of the error, 1 % of the objective.
     monkeypatch.setitem(solvers.SOLVERS, "mu", Scripted)
     monkeypatch.setattr(Scripted, "objectives", objectives)
-    problem = Problem(torch.ones(2, 2), Objective(1.0, Penalty()))
+    problem = Problem(Dense(torch.ones(2, 2)), Objective(1.0, Penalty()))
     W = H = torch.full((1, 2, 2), 5.0)
     (run,) = all_runs(problem, W, H, solver="mu", max_iter=10 * len(objectives), tol=0.005)
     assert run.converged == (blocks is not None)
@@ -144,7 +145,7 @@ def test_a_block_that_went_up_is_never_convergence(monkeypatch, objectives, bloc
 def test_accelerated_updates_tell_a_rise_from_rounding(monkeypatch):
     # After a block that was undone come plain updates; what they do to the objective is scripted.
     X = torch.ones(4, 5, dtype=torch.float64)
-    problem = Problem(X, Objective(1.0, Penalty()))
+    problem = Problem(Dense(X), Objective(1.0, Penalty()))
     start = problem.at(2 * torch.ones(1, 4, 1).double(), torch.ones(1, 1, 5).double())
     error = start.error.item()
 
@@ -176,7 +177,7 @@ def test_rounding_bounds_what_rounded_factors_do_to_the_error(rng, beta_loss, dt
     # Factors that are rounded at random move the error by less, but not by orders less.
     W, H = (torch.from_numpy(rng.random(shape) + 0.1) for shape in ((1, 40, 5), (1, 5, 50)))
     X = W[0] @ H[0] * torch.from_numpy(np.exp(0.3 * rng.standard_normal((40, 50))))
-    problem = Problem(X.to(dtype), Objective(beta_loss, Penalty()))
+    problem = Problem(Dense(X.to(dtype)), Objective(beta_loss, Penalty()))
 
     def rounded(factor):
         noise = torch.from_numpy(rng.uniform(-0.5, 0.5, factor.shape))

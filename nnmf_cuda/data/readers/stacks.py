@@ -287,6 +287,25 @@ def _special_below(folder: str) -> str | None:
     return None
 
 
+def _zarr_arrays(group: Any, path: Path) -> Iterator[tuple[str, Any]]:
+    """Give the arrays of a group by their names, in order.
+
+    They are opened one by one. The library would open all at once, and of several that are damaged
+    leave the errors after the first to be told when the interpreter ends.
+    """
+    import zarr
+
+    for name in sorted(entry.name for entry in path.iterdir() if entry.is_dir()):
+        try:
+            member = group[name]
+        except KeyError:  # a folder that is none of the library's
+            continue
+        except Exception as error:
+            raise ValueError(f"its {name!r} is damaged: {reason(error)}") from error
+        if isinstance(member, zarr.Array):
+            yield name, member
+
+
 def _text(array: NDArray[Any]) -> NDArray[Any]:
     """Return text of any kind as NumPy's own."""
     if array.dtype.kind == "S":
@@ -431,12 +450,12 @@ class _Zarr(_Held):
                 )
             opened: Any = zarr.open(store=str(path), mode="r")
             if isinstance(opened, zarr.Array):
-                found: Mapping[str, Any] = {"images": opened}
+                found: dict[str, Any] = {"images": opened}
             else:
-                found = dict(opened.arrays())
+                found = dict(_zarr_arrays(opened, path))
         except Exception as error:  # JSON of any content is met with any error
             raise ValueError(f"cannot read {str(path)!r}: {reason(error)}") from error
-        super().__init__(path, dict(sorted(found.items())))
+        super().__init__(path, found)
 
     def lack(self, key: str) -> str:
         found = self._found[key]

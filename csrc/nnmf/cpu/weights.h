@@ -1,0 +1,223 @@
+// ISA source (see isa.h): weights in the columns of a tile, and sums over the entries whose bit is
+// set, four at a time from tables of the sums of all subsets (the method of the four Russians).
+// Needs tiles.h and sums.h.
+
+namespace nnmf_cuda {
+namespace NNMF_CUDA_ISA {
+namespace {
+
+// The weights of a panel in the columns of one tile, 0 in the padding.
+template <class T>
+struct TileWeights {
+  const T* values;  // rows `stride` apart; null where bits serve
+  int64_t stride;
+  uint64_t bits[kRows];
+};
+
+// `count` bits from bit `first` of a row on, which has `n_bytes` bytes.
+NNMF_CUDA_INLINE uint64_t bits_of(const uint8_t* row, int64_t n_bytes, int64_t first,
+                                  int64_t count) {
+  const int64_t byte = first / 8, left = n_bytes - byte;
+  uint64_t word = 0;
+  if (left >= 8) {
+    __builtin_memcpy(&word, row + byte, 8);
+  } else {
+    for (int64_t i = 0; i < left; ++i) word |= uint64_t{row[byte + i]} << (8 * i);
+  }
+  return word >> (first % 8) & ((uint64_t{1} << count) - 1);
+}
+
+// Tile `tile` of the panel that starts at `row` and has `rows` rows. `edge` has room for one.
+template <class T, class Data>
+NNMF_CUDA_INLINE TileWeights<T> weights_of(const Weights<T>& weights, const Problem<T, Data>& p,
+                                           int64_t row, int64_t rows, int64_t tile, T* edge) {
+  static_assert(kColumns<T> + 7 <= 64);
+  const int64_t column = tile * kColumns<T>, columns = p.columns_of(tile);
+  TileWeights<T> found;
+  found.values = nullptr;
+  found.stride = weights.row_stride;
+  if (weights.values == nullptr) {
+    const uint8_t* bits = weights.bits + row * weights.row_stride;
+    for (int64_t i = 0; i < kRows; ++i)
+      found.bits[i] =
+          i < rows ? bits_of(bits + i * weights.row_stride, weights.row_stride, column, columns)
+                   : 0;
+    return found;
+  }
+  const T* values = weights.values + row * weights.row_stride + column;
+  found.values = values;
+  if (rows == kRows && columns == kColumns<T>) return found;
+  std::fill_n(edge, kRows * kColumns<T>, T{0});
+  for (int64_t i = 0; i < rows; ++i)
+    std::copy_n(values + i * weights.row_stride, columns, edge + i * kColumns<T>);
+  found.values = edge;
+  found.stride = kColumns<T>;
+  return found;
+}
+
+// What has a weight, times it; zero elsewhere, whatever the term is there.
+template <bool bits, class T>
+NNMF_CUDA_INLINE typename Vector<T>::Lanes weighted(const typename Vector<T>::Lanes& term,
+                                                    const TileWeights<T>& weights, int64_t row,
+                                                    int64_t column) {
+  using V = Vector<T>;
+  if constexpr (bits) {
+    return V::keep(static_cast<uint32_t>(weights.bits[row] >> column), term);
+  } else {
+    const typename V::Lanes value = V::load(weights.values + row * weights.stride + column);
+    return V::keep(V::positive(value), value * term);
+  }
+}
+
+constexpr int64_t kSubset = 4;            // elements whose subsets have a table
+constexpr int64_t kTableElements = 32;    // elements whose tables are in the first cache together
+constexpr int64_t kFlushElements = 2048;  // elements after which the sums go on in float64
+constexpr int64_t kMaskedRows = 256;      // rows of bits that one task sums for at most
+constexpr int64_t kTableVectors = 128 / NNMF_CUDA_VECTOR_BYTES;  // vectors of an entry of a table
+static_assert(kFlushElements % kTableElements == 0);
+
+// sums[i] += the rows of `right` whose bit is set in row i of `bits`, for up to kTableElements rows
+// of `right`, whose bits begin at a byte, and `count` vectors of each.
+template <int64_t count, class T>
+[[gnu::noinline]] void add_masked(const uint8_t* bits, int64_t bits_stride, int64_t n_rows,
+                                  const T* right, int64_t stride, int64_t n_elements, T* sums) {
+  using V = Vector<T>;
+  constexpr int64_t kWidth = count * V::kLanes, kTables = kTableElements / kSubset;
+  constexpr int64_t kEntries = int64_t{1} << kSubset;
+  // Entries lie a power of two of bytes apart: where one is takes a shift and a mask.
+  constexpr int64_t kEntry = int64_t{std::bit_ceil(static_cast<uint64_t>(count))} * V::kLanes;
+  constexpr int kShift = std::countr_zero(static_cast<uint64_t>(kEntry) * sizeof(T));
+  constexpr uint64_t kMask = static_cast<uint64_t>(kEntries - 1) << kShift;
+  alignas(64) T table[kTables * kEntries * kEntry];
+  for (int64_t s = 0; s < kTables; ++s) {
+    T* sets = table + s * kEntries * kEntry;
+    std::fill_n(sets, kWidth, T{0});
+    for (int64_t b = 0; b < kSubset; ++b) {
+      const int64_t element = s * kSubset + b, size = int64_t{1} << b;
+      for (int64_t v = 0; v < kWidth; v += V::kLanes) {
+        // What is beyond the last element adds nothing, so that its bits do not matter.
+        typename V::Lanes own{};
+        if (element < n_elements) own = V::load(right + element * stride + v);
+        for (int64_t set = 0; set < size; ++set)
+          V::store(sets + (size + set) * kEntry + v, V::load(sets + set * kEntry + v) + own);
+      }
+    }
+  }
+  const int64_t n_bytes = blocks_of(n_elements, 8);
+  for (int64_t i = 0; i < n_rows; ++i) {
+    const uint8_t* row = bits + i * bits_stride;
+    uint32_t bytes = 0;
+    if (n_bytes == 4)
+      __builtin_memcpy(&bytes, row, 4);
+    else
+      for (int64_t b = 0; b < n_bytes; ++b) bytes |= uint32_t{row[b]} << (8 * b);
+    const uint64_t word = uint64_t{bytes} << kShift;
+    typename V::Lanes even[count], odd[count];
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < count; ++v) {
+      even[v] = V::load(sums + i * stride + v * V::kLanes);
+      odd[v] = typename V::Lanes{};
+    }
+#pragma GCC unroll 4
+    for (int64_t s = 0; s < kTables; s += 2) {
+      const auto entry = [&](int64_t t) {
+        const char* set = reinterpret_cast<const char*>(table + t * kEntries * kEntry);
+        return reinterpret_cast<const T*>(set + (word >> (t * kSubset) & kMask));
+      };
+      const T *first = entry(s), *second = entry(s + 1);
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < count; ++v) {
+        even[v] += V::load(first + v * V::kLanes);
+        odd[v] += V::load(second + v * V::kLanes);
+      }
+    }
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < count; ++v)
+      V::store(sums + i * stride + v * V::kLanes, even[v] + odd[v]);
+  }
+}
+
+// Bits [n_rows, n_elements], and rows of numbers one for each element, padded to whole vectors.
+template <class T>
+struct MaskedSums {
+  const uint8_t* bits;
+  int64_t bits_stride, n_rows, n_elements;
+  const T* right;  // [n_elements, stride]
+  int64_t stride;
+
+  // Calls store(row, sums) for each row, the sums [stride] in float64 being those of the elements
+  // whose bit is set.
+  template <class F>
+  void compute(const F& store) const {
+    const int64_t busy = blocks_of(n_rows, 2 * int64_t{torch::stable::get_num_threads()});
+    const int64_t rows = std::clamp<int64_t>(busy, 1, kMaskedRows);
+    parallel_for_each(blocks_of(n_rows, rows), [&](int64_t task) {
+      const int64_t first = task * rows, count = std::min(rows, n_rows - first);
+      const Scratch<T> sums(count * stride);
+      const Scratch<double> totals(count * stride);
+      sums.fill(0);
+      totals.fill(0);
+      for (int64_t element = 0; element < n_elements; element += kTableElements) {
+        const int64_t elements = std::min(kTableElements, n_elements - element);
+        const uint8_t* from = bits + first * bits_stride + element / 8;
+        add(from, count, right + element * stride, elements, sums.data());
+        const int64_t end = element + elements;
+        if (end % kFlushElements == 0 || end == n_elements)
+          flush(sums.data(), count * stride, totals.data());
+      }
+      for (int64_t i = 0; i < count; ++i) store(first + i, totals + i * stride);
+    });
+  }
+
+ private:
+  void add(const uint8_t* from, int64_t count, const T* elements, int64_t n, T* sums) const {
+    const int64_t n_vectors = stride / Vector<T>::kLanes;
+    for (int64_t v = 0; v < n_vectors; v += kTableVectors) {
+      const int64_t vectors = std::min(kTableVectors, n_vectors - v), at = v * Vector<T>::kLanes;
+      [&]<int64_t... less>(std::integer_sequence<int64_t, less...>) {
+        ((vectors == less + 1
+              ? add_masked<less + 1>(from, bits_stride, count, elements + at, stride, n, sums + at)
+              : void()),
+         ...);
+      }(std::make_integer_sequence<int64_t, kTableVectors>{});
+    }
+  }
+};
+
+// How wide rows of MaskedSums are.
+template <class T>
+int64_t padded_components(int64_t n_components) {
+  return std::max<int64_t>(1, blocks_of(n_components, Vector<T>::kLanes)) * Vector<T>::kLanes;
+}
+
+// An 8 x 8 matrix of bits, a row a byte (Warren, Hacker's Delight, 7-3).
+inline uint64_t transpose_bits(uint64_t x) {
+  uint64_t t = (x ^ (x >> 7)) & 0x00aa00aa00aa00aa;
+  x ^= t ^ (t << 7);
+  t = (x ^ (x >> 14)) & 0x0000cccc0000cccc;
+  x ^= t ^ (t << 14);
+  t = (x ^ (x >> 28)) & 0x00000000f0f0f0f0;
+  return x ^ t ^ (t << 28);
+}
+
+// to [n_columns, ceil(n_rows / 8)] = the transpose of bits [n_rows, n_columns].
+inline void transpose_mask(const uint8_t* bits, int64_t row_stride, int64_t n_rows,
+                           int64_t n_columns, uint8_t* to) {
+  const int64_t to_stride = blocks_of(n_rows, 8);
+  parallel_for_each(blocks_of(n_columns, 8), [&](int64_t block) {
+    const int64_t columns = std::min<int64_t>(8, n_columns - block * 8);
+    for (int64_t row = 0; row < n_rows; row += 8) {
+      const int64_t rows = std::min<int64_t>(8, n_rows - row);
+      uint64_t word = 0;
+      for (int64_t i = 0; i < rows; ++i)
+        word |= uint64_t{bits[(row + i) * row_stride + block]} << (8 * i);
+      word = transpose_bits(word);
+      for (int64_t c = 0; c < columns; ++c)
+        to[(block * 8 + c) * to_stride + row / 8] = static_cast<uint8_t>(word >> (8 * c));
+    }
+  });
+}
+
+}  // namespace
+}  // namespace NNMF_CUDA_ISA
+}  // namespace nnmf_cuda

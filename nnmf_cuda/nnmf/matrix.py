@@ -1,0 +1,260 @@
+"""X as a factorisation reads it: what `NNMF`'s parts need to know of it, and X of dense data."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from nnmf_cuda import ops
+
+_DIGITS_OF_MEAN = 40
+
+BLOCK_ENTRIES = 2**17
+"""Entries of X in one block: whatever is computed beside the kernels holds no more at once."""
+_TIMES_ON_CUDA = 32
+"""As much more there: a launch takes as long as the sum of such a block."""
+
+
+class Matrix(ABC):
+    """X (n_samples, n_features), non-negative, on a device.
+
+    `tensor` is what the ops take for X; a kind of X that they need more for overrides the methods
+    that call them.
+    """
+
+    sums_cancel: ClassVar[bool] = False
+    """Whether every divergence is a difference of sums, and so has their rounding."""
+
+    def __init__(self, tensor: Tensor, *, pixels: bool = False) -> None:
+        self.tensor = tensor
+        self.pixels = pixels  # came as uint8, which is read as x / 255
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_samples, n_features)."""
+        n_samples, n_features = self.tensor.shape
+        return n_samples, n_features
+
+    @property
+    def n_entries(self) -> int:
+        """n_samples * n_features."""
+        return math.prod(self.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is, and where its factors are."""
+        return self.tensor.device
+
+    @property
+    def factor_dtype(self) -> torch.dtype:
+        """The type of its factors: its own, float32 for uint8 pixels."""
+        return torch.float32 if self.tensor.dtype == torch.uint8 else self.tensor.dtype
+
+    @property
+    @abstractmethod
+    def n_read(self) -> int:
+        """How many entries one pass over X reads."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What entries it has, in a word or two that a checkpoint can compare."""
+
+    @abstractmethod
+    def parts(self) -> Iterator[Tensor]:
+        """Yield tensors whose bytes, one after the other, tell it from others of its kind."""
+
+    @abstractmethod
+    def converted(self, dtype: torch.dtype) -> Self:
+        """Return it for factors of this type; pixels go with both as they are."""
+
+    def weights_of(self, rows: slice, dtype: torch.dtype) -> Tensor | None:
+        """Return the weights of a block of rows (n_rows, f); None where all entries count alike."""
+        return None
+
+    @abstractmethod
+    def extremes(self) -> tuple[float, float]:
+        """Return the smallest and the largest entry, of pixels as fractions; NaN reaches both."""
+
+    @abstractmethod
+    def mean(self) -> float:
+        """Return the mean entry, of pixels as fractions, as `rounded_mean` has it."""
+
+    @abstractmethod
+    def mean_power(self, exponent: float) -> Tensor:
+        """Return the mean of X ** exponent, of pixels as fractions: () float64 on X's device."""
+
+    @abstractmethod
+    def row_means(self) -> Tensor:
+        """Return the mean of each row, (n, 1), of pixels as fractions."""
+
+    @abstractmethod
+    def product(self, right: Tensor) -> Tensor:
+        """Return X @ right in right's type, of pixels as fractions."""
+
+    @abstractmethod
+    def transposed_product(self, right: Tensor) -> Tensor:
+        """Return X^T @ right in right's type, of pixels as fractions."""
+
+    @cached_property
+    def transposed(self) -> Self:
+        """X^T, made at the first call and kept, where its kind has one."""
+        raise NotImplementedError(f"{type(self).__name__} has no transpose")
+
+    def products(self, right: Tensor) -> Tensor:
+        """Return X @ right for each of right (B, n_features, m): (B, n_samples, m)."""
+        return _of_each(self.product, right)
+
+    def transposed_products(self, right: Tensor) -> Tensor:
+        """Return X^T @ right for each of right (B, n_samples, m): (B, n_features, m)."""
+        return _of_each(self.transposed_product, right)
+
+    def mu(self, W: Tensor, H: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Run multiplicative updates; options and results are those of `ops.nnmf_mu`."""
+        return ops.nnmf_mu(self.tensor, W, H, **options)
+
+    def hals(self, W: Tensor, H: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Run alternating least squares; options and results are those of `ops.nnmf_hals`."""
+        return ops.nnmf_hals(self.tensor, W, H, **options)
+
+    def divergence(self, W: Tensor, H: Tensor, *, beta_loss: float, floor: float) -> Tensor:
+        """Return the divergence of X from each W H, (B,) float64, as `ops.nnmf_divergence`."""
+        return ops.nnmf_divergence(self.tensor, W, H, beta_loss=beta_loss, floor=floor)
+
+    def project(self, H: Tensor, *, l1_reg: float = 0.0, l2_reg: float = 0.0) -> Tensor:
+        """Return the W (n, k) >= 0 of least squared error on H (k, f), exactly.
+
+        What each row of W minimises is half the squared error plus l1 sum(w) + l2 / 2 sum(w ** 2).
+        """
+        if l1_reg == l2_reg == 0:
+            return ops.project(self.tensor, H)
+        # In float64, or components that are nearly dependent would lose what tells them apart.
+        wide = H.double()
+        ridge = l2_reg * torch.eye(len(H), dtype=wide.dtype, device=H.device)
+        cross = self.product(wide.mT) - l1_reg
+        solution: Tensor = ops.nnls(wide @ wide.mT + ridge, cross).to(H.dtype)
+        return solution
+
+
+class Dense(Matrix):
+    """X with all its entries: a strided tensor, float32, float64 or uint8 (pixels).
+
+    It may be larger than memory (a memory map): beside the kernels it is read by blocks of rows.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(tensor, pixels=tensor.dtype == torch.uint8)
+
+    @property
+    def n_read(self) -> int:
+        """How many entries one pass over X reads."""
+        return self.n_entries
+
+    @property
+    def kind(self) -> str:
+        """What entries it has, in a word or two that a checkpoint can compare."""
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    def parts(self) -> Iterator[Tensor]:
+        """Yield tensors whose bytes, one after the other, tell it from others of its kind."""
+        for rows in row_slices(*self.shape, device=self.device):
+            yield self.tensor[rows]
+
+    def converted(self, dtype: torch.dtype) -> Self:
+        """Return it for factors of this type; pixels go with both as they are."""
+        return self if self.pixels else type(self)(self.tensor.to(dtype))
+
+    def extremes(self) -> tuple[float, float]:
+        """Return the smallest and the largest entry, of pixels as fractions; NaN reaches both."""
+        low = high = self.tensor[:1, :1].reshape(())
+        for rows in row_slices(*self.shape, device=self.device):
+            bounds = torch.aminmax(self.tensor[rows])
+            low, high = torch.minimum(low, bounds.min), torch.maximum(high, bounds.max)
+        low, high = torch.stack((low, high)).tolist()
+        return low / self._unit, high / self._unit
+
+    def mean(self) -> float:
+        """Return the mean entry, of pixels as fractions, as `rounded_mean` has it."""
+        total = sum(block.sum().item() for _, block in self._blocks_as(torch.float64))
+        return rounded_mean(total / self.n_entries / self._unit)
+
+    def mean_power(self, exponent: float) -> Tensor:
+        """Return the mean of X ** exponent, of pixels as fractions: () float64 on X's device."""
+        total = self.tensor.new_zeros((), dtype=torch.float64)
+        for _, block in self._blocks_as(torch.float64):
+            total += (block / self._unit).pow_(exponent).sum()
+        return total / self.n_entries
+
+    def row_means(self) -> Tensor:
+        """Return the mean of each row, (n, 1), of pixels as fractions."""
+        result = self.tensor.new_empty((self.shape[0], 1), dtype=self.factor_dtype)
+        for rows, block in self._blocks_as(result.dtype):
+            torch.mean(block, 1, keepdim=True, out=result[rows])
+        return result.div_(self._unit)
+
+    def product(self, right: Tensor) -> Tensor:
+        """Return X @ right in right's type, of pixels as fractions."""
+        result = right.new_empty(self.shape[0], right.shape[1])
+        for rows, block in self._blocks_as(right.dtype):
+            torch.mm(block, right, out=result[rows])
+        return result.div_(self._unit)
+
+    def transposed_product(self, right: Tensor) -> Tensor:
+        """Return X^T @ right in right's type, of pixels as fractions."""
+        result = right.new_zeros(self.shape[1], right.shape[1])
+        for rows, block in self._blocks_as(right.dtype):
+            result.addmm_(block.mT, right[rows])
+        return result.div_(self._unit)
+
+    @cached_property
+    def transposed(self) -> Self:
+        """X^T, made at the first call and kept."""
+        return type(self)(self.tensor.mT.contiguous())
+
+    def _blocks_as(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Yield blocks of rows in `dtype`; they share one buffer, or a heap of them would grow."""
+        buffer: Tensor | None = None
+        for rows in row_slices(*self.shape, device=self.device):
+            block = self.tensor[rows]
+            if self.tensor.dtype != dtype:
+                if buffer is None:
+                    buffer = torch.empty_like(block, dtype=dtype)
+                block = buffer[: len(block)].copy_(block)
+            yield rows, block
+
+    @property
+    def _unit(self) -> int:
+        return 255 if self.pixels else 1
+
+
+def _of_each(multiply: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
+    """Return the product with each matrix of right (B, m, c), for which X is read once."""
+    B, _, c = right.shape
+    product = multiply(right.transpose(0, 1).reshape(-1, B * c))
+    return product.reshape(-1, B, c).transpose(0, 1).contiguous()
+
+
+def row_slices(n_rows: int, n_columns: int, *, device: torch.device) -> Iterator[slice]:
+    """Yield the rows of each block of a matrix of this shape on this device."""
+    entries = BLOCK_ENTRIES * (_TIMES_ON_CUDA if device.type == "cuda" else 1)
+    step = max(1, entries // max(1, n_columns))
+    for first in range(0, n_rows, step):
+        yield slice(first, first + step)
+
+
+def rounded_mean(mean: float) -> float:
+    """Return a mean of entries to 40 binary digits, inf where it is not finite.
+
+    Sums depend on the device, its threads and the order of rows in later digits only, so that
+    starts, which scale with the mean, are the same bits everywhere.
+    """
+    if not math.isfinite(mean):
+        return math.inf
+    digits, exponent = math.frexp(mean)
+    return math.ldexp(round(math.ldexp(digits, _DIGITS_OF_MEAN)), exponent - _DIGITS_OF_MEAN)

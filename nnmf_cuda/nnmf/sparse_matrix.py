@@ -1,0 +1,119 @@
+"""X of which most entries are zeros: its non-zeros, which are all that is ever read or held."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Self
+
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from nnmf_cuda.nnmf.matrix import BLOCK_ENTRIES, Matrix, rounded_mean
+
+
+class Sparse(Matrix):
+    """X by its non-zeros: a tensor in torch's CSR, float32 or float64, the columns in order.
+
+    Entries that are stored although they are zero change nothing. Pixels come as fractions.
+    """
+
+    sums_cancel = True
+
+    @property
+    def n_read(self) -> int:
+        """How many entries one pass over X reads."""
+        return self._values.numel()
+
+    @property
+    def kind(self) -> str:
+        """What entries it has, in a word or two that a checkpoint can compare."""
+        dtype = str(self.tensor.dtype).removeprefix("torch.")
+        return f"sparse {dtype}{' pixels' if self.pixels else ''}"
+
+    def parts(self) -> Iterator[Tensor]:
+        """Yield tensors whose bytes, one after the other, tell it from others of its kind."""
+        for indices in (self.tensor.crow_indices(), self.tensor.col_indices()):
+            for part in indices.split(BLOCK_ENTRIES):  # of either type of index, the same bytes
+                yield part.long()
+        yield from self._values.split(BLOCK_ENTRIES)
+
+    def converted(self, dtype: torch.dtype) -> Self:
+        """Return it for factors of this type."""
+        if dtype == self.tensor.dtype:
+            return self
+        return type(self)(with_values(self.tensor, self._values.to(dtype)), pixels=self.pixels)
+
+    def extremes(self) -> tuple[float, float]:
+        """Return the smallest and the largest entry; NaN reaches both."""
+        if self.n_read == 0:
+            return 0.0, 0.0
+        low, high = torch.stack(torch.aminmax(self._values)).tolist()
+        if self.n_read < self.n_entries:
+            low, high = min(low, 0.0), max(high, 0.0)  # NaN, given first, stays
+        return low, high
+
+    def mean(self) -> float:
+        """Return the mean entry as `rounded_mean` has it."""
+        total = sum(part.double().sum().item() for part in self._values.split(BLOCK_ENTRIES))
+        return rounded_mean(total / self.n_entries)
+
+    def mean_power(self, exponent: float) -> Tensor:
+        """Return the mean of X ** exponent: () float64 on X's device; of zeros, that is 0."""
+        total = self._values.new_zeros((), dtype=torch.float64)
+        for part in self._values.split(BLOCK_ENTRIES):
+            total += part.double().pow(exponent).sum()
+        return total / self.n_entries
+
+    def row_means(self) -> Tensor:
+        """Return the mean of each row, (n, 1)."""
+        sums = torch.segment_reduce(
+            self._values, "sum", offsets=self.tensor.crow_indices().long(), initial=0
+        )
+        return sums[:, None] / self.shape[1]
+
+    def product(self, right: Tensor) -> Tensor:
+        """Return X @ right in right's type."""
+        return self.converted(right.dtype).tensor @ right
+
+    def transposed_product(self, right: Tensor) -> Tensor:
+        """Return X^T @ right in right's type."""
+        if self.device.type != "cpu":
+            return self.converted(right.dtype).tensor.mT @ right
+        # torch sorts the non-zeros by columns in every call, which takes ten times as long.
+        parts = (self._values, self.tensor.col_indices(), self.tensor.crow_indices())
+        view = scipy.sparse.csr_array(tuple(part.numpy() for part in parts), shape=self.shape)
+        return torch.from_numpy(view.T @ right.numpy()).to(right.dtype)
+
+    @cached_property
+    def transposed(self) -> Self:
+        """X^T, made at the first call and kept."""
+        csc = self.tensor.to_sparse_csc()
+        parts = (csc.ccol_indices(), csc.row_indices(), csc.values(), self.shape[::-1])
+        return type(self)(_made(*parts, check_invariants=False), pixels=self.pixels)
+
+    @property
+    def _values(self) -> Tensor:
+        return self.tensor.values()
+
+
+def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return the matrix in CSR that these are the parts of, not copied; raise if they are not.
+
+    That is a RuntimeError of torch, for columns of a row that do not ascend, or are beyond X.
+    """
+    return _made(crow, col, values, shape, check_invariants=True)
+
+
+def with_values(X: Tensor, values: Tensor) -> Tensor:
+    """Return a matrix in CSR with other values in the places of X."""
+    return _made(X.crow_indices(), X.col_indices(), values, X.shape, check_invariants=False)
+
+
+def _made(*parts: Any, check_invariants: bool) -> Tensor:
+    with warnings.catch_warnings():
+        # torch calls the layout new, once in a process.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(*parts, check_invariants=check_invariants)

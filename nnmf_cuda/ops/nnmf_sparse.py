@@ -1,0 +1,110 @@
+"""Sparse CSR data of `nnmf_mu`, `nnmf_hals`, `nnmf_divergence` and `project`: ops of their own.
+
+They take the three tensors of a CSR tensor, since a schema with one of that layout would hide from
+fake kernels and the stable ABI what is in it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnmf_cuda.ops._schema import (
+    LIBRARY,
+    raise_in_backward,
+    require_tensor,
+    serving,
+)
+
+_BLOCK_NONZEROS = 2**18
+"""Non-zeros of X, about as many, that `product_with` has in float64 together."""
+
+
+def require_data(X: object) -> None:
+    """Raise TypeError or ValueError unless X is a dense tensor or one matrix in CSR."""
+    if not isinstance(X, Tensor) or X.layout != torch.sparse_csr:
+        if isinstance(X, Tensor) and X.layout != torch.strided:
+            raise TypeError(
+                f"X must be dense or torch.sparse_csr, got layout {X.layout}: use .to_sparse_csr()"
+            )
+        require_tensor("X", X)
+        return
+    if X.dim() != 2:
+        raise ValueError(
+            "sparse X must have 2 dimensions, as all problems of a batch share it, got shape "
+            f"{tuple(X.shape)}"
+        )
+
+
+def is_sparse(X: Tensor) -> bool:
+    """Whether X is given by its non-zeros."""
+    return X.layout == torch.sparse_csr
+
+
+def serving_data(name: str, X: Tensor, W: Tensor, H: Tensor) -> Callable[..., Any]:
+    """Return what serves the op `name` for X, dense or CSR, called with W, H and options."""
+    if not is_sparse(X):
+        return partial(serving(name, W, H), X)
+    parts = X.crow_indices(), X.col_indices(), X.values()
+    return partial(serving(name.replace("nnmf_", "nnmf_sparse_"), *parts[2:], W, H), *parts)
+
+
+def product_with(X: Tensor, right: Tensor) -> Tensor:
+    """Return X (n, f), CSR, times `right` (f, k) or (B, f, k), both in float64; shape (..., n, k).
+
+    Differentiable in `right`.
+    """
+    if right.dim() == 3:
+        return torch.stack([product_with(X, one) for one in right])
+    right = right.double()
+    n = len(X)
+    crow, col, values = X.crow_indices(), X.col_indices(), X.values().detach()
+    n_blocks = max(1, len(values) // _BLOCK_NONZEROS)
+    cuts = [n * block // n_blocks for block in range(n_blocks + 1)]
+    places = crow[cuts].tolist()
+    parts = []
+    for begin, end, first, last in zip(cuts, cuts[1:], places, places[1:], strict=False):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            rows = torch.sparse_csr_tensor(
+                crow[begin : end + 1] - crow[begin],
+                col[first:last],
+                values[first:last].double(),
+                size=(end - begin, X.shape[1]),
+                check_invariants=False,
+            )
+        parts.append(rows @ right)
+    return torch.cat(parts)
+
+
+@torch.library.register_fake("nnmf_cuda::nnmf_sparse_hals", lib=LIBRARY)
+@torch.library.register_fake("nnmf_cuda::nnmf_sparse_mu", lib=LIBRARY)
+def _(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    W: Tensor,
+    H: Tensor,
+    active: Tensor | None = None,
+    **_options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(W, memory_format=torch.contiguous_format),
+        torch.empty_like(H, memory_format=torch.contiguous_format),
+        W.new_empty((W.shape[0],), dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("nnmf_cuda::nnmf_sparse_divergence", lib=LIBRARY)
+def _(crow: Tensor, col: Tensor, values: Tensor, W: Tensor, H: Tensor, **_options: Any) -> Tensor:
+    return W.new_empty((W.shape[0],), dtype=torch.float64)
+
+
+_REMEDY = "detach its inputs, or reach the features through nnmf_cuda.ops.project"
+for _name in ("nnmf_sparse_mu", "nnmf_sparse_hals", "nnmf_sparse_divergence"):
+    raise_in_backward(_name, _REMEDY)
