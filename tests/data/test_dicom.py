@@ -232,6 +232,11 @@ def test_names_of_whatever_lies_beside_dicom_files_are_hashed_too(tmp_path: Path
     # What is reached twice is given once, though its name is another.
     twice = list(iter_images([tmp_path, folder, next(folder.glob("*Juergen.dcm"))]))
     assert len(twice) == 5
+    for wrong in (None, "{label}/{patient}/x/y"):
+        (folder / "bad_Mueller").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match="no class folder|does not fit") as caught:
+            load_dataset(folder, reading=ReadOptions(patient_from=wrong))
+        assert "uergen" not in str(caught.value).replace(str(tmp_path), "").split(": ", 1)[-1]
     with pytest.raises(ValueError, match="cut short.*--keep_ids shows its whole name"):
         twice[0].read(SHAPE)  # type: ignore[union-attr]
 

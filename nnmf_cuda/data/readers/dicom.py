@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -71,7 +72,8 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     if not frames and not unreadable:
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
     yield from (failing_image(failure.file, failure.message) for failure in unreadable)
-    patients, notes = _patients(frames, options, root)
+    with _names_hidden(frames, root, options):
+        patients, notes = _patients(frames, options, root)
     # Many files given by name are as many sources, which have the same to say.
     account.notes += [n for n in (*source_notes, *notes) if n not in account.notes]
     for frame, patient in zip(frames, patients, strict=True):
@@ -99,8 +101,9 @@ def read(
     if not frames:
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
     below = [frame.file.path.relative_to(root) for frame in frames]
-    labels = classes_of(below, root, options)
-    patients, notes = _patients(frames, options, root)
+    with _names_hidden(frames, root, options):
+        labels = classes_of(below, root, options)
+        patients, notes = _patients(frames, options, root)
     if options.pattern is None:
         _refuse_patients_as_classes(root, labels, patients, frames)
     groups: dict[str, NDArray[Any]] = {}
@@ -277,6 +280,22 @@ def _without_secrets(failure: ReadFailure, near: NamesNearby) -> ReadFailure:
         return failure
     message = message.replace(repr(str(file)), repr(str(shown)))
     return ReadFailure(shown, f"{message} (--keep_ids shows its whole name)")
+
+
+@contextmanager
+def _names_hidden(frames: Sequence[_Frame], root: Path, options: ReadOptions) -> Iterator[None]:
+    """Have errors that quote paths show no more of them than results do."""
+    try:
+        yield
+    except ValueError as error:
+        if options.keep_ids:
+            raise
+        message = str(error)
+        for file in {frame.file.path: frame.file for frame in frames}.values():
+            below = file.path.relative_to(root)
+            shown = masked_path(below, file.secrets)
+            message = message.replace(repr(below.as_posix()), repr(shown.as_posix()))
+        raise ValueError(message) from None
 
 
 @lru_cache(maxsize=2**16)
