@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,11 @@ def test_what_is_no_image_is_counted(tmp_path: Path) -> None:
     }
     assert account.by_ending == {"no ending": 6, ".txt": 1}
     # A DICOMDIR stands for the folder that it lists.
+    for n in range(70):
+        (tmp_path / "Preview").mkdir(exist_ok=True)
+        (tmp_path / "Preview" / f"{n}.png").touch()
+    assert reader_of(tmp_path) is dicom
+    shutil.rmtree(tmp_path / "Preview")
     listed = Account()
     assert len(list(iter_images(tmp_path / "DICOMDIR", account=listed))) == 4
     assert listed.by_ending == account.by_ending
@@ -280,6 +286,13 @@ def test_split_folders(tmp_path: Path) -> None:
             save_series(tmp_path / split / label, patient=f"{n}.{m}", series=f"1.{n}.{m}")
     dataset = load_dataset(tmp_path)
     assert [len(dataset.labels_of(split)) for split in ("train", "valid", "test")] == [8, 8, 8]
+
+
+def test_split_folders_beside_others_are_refused(tmp_path: Path) -> None:
+    for folder in ("train", "weird"):
+        save_series(tmp_path / folder / "yes")
+    with pytest.raises(ValueError, match="mixes split folders and others, e.g. 'weird'"):
+        load_dataset(tmp_path)
 
 
 def test_patient_folders_are_no_classes(tmp_path: Path) -> None:

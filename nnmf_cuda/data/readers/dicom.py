@@ -50,6 +50,8 @@ def recognises(path: Path) -> bool:
     """Tell a file by its content, and a folder by that of its first files."""
     if path.is_file():
         return is_dicom(path)
+    if any(is_dicom(path / name) for name in ("DICOMDIR", "dicomdir")):
+        return True  # as of a CD, whose viewer and previews may come first
     n_dicom = n_other = 0
     try:
         for file in islice(walk_files(path), _N_SNIFFED):
