@@ -37,6 +37,7 @@ def masked_path(path: Path, secrets: frozenset[str]) -> Path:
     return Path(*(masked(part, secrets) for part in path.parts))
 
 
+@lru_cache(maxsize=2**12)  # folders come again with each of their files
 def masked(part: str, secrets: frozenset[str]) -> str:
     """Return the name of a file or folder with every secret in it hashed.
 
