@@ -281,7 +281,7 @@ class NNMF(
         Parameters
         ----------
         X : array-like or Tensor of shape (n_samples, n_features)
-            Non-negative data; see the class notes for types.
+            Non-negative data, of any sign for Semi-NMF; see the class notes for types.
         y : array-like of shape (n_samples,), default=None
             Labels of the rows for ``graph="labels"``, -1 where one is not known; else ignored.
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
@@ -425,7 +425,7 @@ class NNMF(
         >>> X[1, 2] = np.nan
         >>> model = NNMF(1, missing_values=np.nan, tol=0, random_state=0)
         >>> filled = np.where(np.isnan(X), model.inverse_transform(model.fit_transform(X)), X)
-        >>> round(filled[1, 2], 6)
+        >>> print(filled[1, 2].round(6))
         6.0
         """
         check_is_fitted(self)
