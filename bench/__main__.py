@@ -79,6 +79,11 @@ _BENCHMARKS = {
         "Compare multiplicative updates with scikit-learn's in float64, after 1, 10 and 100"
         " iterations from the same start. Half a minute.",
     ),
+    "consensus": _Benchmark(
+        "consensus NMF of counts, beside its steps on scikit-learn",
+        "Time ConsensusNNMF, and the steps of cNMF written plainly on scikit-learn, on planted"
+        " counts like those of single cells, dense and sparse. Spectra are compared. Two minutes.",
+    ),
     "break_even": _Benchmark(
         "CPU against GPU over growing problems",
         "Time nnmf_mu and project on the CPU and on the device over growing problems, and the"
@@ -168,6 +173,7 @@ def _run(kind: str, options: dict[str, Any]) -> None:
         print(write_device_tables(options["records"], page=options["page"]))
         return
     from bench.break_even import run_break_even_benchmarks
+    from bench.consensus import run_consensus_benchmarks
     from bench.convergence import run_convergence_benchmarks
     from bench.equality import run_equality_benchmarks
     from bench.kernels import run_kernel_benchmarks, run_scaling_benchmarks
@@ -185,6 +191,7 @@ def _run(kind: str, options: dict[str, Any]) -> None:
         "memory": run_memory_benchmarks,
         "sparse": run_sparse_benchmarks,
         "equality": run_equality_benchmarks,
+        "consensus": run_consensus_benchmarks,
         "break_even": run_break_even_benchmarks,
     }
     print(records_table(run[kind](**options, progress=True)))

@@ -93,10 +93,10 @@ def start_for(X: scipy.sparse.csr_matrix, n_components: int) -> Factors:
 
 def csr_tensor(X: scipy.sparse.csr_matrix) -> Tensor:
     """Return X as torch has it, sharing its memory."""
-    parts = (torch.from_numpy(part) for part in (X.indptr, X.indices, X.data))
+    crow, col, values = (torch.from_numpy(part) for part in (X.indptr, X.indices, X.data))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(*parts, size=X.shape, check_invariants=False)
+        return torch.sparse_csr_tensor(crow, col, values, size=X.shape, check_invariants=False)
 
 
 def run_sparse_benchmarks(

@@ -32,9 +32,9 @@ def records_table(records: Iterable[Record]) -> str:
     """Return the records of one run, of any suite, as a table.
 
     "speed" is how many times as fast as the baseline on the same problem (the reference, or
-    scikit-learn in "convergence"), left out of smoke runs; "sgemm" and "read" the share of the
-    machine's matrix-product rate and memory bandwidth of the same run; "memory" what a call took
-    beyond its inputs; "error" the largest, as a share of the largest true value.
+    scikit-learn in "convergence" and "consensus"), left out of smoke runs; "sgemm" and "read" the
+    share of the machine's matrix-product rate and memory bandwidth of the same run; "memory" what a
+    call took beyond its inputs; "error" the largest, as a share of the largest true value.
     """
     rows = list(records)
     if not rows:
@@ -93,7 +93,7 @@ def baselines(records: Iterable[Record]) -> dict[str, float]:
         if r["status"] == "ok"
         and r["median_ms"] is not None
         and (
-            r["impl"] == "reference"
+            r["impl"] in ("reference", "scikit-learn cd, sparse")
             or (r["suite"] in ("convergence", "sparse") and r["served_by"] == "library")
         )
     }
@@ -133,6 +133,10 @@ def _median(record: Record, baseline: float | None) -> str:
     if record["status"] != "ok":
         return str(record["status"])
     return f"{_ms(record['median_ms'])} ms"
+
+
+def _correlation(record: Record, baseline: float | None) -> str:
+    return str(record["reason"]) if record["status"] != "ok" else f"{record['correlation']:.5f}"
 
 
 def _seconds(record: Record, baseline: float | None) -> str:
@@ -270,6 +274,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("peak beside them", _memory),
         ("outcome", _outcome_if_any),
     ),
+    "consensus": (*_WHO, ("time", _seconds), ("speed", _speed), ("correlation", _correlation)),
     "memory": (*_WHO, ("X", _x_bytes), ("beside X", _memory), ("of X", _of_x)),
     "break_even": (*_WHO, *_TIMES, ("error", _error)),
     "equality": (

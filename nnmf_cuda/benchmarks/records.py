@@ -41,6 +41,7 @@ _KEYS = {
     "kernels": _EVERY_RECORD,
     "scaling": _EVERY_RECORD,
     "convergence": (*_EVERY_RECORD, "iterations", "goal", "objective"),
+    "consensus": (*_EVERY_RECORD, "correlation"),
     "memory": (*_EVERY_RECORD, "x_bytes"),
     "sparse": (*_EVERY_RECORD, "iterations", "goal", "objective", "x_bytes"),
     "break_even": _EVERY_RECORD,

@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 from numpy.typing import NDArray
 
+from nnmf_cuda.nnmf.cnmf_counts import (
+    MILLION,
+    mean_and_variance,
+    overdispersed,
+    per_million,
+    read_counts,
+    scaled_to_unit_variance,
+    z_score_effects,
+)
 from nnmf_cuda.nnmf.cnmf_files import (
     CnmfPaths,
     Frame,
@@ -26,8 +34,9 @@ from nnmf_cuda.nnmf.consensus import (
     KSelection,
     most_used_first,
     prediction_error,
+    replicate_seeds,
 )
-from nnmf_cuda.nnmf.h5ad import Annotated, read_h5ad
+from nnmf_cuda.nnmf.h5ad import Annotated, read_h5ad, write_h5ad
 from nnmf_cuda.nnmf.inputs import check_integer
 from nnmf_cuda.nnmf.spectra import Consensus, consensus_spectra
 from nnmf_cuda.ops import beta_loss_to_float
@@ -36,9 +45,6 @@ FloatArray = NDArray[np.float64]
 
 _PARAMETERS = ("alpha_W", "alpha_H", "l1_ratio", "beta_loss", "tol", "max_iter", "init")
 """What is taken from a run's parameters; its solver is one of scikit-learn's."""
-
-_LEAST_VARIANCE = 1e-12  # cNMF's, for genes that are the same in all cells
-_TPM = 1e6
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,16 @@ class CnmfResults:
         Spectra of all genes, in transcripts per million.
     spectra_scores : Frame
         How many standard deviations a unit of usage adds to each gene (z-scores).
+    n_spectra, n_kept : int
+        Spectra of all runs, and those that were clustered.
     """
 
     usages: Frame
     spectra: Frame
     spectra_tpm: Frame
     spectra_scores: Frame
+    n_spectra: int
+    n_kept: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class CnmfRun:
     """The steps of cNMF [1]_ on the files of cNMF 1.4 to 1.7, which may change hands between steps.
 
     What `cnmf prepare` has written is factorised here, and `cnmf consensus` goes on from that; or
-    the other way round. Steps and files have the names that they have there.
+    the other way round, step by step. Steps and files have the names that they have there.
 
     Parameters
     ----------
@@ -115,10 +125,123 @@ class CnmfRun:
         self.device = device
         self.verbose = verbose
 
+    def prepare(
+        self,
+        counts: str | os.PathLike[str],
+        components: Any,
+        n_iter: int = 100,
+        *,
+        densify: bool = False,
+        tpm: str | os.PathLike[str] | None = None,
+        seed: int | None = None,
+        beta_loss: str = "frobenius",
+        num_highvar_genes: int = 2000,
+        genes_file: str | os.PathLike[str] | None = None,
+        alpha_usage: float = 0.0,
+        alpha_spectra: float = 0.0,
+        init: str = "random",
+        max_iter: int = 1000,
+    ) -> None:
+        """Choose the genes that vary most, scale their counts, and deal out seeds of runs.
+
+        Parameters
+        ----------
+        counts : path
+            Counts, cells by genes: an .h5ad file, a table of cNMF's (.npz) or a tab-delimited one,
+            names of genes in its first line and of cells in its first column.
+        components : int or iterable of int
+            Numbers of components to run.
+        n_iter : int, default=100
+            Runs of each.
+        densify : bool, default=False
+            Store all as dense arrays.
+        tpm : path, optional
+            Transcripts per million of the same cells and genes, in one of the formats of counts; by
+            default the counts of each cell scaled to the sum 1e6.
+        seed : int, optional
+            Of the seeds; the same gives the seeds that cNMF deals out.
+        beta_loss : {"frobenius", "kullback-leibler", "itakura-saito"}, default="frobenius"
+            Divergence that is minimised.
+        num_highvar_genes : int, default=2000
+            How many genes to choose.
+        genes_file : path, optional
+            The genes to choose instead, one a line.
+        alpha_usage, alpha_spectra : float, default=0.0
+            Regularisation of usages and spectra.
+        init : {"random", "nndsvdar"}, default="random"
+            Kind of start.
+        max_iter : int, default=1000
+            Most iterations of each run.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a file is not there.
+        ValueError
+            If a file is not what it should be, or a cell has no counts of the genes chosen.
+        """
+        import yaml  # type: ignore[import-untyped]
+
+        ks = sorted({int(k) for k in np.atleast_1d(np.asarray(components))})
+        for name, value, low in (
+            ("each of components", ks[0], 1),
+            ("n_iter", n_iter, 1),
+            ("num_highvar_genes", num_highvar_genes, 1),
+        ):
+            check_integer(name, value, low=low)
+        parameters = {
+            "alpha_W": alpha_usage,
+            "alpha_H": alpha_spectra,
+            "l1_ratio": 0.0,
+            "beta_loss": beta_loss,
+            "solver": "cd" if beta_loss == "frobenius" else "mu",  # of scikit-learn
+            "tol": 1e-4,
+            "max_iter": max_iter,
+            "init": init,
+        }
+        for k in ks:
+            self._model(k, parameters)._check_parameters()
+        read = read_counts(Path(counts), dense=densify)
+        in_tpm = per_million(read.X) if tpm is None else read_counts(Path(tpm), dense=densify).X
+        if in_tpm.shape != read.X.shape:
+            raise ValueError(
+                f"tpm has the shape {in_tpm.shape}, but the counts {read.X.shape}: give the same "
+                "cells and genes in the same order"
+            )
+        mean, variance = mean_and_variance(in_tpm)
+        if genes_file is None:
+            places = overdispersed(mean, variance, num_highvar_genes)
+            chosen = read.genes[places]
+        else:
+            chosen = np.array(Path(genes_file).read_text(encoding="utf-8").split("\n"))
+            chosen = chosen[chosen != ""]
+            places = np.array(read.places(chosen))
+        scaled = scaled_to_unit_variance(read.X[:, places])
+        silent = np.flatnonzero(np.asarray(scaled.sum(1)).ravel() == 0)
+        if len(silent):
+            raise ValueError(
+                f"{len(silent)} cells have no counts of the {len(chosen)} genes chosen, the first "
+                f"is {str(read.cells[silent[0]])!r}: leave such cells out, or choose more genes"
+            )
+        seeds = replicate_seeds(seed, len(ks) * n_iter).tolist()
+        rows = [(k, number) for k in ks for number in range(n_iter)]
+        there = [self.paths.spectra(*row).exists() for row in rows]
+        columns = zip(rows, seeds, there, strict=True)
+        replicates = np.array([[*row, one, done] for row, one, done in columns], dtype=object)
+        self.paths.make()
+        write_h5ad(self.paths.tpm, Annotated(in_tpm, read.cells, read.genes))
+        stats = np.stack([mean, np.sqrt(variance)], 1)
+        write_frame(self.paths.tpm_stats, Frame(stats, read.genes, np.array(["__mean", "__std"])))
+        write_h5ad(self.paths.counts, Annotated(scaled, read.cells, chosen))
+        self.paths.genes.write_text("\n".join(chosen.tolist()), encoding="utf-8")
+        names = np.array(["n_components", "iter", "nmf_seed", "completed"])
+        write_frame(self.paths.replicates, Frame(replicates, np.arange(len(rows)), names))
+        self.paths.parameters.write_text(yaml.dump(parameters), encoding="utf-8")
+
     def factorize(
         self, worker_i: int = 0, total_workers: int = 1, *, skip_completed_runs: bool = False
     ) -> list[Path]:
-        """Run NMF from the seeds that `cnmf prepare` has dealt out, and write their spectra.
+        """Run NMF from the seeds that `prepare` has dealt out, and write their spectra.
 
         Parameters
         ----------
@@ -135,7 +258,7 @@ class CnmfRun:
         Raises
         ------
         FileNotFoundError
-            If `cnmf prepare` has not written its files here.
+            If `prepare` has not written its files here.
         ValueError
             If a file is not what cNMF writes, or for parameters that NMF cannot be run with.
 
@@ -174,7 +297,7 @@ class CnmfRun:
         Parameters
         ----------
         components : int or iterable of int, optional
-            Numbers of components; by default all that `cnmf prepare` was given.
+            Numbers of components; by default all that `prepare` was given.
         skip_missing_files : bool, default=False
             Take the runs that are there, if some are not.
 
@@ -189,7 +312,7 @@ class CnmfRun:
             If the spectra of a run are not there.
         """
         replicates, written = self._replicates(), []
-        for k in self._ks(components):
+        for k in self.prepared_ks(components):
             values, index, genes = [], [], None
             for one in sorted(
                 (one for one in replicates if one.k == k), key=lambda one: one.number
@@ -212,13 +335,13 @@ class CnmfRun:
             written.append(path)
         return written
 
-    def k_selection(self, components: Any = None) -> KSelection:
+    def k_selection_plot(self, components: Any = None) -> KSelection:
         """Compare numbers of components by stability and error; write both, and their plot.
 
         Parameters
         ----------
         components : int or iterable of int, optional
-            Numbers of components; by default all that `cnmf prepare` was given.
+            Numbers of components; by default all that `prepare` was given.
 
         Returns
         -------
@@ -226,7 +349,7 @@ class CnmfRun:
             As written to ``NAME.k_selection_stats.df.npz`` and drawn in ``NAME.k_selection.png``.
         """
         counts = self._read(self.paths.counts)
-        ks, rows = self._ks(components), []
+        ks, rows = self.prepared_ks(components), []
         for k in ks:
             merged = self._merged(k, counts)
             found = consensus_spectra(
@@ -294,7 +417,7 @@ class CnmfRun:
         shares = usages / np.maximum(usages.sum(1, keepdims=True), np.finfo(np.float64).tiny)
         spectra_tpm = self._usages(tpm.X.T, shares.T).T
         if normalize_tpm_spectra:
-            spectra_tpm *= _TPM / spectra_tpm.sum(1, keepdims=True)
+            spectra_tpm *= MILLION / spectra_tpm.sum(1, keepdims=True)
         mean, variance = mean_and_variance(tpm.X)
         scores = z_score_effects(usages, tpm.X, mean, variance)
         chosen = np.array(self.paths.genes.read_text(encoding="utf-8").rstrip("\n").split("\n"))
@@ -307,8 +430,10 @@ class CnmfRun:
             spectra=Frame(found.spectra, geps, counts.genes),
             spectra_tpm=Frame(spectra_tpm, geps, tpm.genes),
             spectra_scores=Frame(scores, geps, tpm.genes),
+            n_spectra=len(found.labels),
+            n_kept=int((found.labels >= 0).sum()),
         )
-        of_million = spectra_tpm[:, places] * (_TPM / spectra_tpm.sum(1, keepdims=True))
+        of_million = spectra_tpm[:, places] * (MILLION / spectra_tpm.sum(1, keepdims=True))
         names = np.array([f"GEP{gep}" for gep in geps])
         files = {
             "usages.consensus": results.usages,
@@ -335,15 +460,9 @@ class CnmfRun:
         problem = model._problem(model._read_training(X))
         return model._usages(problem, spectra).double().cpu().numpy()
 
-    def _model(self, k: int) -> ConsensusNNMF:
-        """Return an estimator with the parameters of this run."""
-        import yaml  # type: ignore[import-untyped]
-
-        try:
-            with self.paths.parameters.open(encoding="utf-8") as file:
-                known = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{self.paths.parameters} holds no parameters: {error}") from error
+    def _model(self, k: int, parameters: dict[str, Any] | None = None) -> ConsensusNNMF:
+        """Return an estimator with the parameters of this run, by default as they are on disk."""
+        known = self._parameters() if parameters is None else parameters
         given = {name: known[name] for name in _PARAMETERS if name in known}
         beta_loss = beta_loss_to_float(given.get("beta_loss", "frobenius"))
         solver = "hals" if beta_loss == 2 else "accelerated-mu" if 1 <= beta_loss < 2 else "mu"
@@ -351,15 +470,30 @@ class CnmfRun:
             k, n_init=2, solver=solver, device=self.device, verbose=self.verbose, **given
         )
 
+    def _parameters(self) -> dict[str, Any]:
+        """Return what `prepare` has written for all runs."""
+        import yaml
+
+        path = self.paths.parameters
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there: `prepare` writes it")
+        try:
+            known = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} holds no parameters: {error}") from error
+        if not isinstance(known, dict):
+            raise ValueError(f"{path} holds no parameters, but {known!r:.40}")
+        return known
+
     def _replicates(self) -> list[_Replicate]:
-        """Return the runs that `cnmf prepare` has asked for, in its order."""
-        frame = self._table(self.paths.replicates, "cnmf prepare")
+        """Return the runs that `prepare` has asked for, in its order."""
+        frame = self._table(self.paths.replicates, "prepare")
         columns = [frame.column(name) for name in ("n_components", "iter", "nmf_seed")]
         rows = zip(*columns, strict=True)
         return [_Replicate(int(k), int(number), int(seed)) for k, number, seed in rows]
 
-    def _ks(self, components: Any) -> list[int]:
-        """Return the numbers of components that are asked for, ascending."""
+    def prepared_ks(self, components: Any = None) -> list[int]:
+        """Return the numbers of components asked for, by default all of `prepare`, ascending."""
         prepared = sorted({one.k for one in self._replicates()})
         if components is None:
             return prepared
@@ -379,7 +513,7 @@ class CnmfRun:
         if merged.columns.tolist() != counts.genes.tolist():
             raise ValueError(
                 f"{path} is of {len(merged.columns)} genes that are not the {len(counts.genes)} of "
-                f"{self.paths.counts}: factorize and combine after `cnmf prepare`"
+                f"{self.paths.counts}: factorize and combine after `prepare`"
             )
         return merged
 
@@ -390,41 +524,8 @@ class CnmfRun:
 
     def _read(self, path: Path) -> Annotated:
         if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: `cnmf prepare` writes it")
+            raise FileNotFoundError(f"{path} is not there: `prepare` writes it")
         return read_h5ad(path)
-
-
-def mean_and_variance(X: Any) -> tuple[FloatArray, FloatArray]:
-    """Return the mean and the variance (ddof 0) of each column of an array or sparse matrix."""
-    n = X.shape[0]
-    if not scipy.sparse.issparse(X):
-        return X.mean(0, dtype=np.float64), np.maximum(X.var(0, dtype=np.float64), _LEAST_VARIANCE)
-    X = scipy.sparse.csc_matrix(X, dtype=np.float64)
-    mean = np.asarray(X.sum(0)).ravel() / n
-    # About the mean, or the variance of genes that vary little would be rounding.
-    apart = X.copy()
-    apart.data -= np.repeat(mean, np.diff(X.indptr))
-    stored = np.asarray(apart.power(2).sum(0)).ravel()
-    variance = (stored + (n - np.diff(X.indptr)) * mean**2) / n
-    return mean, np.maximum(variance, _LEAST_VARIANCE)
-
-
-def scaled_to_unit_variance(X: Any) -> Any:
-    """Return X with columns over their standard deviation (ddof 1), not centred."""
-    n = X.shape[0]
-    deviation = np.sqrt(mean_and_variance(X)[1] * (n / (n - 1)))
-    if scipy.sparse.issparse(X):
-        return scipy.sparse.csr_matrix(X @ scipy.sparse.diags(1 / deviation))
-    return X / deviation
-
-
-def z_score_effects(
-    usages: FloatArray, X: Any, mean: FloatArray, variance: FloatArray
-) -> FloatArray:
-    """Return the least-squares coefficients (k, n_genes) of the z-scores of X on the usages."""
-    cross = np.asarray(X.T @ usages).T - usages.sum(0)[:, None] * mean
-    solution: FloatArray = np.linalg.lstsq(usages.T @ usages, cross / np.sqrt(variance))[0]
-    return solution
 
 
 def _save_plot(selection: KSelection, path: Path) -> None:

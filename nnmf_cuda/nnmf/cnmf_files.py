@@ -144,7 +144,7 @@ def read_frame(path: Path) -> Frame:
 
 def write_frame(path: Path, frame: Frame) -> None:
     """Write a table so that cNMF reads it, whole or not at all."""
-    with _whole(path) as partial, partial.open("wb") as file:
+    with whole(path) as partial, partial.open("wb") as file:
         np.savez_compressed(
             file,
             data=frame.values,
@@ -177,7 +177,7 @@ def read_text_frame(path: Path) -> Frame:
 
 def write_text_frame(path: Path, frame: Frame) -> None:
     """Write a table tab-delimited, to the letter as pandas does."""
-    with _whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["", *frame.columns.tolist()])
         for name, row in zip(frame.index.tolist(), frame.values.tolist(), strict=True):
@@ -185,7 +185,7 @@ def write_text_frame(path: Path, frame: Frame) -> None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """Give a file to write, which takes this name when it is whole."""
     partial = path.with_name(f".{path.name}.partial")
     try:

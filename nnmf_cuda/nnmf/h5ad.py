@@ -1,4 +1,4 @@
-"""The matrix of an AnnData file (.h5ad) with its names, read through h5py alone."""
+"""The matrix of an AnnData file (.h5ad) with its names, read and written through h5py alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
+
+from nnmf_cuda.nnmf.cnmf_files import whole
 
 _REMEDY = (
     "save it with anndata 0.8 or later, or give a tab-delimited table or an .npz table of cNMF"
@@ -47,6 +49,36 @@ def read_h5ad(path: Path) -> Annotated:
         raise ValueError(
             f"{path} is no AnnData file that can be read ({error}): {_REMEDY}"
         ) from error
+
+
+def write_h5ad(path: Path, annotated: Annotated) -> None:
+    """Write an AnnData file of X and its names, as anndata 0.8 and later do."""
+    h5py = _h5py()
+    strings = h5py.string_dtype()
+    with whole(path) as partial, h5py.File(partial, "w") as file:
+        _encode(file, "anndata", "0.1.0")
+        if scipy.sparse.issparse(annotated.X):
+            X = scipy.sparse.csr_matrix(annotated.X)
+            X.sort_indices()
+            group = _encode(file.create_group("X"), "csr_matrix", "0.1.0")
+            group.attrs["shape"] = np.array(X.shape, dtype=np.int64)
+            for name in ("data", "indices", "indptr"):
+                group[name] = getattr(X, name)
+        else:
+            _encode(file.create_dataset("X", data=annotated.X), "array", "0.2.0")
+        for name, names in (("obs", annotated.cells), ("var", annotated.genes)):
+            group = _encode(file.create_group(name), "dataframe", "0.2.0")
+            group.attrs["_index"] = "_index"
+            group.attrs["column-order"] = np.array([], dtype=np.float64)
+            index = group.create_dataset("_index", data=names.astype(object), dtype=strings)
+            _encode(index, "string-array", "0.2.0")
+        for name in ("layers", "obsm", "varm", "obsp", "varp", "uns"):
+            _encode(file.create_group(name), "dict", "0.1.0")
+
+
+def _encode(element: Any, kind: str, version: str) -> Any:
+    element.attrs.update({"encoding-type": kind, "encoding-version": version})
+    return element
 
 
 def _matrix(element: Any) -> Any:

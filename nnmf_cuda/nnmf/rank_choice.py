@@ -92,7 +92,8 @@ class RankSelectionMixin(ParametersMixin):
         if self._signed:
             raise ValueError(
                 "select_rank compares the shares that components have of the samples, which those "
-                "of solver='semi', of any sign, do not have; compare fits by reconstruction_err_"
+                f"of solver={self.solver!r}, of any sign, do not have; compare fits by "
+                "reconstruction_err_"
             )
         if max_samples is not None:
             check_integer("max_samples", max_samples, low=2)

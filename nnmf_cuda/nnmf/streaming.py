@@ -36,7 +36,7 @@ _OF_FIT_ALONE = (
 def _has_stream(model: ParametersMixin) -> bool:
     """Whether there is a `partial_fit`; says why not as scikit-learn's own estimators do."""
     for name, other, absent in (
-        ("solver", "mu", model.solver == "semi"),
+        ("solver", "mu", model._signed),
         ("graph", None, model.graph is not None),
     ):
         if absent:

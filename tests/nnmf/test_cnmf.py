@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,11 +14,10 @@ from scipy.optimize import nnls
 from sklearn.decomposition import non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning
 
+from bench.plain_consensus import matched_correlation, plain_consensus
 from nnmf_cuda import NNMF
 from nnmf_cuda.nnmf import CnmfRun
-from nnmf_cuda.nnmf.cnmf import mean_and_variance, scaled_to_unit_variance
 from tests.nnmf.cnmf_prepared import PARAMETERS, load_frame, planted_cells, prepare, save_frame
-from tests.nnmf.plain_consensus_nmf import matched_correlation, plain_consensus_nmf
 
 KS, N_ITER = (2, 3), 8
 
@@ -39,7 +39,7 @@ def done(prepared, tmp_path_factory):
     run = CnmfRun(folder, "run")
     run.factorize()
     run.combine()
-    run.k_selection()
+    run.k_selection_plot()
     run.consensus(3)
     return folder
 
@@ -61,6 +61,98 @@ def scaled(counts, n_genes=50):
 
 def refit(X, spectra):
     return np.stack([nnls(spectra.T, row)[0] for row in X])
+
+
+# --- prepare --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_prepare_leaves_what_cnmf_does(counts, tmp_path, sparse):
+    """The expected files are written with pandas and h5py."""
+    counts.to_csv(tmp_path / "counts.txt", sep="\t")
+    (tmp_path / "genes.txt").write_text("\n".join(counts.columns[:50]) + "\n")
+    expected = prepare(tmp_path / "expected", counts, ks=KS, n_iter=N_ITER, sparse=sparse)
+    CnmfRun(tmp_path / "found", "run").prepare(
+        tmp_path / "counts.txt",
+        [3, 2, 3],
+        N_ITER,
+        densify=not sparse,
+        seed=14,
+        genes_file=tmp_path / "genes.txt",
+    )
+    found = tmp_path / "found"
+    files = {path.relative_to(found) for path in found.rglob("*")}
+    assert files == {path.relative_to(expected) for path in expected.rglob("*")}
+    name = "run/cnmf_tmp/run.nmf_idvrun_params.yaml"
+    assert (found / name).read_text() == (expected / name).read_text()
+    name = "run/run.overdispersed_genes.txt"
+    assert (found / name).read_text() == (expected / name).read_text()
+    pd.testing.assert_frame_equal(inner(found, "tpm_stats"), inner(expected, "tpm_stats"))
+    replicates = inner(found, "nmf_params")
+    np.random.seed(14)  # noqa: NPY002  (as cNMF does)
+    seeds = np.random.randint(low=1, high=(2**31) - 1, size=2 * N_ITER)  # noqa: NPY002
+    expected_replicates = inner(expected, "nmf_params").assign(nmf_seed=seeds.tolist())
+    pd.testing.assert_frame_equal(replicates, expected_replicates.astype(object))
+    for what in ("norm_counts", "tpm"):
+        name = f"run/cnmf_tmp/run.{what}.h5ad"
+        with h5py.File(found / name) as ours, h5py.File(expected / name) as theirs:
+            assert_same_elements(ours, theirs)
+
+
+def assert_same_elements(ours, theirs):
+    """Compare two HDF5 files, but for the groups that anndata always has and needs not."""
+    names: dict[str, set[str]] = {}
+    for file in (ours, theirs):
+        names[file.filename] = set()
+        file.visit(names[file.filename].add)
+    here, there = names.values()
+    assert here - there <= {"layers", "obsm", "varm", "obsp", "varp", "uns"}
+    assert there <= here
+    for name in there:
+        for key, value in theirs[name].attrs.items():
+            np.testing.assert_array_equal(ours[name].attrs[key], value)
+        if isinstance(theirs[name], h5py.Dataset) and theirs[name].dtype == object:
+            assert ours[name][()].tolist() == theirs[name][()].tolist()
+        elif isinstance(theirs[name], h5py.Dataset):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-12)
+
+
+def test_prepare_takes_tpm_that_is_given_and_knows_what_has_been_run(counts, tmp_path):
+    counts.to_csv(tmp_path / "counts.txt", sep="\t")
+    tpm = counts.div(counts.sum(axis=1), axis=0) * 1e4
+    save_frame(tmp_path / "tpm.df.npz", tpm)
+    run = CnmfRun(tmp_path, "run")
+    options = {"tpm": tmp_path / "tpm.df.npz", "num_highvar_genes": 40}
+    run.prepare(tmp_path / "counts.txt", 3, 2, beta_loss="kullback-leibler", **options)
+    np.testing.assert_allclose(inner(tmp_path, "tpm_stats")["__mean"], tpm.mean())
+    assert len(run.paths.genes.read_text().split("\n")) == 40
+    run.factorize(1, 2)
+    run.prepare(tmp_path / "counts.txt", [2, 3], 2, **options)
+    assert inner(tmp_path, "nmf_params")["completed"].tolist() == [False, False, False, True]
+
+
+def test_what_cannot_be_prepared_is_named(counts, tmp_path):
+    path = tmp_path / "counts.txt"
+    run = CnmfRun(tmp_path, "run")
+    with pytest.raises(FileNotFoundError, match=r"counts\.txt"):
+        run.prepare(path, [2])
+    counts.to_csv(path, sep="\t")
+    with pytest.raises(ValueError, match="init='nndsvd' gives one start"):
+        run.prepare(path, [2], init="nndsvd")
+    with pytest.raises(ValueError, match="each of components must be an integer >= 1, got 0"):
+        run.prepare(path, [2, 0])
+    (tmp_path / "genes.txt").write_text("gene0\nGAPDH")
+    with pytest.raises(ValueError, match="1 of 2 genes are not among the .* 'GAPDH'"):
+        run.prepare(path, [2], genes_file=tmp_path / "genes.txt")
+    counts.iloc[:, 1:].to_csv(tmp_path / "tpm.txt", sep="\t")
+    with pytest.raises(ValueError, match="give the same cells and genes"):
+        run.prepare(path, [2], tpm=tmp_path / "tpm.txt")
+    counts = counts.copy()
+    counts.iloc[3] = 0
+    counts.to_csv(path, sep="\t")
+    with pytest.raises(ValueError, match="1 cells have no counts of the 20 genes .* 'cell3'"):
+        run.prepare(path, [2], num_highvar_genes=20)
+    assert not (tmp_path / "run").exists()
 
 
 # --- factorize and combine ------------------------------------------------------------------------
@@ -170,7 +262,7 @@ def test_k_selection_is_that_of_the_plain_steps(done, counts):
     X = scaled(counts).to_numpy()
     for row, k in enumerate(KS):
         merged = inner(done, f"spectra.k_{k}.merged").to_numpy()
-        plain = plain_consensus_nmf(X, merged, k, density_threshold=2)
+        plain = plain_consensus(X, merged, k, density_threshold=2)
         assert stats["silhouette"][row] == pytest.approx(plain.silhouette)
         assert stats["prediction_error"][row] == pytest.approx(plain.prediction_error)
     assert (done / "run" / "run.k_selection.png").read_bytes().startswith(b"\x89PNG")
@@ -179,7 +271,7 @@ def test_k_selection_is_that_of_the_plain_steps(done, counts):
 def test_the_consensus_is_that_of_the_plain_steps(done, counts):
     """cNMF's steps from the merged spectra on, with pandas."""
     merged = inner(done, "spectra.k_3.merged")
-    plain = plain_consensus_nmf(scaled(counts).to_numpy(), merged.to_numpy(), 3)
+    plain = plain_consensus(scaled(counts).to_numpy(), merged.to_numpy(), 3)
     density = inner(done, "local_density_cache.k_3.merged")
     assert density.index.tolist() == merged.index.tolist()
     np.testing.assert_allclose(density["local_density"], plain.local_density, rtol=1e-6, atol=1e-7)
@@ -269,7 +361,7 @@ def test_sparse_counts_come_to_what_dense_ones_do(counts, tmp_path, beta_loss, m
             for format_ in ("csr", "csc"):  # nothing may be made dense
                 monkeypatch.setattr(getattr(scipy.sparse, f"{format_}_matrix"), "toarray", None)
         run.combine()
-        results[kind] = run.consensus(3, 2.0), run.k_selection()
+        results[kind] = run.consensus(3, 2.0), run.k_selection_plot()
     for name in ("usages", "spectra", "spectra_tpm", "spectra_scores"):
         dense, sparse = (getattr(results[kind][0], name).values for kind in results)
         np.testing.assert_allclose(sparse, dense, rtol=1e-5, atol=1e-6 * np.abs(dense).max())
@@ -292,24 +384,8 @@ def test_the_last_refit_and_the_sum_of_spectra_are_a_choice(folder, done):
 # --- what stands beside ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_moments_of_sparse_columns_are_those_of_dense_ones(rng, dtype):
-    X = rng.poisson(0.7, (40, 6)).astype(dtype)
-    X[:, 0] = 0
-    X[:, 1] = 1e4 + X[:, 2] / 64  # a variance that E x^2 - (E x)^2 would lose in float32
-    for kind in (np.asarray, scipy.sparse.csr_matrix, scipy.sparse.csc_matrix):
-        mean, variance = mean_and_variance(kind(X))
-        wide = X.astype(np.float64)
-        np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-12)
-        np.testing.assert_allclose(variance, np.maximum(wide.var(0), 1e-12), rtol=1e-10)
-        scaled_X = scaled_to_unit_variance(kind(X))
-        dense = scaled_X if kind is np.asarray else scaled_X.toarray()
-        np.testing.assert_allclose(dense[:, 1:].std(0, ddof=1), 1, rtol=1e-5)
-        np.testing.assert_array_equal(dense[:, 0], 0)
-
-
 def test_what_is_not_there_is_named_with_the_step_that_writes_it(tmp_path, folder):
-    with pytest.raises(FileNotFoundError, match=r"nmf_params\.df\.npz .*`cnmf prepare` writes it"):
+    with pytest.raises(FileNotFoundError, match=r"nmf_params\.df\.npz .*`prepare` writes it"):
         CnmfRun(tmp_path, "other").factorize()
     run = CnmfRun(folder, "run")
     with pytest.raises(FileNotFoundError, match=r"k_3\.merged\.df\.npz .*`combine` writes it"):
@@ -317,7 +393,7 @@ def test_what_is_not_there_is_named_with_the_step_that_writes_it(tmp_path, folde
     with pytest.raises(ValueError, match=r"worker_i must be an integer in \[0, 1\], got 2"):
         run.factorize(2, 2)
     run.paths.counts.unlink()
-    with pytest.raises(FileNotFoundError, match=r"norm_counts\.h5ad .*`cnmf prepare` writes it"):
+    with pytest.raises(FileNotFoundError, match=r"norm_counts\.h5ad .*`prepare` writes it"):
         run.factorize()
 
 

@@ -12,16 +12,16 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from bench.plain_consensus import (
+    matched_correlation,
+    plain_consensus,
+    planted_counts,
+    runs_of_scikit_learn,
+)
 from nnmf_cuda import NNMF, ConsensusNNMF
 from nnmf_cuda.nnmf import KSelection
 from nnmf_cuda.nnmf.consensus import replicate_seeds
 from tests.helpers import DEVICES
-from tests.nnmf.plain_consensus_nmf import (
-    matched_correlation,
-    plain_consensus_nmf,
-    planted_counts,
-    runs_of_scikit_learn,
-)
 
 KL = {"beta_loss": "kullback-leibler", "solver": "accelerated-mu"}
 
@@ -56,7 +56,7 @@ def test_spectra_and_usages_are_those_of_the_plain_steps_on_scikit_learn(beta_lo
     # At scikit-learn's own tolerance its runs of KL stop early; what is compared are the minima.
     tight = {"tol": 1e-6, "max_iter": 2000}
     merged = runs_of_scikit_learn(X, 4, n_init=6, beta_loss=beta_loss, **tight)
-    plain = plain_consensus_nmf(X, merged, 4)
+    plain = plain_consensus(X, merged, 4)
     solver = "hals" if beta_loss == "frobenius" else "accelerated-mu"
     model = ConsensusNNMF(
         4, n_init=6, beta_loss=beta_loss, solver=solver, random_state=1, **tight
@@ -68,7 +68,7 @@ def test_spectra_and_usages_are_those_of_the_plain_steps_on_scikit_learn(beta_lo
 
 
 def test_all_that_is_told_is_what_the_plain_steps_make_of_the_same_spectra(counts, fitted):
-    plain = plain_consensus_nmf(counts, fitted.merged_spectra_, 5)
+    plain = plain_consensus(counts, fitted.merged_spectra_, 5)
     np.testing.assert_allclose(fitted.components_, plain.spectra, rtol=1e-9)
     np.testing.assert_allclose(fitted.usages_, plain.usages, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(fitted.local_density_, plain.local_density, rtol=1e-6, atol=1e-7)
@@ -191,7 +191,7 @@ def test_select_k_tells_the_planted_number_and_its_error(counts):
     for seed in seeds:
         one = NNMF(4, beta_loss="frobenius", solver="hals", max_iter=1000, random_state=int(seed))
         merged.append(one.fit(counts).components_)
-    plain = plain_consensus_nmf(counts, np.concatenate(merged), 4, density_threshold=2)
+    plain = plain_consensus(counts, np.concatenate(merged), 4, density_threshold=2)
     assert found.silhouette[0] == pytest.approx(plain.silhouette, rel=1e-4)
     assert found.prediction_error[0] == pytest.approx(plain.prediction_error, rel=1e-4)
 

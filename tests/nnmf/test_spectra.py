@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.plain_consensus import plain_consensus
 from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, all_runs
 from nnmf_cuda.nnmf.spectra import (
@@ -16,7 +17,6 @@ from nnmf_cuda.nnmf.spectra import (
     unit_spectra,
 )
 from nnmf_cuda.nnmf.starts import Origin, iter_starts
-from tests.nnmf.plain_consensus_nmf import plain_consensus_nmf
 
 
 def noisy_copies(rng, programs, n_runs, *, noise=0.02):
@@ -58,7 +58,7 @@ def test_unit_spectra_have_length_one_in_any_units(rng, scale):
 def test_the_consensus_is_that_of_the_plain_steps(rng):
     merged = noisy_copies(rng, rng.gamma(0.5, size=(4, 50)), 20, noise=0.3)
     found = consensus_spectra(merged, 4, density_threshold=0.3, local_neighborhood_size=0.3)
-    plain = plain_consensus_nmf(
+    plain = plain_consensus(
         merged[:10], merged, 4, density_threshold=0.3, local_neighborhood_size=0.3
     )
     np.testing.assert_allclose(found.local_density, plain.local_density, rtol=1e-9)
