@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnmf_cuda.nnmf.matrix import Dense, Matrix, row_slices
 from nnmf_cuda.nnmf.sparse_matrix import Sparse, csr_tensor
-from nnmf_cuda.nnmf.weighted_matrix import Told, weighted_matrix
+from nnmf_cuda.nnmf.weighted_matrix import EVERY_ENTRY_COUNTS, Told, weighted_matrix
 
 
 def check_integer(name: str, value: Any, *, low: int, high: float = math.inf) -> None:
@@ -94,7 +94,9 @@ def check_matrix(X: Any, owner: str) -> None:
             )
 
 
-def as_matrix(X: Any, device: torch.device, owner: str, told: Told) -> tuple[Matrix, float, float]:
+def as_matrix(
+    X: Any, device: torch.device, owner: str, told: Told = EVERY_ENTRY_COUNTS
+) -> tuple[Matrix, float, float]:
     """Return X (n_samples, n_features), non-negative, on `device`, and its extremes.
 
     A sparse one, SciPy's in CSR or CSC or a tensor in CSR, stays sparse. float32, float64 and uint8
