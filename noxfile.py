@@ -33,6 +33,7 @@ TEST_TOOLS = (
 )
 QUICK_TESTS = ("tests/test_extension.py", "tests/test_import.py", "tests/ops/test_nnmf_mu.py")
 
+BENCHES = ("kernels", "scaling", "convergence", "consensus", "memory", "equality", "break_even")
 NOT_COPIED = shutil.ignore_patterns("prebuilt", "__pycache__")
 CUDA_ON_CPU = "tests/cuda_on_cpu"  # has a session of its own
 # A worker a core, each with one thread; a file's tests stay together, as they share fixtures.
@@ -225,7 +226,7 @@ def bench_smoke(session: nox.Session) -> None:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(ROOT / "bench", copy / "bench", ignore=NOT_COPIED)
     with session.cd(copy):
-        for kind in ("kernels", "scaling", "convergence", "memory", "equality", "break_even"):
+        for kind in BENCHES:
             session.run("python", "-m", "bench", kind, "--smoke", "--json", records)
         session.run("python", "-m", "bench", "plot", records, "--out", session.create_tmp())
 

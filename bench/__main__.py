@@ -68,10 +68,21 @@ _BENCHMARKS = {
         " process of its own. On the CPU, Linux only.",
         device=False,
     ),
+    "sparse": _Benchmark(
+        "sparse counts against scikit-learn",
+        "Time updates of sparse counts like those of 20 newsgroups against scikit-learn's, an"
+        " iteration and to its objective, and measure their memory. On the CPU; two minutes.",
+        device=False,
+    ),
     "equality": _Benchmark(
         "differences from scikit-learn's factors",
         "Compare multiplicative updates with scikit-learn's in float64, after 1, 10 and 100"
         " iterations from the same start. Half a minute.",
+    ),
+    "consensus": _Benchmark(
+        "consensus NMF of counts, beside its steps on scikit-learn",
+        "Time ConsensusNNMF, and the steps of cNMF written plainly on scikit-learn, on planted"
+        " counts like those of single cells, dense and sparse. Spectra are compared. Two minutes.",
     ),
     "break_even": _Benchmark(
         "CPU against GPU over growing problems",
@@ -162,10 +173,12 @@ def _run(kind: str, options: dict[str, Any]) -> None:
         print(write_device_tables(options["records"], page=options["page"]))
         return
     from bench.break_even import run_break_even_benchmarks
+    from bench.consensus import run_consensus_benchmarks
     from bench.convergence import run_convergence_benchmarks
     from bench.equality import run_equality_benchmarks
     from bench.kernels import run_kernel_benchmarks, run_scaling_benchmarks
     from bench.memory import run_memory_benchmarks
+    from bench.sparse import run_sparse_benchmarks
     from bench.tables import records_table
 
     options["json_path"] = options.pop("json")
@@ -176,7 +189,9 @@ def _run(kind: str, options: dict[str, Any]) -> None:
         "scaling": run_scaling_benchmarks,
         "convergence": run_convergence_benchmarks,
         "memory": run_memory_benchmarks,
+        "sparse": run_sparse_benchmarks,
         "equality": run_equality_benchmarks,
+        "consensus": run_consensus_benchmarks,
         "break_even": run_break_even_benchmarks,
     }
     print(records_table(run[kind](**options, progress=True)))

@@ -32,9 +32,9 @@ def records_table(records: Iterable[Record]) -> str:
     """Return the records of one run, of any suite, as a table.
 
     "speed" is how many times as fast as the baseline on the same problem (the reference, or
-    scikit-learn in "convergence"), left out of smoke runs; "sgemm" and "read" the share of the
-    machine's matrix-product rate and memory bandwidth of the same run; "memory" what a call took
-    beyond its inputs; "error" the largest, as a share of the largest true value.
+    scikit-learn in "convergence" and "consensus"), left out of smoke runs; "sgemm" and "read" the
+    share of the machine's matrix-product rate and memory bandwidth of the same run; "memory" what a
+    call took beyond its inputs; "error" the largest, as a share of the largest true value.
     """
     rows = list(records)
     if not rows:
@@ -93,7 +93,8 @@ def baselines(records: Iterable[Record]) -> dict[str, float]:
         if r["status"] == "ok"
         and r["median_ms"] is not None
         and (
-            r["impl"] == "reference" or r["suite"] == "convergence" and r["served_by"] == "library"
+            r["impl"] in ("reference", "scikit-learn cd, sparse")
+            or (r["suite"] in ("convergence", "sparse") and r["served_by"] == "library")
         )
     }
 
@@ -134,6 +135,10 @@ def _median(record: Record, baseline: float | None) -> str:
     return f"{_ms(record['median_ms'])} ms"
 
 
+def _correlation(record: Record, baseline: float | None) -> str:
+    return str(record["reason"]) if record["status"] != "ok" else f"{record['correlation']:.5f}"
+
+
 def _seconds(record: Record, baseline: float | None) -> str:
     if record["status"] != "ok":
         return str(record["status"])
@@ -148,7 +153,7 @@ def _speed(record: Record, baseline: float | None) -> str:
     if record["status"] != "ok":
         return ""
     # Tiny problems measure overheads only.
-    compared = baseline is not None and not record["smoke"]
+    compared = baseline is not None and record["median_ms"] is not None and not record["smoke"]
     return f"{baseline / record['median_ms']:.2f} x" if compared and baseline else _NONE
 
 
@@ -188,6 +193,16 @@ def _error(record: Record, baseline: float | None) -> str:
 
 def _outcome(record: Record, baseline: float | None) -> str:
     return str(record["reason"]) if record["status"] != "ok" else f"{record['objective']:.7g}"
+
+
+def _time_if_any(record: Record, baseline: float | None) -> str:
+    return _NONE if record["median_ms"] is None else _median(record, baseline)
+
+
+def _outcome_if_any(record: Record, baseline: float | None) -> str:
+    if record["status"] == "ok" and record["objective"] is None:
+        return ""
+    return _outcome(record, baseline)
 
 
 def _iterations(record: Record, baseline: float | None) -> str:
@@ -250,6 +265,16 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("iterations", _iterations),
         ("objective", _outcome),
     ),
+    "sparse": (
+        *_WHO,
+        ("time", _time_if_any),
+        ("speed", _speed),
+        ("iterations", _iterations),
+        ("X and start", _x_bytes),
+        ("peak beside them", _memory),
+        ("outcome", _outcome_if_any),
+    ),
+    "consensus": (*_WHO, ("time", _seconds), ("speed", _speed), ("correlation", _correlation)),
     "memory": (*_WHO, ("X", _x_bytes), ("beside X", _memory), ("of X", _of_x)),
     "break_even": (*_WHO, *_TIMES, ("error", _error)),
     "equality": (

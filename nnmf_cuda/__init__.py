@@ -18,6 +18,7 @@ from nnmf_cuda._version import __version__
 
 if TYPE_CHECKING:
     from nnmf_cuda import ops
+    from nnmf_cuda.nnmf.consensus import ConsensusNNMF
     from nnmf_cuda.nnmf.estimator import NNMF
     from nnmf_cuda.nnmf.rank_selection import RankSelection
     from nnmf_cuda.nnmf.selection import ComponentSelector
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NNMF",
     "ComponentSelector",
+    "ConsensusNNMF",
     "RankSelection",
     "__version__",
     "load_model",
@@ -37,6 +39,7 @@ __all__ = [
 _HOMES = {
     "NNMF": "nnmf_cuda.nnmf.estimator",
     "ComponentSelector": "nnmf_cuda.nnmf.selection",
+    "ConsensusNNMF": "nnmf_cuda.nnmf.consensus",
     "RankSelection": "nnmf_cuda.nnmf.rank_selection",
     "load_model": "nnmf_cuda.pipeline.artifacts",
     "show_config": "nnmf_cuda.ops.show_config",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from jsonargparse.typing import PositiveInt
 
@@ -39,6 +39,9 @@ class ImagesAndModel(ReadOptions, DeviceOption):
         from nnmf_cuda.pipeline.environment import resolve_device
 
         return load_model(self.model, device=resolve_device(self.device))
+
+
+_Options = TypeVar("_Options", bound=ImagesAndModel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ def extract(options: Extract) -> None:
     from nnmf_cuda.pipeline.extract import extract_to_file
 
     account, model = Account(), options.load()
+    options = _read_as_trained(options, model)
     account.n_read, n_failed = extract_to_file(
         iter_images(options.images, reading=options, account=account),
         model.extractor,
@@ -105,6 +109,7 @@ def predict(options: Predict) -> None:
     from nnmf_cuda.pipeline.extract import PassedColumns, computed_batches
 
     model, account = options.load(), Account()
+    options = _read_as_trained(options, model)
     names = [harmless(name, keep="") for name in model.label_names]
     answers = ["label", *(f"p({name})" for name in names)]
     beside = PassedColumns(["file", *answers])
@@ -115,7 +120,8 @@ def predict(options: Predict) -> None:
         batch_size=options.batch_size,
         image_shape=model.image_shape,
         reading=options,
-        on_error="skip",  # so that all are named, and the others answered
+        # So that all are named, and the others answered.
+        on_error="skip" if options.on_error == "skip" else "list",
         progress=True,
     )
     for batch, probabilities in computed_batches(
@@ -145,6 +151,26 @@ def predict(options: Predict) -> None:
         say("this model was trained on synthetic images: its answers mean nothing on real ones")
     if failures and (options.on_error == "raise" or not account.n_read):
         raise ValueError(failed_images(failures, account.n_read + len(failures)))
+
+
+def _read_as_trained(options: _Options, model: TrainedModel) -> _Options:
+    """Return the options with the window and axis of the model's own images, where none is given.
+
+    In another window an image has other features, which no answer would tell.
+    """
+    trained = model.info.data
+    if options.window is None and trained.window is not None:
+        say(f"--window {trained.window}, in which the model's own images were read")
+        options = replace(options, window=trained.window)
+    elif options.window != trained.window and not model.info.synthetic:
+        given = trained.window or "that of the files"
+        say(f"Warning: --window {options.window}, but the model's own images were read in {given}")
+    if options.axis != trained.axis == "axial":
+        say(f"Warning: --axis {options.axis}, but the model's own slices were axial")
+    elif options.axis != trained.axis:
+        say(f"--axis {trained.axis}, along which the model's own images were read")
+        options = replace(options, axis=trained.axis)
+    return options
 
 
 def _say_what_fast_decoding_changes(options: ImagesAndModel, model: TrainedModel) -> None:

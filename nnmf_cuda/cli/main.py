@@ -15,6 +15,7 @@ from jsonargparse import Namespace, set_parsing_settings
 
 from nnmf_cuda._version import __version__
 from nnmf_cuda.cli.bench import add_bench_commands, bench
+from nnmf_cuda.cli.cnmf import cnmf, cnmf_parser
 from nnmf_cuda.cli.data import SETS, Data, data
 from nnmf_cuda.cli.evaluate import Audit, Evaluate, audit, audit_parser, evaluate
 from nnmf_cuda.cli.export import Export, export
@@ -121,6 +122,8 @@ def _call(argv: list[str]) -> None:
             export(built(Export, values))
         case "data":
             data(built(Data, values))
+        case "cnmf":
+            cnmf(values)
         case "bench":
             bench(values)
         case "info":
@@ -168,6 +171,7 @@ def _commands(preset: str) -> dict[str, tuple[str, Callable[[], OptionParser]]]:
             "download the paper's images",
             lambda: parser_of(Data, "data", positional=SETS),
         ),
+        "cnmf": ("consensus NMF of counts, on the files of cNMF", cnmf_parser),
         "info": (
             "versions, devices, what serves each op",
             lambda: parser_of(Info, "info"),

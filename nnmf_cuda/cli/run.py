@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from nnmf_cuda.cli.evaluate import Evaluate, evaluate
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of, say, show
 from nnmf_cuda.cli.summary import comparison, outcome_of, run_summary
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig, ExperimentConfig
@@ -261,6 +262,17 @@ def _run_once(asked: Run) -> Experiment:
         )
 
 
+def _evaluate(finished: Run) -> None:
+    """Evaluate a run that was stopped before the end of its evaluation."""
+    from nnmf_cuda.run.experiment import EVALUATIONS
+
+    options = finished.options
+    preset = EVALUATIONS[options.evaluation]
+    assert preset is not None
+    model, data, device = str(finished.out), finished.config.data.path, options.device
+    evaluate(Evaluate(model=model, data=data, preset=preset, device=device))
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Show what has been found where it could not be written."""
@@ -371,18 +383,18 @@ def _run_all(out: Path, planned: Sequence[Planned], *, line_each: bool = True) -
     finished = [False] * len(planned)
     if options.resume:
         check_other_runs(out, homes)
-        evaluated = options.evaluation != "paper"
-        finished = [
-            is_finished(one.run.out, one.run.config_yaml(), evaluated=evaluated) for one in planned
-        ]
+        finished = [is_finished(one.run.out, one.run.config_yaml()) for one in planned]
     else:
         for home in (out, *homes):
             check_free(home, overwrite=options.overwrite)
     for number, (one, is_there) in enumerate(zip(planned, finished, strict=True)):
-        kept = ": finished before" if is_there else ""
-        say(f"run {number + 1} of {len(planned)}: {one.name}{kept}")
+        evaluated = options.evaluation == "paper" or (one.run.out / "robustness.json").is_file()
+        kept = ": finished before" if evaluated else ": to be evaluated"
+        say(f"run {number + 1} of {len(planned)}: {one.name}{kept if is_there else ''}")
         if not is_there:
             _run_once(one.run)
+        elif not evaluated:
+            _evaluate(one.run)
         # The first to end has shown that the settings work: only now do older runs go.
         if number == 0:
             remove_runs(out, keep=homes if options.resume else homes[:1])

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from nnmf_cuda.data.reading import (
     OnError,
     ReadFailure,
     ReadOptions,
-    first_few,
     is_special,
     reason,
 )
@@ -34,7 +33,7 @@ _AHEAD = 512
 _NONE: Mapping[str, str] = {}
 _AS_THEY_ARE = (np.dtype(np.uint8), np.dtype(np.float32))
 """Pixels that are not converted."""
-_MOST_NAMED = 100
+MOST_NAMED = 100
 """Unreadable images that one line names."""
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
@@ -76,11 +75,14 @@ class LazyImage:
         threads; raises ValueError, naming the image, where it cannot be read.
     columns : mapping of str to str
         What the source says beside it, which passes through to the rows of a table.
+    found_at : Path, optional
+        The file it is read from, where the name does not say.
     """
 
     name: Path
     read: Callable[[tuple[int, int]], NDArray[Any]]
     columns: Mapping[str, str] = field(default_factory=dict)
+    found_at: Path | None = None
 
 
 def failing_image(file: Path, message: str) -> LazyImage:
@@ -244,7 +246,7 @@ def iter_image_batches(
     batch_size: int = 256,
     image_shape: tuple[int, int] = IMAGE_SHAPE,
     reading: ReadOptions = DEFAULT_READING,
-    on_error: OnError = "raise",
+    on_error: OnError | Literal["list"] = "raise",
     n_workers: int | None = None,
     progress: bool = False,
 ) -> Iterator[ImageBatch]:
@@ -264,9 +266,9 @@ def iter_image_batches(
         Height and width of the result, in pixels.
     reading : ReadOptions, optional
         How image files are read: its ``window`` and ``decode``, see `read_image`.
-    on_error : {"raise", "skip"}, default="raise"
-        Whether an unreadable file ends the stream, or is logged and listed in the batch's
-        `failures`. A file that is skipped leaves no gap: batches stay full.
+    on_error : {"raise", "skip", "list"}, default="raise"
+        Whether an unreadable file ends the stream, is logged and listed in the batch's `failures`,
+        or only listed. A file that is skipped leaves no gap: batches stay full.
     n_workers : int, optional
         Decoding threads; by default one a processor that this process may use, at most 8.
     progress : bool, default=False
@@ -284,8 +286,8 @@ def iter_image_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
+    if on_error not in ("raise", "skip", "list"):
+        raise ValueError(f"on_error={on_error!r}: choose 'raise', 'skip' or 'list'")
     if n_workers is not None and n_workers < 1:
         raise ValueError(f"n_workers={n_workers} must be at least 1")
     n_workers = n_workers or default_workers()
@@ -366,7 +368,7 @@ def _batches(
     decoded: Generator[_Decoded],
     batch_size: int,
     image_shape: tuple[int, int],
-    on_error: OnError,
+    on_error: OnError | Literal["list"],
 ) -> Iterator[ImageBatch]:
     """Gather images of one dtype, and the failures between them."""
     start = 0
@@ -393,7 +395,8 @@ def _batches(
             if isinstance(image, ValueError):
                 if on_error == "raise":
                     raise image
-                logger.warning("skipped: %s", image)
+                if on_error == "skip":
+                    logger.warning("skipped: %s", image)
                 failures.append(ReadFailure(name_of(source), str(image)))
                 if len(failures) == batch_size:
                     yield ImageBatch(start, np.empty((0, *image_shape), np.uint8), [], failures)
@@ -468,13 +471,22 @@ def read_readable(
     return Readable(images if rows.all() else images[rows], rows, failures)
 
 
-def failed_images(failures: Sequence[ReadFailure], n_files: int) -> str:
-    """Say in one line which images could not be read."""
-    if len(failures) == 1:
+def failed_images(
+    failures: Sequence[ReadFailure], n_files: int, *, n_failed: int | None = None
+) -> str:
+    """Say in one line which images could not be read; only the first `MOST_NAMED` are looked at.
+
+    `n_failed` is their number where `failures` are not all.
+    """
+    n_failed = len(failures) if n_failed is None else n_failed
+    if n_failed == 1:
         return f"{failures[0].message}; repair or remove it, or leave it out with --on_error skip"
-    names = first_few([repr(str(failure.file)) for failure in failures], _MOST_NAMED)
+    if n_failed == n_files:  # for one reason mostly, which no list of all names is to hide
+        return f"{n_failed} of {n_files} images cannot be read; the first: {failures[0].message}"
+    names = ", ".join(repr(str(failure.file)) for failure in failures[:MOST_NAMED])
+    more = f" and {n_failed - MOST_NAMED} more" if n_failed > MOST_NAMED else ""
     return (
-        f"{len(failures)} of {n_files} images cannot be read: {names}; the first: "
+        f"{n_failed} of {n_files} images cannot be read: {names}{more}; the first: "
         f"{failures[0].message}; repair or remove them, or leave them out with --on_error skip"
     )
 

@@ -236,6 +236,7 @@ DEFAULT_READING = ReadOptions()
 
 UNREADABLE = "unreadable"
 """Why an image is left out that ``on_error="skip"`` has let pass."""
+_DOUBLE_ENDINGS = (".nii.gz", ".tar.gz")
 _MOST_REASONS = 20
 """Lines of an account on what was left out."""
 
@@ -263,7 +264,10 @@ class Account:
 
     def met(self, path: PurePath) -> None:
         """Count a file of the source, whatever becomes of it."""
-        self.by_ending[path.suffix.lower() or "no ending"] += 1
+        ending = "".join(path.suffixes[-2:]).lower()
+        if ending not in _DOUBLE_ENDINGS:
+            ending = path.suffix.lower()
+        self.by_ending[ending or "no ending"] += 1
 
     def skip(self, path: PurePath, reason: str) -> None:
         """Count something that is left out; equal reasons are told together."""

@@ -173,7 +173,7 @@ def _divide(
     """Return the part of each image: stratified, and group by group where groups are given."""
     rng = np.random.Generator(np.random.PCG64(seed))
     if groups is not None:
-        return _divide_groups(labels, groups, fractions, rng, source=source)
+        return _divide_groups(labels, label_names, groups, fractions, rng, source=source)
     parts = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels).tolist():
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -193,6 +193,7 @@ def _divide(
 
 def _divide_groups(
     labels: NDArray[np.int64],
+    label_names: Sequence[str],
     groups: NDArray[Any],
     fractions: tuple[float, ...],
     rng: np.random.Generator,
@@ -218,10 +219,14 @@ def _divide_groups(
         if (filled > 0).all() and cost < best_cost:
             best, best_cost = parts, cost
     if best is None:
+        n_with = (counts > 0).sum(axis=0)
+        rarest = int(n_with.argmin())
         raise ValueError(
             f"{source}: its {len(members)} patients or series cannot be divided so that each of "
-            f"{len(fractions)} splits has every class; choose split_by='random', which may put "
-            "one of them into several splits"
+            f"{len(fractions)} splits has every class: {n_with[rarest]} of them have class "
+            f"{label_names[rarest]!r}; give more, leave the class out or merge it with another, as "
+            "in --classes no=no,glioma=tumor,pituitary=tumor, or choose split_by='random', which "
+            "may put one of them into several splits"
         )
     return best[group_of]
 

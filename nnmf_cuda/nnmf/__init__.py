@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from nnmf_cuda.nnmf.cnmf import CnmfResults, CnmfRun
+from nnmf_cuda.nnmf.consensus import ConsensusNNMF, KSelection
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.nnmf.fitting import FitRecord
+from nnmf_cuda.nnmf.graph import neighbor_graph
 from nnmf_cuda.nnmf.rank_selection import RankSelection
 from nnmf_cuda.nnmf.selection import ComponentSelector
 
-__all__ = ["NNMF", "ComponentSelector", "FitRecord", "RankSelection"]
+__all__ = [
+    "NNMF",
+    "CnmfResults",
+    "CnmfRun",
+    "ComponentSelector",
+    "ConsensusNNMF",
+    "FitRecord",
+    "KSelection",
+    "RankSelection",
+    "neighbor_graph",
+]

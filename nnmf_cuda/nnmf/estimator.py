@@ -52,11 +52,14 @@ class NNMF(
             default="kullback-leibler"
         Divergence that is minimised: 2, 1, 0 or any other number. X must not contain zeros where
         it is 0 or less.
-    solver : {"mu", "accelerated-mu", "hals"}, default="mu"
+    solver : {"mu", "accelerated-mu", "hals", "semi", "semi-hals"}, default="mu"
         How `fit` lowers the objective, W before H in each iteration; the notes say which to take.
         "mu": multiplicative updates [1]_ [2]_. "accelerated-mu": the same from extrapolated
         factors (in the manner of [5]_), for `beta_loss` in [1, 2]. "hals": hierarchical
-        alternating least squares [4]_, for ``beta_loss="frobenius"``.
+        alternating least squares [4]_, for ``beta_loss="frobenius"``. "semi": Semi-NMF [7]_, for
+        X of any sign and that loss: W stays non-negative, while H is the least-squares solution,
+        of any sign. "semi-hals": the same with the sweeps of "hals" over W in place of the
+        multiplicative updates of [7]_.
     init : {"random", "nndsvd", "nndsvda", "nndsvdar", "custom"}, default="random"
         Start. "random": uniform on [0, 1) plus 0.1. "nndsvd...": from a singular value
         decomposition [3]_, its zeros kept, replaced by sqrt(mean of X) (a) or by small random
@@ -83,6 +86,15 @@ class NNMF(
     fixed_components : array-like or Tensor of shape (n_fixed, n_features), default=None
         Components that are known: they are the first rows of `components_` and are held, while the
         others are learned beside them, by `fit` and `partial_fit`. Starts: "random" or "custom".
+    graph : None, "neighbors", "labels" or matrix of shape (n_samples, n_samples), default=None
+        Graph over the rows of X, along whose edges `fit` keeps W alike [8]_, for the Frobenius
+        norm and Kullback-Leibler, with any solver but "hals" and "semi-hals". "neighbors": each row
+        with its 5 nearest (:func:`nnmf_cuda.nnmf.neighbor_graph` makes others). "labels": each row
+        with all of its class, by 1 / (size of the class); y of `fit` has the classes, -1 where one
+        is not known. A matrix, sparse or dense: symmetric weights >= 0. New rows have no part in
+        it: `transform` leaves it out.
+    alpha_graph : float, default=1.0
+        Strength of the graph's penalty, the lambda of [8]_: not scaled by the size of X.
     missing_values : None, np.nan or float, default=None
         What stands in X for an entry that nobody knows: such entries are left out of the sums of
         `fit`, `transform` and all else, so that what is in their place does not matter. None: every
@@ -144,14 +156,24 @@ class NNMF(
     ``D(X | W H) + n_features * alpha_W * (l1_ratio * sum(W) + (1 - l1_ratio) / 2 * sum(W ** 2))``
     plus the same of H with ``n_samples * alpha_H``.
 
+    With a `graph` of the weights A it also has
+    ``alpha_graph / 4 * sum(A[i, j] * ((W[i] - W[j]) ** 2).sum())``, which for "labels" is half the
+    scatter of W within classes. W H does not change where W shrinks and H grows, but that penalty
+    does: give an `alpha_H`, or many iterations drive W to zero.
+
     "mu" repeats scikit-learn's iterates and takes every `beta_loss`. "accelerated-mu" costs the
     same an iteration and usually needs far fewer of them to the same objective: take it for
     Kullback-Leibler. Every 10 iterations a start whose objective has risen is put back and goes
     on without momentum, so the recorded objective rises only where plain updates raise it, as
     they may with a penalty; a record that repeats the one before it is a block that was put
     back. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave zeros, and
-    sweeps over the factors several times for each time that it reads X. All three stop by the
-    rule of `tol`; from one start they may end in different minima.
+    sweeps over the factors several times for each time that it reads X. "semi-hals"
+    needs far fewer than "semi". Both start, with ``init="random"``, from a random W and the H that
+    fits it best, and have no `partial_fit`, no `select_rank` and no L1 penalty of H. No iteration
+    of them, or of "mu" with a graph, raises the objective beyond rounding. All stop by the rule of
+    `tol`; from one start they may end in different minima. Kernels, where there are some, make
+    the sweeps of "semi-hals" and, with a graph, the Kullback-Leibler updates, for which X^T is
+    held beside X; else "semi" and graphs are plain torch on any device.
 
     X may be anything scikit-learn takes densely, or a tensor on any device. uint8 means pixels
     and is read as x / 255 without a floating-point copy; other integers are counts and become
@@ -176,6 +198,10 @@ class NNMF(
        application to beta-NMF, arXiv:2401.06646.
     .. [6] Lefevre, Bach & Fevotte (2011), Online algorithms for nonnegative matrix factorization
        with the Itakura-Saito divergence, WASPAA.
+    .. [7] Ding, Li & Jordan (2010), Convex and semi-nonnegative matrix factorizations, IEEE
+       TPAMI 32(1).
+    .. [8] Cai, He, Han & Huang (2011), Graph regularized nonnegative matrix factorization for
+       data representation, IEEE TPAMI 33(8).
 
     Examples
     --------
@@ -202,6 +228,8 @@ class NNMF(
         l1_ratio: float = 0.0,
         n_init: int = 1,
         fixed_components: Any = None,
+        graph: Any = None,
+        alpha_graph: float = 1.0,
         missing_values: float | None = None,
         warm_start: bool = False,
         transform_solver: str = "nnls",
@@ -223,6 +251,8 @@ class NNMF(
         self.l1_ratio = l1_ratio
         self.n_init = n_init
         self.fixed_components = fixed_components
+        self.graph = graph
+        self.alpha_graph = alpha_graph
         self.missing_values = missing_values
         self.warm_start = warm_start
         self.transform_solver = transform_solver
@@ -251,9 +281,9 @@ class NNMF(
         Parameters
         ----------
         X : array-like or Tensor of shape (n_samples, n_features)
-            Non-negative data; see the class notes for types.
-        y : Ignored
-            Present for scikit-learn's convention.
+            Non-negative data, of any sign for Semi-NMF; see the class notes for types.
+        y : array-like of shape (n_samples,), default=None
+            Labels of the rows for ``graph="labels"``, -1 where one is not known; else ignored.
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
             The start of ``init="custom"``, or what ``update_H=False`` needs; not modified, cast to
             the type of X.
@@ -316,7 +346,7 @@ class NNMF(
         """
         watch = Watch(callback, checkpoint, checkpoint_every)
         matrix = self._read_training(X, mask=mask, weights=weights)
-        self._fit(matrix, W, H, watch, update_H=update_H)
+        self._fit(matrix, y, W, H, watch, update_H=update_H)
         return self
 
     def fit_transform(
@@ -340,7 +370,7 @@ class NNMF(
         """
         watch = Watch(callback, checkpoint, checkpoint_every)
         matrix = self._read_training(X, mask=mask, weights=weights)
-        self._fit(matrix, W, H, watch, update_H=update_H)
+        self._fit(matrix, y, W, H, watch, update_H=update_H)
         return like_input(self._transform(matrix), X)
 
     def transform(self, X: Any, *, mask: Any = None, weights: Any = None) -> Any:
@@ -395,7 +425,7 @@ class NNMF(
         >>> X[1, 2] = np.nan
         >>> model = NNMF(1, missing_values=np.nan, tol=0, random_state=0)
         >>> filled = np.where(np.isnan(X), model.inverse_transform(model.fit_transform(X)), X)
-        >>> round(filled[1, 2], 6)
+        >>> print(filled[1, 2].round(6))
         6.0
         """
         check_is_fitted(self)
@@ -416,17 +446,20 @@ class NNMF(
         X = X.detach() if X.is_floating_point() else X.double()
         return X @ torch.tensor(self.components_, dtype=X.dtype, device=X.device)
 
-    def _fit(self, X: Matrix, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
+    def _fit(self, X: Matrix, y: Any, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
         check_columns(X)
         given = {"W": W, "H": H, "update_H": bool(update_H)}
+        graph = self._graph_for(X, y)
+        given["graph"] = None if graph is None else graph.digest()
+        given["alpha_graph"] = None if graph is None else self.alpha_graph
         origin = self._origin_for(X)
         if not update_H:
             if origin.fixed is not None:
                 raise ValueError("update_H=False holds all of H: use fixed_components=None")
-            W, H = held_factors(X, self.n_components, W=W, H=H)
+            W, H = held_factors(X, self.n_components, W=W, H=H, signed=self._signed)
             origin = replace(origin, init="custom", n_init=1, fixed=H)
         elif self.warm_start and W is None and H is None and hasattr(self, "components_"):
             W, H = self._warm_factors(X)
@@ -446,7 +479,7 @@ class NNMF(
             fit = description_of_fit(X, parameters, given)
             file = Checkpoint(watch.checkpoint, watch.every, fit)
             state = file.read(self.max_iter, X.device)
-        problem = self._problem(X, origin.n_fixed)
+        problem = self._problem(X, origin.n_fixed, graph)
         if state is None:
             if update_H:
                 W, H = initial_factors(X, self.n_components, origin, W=W, H=H)
@@ -533,7 +566,7 @@ class NNMF(
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.positive_only = True
+        tags.input_tags.positive_only = not self._signed
         tags.input_tags.sparse = True
         missing = self.missing_values
         tags.input_tags.allow_nan = missing is not None and math.isnan(missing)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnmf_cuda.nnmf.matrix import Dense, Matrix, row_slices
 from nnmf_cuda.nnmf.sparse_matrix import Sparse, csr_tensor
-from nnmf_cuda.nnmf.weighted_matrix import EVERY_ENTRY_COUNTS, Told, weighted_matrix
+from nnmf_cuda.nnmf.weighted_matrix import NOTHING_TOLD, Told, weighted_matrix
 
 
 def check_integer(name: str, value: Any, *, low: int, high: float = math.inf) -> None:
@@ -95,9 +95,9 @@ def check_matrix(X: Any, owner: str) -> None:
 
 
 def as_matrix(
-    X: Any, device: torch.device, owner: str, told: Told = EVERY_ENTRY_COUNTS
+    X: Any, device: torch.device, owner: str, told: Told = NOTHING_TOLD, *, signed: bool = False
 ) -> tuple[Matrix, float, float]:
-    """Return X (n_samples, n_features), non-negative, on `device`, and its extremes.
+    """Return X (n_samples, n_features), non-negative or `signed`, on `device`, and its extremes.
 
     A sparse one, SciPy's in CSR or CSC or a tensor in CSR, stays sparse. float32, float64 and uint8
     (pixels) keep their type; half precision becomes float32, other integers and bool become
@@ -112,14 +112,14 @@ def as_matrix(
                 " use X.toarray() or X.to_dense()"
             )
         sparse = _sparse(X, device)
-        return sparse, *_checked_extremes(sparse, owner)
+        return sparse, *_checked_extremes(sparse, owner, signed=signed)
     tensor = (_of_tensor(X) if isinstance(X, Tensor) else _of_array(X)).to(device)
     if tensor.stride(1) != 1:  # columns lie apart: once here, not in each call of an op
         tensor = tensor.contiguous()
     matrix = weighted_matrix(tensor, told) if told else Dense(tensor)
     if matrix.pixels:
         return matrix, 0.0, 1.0
-    return matrix, *_checked_extremes(matrix, owner)
+    return matrix, *_checked_extremes(matrix, owner, signed=signed)
 
 
 def _of_tensor(X: Tensor) -> Tensor:
@@ -167,8 +167,8 @@ def _sparse(X: Any, device: torch.device) -> Sparse:
     return Sparse(tensor.to(device), pixels=pixels)
 
 
-def _checked_extremes(X: Matrix, owner: str) -> tuple[float, float]:
-    """Return the extremes of a floating-point X; raise for NaN, inf and negative entries."""
+def _checked_extremes(X: Matrix, owner: str, *, signed: bool) -> tuple[float, float]:
+    """Return the extremes of a floating-point X; raise for NaN, inf and, unless signed, below 0."""
     low, high = X.extremes()
     if not (math.isfinite(low) and math.isfinite(high)):
         what = "NaN" if math.isnan(low) else "inf"
@@ -179,7 +179,7 @@ def _checked_extremes(X: Matrix, owner: str) -> tuple[float, float]:
             f"Input X contains {what}: {count} of {X.n_entries} entries are not finite, the first "
             f"at row {row}, column {column}. Drop those rows or fill the entries in{remedy}."
         )
-    if low < 0:
+    if low < 0 and not signed:
         raise ValueError(
             f"Negative values in data passed to {owner}: the smallest entry of X is {low:g}. Shift "
             "or clip X so that every entry is >= 0, for example X - X.min()."

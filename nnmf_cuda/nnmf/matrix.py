@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -100,6 +101,19 @@ class Matrix(ABC):
     @abstractmethod
     def transposed_product(self, right: Tensor) -> Tensor:
         """Return X^T @ right in right's type, of pixels as fractions."""
+
+    @cached_property
+    def transposed(self) -> Self:
+        """X^T, made at the first call and kept, where its kind has one."""
+        raise NotImplementedError(f"{type(self).__name__} has no transpose")
+
+    def products(self, right: Tensor) -> Tensor:
+        """Return X @ right for each of right (B, n_features, m): (B, n_samples, m)."""
+        return _of_each(self.product, right)
+
+    def transposed_products(self, right: Tensor) -> Tensor:
+        """Return X^T @ right for each of right (B, n_samples, m): (B, n_features, m)."""
+        return _of_each(self.transposed_product, right)
 
     def mu(self, W: Tensor, H: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Run multiplicative updates; options and results are those of `ops.nnmf_mu`."""
@@ -198,6 +212,11 @@ class Dense(Matrix):
             result.addmm_(block.mT, right[rows])
         return result.div_(self._unit)
 
+    @cached_property
+    def transposed(self) -> Self:
+        """X^T, made at the first call and kept."""
+        return type(self)(self.tensor.mT.contiguous())
+
     def _blocks_as(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Yield blocks of rows in `dtype`; they share one buffer, or a heap of them would grow."""
         buffer: Tensor | None = None
@@ -212,6 +231,13 @@ class Dense(Matrix):
     @property
     def _unit(self) -> int:
         return 255 if self.pixels else 1
+
+
+def _of_each(multiply: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
+    """Return the product with each matrix of right (B, m, c), for which X is read once."""
+    B, _, c = right.shape
+    product = multiply(right.transpose(0, 1).reshape(-1, B * c))
+    return product.reshape(-1, B, c).transpose(0, 1).contiguous()
 
 
 def row_slices(n_rows: int, n_columns: int, *, device: torch.device) -> Iterator[slice]:

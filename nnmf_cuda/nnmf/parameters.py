@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnmf_cuda import ops
+from nnmf_cuda.nnmf.graph import GRAPHS, NEIGHBORS, Graph, neighbor_graph
 from nnmf_cuda.nnmf.inputs import (
     as_matrix,
     check_choice,
@@ -24,10 +25,10 @@ from nnmf_cuda.nnmf.inputs import (
 from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS
 from nnmf_cuda.nnmf.saving import SavingMixin
-from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem
+from nnmf_cuda.nnmf.solvers import SIGNED, SOLVERS, Objective, Penalty, Problem
 from nnmf_cuda.nnmf.starts import INITS, Origin, fixed_rows
 from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
-from nnmf_cuda.nnmf.weighted_matrix import Told, check_missing_values
+from nnmf_cuda.nnmf.weighted_matrix import Told, Weighted, check_missing_values
 
 
 class ParametersMixin(SavingMixin):
@@ -45,6 +46,8 @@ class ParametersMixin(SavingMixin):
     l1_ratio: float
     n_init: int
     fixed_components: Any
+    graph: Any
+    alpha_graph: float
     missing_values: float | None
     warm_start: bool
     transform_solver: str
@@ -77,11 +80,64 @@ class ParametersMixin(SavingMixin):
             raise TypeError(f"warm_start must be True or False, got {self.warm_start!r}")
         check_missing_values(self.missing_values)
         check_real("tol", self.tol, low=0)
+        check_real("alpha_graph", self.alpha_graph, low=0)
         check_real("alpha_W", self.alpha_W, low=0)
         if self.alpha_H != "same":
             check_real("alpha_H", self.alpha_H, low=0)
         for name in ("forget_factor", "l1_ratio"):
             check_real(name, getattr(self, name), low=0, high=1)
+        if self._signed:
+            self._check_signed()
+        if self.graph is not None:
+            self._check_graph()
+
+    def _check_signed(self) -> None:
+        """Raise for what Semi-NMF has no answer to."""
+        if self.init not in ("random", "custom"):
+            raise ValueError(
+                f"init={self.init!r} needs X >= 0, which solver={self.solver!r} does not; use "
+                "init='random', or init='custom' with a W and H of your own"
+            )
+        if self._alpha_H * self.l1_ratio > 0:
+            raise ValueError(
+                f"solver={self.solver!r} finds H by least squares, which have no L1 penalty: "
+                f"alpha_H={self.alpha_H!r} with l1_ratio={self.l1_ratio} is one; use alpha_H=0 "
+                "(alpha_W stays), or l1_ratio=0"
+            )
+
+    def _check_graph(self) -> None:
+        """Raise for what knows no graph."""
+        if isinstance(self.graph, str):
+            check_choice("graph", self.graph, GRAPHS)
+        if not SOLVERS[self.solver].takes_graph:
+            raise ValueError(
+                f"solver={self.solver!r} does not lower the penalty of a graph; use solver='mu', "
+                "'accelerated-mu' or 'semi', or graph=None"
+            )
+        if ops.beta_loss_to_float(self.beta_loss) not in (1, 2):
+            raise ValueError(
+                "graph goes with beta_loss='frobenius' (2) and 'kullback-leibler' (1), got "
+                f"{self.beta_loss!r}; use one of them, or graph=None"
+            )
+
+    def _check_weighted(self) -> None:
+        """Raise for what counts all entries of X alike."""
+        if not self._signed and self.graph is None:
+            return
+        what = f"solver={self.solver!r}" if self._signed else "graph"
+        raise ValueError(
+            f"{what} counts all entries of X alike and knows no missing values, mask or weights; "
+            "fill the entries in, or use another solver and graph=None"
+        )
+
+    @property
+    def _signed(self) -> bool:
+        """Whether X and H may have any sign."""
+        return self.solver in SIGNED
+
+    @property
+    def _alpha_H(self) -> float:
+        return self.alpha_W if self.alpha_H == "same" else self.alpha_H
 
     def _read(self, X: Any, *, reset: bool, mask: Any = None, weights: Any = None) -> Matrix:
         """Return X as a checked matrix where it is computed with, its features and units recorded.
@@ -105,9 +161,12 @@ class ParametersMixin(SavingMixin):
                 ensure_all_finite=False,
                 accept_sparse=("csr", "csc"),
             )
-        matrix, smallest, largest = as_matrix(X, device, owner, told)
+        matrix, smallest, largest = as_matrix(X, device, owner, told, signed=self._signed)
+        if isinstance(matrix, Weighted):
+            self._check_weighted()
         if reset:
-            self._units = asdict(Units(matrix.pixels, largest, matrix.mean(), smallest))
+            mean = matrix.mean_power(2).sqrt().item() if self._signed else matrix.mean()
+            self._units = asdict(Units(matrix.pixels, largest, mean, smallest))
         else:
             warn_of_other_units(self._fitted_units, pixels=matrix.pixels, largest=largest)
         return matrix
@@ -136,8 +195,10 @@ class ParametersMixin(SavingMixin):
     def _check_zeros(self, X: Matrix) -> None:
         if ops.beta_loss_to_float(self.beta_loss) <= 0 and X.extremes()[0] == 0:
             raise ValueError(
-                f"X contains zeros, for which beta_loss={self.beta_loss!r} is infinite; add a "
-                "small value to X or use a beta_loss above 0"
+                # scikit-learn's words first.
+                "When beta_loss <= 0 and X contains zeros, the solver may diverge: with beta_loss="
+                f"{self.beta_loss!r} the divergence of a zero is infinite; add a small value to X "
+                "or use a beta_loss above 0"
             )
 
     def _objective(self, n_samples: int, n_features: int, dtype: torch.dtype) -> Objective:
@@ -145,18 +206,36 @@ class ParametersMixin(SavingMixin):
 
         The floor is that of the units of the fit, so that a row's result is its own.
         """
-        alpha_H = self.alpha_W if self.alpha_H == "same" else self.alpha_H
         penalty = Penalty(
             l1_reg_W=n_features * self.alpha_W * self.l1_ratio,
-            l1_reg_H=n_samples * alpha_H * self.l1_ratio,
+            l1_reg_H=n_samples * self._alpha_H * self.l1_ratio,
             l2_reg_W=n_features * self.alpha_W * (1 - self.l1_ratio),
-            l2_reg_H=n_samples * alpha_H * (1 - self.l1_ratio),
+            l2_reg_H=n_samples * self._alpha_H * (1 - self.l1_ratio),
         )
         beta_loss = ops.beta_loss_to_float(self.beta_loss)
-        return Objective(beta_loss, penalty, self._fitted_units.floor(dtype, beta_loss))
+        floor = self._fitted_units.floor(dtype, beta_loss)
+        return Objective(beta_loss, penalty, floor, self._signed)
 
-    def _problem(self, X: Matrix, n_fixed: int = 0) -> Problem:
-        return Problem(X, self._objective(*X.shape, X.factor_dtype), n_fixed)
+    def _problem(self, X: Matrix, n_fixed: int = 0, graph: Graph | None = None) -> Problem:
+        return Problem(X, self._objective(*X.shape, X.factor_dtype), n_fixed, graph)
+
+    def _graph_for(self, X: Matrix, y: Any) -> Graph | None:
+        """Return the graph over the rows of X, made of them or of the labels y where asked to."""
+        if self.graph is None:
+            return None
+        n_samples = X.shape[0]
+        matrix, where = self.graph, (n_samples, self.alpha_graph, X.device)
+        if isinstance(matrix, str) and matrix == "labels":
+            if y is None:
+                raise ValueError("graph='labels' needs the labels of the samples: fit(X, y)")
+            return Graph.of_labels(y, *where)
+        if isinstance(matrix, str):
+            if n_samples == 1:
+                raise ValueError(
+                    "graph='neighbors' needs neighbours, but X has n_samples=1; use graph=None"
+                )
+            matrix = neighbor_graph(X.tensor, min(NEIGHBORS, n_samples - 1))
+        return Graph.of_matrix(matrix, *where)
 
     def _origin_for(self, X: Matrix) -> Origin:
         """Return how fits to X start, and what they hold."""
@@ -166,7 +245,8 @@ class ParametersMixin(SavingMixin):
             self.n_init,
             self.random_state,
             self._fitted_units.scale,
-            None if fixed is None else fixed_rows(fixed, X),
+            None if fixed is None else fixed_rows(fixed, X, signed=self._signed),
+            self._signed,
         )
 
     def _progress(

@@ -30,11 +30,20 @@ def solve_W(problem: Problem, H: Tensor, *, solver: str, n_iter: int) -> Tensor:
 
 def updated_W(problem: Problem, H: Tensor, *, n_iter: int) -> Tensor:
     """Run `n_iter` multiplicative updates of W from `constant_W`; H (k, f) is fixed."""
-    return problem.updated(constant_W(problem.X, H), H, n_iter, update_H=False)[0]
+    start = constant_W(problem.X, H, signed=problem.objective.signed)
+    return problem.updated(start, H, n_iter, update_H=False)[0]
 
 
-def constant_W(X: Matrix, H: Tensor) -> Tensor:
-    """Return the W (n, k) with one number in a row at which the row of W H has the mean of X's."""
+def constant_W(X: Matrix, H: Tensor, *, signed: bool = False) -> Tensor:
+    """Return the W (n, k) with one number in a row at which the row of W H has the mean of X's.
+
+    Where X and H are `signed` means say nothing: there it is the largest share that a component
+    alone would have, of either sign.
+    """
+    if signed:
+        longest = H.square().sum(1).max()
+        shares = X.product(H.mT).abs().amax(1, keepdim=True) / longest.masked_fill(longest == 0, 1)
+        return shares.expand(-1, len(H)).contiguous()
     of_one = H.sum() / H.shape[1]  # the mean of W H for W of ones
     means = X.row_means().to(H.dtype) / of_one.masked_fill(of_one == 0, 1)
     return means.expand(-1, len(H)).contiguous()

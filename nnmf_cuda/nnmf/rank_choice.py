@@ -111,6 +111,14 @@ class RankSelectionMixin(ParametersMixin):
         check_integer("n_repeats", n_repeats, low=2)
         if criterion == "held_out" and held_out == 0:
             raise ValueError("criterion='held_out' needs entries to hide: give held_out=0.1")
+        if held_out > 0:
+            self._check_weighted()
+        if self._signed:
+            raise ValueError(
+                "select_rank compares the shares that components have of the samples, which those "
+                f"of solver={self.solver!r}, of any sign, do not have; compare fits by "
+                "reconstruction_err_"
+            )
         if max_samples is not None:
             check_integer("max_samples", max_samples, low=2)
         # A copy, because reading X sets what an estimator was fitted with: features and units.
@@ -120,7 +128,7 @@ class RankSelectionMixin(ParametersMixin):
         origin = replace(reader._origin_for(matrix), n_init=n_init)
         ranks = read_ranks(n_components, min(matrix.shape), origin.n_fixed)
         rows = rows_of_consensus(matrix, max_samples, self.random_state)
-        problem = reader._problem(matrix, origin.n_fixed)
+        problem = reader._problem(matrix, origin.n_fixed, reader._graph_for(matrix, None))
 
         def runs(problem: Problem, origin: Origin) -> Iterator[Run]:
             return grid_runs(

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import scipy.sparse
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from nnmf_cuda.nnmf.tensor_file import Content, Kind, read_tensors, write_tensors
+
+_PARTS_OF_SPARSE = ("data", "indices", "indptr")
 
 
 class SavingMixin(BaseEstimator):  # type: ignore[misc]
@@ -104,9 +107,14 @@ def _encoded(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
         return [{"number": "nan"}]
     if isinstance(value, torch.device):
         return [{"device": str(value)}]
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.layout == torch.strided:
         tensors[name] = value
         return [{"tensor": name}]
+    if scipy.sparse.issparse(value):
+        csr = scipy.sparse.csr_array(value)
+        for part in _PARTS_OF_SPARSE:
+            tensors[f"{name}.{part}"] = torch.from_numpy(getattr(csr, part))
+        return [{"sparse": {"name": name, "shape": csr.shape}}]
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
         return [{"array": name}]
@@ -124,7 +132,7 @@ def _encoded(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{name}={value!r:.80} cannot be saved without pickle ({error}); use numbers, strings, "
-            "arrays, or lists and dictionaries of them"
+            "arrays, sparse matrices of SciPy, or lists and dictionaries of them"
         ) from error
     plain = kind == "json" and not isinstance(value, list)
     return value if plain else [{kind: value}]
@@ -143,6 +151,9 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tensors[content]
     if kind == "array":
         return tensors[content].numpy()
+    if kind == "sparse":
+        parts = (tensors[f"{content['name']}.{part}"].numpy() for part in _PARTS_OF_SPARSE)
+        return scipy.sparse.csr_array(tuple(parts), shape=tuple(content["shape"]))
     if kind == "words":
         return np.array(content, dtype=object)
     if kind == "number":

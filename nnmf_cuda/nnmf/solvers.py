@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
+from nnmf_cuda.nnmf.graph import Graph, graph_updates
 from nnmf_cuda.nnmf.matrix import Matrix
+from nnmf_cuda.nnmf.semi import least_squares_H, semi_updates
 
 CHECK_EVERY = 10
 """Iterations between two tests of convergence (scikit-learn's)."""
@@ -61,6 +63,7 @@ class Objective:
     beta_loss: float
     penalty: Penalty
     floor: float = ops.EPSILON  # of W H where it is divided by; see `Units.floor`
+    signed: bool = False  # X and H may have any sign: Semi-NMF
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Problem:
     X: Matrix
     objective: Objective
     n_fixed: int = 0  # the first rows of H, which are held
+    graph: Graph | None = None  # whose penalty is part of the objective
 
     @cached_property
     def _mean_power(self) -> Tensor:
@@ -97,28 +101,51 @@ class Problem:
         if divergence is None:
             beta_loss, floor = self.objective.beta_loss, self.objective.floor
             divergence = self.X.divergence(W, H, beta_loss=beta_loss, floor=floor)
-        return Iterate(W, H, divergence, divergence + self.objective.penalty.value(W, H))
+        penalty = self.objective.penalty.value(W, H)
+        if self.graph is not None:
+            penalty += self.graph.value(W)
+        return Iterate(W, H, divergence, divergence + penalty)
 
     def moves(self, H: Tensor) -> bool:
         """Whether any row of H (..., k, f) is learnt."""
         return self.n_fixed < H.shape[-2]
 
     def updated(
-        self, W: Tensor, H: Tensor, n_iter: int, *, update_H: bool = True, **options: Any
+        self,
+        W: Tensor,
+        H: Tensor,
+        n_iter: int,
+        *,
+        update_H: bool = True,
+        compute_divergence: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run `n_iter` multiplicative updates; options and results are those of `ops.nnmf_mu`."""
+        """Run `n_iter` multiplicative updates; options and results are those of `ops.nnmf_mu`.
+
+        Where X has any sign, H goes to its minimum instead.
+        """
         objective = self.objective
-        return self.X.mu(
-            W,
-            H,
-            beta_loss=objective.beta_loss,
-            n_iter=n_iter,
-            floor=objective.floor,
-            update_H=update_H and self.moves(H),
-            n_fixed=self.n_fixed,
+        of_loss: dict[str, Any] = {"beta_loss": objective.beta_loss, "floor": objective.floor}
+        shared: dict[str, Any] = {
+            "n_iter": n_iter,
+            "update_H": update_H and self.moves(H),
+            "n_fixed": self.n_fixed,
             **vars(objective.penalty),
-            **options,
-        )
+        }
+        if self.graph is None and not objective.signed:
+            shared["compute_divergence"] = compute_divergence
+            return self.X.mu(W, H, **of_loss, **shared)
+        single = W.ndim == 2
+        if single:
+            W, H = W[None], H[None]
+        if objective.signed:
+            W, H = semi_updates(self.X, W, H, graph=self.graph, **shared)
+        else:
+            assert self.graph is not None
+            W, H = graph_updates(self.X, W, H, self.graph, **of_loss, **shared)
+        divergence = W.new_full((len(W),), torch.nan, dtype=torch.float64)
+        if compute_divergence:
+            divergence = self.X.divergence(W, H, **of_loss)
+        return (W[0], H[0], divergence[0]) if single else (W, H, divergence)
 
 
 @dataclass(frozen=True)
@@ -157,6 +184,8 @@ class Solver(ABC):
     """One way to lower the objective; may hold state for each start of a batch."""
 
     keeps_zeros: ClassVar[bool] = False  # entries that are zero at the start stay so
+    takes_graph: ClassVar[bool] = True  # lowers the penalty of a graph too
+    signed: ClassVar[bool] = False  # is for X and H of any sign: Semi-NMF
 
     def __init__(self, problem: Problem, n_inner: int = 1) -> None:
         self.problem = problem
@@ -205,8 +234,29 @@ class MultiplicativeUpdates(Solver):
         return self.problem.updated(W, H, n_iter, compute_divergence=True)
 
 
+class SemiUpdates(MultiplicativeUpdates):
+    """Semi-NMF: updates of W, and for each the H of any sign that fits it best."""
+
+    signed = True
+
+    @staticmethod
+    def check(beta_loss: float) -> None:
+        """Raise unless the divergence is the Frobenius norm's."""
+        _check_signed_loss(beta_loss)
+
+
+def _check_signed_loss(beta_loss: float) -> None:
+    if beta_loss != 2:
+        raise ValueError(
+            "solver='semi' and 'semi-hals' minimise beta_loss='frobenius' (2) only, for no other "
+            f"divergence knows entries below 0, got {beta_loss:g}; use beta_loss='frobenius'"
+        )
+
+
 class Hals(Solver):
     """Hierarchical alternating least squares, `n_inner` sweeps for each time that X is read."""
+
+    takes_graph = False
 
     @staticmethod
     def check(beta_loss: float) -> None:
@@ -235,6 +285,28 @@ class Hals(Solver):
             compute_divergence=True,
             **vars(self.problem.objective.penalty),
         )
+
+
+class SemiHals(Hals):
+    """Semi-NMF: `n_inner` sweeps over the columns of W, and then the H of any sign that fits."""
+
+    signed = True
+
+    @staticmethod
+    def check(beta_loss: float) -> None:
+        """Raise unless the divergence is the Frobenius norm's."""
+        _check_signed_loss(beta_loss)
+
+    def update(self, W: Tensor, H: Tensor, n_iter: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W, H and their divergence after `n_iter` iterations."""
+        X, penalty, n_fixed = self.problem.X, self.problem.objective.penalty, self.problem.n_fixed
+        of_W = {"l1_reg_W": penalty.l1_reg_W, "l2_reg_W": penalty.l2_reg_W}
+        for _ in range(n_iter):
+            W = X.hals(W, H, n_iter=1, n_inner=self.n_inner, update_H=False, **of_W)[0]
+            if self.problem.moves(H):
+                H = least_squares_H(X, W, H, l2_reg_H=penalty.l2_reg_H, n_fixed=n_fixed)
+        floor = self.problem.objective.floor
+        return W, H, X.divergence(W, H, beta_loss=2.0, floor=floor)
 
 
 class AcceleratedUpdates(MultiplicativeUpdates):
@@ -330,8 +402,13 @@ SOLVERS: dict[str, type[Solver]] = {
     "mu": MultiplicativeUpdates,
     "accelerated-mu": AcceleratedUpdates,
     "hals": Hals,
+    "semi": SemiUpdates,
+    "semi-hals": SemiHals,
 }
 """What the parameter `solver` of `NNMF` may be."""
+
+SIGNED = tuple(name for name, solver in SOLVERS.items() if solver.signed)
+"""Those of Semi-NMF."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Self
 
 import scipy.sparse
@@ -85,6 +86,13 @@ class Sparse(Matrix):
         parts = (self._values, self.tensor.col_indices(), self.tensor.crow_indices())
         view = scipy.sparse.csr_array(tuple(part.numpy() for part in parts), shape=self.shape)
         return torch.from_numpy(view.T @ right.numpy()).to(right.dtype)
+
+    @cached_property
+    def transposed(self) -> Self:
+        """X^T, made at the first call and kept."""
+        csc = self.tensor.to_sparse_csc()
+        parts = (csc.ccol_indices(), csc.row_indices(), csc.values(), self.shape[::-1])
+        return type(self)(_made(*parts, check_invariants=False), pixels=self.pixels)
 
     @property
     def _values(self) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.projection import constant_W
+from nnmf_cuda.nnmf.semi import least_squares_H
 
 FloatArray = NDArray[Any]
 
@@ -38,6 +39,7 @@ class Origin:
     random_state: Any = None
     mean: float = 1.0  # of X, see `Units.scale`: starts that are not the user's scale with it
     fixed: Tensor | None = None  # (m, n_features), of X's factors: the first rows of every H
+    signed: bool = False  # X and H may have any sign: Semi-NMF
 
     @property
     def n_fixed(self) -> int:
@@ -64,7 +66,8 @@ def initial_factors(
             )
         wanted = len(H) if wanted is None else wanted
         W = _given("W", W, X, (X.shape[0], wanted))
-        return W[None], _holding(origin, _given("H", H, X, (wanted, X.shape[1])))[None]
+        H = _given("H", H, X, (wanted, X.shape[1]), signed=origin.signed)
+        return W[None], _holding(origin, H)[None]
     if W is not None or H is not None:
         raise ValueError(f"W and H are starts of init='custom', but init={origin.init!r}")
     k = wanted or max(min(_AUTO_COMPONENTS, *X.shape), origin.n_fixed)
@@ -104,6 +107,9 @@ def iter_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[
             "init='custom' with a W and H of your own"
         )
     draw = _random if origin.init == "random" else _nndsvd
+    if origin.signed:
+        yield from _fitted_starts(X, n_components, origin)
+        return
     dtype = X.factor_dtype
     for drawn in draw(X, n_components, origin):
         W, H = (torch.from_numpy(factor).to(dtype) for factor in drawn)
@@ -116,7 +122,7 @@ def iter_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[
 
 
 def held_factors(
-    X: Matrix, n_components: Any, *, W: Any = None, H: Any = None
+    X: Matrix, n_components: Any, *, W: Any = None, H: Any = None, signed: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the start W (n, k) and the components H (k, f) of a fit that holds H.
 
@@ -124,12 +130,13 @@ def held_factors(
     """
     if H is None:
         raise ValueError("update_H=False needs the components to hold: fit(X, H=, update_H=False)")
-    H = _given("H", H, X, (len(H) if n_components == "auto" else n_components, X.shape[1]))
-    W = constant_W(X, H) if W is None else _given("W", W, X, (X.shape[0], len(H)))
+    shape = (len(H) if n_components == "auto" else n_components, X.shape[1])
+    H = _given("H", H, X, shape, signed=signed)
+    W = constant_W(X, H, signed=signed) if W is None else _given("W", W, X, (X.shape[0], len(H)))
     return W, H
 
 
-def fixed_rows(fixed_components: Any, X: Matrix) -> Tensor:
+def fixed_rows(fixed_components: Any, X: Matrix, *, signed: bool = False) -> Tensor:
     """Return the components (m, f) that all fits to X are to hold, checked."""
     fixed_components = _as_tensor("fixed_components", fixed_components)
     if fixed_components.ndim != 2:
@@ -138,7 +145,7 @@ def fixed_rows(fixed_components: Any, X: Matrix) -> Tensor:
             f"{tuple(fixed_components.shape)}"
         )
     shape = (len(fixed_components), X.shape[1])
-    fixed = _given("fixed_components", fixed_components, X, shape)
+    fixed = _given("fixed_components", fixed_components, X, shape, signed=signed)
     if not bool(fixed.any(dim=1).all()):
         raise ValueError("fixed_components has a row of zeros, which no data can be made of")
     return fixed
@@ -177,13 +184,16 @@ def _holding(origin: Origin, H: Tensor) -> Tensor:
     return H if origin.fixed is None else torch.cat((origin.fixed, H[origin.n_fixed :]))
 
 
-def _given(name: str, factor: Any, X: Matrix, shape: tuple[int, int]) -> Tensor:
+def _given(
+    name: str, factor: Any, X: Matrix, shape: tuple[int, int], *, signed: bool = False
+) -> Tensor:
     """Return the user's factor, checked, in the type and on the device of X's factors."""
     factor = _as_tensor(name, factor)
     if tuple(factor.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(factor.shape)}")
-    if not bool(torch.isfinite(factor).all()) or bool((factor < 0).any()):
-        raise ValueError(f"{name} must be finite and >= 0, as every later iterate is")
+    if not bool(torch.isfinite(factor).all()) or (not signed and bool((factor < 0).any())):
+        bound = "" if signed else " and >= 0, as every later iterate is"
+        raise ValueError(f"{name} must be finite{bound}")
     if factor.numel() and not bool(factor.any()):
         raise ValueError(f"{name} is full of zeros; a start needs positive entries to grow from")
     moved: Tensor = factor.to(X.device, X.factor_dtype)
@@ -216,6 +226,20 @@ def _random(
             scale * rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=(n_samples, n_components)),
             scale * rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=(n_components, n_features)),
         )
+
+
+def _fitted_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[Tensor, Tensor]]:
+    """Uniform W on [0, 1) plus 0.1, and the H of any sign that fits it best."""
+    rng = check_random_state(origin.random_state)
+    shape = (X.shape[0], n_components)
+    for _ in range(origin.n_init):
+        drawn = rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=shape)
+        W = torch.from_numpy(drawn).to(X.factor_dtype)
+        H = torch.zeros(n_components, X.shape[1], dtype=W.dtype, device=X.device)
+        if origin.fixed is not None:
+            H[: origin.n_fixed] = origin.fixed
+        moved = W[None].to(X.device)
+        yield W, least_squares_H(X, moved, H[None], n_fixed=origin.n_fixed)[0].cpu()
 
 
 def _nndsvd(

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 
 from nnmf_cuda import ops
@@ -32,6 +33,20 @@ _OF_FIT_ALONE = (
 )
 
 
+def _has_stream(model: ParametersMixin) -> bool:
+    """Whether there is a `partial_fit`; says why not as scikit-learn's own estimators do."""
+    for name, other, absent in (
+        ("solver", "mu", model._signed),
+        ("graph", None, model.graph is not None),
+    ):
+        if absent:
+            raise AttributeError(
+                f"partial_fit has no {name}={getattr(model, name)!r:.80}: fit to all rows at once, "
+                f"or use {name}={other!r}"
+            )
+    return True
+
+
 class StreamMixin(ParametersMixin):
     """Gives `NNMF` its `partial_fit`."""
 
@@ -39,6 +54,7 @@ class StreamMixin(ParametersMixin):
     n_components_: int
     n_steps_: int
 
+    @available_if(_has_stream)  # type: ignore[untyped-decorator]
     def partial_fit(
         self, X: Any, y: Any = None, *, H: Any = None, mask: Any = None, weights: Any = None
     ) -> Self:

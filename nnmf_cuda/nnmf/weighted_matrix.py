@@ -37,7 +37,7 @@ class Told:
         return " and ".join(name for name, value in vars(self).items() if value is not None)
 
 
-EVERY_ENTRY_COUNTS = Told()
+NOTHING_TOLD = Told()
 
 
 def check_missing_values(missing_values: Any) -> None:

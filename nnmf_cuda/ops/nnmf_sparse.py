@@ -36,12 +36,8 @@ def require_data(X: object) -> None:
         return
     if X.dim() != 2:
         raise ValueError(
-            f"sparse X must have 2 dimensions, got shape {tuple(X.shape)}: all problems of a batch "
-            "share one sparse X"
-        )
-    if X.dense_dim() > 0:
-        raise ValueError(
-            f"sparse X must have one number a place, got values of shape {tuple(X.values().shape)}"
+            "sparse X must have 2 dimensions, as all problems of a batch share it, got shape "
+            f"{tuple(X.shape)}"
         )
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, ReadOptions, iter_image_batches
+from nnmf_cuda.data.images import MOST_NAMED, failed_images
 from nnmf_cuda.data.names import harmless, on_one_line
 from nnmf_cuda.data.reading import DEFAULT_READING, OnError
 from nnmf_cuda.models.features import FeatureExtractor
@@ -242,7 +243,8 @@ def extract_to_file(
 
     With `on_error` "skip" unreadable images are left out and listed in `<out>.failed.txt`: a name,
     a tab and the reason on each line. Returns the numbers of rows and of images that could not be
-    read. Raises ValueError, and writes nothing, if an image or `out` does not allow it.
+    read. Raises ValueError, and writes nothing, if `out` does not allow it or an image cannot be
+    read; all images are tried before, so that the error names all that cannot.
     """
     _check_out(out, overwrite=overwrite)  # before any work, and again once no other can write
     transform: Callable[[torch.Tensor], torch.Tensor] = (
@@ -256,21 +258,31 @@ def extract_to_file(
             batch_size=batch_size,
             image_shape=extractor.image_shape,
             reading=reading,
-            on_error=on_error,
+            on_error="skip" if on_error == "skip" else "list",
             progress=progress,
         )
-        device = extractor.components.device
+        n_read = 0
+
+        def wanted() -> Iterator[ImageBatch]:
+            nonlocal n_read
+            for batch in batches:
+                n_read += len(batch.images)
+                failures.write(batch.failures)
+                if on_error == "skip" or not failures.count:
+                    yield batch  # else it is read on, to name the others, but nothing is computed
+
         for batch, features in computed_batches(
-            batches, transform, device=device, n_columns=n_columns
+            wanted(), transform, device=extractor.components.device, n_columns=n_columns
         ):
-            failures.write(batch.failures)
             if len(features):
                 writer.write(batch, features)
                 n_written += len(features)
+        if failures.count and on_error == "raise":
+            n_files = n_read + failures.count
+            raise ValueError(failed_images(failures.first, n_files, n_failed=failures.count))
         if n_written == 0:
-            raise ValueError(
-                f"none of the {failures.count} images could be read; the first: {failures.first}"
-            )
+            first = "".join(f"; the first: {failure.message}" for failure in failures.first[:1])
+            raise ValueError(f"none of the {failures.count} images could be read{first}")
     return n_written, failures.count
 
 
@@ -358,19 +370,20 @@ class _FailureList:
         self._path = path
         self._file: IO[str] | None = None
         self.count = 0
-        self.first = ""
+        self.first: list[ReadFailure] = []
+        """As many as an error names."""
 
     def write(self, failures: Sequence[ReadFailure]) -> None:
         if not failures:
             return
         if self._file is None:
             self._file = _text_file(self._path)
-            self.first = failures[0].message
         self._file.writelines(
             f"{on_one_line(failure.file)}\t{harmless(failure.message, keep='')}\n"
             for failure in failures
         )
         self.count += len(failures)
+        self.first += failures[: MOST_NAMED - len(self.first)]
 
     def close(self) -> None:
         if self._file is not None:

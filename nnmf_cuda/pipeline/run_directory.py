@@ -31,6 +31,17 @@ RESULTS = (
 )
 """What a run writes; `metrics.json` comes last: where it is, all is."""
 
+EVALUATED = (
+    "figures",
+    "robustness.json",
+    "robustness.npz",
+    "robustness.html",
+    "report.html",
+    "timings.json",
+    "metrics.json",
+)
+"""What of that the evaluation of a run that is there writes, anew where it was."""
+
 SUMMARIES = ("summary.json", "summary.html")
 """What stands above several runs."""
 
@@ -108,20 +119,35 @@ def check_free(out: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def results_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary directory whose content moves to `out` when the block ends well.
+def held_directory(out: Path, *, overwrite: bool) -> Iterator[Place]:
+    """Hold `out` for a run, whose results come into it by `staged_results`.
 
-    The temporary directory is made inside `out` at once, so that a place without room or the right
-    to write is found before any work, and `out` is held until the end (see
-    `nnmf_cuda.pipeline.places`). After an exception nothing of it is left. Files in `out` that no
-    run writes are not touched. Raises ValueError if `out` cannot be written, is held by another
-    process, or holds results and `overwrite` is false.
+    Raises ValueError if `out` cannot be written, is held by another process, or holds results and
+    `overwrite` is false.
     """
     with Place(out).held(f"--out {out}") as place:
         check_free(out, overwrite=overwrite)  # now that no other run can end there
         sweep_below(out)
-        with place.staged(RESULTS, replaces=lambda: _earlier(out)) as partial:
-            yield partial
+        yield place
+
+
+@contextmanager
+def staged_results(place: Place) -> Iterator[Path]:
+    """Yield a temporary directory whose content moves to a held place when the block ends well.
+
+    It is made inside the place at once, so that one without room or the right to write is found
+    before any work. Results of earlier runs go when the new ones come. After an exception nothing
+    of it is left. Files that no run writes are not touched.
+    """
+    with place.staged(RESULTS, replaces=lambda: _earlier(place.home)) as partial:
+        yield partial
+
+
+@contextmanager
+def results_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Hold `out` and yield a temporary directory of its results, as the two functions above say."""
+    with held_directory(out, overwrite=overwrite) as place, staged_results(place) as partial:
+        yield partial
 
 
 def sweep_below(out: Path) -> None:

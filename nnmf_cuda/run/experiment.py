@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +22,13 @@ from nnmf_cuda.pipeline.config import ExperimentConfig
 from nnmf_cuda.pipeline.defences import noise_schedule
 from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.pipeline.fast_decoding import fast_decoding_note
-from nnmf_cuda.pipeline.places import reason, remove
-from nnmf_cuda.pipeline.run_directory import NotWritten, results_directory
+from nnmf_cuda.pipeline.places import Place, reason, remove
+from nnmf_cuda.pipeline.run_directory import (
+    EVALUATED,
+    NotWritten,
+    held_directory,
+    staged_results,
+)
 from nnmf_cuda.pipeline.stages import StageOutputs, evaluate_stages, run_stages
 from nnmf_cuda.report.robustness_table import summary_table
 from nnmf_cuda.report.run_report import RunReport, write_report
@@ -35,7 +41,12 @@ from nnmf_cuda.timing import StageTimer, Timings
 
 logger = logging.getLogger(__name__)
 
-EVALUATIONS = {"paper": None, "quick": "quick", "honest": "standard", "thorough": "thorough"}
+EVALUATIONS: Mapping[str, Literal["quick", "standard", "thorough"] | None] = {
+    "paper": None,
+    "quick": "quick",
+    "honest": "standard",
+    "thorough": "thorough",
+}
 """The preset of `evaluate_robustness` for each evaluation; the paper's ends with its own attack."""
 
 
@@ -75,58 +86,46 @@ def run_experiment(
     `config_yaml` is the configuration as the command line reads it back, for `config.yaml`. Of
     `bench_records` the newest that `nnmf-cuda bench stages` has made on these images is plotted in
     the report. `evaluation`, a key of `EVALUATIONS`, says whether
-    `nnmf_cuda.robustness.evaluate_robustness` follows. Raises ValueError if data, configuration,
-    records or `out` do not allow a run, and `NotWritten` where what was found could not be written.
+    `nnmf_cuda.robustness.evaluate_robustness` follows: it begins when the run is in `out`, which
+    nothing that happens to it takes away. Raises ValueError if data, configuration, records or
+    `out` do not allow a run, and `NotWritten` where what was found could not be written, or not be
+    evaluated.
     """
     if evaluation not in EVALUATIONS:
         raise ValueError(f"evaluation must be one of {', '.join(EVALUATIONS)}; got {evaluation!r}")
     preset = EVALUATIONS[evaluation]
-    experiment, missing = None, ""
-    try:
-        with results_directory(out, overwrite=overwrite) as partial:
-            timer = StageTimer(device)
-            dataset = _load(config, timer, progress=progress, say=say)
-            check_classes(config.attack.attacks, dataset.n_classes)  # before anything is trained
-            benchmark = _stage_benchmark(bench_records, dataset)
-            environment = describe_environment(device, data_sha256=dataset.sha256())
-            outputs = run_stages(
-                dataset, config, device=device, timer=timer, progress=progress, say=say
-            )
-            config = outputs.config
-            dataset = _with_decoding_note(dataset, config, outputs, say=say)
-            metrics = _measure(dataset, config, outputs, timer, not_run=() if preset else NOT_RUN)
-            table = _metric_table(dataset, config, metrics)
-            model = _trained_model(dataset, config, outputs)
-            robustness = None
-            if preset is not None:
-                with timer.stage("robustness_evaluation", n_items=len(dataset.labels_of("test"))):
-                    saved = _saved_run(dataset, config, outputs, model, metrics)
-                    robustness = evaluate_robustness(
-                        saved, preset=preset, images=saved.images_of(dataset), say=say
-                    )
-            experiment = Experiment(model, metrics, table, timer.timings(), robustness)
-            with timer.stage("writing_results"):
-                save_model(model, partial / "model")
-                _save_adversarial(partial / "adversarial.npz", outputs)
-                save_features(partial / FEATURES_FILE, outputs.features, dataset)
-                _save_json(partial / "environment.json", environment)
-                _save_json(partial / "metrics.json", metrics.as_dict())
-                (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
-                if robustness is not None:
-                    robustness.write(partial)
-                report = _report(
-                    dataset, config, outputs, experiment, benchmark, environment, config_yaml
+    experiment = None
+    with held_directory(out, overwrite=overwrite) as place:
+        try:
+            with staged_results(place) as partial:
+                timer = StageTimer(device)
+                dataset = _load(config, timer, progress=progress, say=say)
+                check_classes(
+                    config.attack.attacks, dataset.n_classes
+                )  # before anything is trained
+                benchmark = _stage_benchmark(bench_records, dataset)
+                environment = describe_environment(device, data_sha256=dataset.sha256())
+                outputs = run_stages(
+                    dataset, config, device=device, timer=timer, progress=progress, say=say
                 )
-                missing = _write_report(partial, report)
-            experiment = replace(experiment, timings=timer.timings())
-            _save_json(partial / "timings.json", experiment.timings.as_dict())
-    except Exception as error:  # what has been found must be told, whatever happened after
-        if experiment is None:
-            raise
-        raise NotWritten(
-            f"--out {out}: the results, which are above, could not be written ({reason(error)})",
-            experiment.tables(),
-        ) from error
+                config = outputs.config
+                dataset = _with_decoding_note(dataset, config, outputs, say=say)
+                metrics = _measure(dataset, config, outputs, timer)
+                table = _metric_table(dataset, config, metrics)
+                model = _trained_model(dataset, config, outputs)
+                experiment = Experiment(model, metrics, table, timer.timings())
+                run = _Run(dataset, config, outputs, environment, benchmark, config_yaml, timer)
+                experiment, missing = run.write(partial, experiment)
+        except Exception as error:  # what has been found must be told, whatever happened after
+            if experiment is None:
+                raise
+            raise NotWritten(
+                f"--out {out}: the results, which are above, could not be written"
+                f" ({reason(error)})",
+                experiment.tables(),
+            ) from error
+        if preset is not None:
+            experiment, missing = run.evaluate(place, experiment, preset, say=say)
     if missing:
         raise NotWritten(
             f"--out {out} holds the results, but no report ({missing})", experiment.tables()
@@ -134,55 +133,122 @@ def run_experiment(
     return experiment
 
 
-def _report(
-    dataset: ImageDataset,
-    config: ExperimentConfig,
-    outputs: StageOutputs,
-    experiment: Experiment,
-    benchmark: Mapping[str, Any] | None,
-    environment: Mapping[str, Any],
-    config_yaml: str,
-) -> RunReport:
-    metrics, robustness = experiment.metrics, experiment.robustness
-    timesteps = experiment.model.purifier.timesteps
-    return RunReport(
-        dataset=dataset,
-        table=experiment.table,
-        nnmf=outputs.features.nnmf,
-        selector=outputs.features.selector,
-        x_train=outputs.features.x["train"].cpu().numpy(),
-        classifier=outputs.cnn,
-        denoiser=outputs.denoiser,
-        denoising_error=denoising_error(
-            outputs.denoiser.model,
-            noise_schedule(config.diffusion).alphas_cumprod,
-            outputs.features.x["test"],
-            seed=seed_word(config.seed, Purpose.EVALUATION),
-        ),
-        purify_t=int(timesteps[0]) if config.defence.purifies else None,
-        attacks={
-            name: {**record.as_dict(), "seconds": record.result.seconds}
-            for name, record in metrics.attacks.items()
-        },
-        timings=experiment.timings,
-        stage_benchmark=benchmark,
-        robustness=None if robustness is None else robustness.report,
-        environment=environment,
-        config_yaml=config_yaml,
-        notes=metrics.notes,
-        not_run=metrics.not_run,
-    )
+@dataclass(frozen=True)
+class _Run:
+    """What the stages have made, and what is written beside it."""
 
+    dataset: ImageDataset
+    config: ExperimentConfig
+    outputs: StageOutputs
+    environment: Mapping[str, Any]
+    benchmark: Mapping[str, Any] | None
+    config_yaml: str
+    timer: StageTimer
 
-def _write_report(home: Path, report: RunReport) -> str:
-    """Write the report; return why there is none where it cannot be written."""
-    try:
-        write_report(home, report)
-    except Exception as error:  # the results are there and whole without it
-        for name in ("report.html", "figures"):
-            remove(home / name)
-        return reason(error)
-    return ""
+    def write(self, partial: Path, experiment: Experiment) -> tuple[Experiment, str]:
+        """Write all but an evaluation.
+
+        Returns the experiment with all its timings, and why there is no report, "" if there is one.
+        """
+        with self.timer.stage("writing_results"):
+            save_model(experiment.model, partial / "model")
+            _save_adversarial(partial / "adversarial.npz", self.outputs)
+            save_features(partial / FEATURES_FILE, self.outputs.features, self.dataset)
+            _save_json(partial / "environment.json", self.environment)
+            (partial / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
+            missing = self._write_report(partial, experiment)
+        return self._write_numbers(partial, experiment), missing
+
+    def evaluate(
+        self, place: Place, experiment: Experiment, preset: str, *, say: Callable[[str], None]
+    ) -> tuple[Experiment, str]:
+        """Evaluate the run that is in a place, and write what that changes; returns as `write`."""
+        out, data = place.home, self.config.data.path
+        command = ["nnmf-cuda", "evaluate", "--model", str(out), "--preset", preset]
+        go_on = shlex.join(command if data is None else [*command, "--data", data])
+        say(f"the run is in {out}; the evaluation begins, and should it be stopped: {go_on}")
+        try:
+            n_items = len(self.dataset.labels_of("test"))
+            with self.timer.stage("robustness_evaluation", n_items=n_items):
+                saved = _saved_run(
+                    self.dataset, self.config, self.outputs, experiment.model, experiment.metrics
+                )
+                robustness = evaluate_robustness(
+                    saved, preset=preset, images=saved.images_of(self.dataset), say=say
+                )
+        except Exception as error:  # hours of training must not hang on it
+            raise NotWritten(
+                f"--out {out} holds the run, but its evaluation failed ({reason(error)}): go on"
+                f" with {go_on}",
+                experiment.tables(),
+            ) from error
+        experiment = replace(
+            experiment,
+            metrics=replace(experiment.metrics, not_run=()),
+            timings=self.timer.timings(),
+            robustness=robustness,
+        )
+        try:
+            with place.staged(EVALUATED) as partial:
+                with self.timer.stage("writing_evaluation"):
+                    robustness.write(partial)
+                    missing = self._write_report(partial, experiment)
+                experiment = self._write_numbers(partial, experiment)
+        except Exception as error:
+            raise NotWritten(
+                f"--out {out} holds the run, but its evaluation, which is above, could not be"
+                f" written ({reason(error)})",
+                experiment.tables(),
+            ) from error
+        return experiment, missing
+
+    def _write_numbers(self, partial: Path, experiment: Experiment) -> Experiment:
+        experiment = replace(experiment, timings=self.timer.timings())
+        _save_json(partial / "timings.json", experiment.timings.as_dict())
+        _save_json(partial / "metrics.json", experiment.metrics.as_dict())
+        return experiment
+
+    def _write_report(self, home: Path, experiment: Experiment) -> str:
+        """Write the report; return why there is none where it cannot be written."""
+        try:
+            write_report(home, self._report(experiment))
+        except Exception as error:  # the results are there and whole without it
+            for name in ("report.html", "figures"):
+                remove(home / name)
+            return reason(error)
+        return ""
+
+    def _report(self, experiment: Experiment) -> RunReport:
+        metrics, robustness = experiment.metrics, experiment.robustness
+        features, denoiser = self.outputs.features, self.outputs.denoiser
+        timesteps = experiment.model.purifier.timesteps
+        return RunReport(
+            dataset=self.dataset,
+            table=experiment.table,
+            nnmf=features.nnmf,
+            selector=features.selector,
+            x_train=features.x["train"].cpu().numpy(),
+            classifier=self.outputs.cnn,
+            denoiser=denoiser,
+            denoising_error=denoising_error(
+                denoiser.model,
+                noise_schedule(self.config.diffusion).alphas_cumprod,
+                features.x["test"],
+                seed=seed_word(self.config.seed, Purpose.EVALUATION),
+            ),
+            purify_t=int(timesteps[0]) if self.config.defence.purifies else None,
+            attacks={
+                name: {**record.as_dict(), "seconds": record.result.seconds}
+                for name, record in metrics.attacks.items()
+            },
+            timings=experiment.timings,
+            stage_benchmark=self.benchmark,
+            robustness=None if robustness is None else robustness.report,
+            environment=self.environment,
+            config_yaml=self.config_yaml,
+            notes=metrics.notes,
+            not_run=metrics.not_run,
+        )
 
 
 def _load(
@@ -242,8 +308,6 @@ def _measure(
     config: ExperimentConfig,
     outputs: StageOutputs,
     timer: StageTimer,
-    *,
-    not_run: tuple[str, ...],
 ) -> RunMetrics:
     features = outputs.features
     with timer.stage("evaluation", n_items=len(features.y["test"])):
@@ -281,7 +345,7 @@ def _measure(
             *notes_of(dataset, config, rows, attacks),
             *audit.warnings(),
         ),
-        not_run=not_run,
+        not_run=NOT_RUN,
     )
 
 

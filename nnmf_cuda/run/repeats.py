@@ -88,11 +88,11 @@ def check_other_runs(out: Path, homes: Collection[Path]) -> None:
         )
 
 
-def is_finished(home: Path, config_yaml: str, *, evaluated: bool) -> bool:
+def is_finished(home: Path, config_yaml: str) -> bool:
     """Return whether a directory holds a whole run of these settings, to be used again.
 
-    `robustness.json` belongs to it where it is to be `evaluated`. Raises ValueError if it holds a
-    whole run of other settings.
+    Whether it has been evaluated is another matter. Raises ValueError if it holds a whole run of
+    other settings.
     """
     config = home / "config.yaml"
     # metrics.json is written last.
@@ -104,7 +104,7 @@ def is_finished(home: Path, config_yaml: str, *, evaluated: bool) -> bool:
             f"--resume: {home} is a finished run with other settings ({different}): give the"
             " settings of the first time, or another --out"
         )
-    return not evaluated or (home / "robustness.json").is_file()
+    return True
 
 
 def _difference(found: str, wanted: str) -> str:

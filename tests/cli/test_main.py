@@ -173,6 +173,7 @@ def test_what_cannot_be_read_is_one_line(
         ["evaluate"],
         ["verify"],
         ["export"],
+        ["cnmf"],
         ["bench"],
         ["info"],
     ],

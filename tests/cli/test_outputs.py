@@ -18,6 +18,7 @@ import pytest
 
 from nnmf_cuda.cli.main import main
 from nnmf_cuda.cli.options import harmless
+from nnmf_cuda.pipeline.stages import run_stages
 from nnmf_cuda.report.figures import plain
 from tests.processes import exit_code, fork
 from tests.saved_runs import SMALL
@@ -224,17 +225,29 @@ def test_a_full_disk_leaves_the_tables_on_the_terminal(
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-def test_a_signal_leaves_nothing(number: signal.Signals, tmp_path: Path, small_npz: Path) -> None:
-    out = tmp_path / "out"
+def test_a_signal_leaves_nothing(
+    number: signal.Signals, tmp_path: Path, small_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, said = tmp_path / "out", tmp_path / "said.txt"
+    reached, reach = os.pipe()
+
+    def stages(*given: object, **settings: object) -> object:
+        os.write(
+            reach, b"x"
+        )  # not before: on a busy machine it takes long until a signal is heeded
+        return run_stages(*given, **settings)  # type: ignore[arg-type]
+
     command = ["run", f"--data={small_npz}", f"--out={out}", *SMALL, "--classifier.epochs=100000"]
-    process = fork(lambda: main(command), said=tmp_path / "said.txt")
-    for _ in range(600):
-        if list(out.glob(".partial-*")):
-            break
-        time.sleep(0.05)
+    with monkeypatch.context() as told:
+        told.setattr("nnmf_cuda.run.experiment.run_stages", stages)
+        process = fork(lambda: main(command), said=said)
+    os.close(reach)
+    assert os.read(reached, 1) == b"x", said.read_text()
+    os.close(reached)
+    assert list(out.glob(".partial-*"))
     time.sleep(0.3)
     os.kill(process, number)
-    assert exit_code(process) == 128 + number
+    assert exit_code(process) == 128 + number, said.read_text()
     assert not out.exists()
 
 

@@ -132,3 +132,45 @@ def test_a_report_features_and_predictions(start: str, tmp_path: Path, capsys: P
     if start == "a table":
         assert [row["age"] for row in rows][::N_SLICES] == [str(40 + p) for p in range(N_PATIENTS)]
         assert {row["diagnosis"] for row in rows} == {"ill", "healthy"}
+
+
+def test_images_are_read_as_those_of_the_model(tmp_path: Path, capsys: Printed) -> None:
+    data, out = stack(tmp_path / "data"), tmp_path / "out"
+    columns, window = "--columns=file=x,label=y", "--window=-500:1700"
+    assert main(["run", f"--data={data}", f"--out={out}", columns, window, *SMALL]) == 0
+
+    def predict(*options: str) -> tuple[str, str]:
+        capsys.readouterr()
+        assert main(["predict", str(data), f"--model={out}", columns, *options]) == 0
+        printed = capsys.readouterr()
+        return printed.out, printed.err
+
+    as_trained, told = predict(window)
+    assert "window" not in told
+    by_itself, told = predict()
+    assert by_itself == as_trained
+    assert "--window -500:1700, in which the model's own images were read" in told
+    other, told = predict("--window=0:900", "--axis=coronal")
+    assert other != as_trained
+    assert "Warning: --window 0:900, but the model's own images were read in -500:1700" in told
+    assert "Warning: --axis coronal, but the model's own slices were axial" in told
+
+
+def test_slices_lie_as_those_of_the_model(
+    tmp_path: Path, rng: np.random.Generator, capsys: Printed
+) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    volumes, out = tmp_path / "data", tmp_path / "out"
+    for patient in range(N_PATIENTS):
+        values = rng.random((7, 6, 5))
+        mask = (values > 0.5) * (np.arange(6) % 2)[:, None]
+        for name, content in (("", values), ("_mask", mask)):
+            path = volumes / f"p{patient}{name}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(content.astype(np.float32), np.eye(4)), path)
+    assert main(["run", f"--data={volumes}", f"--out={out}", "--axis=coronal", *SMALL]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(volumes), f"--model={out}"]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1 + 6 * N_PATIENTS
+    assert "--axis coronal, along which the model's own images were read" in printed.err

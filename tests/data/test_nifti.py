@@ -165,6 +165,18 @@ def test_bids_with_a_table_of_participants(tmp_path: Path) -> None:
     assert dataset.label_names == ("ill", "well")
     assert len(dataset.images) == 9 * 8
     assert set(dataset.groups["patient"].tolist()) == {f"sub-{n:02d}" for n in range(9)}
+    # Masks tell slices apart, unless the column is asked for.
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[..., :3] = 1
+    for path in tmp_path.rglob("*_T1w.nii.gz"):
+        save_nifti(path.with_name(path.name.replace("T1w", "T1w_mask")), mask)
+    assert load_dataset(tmp_path).label_names == ("negative", "positive")
+    again = load_dataset(
+        tmp_path, reading=ReadOptions(columns="label=diagnosis"), split_by="random"
+    )
+    assert again.label_names == ("ill", "well")
+    assert again.files.tolist() == dataset.files.tolist()
+    assert any(note.startswith("Files: 20 .nii.gz, 1 .tsv") for note in again.notes)
 
 
 def test_class_folders(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_too_few_patients_are_refused() -> None:
 
 def test_a_class_of_one_patient_is_refused() -> None:
     labels = np.array([0] * 30 + [1] * 10)
-    with pytest.raises(ValueError, match="its 4 patients or series cannot be divided"):
+    with pytest.raises(ValueError, match="its 4 patients or series.*: 1 of them have class 'b'"):
         split_of(labels, groups={"patient": np.repeat([1, 2, 3, 4], 10)})
 
 

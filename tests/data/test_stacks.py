@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -135,6 +137,18 @@ def test_a_column_of_labels(save: Save, rng: np.random.Generator) -> None:
     assert records.values.tolist() == [str(at % 3) for at in range(40)]
 
 
+def test_columns_of_patients_and_folds(save: Save, rng: np.random.Generator) -> None:
+    people, folds = np.arange(40) // 4, np.arange(40) // 8
+    path = save(arrays(rng, pid=people, part=folds))
+    records = read(path, columns="patient=pid,fold=part")
+    np.testing.assert_array_equal(records.groups["patient"], people)
+    np.testing.assert_array_equal(records.groups["patient_fold"], folds)
+    with pytest.raises(ValueError, match=r"no array 'nobody' \(for patient\); it has .*images"):
+        read(path, columns="patient=nobody")
+    with pytest.raises(ValueError, match="a stack has no mask"):
+        read(path, columns="mask=pid")
+
+
 def test_without_labels_there_is_nothing_to_learn(save: Save, rng: np.random.Generator) -> None:
     path = save(arrays(rng, labels=None))
     assert len(streamed(path)) == 40
@@ -171,7 +185,7 @@ def test_deep_images_need_a_window(save: Save, rng: np.random.Generator) -> None
         (np.zeros((40, 20, 30, 4), np.uint8), "expected"),
         (np.zeros((0, 20, 30), np.uint8), "are empty"),
         (np.zeros((40, 20, 30), bool), "are bool; give uint8"),
-        (np.full((40, 20, 30), 1.5), "hold values up to 1.5"),
+        (np.full((40, 20, 30), 1.5), "hold values from 1.5 to 1.5, first in image 0"),
         (np.full((40, 20, 30, 3), 0.5), "shape"),
     ],
 )
@@ -207,6 +221,16 @@ def test_bad_pixels_are_told_by_their_place(save: Save, rng: np.random.Generator
     for options in ({}, {"window": "0:1"}):
         with pytest.raises(ValueError, match="NaN or infinite pixels, first in image 23"):
             streamed(path, **options)
+
+
+def test_floats_in_other_units_need_a_window(save: Save, rng: np.random.Generator) -> None:
+    path = save(arrays(rng, images=rng.random((40, 20, 30)) * 2000 - 1000))
+    with pytest.raises(
+        ValueError,
+        match=r"hold values from -99\d.* to 99\d.*, first in image 0;.*--window LOW:HIGH",
+    ):
+        streamed(path)
+    assert len(streamed(path, window="-1000:1000")) == 40
 
 
 @pytest.mark.parametrize("kind", ["h5", "zarr"])
@@ -284,6 +308,41 @@ def test_a_damaged_chunk_is_told_by_its_place(tmp_path: Path, rng: np.random.Gen
     path.write_bytes(bytes(content))
     with pytest.raises(ValueError, match="'images' cannot be read from image 0 on"):
         streamed(path)
+
+
+@pytest.mark.parametrize("kind", ["zarr", "zarr2"])
+@pytest.mark.parametrize("damaged", ["description", "chunk"])
+def test_much_damage_to_zarr_ends_with_one_line(
+    kind: str, damaged: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Also of what the library reads in tasks of its own, whose errors it tells at the very end."""
+    path = SAVE[kind](tmp_path, arrays(rng), 7)
+    (path / "notes").mkdir()
+    marks = {"zarr.json", ".zarray", ".zattrs", ".zgroup"}
+    files = [file for file in path.glob("*/**/*") if file.is_file()]
+    hit = [file for file in files if (file.name in marks) == (damaged == "description")]
+    assert len(hit) >= 3
+    for file in hit:
+        file.write_bytes(b'{"damaged": 1')
+    command = (sys.executable, "-m", "nnmf_cuda.cli", "audit", f"--data={path}", "--resolution=8")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(rf"nnmf-cuda: error: .*{re.escape(str(path))}.*'[a-z]+'.*", line)
+
+
+def test_a_folder_of_no_array_in_a_zarr_group_is_passed_over(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    zarr = pytest.importorskip("zarr")
+    content = arrays(rng)
+    path = save_zarr(tmp_path, content, 7)
+    (path / "notes").mkdir()
+    (path / "readme.txt").write_text("no array")
+    zarr.open_group(path, mode="a").create_group("more").create_array(
+        "images", shape=(1, 2, 3), dtype="u1"
+    )
+    np.testing.assert_array_equal(streamed(path), content["images"])
 
 
 def test_shapes_without_content_are_refused(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_threads_end_when_the_caller_stops_early(files: list[Path]) -> None:
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"on_error": "ignore"}, "on_error='ignore': choose 'raise' or 'skip'"),
+        ({"on_error": "ignore"}, "on_error='ignore': choose 'raise', 'skip' or 'list'"),
         ({"n_workers": 0}, "n_workers=0 must be at least 1"),
     ],
 )

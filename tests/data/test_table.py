@@ -73,6 +73,7 @@ HARD = 'file,label,note\nimages/0.png,no,"two\nlines, and ""quotes"""\nimages/1.
         ("no_last_line_end.csv", PLAIN.rstrip("\n")),
         ("quoted.csv", '"' + PLAIN.rstrip().replace(",", '","').replace("\n", '"\n"') + '"'),
         ("spaces.csv", PLAIN.replace(",", " , ")),
+        ("paths.csv", PLAIN.replace("images/", "images\\")),
         ("upper.CSV", PLAIN.replace("file,label", "Filename,Class")),
     ],
 )  # fmt: skip
@@ -181,12 +182,14 @@ def test_paths_may_lead_anywhere(
 
 
 def test_rows_repeated_and_without_label_are_left_out(save_table: SaveTable) -> None:
-    records = read(save_table(PLAIN + "images/0.png,no\nimages/3.png,\nimages/4.png, \n"))
+    unknown = "images/3.png,\nimages/4.png, \nimages/5.png,NA\n"
+    records = read(save_table(PLAIN + "images/0.png,no\n" + unknown))
     assert records.values.tolist() == ["no", "yes", "no"]
     assert records.notes == (
         "1 rows that repeat another are left out",
-        "2 rows without a label are left out",
+        "3 rows without a label are left out",
     )
+    assert read(save_table(rows("file,label", "none", "nan"))).values.tolist() == ["none"]
 
 
 def test_columns_are_known_by_usual_names_or_named(save_table: SaveTable) -> None:

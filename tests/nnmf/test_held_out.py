@@ -108,6 +108,8 @@ def test_errors() -> None:
         nnmf.select_rank(X, (2, 3), held_out=0.1, n_repeats=1)
     with pytest.raises(ValueError, match="criterion='held_out' needs entries to hide"):
         nnmf.select_rank(X, (2, 3), criterion="held_out")
+    with pytest.raises(ValueError, match="graph counts all entries of X alike"):
+        NNMF(beta_loss=2, graph="neighbors").select_rank(X, (2, 3), held_out=0.1)
     with pytest.raises(TypeError, match="held_out needs dense X"):
         nnmf.select_rank(scipy.sparse.csr_array(X), (2, 3), n_init=2, held_out=0.1)
     with pytest.raises(ValueError, match="held_out=1e-09 hides no entry of X"):

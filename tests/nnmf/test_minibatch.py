@@ -217,7 +217,7 @@ def test_partial_fit_of_zero_rows_forgets_but_finds_no_nan(X, H):
         ({"init": "custom"}, 25, -np.ones((4, 33)), "H must be finite and >= 0"),
         ({}, 25, np.ones((4, 33)), "H is the start of init='custom', but init='random'"),
         ({"init": "nndsvda"}, 3, None, "n_components=4 is above .* = 3, .* or init='random'"),
-        ({"beta_loss": 0}, 25, None, "X contains zeros, for which beta_loss=0"),
+        ({"beta_loss": 0}, 25, None, "X contains zeros, .* beta_loss=0 the divergence"),
         ({"solver": "hals"}, 25, None, "solver='hals' minimises"),
     ],
 )

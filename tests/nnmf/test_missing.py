@@ -294,3 +294,19 @@ def test_errors_name_what_is_wrong_and_the_remedy() -> None:
     seen[np.nonzero(~np.isnan(hidden))[0][0], np.nonzero(~np.isnan(hidden))[1][0]] = np.inf
     with pytest.raises(ValueError, match="contains inf: 1 of 2400"):
         model(missing_values=np.nan).fit(seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"solver": "semi", "beta_loss": 2}, "solver='semi'"),
+        ({"solver": "mu", "beta_loss": 2, "graph": "neighbors"}, "graph"),
+    ],
+)
+def test_what_counts_all_entries_alike_refuses_to_leave_some_out(
+    options: dict[str, Any], named: str
+) -> None:
+    X, _ = planted()
+    mask = with_holes(X)
+    with pytest.raises(ValueError, match=f"{named} counts all entries of X alike"):
+        NNMF(3, random_state=0, **options).fit(X, mask=mask)

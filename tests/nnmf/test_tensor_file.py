@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nnmf_cuda.nnmf import tensor_file
 from nnmf_cuda.nnmf.tensor_file import Content, Kind, read_tensors, write_tensors
+from tests.processes import exit_code, fork
 
 REMEDY = {
     Kind.CHECKPOINT: "delete it to begin the fit anew, or give checkpoint= another name",
@@ -134,8 +136,64 @@ def test_a_write_that_fails_leaves_the_former_file(path, content, monkeypatch, e
             write_tensors(path, Kind.CHECKPOINT, content)
     assert path.read_bytes() == former
     assert list(path.parent.iterdir()) == [path]
-    # What a process leaves that was killed at this point is in nobody's way.
-    path.with_name(".some.file.partial").write_bytes(former[:100])
-    write_tensors(path, Kind.CHECKPOINT, content)
+
+
+@pytest.fixture
+def writer(monkeypatch, tmp_path):
+    """Start a process that writes, and stops with half of its file written until told to go on."""
+    reading, told = os.pipe()
+
+    def start(path, content):
+        reached, reach = os.pipe()
+
+        def stop_half_way(tensors, file, metadata):
+            file.write_bytes(b"half")
+            os.write(reach, b"x")
+            os.read(reading, 1)
+            save_file(tensors, file, metadata)
+
+        def write():
+            monkeypatch.setattr("safetensors.torch.save_file", stop_half_way)
+            write_tensors(path, Kind.ESTIMATOR, content)
+            return 0
+
+        process = fork(write, said=tmp_path / "said.txt")
+        os.close(reach)
+        assert os.read(reached, 1) == b"x", (tmp_path / "said.txt").read_text()
+        os.close(reached)
+        return process
+
+    yield start, lambda: os.write(told, b"x")
+    os.close(reading)
+    os.close(told)
+
+
+def test_two_writers_to_one_file_do_not_mix(path, writer):
+    start, go_on = writer
+    path = path.parent / "saved" / path.name
+    path.parent.mkdir()
+    first = start(path, Content({"by": "first"}, {"X": torch.zeros(3)}))
+    write_tensors(path, Kind.ESTIMATOR, Content({"by": "second"}, {"X": torch.ones(5)}))
+    assert read_tensors(path, Kind.ESTIMATOR).description == {"by": "second"}
+    go_on()
+    assert exit_code(first) == 0
+    found = read_tensors(path, Kind.ESTIMATOR)  # the last counts, and it is whole
+    assert found.description == {"by": "first"}
+    assert torch.equal(found.tensors["X"], torch.zeros(3))
     assert list(path.parent.iterdir()) == [path]
-    assert read_tensors(path, Kind.CHECKPOINT).description == content.description
+
+
+def test_what_a_killed_writer_leaves_the_next_removes(path, content, writer):
+    path = path.parent / "saved" / path.name
+    path.parent.mkdir()
+    write_tensors(path, Kind.ESTIMATOR, Content({"the": "former"}, {}))
+    killed = writer[0](path, content)
+    os.kill(killed, signal.SIGKILL)
+    assert exit_code(killed) == -signal.SIGKILL
+    assert read_tensors(path, Kind.ESTIMATOR).description == {"the": "former"}
+    assert len(list(path.parent.iterdir())) == 2
+    write_tensors(path.with_name("some"), Kind.ESTIMATOR, content)  # of which it is not a part
+    assert len(list(path.parent.iterdir())) == 3
+    write_tensors(path, Kind.ESTIMATOR, content)
+    assert sorted(path.parent.iterdir()) == [path.with_name("some"), path]
+    assert read_tensors(path, Kind.ESTIMATOR).description == content.description

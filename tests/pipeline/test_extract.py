@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
 import shutil
 import tracemalloc
@@ -163,6 +164,7 @@ def test_extract_memory_does_not_grow_with_the_files(
         return np.full(image_shape, int(path.stem) % 256, dtype=np.uint8)
 
     def peak(n_files: int) -> int:
+        gc.collect()
         tracemalloc.start()
         files = (f"/images/{i:09d}.png" for i in range(n_files))
         extract_to_file(files, extractor, tmp_path / "features.npz", batch_size=64, overwrite=True)
@@ -173,7 +175,9 @@ def test_extract_memory_does_not_grow_with_the_files(
     monkeypatch.setattr(streams, "read_image", read)
     extractor = FeatureExtractor(torch.rand(2, 4), torch.arange(2), image_shape=(2, 2))
     peak(200)
-    small, large = peak(1000), peak(6000)
+    # What other threads of the process take meanwhile is in it too, but not each time: what the
+    # files need is in every peak.
+    small, large = (min(peak(n_files) for _ in range(3)) for n_files in (1000, 6000))
     # A list of the other 5000 names alone would take 400 kB.
     assert large < small + 150_000
 
@@ -208,6 +212,51 @@ def test_extract_skips_and_lists_unreadable_images(
     assert np.load(out).shape == (6, 4)
     assert "slice_3.png" in Path(f"{out}.failed.txt").read_text()
     assert "slice_3" not in Path(f"{out}.files.txt").read_text()
+
+
+def test_extract_names_all_unreadable_images(
+    small_run: tuple[Path, str], image_folder: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    for name in ("slice_1.png", "slice_3.png", "slice_6.png"):
+        (folder / name).write_bytes(b"damaged")
+    out = tmp_path / "features.npy"
+    command = ["extract", str(folder), f"--model={small_run[0]}", f"--out={out}", "--batch_size=2"]
+    capsys.readouterr()
+    assert main(command) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "images:" not in x]
+    said, _, first = line.partition("; the first: ")
+    named = [str(folder / f"slice_{number}.png") for number in (1, 3, 6)]
+    assert said == f"nnmf-cuda: error: 3 of 7 images cannot be read: {str(named)[1:-1]}"
+    assert "slice_1.png" in first
+    assert "leave them out with --on_error skip" in first
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+    monkeypatch.setattr("nnmf_cuda.pipeline.extract.MOST_NAMED", 2)
+    monkeypatch.setattr("nnmf_cuda.data.images.MOST_NAMED", 2)
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert f"3 of 7 images cannot be read: {str(named[:2])[1:-1]} and 1 more; the first" in said
+
+
+def test_extract_computes_nothing_after_an_unreadable_image(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = FeatureExtractor(torch.rand(2, 4), torch.arange(2), image_shape=(2, 2))
+    asked = []
+
+    def coefficients(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return torch.zeros(len(images), 2)
+
+    monkeypatch.setattr(extractor, "coefficients", coefficients)
+    good = sorted(map(str, image_folder.glob("*.png")))
+    files = [*good[:4], "no_such.png", *good[4:], "nor_this.png"]
+    with pytest.raises(ValueError, match="2 of 9 images cannot be read: 'no_such.png', 'nor_this"):
+        extract_to_file(files, extractor, tmp_path / "f.npy", batch_size=2)
+    assert asked == [2, 2]
 
 
 def test_extract_with_no_readable_image_writes_nothing(
@@ -346,7 +395,9 @@ def test_predict_answers_all_that_can_be_read_and_names_the_others(
     for path in folder.glob("*.png"):
         path.write_text("no image")
     assert main([*command, "--on_error=skip"]) == 2
-    assert "7 of 7 images cannot be read" in capsys.readouterr().err
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: 7 of 7 images cannot be read; the first: cannot read image" in last
+    assert "slice_5" not in last
 
 
 def test_predict_passes_the_columns_of_a_table_through(

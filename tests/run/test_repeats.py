@@ -83,15 +83,14 @@ def test_resume_with_other_settings_names_them(
     assert (out / "summary.json").exists()
 
 
-def test_a_run_without_the_evaluation_asked_for_is_not_finished(tmp_path: Path) -> None:
-    for name in ("config.yaml", "metrics.json"):
-        (tmp_path / name).write_text("seed: 1\n")
-    assert is_finished(tmp_path, "seed: 1\n", evaluated=False)
-    assert not is_finished(tmp_path, "seed: 1\n", evaluated=True)
+def test_a_run_is_finished_where_all_its_files_are(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert not is_finished(tmp_path, "seed: 1\n")
+    (tmp_path / "metrics.json").write_text("{}")
+    assert is_finished(tmp_path, "seed: 1\n")
     (tmp_path / "config.yaml").write_text("{seed: 1}\n")  # the same, written in another way
-    (tmp_path / "robustness.json").write_text("{}")
-    assert is_finished(tmp_path, "seed: 1\n", evaluated=True)
-    assert not is_finished(tmp_path / "none", "seed: 1\n", evaluated=False)
+    assert is_finished(tmp_path, "seed: 1\n")
+    assert not is_finished(tmp_path / "none", "seed: 1\n")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from nnmf_cuda.data.images import ImageSource, is_below, walk_reaches
+from nnmf_cuda.data.images import ImageSource, LazyImage, is_below, walk_reaches
 from nnmf_cuda.data.readers import (
     coco,
     decathlon,
@@ -120,7 +120,9 @@ def _each_once(
                 reached = image in files or any(walk_reaches(at, image) for at, _ in folders)
             else:
                 # A frame or slice below a folder that the same reader has walked.
-                reached = any(by is reader and is_below(at, image.name) for at, by in folders)
+                lazy = image if isinstance(image, LazyImage) else None
+                where = lazy.found_at if lazy and lazy.found_at else image.name
+                reached = any(by is reader and is_below(at, where) for at, by in folders)
             if not reached:
                 yield image
         if path.is_dir():

@@ -8,10 +8,9 @@ names of files and folders.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -32,6 +31,7 @@ from nnmf_cuda.data.readers.dicom_file import (
     read_header,
     reason_of,
 )
+from nnmf_cuda.data.readers.dicom_names import NamesNearby, hashed, masked_path
 from nnmf_cuda.data.readers.dicom_pixels import grey_of, read_frame
 from nnmf_cuda.data.reading import Account, ReadFailure, ReadOptions
 
@@ -41,8 +41,6 @@ _N_SAMPLED = 32
 """Frames of a series from which its percentiles are computed, evenly spread."""
 _PIXELS_SAMPLED = 2**16
 """Of each."""
-_SHORTEST_IN_NAME = 3
-"""Shorter words of a header are left in names of files: they are everywhere."""
 
 
 HEEDS = frozenset({"keep_ids", "patient_from", "window"})
@@ -52,6 +50,8 @@ def recognises(path: Path) -> bool:
     """Tell a file by its content, and a folder by that of its first files."""
     if path.is_file():
         return is_dicom(path)
+    if any(is_dicom(path / name) for name in ("DICOMDIR", "dicomdir")):
+        return True  # as of a CD, whose viewer and previews may come first
     n_dicom = n_other = 0
     try:
         for file in islice(walk_files(path), _N_SNIFFED):
@@ -73,14 +73,15 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     root, frames, unreadable, source_notes = _scan(path, options, account)
     if not frames and not unreadable:
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
-    yield from (failing_image(file, message) for file, message in unreadable)
-    patients, notes = _patients(frames, options, root)
+    yield from (failing_image(failure.file, failure.message) for failure in unreadable)
+    with _names_hidden(frames, root, options):
+        patients, notes = _patients(frames, options, root)
     # Many files given by name are as many sources, which have the same to say.
     account.notes += [n for n in (*source_notes, *notes) if n not in account.notes]
     for frame, patient in zip(frames, patients, strict=True):
         columns = {"patient": patient} if patient else {}
         columns["series"] = _shown(frame.file.series, options) if frame.file.series else ""
-        yield frame.image(options, root / _name(frame, root, options), columns)
+        yield frame.image(options, root, columns)
 
 
 def read(
@@ -102,8 +103,9 @@ def read(
     if not frames:
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
     below = [frame.file.path.relative_to(root) for frame in frames]
-    labels = classes_of(below, root, options)
-    patients, notes = _patients(frames, options, root)
+    with _names_hidden(frames, root, options):
+        labels = classes_of(below, root, options)
+        patients, notes = _patients(frames, options, root)
     if options.pattern is None:
         _refuse_patients_as_classes(root, labels, patients, frames)
     groups: dict[str, NDArray[Any]] = {}
@@ -111,15 +113,12 @@ def read(
         groups["patient"] = np.array(patients)
     series = [_shown(frame.file.series or str(frame.file.path.parent), options) for frame in frames]
     groups["series"] = np.array(series)
-    names = [_name(frame, root, options) for frame in frames]
     return Records(
-        images=[
-            frame.image(options, root / name) for frame, name in zip(frames, names, strict=True)
-        ],
+        images=[frame.image(options, root) for frame in frames],
         values=np.array(labels),
         names={name: name for name in sorted(set(labels))},
         split=splits_of(below),
-        files=np.array([name.as_posix() for name in names]),
+        files=np.array([_name(frame, root, options).as_posix() for frame in frames]),
         groups=groups,
         notes=(*source_notes, *notes),
     )
@@ -148,7 +147,7 @@ def lazy(path: Path, options: ReadOptions, *, frame: int | None = None) -> LazyI
     entry.series.frames.append(entry)
     patient = _patients([entry], options, path.parent)[0][0]
     columns = {"patient": patient} if patient else {}
-    return entry.image(options, path.parent / _name(entry, path.parent, options), columns)
+    return entry.image(options, path.parent, columns)
 
 
 @dataclass(eq=False)
@@ -192,9 +191,11 @@ class _Frame:
         return some[np.isfinite(some)]
 
     def image(
-        self, options: ReadOptions, name: Path, columns: dict[str, str] | None = None
+        self, options: ReadOptions, root: Path, columns: dict[str, str] | None = None
     ) -> LazyImage:
-        """Return what decodes the frame."""
+        """Return what decodes the frame; its name is without secrets, above the root too."""
+        above = root if options.keep_ids else masked_path(root, self.file.secrets)
+        name = above / _name(self, root, options)
 
         def read(image_shape: tuple[int, int]) -> NDArray[Any]:
             try:
@@ -210,7 +211,7 @@ class _Frame:
                     f"cannot read DICOM file {str(name)!r}: {reason_of(error)}"
                 ) from error
 
-        return LazyImage(name, read, columns or {})
+        return LazyImage(name, read, columns or {}, found_at=self.file.path)
 
 
 class _Scan(NamedTuple):
@@ -229,10 +230,9 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
     alone = path.is_file()
     root = path.parent if alone else path
     files: Iterable[Path] = [path] if alone else walk_files(path, account)
-    if alone:
-        account.met(path)
     headers: list[DicomFile] = []
     unreadable: list[ReadFailure] = []
+    n_before = len(account.skipped)
     for file in files:
         try:
             status = file.stat()
@@ -243,8 +243,13 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
             if alone and "DICOMDIR" in str(error):
                 return _scan(root, options, account)
             account.skip(file, str(error))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            message = f"cannot read DICOM file {str(file)!r}: {reason_of(error)}"
+            unreadable.append(ReadFailure(file, message))
+        except ValueError as error:
             unreadable.append(ReadFailure(file, str(error)))
+    if alone:
+        account.met(path)
     frames: list[_Frame] = []
     n_windows = 0
     for members in _by_series(headers).values():
@@ -254,6 +259,12 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
         series.frames += sorted(entries, key=_order(entries))
         frames += series.frames
         n_windows += sum(any(len(t.windows) > 1 for t in file.transforms) for file in kept)
+    if not options.keep_ids:
+        near = NamesNearby({header.path: header.secrets for header in headers}, root)
+        account.skipped[n_before:] = [
+            ReadFailure(near.masked(file), why) for file, why in account.skipped[n_before:]
+        ]
+        unreadable = [_without_secrets(failure, near) for failure in unreadable]
     notes = []
     if n_windows and options.window is None:
         notes.append(
@@ -261,6 +272,32 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
             "another)"
         )
     return _Scan(root, frames, unreadable, notes)
+
+
+def _without_secrets(failure: ReadFailure, near: NamesNearby) -> ReadFailure:
+    """Return a failure whose file is named without what its neighbours say of patients."""
+    file, message = failure
+    shown = near.masked(file)
+    if shown == file:
+        return failure
+    message = message.replace(repr(str(file)), repr(str(shown)))
+    return ReadFailure(shown, f"{message} (--keep_ids shows its whole name)")
+
+
+@contextmanager
+def _names_hidden(frames: Sequence[_Frame], root: Path, options: ReadOptions) -> Iterator[None]:
+    """Have errors that quote paths show no more of them than results do."""
+    try:
+        yield
+    except ValueError as error:
+        if options.keep_ids:
+            raise
+        message = str(error)
+        for file in {frame.file.path: frame.file for frame in frames}.values():
+            below = file.path.relative_to(root)
+            shown = masked_path(below, file.secrets)
+            message = message.replace(repr(below.as_posix()), repr(shown.as_posix()))
+        raise ValueError(message) from None
 
 
 @lru_cache(maxsize=2**16)
@@ -318,7 +355,7 @@ def _order(frames: Sequence[_Frame]) -> Any:
 
 def _shown(identity: str, options: ReadOptions) -> str:
     """Return an id as it is or, unless that was asked for, 12 digits of its SHA-256."""
-    return identity if options.keep_ids else _hash(identity)
+    return identity if options.keep_ids else hashed(identity)
 
 
 def _patients(
@@ -364,33 +401,10 @@ def _name(frame: _Frame, root: Path, options: ReadOptions) -> Path:
     """Return a frame's name below the root, without what its header says of the patient."""
     below = frame.file.path.relative_to(root)
     if not options.keep_ids:
-        below = Path(*(_masked(part, frame.file.secrets) for part in below.parts))
+        below = masked_path(below, frame.file.secrets)
     if frame.file.n_frames > 1:
         below = below.with_name(f"{below.name}[{frame.number}]")
     return below
-
-
-def _masked(part: str, secrets: frozenset[str]) -> str:
-    """Return a name of a file or folder with every secret word in it hashed."""
-    if part.casefold() in secrets:
-        return _hash(part.casefold())
-    words = _words(secrets)
-    return part if words is None else words.sub(lambda match: _hash(match[0].casefold()), part)
-
-
-@lru_cache(maxsize=2**12)
-def _words(secrets: frozenset[str]) -> re.Pattern[str] | None:
-    """Return what finds secret words that stand alone in a name; None if there are none."""
-    # A number of three digits is a slice's more often than a patient's.
-    told = [s for s in secrets if len(s) >= _SHORTEST_IN_NAME + s.isdigit()]
-    if not told:
-        return None
-    either = "|".join(re.escape(word) for word in sorted(told, key=len, reverse=True))
-    return re.compile(rf"(?<![0-9a-z])(?:{either})(?![0-9a-z])", re.IGNORECASE)
-
-
-def _hash(word: str) -> str:
-    return hashlib.sha256(word.encode()).hexdigest()[:12]
 
 
 def _refuse_patients_as_classes(
@@ -404,7 +418,8 @@ def _refuse_patients_as_classes(
         if n_labels > 2 and all(members) and len(pairs) == n_labels == len(set(members)):
             raise ValueError(
                 f"{root}: each of its {n_labels} folders holds one {kind}, so they are no classes; "
-                "name files with their labels in a CSV (columns file and label), sort them into "
-                "root/class/, or, if the folders are classes, say so: --patient_from "
-                "'{label}/{name}'"
+                "where their folders have the class, give --patient_from "
+                "'{patient}/{label}/{name}'; else name files with their labels in a CSV (columns "
+                "file and label), sort them into root/class/, or, if the folders are classes, say "
+                "so: --patient_from '{label}/{name}'"
             )

@@ -6,6 +6,7 @@ A header is parsed once, by pydicom unless it is a plain one; `dicom_pixels` rea
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -40,11 +41,14 @@ _MAX_PIXELS = 2**28
 _MAX_INFLATED = 2**31
 """Bytes that a deflated file may unpack to."""
 
+_NAMES = (0x00100010, 0x00101001, 0x00101005)
+"""PatientName, OtherPatientNames, PatientBirthName."""
 _SECRETS = (
-    *(0x00100010, 0x00100020, 0x00100030, 0x00101000, 0x00080050),
+    *_NAMES,
+    *(0x00100020, 0x00100030, 0x00101000, 0x00080050),
     *(0x00080020, 0x00080021, 0x00080022, 0x00080023),
 )
-"""PatientName, -ID, -BirthDate, OtherPatientIDs, AccessionNumber; dates of study, series,
+"""Names; PatientID, -BirthDate, OtherPatientIDs, AccessionNumber; dates of study, series,
 acquisition, content."""
 _UNUSUAL = frozenset((0x00283000, 0x00283010, 0x52009229, 0x52009230))
 """Sequences that matter here: lookup tables of modality and VOI; shared and per frame groups."""
@@ -355,11 +359,9 @@ def _secrets(dataset: Any) -> frozenset[str]:
     words: set[str] = set()
     for tag in _SECRETS:
         text = text_of(dataset, tag).casefold()
-        words.add(text)
-        if tag == _SECRETS[0]:
-            words |= set(text.replace("^", " ").replace("=", " ").split())
-        else:
-            words |= set(text.split("\\"))
+        words |= {text, *text.split("\\")}
+        if tag in _NAMES:
+            words |= set(re.split(r"[\^=\\\s]+", text))
     return frozenset(words - {""})
 
 

@@ -56,6 +56,8 @@ _PATIENT = re.compile(r"sub-[A-Za-z0-9+]+")
 
 HEEDS = frozenset({"axis", "columns", "mask_area", "patient_from", "window"})
 
+_PARTICIPANTS = "participants.tsv"
+
 
 def recognises(path: Path) -> bool:
     """Tell a file by its name, and a folder by those of its first files."""
@@ -111,6 +113,8 @@ def read(
         raise ValueError(f"no NIfTI volumes in {str(path)!r}: {_what_else(files, masks)}")
     masks_of = _matched(volumes, masks, root, account)
     by_path = options.pattern is not None and "label" in options.pattern.names
+    if "label" in options.column_names and (root / _PARTICIPANTS).is_file():
+        masks, masks_of = [], {}  # a column that is asked for goes before masks
     if masks_of and not by_path:
         labelled = by_masks(volumes, masks_of, root, options, account)
     elif masks and not by_path:
@@ -394,7 +398,7 @@ def _by_folders(
     """Label volumes by their folders, or participants of BIDS by a table's column."""
     below = [file.relative_to(root) for file in volumes]
     by_path = options.pattern is not None and "label" in options.pattern.names
-    participants = root / "participants.tsv"
+    participants = root / _PARTICIPANTS
     subjects = [_PATIENT.search(path.as_posix()) for path in below]
     if not by_path and participants.is_file() and all(subjects):
         labels = _of_participants(participants, options)

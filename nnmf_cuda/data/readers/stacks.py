@@ -50,6 +50,13 @@ _MOST_BLACK = 1000
 
 HEEDS = frozenset({"columns", "window"})
 
+_COLUMNS = {"patient_fold": "fold"}
+"""What ``--columns`` calls groups, where that is another name."""
+_CHOOSE = (
+    "choose which values are black and white with --window LOW:HIGH, or p1:p99 for percentiles of "
+    "each image"
+)
+
 
 def recognises(path: Path) -> bool:
     """Tell ``.npy`` and HDF5 by their suffix, Zarr by what is in its folder."""
@@ -80,7 +87,8 @@ def read(
         label_key = options.column_names.get("label", label_key)
     arrays = _opened(path, options)
     n_images = _Stack(arrays, options).n_images
-    wanted = (label_key, "split", *GROUPS, *FILE_KEYS)
+    called = _called(arrays, options)
+    wanted = dict.fromkeys((label_key, *called.values(), *FILE_KEYS))
     found = _taken(arrays, (key for key in wanted if key in arrays.keys), n_images)
     if label_key not in found:
         raise ValueError(
@@ -88,7 +96,8 @@ def read(
             f"{arrays.remedy(label_key)}, or give a table with a column 'frame'"
         )
     values, names = read_labels(arrays, found[label_key], label_key)
-    split = as_splits(found["split"], called=arrays.of("split")) if "split" in found else None
+    of_split = called["split"]
+    split = as_splits(found[of_split], called=arrays.of(of_split)) if of_split in found else None
     files = file_names(found, n_images)
     pixels = CachedStack(path, options)
     return Records(
@@ -100,7 +109,7 @@ def read(
         names=names,
         split=split,
         files=files,
-        groups={key: found[key] for key in GROUPS if key in found},
+        groups={name: found[called[name]] for name in GROUPS if called[name] in found},
     )
 
 
@@ -150,10 +159,7 @@ class _Stack:
         if lack := arrays.lack(self._key):
             raise ValueError(f"{self._name} have shape {shape}, but {lack}; write it anew")
         if dtype.kind in "iu" and dtype != np.uint8 and self._window is None:
-            raise ValueError(
-                f"{self._name} are {dtype}; choose which values are black and white with --window"
-                " LOW:HIGH, or p1:p99 for percentiles of each image, or store uint8"
-            )
+            raise ValueError(f"{self._name} are {dtype}; {_CHOOSE}, or store uint8")
         self.n_images = shape[0]
         # Whole chunks, as each is unpacked as a whole.
         self.step = max(1, _BLOCK_BYTES // row_bytes // chunks[0]) * chunks[0]
@@ -176,6 +182,14 @@ class _Stack:
                     f" {start + int(np.argmin(finite))}; repair or leave it out"
                 )
             block = np.stack([to_unit_range(row, self._window.limits(row)) for row in block])
+        elif block.dtype.kind == "f" and block.ndim == 3:
+            low, high = float(block.min()), float(block.max())
+            if not (low >= 0 and high <= 1) and np.isfinite((low, high)).all():
+                first = int(np.argmax(((block < 0) | (block > 1)).any(axis=(1, 2))))
+                raise ValueError(
+                    f"{self._name} hold values from {low:g} to {high:g}, first in image"
+                    f" {start + first}; {_CHOOSE}, or store floats in [0, 1]"
+                )
         check_images(block, name=self._name, start=start)
         return block
 
@@ -212,6 +226,22 @@ class CachedStack:
                     self._blocks.popitem(last=False)
             image: NDArray[Any] = self._blocks[start][at - start]
             return image
+
+
+def _called(arrays: _Arrays, options: ReadOptions) -> dict[str, str]:
+    """Return what the arrays of the split and of `GROUPS` are called; those asked for are there."""
+    asked = options.column_names
+    if left := [name for name in ("mask", "frame") if name in asked]:
+        raise ValueError(f"columns: a stack has no {left[0]}; leave {left[0]} out")
+    called = {name: name for name in ("split", *GROUPS)}
+    for name in called:
+        key = asked.get(_COLUMNS.get(name, name), name)
+        if key != name and key not in arrays.keys:
+            raise ValueError(
+                f"{arrays.path} has no array {key!r} (for {name}); it has {', '.join(arrays.keys)}"
+            )
+        called[name] = key
+    return called
 
 
 def _images_key(arrays: _Arrays, options: ReadOptions) -> str:
@@ -277,6 +307,25 @@ def _special_below(folder: str) -> str | None:
     return None
 
 
+def _zarr_arrays(group: Any, path: Path) -> Iterator[tuple[str, Any]]:
+    """Give the arrays of a group by their names, in order.
+
+    They are opened one by one. The library would open all at once, and of several that are damaged
+    leave the errors after the first to be told when the interpreter ends.
+    """
+    import zarr
+
+    for name in sorted(entry.name for entry in path.iterdir() if entry.is_dir()):
+        try:
+            member = group[name]
+        except KeyError:  # a folder that is none of the library's
+            continue
+        except Exception as error:
+            raise ValueError(f"its {name!r} is damaged: {reason(error)}") from error
+        if isinstance(member, zarr.Array):
+            yield name, member
+
+
 def _text(array: NDArray[Any]) -> NDArray[Any]:
     """Return text of any kind as NumPy's own."""
     if array.dtype.kind == "S":
@@ -293,8 +342,8 @@ class _Npy:
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path = path
         self._files: dict[str, Path] = {"images": path}
-        label = options.column_names.get("label")
-        keys = ("labels", "label_names", "split", *GROUPS, *FILE_KEYS, *filter(None, [label]))
+        asked_for = (key for ours, key in options.column_names.items() if ours != "file")
+        keys = ("labels", "label_names", "split", *GROUPS, *FILE_KEYS, *asked_for)
         for key in keys:
             for file in self._places(key):
                 if file.is_file():
@@ -421,12 +470,12 @@ class _Zarr(_Held):
                 )
             opened: Any = zarr.open(store=str(path), mode="r")
             if isinstance(opened, zarr.Array):
-                found: Mapping[str, Any] = {"images": opened}
+                found: dict[str, Any] = {"images": opened}
             else:
-                found = dict(opened.arrays())
+                found = dict(_zarr_arrays(opened, path))
         except Exception as error:  # JSON of any content is met with any error
             raise ValueError(f"cannot read {str(path)!r}: {reason(error)}") from error
-        super().__init__(path, dict(sorted(found.items())))
+        super().__init__(path, found)
 
     def lack(self, key: str) -> str:
         found = self._found[key]

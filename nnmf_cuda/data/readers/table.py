@@ -37,6 +37,8 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
     "frame": ("frame",),
 }  # fmt: skip
 """What tables call these columns, without case, blanks and signs; the first goes before others."""
+_UNKNOWN = ("na", "n/a", "#n/a", "<na>", "nan", "null")
+"""What spreadsheets and statistics write for a label that is missing; "none" may be a class."""
 
 
 HEEDS = frozenset({"axis", "columns", "decode", "keep_ids", "mask_area", "patient_from", "window"})
@@ -200,6 +202,8 @@ class _Columns:
     def cell(self, row: Row, ours: str) -> str:
         """Return what a row has in one of our columns; only a label or a mask may be empty."""
         text = row.cells[self._place[self.names[ours]]].strip()
+        if ours == "label" and text.casefold() in _UNKNOWN:
+            return ""
         if not text and ours not in ("label", "mask", "frame"):
             raise ValueError(
                 f"{self._table.path}, {row.place}: {self.names[ours]!r} is empty; every row needs"
@@ -221,6 +225,10 @@ class _Columns:
                 )
         if "\0" in text:
             raise ValueError(f"{self._table.path}, {row.place}: {text!r} is no path")
+        # As Windows writes paths; elsewhere a name may hold the sign.
+        here = text.replace("\\", "/")
+        if here != text and (self._folder / here).exists():
+            return text if (self._folder / text).exists() else here
         return text
 
     def written(self, row: Row) -> str:
