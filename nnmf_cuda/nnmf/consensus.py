@@ -341,6 +341,11 @@ class ConsensusNNMF(
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_integer("n_components", self.n_components, low=1)
+        if self._signed:
+            raise ValueError(
+                "solver='semi' gives spectra of any sign, which have no sum to be scaled to; use "
+                "solver='hals', 'accelerated-mu' or 'mu'"
+            )
         check_integer("n_init", self.n_init, low=2)
         if self.init not in ("random", "nndsvdar"):
             raise ValueError(

@@ -171,9 +171,8 @@ class NNMF(
     needs far fewer than "semi". Both start, with ``init="random"``, from a random W and the H that
     fits it best, and have no `partial_fit`, no `select_rank` and no L1 penalty of H. No iteration
     of them, or of "mu" with a graph, raises the objective beyond rounding. All stop by the rule of
-    `tol`; from one start they may end in different minima. Kernels, where there are some, make
-    the sweeps of "semi-hals" and, with a graph, the Kullback-Leibler updates, for which X^T is
-    held beside X; else "semi" and graphs are plain torch on any device.
+    `tol`; from one start they may end in different minima. With a graph and Kullback-Leibler, X^T
+    is held beside X.
 
     X may be anything scikit-learn takes, or a tensor on any device. uint8 means pixels and is read
     as x / 255 without a floating-point copy; other integers are counts and become float64; float32
@@ -185,11 +184,11 @@ class NNMF(
 
     What runs where: compiled kernels on the CPU and on CUDA serve "mu", "accelerated-mu" and
     "hals", for every `beta_loss` and penalty they take and X dense, sparse, or with a mask or
-    weights, and the exact least squares of `transform`. "semi", a `graph` with the Frobenius norm
-    (with Kullback-Leibler, what it adds), extrapolation, the products for "nndsvd..." and the sums
-    of `partial_fit` are plain torch on any device. Where no kernel is built the reference runs, in
-    plain torch too (:func:`nnmf_cuda.show_config` tells). docs/nnmf.md has the table of each
-    solver, loss, input and penalty.
+    weights, and the exact least squares of `transform`. "semi" but for the sweeps of "semi-hals",
+    a `graph` with the Frobenius norm (with Kullback-Leibler, what it adds), extrapolation, the
+    products for "nndsvd..." and the sums of `partial_fit` are plain torch on any device. Where no
+    kernel is built the reference runs, in plain torch too (:func:`nnmf_cuda.show_config` tells).
+    docs/nnmf.md has the table of each solver, loss, input and penalty.
 
     Fitted attributes are always NumPy arrays. `transform`, `fit_transform` and `inverse_transform`
     return a tensor on the device of their input for a tensor, an array otherwise. No gradient flows

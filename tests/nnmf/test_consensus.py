@@ -242,6 +242,7 @@ def test_save_and_load(fitted, counts, tmp_path):
         ({"density_threshold": -0.1}, "density_threshold must be a finite number >= 0"),
         ({"local_neighborhood_size": 1.5}, r"local_neighborhood_size must be .* in \[0, 1\]"),
         ({"beta_loss": "kullback-leibler"}, "use beta_loss='frobenius' or solver='accelerated-mu'"),
+        ({"solver": "semi"}, "solver='semi' gives spectra of any sign"),
         ({"density_threshold": 0.0}, "density_threshold=0 keeps 0 of 40 spectra"),
     ],
 )
