@@ -68,6 +68,12 @@ _BENCHMARKS = {
         " process of its own. On the CPU, Linux only.",
         device=False,
     ),
+    "sparse": _Benchmark(
+        "sparse counts against scikit-learn",
+        "Time updates of sparse counts like those of 20 newsgroups against scikit-learn's, an"
+        " iteration and to its objective, and measure their memory. On the CPU; two minutes.",
+        device=False,
+    ),
     "equality": _Benchmark(
         "differences from scikit-learn's factors",
         "Compare multiplicative updates with scikit-learn's in float64, after 1, 10 and 100"
@@ -172,6 +178,7 @@ def _run(kind: str, options: dict[str, Any]) -> None:
     from bench.equality import run_equality_benchmarks
     from bench.kernels import run_kernel_benchmarks, run_scaling_benchmarks
     from bench.memory import run_memory_benchmarks
+    from bench.sparse import run_sparse_benchmarks
     from bench.tables import records_table
 
     options["json_path"] = options.pop("json")
@@ -182,6 +189,7 @@ def _run(kind: str, options: dict[str, Any]) -> None:
         "scaling": run_scaling_benchmarks,
         "convergence": run_convergence_benchmarks,
         "memory": run_memory_benchmarks,
+        "sparse": run_sparse_benchmarks,
         "equality": run_equality_benchmarks,
         "consensus": run_consensus_benchmarks,
         "break_even": run_break_even_benchmarks,

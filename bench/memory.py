@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from bench.inputs import PAPER
 from nnmf_cuda.benchmarks.records import MEASURED, Record, Recorder
 
-__all__ = ["LIBRARIES", "fit_in_a_process", "fit_memory", "run_memory_benchmarks"]
+__all__ = ["LIBRARIES", "fit_in_a_process", "fit_memory", "peak_beside", "run_memory_benchmarks"]
 
 _N_ITER = 12  # past the convergence test of iteration 10
 _OURS: dict[str, dict[str, Any]] = {
@@ -120,8 +121,6 @@ def fit_memory(
     impl: str, dtype: str, threads: int, n_iter: int, n: int, f: int, k: int
 ) -> dict[str, int]:
     """Fit once in this process, and return what that took and what X takes, in bytes."""
-    from nnmf_cuda.timing import reset_peak_rss
-
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     rng = np.random.default_rng(0)
@@ -130,16 +129,20 @@ def fit_memory(
     X = np.empty((n, f), dtype)
     for row in X:  # row by row, so that freed memory cannot hide what the fit takes
         row[:] = rng.integers(0, 256, f) if dtype == "uint8" else rng.random(f)
+    return {"peak_bytes": peak_beside(lambda: _fit(impl, X, k, n_iter)), "x_bytes": X.nbytes}
+
+
+def peak_beside(call: Callable[[], Any]) -> int:
+    """Return how many bytes more than before were resident at a time during a call."""
+    from nnmf_cuda.timing import reset_peak_rss
+
     before = _status()
     # Without the right to reset it, the peak is that since the start: X as well, if it is large.
     reset_peak_rss()
-    _fit(impl, X, k, n_iter)
+    call()
     after = _status()
     files = max(0, after.get("RssFile", 0) - before.get("RssFile", 0))
-    return {
-        "peak_bytes": max(0, after["VmHWM"] - before["VmRSS"] - files),
-        "x_bytes": X.nbytes,
-    }
+    return max(0, after["VmHWM"] - before["VmRSS"] - files)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.inputs import doubled
 from nnmf_cuda import ops
+from nnmf_cuda.ops._transforms import find_op
 
 __all__ = ["OpCall", "op_calls"]
 
@@ -95,6 +96,8 @@ def _all_calls() -> Iterator[OpCall]:
             start = {"W": draw(3, n, k, dtype=factors), "H": draw(3, k, f, dtype=factors)}
             what = f"{str(dtype).removeprefix('torch.')} {n}x{f}x{k}"
             yield from _factorisations(shared, own, start, what, factors)
+            if dtype != torch.uint8:
+                yield from _sparse_factorisations(shared, start, what, factors)
             if f > k:
                 yield OpCall(
                     ("project",),
@@ -117,6 +120,55 @@ def _all_calls() -> Iterator[OpCall]:
             )
     yield from _defences(generator)
     yield from _bounds(generator)
+
+
+def _sparse_factorisations(
+    X: Tensor, start: dict[str, Tensor], what: str, dtype: torch.dtype
+) -> Iterator[OpCall]:
+    """Give the updates and the divergence of the entries of X above its mean, in CSR."""
+    above = X > X.mean()
+    parts = {
+        "crow": torch.cat((torch.zeros(1, dtype=torch.int64), above.sum(1).cumsum(0))),
+        "col": above.nonzero()[:, 1].contiguous(),
+        "values": X[above],
+    }
+
+    def with_sum(found: tuple[Tensor, ...], values: Tensor) -> tuple[Tensor, ...]:
+        # As for dense X: of an exact fit nothing but rounding is left.
+        return *found[:-1], found[-1] + values.double().sum()
+
+    for beta_loss in (1.0, 2.0, 0.5):
+        yield OpCall(
+            ("nnmf_sparse_mu",),
+            f"nnmf_sparse_mu beta {beta_loss} {what}",
+            lambda b=beta_loss, **given: with_sum(
+                find_op("nnmf_sparse_mu")(**given, beta_loss=b, n_iter=2, compute_divergence=True),
+                given["values"],
+            ),
+            {**parts, **start},
+            dtype,
+        )
+        yield OpCall(
+            ("nnmf_sparse_divergence",),
+            f"nnmf_sparse_divergence beta {beta_loss} {what}",
+            lambda b=beta_loss, **given: with_sum(
+                (find_op("nnmf_sparse_divergence")(**given, beta_loss=b),), given["values"]
+            ),
+            {**parts, **start},
+            dtype,
+        )
+    yield OpCall(
+        ("nnmf_sparse_hals",),
+        f"nnmf_sparse_hals {what}",
+        lambda **given: with_sum(
+            find_op("nnmf_sparse_hals")(
+                **given, n_iter=1, l2_reg_W=1.0, l2_reg_H=1.0, compute_divergence=True
+            ),
+            given["values"],
+        ),
+        {**parts, **start},
+        dtype,
+    )
 
 
 def _column_slice(X: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def baselines(records: Iterable[Record]) -> dict[str, float]:
         and r["median_ms"] is not None
         and (
             r["impl"] == "reference"
-            or (r["suite"] == "convergence" and r["served_by"] == "library")
+            or (r["suite"] in ("convergence", "sparse") and r["served_by"] == "library")
             or (r["suite"] == "consensus" and r["impl"].endswith(("cd, sparse", "mu, sparse")))
         )
     }
@@ -154,7 +154,7 @@ def _speed(record: Record, baseline: float | None) -> str:
     if record["status"] != "ok":
         return ""
     # Tiny problems measure overheads only.
-    compared = baseline is not None and not record["smoke"]
+    compared = baseline is not None and record["median_ms"] is not None and not record["smoke"]
     return f"{baseline / record['median_ms']:.2f} x" if compared and baseline else _NONE
 
 
@@ -194,6 +194,16 @@ def _error(record: Record, baseline: float | None) -> str:
 
 def _outcome(record: Record, baseline: float | None) -> str:
     return str(record["reason"]) if record["status"] != "ok" else f"{record['objective']:.7g}"
+
+
+def _time_if_any(record: Record, baseline: float | None) -> str:
+    return _NONE if record["median_ms"] is None else _median(record, baseline)
+
+
+def _outcome_if_any(record: Record, baseline: float | None) -> str:
+    if record["status"] == "ok" and record["objective"] is None:
+        return ""
+    return _outcome(record, baseline)
 
 
 def _iterations(record: Record, baseline: float | None) -> str:
@@ -255,6 +265,15 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("speed", _speed),
         ("iterations", _iterations),
         ("objective", _outcome),
+    ),
+    "sparse": (
+        *_WHO,
+        ("time", _time_if_any),
+        ("speed", _speed),
+        ("iterations", _iterations),
+        ("X and start", _x_bytes),
+        ("peak beside them", _memory),
+        ("outcome", _outcome_if_any),
     ),
     "consensus": (*_WHO, ("time", _seconds), ("speed", _speed), ("correlation", _correlation)),
     "memory": (*_WHO, ("X", _x_bytes), ("beside X", _memory), ("of X", _of_x)),

@@ -481,6 +481,8 @@ def failed_images(
     n_failed = len(failures) if n_failed is None else n_failed
     if n_failed == 1:
         return f"{failures[0].message}; repair or remove it, or leave it out with --on_error skip"
+    if n_failed == n_files:  # for one reason mostly, which no list of all names is to hide
+        return f"{n_failed} of {n_files} images cannot be read; the first: {failures[0].message}"
     names = ", ".join(repr(str(failure.file)) for failure in failures[:MOST_NAMED])
     more = f" and {n_failed - MOST_NAMED} more" if n_failed > MOST_NAMED else ""
     return (

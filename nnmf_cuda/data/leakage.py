@@ -261,13 +261,18 @@ def audit_dataset(
 def equal_images(dataset: ImageDataset) -> list[str]:
     """Return a warning where images of two classes, or of training and evaluation, are equal.
 
-    They are compared as they were read: grey, and of one size.
+    They are compared as they were read: grey, and of one size. Those of one grey value are equal
+    whatever they show, and are warned of by themselves.
     """
+    blank: list[int] = []
     first: dict[bytes, int] = {}
     of_class: list[tuple[int, int]] = []
     of_split: list[tuple[int, int]] = []
     order = np.argsort(dataset.split != "train", kind="stable")  # training images come first
     for index in order.tolist():
+        if dataset.images[index].min() == dataset.images[index].max():
+            blank.append(index)
+            continue
         digest = hashlib.blake2b(dataset.images[index].tobytes(), digest_size=16).digest()
         known = first.setdefault(digest, index)
         if dataset.labels[known] != dataset.labels[index]:
@@ -276,6 +281,11 @@ def equal_images(dataset: ImageDataset) -> list[str]:
             of_split.append((known, index))
     names, files = dataset.label_names, dataset.files
     notes = []
+    if blank:
+        notes.append(
+            f"Warning: {len(blank)} images are of one grey value, as {files[min(blank)]}: nothing"
+            " is on them, or --window does not fit"
+        )
     if of_class:
         a, b = of_class[0]
         notes.append(

@@ -52,13 +52,14 @@ class NNMF(
             default="kullback-leibler"
         Divergence that is minimised: 2, 1, 0 or any other number. X must not contain zeros where
         it is 0 or less.
-    solver : {"mu", "accelerated-mu", "hals", "semi"}, default="mu"
+    solver : {"mu", "accelerated-mu", "hals", "semi", "semi-hals"}, default="mu"
         How `fit` lowers the objective, W before H in each iteration; the notes say which to take.
         "mu": multiplicative updates [1]_ [2]_. "accelerated-mu": the same from extrapolated
         factors (in the manner of [5]_), for `beta_loss` in [1, 2]. "hals": hierarchical
         alternating least squares [4]_, for ``beta_loss="frobenius"``. "semi": Semi-NMF [7]_, for
         X of any sign and that loss: W stays non-negative, while H is the least-squares solution,
-        of any sign.
+        of any sign. "semi-hals": the same with the sweeps of "hals" over W in place of the
+        multiplicative updates of [7]_.
     init : {"random", "nndsvd", "nndsvda", "nndsvdar", "custom"}, default="random"
         Start. "random": uniform on [0, 1) plus 0.1. "nndsvd...": from a singular value
         decomposition [3]_, its zeros kept, replaced by sqrt(mean of X) (a) or by small random
@@ -87,11 +88,11 @@ class NNMF(
         others are learned beside them, by `fit` and `partial_fit`. Starts: "random" or "custom".
     graph : None, "neighbors", "labels" or matrix of shape (n_samples, n_samples), default=None
         Graph over the rows of X, along whose edges `fit` keeps W alike [8]_, for the Frobenius
-        norm and Kullback-Leibler, with any solver but "hals". "neighbors": each row with its 5
-        nearest (:func:`nnmf_cuda.nnmf.neighbor_graph` makes others). "labels": each row with all
-        of its class, by 1 / (size of the class); y of `fit` has the classes, -1 where one is not
-        known. A matrix, sparse or dense: symmetric weights >= 0. New rows have no part in it:
-        `transform` leaves it out.
+        norm and Kullback-Leibler, with any solver but "hals" and "semi-hals". "neighbors": each row
+        with its 5 nearest (:func:`nnmf_cuda.nnmf.neighbor_graph` makes others). "labels": each row
+        with all of its class, by 1 / (size of the class); y of `fit` has the classes, -1 where one
+        is not known. A matrix, sparse or dense: symmetric weights >= 0. New rows have no part in
+        it: `transform` leaves it out.
     alpha_graph : float, default=1.0
         Strength of the graph's penalty, the lambda of [8]_: not scaled by the size of X.
     missing_values : None, np.nan or float, default=None
@@ -166,21 +167,34 @@ class NNMF(
     on without momentum, so the recorded objective rises only where plain updates raise it, as
     they may with a penalty; a record that repeats the one before it is a block that was put
     back. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave zeros, and
-    sweeps over the factors several times for each time that it reads X. "semi" starts, with
-    ``init="random"``, from a random W and the H that fits it best; no iteration raises its
-    objective, nor one of "mu" with a graph, beyond rounding. It has no `partial_fit`, no
-    `select_rank` and no L1 penalty of H. All stop by the rule of `tol`; from one start they may
-    end in different minima.
+    sweeps over the factors several times for each time that it reads X. "semi-hals"
+    needs far fewer than "semi". Both start, with ``init="random"``, from a random W and the H that
+    fits it best, and have no `partial_fit`, no `select_rank` and no L1 penalty of H. No iteration
+    of them, or of "mu" with a graph, raises the objective beyond rounding. All stop by the rule of
+    `tol`; from one start they may end in different minima. With a graph and Kullback-Leibler, X^T
+    is held beside X.
 
-    X may be anything scikit-learn takes densely, or a tensor on any device. uint8 means pixels
-    and is read as x / 255 without a floating-point copy; other integers are counts and become
-    float64; float32 stays float32. With compiled kernels, a memory map of one of these types in C
-    order (``np.load(path, mmap_mode="r")``) is read where it is, so it may be larger than memory:
-    beside it, `fit` holds the factors and a block of rows. Data in other orders are copied once.
-    Fitted attributes are always NumPy arrays. `transform`,
-    `fit_transform` and `inverse_transform` return a tensor on the device of their input for a
-    tensor, an array otherwise. No gradient flows through the estimator: a tensor that requires
-    grad is detached. For gradients to X use `nnmf_cuda.ops.project`.
+    X may be anything scikit-learn takes, or a tensor on any device. uint8 means pixels and is read
+    as x / 255 without a floating-point copy; other integers are counts and become float64; float32
+    stays float32. Sparse X (SciPy's CSR and CSC, torch's CSR) is never made dense; with
+    Kullback-Leibler and Frobenius only its non-zeros cost time. With compiled kernels, a memory map
+    of one of these types in C order (``np.load(path, mmap_mode="r")``) is read where it is, so it
+    may be larger than memory: beside it, `fit` holds the factors and a block of rows. Data in other
+    orders are copied once.
+
+    What runs where: compiled kernels on the CPU and on CUDA serve "mu", "accelerated-mu" and
+    "hals", for every `beta_loss` and penalty they take and X dense or sparse, and the exact least
+    squares of `transform`. For missing entries, masks and weights there are kernels for the CPU; on
+    CUDA plain torch serves them. "semi" but for the sweeps of "semi-hals", a `graph` with the
+    Frobenius norm (with Kullback-Leibler, what it adds), extrapolation, the products for
+    "nndsvd..." and the sums of `partial_fit` are plain torch on any device. Where no kernel is
+    built the reference runs, in plain torch too (:func:`nnmf_cuda.show_config` tells). docs/nnmf.md
+    has the table of each solver, loss, input and penalty.
+
+    Fitted attributes are always NumPy arrays. `transform`, `fit_transform` and `inverse_transform`
+    return a tensor on the device of their input for a tensor, an array otherwise. No gradient flows
+    through the estimator: a tensor that requires grad is detached. For gradients to X use
+    `nnmf_cuda.ops.project`.
 
     References
     ----------
@@ -277,8 +291,8 @@ class NNMF(
 
         Parameters
         ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
-            Non-negative data; see the class notes for types.
+        X : array-like, sparse matrix or Tensor of shape (n_samples, n_features)
+            Non-negative data, of any sign for Semi-NMF; see the class notes for types.
         y : array-like of shape (n_samples,), default=None
             Labels of the rows for ``graph="labels"``, -1 where one is not known; else ignored.
         W, H : array-like or Tensor of shape (n_samples, n_components), (n_components, n_features)
@@ -316,7 +330,8 @@ class NNMF(
         Raises
         ------
         TypeError
-            For sparse X, or a parameter of the wrong type.
+            For a sparse tensor that is not in CSR, mask or weights of sparse X, or a parameter of
+            the wrong type.
         ValueError
             For negative, infinite, NaN or empty X, zeros in X with ``beta_loss <= 0``,
             more components than the start can give, a parameter out of range, a factorisation
@@ -375,7 +390,7 @@ class NNMF(
 
         Parameters
         ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
+        X : array-like, sparse matrix or Tensor of shape (n_samples, n_features)
             Non-negative data.
         mask, weights : array-like or Tensor, optional
             As for `fit`. Where they, or `missing_values`, leave entries out, "nnls" solves each row
@@ -422,7 +437,7 @@ class NNMF(
         >>> X[1, 2] = np.nan
         >>> model = NNMF(1, missing_values=np.nan, tol=0, random_state=0)
         >>> filled = np.where(np.isnan(X), model.inverse_transform(model.fit_transform(X)), X)
-        >>> round(filled[1, 2], 6)
+        >>> print(filled[1, 2].round(6))
         6.0
         """
         check_is_fitted(self)

@@ -25,7 +25,7 @@ from nnmf_cuda.nnmf.inputs import (
 from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS
 from nnmf_cuda.nnmf.saving import SavingMixin
-from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem
+from nnmf_cuda.nnmf.solvers import SIGNED, SOLVERS, Objective, Penalty, Problem
 from nnmf_cuda.nnmf.starts import INITS, Origin, fixed_rows
 from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
 from nnmf_cuda.nnmf.weighted_matrix import Told, Weighted, check_missing_values
@@ -95,12 +95,12 @@ class ParametersMixin(SavingMixin):
         """Raise for what Semi-NMF has no answer to."""
         if self.init not in ("random", "custom"):
             raise ValueError(
-                f"init={self.init!r} needs X >= 0, which solver='semi' does not; use "
+                f"init={self.init!r} needs X >= 0, which solver={self.solver!r} does not; use "
                 "init='random', or init='custom' with a W and H of your own"
             )
         if self._alpha_H * self.l1_ratio > 0:
             raise ValueError(
-                f"solver='semi' finds H by least squares, which an L1 penalty has none of: "
+                f"solver={self.solver!r} finds H by least squares, which have no L1 penalty: "
                 f"alpha_H={self.alpha_H!r} with l1_ratio={self.l1_ratio} is one; use alpha_H=0 "
                 "(alpha_W stays), or l1_ratio=0"
             )
@@ -124,7 +124,7 @@ class ParametersMixin(SavingMixin):
         """Raise for what counts all entries of X alike."""
         if not self._signed and self.graph is None:
             return
-        what = "solver='semi'" if self._signed else "graph"
+        what = f"solver={self.solver!r}" if self._signed else "graph"
         raise ValueError(
             f"{what} counts all entries of X alike and knows no missing values, mask or weights; "
             "fill the entries in, or use another solver and graph=None"
@@ -133,7 +133,7 @@ class ParametersMixin(SavingMixin):
     @property
     def _signed(self) -> bool:
         """Whether X and H may have any sign."""
-        return self.solver == "semi"
+        return self.solver in SIGNED
 
     @property
     def _alpha_H(self) -> float:
@@ -230,6 +230,10 @@ class ParametersMixin(SavingMixin):
                 raise ValueError("graph='labels' needs the labels of the samples: fit(X, y)")
             return Graph.of_labels(y, *where)
         if isinstance(matrix, str):
+            if n_samples == 1:
+                raise ValueError(
+                    "graph='neighbors' needs neighbours, but X has n_samples=1; use graph=None"
+                )
             matrix = neighbor_graph(X.tensor, min(NEIGHBORS, n_samples - 1))
         return Graph.of_matrix(matrix, *where)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from nnmf_cuda import ops
 from nnmf_cuda.nnmf.graph import Graph, graph_updates
 from nnmf_cuda.nnmf.matrix import Matrix
-from nnmf_cuda.nnmf.semi import semi_updates
+from nnmf_cuda.nnmf.semi import least_squares_H, semi_updates
 
 CHECK_EVERY = 10
 """Iterations between two tests of convergence (scikit-learn's)."""
@@ -185,6 +185,7 @@ class Solver(ABC):
 
     keeps_zeros: ClassVar[bool] = False  # entries that are zero at the start stay so
     takes_graph: ClassVar[bool] = True  # lowers the penalty of a graph too
+    signed: ClassVar[bool] = False  # is for X and H of any sign: Semi-NMF
 
     def __init__(self, problem: Problem, n_inner: int = 1) -> None:
         self.problem = problem
@@ -236,14 +237,20 @@ class MultiplicativeUpdates(Solver):
 class SemiUpdates(MultiplicativeUpdates):
     """Semi-NMF: updates of W, and for each the H of any sign that fits it best."""
 
+    signed = True
+
     @staticmethod
     def check(beta_loss: float) -> None:
         """Raise unless the divergence is the Frobenius norm's."""
-        if beta_loss != 2:
-            raise ValueError(
-                "solver='semi' minimises beta_loss='frobenius' (2) only, for no other divergence "
-                f"knows entries below 0, got {beta_loss:g}; use beta_loss='frobenius'"
-            )
+        _check_signed_loss(beta_loss)
+
+
+def _check_signed_loss(beta_loss: float) -> None:
+    if beta_loss != 2:
+        raise ValueError(
+            "solver='semi' and 'semi-hals' minimise beta_loss='frobenius' (2) only, for no other "
+            f"divergence knows entries below 0, got {beta_loss:g}; use beta_loss='frobenius'"
+        )
 
 
 class Hals(Solver):
@@ -278,6 +285,28 @@ class Hals(Solver):
             compute_divergence=True,
             **vars(self.problem.objective.penalty),
         )
+
+
+class SemiHals(Hals):
+    """Semi-NMF: `n_inner` sweeps over the columns of W, and then the H of any sign that fits."""
+
+    signed = True
+
+    @staticmethod
+    def check(beta_loss: float) -> None:
+        """Raise unless the divergence is the Frobenius norm's."""
+        _check_signed_loss(beta_loss)
+
+    def update(self, W: Tensor, H: Tensor, n_iter: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W, H and their divergence after `n_iter` iterations."""
+        X, penalty, n_fixed = self.problem.X, self.problem.objective.penalty, self.problem.n_fixed
+        of_W = {"l1_reg_W": penalty.l1_reg_W, "l2_reg_W": penalty.l2_reg_W}
+        for _ in range(n_iter):
+            W = X.hals(W, H, n_iter=1, n_inner=self.n_inner, update_H=False, **of_W)[0]
+            if self.problem.moves(H):
+                H = least_squares_H(X, W, H, l2_reg_H=penalty.l2_reg_H, n_fixed=n_fixed)
+        floor = self.problem.objective.floor
+        return W, H, X.divergence(W, H, beta_loss=2.0, floor=floor)
 
 
 class AcceleratedUpdates(MultiplicativeUpdates):
@@ -374,8 +403,12 @@ SOLVERS: dict[str, type[Solver]] = {
     "accelerated-mu": AcceleratedUpdates,
     "hals": Hals,
     "semi": SemiUpdates,
+    "semi-hals": SemiHals,
 }
 """What the parameter `solver` of `NNMF` may be."""
+
+SIGNED = tuple(name for name, solver in SOLVERS.items() if solver.signed)
+"""Those of Semi-NMF."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,14 @@ def test_what_is_no_image_is_counted(tmp_path: Path) -> None:
     }
     assert account.by_ending == {"no ending": 6, ".txt": 1}
     # A DICOMDIR stands for the folder that it lists.
-    assert len(list(iter_images(tmp_path / "DICOMDIR"))) == 4
+    for n in range(70):
+        (tmp_path / "Preview").mkdir(exist_ok=True)
+        (tmp_path / "Preview" / f"{n}.png").touch()
+    assert reader_of(tmp_path) is dicom
+    shutil.rmtree(tmp_path / "Preview")
+    listed = Account()
+    assert len(list(iter_images(tmp_path / "DICOMDIR", account=listed))) == 4
+    assert listed.by_ending == account.by_ending
 
 
 def test_a_source_without_images_says_why(tmp_path: Path) -> None:
@@ -230,6 +238,11 @@ def test_names_of_whatever_lies_beside_dicom_files_are_hashed_too(tmp_path: Path
     # What is reached twice is given once, though its name is another.
     twice = list(iter_images([tmp_path, folder, next(folder.glob("*Juergen.dcm"))]))
     assert len(twice) == 5
+    for wrong in (None, "{label}/{patient}/x/y"):
+        (folder / "bad_Mueller").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match="no class folder|does not fit") as caught:
+            load_dataset(folder, reading=ReadOptions(patient_from=wrong))
+        assert "uergen" not in str(caught.value).replace(str(tmp_path), "").split(": ", 1)[-1]
     with pytest.raises(ValueError, match="cut short.*--keep_ids shows its whole name"):
         twice[0].read(SHAPE)  # type: ignore[union-attr]
 
@@ -275,10 +288,17 @@ def test_split_folders(tmp_path: Path) -> None:
     assert [len(dataset.labels_of(split)) for split in ("train", "valid", "test")] == [8, 8, 8]
 
 
+def test_split_folders_beside_others_are_refused(tmp_path: Path) -> None:
+    for folder in ("train", "weird"):
+        save_series(tmp_path / folder / "yes")
+    with pytest.raises(ValueError, match="mixes split folders and others, e.g. 'weird'"):
+        load_dataset(tmp_path)
+
+
 def test_patient_folders_are_no_classes(tmp_path: Path) -> None:
     for n in range(5):
         save_series(tmp_path / f"p{n}", patient=f"PID-{n}", series=f"1.{n}")
-    with pytest.raises(ValueError, match=r"each of its 5 folders holds one patient.*CSV"):
+    with pytest.raises(ValueError, match=r"its 5 folders holds one patient.*\{label\}.*CSV"):
         load_dataset(tmp_path)
     dataset = load_dataset(
         tmp_path, reading=ReadOptions(patient_from="{label}/{name}"), split_by="random"

@@ -11,6 +11,7 @@ from nnmf_cuda.data.readers.dicom_names import NamesNearby, masked
 
 SECRETS = frozenset(
     {"müller^jürgen", "müller", "jürgen", "nagy^béla", "nagy", "béla", "ott^øre", "ott", "øre"}
+    | {"yamada^tarou=山田^太郎", "山田", "太郎", "林"}
     | {"0019610017", "mrn-00452", "19620319", "20240317"}
 )
 
@@ -28,6 +29,9 @@ SECRETS = frozenset(
         ("xnagy_bela", "bela"),
         ("IM1_Nagy.pdf", "nagy"),
         ("OTT_OERE", "oere"),
+        ("山田太郎", "山"),
+        ("x太郎01", "太郎"),
+        ("林_1", "林"),
         ("19610017", "19610017"),
         ("pat19610017a", "19610017"),
         ("1961-0017", "0017"),
@@ -46,7 +50,8 @@ def test_secrets_are_found_however_they_are_written(name: str, secret: str) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["IM00017.dcm", "T1_AX", "Schotter", "benagyt", "lotto", "1962", "Ähre", "2024.dcm"]
+    "name",
+    ["IM00017.dcm", "T1_AX", "Schotter", "benagyt", "lotto", "1962", "Ähre", "2024.dcm", "林檎"],
 )
 def test_other_words_and_numbers_stay(name: str) -> None:
     assert masked(name, SECRETS) == name

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nnmf_cuda.data import LazyImage, ReadOptions, load_dataset, read_image, read_images
 
@@ -118,6 +119,21 @@ def test_equal_images_of_two_classes_or_splits_are_warned_of(
         " train/no/1.png (no): a label is wrong, or a folder is a copy",
         "Warning: 1 images of valid and test equal a training image, as test/no/2.png (test) does"
         " train/no/0.png",
+    ]
+
+
+def test_images_with_nothing_on_them_are_warned_of(
+    tmp_path: Path, save_image: Callable[..., Path]
+) -> None:
+    for name in ("no", "yes"):
+        for index in range(8):
+            save_image(tmp_path / name / f"{index}.png")
+        for index in range(2):
+            Image.new("L", (20, 20), 40).save(tmp_path / name / f"9{index}.png")
+    warnings = [note for note in load_dataset(tmp_path).notes if "Warning" in note]
+    assert warnings == [
+        "Warning: 4 images are of one grey value, as no/90.png: nothing is on them, or --window "
+        "does not fit"
     ]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,16 @@ def test_a_single_array_is_refused(tmp_path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
     with pytest.raises(ValueError, match="holds a single array; give an .npz"):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("key", ["images", "labels", "patient"])
+def test_a_member_that_is_no_array_is_refused(save_npz: SaveNpz, tmp_path: Path, key: str) -> None:
+    good, path = save_npz(patient=np.repeat("P", 40)), tmp_path / "odd.npz"
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(path, "w") as archive:
+        for name in source.namelist():
+            archive.writestr(name, b"no array" if name == f"{key}.npy" else source.read(name))
+    with pytest.raises(ValueError, match=f"odd.npz: '{key}' cannot be read: it is no array"):
         load_dataset(path)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,17 @@ def test_what_has_no_partner_is_told(patients: Path, save_image: SaveImage) -> N
     lines = account.lines()
     assert "Left out, images without a mask: 1 (bare.tif)" in lines
     assert "Left out, masks without an image: 1 (gone_mask.tif)" in lines
+
+
+def test_a_mask_of_another_shape_is_warned_of(patients: Path, save_image: SaveImage) -> None:
+    for number in range(4):
+        Image.new("L", (30, 30)).save(patients / "TCGA_0" / f"TCGA_0_{number}.tif")
+    Image.new("L", (10, 4)).save(patients / "TCGA_0" / "TCGA_0_3_mask.tif")
+    for folder in patients.glob("TCGA_[1-5]"):
+        shutil.rmtree(folder)
+    (warning,) = [note for note in read(patients).notes if note.startswith("Warning")]
+    expected = "1 masks have another shape than their image, as TCGA_0_3_mask.tif (10 x 4, the "
+    assert expected in warning
 
 
 def test_mostly_without_masks_is_refused(tmp_path: Path, save_image: SaveImage) -> None:

@@ -137,6 +137,18 @@ def test_a_column_of_labels(save: Save, rng: np.random.Generator) -> None:
     assert records.values.tolist() == [str(at % 3) for at in range(40)]
 
 
+def test_columns_of_patients_and_folds(save: Save, rng: np.random.Generator) -> None:
+    people, folds = np.arange(40) // 4, np.arange(40) // 8
+    path = save(arrays(rng, pid=people, part=folds))
+    records = read(path, columns="patient=pid,fold=part")
+    np.testing.assert_array_equal(records.groups["patient"], people)
+    np.testing.assert_array_equal(records.groups["patient_fold"], folds)
+    with pytest.raises(ValueError, match=r"no array 'nobody' \(for patient\); it has .*images"):
+        read(path, columns="patient=nobody")
+    with pytest.raises(ValueError, match="a stack has no mask"):
+        read(path, columns="mask=pid")
+
+
 def test_without_labels_there_is_nothing_to_learn(save: Save, rng: np.random.Generator) -> None:
     path = save(arrays(rng, labels=None))
     assert len(streamed(path)) == 40

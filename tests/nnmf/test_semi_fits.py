@@ -14,6 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from nnmf_cuda import NNMF
+from nnmf_cuda.nnmf.matrix import Dense
+from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, SemiHals
 from tests.helpers import DEVICES
 from tests.nnmf.test_semi import by_the_paper, objective, ring
 
@@ -61,12 +63,56 @@ def test_a_fit_is_that_of_the_formulas_from_the_same_start(rng, X, penalty, grap
     assert model.reconstruction_err_ == pytest.approx(np.linalg.norm(X - want_W @ want_H))
 
 
+def swept(X, W, H, n_iter, n_inner, l1, l2, l2_H):
+    """Semi-NMF by coordinate descent on W, a column at a time, and least squares for H."""
+    W = W.copy()
+    for _ in range(n_iter):
+        for _ in range(n_inner):
+            for t in range(W.shape[1]):
+                rest = X - W @ H + np.outer(W[:, t], H[t])
+                W[:, t] = np.maximum((rest @ H[t] - l1) / (H[t] @ H[t] + l2), 0)
+        H = np.linalg.solve(W.T @ W + l2_H * np.eye(W.shape[1]), W.T @ X)
+    return W, H
+
+
+@pytest.mark.parametrize("penalty", [{}, {"alpha_W": 0.01}, {"alpha_W": 0.02, "alpha_H": 0.03}])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_sweeps_are_those_of_coordinate_descent(rng, X, penalty, batch):
+    W, H = rng.random((batch, N, K)) + 0.1, rng.normal(size=(batch, K, F))
+    alpha_W = penalty.get("alpha_W", 0)
+    theirs = {"l1": 0.1, "l2": F * alpha_W, "l2_H": N * penalty.get("alpha_H", alpha_W)}
+    options = Penalty(l1_reg_W=0.1, l2_reg_W=theirs["l2"], l2_reg_H=theirs["l2_H"])
+    data = Dense(torch.from_numpy(X))
+    solver = SemiHals(Problem(data, Objective(2.0, options, signed=True)), n_inner=3)
+    got_W, got_H, divergence = solver.update(torch.from_numpy(W), torch.from_numpy(H), 6)
+    for start in range(batch):
+        want_W, want_H = swept(X, W[start], H[start], 6, 3, **theirs)
+        np.testing.assert_allclose(got_W[start], want_W, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(got_H[start], want_H, rtol=1e-7, atol=1e-9)
+        error = ((X - want_W @ want_H) ** 2).sum() / 2
+        assert divergence[start].item() == pytest.approx(error, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sweeps_get_in_ten_iterations_where_updates_get_in_thirty(X, seed):
+    quick = semi(solver="semi-hals", max_iter=10, n_init=4, random_state=seed).fit(X)
+    slow = semi(max_iter=30, n_init=4, random_state=seed).fit(X)
+    assert quick.objective_history_[-1] < slow.objective_history_[-1]
+
+
+SOLVED = [
+    *(("semi", options) for options in ({}, {"n_init": 3}, {"alpha_W": 1e-3})),
+    *(("semi-hals", options) for options in ({}, {"n_init": 3}, {"alpha_W": 1e-3})),
+    ("semi", {"graph": "neighbors"}),
+]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("options", [{}, {"n_init": 3}, {"alpha_W": 1e-3}, {"graph": "neighbors"}])
-def test_the_recorded_objective_falls_for_every_type(X, device, dtype, options):
+@pytest.mark.parametrize(("solver", "options"), SOLVED)
+def test_the_recorded_objective_falls_for_every_type(X, device, dtype, solver, options):
     data = torch.from_numpy(X.astype(dtype)).to(device)
-    model = semi(max_iter=200, **options).fit(data)
+    model = semi(solver=solver, max_iter=200, **options).fit(data)
     history = model.objective_history_
     assert (np.diff(history) <= 1e-6 * history[0]).all()
     assert history[-1] < 0.5 * history[0]
@@ -101,17 +147,19 @@ def test_more_starts_end_no_higher_and_the_first_is_the_single_one(X):
     assert many.objective_history_[-1] == min(seen[-1])
 
 
+@pytest.mark.parametrize("solver", ["semi", "semi-hals"])
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e5, 1e15])
-def test_fits_do_not_depend_on_units(X, scale):
-    one, other = semi().fit(X), semi().fit(scale * X)
+def test_fits_do_not_depend_on_units(X, scale, solver):
+    one, other = (semi(solver=solver).fit(data) for data in (X, scale * X))
     np.testing.assert_allclose(other.W_, one.W_, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(other.components_ / scale, one.components_, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:X has the mean:UserWarning")
-def test_a_fit_says_that_it_overflowed(X):
+@pytest.mark.parametrize("solver", ["semi", "semi-hals"])
+def test_a_fit_says_that_it_overflowed(X, solver):
     with pytest.raises(ValueError, match="the factorisation overflowed .* scale X"):
-        semi().fit((X / np.abs(X).max() * 3e38).astype(np.float32))
+        semi(solver=solver).fit((X / np.abs(X).max() * 3e38).astype(np.float32))
 
 
 def test_a_fit_stops_by_the_rule_of_tol(X):
@@ -154,9 +202,10 @@ def test_a_fit_that_holds_H_finds_the_W_of_least_squares(X):
     np.testing.assert_allclose(model.W_, want, atol=0.01 * want.max())
 
 
-def test_fixed_components_of_any_sign_are_held(rng, X):
+@pytest.mark.parametrize("solver", ["semi", "semi-hals"])
+def test_fixed_components_of_any_sign_are_held(rng, X, solver):
     known = rng.normal(size=(2, F))
-    model = semi(fixed_components=known, max_iter=100).fit(X)
+    model = semi(solver=solver, fixed_components=known, max_iter=100).fit(X)
     np.testing.assert_array_equal(model.components_[:2], known)
     rest = X - model.W_[:, :2] @ known
     want = np.linalg.lstsq(model.W_[:, 2:], rest, rcond=None)[0]
@@ -172,17 +221,19 @@ def test_a_warm_start_goes_on(X):
     assert model.objective_history_[-1] <= model.objective_history_[0]
 
 
-@pytest.mark.parametrize("graph", [None, "neighbors"])
-def test_a_stopped_fit_goes_on_from_its_checkpoint(X, tmp_path, graph):
+@pytest.mark.parametrize(
+    ("solver", "graph"), [("semi", None), ("semi", "neighbors"), ("semi-hals", None)]
+)
+def test_a_stopped_fit_goes_on_from_its_checkpoint(X, tmp_path, solver, graph):
     path = tmp_path / "fit.safetensors"
-    whole = semi(n_init=2, max_iter=60, graph=graph).fit(X)
-    model = semi(n_init=2, max_iter=60, graph=graph)
+    whole, model = (semi(solver=solver, n_init=2, max_iter=60, graph=graph) for _ in range(2))
+    whole.fit(X)
     model.fit(X, checkpoint=path, callback=lambda record: record.iteration >= 20)
     assert model.n_iter_ == 20
     model.fit(X, checkpoint=path)
     np.testing.assert_array_equal(model.components_, whole.components_)
     np.testing.assert_array_equal(model.objective_history_, whole.objective_history_)
-    with pytest.raises(ValueError, match="of another fit: .*solver was 'semi' and is 'mu'"):
+    with pytest.raises(ValueError, match="of another fit: .*solver was .* and is 'mu'"):
         semi(n_init=2, solver="mu", graph=graph).fit(np.abs(X), checkpoint=path)
 
 
@@ -217,7 +268,9 @@ def test_other_solvers_still_refuse_what_is_negative(X):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"beta_loss": 1}, "'semi' minimises beta_loss='frobenius' .2. only.* got 1"),
+        ({"beta_loss": 1}, "'semi' and 'semi-hals' minimise .*'frobenius' .2. only.* got 1"),
+        ({"beta_loss": 1.5, "solver": "semi-hals"}, "'semi' and 'semi-hals' minimise .* got 1.5"),
+        ({"graph": "neighbors", "solver": "semi-hals"}, "'semi-hals' does not lower .*or 'semi'"),
         (
             {"init": "nndsvda"},
             "init='nndsvda' needs X >= 0, which solver='semi' does not; use init",
@@ -251,9 +304,13 @@ def test_streams_and_ranks_are_refused(X):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("graph", [None, "neighbors"])
+@pytest.mark.parametrize(
+    ("solver", "graph"), [("semi", None), ("semi", "neighbors"), ("semi-hals", None)]
+)
 @pytest.mark.parametrize("kind", ["csr_matrix", "csc_array", "tensor"])
-def test_sparse_data_are_fitted_as_dense_ones(rng, X, dtype, graph, kind):
+def test_sparse_data_are_fitted_as_dense_ones(rng, X, monkeypatch, dtype, solver, graph, kind):
+    # Else fewer of them, for less work on X.
+    monkeypatch.setattr(SemiHals, "sweeps", staticmethod(lambda X, n_components: 2))
     X = np.where(rng.random(X.shape) < 0.3, X, 0).astype(dtype)
     X[5], X[:, 7] = 0, 0
     data = {
@@ -261,7 +318,13 @@ def test_sparse_data_are_fitted_as_dense_ones(rng, X, dtype, graph, kind):
         "csc_array": scipy.sparse.csc_array(X),
         "tensor": torch.from_numpy(X).to_sparse_csr(),
     }[kind]
-    options = {"graph": graph, "alpha_W": 0.001, "n_init": 2, "transform_solver": "same"}
+    options = {
+        "solver": solver,
+        "graph": graph,
+        "alpha_W": 0.001,
+        "n_init": 2,
+        "transform_solver": "same",
+    }
     got, want = semi(**options).fit(data), semi(**options).fit(X)
     tolerance = {np.float32: 1e-3, np.float64: 1e-8}[dtype]
     np.testing.assert_allclose(got.objective_history_, want.objective_history_, rtol=tolerance)

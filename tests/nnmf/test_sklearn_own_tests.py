@@ -54,8 +54,16 @@ EXPECTED_FAILURES = {
         "test_nmf_w_h_not_used_warning",
     ),
 }
+EITHER_WAY = {
+    "a component that is zero but for rounding, which lives or dies by the order of sums": tuple(
+        f"test_nmf_sparse_input[0.0-1.0-{container}-NMF-solver0]"
+        for container in ("csr_matrix", "csr_array", "csc_matrix", "csc_array")
+    ),
+}
+"""What depends on the processor, and on whether a kernel or the reference computes."""
 RAISED = (AssertionError, AttributeError, pytest.fail.Exception)  # not a crash of ours
 REASONS = {name: reason for reason, names in EXPECTED_FAILURES.items() for name in names}
+UNCERTAIN = {name: reason for reason, names in EITHER_WAY.items() for name in names}
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +71,8 @@ def _expected_failures(request: pytest.FixtureRequest) -> None:
     """Mark the cases of the list; one that passes although it is listed is a failure."""
     if reason := REASONS.get(request.node.name):
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True, raises=RAISED))
+    if reason := UNCERTAIN.get(request.node.name):
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=False, raises=RAISED))
 
 
 def test_list_of_expected_failures_is_short_and_of_cases_that_exist(request):
@@ -72,5 +82,5 @@ def test_list_of_expected_failures_is_short_and_of_cases_that_exist(request):
     if len(cases) < N_CASES:
         pytest.skip("only some of the cases were asked for")
     assert len(cases) == N_CASES
-    assert cases >= REASONS.keys()
-    assert N_CASES - len(REASONS) >= 262
+    assert cases >= REASONS.keys() | UNCERTAIN.keys()
+    assert N_CASES - len(REASONS) - len(UNCERTAIN) >= 262

@@ -395,7 +395,9 @@ def test_predict_answers_all_that_can_be_read_and_names_the_others(
     for path in folder.glob("*.png"):
         path.write_text("no image")
     assert main([*command, "--on_error=skip"]) == 2
-    assert "7 of 7 images cannot be read" in capsys.readouterr().err
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: 7 of 7 images cannot be read; the first: cannot read image" in last
+    assert "slice_5" not in last
 
 
 def test_predict_passes_the_columns_of_a_table_through(

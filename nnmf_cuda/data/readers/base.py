@@ -177,4 +177,11 @@ def classes_of(
             f"files into root/class/ or root/split/class/, {otherwise}name them with their labels "
             "in a CSV (columns file and label), or give --patient_from a pattern with {label}"
         )
+    folders = {path.parts[0] for path in below}
+    strangers = sorted(name for name in folders if name.lower() not in SPLIT_ALIASES)
+    if strangers and len(strangers) < len(folders):
+        raise ValueError(
+            f"{root} mixes split folders and others, e.g. {strangers[0]!r}; keep either only "
+            "train, valid, test, or only class folders"
+        )
     return [path.parts[level] for path in below]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -49,6 +50,8 @@ def recognises(path: Path) -> bool:
     """Tell a file by its content, and a folder by that of its first files."""
     if path.is_file():
         return is_dicom(path)
+    if any(is_dicom(path / name) for name in ("DICOMDIR", "dicomdir")):
+        return True  # as of a CD, whose viewer and previews may come first
     n_dicom = n_other = 0
     try:
         for file in islice(walk_files(path), _N_SNIFFED):
@@ -71,7 +74,8 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     if not frames and not unreadable:
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
     yield from (failing_image(failure.file, failure.message) for failure in unreadable)
-    patients, notes = _patients(frames, options, root)
+    with _names_hidden(frames, root, options):
+        patients, notes = _patients(frames, options, root)
     # Many files given by name are as many sources, which have the same to say.
     account.notes += [n for n in (*source_notes, *notes) if n not in account.notes]
     for frame, patient in zip(frames, patients, strict=True):
@@ -99,8 +103,9 @@ def read(
     if not frames:
         raise ValueError(f"no DICOM images in {str(path)!r}; {_why_none(account)}")
     below = [frame.file.path.relative_to(root) for frame in frames]
-    labels = classes_of(below, root, options)
-    patients, notes = _patients(frames, options, root)
+    with _names_hidden(frames, root, options):
+        labels = classes_of(below, root, options)
+        patients, notes = _patients(frames, options, root)
     if options.pattern is None:
         _refuse_patients_as_classes(root, labels, patients, frames)
     groups: dict[str, NDArray[Any]] = {}
@@ -225,8 +230,6 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
     alone = path.is_file()
     root = path.parent if alone else path
     files: Iterable[Path] = [path] if alone else walk_files(path, account)
-    if alone:
-        account.met(path)
     headers: list[DicomFile] = []
     unreadable: list[ReadFailure] = []
     n_before = len(account.skipped)
@@ -245,6 +248,8 @@ def _scan(path: Path, options: ReadOptions, account: Account) -> _Scan:
             unreadable.append(ReadFailure(file, message))
         except ValueError as error:
             unreadable.append(ReadFailure(file, str(error)))
+    if alone:
+        account.met(path)
     frames: list[_Frame] = []
     n_windows = 0
     for members in _by_series(headers).values():
@@ -277,6 +282,22 @@ def _without_secrets(failure: ReadFailure, near: NamesNearby) -> ReadFailure:
         return failure
     message = message.replace(repr(str(file)), repr(str(shown)))
     return ReadFailure(shown, f"{message} (--keep_ids shows its whole name)")
+
+
+@contextmanager
+def _names_hidden(frames: Sequence[_Frame], root: Path, options: ReadOptions) -> Iterator[None]:
+    """Have errors that quote paths show no more of them than results do."""
+    try:
+        yield
+    except ValueError as error:
+        if options.keep_ids:
+            raise
+        message = str(error)
+        for file in {frame.file.path: frame.file for frame in frames}.values():
+            below = file.path.relative_to(root)
+            shown = masked_path(below, file.secrets)
+            message = message.replace(repr(below.as_posix()), repr(shown.as_posix()))
+        raise ValueError(message) from None
 
 
 @lru_cache(maxsize=2**16)
@@ -397,7 +418,8 @@ def _refuse_patients_as_classes(
         if n_labels > 2 and all(members) and len(pairs) == n_labels == len(set(members)):
             raise ValueError(
                 f"{root}: each of its {n_labels} folders holds one {kind}, so they are no classes; "
-                "name files with their labels in a CSV (columns file and label), sort them into "
-                "root/class/, or, if the folders are classes, say so: --patient_from "
-                "'{label}/{name}'"
+                "where their folders have the class, give --patient_from "
+                "'{patient}/{label}/{name}'; else name files with their labels in a CSV (columns "
+                "file and label), sort them into root/class/, or, if the folders are classes, say "
+                "so: --patient_from '{label}/{name}'"
             )

@@ -19,6 +19,8 @@ _DISTINCT = 5
 """From as many letters on a word is found within others too."""
 _DISTINCT_DIGITS = 6
 """From as many digits on a number is found beside letters too."""
+_FIRST_IDEOGRAPH = "\u2e80"
+"""From it on a letter says as much as three others."""
 _NOT_DECOMPOSED = str.maketrans("øæœłđð", "oaoldd")
 """Letters that Unicode does not take apart."""
 _WRITTEN_OUT = str.maketrans(
@@ -37,6 +39,7 @@ def masked_path(path: Path, secrets: frozenset[str]) -> Path:
     return Path(*(masked(part, secrets) for part in path.parts))
 
 
+@lru_cache(maxsize=2**12)  # folders come again with each of their files
 def masked(part: str, secrets: frozenset[str]) -> str:
     """Return the name of a file or folder with every secret in it hashed.
 
@@ -122,11 +125,16 @@ def _finder(secrets: frozenset[str]) -> re.Pattern[str] | None:
         composed = unicodedata.normalize("NFC", secret)
         for spelling in {_plain(composed), _plain(composed.translate(_WRITTEN_OUT))}:
             anywhere |= _of_dates(spelling) | _of_ids(spelling) | _of_names(spelling)
-            if spelling.isalpha() and _SHORTEST <= len(spelling) < _DISTINCT:
+            if spelling.isalpha() and _SHORTEST <= _weight(spelling) < _DISTINCT:
                 words.add(re.escape(spelling))
     groups = [("anywhere", anywhere), ("word", words)]
     alternatives = [f"(?P<{name}>{_either(found)})" for name, found in groups if found]
     return re.compile("|".join(alternatives)) if alternatives else None
+
+
+def _weight(text: str) -> int:
+    """Return how many letters a text has, or is worth."""
+    return sum(3 if letter >= _FIRST_IDEOGRAPH else 1 for letter in text)
 
 
 def _either(expressions: Iterable[str]) -> str:
@@ -136,12 +144,12 @@ def _either(expressions: Iterable[str]) -> str:
 
 def _of_names(text: str) -> set[str]:
     """Return expressions of names: long words, and all of a name's in a row, however joined."""
-    found = {re.escape(text)} if text.isalpha() and len(text) >= _DISTINCT else set()
+    found = {re.escape(text)} if text.isalpha() and _weight(text) >= _DISTINCT else set()
     if "^" not in text:
         return found
     for name in text.split("="):  # in several scripts
         parts = [re.escape(part) for part in re.findall(r"\w+", name)]
-        if len("".join(parts)) >= _DISTINCT:
+        if _weight("".join(parts)) >= _DISTINCT:
             gap = r"[\W_]{0,3}"
             found |= {gap.join(parts), gap.join(reversed(parts))}
     return found

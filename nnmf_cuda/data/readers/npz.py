@@ -190,6 +190,10 @@ class _Archive:
         """Load one array."""
         with self._named_errors(key):
             array: NDArray[Any] = self._opened[key]
+            if not isinstance(
+                array, np.ndarray
+            ):  # the bytes of a member that does not begin as one
+                raise ValueError("it is no array; give a file made with numpy.savez")
         return array
 
     def blocks(self, key: str) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:

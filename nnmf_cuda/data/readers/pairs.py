@@ -24,6 +24,8 @@ from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 _MASK = re.compile(r"(?P<stem>.+?)[_-](mask|seg|segmentation)s?([_-]?\d+)?", re.IGNORECASE)
 """What a mask is called: the name of its image, and a word behind it."""
 
+_SHAPE_TOLERANCE = 0.05
+"""By how much the sides of a mask may stand to each other as those of its image do not."""
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 _MASK_FOLDERS = ("masks", "mask", "segmentations", "segmentation")
 
@@ -84,7 +86,8 @@ def read(
         share = f"more than {options.mask_area:g} of its pixels" if options.mask_area else "a pixel"
         notes = [
             f"Labels come from the masks: an image is positive if {share} is in its mask; class"
-            " folders need --patient_from '{label}/{name}'"
+            " folders need --patient_from '{label}/{name}'",
+            *_of_other_shapes(pairs),
         ]
     kept = [at for at, value in enumerate(values) if value is not None]
     several = [pairs[at].image for at in kept if len(tiff.pages(pairs[at].image).places) > 1]
@@ -106,6 +109,30 @@ def read(
         groups=groups,
         notes=(*notes, *how),
     )
+
+
+def _of_other_shapes(pairs: Iterable[_Used]) -> list[str]:
+    """Return a warning of masks that are no smaller or larger copy of their image's frame."""
+    from PIL import Image
+
+    found = []
+    for image, of_image in pairs:
+        for mask in of_image:
+            try:
+                with Image.open(image) as one, Image.open(mask) as other:
+                    (width, height), (mask_width, mask_height) = one.size, other.size
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                continue  # which is told when it is decoded
+            if abs(width * mask_height / (height * mask_width) - 1) > _SHAPE_TOLERANCE:
+                found.append(
+                    f"{mask.name} ({mask_width} x {mask_height}, the image {width} x {height})"
+                )
+    if not found:
+        return []
+    return [
+        f"Warning: {len(found)} masks have another shape than their image, as {first_few(found, 1)}"
+        ": look whether they belong together"
+    ]
 
 
 class _Used(NamedTuple):

@@ -50,6 +50,8 @@ _MOST_BLACK = 1000
 
 HEEDS = frozenset({"columns", "window"})
 
+_COLUMNS = {"patient_fold": "fold"}
+"""What ``--columns`` calls groups, where that is another name."""
 _CHOOSE = (
     "choose which values are black and white with --window LOW:HIGH, or p1:p99 for percentiles of "
     "each image"
@@ -85,7 +87,8 @@ def read(
         label_key = options.column_names.get("label", label_key)
     arrays = _opened(path, options)
     n_images = _Stack(arrays, options).n_images
-    wanted = (label_key, "split", *GROUPS, *FILE_KEYS)
+    called = _called(arrays, options)
+    wanted = dict.fromkeys((label_key, *called.values(), *FILE_KEYS))
     found = _taken(arrays, (key for key in wanted if key in arrays.keys), n_images)
     if label_key not in found:
         raise ValueError(
@@ -93,7 +96,8 @@ def read(
             f"{arrays.remedy(label_key)}, or give a table with a column 'frame'"
         )
     values, names = read_labels(arrays, found[label_key], label_key)
-    split = as_splits(found["split"], called=arrays.of("split")) if "split" in found else None
+    of_split = called["split"]
+    split = as_splits(found[of_split], called=arrays.of(of_split)) if of_split in found else None
     files = file_names(found, n_images)
     pixels = CachedStack(path, options)
     return Records(
@@ -105,7 +109,7 @@ def read(
         names=names,
         split=split,
         files=files,
-        groups={key: found[key] for key in GROUPS if key in found},
+        groups={name: found[called[name]] for name in GROUPS if called[name] in found},
     )
 
 
@@ -224,6 +228,22 @@ class CachedStack:
             return image
 
 
+def _called(arrays: _Arrays, options: ReadOptions) -> dict[str, str]:
+    """Return what the arrays of the split and of `GROUPS` are called; those asked for are there."""
+    asked = options.column_names
+    if left := [name for name in ("mask", "frame") if name in asked]:
+        raise ValueError(f"columns: a stack has no {left[0]}; leave {left[0]} out")
+    called = {name: name for name in ("split", *GROUPS)}
+    for name in called:
+        key = asked.get(_COLUMNS.get(name, name), name)
+        if key != name and key not in arrays.keys:
+            raise ValueError(
+                f"{arrays.path} has no array {key!r} (for {name}); it has {', '.join(arrays.keys)}"
+            )
+        called[name] = key
+    return called
+
+
 def _images_key(arrays: _Arrays, options: ReadOptions) -> str:
     """Return the key of the images: as named, "images", or the only array that can be."""
     asked = options.column_names.get("file")
@@ -322,8 +342,8 @@ class _Npy:
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path = path
         self._files: dict[str, Path] = {"images": path}
-        label = options.column_names.get("label")
-        keys = ("labels", "label_names", "split", *GROUPS, *FILE_KEYS, *filter(None, [label]))
+        asked_for = (key for ours, key in options.column_names.items() if ours != "file")
+        keys = ("labels", "label_names", "split", *GROUPS, *FILE_KEYS, *asked_for)
         for key in keys:
             for file in self._places(key):
                 if file.is_file():

@@ -1,0 +1,143 @@
+// What the numerators of an update sum over the non-zeros, a warp a row of X, or of X transposed.
+#pragma once
+
+#include <cstdint>
+
+#include "columns.cuh"
+
+namespace nnmf_cuda {
+
+constexpr int kRowsOfBlock = kThreads / kWarp;
+
+template <class T, class Index>
+struct SparseSums {
+  SparseView<T, Index> x;
+  const T* own;        // [length, k]: the factor that is updated
+  const T* other;      // [depth, k]
+  double* to;          // [length, k]
+  const bool* active;  // of this problem; nullptr: it is
+  int n_components;
+  T floor;
+};
+
+// Which row a warp has, and what of X.
+template <class T, class Index>
+struct SparseRow {
+  int64_t row, begin, end;
+
+  __device__ __forceinline__ explicit SparseRow(const SparseView<T, Index>& x)
+      : row(static_cast<int64_t>(blockIdx.x) * kRowsOfBlock +
+            static_cast<int>(threadIdx.x) / kWarp),
+        begin(row < x.length ? x.start[row] : 0),
+        end(row < x.length ? x.start[row + 1] : 0) {}
+};
+
+// Up to 32 components: `group` lanes share a non-zero, each has every group-th component.
+template <Loss loss, class T, class Index>
+__global__ void __launch_bounds__(kThreads)
+    sparse_row_sums_kernel(SparseSums<T, Index> task, int group) {
+  constexpr int kEach = 4;
+  constexpr int64_t kFlush = 128;  // non-zeros of a team before the sums go on in float64
+  if (task.active != nullptr && !*task.active) return;
+  const SparseRow<T, Index> at(task.x);
+  if (at.row >= task.x.length) return;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, k = task.n_components;
+  const int member = lane % group, teams = kWarp / group;
+  T own[kEach], sum[kEach];
+  double total[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int component = member + i * group;
+    own[i] = component < k ? task.own[at.row * k + component] : T{0};
+    total[i] = 0;
+  }
+  for (int64_t first = at.begin; first < at.end; first += kFlush * teams) {
+    const int64_t last = first + kFlush * teams < at.end ? first + kFlush * teams : at.end;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) sum[i] = 0;
+    for (int64_t base = first; base < last; base += teams) {
+      const int64_t p = base + lane / group;
+      const bool inside = p < last;
+      const T* const other = task.other + (inside ? static_cast<int64_t>(task.x.other[p]) : 0) * k;
+      T term = inside ? task.x.values[p] : T{0};
+      T values[kEach], wh = 0;
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int component = member + i * group;
+        values[i] = component < k ? other[component] : T{0};
+        wh += own[i] * values[i];
+      }
+      if constexpr (loss == Loss::kKullbackLeibler) {
+        for (int mask = group / 2; mask > 0; mask /= 2) wh += __shfl_xor_sync(kAllLanes, wh, mask);
+        term = quotient(term, at_least(task.floor, wh));
+      }
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) sum[i] += term * values[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) total[i] += static_cast<double>(sum[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    for (int mask = group; mask < kWarp; mask *= 2)
+      total[i] += __shfl_xor_sync(kAllLanes, total[i], mask);
+    const int component = member + i * group;
+    if (lane < group && component < k) task.to[at.row * k + component] = total[i];
+  }
+}
+
+// Any number of components: 32 non-zeros at a time, first what they are divided by, a lane each at
+// the end, then what they add to 32 components at a time.
+template <Loss loss, class T, class Index>
+__global__ void __launch_bounds__(kThreads) sparse_long_row_sums_kernel(SparseSums<T, Index> task) {
+  if (task.active != nullptr && !*task.active) return;
+  const SparseRow<T, Index> at(task.x);
+  if (at.row >= task.x.length) return;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, k = task.n_components;
+  const T* const own = task.own + at.row * k;
+  double* const to = task.to + at.row * k;  // each lane reads what it has written itself
+  for (int c = lane; c < k; c += kWarp) to[c] = 0;
+  for (int64_t first = at.begin; first < at.end; first += kWarp) {
+    const int count = at.end - first < kWarp ? static_cast<int>(at.end - first) : kWarp;
+    const int64_t place = lane < count ? static_cast<int64_t>(task.x.other[first + lane]) : 0;
+    T term = lane < count ? task.x.values[first + lane] : T{0};
+    if constexpr (loss == Loss::kKullbackLeibler) {
+      T of_lane = 1;
+      for (int p = 0; p < count; ++p) {
+        const T* const other = task.other + __shfl_sync(kAllLanes, place, p) * k;
+        T wh = 0;
+        for (int c = lane; c < k; c += kWarp) wh += own[c] * other[c];
+        for (int mask = kWarp / 2; mask > 0; mask /= 2) wh += __shfl_xor_sync(kAllLanes, wh, mask);
+        if (p == lane) of_lane = wh;
+      }
+      term = quotient(term, at_least(task.floor, of_lane));
+    }
+    for (int begin = 0; begin < k; begin += kWarp) {
+      const int c = begin + lane;
+      T sum = 0;
+      for (int p = 0; p < count; ++p) {
+        const T* const other = task.other + __shfl_sync(kAllLanes, place, p) * k;
+        const T t = __shfl_sync(kAllLanes, term, p);
+        if (c < k) sum += t * other[c];
+      }
+      if (c < k) to[c] += static_cast<double>(sum);
+    }
+  }
+}
+
+template <Loss loss, class T, class Index>
+void launch_sparse_sums(const SparseSums<T, Index>& task, cudaStream_t stream) {
+  const int64_t blocks = blocks_of(task.x.length, kRowsOfBlock);
+  if (blocks == 0 || task.n_components == 0) return;
+  if (task.n_components > kWarp) {
+    NNMF_CUDA_LAUNCH((sparse_long_row_sums_kernel<loss, T, Index>), grid_of(blocks), kThreads, 0,
+                     stream, task);
+    return;
+  }
+  int group = 1;
+  while (4 * group < task.n_components) group *= 2;
+  NNMF_CUDA_LAUNCH((sparse_row_sums_kernel<loss, T, Index>), grid_of(blocks), kThreads, 0, stream,
+                   task, group);
+}
+
+}  // namespace nnmf_cuda
