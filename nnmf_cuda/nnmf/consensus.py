@@ -327,9 +327,7 @@ class ConsensusNNMF(
         totals = self.usages_.sum(1, keepdims=True)
         shares = self.usages_ / np.where(totals == 0, 1, totals)
         reader = copy(self)  # reading X sets what an estimator was fitted with
-        across = X.T if hasattr(X, "T") else np.asarray(X).T
-        if isinstance(across, Tensor) and across.layout == torch.sparse_csc:
-            across = across.to_sparse_csr()
+        across = _transposed(X)
         matrix = reader._read_training(across)
         return like_input(reader._usages(reader._problem(matrix), shares.T).mT, X)
 
@@ -463,6 +461,13 @@ class ConsensusNNMF(
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _transposed(X: Any) -> Any:
+    """Return X with its axes exchanged, of what can be fitted to."""
+    if isinstance(X, Tensor):  # transposed, torch's CSR is CSC
+        return X.mT if X.layout == torch.strided else X.transpose(0, 1).to_sparse_csr()
+    return X.T if hasattr(X, "T") else np.asarray(X).T
 
 
 def replicate_seeds(random_state: Any, n_runs: int) -> NDArray[np.int64]:
