@@ -16,9 +16,8 @@ import nnmf_cuda
 from nnmf_cuda import _extension
 from nnmf_cuda.ops import OPS
 
-# On a GPU a CUDA graph serves training and plain torch weights; images are decoded on the CPU.
-WEIGHTED = ("nnmf_weighted_mu", "nnmf_weighted_hals", "nnmf_weighted_divergence")
-ONLY_CPU = (*WEIGHTED, "train_feature_cnn_epoch", "train_mlp_epoch", "resize_grey")
+# On a GPU a CUDA graph serves training; images are decoded on the CPU.
+ONLY_CPU = ("train_feature_cnn_epoch", "train_mlp_epoch", "resize_grey")
 
 # Runs one op by the reference and says whether an extension was found.
 WITHOUT_EXTENSION = """

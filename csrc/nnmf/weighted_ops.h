@@ -78,6 +78,8 @@ Tensor nnmf_weighted_divergence(const Tensor& X, const Tensor& W, const Tensor& 
 
 Tensor nnmf_weighted_divergence_cpu(const Tensor& X, const Tensor& W, const Tensor& H,
                                     const Tensor& weights, double beta_loss, double floor);
+Tensor nnmf_weighted_divergence_cuda(const Tensor& X, const Tensor& W, const Tensor& H,
+                                     const Tensor& weights, double beta_loss, double floor);
 
 // Implementation: as for FactorUpdates, with Weights after the FactorParams.
 template <class Implementation>

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnmf_cuda.nnmf.matrix import Dense, Matrix, row_slices
 from nnmf_cuda.nnmf.sparse_matrix import Sparse, csr_tensor
-from nnmf_cuda.nnmf.weighted_matrix import Told, weighted_matrix
+from nnmf_cuda.nnmf.weighted_matrix import NOTHING_TOLD, Told, weighted_matrix
 
 
 def check_integer(name: str, value: Any, *, low: int, high: float = math.inf) -> None:
@@ -95,7 +95,7 @@ def check_matrix(X: Any, owner: str) -> None:
 
 
 def as_matrix(
-    X: Any, device: torch.device, owner: str, told: Told, *, signed: bool = False
+    X: Any, device: torch.device, owner: str, told: Told = NOTHING_TOLD, *, signed: bool = False
 ) -> tuple[Matrix, float, float]:
     """Return X (n_samples, n_features), non-negative or `signed`, on `device`, and its extremes.
 

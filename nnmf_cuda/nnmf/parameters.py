@@ -230,6 +230,10 @@ class ParametersMixin(SavingMixin):
                 raise ValueError("graph='labels' needs the labels of the samples: fit(X, y)")
             return Graph.of_labels(y, *where)
         if isinstance(matrix, str):
+            if n_samples == 1:
+                raise ValueError(
+                    "graph='neighbors' needs neighbours, but X has n_samples=1; use graph=None"
+                )
             matrix = neighbor_graph(X.tensor, min(NEIGHBORS, n_samples - 1))
         return Graph.of_matrix(matrix, *where)
 

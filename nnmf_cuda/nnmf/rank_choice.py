@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import replace
 from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
 
-from nnmf_cuda.nnmf.inputs import check_choice, check_integer
+from nnmf_cuda.nnmf.held_out import held_out_errors, least_rank
+from nnmf_cuda.nnmf.inputs import check_choice, check_integer, check_real
 from nnmf_cuda.nnmf.parameters import ParametersMixin
 from nnmf_cuda.nnmf.rank_selection import (
     SLACK,
@@ -19,7 +20,10 @@ from nnmf_cuda.nnmf.rank_selection import (
     read_ranks,
     rows_of_consensus,
 )
+from nnmf_cuda.nnmf.solvers import Problem, Run
+from nnmf_cuda.nnmf.starts import Origin
 from nnmf_cuda.nnmf.user_warning import warn_user
+from nnmf_cuda.nnmf.weighted_matrix import check_columns
 
 
 class RankSelectionMixin(ParametersMixin):
@@ -33,8 +37,14 @@ class RankSelectionMixin(ParametersMixin):
         n_init: int = 20,
         criterion: str = "components",
         max_samples: int | None = 2000,
+        held_out: float = 0.0,
+        n_repeats: int = 5,
+        mask: Any = None,
+        weights: Any = None,
     ) -> RankSelection:
         """Compare numbers of components by how far runs from different starts agree.
+
+        Beside that, on demand, by how well they tell entries that a fit has not seen.
 
         The estimator is not fitted and its own `n_components`, `n_init` and `warm_start` are not
         used; all other parameters are. With an integer `random_state` the runs of a rank are those
@@ -42,18 +52,26 @@ class RankSelectionMixin(ParametersMixin):
 
         Parameters
         ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
+        X : array-like, sparse matrix or Tensor of shape (n_samples, n_features)
             As for `fit`.
         n_components : iterable of int, default=range(2, 11)
             The ranks, from 2 to min(n_samples, n_features), in any order; with `fixed_components`,
             of which the scores say nothing, each above their number.
         n_init : int, default=20
             Runs of each rank, at least 2; 20 to 100 are usual.
-        criterion : {"components", "dispersion", "cophenetic"}, default="components"
-            The score that chooses. All three are returned.
+        criterion : {"components", "dispersion", "cophenetic", "held_out"}, default="components"
+            The score that chooses. All are returned.
         max_samples : int or None, default=2000
             Samples in the consensus matrix, drawn with `random_state` where X has more; None
             takes all. Time and memory of a rank grow with its square (2000 samples: 16 MB).
+        held_out : float, default=0.0
+            Share of the entries, in [0, 0.9], that cross-validation hides from fits of their own,
+            one of each rank in each repetition: 0.05 to 0.2 are usual; 0 leaves that out. Those
+            fits have a mask, and need X dense.
+        n_repeats : int, default=5
+            Repetitions of that, at least 2, each with other entries and another start.
+        mask, weights : array-like or Tensor
+            As for `fit`.
 
         Returns
         -------
@@ -88,7 +106,13 @@ class RankSelectionMixin(ParametersMixin):
         """
         self._check_parameters()
         check_integer("n_init", n_init, low=2)
-        check_choice("criterion", criterion, tuple(SLACK))
+        check_choice("criterion", criterion, (*SLACK, "held_out"))
+        check_real("held_out", held_out, low=0, high=0.9)
+        check_integer("n_repeats", n_repeats, low=2)
+        if criterion == "held_out" and held_out == 0:
+            raise ValueError("criterion='held_out' needs entries to hide: give held_out=0.1")
+        if held_out > 0:
+            self._check_weighted()
         if self._signed:
             raise ValueError(
                 "select_rank compares the shares that components have of the samples, which those "
@@ -99,22 +123,41 @@ class RankSelectionMixin(ParametersMixin):
             check_integer("max_samples", max_samples, low=2)
         # A copy, because reading X sets what an estimator was fitted with: features and units.
         reader = copy(self)
-        matrix = reader._read_training(X)
+        matrix = reader._read_training(X, mask=mask, weights=weights)
+        check_columns(matrix)
         origin = replace(reader._origin_for(matrix), n_init=n_init)
         ranks = read_ranks(n_components, min(matrix.shape), origin.n_fixed)
         rows = rows_of_consensus(matrix, max_samples, self.random_state)
-        runs = grid_runs(
-            reader._problem(matrix, origin.n_fixed, reader._graph_for(matrix, None)),
-            ranks,
-            origin,
-            solver=self.solver,
-            max_iter=self.max_iter,
-            tol=self.tol,
-        )
-        with self._progress("ranks", "run", runs, total=len(ranks) * n_init) as shown:
-            found = compare_ranks(
-                shown, n_init=n_init, criterion=criterion, rows=rows, n_fixed=origin.n_fixed
+        problem = reader._problem(matrix, origin.n_fixed, reader._graph_for(matrix, None))
+
+        def runs(problem: Problem, origin: Origin) -> Iterator[Run]:
+            return grid_runs(
+                problem,
+                ranks,
+                origin,
+                solver=self.solver,
+                max_iter=self.max_iter,
+                tol=self.tol,
             )
+
+        by_stability = criterion if criterion in SLACK else next(iter(SLACK))
+        total = len(ranks) * n_init
+        with self._progress("ranks", "run", runs(problem, origin), total=total) as shown:
+            found = compare_ranks(
+                shown, n_init=n_init, criterion=by_stability, rows=rows, n_fixed=origin.n_fixed
+            )
+        if held_out > 0:
+            errors = held_out_errors(
+                problem,
+                ranks,
+                origin,
+                runs,
+                share=held_out,
+                n_repeats=n_repeats,
+                random_state=self.random_state,
+            )
+            chosen = least_rank(ranks, errors) if criterion == "held_out" else found.chosen
+            found = replace(found, held_out=errors, criterion=criterion, chosen=chosen)
         if self.tol > 0 and found.converged.min() < 1:
             warn_user(
                 f"{1 - found.converged.mean():.0%} of the runs stopped at max_iter={self.max_iter} "

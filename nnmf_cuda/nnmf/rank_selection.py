@@ -67,10 +67,14 @@ class RankSelection:
         Share of the runs that met the rule of `tol`.
     n_init : int
         Runs of each rank.
-    criterion : {"components", "dispersion", "cophenetic"}
+    criterion : {"components", "dispersion", "cophenetic", "held_out"}
         The score that has chosen.
     chosen : int
-        The largest rank that is as stable as the most stable one.
+        The largest rank that is as stable as the most stable one; with "held_out" the smallest one
+        that tells hidden entries as well as the best.
+    held_out : ndarray of shape (n_repeats, n_ranks) or None
+        Mean divergence of an entry that the fit has not seen, each repetition with others; None
+        where none were held out.
 
     Notes
     -----
@@ -84,6 +88,11 @@ class RankSelection:
     others) below the best one: too many components split true ones, each run differently,
     while two or three may be stable for any data. "components" chooses by default, as it does
     not ask that each sample belong to one component, which mixtures such as images do not.
+
+    "held_out": of X some entries, drawn anew in each repetition, are left out of fits of all ranks
+    [5]_. Too few components miss what X is made of, too many fit its noise: both tell what is
+    hidden worse. Chosen is the smallest rank whose error is above that of the best by no more
+    than one standard error of that difference over the repetitions.
 
     A stable rank is reproducible, not proven: noise has stable small ranks too, and where
     components are much alike all ranks score high. A curve that only falls chooses its
@@ -101,6 +110,9 @@ class RankSelection:
        Bioinformatics 23(12).
     .. [4] Brunet et al. (2004), Metagenes and molecular pattern discovery using matrix
        factorization, PNAS 101(12).
+    .. [5] Wold (1978), Cross-validatory estimation of the number of components in factor and
+       principal components models, Technometrics 20(4); Owen & Perry (2009), Bi-cross-validation
+       of the SVD and the nonnegative matrix factorization, Annals of Applied Statistics 3(2).
     """
 
     ranks: NDArray[np.int64]
@@ -113,9 +125,12 @@ class RankSelection:
     n_init: int
     criterion: str
     chosen: int
+    held_out: FloatArray | None = None
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the three scores and the best run's error against the rank; needs matplotlib.
+        """Draw the three scores and the error against the rank; needs matplotlib.
+
+        The error is that of hidden entries, where some were held out, else that of the best run.
 
         Parameters
         ----------
@@ -137,8 +152,11 @@ class RankSelection:
         ax.set(xlabel="number of components", ylabel=f"stability over {self.n_init} runs")
         ax.set_xticks(self.ranks)
         right = ax.twinx()
-        right.plot(self.ranks, self.reconstruction_err, color="black", linestyle="--")
-        right.set_ylabel("reconstruction error of the best run (dashed)")
+        error, what = self.reconstruction_err, "reconstruction error of the best run"
+        if self.held_out is not None:
+            error, what = self.held_out.mean(0), "divergence of a hidden entry"
+        right.plot(self.ranks, error, color="black", linestyle="--")
+        right.set_ylabel(f"{what} (dashed)")
         ax.legend()
         return ax
 

@@ -37,6 +37,9 @@ class Told:
         return " and ".join(name for name, value in vars(self).items() if value is not None)
 
 
+NOTHING_TOLD = Told()
+
+
 def check_missing_values(missing_values: Any) -> None:
     """Raise unless it is None, NaN or a finite number."""
     if missing_values is None:

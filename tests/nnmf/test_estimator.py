@@ -47,6 +47,7 @@ def fitted(X, **parameters):
         NNMF(max_iter=500, solver="hals", beta_loss="frobenius", random_state=0),
         NNMF(max_iter=20, tol=0, solver="semi", beta_loss="frobenius", random_state=0),
         NNMF(max_iter=20, tol=0, solver="semi-hals", beta_loss="frobenius", random_state=0),
+        NNMF(max_iter=20, tol=0, graph="neighbors", random_state=0),
     ]
 )
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

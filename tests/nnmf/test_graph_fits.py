@@ -181,6 +181,22 @@ def test_ranks_are_compared_under_a_graph(X):
     assert (plain.components != tied.components).any()
 
 
+@pytest.mark.parametrize(("solver", "beta_loss"), SOLVED)
+def test_a_fit_stops_by_the_rule_of_tol(X, solver, beta_loss):
+    options = {"solver": solver, "beta_loss": beta_loss, "tol": 1e-4, "max_iter": 5000}
+    model = regularised(**options, alpha_H=1e-3).fit(X)
+    assert model.converged_
+    assert 10 < model.n_iter_ < 5000
+    errors = np.sqrt(2 * model.objective_history_)
+    assert -np.diff(errors)[-1] <= 1e-4 * errors[-1]
+
+
+def test_one_sample_has_no_neighbors(X):
+    with pytest.raises(ValueError, match="needs neighbours, but X has n_samples=1; use graph=None"):
+        regularised(n_components=1).fit(X[:1])
+    regularised(n_components=1).fit(X[:3])  # fewer than five others
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

@@ -38,6 +38,16 @@ NNMF_CUDA_INLINE TileWeights<T> weights_of(const Weights<T>& weights, const Prob
   found.stride = weights.row_stride;
   if (weights.values == nullptr) {
     const uint8_t* bits = weights.bits + row * weights.row_stride;
+    if (rows == kRows && weights.row_stride - column / 8 >= 8) {
+      const uint64_t mask = (uint64_t{1} << columns) - 1;
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kRows; ++i) {
+        uint64_t word;
+        __builtin_memcpy(&word, bits + i * weights.row_stride + column / 8, 8);
+        found.bits[i] = word >> (column % 8) & mask;
+      }
+      return found;
+    }
     for (int64_t i = 0; i < kRows; ++i)
       found.bits[i] =
           i < rows ? bits_of(bits + i * weights.row_stride, weights.row_stride, column, columns)
@@ -73,19 +83,36 @@ constexpr int64_t kSubset = 4;            // elements whose subsets have a table
 constexpr int64_t kTableElements = 32;    // elements whose tables are in the first cache together
 constexpr int64_t kFlushElements = 2048;  // elements after which the sums go on in float64
 constexpr int64_t kMaskedRows = 256;      // rows of bits that one task sums for at most
-constexpr int64_t kTableVectors = 128 / NNMF_CUDA_VECTOR_BYTES;  // vectors of an entry of a table
+// Half vectors that an entry of a table has at most: 128 bytes.
+constexpr int64_t kTableHalves = NNMF_CUDA_VECTOR_BYTES == 64 ? 4 : 8;
 static_assert(kFlushElements % kTableElements == 0);
 
+// Half a vector: fewer components than a whole one has are a waste of half of it.
+template <class T>
+struct HalfVector {
+  static constexpr int64_t kLanes = Vector<T>::kLanes / 2;
+  typedef T Lanes __attribute__((vector_size(NNMF_CUDA_VECTOR_BYTES / 2)));
+
+  static NNMF_CUDA_INLINE Lanes load(const T* p) {
+    Lanes v;
+    __builtin_memcpy(&v, p, sizeof(v));
+    return v;
+  }
+  static NNMF_CUDA_INLINE void store(T* p, const Lanes& v) { __builtin_memcpy(p, &v, sizeof(v)); }
+};
+
 // sums[i] += the rows of `right` whose bit is set in row i of `bits`, for up to kTableElements rows
-// of `right`, whose bits begin at a byte, and `count` vectors of each.
-template <int64_t count, class T>
+// of `right`, whose bits begin at a byte, and `halves` half vectors of each.
+template <int64_t halves, class T>
 [[gnu::noinline]] void add_masked(const uint8_t* bits, int64_t bits_stride, int64_t n_rows,
                                   const T* right, int64_t stride, int64_t n_elements, T* sums) {
   using V = Vector<T>;
-  constexpr int64_t kWidth = count * V::kLanes, kTables = kTableElements / kSubset;
+  using Half = HalfVector<T>;
+  constexpr int64_t kWidth = halves * Half::kLanes, kTables = kTableElements / kSubset;
+  constexpr int64_t kWhole = halves / 2, kTail = kWhole * V::kLanes;
   constexpr int64_t kEntries = int64_t{1} << kSubset;
   // Entries lie a power of two of bytes apart: where one is takes a shift and a mask.
-  constexpr int64_t kEntry = int64_t{std::bit_ceil(static_cast<uint64_t>(count))} * V::kLanes;
+  constexpr int64_t kEntry = int64_t{std::bit_ceil(static_cast<uint64_t>(kWidth))};
   constexpr int kShift = std::countr_zero(static_cast<uint64_t>(kEntry) * sizeof(T));
   constexpr uint64_t kMask = static_cast<uint64_t>(kEntries - 1) << kShift;
   alignas(64) T table[kTables * kEntries * kEntry];
@@ -94,12 +121,12 @@ template <int64_t count, class T>
     std::fill_n(sets, kWidth, T{0});
     for (int64_t b = 0; b < kSubset; ++b) {
       const int64_t element = s * kSubset + b, size = int64_t{1} << b;
-      for (int64_t v = 0; v < kWidth; v += V::kLanes) {
+      for (int64_t v = 0; v < kWidth; v += Half::kLanes) {
         // What is beyond the last element adds nothing, so that its bits do not matter.
-        typename V::Lanes own{};
-        if (element < n_elements) own = V::load(right + element * stride + v);
+        typename Half::Lanes own{};
+        if (element < n_elements) own = Half::load(right + element * stride + v);
         for (int64_t set = 0; set < size; ++set)
-          V::store(sets + (size + set) * kEntry + v, V::load(sets + set * kEntry + v) + own);
+          Half::store(sets + (size + set) * kEntry + v, Half::load(sets + set * kEntry + v) + own);
       }
     }
   }
@@ -112,12 +139,15 @@ template <int64_t count, class T>
     else
       for (int64_t b = 0; b < n_bytes; ++b) bytes |= uint32_t{row[b]} << (8 * b);
     const uint64_t word = uint64_t{bytes} << kShift;
-    typename V::Lanes even[count], odd[count];
-#pragma GCC unroll 8
-    for (int64_t v = 0; v < count; ++v) {
-      even[v] = V::load(sums + i * stride + v * V::kLanes);
+    T* sum = sums + i * stride;
+    typename V::Lanes even[kWhole + 1], odd[kWhole + 1];
+    typename Half::Lanes even_tail{}, odd_tail{};
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kWhole; ++v) {
+      even[v] = V::load(sum + v * V::kLanes);
       odd[v] = typename V::Lanes{};
     }
+    if constexpr (halves % 2 == 1) even_tail = Half::load(sum + kTail);
 #pragma GCC unroll 4
     for (int64_t s = 0; s < kTables; s += 2) {
       const auto entry = [&](int64_t t) {
@@ -125,15 +155,19 @@ template <int64_t count, class T>
         return reinterpret_cast<const T*>(set + (word >> (t * kSubset) & kMask));
       };
       const T *first = entry(s), *second = entry(s + 1);
-#pragma GCC unroll 8
-      for (int64_t v = 0; v < count; ++v) {
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kWhole; ++v) {
         even[v] += V::load(first + v * V::kLanes);
         odd[v] += V::load(second + v * V::kLanes);
       }
+      if constexpr (halves % 2 == 1) {
+        even_tail += Half::load(first + kTail);
+        odd_tail += Half::load(second + kTail);
+      }
     }
-#pragma GCC unroll 8
-    for (int64_t v = 0; v < count; ++v)
-      V::store(sums + i * stride + v * V::kLanes, even[v] + odd[v]);
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kWhole; ++v) V::store(sum + v * V::kLanes, even[v] + odd[v]);
+    if constexpr (halves % 2 == 1) Half::store(sum + kTail, even_tail + odd_tail);
   }
 }
 
@@ -170,16 +204,16 @@ struct MaskedSums {
   }
 
  private:
-  void add(const uint8_t* from, int64_t count, const T* elements, int64_t n, T* sums) const {
-    const int64_t n_vectors = stride / Vector<T>::kLanes;
-    for (int64_t v = 0; v < n_vectors; v += kTableVectors) {
-      const int64_t vectors = std::min(kTableVectors, n_vectors - v), at = v * Vector<T>::kLanes;
+  void add(const uint8_t* from, int64_t count_rows, const T* elements, int64_t n, T* sums) const {
+    const int64_t all = stride / HalfVector<T>::kLanes;
+    for (int64_t h = 0; h < all; h += kTableHalves) {
+      const int64_t count = std::min(kTableHalves, all - h), at = h * HalfVector<T>::kLanes;
       [&]<int64_t... less>(std::integer_sequence<int64_t, less...>) {
-        ((vectors == less + 1
-              ? add_masked<less + 1>(from, bits_stride, count, elements + at, stride, n, sums + at)
-              : void()),
+        ((count == less + 1 ? add_masked<less + 1>(from, bits_stride, count_rows, elements + at,
+                                                   stride, n, sums + at)
+                            : void()),
          ...);
-      }(std::make_integer_sequence<int64_t, kTableVectors>{});
+      }(std::make_integer_sequence<int64_t, kTableHalves>{});
     }
   }
 };
@@ -187,7 +221,7 @@ struct MaskedSums {
 // How wide rows of MaskedSums are.
 template <class T>
 int64_t padded_components(int64_t n_components) {
-  return std::max<int64_t>(1, blocks_of(n_components, Vector<T>::kLanes)) * Vector<T>::kLanes;
+  return blocks_of(n_components, HalfVector<T>::kLanes) * HalfVector<T>::kLanes;
 }
 
 // An 8 x 8 matrix of bits, a row a byte (Warren, Hacker's Delight, 7-3).
