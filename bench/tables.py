@@ -93,8 +93,9 @@ def baselines(records: Iterable[Record]) -> dict[str, float]:
         if r["status"] == "ok"
         and r["median_ms"] is not None
         and (
-            r["impl"] in ("reference", "scikit-learn cd, sparse")
+            r["impl"] == "reference"
             or (r["suite"] in ("convergence", "sparse") and r["served_by"] == "library")
+            or (r["suite"] == "consensus" and r["impl"].endswith(("cd, sparse", "mu, sparse")))
         )
     }
 

@@ -18,7 +18,7 @@ _STEPS = {
 
 _ABOUT = """\
 Consensus NMF on the files of dylkot/cNMF: take its command line and write nnmf-cuda before it.
-Steps of either may follow those of the other. Not there: a clustergram, and counts in .mtx.
+Steps of either may follow those of the other. Not there: counts in .mtx.
 """
 
 
@@ -49,6 +49,8 @@ def cnmf_parser() -> OptionParser:
     add("--local-density-threshold", type=float, default=0.5, help=text)
     text = "[consensus] How many neighbours, as a share of the runs."
     add("--local-neighborhood-size", type=float, default=0.3, help=text)
+    text = "[consensus] Draw the clusters and densities, to choose the threshold by."
+    add("--show-clustering", type=bool, help=text)
     add("--device", type=str, default="auto", help="[all] auto, cpu or cuda.")
     return parser
 
@@ -96,12 +98,17 @@ def cnmf(options: Namespace) -> None:
         case "consensus":
             for k in run.prepared_ks(options.components):
                 found = run.consensus(
-                    k, options.local_density_threshold, options.local_neighborhood_size
+                    k,
+                    options.local_density_threshold,
+                    options.local_neighborhood_size,
+                    show_clustering=options.show_clustering,
                 )
                 show(f"k={k}: {found.n_kept} of {found.n_spectra} spectra clustered")
                 what = ("usages.consensus", "gene_spectra_tpm", "gene_spectra_score")
                 threshold = options.local_density_threshold
                 _tell([run.paths.result(one, k, threshold)[1] for one in what])
+                if options.show_clustering:
+                    _tell([run.paths.clustering(k, threshold)])
 
 
 def _tell(paths: list[Path]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nnmf_cuda.nnmf.clustergram import draw_clustergram
 from nnmf_cuda.nnmf.cnmf_counts import (
     MILLION,
     mean_and_variance,
@@ -40,6 +42,9 @@ from nnmf_cuda.nnmf.h5ad import Annotated, read_h5ad, write_h5ad
 from nnmf_cuda.nnmf.inputs import check_integer
 from nnmf_cuda.nnmf.spectra import Consensus, consensus_spectra
 from nnmf_cuda.ops import beta_loss_to_float
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FloatArray = NDArray[np.float64]
 
@@ -363,7 +368,7 @@ class CnmfRun:
         names = np.array(["k", "local_density_threshold", "silhouette", "prediction_error"])
         write_frame(self.paths.k_selection, Frame(table, np.arange(len(ks)), names))
         selection = KSelection(np.array(ks), table[:, 2], table[:, 3])
-        _save_plot(selection, self.paths.k_selection_plot)
+        _save(self.paths.k_selection_plot, lambda figure: selection.plot(figure.subplots()))
         return selection
 
     def consensus(
@@ -372,6 +377,7 @@ class CnmfRun:
         density_threshold: float = 0.5,
         local_neighborhood_size: float = 0.3,
         *,
+        show_clustering: bool = False,
         refit_usage: bool = True,
         normalize_tpm_spectra: bool = False,
     ) -> CnmfResults:
@@ -383,6 +389,9 @@ class CnmfRun:
             Number of components.
         density_threshold, local_neighborhood_size : float, default=0.5, 0.3
             See :class:`ConsensusNNMF`. As in cNMF the threshold is part of the files' names.
+        show_clustering : bool, default=False
+            Draw the distances between spectra and their local densities, to choose the threshold
+            by: ``NAME.clustering.k_K.dt_THRESHOLD.png``.
         refit_usage : bool, default=True
             Fit the usages a last time, to the TPM of the genes that vary most, in units of their
             standard deviations.
@@ -412,6 +421,13 @@ class CnmfRun:
         )
         density = Frame(found.local_density[:, None], merged.index, np.array(["local_density"]))
         write_frame(self.paths.local_density(k), density)
+        if show_clustering:
+            _save(
+                self.paths.clustering(k, density_threshold),
+                lambda figure: draw_clustergram(
+                    figure, merged.values, found.labels, found.local_density, density_threshold
+                ),
+            )
         found, usages = self._ordered(found, counts)
         geps = np.arange(1, k + 1)
         shares = usages / np.maximum(usages.sum(1, keepdims=True), np.finfo(np.float64).tiny)
@@ -528,12 +544,12 @@ class CnmfRun:
         return read_h5ad(path)
 
 
-def _save_plot(selection: KSelection, path: Path) -> None:
-    # Apart from pyplot, whose backend and open figures are the user's.
+def _save(path: Path, draw: Callable[[Figure], object]) -> None:
+    """Write a figure apart from pyplot, whose backend and open figures are the user's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure()
     FigureCanvasAgg(figure)
-    selection.plot(figure.subplots())
+    draw(figure)
     figure.savefig(path, dpi=250)

@@ -106,6 +106,11 @@ class CnmfPaths:
         """Local density of each of them, from which cNMF goes on without computing it anew."""
         return self._inner(f"local_density_cache.k_{k}.merged.df.npz")
 
+    def clustering(self, k: int, density_threshold: float) -> Path:
+        """Return where the clustergram stands."""
+        threshold = str(density_threshold).replace(".", "_")
+        return self._outer(f"clustering.k_{k}.dt_{threshold}.png")
+
     def result(self, what: str, k: int, density_threshold: float) -> tuple[Path, Path]:
         """Return where a result of the consensus stands, for programs and as text."""
         threshold = str(density_threshold).replace(".", "_")

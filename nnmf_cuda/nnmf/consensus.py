@@ -170,8 +170,8 @@ class ConsensusNNMF(
     Notes
     -----
     cNMF factorises counts of the genes that vary most, each scaled to unit variance and not
-    centred; X is taken as it is here. `spectra_of` and `scores_of` return the programs for other
-    features, such as all genes in transcripts per million.
+    centred; X is taken as it is here. `refit_spectra` finds the spectra of other features, such as
+    all genes in transcripts per million.
 
     Memory beside X: all spectra, and the factors of the starts that share a batch.
 
@@ -294,6 +294,43 @@ class ConsensusNNMF(
         self._check_zeros(matrix)
         return like_input(self._usages(self._problem(matrix), self.components_), X)
 
+    def refit_spectra(self, X: Any) -> Any:
+        """Return the spectra of other features of the samples that were fitted.
+
+        The usages are held, those of each sample scaled to the sum 1, as cNMF does it, so that the
+        spectra have the units of X.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix or Tensor of shape (n_samples, n_other_features)
+            Non-negative data of the samples of `fit` in their order, such as transcripts per
+            million of all genes.
+
+        Returns
+        -------
+        spectra : ndarray or Tensor of shape (n_components, n_other_features)
+            Non-negative, minimising what `fit` does with these usages; a tensor on X's device if X
+            is a tensor.
+
+        Raises
+        ------
+        ValueError
+            If X has not the samples of `fit`.
+        """
+        check_is_fitted(self)
+        samples = X.shape[0] if hasattr(X, "shape") else len(X)
+        if samples != len(self.usages_):
+            raise ValueError(
+                f"X has {samples} samples, but usages of {len(self.usages_)} were fitted: give "
+                "other features of the same samples"
+            )
+        totals = self.usages_.sum(1, keepdims=True)
+        shares = self.usages_ / np.where(totals == 0, 1, totals)
+        reader = copy(self)  # reading X sets what an estimator was fitted with
+        across = _transposed(X)
+        matrix = reader._read_training(across)
+        return like_input(reader._usages(reader._problem(matrix), shares.T).mT, X)
+
     def select_k(self, X: Any, n_components: Iterable[int]) -> KSelection:
         """Compare numbers of components by stability and error, as cNMF's k_selection_plot.
 
@@ -341,6 +378,11 @@ class ConsensusNNMF(
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_integer("n_components", self.n_components, low=1)
+        if self._signed:
+            raise ValueError(
+                "solver='semi' gives spectra of any sign, which have no sum to be scaled to; use "
+                "solver='hals', 'accelerated-mu' or 'mu'"
+            )
         check_integer("n_init", self.n_init, low=2)
         if self.init not in ("random", "nndsvdar"):
             raise ValueError(
@@ -419,6 +461,13 @@ class ConsensusNNMF(
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _transposed(X: Any) -> Any:
+    """Return X with its axes exchanged, of what can be fitted to."""
+    if isinstance(X, Tensor):  # transposed, torch's CSR is CSC
+        return X.mT if X.layout == torch.strided else X.transpose(0, 1).to_sparse_csr()
+    return X.T if hasattr(X, "T") else np.asarray(X).T
 
 
 def replicate_seeds(random_state: Any, n_runs: int) -> NDArray[np.int64]:

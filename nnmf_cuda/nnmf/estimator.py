@@ -171,19 +171,29 @@ class NNMF(
     needs far fewer than "semi". Both start, with ``init="random"``, from a random W and the H that
     fits it best, and have no `partial_fit`, no `select_rank` and no L1 penalty of H. No iteration
     of them, or of "mu" with a graph, raises the objective beyond rounding. All stop by the rule of
-    `tol`; from one start they may end in different minima. Kernels, where there are some, make
-    the sweeps of "semi-hals" and, with a graph, the Kullback-Leibler updates, for which X^T is
-    held beside X; else "semi" and graphs are plain torch on any device.
+    `tol`; from one start they may end in different minima. With a graph and Kullback-Leibler, X^T
+    is held beside X.
 
-    X may be anything scikit-learn takes densely, or a tensor on any device. uint8 means pixels
-    and is read as x / 255 without a floating-point copy; other integers are counts and become
-    float64; float32 stays float32. With compiled kernels, a memory map of one of these types in C
-    order (``np.load(path, mmap_mode="r")``) is read where it is, so it may be larger than memory:
-    beside it, `fit` holds the factors and a block of rows. Data in other orders are copied once.
-    Fitted attributes are always NumPy arrays. `transform`,
-    `fit_transform` and `inverse_transform` return a tensor on the device of their input for a
-    tensor, an array otherwise. No gradient flows through the estimator: a tensor that requires
-    grad is detached. For gradients to X use `nnmf_cuda.ops.project`.
+    X may be anything scikit-learn takes, or a tensor on any device. uint8 means pixels and is read
+    as x / 255 without a floating-point copy; other integers are counts and become float64; float32
+    stays float32. Sparse X (SciPy's CSR and CSC, torch's CSR) is never made dense; with
+    Kullback-Leibler and Frobenius only its non-zeros cost time. With compiled kernels, a memory map
+    of one of these types in C order (``np.load(path, mmap_mode="r")``) is read where it is, so it
+    may be larger than memory: beside it, `fit` holds the factors and a block of rows. Data in other
+    orders are copied once.
+
+    What runs where: compiled kernels on the CPU and on CUDA serve "mu", "accelerated-mu" and
+    "hals", for every `beta_loss` and penalty they take and X dense, sparse, or with a mask or
+    weights, and the exact least squares of `transform`. "semi" but for the sweeps of "semi-hals", a
+    `graph` with the Frobenius norm (with Kullback-Leibler, what it adds), extrapolation, the
+    products for "nndsvd..." and the sums of `partial_fit` are plain torch on any device. Where no
+    kernel is built the reference runs, in plain torch too (:func:`nnmf_cuda.show_config` tells).
+    docs/nnmf.md has the table of each solver, loss, input and penalty.
+
+    Fitted attributes are always NumPy arrays. `transform`, `fit_transform` and `inverse_transform`
+    return a tensor on the device of their input for a tensor, an array otherwise. No gradient flows
+    through the estimator: a tensor that requires grad is detached. For gradients to X use
+    `nnmf_cuda.ops.project`.
 
     References
     ----------
@@ -280,7 +290,7 @@ class NNMF(
 
         Parameters
         ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
+        X : array-like, sparse matrix or Tensor of shape (n_samples, n_features)
             Non-negative data, of any sign for Semi-NMF; see the class notes for types.
         y : array-like of shape (n_samples,), default=None
             Labels of the rows for ``graph="labels"``, -1 where one is not known; else ignored.
@@ -319,7 +329,8 @@ class NNMF(
         Raises
         ------
         TypeError
-            For sparse X, or a parameter of the wrong type.
+            For a sparse tensor that is not in CSR, mask or weights of sparse X, or a parameter of
+            the wrong type.
         ValueError
             For negative, infinite, NaN or empty X, zeros in X with ``beta_loss <= 0``,
             more components than the start can give, a parameter out of range, a factorisation
@@ -378,7 +389,7 @@ class NNMF(
 
         Parameters
         ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
+        X : array-like, sparse matrix or Tensor of shape (n_samples, n_features)
             Non-negative data.
         mask, weights : array-like or Tensor, optional
             As for `fit`. Where they, or `missing_values`, leave entries out, "nnls" solves each row

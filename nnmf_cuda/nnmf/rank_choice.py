@@ -52,7 +52,7 @@ class RankSelectionMixin(ParametersMixin):
 
         Parameters
         ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
+        X : array-like, sparse matrix or Tensor of shape (n_samples, n_features)
             As for `fit`.
         n_components : iterable of int, default=range(2, 11)
             The ranks, from 2 to min(n_samples, n_features), in any order; with `fixed_components`,

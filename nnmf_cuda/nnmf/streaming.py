@@ -66,7 +66,7 @@ class StreamMixin(ParametersMixin):
 
         Parameters
         ----------
-        X : array-like or Tensor of shape (n_samples, n_features)
+        X : array-like, sparse matrix or Tensor of shape (n_samples, n_features)
             Non-negative data. The first call may have fewer rows than components, except with the
             starts of "nndsvd..."; a stream goes on from where `fit` has ended, the rows of the fit
             counting as the mini-batch before. Errors are those of `fit`.

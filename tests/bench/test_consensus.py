@@ -19,10 +19,11 @@ def records(tmp_path_factory):
 
 
 def test_every_way_agrees_with_the_plain_steps(records):
-    assert [record["status"] for record in records] == ["ok"] * 5, records
-    assert records[0]["correlation"] == pytest.approx(1)
+    assert [record["status"] for record in records] == ["ok"] * 10, records
+    assert [record["options"]["beta_loss"] for record in records] == [2.0] * 5 + [1.0] * 5
+    assert [records[place]["correlation"] for place in (0, 5)] == pytest.approx([1, 1])
     assert all(0.99 <= record["correlation"] <= 1 + 1e-9 for record in records)
-    assert [record["dtype"] for record in records[2:]] == ["float64", "float64", "float32"]
+    assert [record["dtype"] for record in records[2:5]] == ["float64", "float64", "float32"]
     table = records_table(records)
     assert "ours hals, sparse" in table
     assert "correlation" in table
@@ -41,5 +42,6 @@ def test_one_that_raises_does_not_hide_the_others(monkeypatch):
 
     monkeypatch.setattr(consensus, "_ours", broken)
     records = consensus.run_consensus_benchmarks(smoke=True)
-    assert [record["status"] for record in records] == ["ok", "ok", "failed", "failed", "failed"]
+    states = ["ok", "ok", "failed", "failed", "failed"]
+    assert [record["status"] for record in records] == 2 * states
     assert "no memory" in records_table(records)

@@ -51,8 +51,8 @@ def test_the_commands_run_one_after_the_other(
     assert "30 runs written" in printed
     assert "k=4: 40 of 40 spectra clustered" in printed
     written = re.findall(r"^wrote (.*)$", printed, re.MULTILINE)
-    assert len(written) == 2 + 3 + 2 + 2 * 3
+    assert len(written) == 2 + 3 + 2 + 2 * 3 + 1
     assert all(Path(path).exists() for path in written)
-    assert len(FILES) == 5
+    assert len(FILES) == 6
     for name in FILES:
         assert Path("example", name).exists()

@@ -200,6 +200,7 @@ def test_names_of_files_are_those_of_cnmf(tmp_path):
         paths.local_density(7): "cnmf_tmp/run.local_density_cache.k_7.merged.df.npz",
         paths.k_selection: "run.k_selection_stats.df.npz",
         paths.k_selection_plot: "run.k_selection.png",
+        paths.clustering(7, 0.01): "run.clustering.k_7.dt_0_01.png",
         paths.result("spectra.consensus", 7, 0.01)[0]: (
             "cnmf_tmp/run.spectra.k_7.dt_0_01.consensus.df.npz"
         ),

@@ -26,6 +26,10 @@ from tests.helpers import DEVICES
 KL = {"beta_loss": "kullback-leibler", "solver": "accelerated-mu"}
 
 
+def torch_csr(X):
+    return torch.from_numpy(X).to_sparse_csr()
+
+
 @pytest.fixture(scope="module")
 def counts():
     return planted_counts(np.random.default_rng(3))
@@ -107,14 +111,14 @@ def test_float32_and_devices_agree(counts, fitted, device):
     np.testing.assert_allclose(again, model.usages_, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csc_matrix, "torch"])
+@pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csc_matrix, torch_csr])
 @pytest.mark.parametrize(
     "loss", [{"tol": 1e-7, "max_iter": 5000}, KL], ids=["frobenius", "kullback-leibler"]
 )
 def test_sparse_counts_come_to_the_same_consensus(loss, kind):
     # HALS to the minimum, as it sweeps over the factors less often where it reads fewer entries.
     X = planted_counts(np.random.default_rng(3), n_cells=80, n_genes=60, n_programs=3, depth=0.5)
-    given = torch.from_numpy(X).to_sparse_csr() if kind == "torch" else kind(X)
+    given = kind(X)
     options = {"n_init": 3, "density_threshold": 2, "random_state": 0} | loss
     dense = ConsensusNNMF(3, **options).fit(X)
     sparse = ConsensusNNMF(3, **options).fit(given)
@@ -159,6 +163,29 @@ def test_usages_of_kullback_leibler_minimise_it(rng):
     # Karush-Kuhn-Tucker: no usage gains by growing, and those above zero by nothing.
     assert gradient.min() > -1e-3
     assert np.abs(gradient * W).max() < 1e-2
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        np.asarray,
+        np.ndarray.tolist,
+        pd.DataFrame,
+        scipy.sparse.csr_matrix,
+        torch.from_numpy,
+        torch_csr,
+    ],
+)
+def test_spectra_of_other_features_are_least_squares_on_the_usages(counts, fitted, rng, kind):
+    X = rng.poisson(1.0, (len(counts), 9)).astype(float)
+    shares = fitted.usages_ / fitted.usages_.sum(1, keepdims=True)
+    expected = np.stack([nnls(shares, column)[0] for column in X.T], axis=1)
+    spectra = fitted.refit_spectra(kind(X))
+    assert isinstance(spectra, torch.Tensor) == (kind in (torch.from_numpy, torch_csr))
+    np.testing.assert_allclose(np.asarray(spectra), expected, rtol=1e-6, atol=1e-9)
+    assert fitted.n_features_in_ == counts.shape[1]
+    with pytest.raises(ValueError, match="X has 7 samples, but usages of 300 were fitted"):
+        fitted.refit_spectra(kind(X[:7]))
 
 
 def test_spectra_come_in_the_order_of_their_use(fitted):
@@ -242,6 +269,7 @@ def test_save_and_load(fitted, counts, tmp_path):
         ({"density_threshold": -0.1}, "density_threshold must be a finite number >= 0"),
         ({"local_neighborhood_size": 1.5}, r"local_neighborhood_size must be .* in \[0, 1\]"),
         ({"beta_loss": "kullback-leibler"}, "use beta_loss='frobenius' or solver='accelerated-mu'"),
+        ({"solver": "semi"}, "solver='semi' gives spectra of any sign"),
         ({"density_threshold": 0.0}, "density_threshold=0 keeps 0 of 40 spectra"),
     ],
 )

@@ -404,6 +404,16 @@ def test_the_reference_path_has_sparse_X() -> None:
     assert_right("nnmf_mu", X, W, H, got, beta_loss=1.0, n_iter=2, compute_divergence=True)
 
 
+@pytest.mark.parametrize("beta_loss", [1.0, 2.0, 0.5])
+def test_the_reference_in_small_blocks(monkeypatch: pytest.MonkeyPatch, beta_loss: float) -> None:
+    monkeypatch.setattr("nnmf_cuda.reference.nnmf_sparse._BLOCK_ENTRIES", 64)
+    X, W, H = counts(20, 30, 4)
+    options = {"beta_loss": beta_loss, "n_iter": 2, "compute_divergence": True}
+    with ops.reference_path():
+        got = ops.nnmf_mu(csr(X), W, H, **options)
+    assert_right("nnmf_mu", X, W, H, got, **options)
+
+
 def test_wrong_sparse_X_is_refused() -> None:
     X, W, H = counts(9, 14, 3)
     with pytest.raises(TypeError, match=r"X must be dense or torch.sparse_csr, got layout"):
