@@ -96,6 +96,7 @@ def _all_calls() -> Iterator[OpCall]:
             start = {"W": draw(3, n, k, dtype=factors), "H": draw(3, k, f, dtype=factors)}
             what = f"{str(dtype).removeprefix('torch.')} {n}x{f}x{k}"
             yield from _factorisations(shared, own, start, what, factors)
+            yield from _weighted_factorisations(shared, start, what, factors)
             if dtype != torch.uint8:
                 yield from _sparse_factorisations(shared, start, what, factors)
             if f > k:
@@ -120,6 +121,60 @@ def _all_calls() -> Iterator[OpCall]:
             )
     yield from _defences(generator)
     yield from _bounds(generator)
+
+
+def _weighted_factorisations(
+    X: Tensor, start: dict[str, Tensor], what: str, dtype: torch.dtype
+) -> Iterator[OpCall]:
+    """Give the updates and the divergence where half of X has weights, and with bits for those."""
+    share = (X / X.double().max()).to(dtype)
+    seen = share >= share.median()
+    for kind, weights in (
+        ("bits", ops.pack_mask(seen)),
+        ("numbers", torch.where(seen, share, 0)),
+    ):
+        tensors = {"X": X, **start, "weights": weights}
+
+        def with_sum(found: tuple[Tensor, ...], X: Tensor) -> tuple[Tensor, ...]:
+            # As without weights: of an exact fit nothing but rounding is left.
+            return *found[:-1], found[-1] + X.double().sum() / (
+                255 if X.dtype == torch.uint8 else 1
+            )
+
+        for beta_loss in (1.0, 2.0, 0.5):
+            yield OpCall(
+                ("nnmf_weighted_mu",),
+                f"nnmf_weighted_mu beta {beta_loss} {what} {kind}",
+                lambda b=beta_loss, **given: with_sum(
+                    find_op("nnmf_weighted_mu")(
+                        **given, beta_loss=b, n_iter=2, compute_divergence=True
+                    ),
+                    given["X"],
+                ),
+                tensors,
+                dtype,
+            )
+            yield OpCall(
+                ("nnmf_weighted_divergence",),
+                f"nnmf_weighted_divergence beta {beta_loss} {what} {kind}",
+                lambda b=beta_loss, **given: with_sum(
+                    (find_op("nnmf_weighted_divergence")(**given, beta_loss=b),), given["X"]
+                ),
+                tensors,
+                dtype,
+            )
+        yield OpCall(
+            ("nnmf_weighted_hals",),
+            f"nnmf_weighted_hals {what} {kind}",
+            lambda **given: with_sum(
+                find_op("nnmf_weighted_hals")(
+                    **given, n_iter=1, l2_reg_W=1.0, l2_reg_H=1.0, compute_divergence=True
+                ),
+                given["X"],
+            ),
+            tensors,
+            dtype,
+        )
 
 
 def _sparse_factorisations(

@@ -17,12 +17,9 @@ constexpr Loss kAnyLoss = Loss::kGeneral;
 template <class T, class Data>
 class MaskedDenominators {
  public:
-  // `columns`: the mask transposed.
-  MaskedDenominators(const Factorisation<T, Data>& f, const Weights<T>& mask,
-                     const uint8_t* columns)
+  MaskedDenominators(const Factorisation<T, Data>& f, const MaskWords& mask)
       : f_(f),
         mask_(mask),
-        columns_(columns),
         stride_(padded_components<T>(f.n_components)),
         right_(std::max(f.n_samples, f.n_features) * stride_),
         of_W_(blocks_of(f.n_samples, kRows) * kRows * f.n_components) {
@@ -40,8 +37,8 @@ class MaskedDenominators {
         std::fill_n(to + k, stride_ - k, T{0});
       }
     });
-    const MaskedSums<T> sums{mask_.bits,    mask_.row_stride, f_.n_samples,
-                             f_.n_features, right_.data(),    stride_};
+    const MaskedSums<T> sums{mask_.rows.data(), f_.n_samples, f_.n_features, right_.data(),
+                             stride_};
     sums.compute([&](int64_t row, const double* found) {
       double* to = of_W_ + row / kRows * kRows * k + row % kRows;
       for (int64_t r = 0; r < k; ++r) to[r * kRows] = found[r];
@@ -57,8 +54,8 @@ class MaskedDenominators {
         std::fill_n(right_ + i * stride_ + k, stride_ - k, T{0});
       }
     });
-    const MaskedSums<T> sums{
-        columns_, blocks_of(f_.n_samples, 8), f_.n_features, f_.n_samples, right_.data(), stride_};
+    const MaskedSums<T> sums{mask_.columns.data(), f_.n_features, f_.n_samples, right_.data(),
+                             stride_};
     sums.compute([&](int64_t column, const double* found) {
       const int64_t tile = column / kColumns<T>;
       double* to = f_.denominator + tile * f_.tile_size + column % kColumns<T>;
@@ -71,21 +68,21 @@ class MaskedDenominators {
 
  private:
   const Factorisation<T, Data>& f_;
-  const Weights<T>& mask_;
-  const uint8_t* columns_;
+  const MaskWords& mask_;
   int64_t stride_;
   Scratch<T> right_;
   Scratch<double> of_W_;
 };
 
-// Multiplicative updates of one factorisation. `columns`: a mask transposed, where that is used.
+// Multiplicative updates of one factorisation. `mask`: the bits for the denominators, where those
+// are not sums of terms.
 template <Loss loss, class T, class Data>
 void iterate_weighted(const Factorisation<T, Data>& f, const Weights<T>& weights,
-                      const uint8_t* columns, const Update& update_W, const Update& update_H,
+                      const MaskWords* mask, const Update& update_W, const Update& update_H,
                       int64_t n_iter, bool updates_H) {
   const bool sums_below = sums_denominator<loss>(weights);
   std::optional<MaskedDenominators<T, Data>> masked;
-  if (!sums_below) masked.emplace(f, weights, columns);
+  if (!sums_below) masked.emplace(f, *mask);
   const TermRule<T> rule = update_W.terms.as<T>();
   const auto for_rows = [&](int64_t begin, int64_t end, int64_t repeats) {
     const int64_t rows = task_rows(end - begin);
@@ -138,30 +135,30 @@ void iterate_with_weights(const FactorParams<T, Data>& p, const Weights<T>& weig
   const Shape& s = p.shape;
   const int64_t size_W = s.n_samples * s.n_components, size_H = s.n_components * s.n_features;
   const bool descends = update_W.n_inner > 0;
-  const bool transposes = !descends && updates_H && !sums_denominator<loss>(weights);
-  const int64_t size_columns = transposes ? s.n_features * blocks_of(s.n_samples, 8) : 0;
   const bool own = weights.stride != 0;
-  const auto transpose = [&](const Weights<T>& mask, uint8_t* to) {
-    if (transposes) transpose_mask(mask.bits, mask.row_stride, s.n_samples, s.n_features, to);
+  const auto words_of = [&](const Weights<T>& mine) {
+    std::optional<MaskWords> words;
+    if (!descends && !sums_denominator<loss>(weights))
+      words.emplace(mine.bits, mine.row_stride, s.n_samples, s.n_features);
+    return words;
   };
-  const Scratch<uint8_t> shared(own ? 0 : size_columns);
-  if (!own) transpose(weights, shared.data());
+  const std::optional<MaskWords> shared = own ? std::nullopt : words_of(weights);
   std::copy_n(p.W, s.batch * size_W, W);
   for_each_problem<Data>(s, [&](int64_t b) {
     const bool active = p.active == nullptr || p.active[b];
     if (!active || !updates_H) std::copy_n(p.H + b * size_H, size_H, H + b * size_H);
     if (!active) return;
     const Weights<T> mine = weights.of_problem(b);
-    const Scratch<uint8_t> columns(own ? size_columns : 0);
-    if (own) transpose(mine, columns.data());
+    const std::optional<MaskWords> words = own ? words_of(mine) : std::nullopt;
+    const std::optional<MaskWords>& mask = own ? words : shared;
     Factorisation<T, Data> f(p.X + b * s.x_stride, s.x_row_stride, W + b * size_W, p.H + b * size_H,
                              s, /*sums_denominator=*/!descends);
     if constexpr (loss == Loss::kFrobenius) {
       if (descends) descend(f, mine, update_W, update_H, n_iter, updates_H);
     }
     if (!descends)
-      iterate_weighted<loss>(f, mine, own ? columns.data() : shared.data(), update_W, update_H,
-                             n_iter, updates_H);
+      iterate_weighted<loss>(f, mine, mask ? &*mask : nullptr, update_W, update_H, n_iter,
+                             updates_H);
     if (!updates_H) return;
     f.release_sums();  // which nobody needs: the new H is as large
     f.unpack(H + b * size_H);

@@ -101,11 +101,11 @@ struct HalfVector {
   static NNMF_CUDA_INLINE void store(T* p, const Lanes& v) { __builtin_memcpy(p, &v, sizeof(v)); }
 };
 
-// sums[i] += the rows of `right` whose bit is set in row i of `bits`, for up to kTableElements rows
-// of `right`, whose bits begin at a byte, and `halves` half vectors of each.
+// sums[i] += the rows of `right` whose bit is set in words[i], for up to kTableElements rows of
+// `right` and `halves` half vectors of each.
 template <int64_t halves, class T>
-[[gnu::noinline]] void add_masked(const uint8_t* bits, int64_t bits_stride, int64_t n_rows,
-                                  const T* right, int64_t stride, int64_t n_elements, T* sums) {
+[[gnu::noinline]] void add_masked(const uint32_t* words, int64_t n_rows, const T* right,
+                                  int64_t stride, int64_t n_elements, T* sums) {
   using V = Vector<T>;
   using Half = HalfVector<T>;
   constexpr int64_t kWidth = halves * Half::kLanes, kTables = kTableElements / kSubset;
@@ -130,15 +130,8 @@ template <int64_t halves, class T>
       }
     }
   }
-  const int64_t n_bytes = blocks_of(n_elements, 8);
   for (int64_t i = 0; i < n_rows; ++i) {
-    const uint8_t* row = bits + i * bits_stride;
-    uint32_t bytes = 0;
-    if (n_bytes == 4)
-      __builtin_memcpy(&bytes, row, 4);
-    else
-      for (int64_t b = 0; b < n_bytes; ++b) bytes |= uint32_t{row[b]} << (8 * b);
-    const uint64_t word = uint64_t{bytes} << kShift;
+    const uint64_t word = uint64_t{words[i]} << kShift;
     T* sum = sums + i * stride;
     typename V::Lanes even[kWhole + 1], odd[kWhole + 1];
     typename Half::Lanes even_tail{}, odd_tail{};
@@ -171,11 +164,12 @@ template <int64_t halves, class T>
   }
 }
 
-// Bits [n_rows, n_elements], and rows of numbers one for each element, padded to whole vectors.
+// Bits [n_rows, n_elements] as words [blocks of kTableElements][n_rows], and rows of numbers one
+// for each element, padded to half vectors.
 template <class T>
 struct MaskedSums {
-  const uint8_t* bits;
-  int64_t bits_stride, n_rows, n_elements;
+  const uint32_t* words;
+  int64_t n_rows, n_elements;
   const T* right;  // [n_elements, stride]
   int64_t stride;
 
@@ -193,7 +187,7 @@ struct MaskedSums {
       totals.fill(0);
       for (int64_t element = 0; element < n_elements; element += kTableElements) {
         const int64_t elements = std::min(kTableElements, n_elements - element);
-        const uint8_t* from = bits + first * bits_stride + element / 8;
+        const uint32_t* from = words + element / kTableElements * n_rows + first;
         add(from, count, right + element * stride, elements, sums.data());
         const int64_t end = element + elements;
         if (end % kFlushElements == 0 || end == n_elements)
@@ -204,14 +198,14 @@ struct MaskedSums {
   }
 
  private:
-  void add(const uint8_t* from, int64_t count_rows, const T* elements, int64_t n, T* sums) const {
+  void add(const uint32_t* from, int64_t count_rows, const T* elements, int64_t n, T* sums) const {
     const int64_t all = stride / HalfVector<T>::kLanes;
     for (int64_t h = 0; h < all; h += kTableHalves) {
       const int64_t count = std::min(kTableHalves, all - h), at = h * HalfVector<T>::kLanes;
       [&]<int64_t... less>(std::integer_sequence<int64_t, less...>) {
-        ((count == less + 1 ? add_masked<less + 1>(from, bits_stride, count_rows, elements + at,
-                                                   stride, n, sums + at)
-                            : void()),
+        ((count == less + 1
+              ? add_masked<less + 1>(from, count_rows, elements + at, stride, n, sums + at)
+              : void()),
          ...);
       }(std::make_integer_sequence<int64_t, kTableHalves>{});
     }
@@ -234,23 +228,38 @@ inline uint64_t transpose_bits(uint64_t x) {
   return x ^ t ^ (t << 28);
 }
 
-// to [n_columns, ceil(n_rows / 8)] = the transpose of bits [n_rows, n_columns].
-inline void transpose_mask(const uint8_t* bits, int64_t row_stride, int64_t n_rows,
-                           int64_t n_columns, uint8_t* to) {
-  const int64_t to_stride = blocks_of(n_rows, 8);
-  parallel_for_each(blocks_of(n_columns, 8), [&](int64_t block) {
-    const int64_t columns = std::min<int64_t>(8, n_columns - block * 8);
-    for (int64_t row = 0; row < n_rows; row += 8) {
-      const int64_t rows = std::min<int64_t>(8, n_rows - row);
-      uint64_t word = 0;
-      for (int64_t i = 0; i < rows; ++i)
-        word |= uint64_t{bits[(row + i) * row_stride + block]} << (8 * i);
-      word = transpose_bits(word);
-      for (int64_t c = 0; c < columns; ++c)
-        to[(block * 8 + c) * to_stride + row / 8] = static_cast<uint8_t>(word >> (8 * c));
-    }
-  });
-}
+// A mask [n_rows, n_columns] for MaskedSums: words of its rows, [blocks of n_columns][n_rows], and
+// of its columns, [blocks of n_rows][n_columns].
+struct MaskWords {
+  MaskWords(const uint8_t* bits, int64_t row_stride, int64_t n_rows, int64_t n_columns)
+      : rows(blocks_of(n_columns, kTableElements) * n_rows),
+        columns(blocks_of(n_rows, kTableElements) * n_columns) {
+    constexpr int64_t kBytes = kTableElements / 8;
+    parallel_for_each(blocks_of(n_rows, kTableElements), [&](int64_t block) {
+      const int64_t first = block * kTableElements, end = std::min(first + kTableElements, n_rows);
+      for (int64_t row = first; row < end; ++row)
+        for (int64_t byte = 0; byte < row_stride; byte += kBytes) {
+          uint32_t word = 0;
+          for (int64_t b = 0; b < std::min(kBytes, row_stride - byte); ++b)
+            word |= uint32_t{bits[row * row_stride + byte + b]} << (8 * b);
+          rows.data()[byte / kBytes * n_rows + row] = word;
+        }
+      uint32_t* to = columns + block * n_columns;
+      std::fill_n(to, n_columns, uint32_t{0});
+      for (int64_t row = first; row < end; row += 8)
+        for (int64_t byte = 0; byte < row_stride; ++byte) {
+          uint64_t square = 0;
+          for (int64_t i = 0; i < std::min<int64_t>(8, end - row); ++i)
+            square |= uint64_t{bits[(row + i) * row_stride + byte]} << (8 * i);
+          square = transpose_bits(square);
+          for (int64_t c = 0; c < std::min<int64_t>(8, n_columns - byte * 8); ++c)
+            to[byte * 8 + c] |= static_cast<uint32_t>(square >> (8 * c) & 255) << (row - first);
+        }
+    });
+  }
+
+  Scratch<uint32_t> rows, columns;
+};
 
 }  // namespace
 }  // namespace NNMF_CUDA_ISA
