@@ -183,13 +183,12 @@ class NNMF(
     orders are copied once.
 
     What runs where: compiled kernels on the CPU and on CUDA serve "mu", "accelerated-mu" and
-    "hals", for every `beta_loss` and penalty they take and X dense or sparse, and the exact least
-    squares of `transform`. For missing entries, masks and weights there are kernels for the CPU; on
-    CUDA plain torch serves them. "semi" but for the sweeps of "semi-hals", a `graph` with the
-    Frobenius norm (with Kullback-Leibler, what it adds), extrapolation, the products for
-    "nndsvd..." and the sums of `partial_fit` are plain torch on any device. Where no kernel is
-    built the reference runs, in plain torch too (:func:`nnmf_cuda.show_config` tells). docs/nnmf.md
-    has the table of each solver, loss, input and penalty.
+    "hals", for every `beta_loss` and penalty they take and X dense, sparse, or with a mask or
+    weights, and the exact least squares of `transform`. "semi" but for the sweeps of "semi-hals", a
+    `graph` with the Frobenius norm (with Kullback-Leibler, what it adds), extrapolation, the
+    products for "nndsvd..." and the sums of `partial_fit` are plain torch on any device. Where no
+    kernel is built the reference runs, in plain torch too (:func:`nnmf_cuda.show_config` tells).
+    docs/nnmf.md has the table of each solver, loss, input and penalty.
 
     Fitted attributes are always NumPy arrays. `transform`, `fit_transform` and `inverse_transform`
     return a tensor on the device of their input for a tensor, an array otherwise. No gradient flows
