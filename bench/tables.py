@@ -95,7 +95,7 @@ def baselines(records: Iterable[Record]) -> dict[str, float]:
         and (
             r["impl"] == "reference"
             or (r["suite"] in ("convergence", "sparse") and r["served_by"] == "library")
-            or (r["suite"] == "consensus" and r["impl"].endswith(("cd, sparse", "mu, sparse")))
+            or (r["served_by"] == "library" and r["impl"].endswith(", sparse"))
         )
     }
 

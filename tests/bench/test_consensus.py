@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench import consensus
-from bench.tables import records_table
+from bench.tables import baselines, records_table
 from nnmf_cuda.benchmarks.records import read_records
 
 
@@ -24,6 +24,8 @@ def test_every_way_agrees_with_the_plain_steps(records):
     assert [records[place]["correlation"] for place in (0, 5)] == pytest.approx([1, 1])
     assert all(0.99 <= record["correlation"] <= 1 + 1e-9 for record in records)
     assert [record["dtype"] for record in records[2:5]] == ["float64", "float64", "float32"]
+    found = baselines(records)
+    assert {records[place]["median_ms"] for place in (0, 5)} == set(found.values())
     table = records_table(records)
     assert "ours hals, sparse" in table
     assert "correlation" in table

@@ -12,6 +12,8 @@ import scipy.sparse
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnmf_cuda import NNMF
+from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS
+from nnmf_cuda.nnmf.solvers import SOLVERS
 from nnmf_cuda.ops._schema import OPS
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +88,12 @@ def test_a_fit_calls_the_ops_that_the_page_says(solver, beta_loss, kind, said, a
         fit.fit(X, **options)
     divergence = {"dense": "nnmf_divergence"}.get(kind, f"nnmf_{kind}_divergence")
     assert called.names == {divergence} | ({said} - {"torch"})
+
+
+def test_the_page_has_every_solver():
+    for title, names in (("a fit", SOLVERS), ("a transform", TRANSFORM_SOLVERS)):
+        rows = (row.split(" | ")[0] for row in SECTIONS[f"The ops of {title}"])
+        assert {re.findall('"(.*)"', row)[0] for row in rows} == set(names)
 
 
 @pytest.mark.parametrize(("solver", "beta_loss", "kind", "said"), cells("The ops of a transform"))

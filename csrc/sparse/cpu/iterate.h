@@ -22,33 +22,36 @@ class SparseFactorisation {
         k_(p.shape.n_components),
         W_(W),
         H_(p.shape, H),
-        vectors_(blocks_of(k_, Vector<double>::kLanes)),
-        sums_stride_(vectors_ * Vector<double>::kLanes),
         statistics_(statistics_size<loss>(k_)) {}
 
   void run(const Update& update_W, const Update& update_H, int64_t n_iter, bool updates_H, T* H) {
-    update_columns(nullptr, 0);
+    update_columns(nullptr, nullptr);
     const std::vector<int64_t> all{0, x_.shape.n_samples};
     if (!updates_H) return update_all_rows(update_W, n_iter, 0, x_.shape.n_samples, nullptr);
     // Frobenius sums X itself; the terms of Kullback-Leibler are in memory for some rows at a time.
     const std::vector<int64_t> chunks = loss == Loss::kFrobenius ? all : cut_into_chunks();
     Scratch<T> terms(loss == Loss::kFrobenius ? 0 : most_nonzeros(chunks));
-    const std::vector<int64_t> ranges = cut_columns();
-    Scratch<double> sums(x_.shape.n_features * sums_stride_);
-    sums.fill(0);
+    Scratch<int64_t> counts = column_counts();
+    const std::vector<int64_t> ranges = cut_columns(counts.data());
+    SparseColumnSums<T> sums(x_.shape.n_features, k_, counts.data());
+    counts.release();
     for (int64_t iteration = 0; iteration < n_iter; ++iteration) {
       for (std::size_t c = 0; c + 1 < chunks.size(); ++c) {
         update_all_rows(update_W, 1, chunks[c], chunks[c + 1], terms.data());
-        add_columns(ranges, chunks[c], chunks[c + 1], terms.data(), sums.data());
+        add_columns(ranges, chunks[c], chunks[c + 1], terms.data(), sums);
       }
       sum_rows();
-      update_columns(&update_H, sums.data());
+      update_columns(&update_H, &sums);
     }
     sums.release();  // until here nobody has touched the memory of the new H
     H_.unpack(H);
   }
 
  private:
+  // Rows of W that are updated together. Those of Kullback-Leibler are read again for the terms of
+  // H, which the first cache has to hold until then.
+  static constexpr int64_t kTogether = loss == Loss::kFrobenius ? kColumns<T> : kRows;
+
   // Rows [begin, end) cut into tasks of as many non-zeros.
   void update_all_rows(const Update& update, int64_t repeats, int64_t begin, int64_t end,
                        T* terms) const {
@@ -69,26 +72,28 @@ class SparseFactorisation {
                    T* terms) const {
     const FactorRows<T> H = H_.rows();
     const int64_t padded = H.vectors * Vector<T>::kLanes;
-    const Scratch<T> w(padded), block(k_ * kRows);
-    const Scratch<double> sums(padded), numerator(k_ * kRows), work(k_ * kRows);
+    const Scratch<T> w(padded), block(k_ * kTogether);
+    const Scratch<double> sums(padded), numerator(k_ * kTogether), work(k_ * kTogether);
     const T floor = static_cast<T>(update.terms.floor);
     w.fill(0);
     numerator.fill(0);
     block.fill(0);
-    for (int64_t first = begin; first < end; first += kRows) {
-      const int64_t rows = std::min(kRows, end - first);
+    for (int64_t first = begin; first < end; first += kTogether) {
+      const int64_t rows = std::min(kTogether, end - first);
       for (int64_t repeat = 0; repeat < repeats; ++repeat) {
         for (int64_t i = 0; i < rows; ++i) {
-          for (int64_t r = 0; r < k_; ++r) block.data()[r * kRows + i] = W_[(first + i) * k_ + r];
+          for (int64_t r = 0; r < k_; ++r)
+            block.data()[r * kTogether + i] = W_[(first + i) * k_ + r];
           if (loss == Loss::kFrobenius && repeat > 0) continue;  // they do not depend on W
           std::copy_n(W_ + (first + i) * k_, k_, w.data());
           row_numerator<held>(first + i, w.data(), H, floor, sums);
-          for (int64_t r = 0; r < k_; ++r) numerator.data()[r * kRows + i] = sums.data()[r];
+          for (int64_t r = 0; r < k_; ++r) numerator.data()[r * kTogether + i] = sums.data()[r];
         }
-        update_block<loss, kRows>(block.data(), {numerator.data(), nullptr, statistics_.data()},
-                                  update, k_, work.data());
+        update_block<loss, kTogether>(block.data(), {numerator.data(), nullptr, statistics_.data()},
+                                      update, k_, work.data());
         for (int64_t i = 0; i < rows; ++i)
-          for (int64_t r = 0; r < k_; ++r) W_[(first + i) * k_ + r] = block.data()[r * kRows + i];
+          for (int64_t r = 0; r < k_; ++r)
+            W_[(first + i) * k_ + r] = block.data()[r * kTogether + i];
       }
       if constexpr (loss == Loss::kKullbackLeibler)
         if (terms != nullptr)
@@ -129,11 +134,11 @@ class SparseFactorisation {
 
   // Adds what rows [begin, end) put into the numerators of H.
   void add_columns(const std::vector<int64_t>& ranges, int64_t begin, int64_t end, const T* terms,
-                   double* sums) const {
+                   const SparseColumnSums<T>& sums) const {
     const int64_t first = x_.crow[begin];
     const T* of_X = loss == Loss::kFrobenius ? x_.values : terms - first;
     parallel_for_each(static_cast<int64_t>(ranges.size()) - 1, [&](int64_t range) {
-      with_held(vectors_, [&]<int64_t held>() {
+      with_held(sums.units(), [&]<int64_t held>() {
         add_range<held>(ranges[range], ranges[range + 1], ranges.size() == 2, begin, end, of_X,
                         sums);
       });
@@ -142,8 +147,8 @@ class SparseFactorisation {
 
   template <int64_t held>
   void add_range(int64_t low, int64_t high, bool is_all, int64_t begin, int64_t end, const T* terms,
-                 double* sums) const {
-    const Scratch<double> w(sums_stride_);
+                 const SparseColumnSums<T>& sums) const {
+    const Scratch<T> w(sums.units() * Unit<T>::kLanes);
     w.fill(0);
     for (int64_t row = begin; row < end; ++row) {
       const Index *from = x_.col + x_.crow[row], *to = x_.col + x_.crow[row + 1];
@@ -152,13 +157,13 @@ class SparseFactorisation {
         to = std::lower_bound(from, to, static_cast<Index>(high));
       }
       if (from == to) continue;
-      for (int64_t r = 0; r < k_; ++r) w.data()[r] = static_cast<double>(W_[row * k_ + r]);
-      add_to_columns<held>(terms + (from - x_.col), from, to - from, w.data(), vectors_, sums);
+      std::copy_n(W_ + row * k_, k_, w.data());
+      sums.template add<held>(terms + (from - x_.col), from, to - from, w.data());
     }
   }
 
   // Updates H from its sums, which become zero, unless `update` is null; and sums it.
-  void update_columns(const Update* update, double* sums) {
+  void update_columns(const Update* update, const SparseColumnSums<T>* sums) {
     constexpr int64_t kWidth = kColumns<T>;
     const int64_t n_features = x_.shape.n_features, n_tiles = blocks_of(n_features, kWidth);
     const int64_t size = statistics_size<loss>(k_);
@@ -175,10 +180,7 @@ class SparseFactorisation {
         H_.read(column, columns, block.data(), kWidth);
         if (update != nullptr) {
           numerator.fill(0);
-          for (int64_t c = 0; c < columns; ++c)
-            for (int64_t r = 0; r < k_; ++r)
-              numerator.data()[r * kWidth + c] = sums[(column + c) * sums_stride_ + r];
-          std::fill_n(sums + column * sums_stride_, columns * sums_stride_, 0.0);
+          sums->take(column, columns, numerator.data(), kWidth);
           update_block<loss, kWidth>(block.data(), {numerator.data(), nullptr, statistics_.data()},
                                      *update, k_, work.data());
           H_.write(column, columns, block.data(), kWidth);
@@ -232,14 +234,20 @@ class SparseFactorisation {
     return most;
   }
 
+  Scratch<int64_t> column_counts() const {
+    Scratch<int64_t> counts(x_.shape.n_features);
+    counts.fill(0);
+    for (int64_t p = 0; p < x_.shape.n_nonzeros; ++p) ++counts.data()[x_.col[p]];
+    return counts;
+  }
+
   // Columns cut into one range a thread, of as many non-zeros.
-  std::vector<int64_t> cut_columns() const {
+  std::vector<int64_t> cut_columns(const int64_t* counts) const {
     const int64_t n_features = x_.shape.n_features, n_ranges = torch::stable::get_num_threads();
     if (n_ranges == 1) return {0, n_features};
     const Scratch<int64_t> before(n_features + 1);
-    before.fill(0);
-    for (int64_t p = 0; p < x_.shape.n_nonzeros; ++p) ++before.data()[x_.col[p] + 1];
-    std::partial_sum(before.data(), before + n_features + 1, before.data());
+    before.data()[0] = 0;
+    std::partial_sum(counts, counts + n_features, before + 1);
     return cut_by_weight(0, n_features, n_ranges,
                          [&](int64_t column) { return before.data()[column] + column; });
   }
@@ -248,7 +256,6 @@ class SparseFactorisation {
   int64_t k_;
   T* W_;
   TransposedFactor<T> H_;
-  int64_t vectors_, sums_stride_;
   Scratch<double> statistics_;  // of the factor that is not updated
 };
 

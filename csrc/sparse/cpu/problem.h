@@ -56,13 +56,11 @@ void check_csr(const SparseParams<T, Index>& p) {
     wrong.data()[task] = -1;
     const int64_t end = std::min((task + 1) * kCheckedRows, s.n_samples);
     for (int64_t row = task * kCheckedRows; row < end; ++row) {
-      int64_t before = -1;
-      bool right = true;
-      for (int64_t i = p.crow[row]; i < p.crow[row + 1]; ++i) {
-        right = right && p.col[i] > before;
-        before = p.col[i];
-      }
-      if (!right || before >= s.n_features) wrong.data()[task] = row;
+      const int64_t first = p.crow[row], last = p.crow[row + 1];
+      if (first == last) continue;
+      bool right = p.col[first] >= 0 && p.col[last - 1] < s.n_features;
+      for (int64_t i = first + 1; i < last; ++i) right &= p.col[i - 1] < p.col[i];
+      if (!right) wrong.data()[task] = row;
     }
   });
   for (int64_t task = 0; task < n_tasks; ++task)

@@ -165,33 +165,107 @@ NNMF_CUDA_INLINE void form_quotients(const T* values, const Index* col, int64_t 
     V::store(terms + p, V::divide(V::load(x + p), V::max(lowest, V::load(terms + p))));
 }
 
-// sums[col[p]][...] += terms[p] * w over `count` non-zeros. `w` is padded to whole vectors, and so
-// are the rows of the sums.
-template <int64_t held, class T, class Index>
-NNMF_CUDA_INLINE void add_to_columns(const T* terms, const Index* col, int64_t count,
-                                     const double* w, int64_t vectors, double* sums) {
-  using V = Vector<double>;
-  const int64_t stride = vectors * V::kLanes;
-  if constexpr (held > 0) {
-    typename V::Lanes in_registers[held];
+// What the rows of column sums are made of: 32 bytes, so that rows are no longer than they must.
+template <class T>
+struct Unit {
+  static constexpr int64_t kLanes = 32 / int64_t{sizeof(T)};
+  typedef T Lanes __attribute__((vector_size(32)));
+
+  static NNMF_CUDA_INLINE Lanes load(const T* p) {
+    Lanes v;
+    __builtin_memcpy(&v, p, sizeof(v));
+    return v;
+  }
+  static NNMF_CUDA_INLINE void store(T* p, const Lanes& v) { __builtin_memcpy(p, &v, sizeof(v)); }
+};
+
+// Sums by columns, [n_features][units]. After kMostTerms terms those of a column go on in float64,
+// where columns of as many non-zeros have a place.
+template <class T>
+class SparseColumnSums {
+ public:
+  static constexpr int64_t kMostTerms = 256;  // a counter is a byte that goes back to zero
+
+  // `counts` [n_features]: non-zeros of each column.
+  SparseColumnSums(int64_t n_features, int64_t n_components, const int64_t* counts)
+      : k_(n_components),
+        stride_(row_stride<T>(n_components)),
+        sums_(n_features * stride_),
+        terms_(n_features),
+        place_(n_features),
+        wide_(places_of(n_features, counts) * n_components) {
+    sums_.fill(0);
+    terms_.fill(0);
+    wide_.fill(0);
+    int64_t places = 0;
+    for (int64_t c = 0; c < n_features; ++c)
+      place_.data()[c] = counts[c] >= kMostTerms ? places++ : -1;
+  }
+
+  int64_t units() const { return stride_ / Unit<T>::kLanes; }
+
+  // The sums of col[p] += terms[p] * w over `count` non-zeros. `w` is padded to whole units.
+  template <int64_t held, class Index>
+  NNMF_CUDA_INLINE void add(const T* terms, const Index* col, int64_t count, const T* w) const {
+    using U = Unit<T>;
+    typename U::Lanes in_registers[held == 0 ? 1 : held];
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < held; ++v) in_registers[v] = V::load(w + v * V::kLanes);
+    for (int64_t u = 0; u < held; ++u) in_registers[u] = U::load(w + u * U::kLanes);
     for (int64_t p = 0; p < count; ++p) {
-      const typename V::Lanes term = V::broadcast(static_cast<double>(terms[p]));
-      double* to = sums + static_cast<int64_t>(col[p]) * stride;
+      const int64_t column = col[p];
+      const typename U::Lanes term = terms[p] - typename U::Lanes{};
+      T* const to = sums_ + column * stride_;
+      if constexpr (held > 0) {
 #pragma GCC unroll 4
-      for (int64_t v = 0; v < held; ++v)
-        V::store(to + v * V::kLanes, V::load(to + v * V::kLanes) + term * in_registers[v]);
-    }
-  } else {
-    for (int64_t p = 0; p < count; ++p) {
-      const typename V::Lanes term = V::broadcast(static_cast<double>(terms[p]));
-      double* to = sums + static_cast<int64_t>(col[p]) * stride;
-      for (int64_t c = 0; c < stride; c += V::kLanes)
-        V::store(to + c, V::load(to + c) + term * V::load(w + c));
+        for (int64_t u = 0; u < held; ++u)
+          U::store(to + u * U::kLanes, U::load(to + u * U::kLanes) + term * in_registers[u]);
+      } else {
+        for (int64_t c = 0; c < stride_; c += U::kLanes)
+          U::store(to + c, U::load(to + c) + term * U::load(w + c));
+      }
+      if (++terms_.data()[column] == 0) widen(column);
     }
   }
-}
+
+  // to[r * width + c] = the sums of `columns` columns from `column` on, which become zero.
+  void take(int64_t column, int64_t columns, double* to, int64_t width) const {
+    for (int64_t c = 0; c < columns; ++c) {
+      T* const sums = sums_ + (column + c) * stride_;
+      const int64_t place = place_.data()[column + c];
+      for (int64_t r = 0; r < k_; ++r) to[r * width + c] = static_cast<double>(sums[r]);
+      std::fill_n(sums, stride_, T{0});
+      terms_.data()[column + c] = 0;
+      if (place < 0) continue;
+      double* const wide = wide_ + place * k_;
+      for (int64_t r = 0; r < k_; ++r) to[r * width + c] += wide[r];
+      std::fill_n(wide, k_, 0.0);
+    }
+  }
+
+  void release() {
+    sums_.release();
+    wide_.release();
+  }
+
+ private:
+  static int64_t places_of(int64_t n_features, const int64_t* counts) {
+    return std::count_if(counts, counts + n_features,
+                         [](int64_t count) { return count >= kMostTerms; });
+  }
+
+  [[gnu::noinline]] void widen(int64_t column) const {
+    T* const sums = sums_ + column * stride_;
+    double* const wide = wide_ + place_.data()[column] * k_;
+    for (int64_t r = 0; r < k_; ++r) wide[r] += static_cast<double>(sums[r]);
+    std::fill_n(sums, stride_, T{0});
+  }
+
+  int64_t k_, stride_;
+  Scratch<T> sums_;
+  Scratch<uint8_t> terms_;  // since a column's sums were widened
+  Scratch<int64_t> place_;  // in `wide`, or -1
+  Scratch<double> wide_;
+};
 
 }  // namespace
 }  // namespace NNMF_CUDA_ISA
