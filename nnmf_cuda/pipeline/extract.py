@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -54,8 +54,28 @@ def computed_batches(
     when the batch after it is on its way; there are never more than two batches on the device.
     Elsewhere a result is computed when it is asked for. `compute` maps images (n, height, width) on
     `device` to a tensor (n, n_columns) there; it is called without gradients, on the stream that is
-    current when the first batch is asked for, and not at all for a batch without images.
+    current when the first batch is asked for, and not at all for a batch without images. Raises
+    ValueError, with the name of the image, for a result that is not finite.
     """
+    with closing(_computed(batches, compute, device, n_columns, dtype)) as computed:
+        for batch, result in computed:
+            finite = np.isfinite(result).all(axis=1)
+            if not finite.all():
+                name = str(batch.files[int(np.argmin(finite))])
+                raise ValueError(
+                    f"what the model makes of {name!r} is not finite: its weights are damaged, or"
+                    " far from any that training finds; run the experiment again"
+                )
+            yield batch, result
+
+
+def _computed(
+    batches: Iterable[ImageBatch],
+    compute: Compute,
+    device: torch.device,
+    n_columns: int,
+    dtype: torch.dtype,
+) -> Generator[Result]:
     if device.type == "cuda":
         yield from pipelined(batches, compute, Streams(device), n_columns, dtype)
         return

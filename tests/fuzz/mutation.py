@@ -287,7 +287,7 @@ def damage_folder(rng: random.Random, path: Path) -> str:
         case 5:
             path.unlink()
             return "nothing"
-        case 6:
+        case 6 if not (path.parent / "below").exists():
             (path.parent / "below").symlink_to(path.parent)
             return "a loop of folders"
         case _:

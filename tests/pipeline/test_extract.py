@@ -259,6 +259,21 @@ def test_extract_computes_nothing_after_an_unreadable_image(
     assert asked == [2, 2]
 
 
+def test_features_that_are_no_numbers_are_refused(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = FeatureExtractor(torch.rand(2, 4), torch.arange(2), image_shape=(2, 2))
+
+    def coefficients(images: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(images), 2), 3e38) * 2
+
+    monkeypatch.setattr(extractor, "coefficients", coefficients)
+    files = sorted(map(str, image_folder.glob("*.png")))
+    with pytest.raises(ValueError, match="slice_0.png' is not finite: its weights are damaged"):
+        extract_to_file(files, extractor, tmp_path / "f.npy")
+    assert not (tmp_path / "f.npy").exists()
+
+
 def test_extract_with_no_readable_image_writes_nothing(
     small_run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
