@@ -303,7 +303,8 @@ class NNMF(
             `warm_start` have no influence.
         mask : array-like or Tensor of shape (n_samples, n_features), optional
             bool: entries where it is False are left out, as missing ones are. Kernels read it as
-            bits. Every column needs an entry that counts; a row without one gets a W of 0.
+            bits. Every column needs an entry that counts, unless ``update_H=False``; a row without
+            one gets a W of 0.
         weights : array-like or Tensor of shape (n_samples, n_features) or (n_samples,), optional
             How much each entry, or each sample, counts, >= 0: what is minimised is the sum of
             weight times divergence. 0 leaves an entry out; weights of 0 and 1 alone are a mask.
@@ -461,7 +462,8 @@ class NNMF(
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
-        check_columns(X)
+        if update_H:
+            check_columns(X)
         given = {"W": W, "H": H, "update_H": bool(update_H)}
         graph = self._graph_for(X, y)
         given["graph"] = None if graph is None else graph.digest()
