@@ -102,14 +102,14 @@ class NNMF(
     warm_start : bool, default=False
         Whether `fit` starts from the fitted `components_`, and from `W_` where X has as many rows
         (else from the W of `fresh_restarts_max_iter` updates), instead of `init`; not where W or H
-        is given. Entries that are zero stay so, except with ``solver="hals"``.
+        is given. Entries that are zero stay so, except with "hals", "semi-hals" and in H of "semi".
     transform_solver : {"nnls", "mu", "same"}, default="nnls"
         How `transform` finds the W of new rows: "nnls" is exact non-negative least squares,
         whatever `beta_loss`, without regularisation; "mu" minimises the regularised `beta_loss`
         by multiplicative updates with H fixed; "same" minimises what `fit` minimises: as "mu", but
         exactly for ``beta_loss="frobenius"``, where that is a least-squares problem. Each row's
-        result is its own in all cases: it does not depend on the rows beside it (beyond float64
-        rounding, for "same" with that loss and a penalty).
+        result is its own in all cases: it does not depend on the rows beside it (beyond rounding,
+        for "same" with that loss and a penalty, and for "mu" of Semi-NMF).
     transform_max_iter : int, default=200
         Number of updates of ``transform_solver="mu"`` and "same", all executed.
     forget_factor : float, default=0.7
