@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,13 +187,9 @@ class CnmfRun:
         """
         import yaml  # type: ignore[import-untyped]
 
-        ks = sorted({int(k) for k in np.atleast_1d(np.asarray(components))})
-        for name, value, low in (
-            ("each of components", ks[0], 1),
-            ("n_iter", n_iter, 1),
-            ("num_highvar_genes", num_highvar_genes, 1),
-        ):
-            check_integer(name, value, low=low)
+        ks = _ascending(components)
+        check_integer("n_iter", n_iter, low=1)
+        check_integer("num_highvar_genes", num_highvar_genes, low=1)
         parameters = {
             "alpha_W": alpha_usage,
             "alpha_H": alpha_spectra,
@@ -207,6 +203,7 @@ class CnmfRun:
         for k in ks:
             self._model(k, parameters)._check_parameters()
         read = read_counts(Path(counts), dense=densify)
+        _check_counts(read)
         in_tpm = per_million(read.X) if tpm is None else read_counts(Path(tpm), dense=densify).X
         if in_tpm.shape != read.X.shape:
             raise ValueError(
@@ -513,7 +510,7 @@ class CnmfRun:
         prepared = sorted({one.k for one in self._replicates()})
         if components is None:
             return prepared
-        ks = sorted({int(k) for k in np.atleast_1d(components)})
+        ks = _ascending(components)
         unknown = [k for k in ks if k not in prepared]
         if unknown:
             raise ValueError(
@@ -542,6 +539,33 @@ class CnmfRun:
         if not path.exists():
             raise FileNotFoundError(f"{path} is not there: `prepare` writes it")
         return read_h5ad(path)
+
+
+def _ascending(components: Any) -> list[int]:
+    """Return the numbers of components that a user asks for, each once."""
+    ks = [components] if np.ndim(components) == 0 else components
+    if isinstance(components, Iterable) and not isinstance(components, str | np.ndarray):
+        ks = list(components)
+    if len(ks) == 0:
+        raise ValueError("components is empty; give numbers of components, such as range(5, 10)")
+    for k in ks:
+        check_integer("each of components", k, low=1)
+    return sorted({int(k) for k in ks})
+
+
+def _check_counts(counts: Annotated) -> None:
+    """Raise for counts of which no genes can be chosen by name and variance."""
+    names, times = np.unique(counts.genes, return_counts=True)
+    if (times > 1).any():
+        raise ValueError(
+            f"{(times > 1).sum()} names of genes stand in the counts more than once, the first is "
+            f"{str(names[times > 1][0])!r}: make them unique, as AnnData.var_names_make_unique does"
+        )
+    if len(counts.cells) < 2 or counts.X.max() <= 0:
+        raise ValueError(
+            f"counts of {len(counts.cells)} cells, up to {counts.X.max():g}, have no genes that "
+            "vary: give counts >= 0 of at least 2 cells"
+        )
 
 
 def _save(path: Path, draw: Callable[[Figure], object]) -> None:

@@ -327,6 +327,8 @@ class ConsensusNNMF(
         totals = self.usages_.sum(1, keepdims=True)
         shares = self.usages_ / np.where(totals == 0, 1, totals)
         reader = copy(self)  # reading X sets what an estimator was fitted with
+        # Across, spectra stand where usages stood, with their own penalty.
+        reader.alpha_W, reader.alpha_H = self._alpha_H, self.alpha_W
         across = _transposed(X)
         matrix = reader._read_training(across)
         return like_input(reader._usages(reader._problem(matrix), shares.T).mT, X)

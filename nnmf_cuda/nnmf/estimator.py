@@ -102,14 +102,14 @@ class NNMF(
     warm_start : bool, default=False
         Whether `fit` starts from the fitted `components_`, and from `W_` where X has as many rows
         (else from the W of `fresh_restarts_max_iter` updates), instead of `init`; not where W or H
-        is given. Entries that are zero stay so, except with ``solver="hals"``.
+        is given. Entries that are zero stay so, except with "hals", "semi-hals" and in H of "semi".
     transform_solver : {"nnls", "mu", "same"}, default="nnls"
         How `transform` finds the W of new rows: "nnls" is exact non-negative least squares,
         whatever `beta_loss`, without regularisation; "mu" minimises the regularised `beta_loss`
         by multiplicative updates with H fixed; "same" minimises what `fit` minimises: as "mu", but
         exactly for ``beta_loss="frobenius"``, where that is a least-squares problem. Each row's
-        result is its own in all cases: it does not depend on the rows beside it (beyond float64
-        rounding, for "same" with that loss and a penalty).
+        result is its own in all cases: it does not depend on the rows beside it (beyond rounding,
+        for "same" with that loss and a penalty, and for "mu" of Semi-NMF).
     transform_max_iter : int, default=200
         Number of updates of ``transform_solver="mu"`` and "same", all executed.
     forget_factor : float, default=0.7
@@ -303,7 +303,8 @@ class NNMF(
             `warm_start` have no influence.
         mask : array-like or Tensor of shape (n_samples, n_features), optional
             bool: entries where it is False are left out, as missing ones are. Kernels read it as
-            bits. Every column needs an entry that counts; a row without one gets a W of 0.
+            bits. Every column needs an entry that counts, unless ``update_H=False``; a row without
+            one gets a W of 0.
         weights : array-like or Tensor of shape (n_samples, n_features) or (n_samples,), optional
             How much each entry, or each sample, counts, >= 0: what is minimised is the sum of
             weight times divergence. 0 leaves an entry out; weights of 0 and 1 alone are a mask.
@@ -461,7 +462,8 @@ class NNMF(
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
-        check_columns(X)
+        if update_H:
+            check_columns(X)
         given = {"W": W, "H": H, "update_H": bool(update_H)}
         graph = self._graph_for(X, y)
         given["graph"] = None if graph is None else graph.digest()

@@ -149,6 +149,8 @@ class Graph:
                 f"y has shape {labels.shape}, but graph='labels' needs one label for each of the "
                 f"{n_samples} samples of X, {UNLABELLED} where there is none"
             )
+        if labels.dtype.kind == "f" and np.isnan(labels).any():
+            raise ValueError(f"y contains NaN; the label of a sample without one is {UNLABELLED}")
         known = np.flatnonzero(labels != UNLABELLED)
         names, classes, sizes = np.unique(labels[known], return_inverse=True, return_counts=True)
         member = scipy.sparse.csr_array(
@@ -217,7 +219,9 @@ def _as_csr(matrix: Any) -> scipy.sparse.csr_array:
                 f"weights between samples, got {matrix!r:.80}"
             )
     csr = scipy.sparse.csr_array(matrix, dtype=np.float64)
-    csr.sum_duplicates()
+    if not csr.has_canonical_format:  # its arrays may be the user's
+        csr = csr.copy()
+        csr.sum_duplicates()
     return csr
 
 
@@ -233,6 +237,8 @@ def _of_tensor(X: Tensor) -> Any:
 def _as_tensor(matrix: scipy.sparse.csr_array, device: torch.device) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        # Nothing here writes to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.sparse_csr_tensor(
             torch.from_numpy(matrix.indptr.astype(np.int64)),
             torch.from_numpy(matrix.indices.astype(np.int64)),

@@ -65,8 +65,14 @@ def resolve_device(device: Any, X: Any) -> torch.device:
 def check_matrix(X: Any, owner: str) -> None:
     """Raise for what scikit-learn does not check, in words of the estimator class `owner`.
 
-    That is an array of images, and of tensors all but real matrices, dense or in CSR.
+    That is an array of images, NumPy's masked arrays, of which it reads the data alone, and of
+    tensors all but real matrices, dense or in CSR.
     """
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        raise TypeError(
+            f"X is a masked array, of which {owner} would not see the mask: fill the entries in, "
+            "or give NNMF X.data with mask=~np.ma.getmaskarray(X)"
+        )
     if getattr(X, "ndim", 2) > 2:
         raise ValueError(
             f"X has shape {tuple(X.shape)}, but {owner} takes one sample a row; flatten images "

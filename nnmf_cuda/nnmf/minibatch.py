@@ -10,7 +10,7 @@ from torch import Tensor
 from nnmf_cuda.nnmf.matrix import Matrix, row_slices
 from nnmf_cuda.nnmf.projection import updated_W
 from nnmf_cuda.nnmf.solvers import Objective, Problem
-from nnmf_cuda.reference.nnmf import CLAMP, EPSILON, mm_exponent
+from nnmf_cuda.reference.nnmf import CLAMP, mm_exponent
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ def minibatch_step(
 ) -> tuple[Tensor, Statistics]:
     """Find the W of the rows X by `n_iter` updates, then update H from all that is remembered.
 
-    The steps are those of :meth:`sklearn.decomposition.MiniBatchNMF.partial_fit`. The numerators
+    The steps are those of :meth:`sklearn.decomposition.MiniBatchNMF.partial_fit`, except where the
+    rows say nothing of H, having no share of a component or nothing that counts in a column: there
+    H stays, which scikit-learn lowers by numbers that do not have the units of X. The numerators
     of the update of H are not computed again: they are what `ops.nnmf_mu` has multiplied H by,
     times denominators that do not need X.
     """
@@ -38,7 +40,11 @@ def minibatch_step(
         forget_factor * past.numerator + updated ** (1 / gamma) * denominator,
         forget_factor * past.denominator + denominator,
     )
-    moved = (statistics.numerator / statistics.denominator) ** gamma
+    # Of less the quotient would be that of two roundings; NaN is the caller's to report.
+    limits = torch.finfo(H.dtype)
+    unknown = statistics.denominator < limits.tiny / limits.eps
+    quotient = statistics.numerator / statistics.denominator.masked_fill(unknown, 1)
+    moved = torch.where(unknown, H, quotient**gamma)
     if beta_loss <= 1:
         moved = moved.masked_fill(moved < CLAMP, 0)
     return torch.cat((H[: problem.n_fixed], moved[problem.n_fixed :])), statistics
@@ -68,20 +74,18 @@ def statistics_of_fit(W: Tensor, H: Tensor, objective: Objective) -> Statistics:
 def _denominator(W: Tensor, H: Tensor, objective: Objective, X: Matrix | None = None) -> Tensor:
     """Return the denominators (k, f) of the update of H, as `ops.nnmf_mu` has them.
 
-    With the weights of X, where it has some.
+    With the weights of X, where it has some. They are 0 where the rows say nothing of H.
     """
     beta_loss, penalty = objective.beta_loss, objective.penalty
     if X is not None and X.weights_of(slice(0, 0), H.dtype) is not None:
         total = _weighted_denominator(W, H, objective, X)
     elif beta_loss == 1:
-        sums = W.sum(0)
-        total = sums.masked_fill(sums == 0, 1).unsqueeze(1).expand_as(H)
+        total = W.sum(0).unsqueeze(1).expand_as(H)
     elif beta_loss == 2:
         total = (W.mT @ W) @ H
     else:
         total = _power_denominator(W, H, objective)
-    total = total + penalty.l1_reg_H + penalty.l2_reg_H * H
-    return total.masked_fill(total == 0, EPSILON)
+    return total + penalty.l1_reg_H + penalty.l2_reg_H * H
 
 
 def _power_denominator(W: Tensor, H: Tensor, objective: Objective) -> Tensor:

@@ -30,6 +30,11 @@ def solve_W(problem: Problem, H: Tensor, *, solver: str, n_iter: int) -> Tensor:
 
 def updated_W(problem: Problem, H: Tensor, *, n_iter: int) -> Tensor:
     """Run `n_iter` multiplicative updates of W from `constant_W`; H (k, f) is fixed."""
+    if not problem.objective.signed and bool((H < 0).any()):
+        raise ValueError(
+            "components_ has entries below 0, as of a fit with solver='semi': multiplicative "
+            "updates for X >= 0 would go astray; set the solver back, or fit anew"
+        )
     start = constant_W(problem.X, H, signed=problem.objective.signed)
     return problem.updated(start, H, n_iter, update_H=False)[0]
 

@@ -119,6 +119,11 @@ class RankSelectionMixin(ParametersMixin):
                 f"of solver={self.solver!r}, of any sign, do not have; compare fits by "
                 "reconstruction_err_"
             )
+        if isinstance(self.graph, str) and self.graph == "labels":
+            raise ValueError(
+                "select_rank is given no labels, of which graph='labels' would be made; give the "
+                "graph as a matrix, or use graph=None"
+            )
         if max_samples is not None:
             check_integer("max_samples", max_samples, low=2)
         # A copy, because reading X sets what an estimator was fitted with: features and units.

@@ -64,6 +64,8 @@ def least_squares_H(
     it was, and the objective cannot rise. Sums are float64: float32 would lose what columns of W
     that are nearly alike differ by.
     """
+    if n_fixed == H.shape[1]:
+        return H
     wide, free = W.double(), H[:, n_fixed:].double()
     chosen = wide[:, :, n_fixed:]
     cross = X.transposed_products(chosen).mT

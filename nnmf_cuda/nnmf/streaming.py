@@ -75,7 +75,8 @@ class StreamMixin(ParametersMixin):
         H : array-like or Tensor of shape (n_components, n_features)
             The start of ``init="custom"``, used by the first call.
         mask, weights : array-like or Tensor
-            As for `fit`. The rows of a fit before count with all their entries.
+            As for `fit`, but that of some columns nothing may count: of those the mini-batch tells
+            nothing. The rows of a fit before count with all their entries.
         """
         reset = not hasattr(self, "components_")
         matrix = self._read_training(X, reset=reset, mask=mask, weights=weights)

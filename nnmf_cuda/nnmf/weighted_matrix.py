@@ -201,7 +201,8 @@ def weighted_matrix(tensor: Tensor, told: Told) -> Dense:
     mask = None if told.mask is None else _mask(told.mask, shape, device)
     if told.missing_values is not None:
         nan = math.isnan(told.missing_values)
-        found = ~tensor.isnan() if nan else tensor != told.missing_values
+        # As a float: an integer would be brought into the range of pixels, -1 to 255.
+        found = ~tensor.isnan() if nan else tensor != float(told.missing_values)
         mask = found if mask is None else mask & found
     dtype = torch.float32 if tensor.dtype == torch.uint8 else tensor.dtype
     weights = None if told.weights is None else _weights(told.weights, shape, device, dtype)
@@ -260,7 +261,11 @@ def _weights(
             f"weights must have X's shape {shape}, or {shape[:1]} for one weight a sample, got "
             f"{tuple(tensor.shape)}"
         )
-    if not bool(torch.isfinite(tensor).all()) or bool((tensor < 0).any()):
-        raise ValueError("weights must be finite and >= 0; 0 leaves an entry out")
     tensor = tensor.to(device, dtype)
+    if not bool(torch.isfinite(tensor).all()) or bool((tensor < 0).any()):
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"weights must be finite and >= 0, in the type of the factors, {kind}; 0 leaves an "
+            "entry out"
+        )
     return tensor if tensor.ndim == 2 else tensor[:, None].expand(shape)

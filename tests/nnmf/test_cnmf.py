@@ -155,6 +155,39 @@ def test_what_cannot_be_prepared_is_named(counts, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "components", [{3, 2}, iter([2, 3]), np.array([3, 2, 2]), [np.int64(2), 3]]
+)
+def test_numbers_of_components_come_in_any_collection(counts, tmp_path, components):
+    counts.to_csv(tmp_path / "counts.txt", sep="\t")
+    run = CnmfRun(tmp_path, "run")
+    run.prepare(tmp_path / "counts.txt", components, 2)
+    assert run.prepared_ks() == [2, 3]
+    assert run.prepared_ks(np.int64(3)) == [3]
+
+
+@pytest.mark.parametrize("components", [2.7, [2, 2.7], "23", True])
+def test_what_is_no_number_of_components_is_not_rounded_to_one(tmp_path, components):
+    with pytest.raises(TypeError, match="each of components must be an integer >= 1, got"):
+        CnmfRun(tmp_path).prepare(tmp_path / "counts.txt", components)
+    with pytest.raises(ValueError, match="components is empty"):
+        CnmfRun(tmp_path).prepare(tmp_path / "counts.txt", [])
+
+
+def test_counts_of_which_no_genes_can_be_chosen_are_named(counts, tmp_path):
+    path = tmp_path / "counts.txt"
+    twice = counts.rename(columns={counts.columns[5]: counts.columns[3]})
+    for wrong, message in (
+        (twice, f"1 names of genes stand .* more than once, the first is '{counts.columns[3]}'"),
+        (0 * counts, f"counts of {len(counts)} cells, up to 0, have no genes that vary"),
+        (counts[:1], "counts of 1 cells, up to .* at least 2 cells"),
+    ):
+        wrong.to_csv(path, sep="\t")
+        for densify in (False, True):
+            with pytest.raises(ValueError, match=message):
+                CnmfRun(tmp_path).prepare(path, 2, 2, densify=densify)
+
+
 # --- factorize and combine ------------------------------------------------------------------------
 
 

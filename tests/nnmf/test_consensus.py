@@ -188,6 +188,22 @@ def test_spectra_of_other_features_are_least_squares_on_the_usages(counts, fitte
         fitted.refit_spectra(kind(X[:7]))
 
 
+@pytest.mark.parametrize(("alpha_W", "alpha_H"), [(0.0, 0.5), (0.01, 0.0), (0.01, "same")])
+def test_refitted_spectra_have_the_penalty_of_spectra(counts, alpha_W, alpha_H):
+    model = ConsensusNNMF(3, n_init=4, random_state=0, density_threshold=2)
+    model.set_params(alpha_W=alpha_W, alpha_H=alpha_H, l1_ratio=0.5)
+    model.fit(counts)
+    totals = model.usages_.sum(1, keepdims=True)
+    shares = model.usages_ / np.where(totals == 0, 1, totals)
+    penalty = len(counts) * (alpha_W if alpha_H == "same" else alpha_H) / 2  # of either kind
+    gram = shares.T @ shares + penalty * np.eye(3)
+    root = np.linalg.cholesky(gram).T
+    cross = np.linalg.solve(root.T, shares.T @ counts - penalty)
+    expected = np.stack([nnls(root, column)[0] for column in cross.T], axis=1)
+    np.testing.assert_allclose(model.refit_spectra(counts), expected, rtol=1e-6, atol=1e-9)
+    assert (model.alpha_W, model.alpha_H) == (alpha_W, alpha_H)
+
+
 def test_spectra_come_in_the_order_of_their_use(fitted):
     shares = (fitted.usages_ / fitted.usages_.sum(1, keepdims=True)).sum(0)
     assert (np.diff(shares) <= 0).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -303,3 +305,23 @@ def test_what_is_held_and_what_is_zero_stay(rng, beta_loss):
     W2, H2 = updated(*tensors, A, 0.5, beta_loss, 4, PENALTIES[0], update_H=False)
     assert torch.equal(H2, tensors[2])
     assert not torch.equal(W2, tensors[1])
+
+
+def test_nan_is_no_label():
+    with pytest.raises(ValueError, match="y contains NaN; the label of a sample without one is -1"):
+        Graph.of_labels(np.array([0.0, 0.0, np.nan, np.nan]), 4, 1.0, CPU)
+
+
+def test_a_graph_is_left_as_it_is():
+    # Columns out of order, and one entry in two parts.
+    parts = np.array([1.0, 0.5, 0.5, 1.0, 1.0]), np.array([2, 1, 1, 0, 0]), np.array([0, 3, 4, 5])
+    for part in parts:
+        part.flags.writeable = False
+    given = scipy.sparse.csr_array(parts, shape=(3, 3))
+    ordered = scipy.sparse.csr_array(given.toarray())
+    ordered.data.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graphs = [Graph.of_matrix(matrix, 3, 1.0, CPU) for matrix in (given, ordered)]
+    assert graphs[0].digest() == graphs[1].digest()
+    np.testing.assert_array_equal(given.indices, [2, 1, 1, 0, 0])

@@ -242,3 +242,8 @@ def test_sparse_data_are_fitted_as_dense_ones(rng, X, dtype, graph, solver, beta
     np.testing.assert_allclose(got.objective_history_, want.objective_history_, rtol=tolerance)
     size = want.components_.max()
     np.testing.assert_allclose(got.components_, want.components_, atol=tolerance * size)
+
+
+def test_ranks_cannot_be_compared_under_labels(X):
+    with pytest.raises(ValueError, match="select_rank is given no labels, of which graph='labels'"):
+        regularised(graph="labels").select_rank(X, [2, 3], n_init=2)

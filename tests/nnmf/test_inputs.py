@@ -113,6 +113,15 @@ def test_nnmf_rejects_other_sparse_layouts_with_the_remedy(X, layout):
         NNMF(3).fit(getattr(torch.from_numpy(X), layout)())
 
 
+def test_nnmf_does_not_lose_the_mask_of_a_masked_array(X):
+    hidden = np.ma.array(X, mask=np.arange(X.size).reshape(X.shape) % 7 == 0)
+    for call in (NNMF().fit, NNMF().partial_fit, NNMF(3).fit(X).transform):
+        with pytest.raises(TypeError, match=r"NNMF would not see .* mask=~np\.ma\.getmaskarray"):
+            call(hidden)
+    NNMF(3).fit(hidden.data, mask=~np.ma.getmaskarray(hidden))
+    NNMF(3).fit(np.ma.array(X))  # of which nothing is masked
+
+
 def test_nnmf_rejects_complex_tensors(X):
     with pytest.raises(ValueError, match="Complex data not supported"):
         NNMF(3).fit(torch.from_numpy(X).to(torch.complex64))

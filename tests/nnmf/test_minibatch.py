@@ -245,3 +245,31 @@ def test_partial_fit_refuses_a_parameter_that_its_memory_does_not_fit(X, H, name
     model = streamed(X, H)
     with pytest.raises(ValueError, match=f"{name}=.* has changed .* since the stream began"):
         model.set_params(**{name: value}).partial_fit(X)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("forget_factor", [0.0, 0.7])
+@pytest.mark.parametrize("beta_loss", [0.5, 1, 1.5, 2])
+def test_a_component_without_a_share_in_a_mini_batch_stays(rng, beta_loss, forget_factor, unit):
+    H = np.kron(np.eye(2), np.ones(6))
+    X = unit * rng.gamma(1, size=(40, 2)) @ H
+    only_first = X * (np.arange(12) < 6)
+    options = {"init": "custom", "beta_loss": beta_loss, "forget_factor": forget_factor}
+    model = NNMF(2, **options).partial_fit(X[:20], H=np.sqrt(unit) * H)
+    before = model.components_[1].copy()
+    for _ in range(3):
+        model.partial_fit(only_first[20:])
+    np.testing.assert_allclose(model.components_[1], before, rtol=1e-12)
+
+
+def test_a_memory_that_has_faded_tells_a_component_nothing(rng):
+    H = np.kron(np.eye(2), np.ones(6))
+    X = (rng.gamma(1, size=(40, 2)) @ H).astype(np.float32)
+    only_first = X * (np.arange(12) < 6)
+    model = NNMF(2, init="custom", forget_factor=1e-5).partial_fit(X, H=H)
+    before = model.components_[1].copy()
+    for _ in range(12):  # float32 ends at 1e-45
+        model.partial_fit(only_first)
+    np.testing.assert_allclose(model.components_[1], before, rtol=1e-5)
+    model.partial_fit(2 * X)
+    assert np.isfinite(model.components_).all()

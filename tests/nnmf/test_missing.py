@@ -94,6 +94,14 @@ def test_what_is_missing_in_pixels_does_not_matter() -> None:
     np.testing.assert_array_equal(one.transform(X, mask=mask), other.transform(X, mask=mask))
 
 
+@pytest.mark.parametrize(("number", "missing"), [(-1, []), (300, []), (0.5, []), (255, [0])])
+def test_a_number_that_is_no_pixel_stands_for_none(number: float, missing: list[int]) -> None:
+    X = np.full((6, 8), 100, dtype=np.uint8)
+    X[0], X[1] = 255, 44  # what bytes would make of -1 and 300
+    nnmf = model(missing_values=number).fit(X)
+    np.testing.assert_array_equal(np.flatnonzero((nnmf.W_ == 0).all(1)), missing)
+
+
 def test_a_number_may_stand_for_what_is_missing() -> None:
     X = planted()[0]
     mask = with_holes(X)
@@ -219,6 +227,23 @@ def test_nothing_leaks_into_a_stream() -> None:
     assert np.isfinite(one.components_).all()
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("forget_factor", [0.0, 0.7])
+@pytest.mark.parametrize("beta_loss", [0.5, 1, 1.5, 2])
+def test_a_column_that_a_mini_batch_does_not_tell_of_stays(
+    beta_loss: float, forget_factor: float, unit: float
+) -> None:
+    X = unit * planted()[0]
+    stream = model(beta_loss=beta_loss, forget_factor=forget_factor).partial_fit(X[:30])
+    before = stream.components_.copy()
+    mask = np.ones((30, 40), bool)
+    mask[:, 7] = False
+    for _ in range(50):
+        stream.partial_fit(X[30:], mask=mask)
+    np.testing.assert_allclose(stream.components_[:, 7], before[:, 7], rtol=1e-10)
+    assert not np.allclose(stream.components_[:, 8], before[:, 8], rtol=1e-3)
+
+
 def test_a_sample_of_which_nothing_counts_has_no_W() -> None:
     X, _ = planted()
     mask = np.ones(X.shape, bool)
@@ -282,6 +307,8 @@ def test_errors_name_what_is_wrong_and_the_remedy() -> None:
         model().fit(X, weights=np.ones(40))
     with pytest.raises(ValueError, match="weights must be finite and >= 0"):
         model().fit(X, weights=-np.ones(60))
+    with pytest.raises(ValueError, match="weights must be finite .* in the type .* float32"):
+        model().fit(X.astype(np.float32), weights=np.full(60, 1e39))
     with pytest.raises(ValueError, match="no entry of X counts"):
         model().fit(X, weights=np.zeros(60))
     with pytest.raises(TypeError, match="mask and missing_values needs dense X"):
@@ -290,6 +317,8 @@ def test_errors_name_what_is_wrong_and_the_remedy() -> None:
     empty[:, [7, 9]] = False
     with pytest.raises(ValueError, match=r"2 column\(s\) of which no entry counts, the first is 7"):
         model().fit(X, mask=empty)
+    H = np.ones((3, 40))  # where it is held nothing is asked of the columns
+    assert model().fit(X, H=H, update_H=False, mask=empty).W_.shape == (60, 3)
     seen = hidden.copy()
     seen[np.nonzero(~np.isnan(hidden))[0][0], np.nonzero(~np.isnan(hidden))[1][0]] = np.inf
     with pytest.raises(ValueError, match="contains inf: 1 of 2400"):

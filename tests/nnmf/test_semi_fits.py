@@ -333,3 +333,20 @@ def test_sparse_data_are_fitted_as_dense_ones(rng, X, monkeypatch, dtype, solver
     assert got.components_.dtype == dtype
     rows = (model.transform(new) for model, new in ((got, data), (want, X)))
     np.testing.assert_allclose(*map(np.asarray, rows), atol=tolerance * want.W_.max())
+
+
+@pytest.mark.parametrize("solver", ["semi", "semi-hals"])
+def test_all_components_may_be_known(X, solver):
+    model = semi(n_components=2, solver=solver, fixed_components=X[:2], max_iter=300).fit(X)
+    np.testing.assert_array_equal(model.components_, X[:2])
+    expected = np.stack([nnls(X[:2].T, row)[0] for row in X])
+    np.testing.assert_allclose(model.W_, expected, atol=0.05 * expected.max())
+
+
+def test_components_of_any_sign_are_no_start_of_updates_for_positive_data(X):
+    model = semi().fit(X).set_params(solver="mu", transform_solver="mu")
+    with pytest.raises(ValueError, match="components_ has entries below 0, as of a fit with solv"):
+        model.partial_fit(abs(X))
+    with pytest.raises(ValueError, match="components_ has entries below 0, as of a fit with solv"):
+        model.transform(abs(X))
+    assert model.set_params(transform_solver="nnls").transform(abs(X)).shape == (N, K)
