@@ -32,4 +32,4 @@ def test_the_example_runs(
 
 
 def test_every_example_is_found() -> None:
-    assert len(EXAMPLES) == README.read_text(encoding="utf-8").count("```python") == 7
+    assert len(EXAMPLES) == README.read_text(encoding="utf-8").count("```python") == 8

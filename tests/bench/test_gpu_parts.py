@@ -434,11 +434,11 @@ def test_a_missing_sanitizer_is_left_out(monkeypatch, tmp_path):
 
 
 def test_every_op_is_called_under_the_sanitizer(capsys):
-    assert sanitize.run_calls("cpu", 12) == 0
+    assert sanitize.run_calls("cpu", 18) == 0
     printed = capsys.readouterr().out
-    for op in ("nnmf_mu", "nnmf_divergence", "nnls", "nnls_backward", "project", "philox_normal"):
+    for op in ("nnmf_mu", "nnmf_sparse_mu", "nnmf_weighted_mu", "nnls", "project", "philox_normal"):
         assert f" {op} " in printed
-    assert "12 calls, 0 with results that are not finite" in printed
+    assert "18 calls, 0 with results that are not finite" in printed
 
 
 def test_what_is_not_finite_is_named(monkeypatch, capsys):
