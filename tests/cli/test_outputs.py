@@ -232,15 +232,19 @@ def test_a_signal_leaves_nothing(
     reached, reach = os.pipe()
 
     def stages(*given: object, **settings: object) -> object:
-        os.write(
-            reach, b"x"
-        )  # not before: on a busy machine it takes long until a signal is heeded
+        # Not before: on a busy machine it takes long until a signal is heeded.
+        os.write(reach, b"x")
         return run_stages(*given, **settings)  # type: ignore[arg-type]
 
     command = ["run", f"--data={small_npz}", f"--out={out}", *SMALL, "--classifier.epochs=100000"]
+
+    def run() -> int:
+        signal.signal(number, signal.SIG_DFL)  # whoever started the tests may have it ignored
+        return main(command)
+
     with monkeypatch.context() as told:
         told.setattr("nnmf_cuda.run.experiment.run_stages", stages)
-        process = fork(lambda: main(command), said=said)
+        process = fork(run, said=said)
     os.close(reach)
     assert os.read(reached, 1) == b"x", said.read_text()
     os.close(reached)
