@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
   task.products[at.row] = products;
 }
 
-// divergence = terms + unit * (left . right - products); one thread.
+// divergence = terms + unit * (left . right - products); one warp.
 struct SparseTotal {
   const double* terms;
   const double* products;
@@ -67,9 +67,12 @@ struct SparseTotal {
 };
 
 __global__ void sparse_total_kernel(SparseTotal task) {
-  if (threadIdx.x > 0) return;
   double elsewhere = 0;
-  for (int64_t i = 0; i < task.size; ++i) elsewhere += task.left[i] * task.right[i];
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < task.size; i += kWarp)
+    elsewhere += task.left[i] * task.right[i];
+  elsewhere = sum_over_warp(elsewhere);
+  if (threadIdx.x > 0) return;
   elsewhere -= *task.products;
   if (elsewhere < 0) elsewhere = 0;  // rounding; NaN stays
   *task.divergence = *task.terms + task.unit * elsewhere;
