@@ -93,6 +93,8 @@ class SparseDivergence {
         *of_rows = memory.template get<double>(s.n_samples);
       for (double** of_factor : {&left_, &right_}) *of_factor = memory.template get<double>(sums);
       totals_ = memory.template get<double>(2);
+      parts_ = memory.template get<double>(
+          blocks_of(std::max(s.n_samples, s.n_features), kSummedRows) * std::max<int64_t>(k_, 1));
     } else {
       most_ = dense_rows<T>(s.n_samples, s.n_features);
       dense_ = memory.template get<T>(most_ * s.n_features);
@@ -127,16 +129,16 @@ class SparseDivergence {
       NNMF_CUDA_LAUNCH(
           (sparse_divergence_kernel<loss, T, Index>), grid_of(blocks), kThreads, 0, stream,
           SparseDivergenceTask<T, Index>{by_rows(problem_), W, H_, terms_, products_, k, rule});
-    launch_sum_parts(terms_, totals_, 1, s.n_samples, {1, 1, 1, 1, 1}, stream);
-    launch_sum_parts(products_, totals_ + 1, 1, s.n_samples, {1, 1, 1, 1, 1}, stream);
+    launch_sum_rows(terms_, parts_, totals_, s.n_samples, 1, stream);
+    launch_sum_rows(products_, parts_, totals_ + 1, s.n_samples, 1, stream);
     int64_t size = k_;
     if constexpr (loss == Loss::kFrobenius) {
       size *= k_;
       launch_wide_gram(W, left_, nullptr, 1, s.n_samples, k_, stream);
       launch_wide_gram(H_, right_, nullptr, 1, s.n_features, k_, stream);
     } else {
-      launch_sum_parts(W, left_, 1, s.n_samples, {1, 1, k, k, 1}, stream);
-      launch_sum_parts(H_, right_, 1, s.n_features, {1, 1, k, k, 1}, stream);
+      launch_sum_rows(W, parts_, left_, s.n_samples, k, stream);
+      launch_sum_rows(H_, parts_, right_, s.n_features, k, stream);
     }
     const double unit = loss == Loss::kFrobenius ? 0.5 : 1;
     NNMF_CUDA_LAUNCH((sparse_total_kernel), grid_of(1), kWarp, 0, stream,
@@ -174,7 +176,7 @@ class SparseDivergence {
   int64_t k_, most_ = 0;
   T *H_, *dense_ = nullptr;
   double *terms_ = nullptr, *products_ = nullptr, *left_ = nullptr, *right_ = nullptr,
-         *totals_ = nullptr;
+         *totals_ = nullptr, *parts_ = nullptr;
 };
 
 }  // namespace nnmf_cuda

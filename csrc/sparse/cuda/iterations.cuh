@@ -27,10 +27,13 @@ class SparseIterations {
     H_ = memory.template get<T>(s.n_features * k_);
     const int64_t longest = std::max(s.n_samples, updates_H ? s.n_features : 0);
     numerators_ = memory.template get<double>(longest * k_);
-    if (loss == Loss::kKullbackLeibler)
+    if (loss == Loss::kKullbackLeibler) {
       sums_ = memory.template get<double>(k_);
-    else
+      parts_ = memory.template get<double>(
+          blocks_of(std::max(s.n_samples, s.n_features), kSummedRows) * k_);
+    } else {
       denominators_ = memory.template get<double>(longest * k_);
+    }
     if (loss == Loss::kFrobenius) gram_ = memory.template get<double>(k_ * k_);
     if constexpr (kSumsDenominator) {
       const int64_t terms = std::max(dense_rows<T>(s.n_samples, s.n_features) * s.n_features,
@@ -73,7 +76,7 @@ class SparseIterations {
       launch_sparse_sums<loss>(SparseSums<T, Index>{x, own, other, numerators_, active, k, floor},
                                stream_);
       if constexpr (loss == Loss::kKullbackLeibler) {
-        launch_sum_parts(other, sums_, 1, x.depth, {1, 1, k, k, 1}, stream_);
+        launch_sum_rows(other, parts_, sums_, x.depth, k, stream_);
         denominators = nullptr;
       } else {
         launch_wide_gram(other, gram_, active, 1, x.depth, k_, stream_);
@@ -148,7 +151,8 @@ class SparseIterations {
   cudaStream_t stream_;
   SparseView<T, Index> rows_, columns_{};
   T *H_, *dense_ = nullptr, *top_ = nullptr, *bottom_ = nullptr;
-  double *numerators_, *denominators_ = nullptr, *sums_ = nullptr, *gram_ = nullptr;
+  double *numerators_, *denominators_ = nullptr, *sums_ = nullptr, *parts_ = nullptr,
+                       *gram_ = nullptr;
 };
 
 }  // namespace nnmf_cuda
