@@ -201,4 +201,21 @@ void launch_wide_gram(const T* factor, double* gram, const bool* active, int64_t
                       problems, stream);
 }
 
+// Numbers that launch_single_gram needs for one factor of any of these lengths.
+inline int64_t single_gram_parts(int64_t longest, int64_t k) {
+  return k <= kMaxComponents ? gram_chunks(1, longest) * k * k : 0;
+}
+
+// The same of one factor [length, k], by more blocks than there are tiles; parts
+// [single_gram_parts].
+template <class T>
+void launch_single_gram(const T* factor, double* parts, double* gram, int64_t length, int64_t k,
+                        cudaStream_t stream) {
+  const int columns = static_cast<int>(k);
+  if (k > kMaxComponents)
+    launch_wide_gram(factor, gram, nullptr, 1, length, k, stream);
+  else if (k > 0)
+    launch_gram(factor, parts, gram, 1, length, columns, columns, stream);
+}
+
 }  // namespace nnmf_cuda

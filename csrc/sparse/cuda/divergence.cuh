@@ -93,8 +93,10 @@ class SparseDivergence {
         *of_rows = memory.template get<double>(s.n_samples);
       for (double** of_factor : {&left_, &right_}) *of_factor = memory.template get<double>(sums);
       totals_ = memory.template get<double>(2);
+      const int64_t longest = std::max(s.n_samples, s.n_features);
+      const int64_t parts = blocks_of(longest, kSummedRows) * std::max<int64_t>(k_, 1);
       parts_ = memory.template get<double>(
-          blocks_of(std::max(s.n_samples, s.n_features), kSummedRows) * std::max<int64_t>(k_, 1));
+          std::max(parts, loss == Loss::kFrobenius ? single_gram_parts(longest, k_) : int64_t{0}));
     } else {
       most_ = dense_rows<T>(s.n_samples, s.n_features);
       dense_ = memory.template get<T>(most_ * s.n_features);
@@ -134,8 +136,8 @@ class SparseDivergence {
     int64_t size = k_;
     if constexpr (loss == Loss::kFrobenius) {
       size *= k_;
-      launch_wide_gram(W, left_, nullptr, 1, s.n_samples, k_, stream);
-      launch_wide_gram(H_, right_, nullptr, 1, s.n_features, k_, stream);
+      launch_single_gram(W, parts_, left_, s.n_samples, k_, stream);
+      launch_single_gram(H_, parts_, right_, s.n_features, k_, stream);
     } else {
       launch_sum_rows(W, parts_, left_, s.n_samples, k, stream);
       launch_sum_rows(H_, parts_, right_, s.n_features, k, stream);
