@@ -22,10 +22,11 @@ struct SparseDivergenceTask {
   TermRule<double> rule;
 };
 
-// A warp a row: W H of 32 non-zeros, then a term a lane.
+// A warp a row: W H of 32 non-zeros, some at a time, as all wait for memory; then a term a lane.
 template <Loss loss, class T, class Index>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     sparse_divergence_kernel(SparseDivergenceTask<T, Index> task) {
+  constexpr int kTogether = 4;
   const SparseRow<T, Index> at(task.x);
   if (at.row >= task.x.length) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, k = task.n_components;
@@ -35,13 +36,22 @@ __global__ void __launch_bounds__(kThreads)
     const int count = at.end - first < kWarp ? static_cast<int>(at.end - first) : kWarp;
     const int64_t place = lane < count ? static_cast<int64_t>(task.x.other[first + lane]) : 0;
     double own = 0;
-    for (int p = 0; p < count; ++p) {
-      const T* const H = task.H + __shfl_sync(kAllLanes, place, p) * k;
-      double wh = 0;
+    for (int p = 0; p < count; p += kTogether) {
+      const T* H[kTogether];
+      double wh[kTogether] = {};
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)  // lanes behind the last non-zero have place 0
+        H[i] = task.H + __shfl_sync(kAllLanes, place, p + i) * k;
       for (int c = lane; c < k; c += kWarp)
-        wh += static_cast<double>(W[c]) * static_cast<double>(H[c]);
-      for (int mask = kWarp / 2; mask > 0; mask /= 2) wh += __shfl_xor_sync(kAllLanes, wh, mask);
-      if (p == lane) own = wh;
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i)
+          wh[i] += static_cast<double>(W[c]) * static_cast<double>(H[i][c]);
+      for (int mask = kWarp / 2; mask > 0; mask /= 2)
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) wh[i] += __shfl_xor_sync(kAllLanes, wh[i], mask);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        if (p + i == lane) own = wh[i];
     }
     if (lane >= count) continue;
     const double x = static_cast<double>(task.x.values[first + lane]);
