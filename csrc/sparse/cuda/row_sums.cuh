@@ -87,7 +87,7 @@ __device__ __forceinline__ void sum_non_zeros(const SparseSums<T, Index>& task, 
 // Up to 32 components. Words of a text are as frequent as Zipf's law has it: a warp alone with the
 // longest row would keep all others waiting.
 template <Loss loss, class T, class Index>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     sparse_row_sums_kernel(SparseSums<T, Index> task, int group) {
   NNMF_CUDA_SHARED(double, parts, [kRowsOfBlock][kWarp]);
   if (task.active != nullptr && !*task.active) return;
@@ -125,7 +125,8 @@ __global__ void __launch_bounds__(kThreads)
 // Any number of components: 32 non-zeros at a time, first what they are divided by, a lane each at
 // the end, then what they add to 32 components at a time.
 template <Loss loss, class T, class Index>
-__global__ void __launch_bounds__(kThreads) sparse_long_row_sums_kernel(SparseSums<T, Index> task) {
+__global__ void __launch_bounds__(kThreads, 2)
+    sparse_long_row_sums_kernel(SparseSums<T, Index> task) {
   if (task.active != nullptr && !*task.active) return;
   const SparseRow<T, Index> at(task.x);
   if (at.row >= task.x.length) return;
