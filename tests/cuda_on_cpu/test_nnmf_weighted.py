@@ -86,6 +86,13 @@ def test_kernels_match_reference(
     assert torch.equal(got["H"][:, :n_fixed], tensors["H"][:, :n_fixed])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "f"), [(5, 1300), (1100, 6)])
+def test_blocks_share_a_long_side(kernels, dtype, n, f):
+    tensors = with_weights(problem(2, n, f, 3, dtype, shared=True), "bits", own=False)
+    check(kernels, tensors, options_of(1.0, 0.1, n_iter=1))
+
+
 @pytest.mark.parametrize("kind", ["bits", "numbers"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
 @pytest.mark.parametrize(

@@ -193,11 +193,12 @@ def test_dense_rows_in_parts_give_the_same(build: Builder, kernels, beta_loss):
 
 
 def check_mutant(build: Builder, mutation: Mutation) -> None:
-    """Several chunks of rows, rows longer than a warp, and both kinds of row sums."""
+    """Several chunks of rows, rows longer than a warp, and all kinds of row sums."""
     kernels = build("sparse.cpp", "-DFEW_KERNELS", mutation=mutation)
     for k in (6, 35):
         tensors = problem(2, 70, 300, k, torch.float32)
         check(kernels, tensors, options_of(1.0, n_iter=1))
+    check(kernels, problem(1, 12, 300, 6, torch.float32, density=2), options_of(1.0, n_iter=1))
     tensors = problem(1, 70, 300, 6, torch.float32)
     check(kernels, tensors, options_of(2.0, 0.5, n_iter=1) | {"n_inner": 1})
     check(kernels, tensors, options_of(0.5, n_iter=1))

@@ -120,13 +120,17 @@ struct Crop {
   double scale;
 };
 
+// `lacking`: parts that the last problem of the batch lacks.
 template <class T>
-__global__ void sum_parts_kernel(const T* from, double* to, int64_t parts, Crop crop, Ways ways) {
+__global__ void sum_parts_kernel(const T* from, double* to, int64_t parts, int64_t lacking,
+                                 Crop crop, Ways ways) {
   const int64_t size = crop.stored_rows * crop.padded;
   const int64_t blocks = (size + ways.columns - 1) / ways.columns;
   const int64_t b = blockIdx.x / blocks;
   const int64_t at = blockIdx.x % blocks * ways.columns + threadIdx.x % ways.columns;
-  const double sum = sum_parts(from + b * parts * size + at, parts, size, at < size, ways);
+  const bool last = blockIdx.x + blocks >= gridDim.x;
+  const double sum = sum_parts(from + b * parts * size + at, last ? parts - lacking : parts, size,
+                               at < size, ways);
   const int64_t row = at / crop.padded;
   const int column = static_cast<int>(at % crop.padded);
   if (static_cast<int>(threadIdx.x) < ways.columns && row < crop.rows && column < crop.columns)
@@ -135,14 +139,27 @@ __global__ void sum_parts_kernel(const T* from, double* to, int64_t parts, Crop 
 
 template <class T>
 void launch_sum_parts(const T* from, double* to, int64_t batch, int64_t parts, const Crop& crop,
-                      cudaStream_t stream) {
+                      cudaStream_t stream, int64_t lacking = 0) {
   // Where a block has few values, all its threads help with them.
   const int64_t size = crop.stored_rows * crop.padded;
   const Ways ways = ways_of(parts, 1, size <= kThreads / 64 ? 64 : 8);
   const int64_t blocks = batch * blocks_of(size, ways.columns);
   if (blocks > 0)
     NNMF_CUDA_LAUNCH((sum_parts_kernel<T>), grid_of(blocks), kThreads, 0, stream, from, to, parts,
-                     crop, ways);
+                     lacking, crop, ways);
+}
+
+constexpr int64_t kSummedRows = 256;  // of a matrix, by a block
+
+// sums [columns] of [rows, columns]: one block for all rows would wait for memory most of the time.
+// partial [blocks_of(rows, kSummedRows), columns].
+template <class T>
+void launch_sum_rows(const T* from, double* partial, double* sums, int64_t rows, int columns,
+                     cudaStream_t stream) {
+  const Crop crop{1, 1, columns, columns, 1};
+  const int64_t blocks = blocks_of(rows, kSummedRows);
+  launch_sum_parts(from, partial, blocks, kSummedRows, crop, stream, blocks * kSummedRows - rows);
+  launch_sum_parts(partial, sums, 1, blocks, crop, stream);
 }
 
 // Inner products of components over a chunk of rows; a thread a pair of components.

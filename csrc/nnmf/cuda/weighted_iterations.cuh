@@ -158,6 +158,9 @@ class WeightedIterations {
     bottom_ = memory.template get<T>(terms);
     numerators_ = memory.template get<double>(rows * k_);
     denominators_ = memory.template get<double>(rows * k_);
+    parts_ = memory.template get<double>(
+        std::max(wide_parts(of_W.problems * of_W.rows * k_, s.n_features),
+                 wide_parts(of_H.problems * of_H.rows * k_, s.n_samples)));
   }
 
   // n_iter iterations, from the problem's factors to W and H, which are shaped as they are.
@@ -183,7 +186,9 @@ class WeightedIterations {
 
   // The size of parts that fit into kWideBytes, though no smaller than a tile.
   Part part_of(int64_t length, int64_t depth) const {
-    const int64_t row = 2 * (depth * int64_t{sizeof(T)} + k_ * int64_t{sizeof(double)});
+    constexpr int64_t kDouble = sizeof(double);
+    const int64_t row =
+        2 * (depth * int64_t{sizeof(T)} + k_ * kDouble) + wide_parts(k_, depth) * kDouble;
     const int64_t fitting = std::max<int64_t>(kWideBytes / std::max<int64_t>(row, 1), kWideTile);
     if (fitting < length || length == 0) return {1, std::min(fitting, length)};
     return {std::min(fitting / length, std::max<int64_t>(problem_.shape.batch, 1)), length};
@@ -258,10 +263,10 @@ class WeightedIterations {
     constexpr bool kIsW = factor == Factor::kW;
     const int64_t depth = kIsW ? problem_.shape.n_features : problem_.shape.n_samples;
     const int64_t row_stride = kIsW ? depth : part.rows;
-    launch_wide_product(
+    launch_split_product(
         WideProduct<T, T, T>{from, part.rows * depth, kIsW ? row_stride : 1, kIsW ? 1 : row_stride,
                              other, depth * k_, to, active(part), part.rows, k_, depth, 1},
-        part.problems, stream);
+        parts_, part.problems, stream);
   }
 
   void multiply(const Part& part, const Update& rule, T* own, int64_t length,
@@ -308,7 +313,7 @@ class WeightedIterations {
   Weights<T> weights_;
   int64_t k_;
   T *H_, *top_, *bottom_;
-  double *numerators_, *denominators_;
+  double *numerators_, *denominators_, *parts_;
 };
 
 }  // namespace nnmf_cuda

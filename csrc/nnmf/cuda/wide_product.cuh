@@ -14,6 +14,9 @@ constexpr int kWideTile = 64;  // rows and columns of a block's tile
 constexpr int kWideStep = 16;  // how deep the tiles in shared memory are
 constexpr int kWideEach = 4;   // rows and columns of a thread
 constexpr int kWideSide = kWideTile / kWideEach;
+template <class T>
+constexpr int kWideResident = sizeof(T) == 4 ? 2 : 1;  // blocks that registers allow at a time
+constexpr int64_t kWideSplit = 512;                    // depth of a block where blocks share it
 static_assert(kWideSide * kWideSide == kThreads);
 
 // A tile of one of the matrices, [depth][row] or [depth][column]. One pack more than there are rows
@@ -128,16 +131,21 @@ struct WideProduct {
   const bool* active;  // [problems]: what is not stays as it is; nullptr: all are
   int64_t rows, columns, depth;
   double scale;
+  int64_t splits = 1;  // of the depth, if more: out is [problems, splits, rows, columns]
 };
 
 template <class T, class Left, class Right>
-__global__ void __launch_bounds__(kThreads) wide_product_kernel(WideProduct<T, Left, Right> task) {
+__global__ void __launch_bounds__(kThreads, kWideResident<T>)
+    wide_product_kernel(WideProduct<T, Left, Right> task) {
   const WidePlace at(task.rows, task.columns);
-  if (task.active != nullptr && !task.active[at.problem]) return;
+  const int64_t problem = at.problem / task.splits;
+  if (task.active != nullptr && !task.active[problem]) return;
+  const int64_t begin = at.problem % task.splits * kWideSplit, left = task.depth - begin;
   const WideSum<double> sum = wide_tile_product<T, double>(
-      task.left + at.problem * task.left_problem + at.row * task.left_row, task.left_row,
-      task.left_deep, task.rows - at.row, task.right + at.problem * task.right_problem + at.column,
-      1, task.columns, task.columns - at.column, task.depth);
+      task.left + problem * task.left_problem + at.row * task.left_row + begin * task.left_deep,
+      task.left_row, task.left_deep, task.rows - at.row,
+      task.right + problem * task.right_problem + at.column + begin * task.columns, 1, task.columns,
+      task.columns - at.column, task.splits > 1 && left > kWideSplit ? kWideSplit : left);
   double* const out = task.out + at.problem * task.rows * task.columns;
 #pragma unroll
   for (int i = 0; i < kWideEach; ++i) {
@@ -160,6 +168,30 @@ void launch_wide_product(const WideProduct<T, Left, Right>& task, int64_t proble
                      task);
 }
 
+inline int64_t wide_splits(int64_t depth) {
+  return depth > kWideSplit ? blocks_of(depth, kWideSplit) : 1;
+}
+
+// How many numbers the parts of a product with `size` numbers are.
+inline int64_t wide_parts(int64_t size, int64_t depth) {
+  return depth > kWideSplit ? size * wide_splits(depth) : 0;
+}
+
+// The same where few tiles are deep: blocks share the depth. How, depends on it alone, so that
+// parts of a product are what they are in the whole. parts [wide_parts].
+template <class T, class Left, class Right>
+void launch_split_product(WideProduct<T, Left, Right> task, double* parts, int64_t problems,
+                          cudaStream_t stream) {
+  double* const out = task.out;
+  task.splits = wide_splits(task.depth);
+  if (task.splits > 1) task.out = parts;
+  launch_wide_product(task, problems * task.splits, stream);
+  const int columns = static_cast<int>(task.columns);
+  if (task.splits > 1)
+    launch_sum_parts(parts, out, problems, task.splits, {task.rows, task.rows, columns, columns, 1},
+                     stream);
+}
+
 // gram [problems, k, k] of factors [problems, length, k], added up in float64.
 template <class T>
 void launch_wide_gram(const T* factor, double* gram, const bool* active, int64_t problems,
@@ -167,6 +199,23 @@ void launch_wide_gram(const T* factor, double* gram, const bool* active, int64_t
   launch_wide_product(WideProduct<double, T, T>{factor, length * k, 1, k, factor, length * k, gram,
                                                 active, k, k, length, 1},
                       problems, stream);
+}
+
+// Numbers that launch_single_gram needs for one factor of any of these lengths.
+inline int64_t single_gram_parts(int64_t longest, int64_t k) {
+  return k <= kMaxComponents ? gram_chunks(1, longest) * k * k : 0;
+}
+
+// The same of one factor [length, k], by more blocks than there are tiles; parts
+// [single_gram_parts].
+template <class T>
+void launch_single_gram(const T* factor, double* parts, double* gram, int64_t length, int64_t k,
+                        cudaStream_t stream) {
+  const int columns = static_cast<int>(k);
+  if (k > kMaxComponents)
+    launch_wide_gram(factor, gram, nullptr, 1, length, k, stream);
+  else if (k > 0)
+    launch_gram(factor, parts, gram, 1, length, columns, columns, stream);
 }
 
 }  // namespace nnmf_cuda

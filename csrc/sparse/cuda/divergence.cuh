@@ -22,10 +22,11 @@ struct SparseDivergenceTask {
   TermRule<double> rule;
 };
 
-// A warp a row: W H of 32 non-zeros, then a term a lane.
+// A warp a row: W H of 32 non-zeros, some at a time, as all wait for memory; then a term a lane.
 template <Loss loss, class T, class Index>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     sparse_divergence_kernel(SparseDivergenceTask<T, Index> task) {
+  constexpr int kTogether = 4;
   const SparseRow<T, Index> at(task.x);
   if (at.row >= task.x.length) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, k = task.n_components;
@@ -35,13 +36,22 @@ __global__ void __launch_bounds__(kThreads)
     const int count = at.end - first < kWarp ? static_cast<int>(at.end - first) : kWarp;
     const int64_t place = lane < count ? static_cast<int64_t>(task.x.other[first + lane]) : 0;
     double own = 0;
-    for (int p = 0; p < count; ++p) {
-      const T* const H = task.H + __shfl_sync(kAllLanes, place, p) * k;
-      double wh = 0;
+    for (int p = 0; p < count; p += kTogether) {
+      const T* H[kTogether];
+      double wh[kTogether] = {};
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)  // lanes behind the last non-zero have place 0
+        H[i] = task.H + __shfl_sync(kAllLanes, place, p + i) * k;
       for (int c = lane; c < k; c += kWarp)
-        wh += static_cast<double>(W[c]) * static_cast<double>(H[c]);
-      for (int mask = kWarp / 2; mask > 0; mask /= 2) wh += __shfl_xor_sync(kAllLanes, wh, mask);
-      if (p == lane) own = wh;
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i)
+          wh[i] += static_cast<double>(W[c]) * static_cast<double>(H[i][c]);
+      for (int mask = kWarp / 2; mask > 0; mask /= 2)
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) wh[i] += __shfl_xor_sync(kAllLanes, wh[i], mask);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        if (p + i == lane) own = wh[i];
     }
     if (lane >= count) continue;
     const double x = static_cast<double>(task.x.values[first + lane]);
@@ -55,7 +65,7 @@ __global__ void __launch_bounds__(kThreads)
   task.products[at.row] = products;
 }
 
-// divergence = terms + unit * (left . right - products); one thread.
+// divergence = terms + unit * (left . right - products); one warp.
 struct SparseTotal {
   const double* terms;
   const double* products;
@@ -67,9 +77,12 @@ struct SparseTotal {
 };
 
 __global__ void sparse_total_kernel(SparseTotal task) {
-  if (threadIdx.x > 0) return;
   double elsewhere = 0;
-  for (int64_t i = 0; i < task.size; ++i) elsewhere += task.left[i] * task.right[i];
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < task.size; i += kWarp)
+    elsewhere += task.left[i] * task.right[i];
+  elsewhere = sum_over_warp(elsewhere);
+  if (threadIdx.x > 0) return;
   elsewhere -= *task.products;
   if (elsewhere < 0) elsewhere = 0;  // rounding; NaN stays
   *task.divergence = *task.terms + task.unit * elsewhere;
@@ -90,6 +103,10 @@ class SparseDivergence {
         *of_rows = memory.template get<double>(s.n_samples);
       for (double** of_factor : {&left_, &right_}) *of_factor = memory.template get<double>(sums);
       totals_ = memory.template get<double>(2);
+      const int64_t longest = std::max(s.n_samples, s.n_features);
+      const int64_t parts = blocks_of(longest, kSummedRows) * std::max<int64_t>(k_, 1);
+      parts_ = memory.template get<double>(
+          std::max(parts, loss == Loss::kFrobenius ? single_gram_parts(longest, k_) : int64_t{0}));
     } else {
       most_ = dense_rows<T>(s.n_samples, s.n_features);
       dense_ = memory.template get<T>(most_ * s.n_features);
@@ -124,16 +141,16 @@ class SparseDivergence {
       NNMF_CUDA_LAUNCH(
           (sparse_divergence_kernel<loss, T, Index>), grid_of(blocks), kThreads, 0, stream,
           SparseDivergenceTask<T, Index>{by_rows(problem_), W, H_, terms_, products_, k, rule});
-    launch_sum_parts(terms_, totals_, 1, s.n_samples, {1, 1, 1, 1, 1}, stream);
-    launch_sum_parts(products_, totals_ + 1, 1, s.n_samples, {1, 1, 1, 1, 1}, stream);
+    launch_sum_rows(terms_, parts_, totals_, s.n_samples, 1, stream);
+    launch_sum_rows(products_, parts_, totals_ + 1, s.n_samples, 1, stream);
     int64_t size = k_;
     if constexpr (loss == Loss::kFrobenius) {
       size *= k_;
-      launch_wide_gram(W, left_, nullptr, 1, s.n_samples, k_, stream);
-      launch_wide_gram(H_, right_, nullptr, 1, s.n_features, k_, stream);
+      launch_single_gram(W, parts_, left_, s.n_samples, k_, stream);
+      launch_single_gram(H_, parts_, right_, s.n_features, k_, stream);
     } else {
-      launch_sum_parts(W, left_, 1, s.n_samples, {1, 1, k, k, 1}, stream);
-      launch_sum_parts(H_, right_, 1, s.n_features, {1, 1, k, k, 1}, stream);
+      launch_sum_rows(W, parts_, left_, s.n_samples, k, stream);
+      launch_sum_rows(H_, parts_, right_, s.n_features, k, stream);
     }
     const double unit = loss == Loss::kFrobenius ? 0.5 : 1;
     NNMF_CUDA_LAUNCH((sparse_total_kernel), grid_of(1), kWarp, 0, stream,
@@ -171,7 +188,7 @@ class SparseDivergence {
   int64_t k_, most_ = 0;
   T *H_, *dense_ = nullptr;
   double *terms_ = nullptr, *products_ = nullptr, *left_ = nullptr, *right_ = nullptr,
-         *totals_ = nullptr;
+         *totals_ = nullptr, *parts_ = nullptr;
 };
 
 }  // namespace nnmf_cuda

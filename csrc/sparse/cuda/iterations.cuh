@@ -26,13 +26,22 @@ class SparseIterations {
     if (updates_H) columns_ = by_columns(problem, memory, stream);
     H_ = memory.template get<T>(s.n_features * k_);
     const int64_t longest = std::max(s.n_samples, updates_H ? s.n_features : 0);
+    const int64_t deepest = std::max(s.n_samples, s.n_features);
     numerators_ = memory.template get<double>(longest * k_);
-    if (loss == Loss::kKullbackLeibler)
+    if (loss == Loss::kKullbackLeibler) {
       sums_ = memory.template get<double>(k_);
-    else
+      parts_ = memory.template get<double>(blocks_of(deepest, kSummedRows) * k_);
+    } else {
       denominators_ = memory.template get<double>(longest * k_);
-    if (loss == Loss::kFrobenius) gram_ = memory.template get<double>(k_ * k_);
+    }
+    if (loss == Loss::kFrobenius) {
+      gram_ = memory.template get<double>(k_ * k_);
+      parts_ = memory.template get<double>(single_gram_parts(deepest, k_));
+    }
     if constexpr (kSumsDenominator) {
+      parts_ = memory.template get<double>(
+          std::max(wide_parts(dense_rows<T>(s.n_samples, s.n_features) * k_, s.n_features),
+                   wide_parts(dense_rows<T>(s.n_features, s.n_samples) * k_, s.n_samples)));
       const int64_t terms = std::max(dense_rows<T>(s.n_samples, s.n_features) * s.n_features,
                                      dense_rows<T>(s.n_features, s.n_samples) * s.n_samples);
       for (T** dense : {&dense_, &top_, &bottom_}) *dense = memory.template get<T>(terms);
@@ -73,10 +82,10 @@ class SparseIterations {
       launch_sparse_sums<loss>(SparseSums<T, Index>{x, own, other, numerators_, active, k, floor},
                                stream_);
       if constexpr (loss == Loss::kKullbackLeibler) {
-        launch_sum_parts(other, sums_, 1, x.depth, {1, 1, k, k, 1}, stream_);
+        launch_sum_rows(other, parts_, sums_, x.depth, k, stream_);
         denominators = nullptr;
       } else {
-        launch_wide_gram(other, gram_, active, 1, x.depth, k_, stream_);
+        launch_single_gram(other, parts_, gram_, x.depth, k_, stream_);
         if (rule.n_inner > 0) return descend(x, rule, own);
         launch_wide_product(WideProduct<double, T, double>{own, 0, k_, 1, gram_, 0, denominators_,
                                                            active, x.length, k_, k_, 1},
@@ -137,9 +146,9 @@ class SparseIterations {
         NNMF_CUDA_LAUNCH((wide_terms_kernel<loss, T, T>), grid_of(blocks), kThreads, 0, stream_,
                          terms);
       for (auto [from, to] : {std::pair{top_, numerators_}, std::pair{bottom_, denominators_}})
-        launch_wide_product(WideProduct<T, T, T>{from, 0, x.depth, 1, other, 0, to + first * k_,
-                                                 active, rows, k_, x.depth, 1},
-                            1, stream_);
+        launch_split_product(WideProduct<T, T, T>{from, 0, x.depth, 1, other, 0, to + first * k_,
+                                                  active, rows, k_, x.depth, 1},
+                             parts_, 1, stream_);
     }
   }
 
@@ -148,7 +157,8 @@ class SparseIterations {
   cudaStream_t stream_;
   SparseView<T, Index> rows_, columns_{};
   T *H_, *dense_ = nullptr, *top_ = nullptr, *bottom_ = nullptr;
-  double *numerators_, *denominators_ = nullptr, *sums_ = nullptr, *gram_ = nullptr;
+  double *numerators_, *denominators_ = nullptr, *sums_ = nullptr, *parts_ = nullptr,
+                       *gram_ = nullptr;
 };
 
 }  // namespace nnmf_cuda

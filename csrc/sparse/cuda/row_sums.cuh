@@ -1,4 +1,5 @@
-// What the numerators of an update sum over the non-zeros, a warp a row of X, or of X transposed.
+// What the numerators of an update sum over the non-zeros, a warp a row of X, or of X transposed,
+// and a block a long one.
 #pragma once
 
 #include <cstdint>
@@ -32,37 +33,37 @@ struct SparseRow {
         end(row < x.length ? x.start[row + 1] : 0) {}
 };
 
-// Up to 32 components: `group` lanes share a non-zero, each has every group-th component.
+constexpr int kSumsOfLane = 4;
+constexpr int64_t kLongRow = 256;  // non-zeros; with more, all warps of a block share a row
+
+// The sums over some non-zeros of a row, up to 32 components: `group` lanes share a non-zero, each
+// has every group-th component. For all lanes.
 template <Loss loss, class T, class Index>
-__global__ void __launch_bounds__(kThreads)
-    sparse_row_sums_kernel(SparseSums<T, Index> task, int group) {
-  constexpr int kEach = 4;
+__device__ __forceinline__ void sum_non_zeros(const SparseSums<T, Index>& task, int group,
+                                              int64_t row, int64_t begin, int64_t end,
+                                              double (&total)[kSumsOfLane]) {
   constexpr int64_t kFlush = 128;  // non-zeros of a team before the sums go on in float64
-  if (task.active != nullptr && !*task.active) return;
-  const SparseRow<T, Index> at(task.x);
-  if (at.row >= task.x.length) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, k = task.n_components;
   const int member = lane % group, teams = kWarp / group;
-  T own[kEach], sum[kEach];
-  double total[kEach];
+  T own[kSumsOfLane], sum[kSumsOfLane];
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) {
+  for (int i = 0; i < kSumsOfLane; ++i) {
     const int component = member + i * group;
-    own[i] = component < k ? task.own[at.row * k + component] : T{0};
+    own[i] = component < k ? task.own[row * k + component] : T{0};
     total[i] = 0;
   }
-  for (int64_t first = at.begin; first < at.end; first += kFlush * teams) {
-    const int64_t last = first + kFlush * teams < at.end ? first + kFlush * teams : at.end;
+  for (int64_t first = begin; first < end; first += kFlush * teams) {
+    const int64_t last = first + kFlush * teams < end ? first + kFlush * teams : end;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) sum[i] = 0;
+    for (int i = 0; i < kSumsOfLane; ++i) sum[i] = 0;
     for (int64_t base = first; base < last; base += teams) {
       const int64_t p = base + lane / group;
       const bool inside = p < last;
       const T* const other = task.other + (inside ? static_cast<int64_t>(task.x.other[p]) : 0) * k;
       T term = inside ? task.x.values[p] : T{0};
-      T values[kEach], wh = 0;
+      T values[kSumsOfLane], wh = 0;
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) {
+      for (int i = 0; i < kSumsOfLane; ++i) {
         const int component = member + i * group;
         values[i] = component < k ? other[component] : T{0};
         wh += own[i] * values[i];
@@ -72,15 +73,50 @@ __global__ void __launch_bounds__(kThreads)
         term = quotient(term, at_least(task.floor, wh));
       }
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) sum[i] += term * values[i];
+      for (int i = 0; i < kSumsOfLane; ++i) sum[i] += term * values[i];
     }
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) total[i] += static_cast<double>(sum[i]);
+    for (int i = 0; i < kSumsOfLane; ++i) total[i] += static_cast<double>(sum[i]);
   }
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) {
+  for (int i = 0; i < kSumsOfLane; ++i)
     for (int mask = group; mask < kWarp; mask *= 2)
       total[i] += __shfl_xor_sync(kAllLanes, total[i], mask);
+}
+
+// Up to 32 components. Words of a text are as frequent as Zipf's law has it: a warp alone with the
+// longest row would keep all others waiting.
+template <Loss loss, class T, class Index>
+__global__ void __launch_bounds__(kThreads, 2)
+    sparse_row_sums_kernel(SparseSums<T, Index> task, int group) {
+  NNMF_CUDA_SHARED(double, parts, [kRowsOfBlock][kWarp]);
+  if (task.active != nullptr && !*task.active) return;
+  const int thread = static_cast<int>(threadIdx.x), k = task.n_components;
+  const int lane = thread % kWarp, warp = thread / kWarp, member = lane % group;
+  double total[kSumsOfLane];
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsOfBlock, i = 0;
+       i < kRowsOfBlock && row < task.x.length; ++i, ++row) {
+    const int64_t begin = task.x.start[row], end = task.x.start[row + 1];
+    if (end - begin <= kLongRow) continue;
+    const int64_t each = (end - begin + kRowsOfBlock - 1) / kRowsOfBlock;
+    const int64_t from = begin + warp * each, to = from + each < end ? from + each : end;
+    sum_non_zeros<loss>(task, group, row, from, to, total);
+#pragma unroll
+    for (int j = 0; j < kSumsOfLane; ++j)
+      if (lane < group) parts[warp][member + j * group] = total[j];
+    __syncthreads();
+    if (thread < k) {
+      double sum = 0;
+      for (int w = 0; w < kRowsOfBlock; ++w) sum += parts[w][thread];
+      task.to[row * k + thread] = sum;
+    }
+    __syncthreads();  // before the next long row overwrites them
+  }
+  const SparseRow<T, Index> at(task.x);
+  if (at.row >= task.x.length || at.end - at.begin > kLongRow) return;
+  sum_non_zeros<loss>(task, group, at.row, at.begin, at.end, total);
+#pragma unroll
+  for (int i = 0; i < kSumsOfLane; ++i) {
     const int component = member + i * group;
     if (lane < group && component < k) task.to[at.row * k + component] = total[i];
   }
@@ -89,7 +125,8 @@ __global__ void __launch_bounds__(kThreads)
 // Any number of components: 32 non-zeros at a time, first what they are divided by, a lane each at
 // the end, then what they add to 32 components at a time.
 template <Loss loss, class T, class Index>
-__global__ void __launch_bounds__(kThreads) sparse_long_row_sums_kernel(SparseSums<T, Index> task) {
+__global__ void __launch_bounds__(kThreads, 2)
+    sparse_long_row_sums_kernel(SparseSums<T, Index> task) {
   if (task.active != nullptr && !*task.active) return;
   const SparseRow<T, Index> at(task.x);
   if (at.row >= task.x.length) return;
