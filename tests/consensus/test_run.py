@@ -16,8 +16,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from bench.plain_consensus import matched_correlation, plain_consensus
 from nnmf_cuda import NNMF
-from nnmf_cuda.nnmf import CnmfRun
-from tests.nnmf.cnmf_prepared import PARAMETERS, load_frame, planted_cells, prepare, save_frame
+from nnmf_cuda.consensus import CnmfRun
+from tests.consensus.prepared import PARAMETERS, load_frame, planted_cells, prepare, save_frame
 
 KS, N_ITER = (2, 3), 8
 

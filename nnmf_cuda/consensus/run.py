@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nnmf_cuda.nnmf.clustergram import draw_clustergram
-from nnmf_cuda.nnmf.cnmf_counts import (
+from nnmf_cuda.consensus.clustergram import draw_clustergram
+from nnmf_cuda.consensus.counts import (
     MILLION,
     mean_and_variance,
     overdispersed,
@@ -23,14 +23,7 @@ from nnmf_cuda.nnmf.cnmf_counts import (
     scaled_to_unit_variance,
     z_score_effects,
 )
-from nnmf_cuda.nnmf.cnmf_files import (
-    CnmfPaths,
-    Frame,
-    read_frame,
-    write_frame,
-    write_text_frame,
-)
-from nnmf_cuda.nnmf.consensus import (
+from nnmf_cuda.consensus.estimator import (
     KEEP_ALL,
     ConsensusNNMF,
     KSelection,
@@ -38,9 +31,16 @@ from nnmf_cuda.nnmf.consensus import (
     prediction_error,
     replicate_seeds,
 )
-from nnmf_cuda.nnmf.h5ad import Annotated, read_h5ad, write_h5ad
+from nnmf_cuda.consensus.files import (
+    CnmfPaths,
+    Frame,
+    read_frame,
+    write_frame,
+    write_text_frame,
+)
+from nnmf_cuda.consensus.h5ad import Annotated, read_h5ad, write_h5ad
+from nnmf_cuda.consensus.spectra import Consensus, consensus_spectra
 from nnmf_cuda.nnmf.inputs import check_integer
-from nnmf_cuda.nnmf.spectra import Consensus, consensus_spectra
 from nnmf_cuda.ops import beta_loss_to_float
 
 if TYPE_CHECKING:
