@@ -28,8 +28,8 @@ from nnmf_cuda.consensus.estimator import (
     ConsensusNNMF,
     KSelection,
     most_used_first,
-    prediction_error,
     replicate_seeds,
+    usage_shares,
 )
 from nnmf_cuda.consensus.files import (
     CnmfPaths,
@@ -39,7 +39,7 @@ from nnmf_cuda.consensus.files import (
     write_text_frame,
 )
 from nnmf_cuda.consensus.h5ad import Annotated, read_h5ad, write_h5ad
-from nnmf_cuda.consensus.spectra import Consensus, consensus_spectra
+from nnmf_cuda.consensus.spectra import consensus_spectra
 from nnmf_cuda.nnmf.inputs import check_integer
 from nnmf_cuda.ops import beta_loss_to_float
 
@@ -352,15 +352,11 @@ class CnmfRun:
         """
         counts = self._read(self.paths.counts)
         ks, rows = self.prepared_ks(components), []
+        model = self._model(ks[0])  # of which the number is not used here
+        problem = model._problem(model._read_training(counts.X))
         for k in ks:
             merged = self._merged(k, counts)
-            found = consensus_spectra(
-                merged.values, k, density_threshold=KEEP_ALL, local_neighborhood_size=1.0
-            )
-            model = self._model(k)
-            problem = model._problem(model._read_training(counts.X))
-            error = prediction_error(problem, model._usages(problem, found.spectra), found.spectra)
-            rows.append((k, KEEP_ALL, found.silhouette, error))
+            rows.append((k, KEEP_ALL, *model._stability_and_error(problem, merged.values, k)))
         table = np.array(rows, dtype=np.float64)
         names = np.array(["k", "local_density_threshold", "silhouette", "prediction_error"])
         write_frame(self.paths.k_selection, Frame(table, np.arange(len(ks)), names))
@@ -425,10 +421,9 @@ class CnmfRun:
                     figure, merged.values, found.labels, found.local_density, density_threshold
                 ),
             )
-        found, usages = self._ordered(found, counts)
+        found, usages = most_used_first(found, self._usages(counts.X, found.spectra))
         geps = np.arange(1, k + 1)
-        shares = usages / np.maximum(usages.sum(1, keepdims=True), np.finfo(np.float64).tiny)
-        spectra_tpm = self._usages(tpm.X.T, shares.T).T
+        spectra_tpm = self._usages(tpm.X.T, usage_shares(usages).T).T
         if normalize_tpm_spectra:
             spectra_tpm *= MILLION / spectra_tpm.sum(1, keepdims=True)
         mean, variance = mean_and_variance(tpm.X)
@@ -460,12 +455,6 @@ class CnmfRun:
             write_frame(for_programs, frame)
             write_text_frame(as_text, frame)
         return results
-
-    def _ordered(self, found: Consensus, counts: Annotated) -> tuple[Consensus, FloatArray]:
-        """Return the consensus and the usages of its spectra, most used first."""
-        usages = torch.from_numpy(self._usages(counts.X, found.spectra))
-        found, usages = most_used_first(found, usages)
-        return found, usages.numpy()
 
     def _usages(self, X: Any, spectra: FloatArray) -> FloatArray:
         """Return what minimises the run's objective with these spectra (k, f) held."""
@@ -570,10 +559,8 @@ def _check_counts(counts: Annotated) -> None:
 
 def _save(path: Path, draw: Callable[[Figure], object]) -> None:
     """Write a figure apart from pyplot, whose backend and open figures are the user's."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure()
-    FigureCanvasAgg(figure)
     draw(figure)
     figure.savefig(path, dpi=250)
