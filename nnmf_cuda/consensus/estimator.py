@@ -193,15 +193,11 @@ class ConsensusNNMF(
     """
 
     n_components: int
-    # What NNMF has as parameters, and the consensus does not vary.
-    warm_start = False
+    # What X is read and factorised with, and a consensus does not vary.
     fixed_components = None
     graph = None
     alpha_graph = 1.0
     missing_values = None
-    transform_solver = "same"
-    forget_factor = 1.0
-    fresh_restarts_max_iter = 1
 
     def __init__(
         self,
@@ -237,11 +233,6 @@ class ConsensusNNMF(
         self.local_neighborhood_size = local_neighborhood_size
         self.device = device
         self.verbose = verbose
-
-    @property
-    def transform_max_iter(self) -> int:  # type: ignore[override]
-        """Updates of the usages, where they are not solved for exactly."""
-        return self.max_iter
 
     def fit(self, X: Any, y: Any = None) -> ConsensusNNMF:
         """Learn the consensus spectra of X and the usages of its rows.
