@@ -200,8 +200,7 @@ class CnmfRun:
             "max_iter": max_iter,
             "init": init,
         }
-        for k in ks:
-            self._model(k, parameters)._check_parameters()
+        self._model(parameters)._check_parameters()
         read = read_counts(Path(counts), dense=densify)
         _check_counts(read)
         in_tpm = per_million(read.X) if tpm is None else read_counts(Path(tpm), dense=densify).X
@@ -275,13 +274,14 @@ class CnmfRun:
         for one in self._replicates()[worker_i::total_workers]:
             if not (skip_completed_runs and self.paths.spectra(one.k, one.number).exists()):
                 of_k[one.k].append(one)
-        counts = self._read(self.paths.counts)
-        written = []
+        counts = read_h5ad(_existing(self.paths.counts))
+        model = self._model()
+        matrix = model._read_training(counts.X)
+        problem, written = model._problem(matrix), []
         for k, replicates in of_k.items():
-            model = self._model(k)
-            matrix = model._read_training(counts.X)
+            check_integer(f"n_components in {self.paths.replicates}", k, low=1)
             seeds = np.array([one.seed for one in replicates], dtype=np.int64)
-            runs = model._runs(matrix, model._problem(matrix), k, seeds)
+            runs = model._runs(matrix, problem, k, seeds)
             converged = 0
             with model._progress(f"k={k}", "run", runs, total=len(seeds)) as shown:
                 for run in shown:
@@ -322,7 +322,7 @@ class CnmfRun:
                 path = self.paths.spectra(k, one.number)
                 if skip_missing_files and not path.exists():
                     continue
-                spectra = read_frame(path)
+                spectra = read_frame(_existing(path, "factorize"))
                 values.append(spectra.values)
                 index += [f"iter{one.number}_topic{t}" for t in range(1, k + 1)]
                 genes = spectra.columns
@@ -350,9 +350,9 @@ class CnmfRun:
         KSelection
             As written to ``NAME.k_selection_stats.df.npz`` and drawn in ``NAME.k_selection.png``.
         """
-        counts = self._read(self.paths.counts)
+        counts = read_h5ad(_existing(self.paths.counts))
         ks, rows = self.prepared_ks(components), []
-        model = self._model(ks[0])  # of which the number is not used here
+        model = self._model()
         problem = model._problem(model._read_training(counts.X))
         for k in ks:
             merged = self._merged(k, counts)
@@ -404,7 +404,7 @@ class CnmfRun:
         ValueError
             As :meth:`ConsensusNNMF.fit`, or where a file is not what cNMF writes.
         """
-        counts, tpm = self._read(self.paths.counts), self._read(self.paths.tpm)
+        counts, tpm = read_h5ad(_existing(self.paths.counts)), read_h5ad(_existing(self.paths.tpm))
         merged = self._merged(k, counts)
         found = consensus_spectra(
             merged.values,
@@ -428,7 +428,8 @@ class CnmfRun:
             spectra_tpm *= MILLION / spectra_tpm.sum(1, keepdims=True)
         mean, variance = mean_and_variance(tpm.X)
         scores = z_score_effects(usages, tpm.X, mean, variance)
-        chosen = np.array(self.paths.genes.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        names_of_genes = _existing(self.paths.genes).read_text(encoding="utf-8")
+        chosen = np.array(names_of_genes.rstrip("\n").split("\n"))
         places = tpm.places(chosen)
         if refit_usage:
             scaled = scaled_to_unit_variance(tpm.X[:, places])
@@ -458,27 +459,28 @@ class CnmfRun:
 
     def _usages(self, X: Any, spectra: FloatArray) -> FloatArray:
         """Return what minimises the run's objective with these spectra (k, f) held."""
-        model = self._model(len(spectra))
+        model = self._model()
         problem = model._problem(model._read_training(X))
         return model._usages(problem, spectra).double().cpu().numpy()
 
-    def _model(self, k: int, parameters: dict[str, Any] | None = None) -> ConsensusNNMF:
-        """Return an estimator with the parameters of this run, by default as they are on disk."""
+    def _model(self, parameters: dict[str, Any] | None = None) -> ConsensusNNMF:
+        """Return an estimator with the parameters of this run, by default as they are on disk.
+
+        It is never fitted: its parts are told the number of components and the seeds.
+        """
         known = self._parameters() if parameters is None else parameters
         given = {name: known[name] for name in _PARAMETERS if name in known}
         beta_loss = beta_loss_to_float(given.get("beta_loss", "frobenius"))
         solver = "hals" if beta_loss == 2 else "accelerated-mu" if 1 <= beta_loss < 2 else "mu"
         return ConsensusNNMF(
-            k, n_init=2, solver=solver, device=self.device, verbose=self.verbose, **given
+            1, n_init=2, solver=solver, device=self.device, verbose=self.verbose, **given
         )
 
     def _parameters(self) -> dict[str, Any]:
         """Return what `prepare` has written for all runs."""
         import yaml
 
-        path = self.paths.parameters
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: `prepare` writes it")
+        path = _existing(self.paths.parameters)
         try:
             known = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
@@ -489,7 +491,7 @@ class CnmfRun:
 
     def _replicates(self) -> list[_Replicate]:
         """Return the runs that `prepare` has asked for, in its order."""
-        frame = self._table(self.paths.replicates, "prepare")
+        frame = read_frame(_existing(self.paths.replicates))
         columns = [frame.column(name) for name in ("n_components", "iter", "nmf_seed")]
         rows = zip(*columns, strict=True)
         return [_Replicate(int(k), int(number), int(seed)) for k, number, seed in rows]
@@ -511,7 +513,7 @@ class CnmfRun:
     def _merged(self, k: int, counts: Annotated) -> Frame:
         """Return the merged spectra, of the genes of the counts."""
         path = self.paths.merged_spectra(k)
-        merged = self._table(path, "combine")
+        merged = read_frame(_existing(path, "combine"))
         if merged.columns.tolist() != counts.genes.tolist():
             raise ValueError(
                 f"{path} is of {len(merged.columns)} genes that are not the {len(counts.genes)} of "
@@ -519,15 +521,12 @@ class CnmfRun:
             )
         return merged
 
-    def _table(self, path: Path, step: str) -> Frame:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: `{step}` writes it")
-        return read_frame(path)
 
-    def _read(self, path: Path) -> Annotated:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: `prepare` writes it")
-        return read_h5ad(path)
+def _existing(path: Path, step: str = "prepare") -> Path:
+    """Return the path of a file that a step has written."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: `{step}` writes it")
+    return path
 
 
 def _ascending(components: Any) -> list[int]:
