@@ -312,6 +312,8 @@ class CnmfRun:
         ------
         FileNotFoundError
             If the spectra of a run are not there.
+        ValueError
+            If the run was not prepared with one of `components`, or a file is not what cNMF writes.
         """
         replicates, written = self._replicates(), []
         for k in self.prepared_ks(components):
@@ -349,6 +351,13 @@ class CnmfRun:
         -------
         KSelection
             As written to ``NAME.k_selection_stats.df.npz`` and drawn in ``NAME.k_selection.png``.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a step before has not written its files.
+        ValueError
+            If the run was not prepared with one of `components`, or a file is not what cNMF writes.
         """
         counts = read_h5ad(_existing(self.paths.counts))
         ks, rows = self.prepared_ks(components), []
@@ -457,6 +466,38 @@ class CnmfRun:
             write_text_frame(as_text, frame)
         return results
 
+    def prepared_ks(self, components: Any = None) -> list[int]:
+        """Return the numbers of components that a step is to be taken for.
+
+        Parameters
+        ----------
+        components : int or iterable of int, optional
+            Those asked for; by default all that `prepare` was given.
+
+        Returns
+        -------
+        list of int
+            Ascending, each once.
+
+        Raises
+        ------
+        FileNotFoundError
+            If `prepare` has not written its files here.
+        ValueError
+            If the run was not prepared with one of them.
+        """
+        prepared = sorted({one.k for one in self._replicates()})
+        if components is None:
+            return prepared
+        ks = _ascending(components)
+        unknown = [k for k in ks if k not in prepared]
+        if unknown:
+            raise ValueError(
+                f"components contains {unknown[0]}, but the run was prepared with "
+                f"{', '.join(map(str, prepared))}"
+            )
+        return ks
+
     def _usages(self, X: Any, spectra: FloatArray) -> FloatArray:
         """Return what minimises the run's objective with these spectra (k, f) held."""
         model = self._model()
@@ -495,20 +536,6 @@ class CnmfRun:
         columns = [frame.column(name) for name in ("n_components", "iter", "nmf_seed")]
         rows = zip(*columns, strict=True)
         return [_Replicate(int(k), int(number), int(seed)) for k, number, seed in rows]
-
-    def prepared_ks(self, components: Any = None) -> list[int]:
-        """Return the numbers of components asked for, by default all of `prepare`, ascending."""
-        prepared = sorted({one.k for one in self._replicates()})
-        if components is None:
-            return prepared
-        ks = _ascending(components)
-        unknown = [k for k in ks if k not in prepared]
-        if unknown:
-            raise ValueError(
-                f"components contains {unknown[0]}, but the run was prepared with "
-                f"{', '.join(map(str, prepared))}"
-            )
-        return ks
 
     def _merged(self, k: int, counts: Annotated) -> Frame:
         """Return the merged spectra, of the genes of the counts."""
