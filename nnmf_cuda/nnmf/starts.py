@@ -106,10 +106,10 @@ def iter_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[
             f"init={origin.init!r} knows nothing of fixed_components; use init='random', or "
             "init='custom' with a W and H of your own"
         )
-    draw = _random if origin.init == "random" else _nndsvd
     if origin.signed:
         yield from _fitted_starts(X, n_components, origin)
         return
+    draw = _random if origin.init == "random" else _nndsvd
     dtype = X.factor_dtype
     for drawn in draw(X, n_components, origin):
         W, H = (torch.from_numpy(factor).to(dtype) for factor in drawn)
