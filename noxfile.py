@@ -33,7 +33,10 @@ TEST_TOOLS = (
 )
 QUICK_TESTS = ("tests/test_extension.py", "tests/test_import.py", "tests/ops/test_nnmf_mu.py")
 
-BENCHES = ("kernels", "scaling", "convergence", "consensus", "memory", "equality", "break_even")
+BENCHES = (
+    *("kernels", "scaling", "convergence", "sparse", "missing", "consensus", "memory", "equality"),
+    "break_even",
+)
 NOT_COPIED = shutil.ignore_patterns("prebuilt", "__pycache__")
 CUDA_ON_CPU = "tests/cuda_on_cpu"  # has a session of its own
 # A worker a core, each with one thread; a file's tests stay together, as they share fixtures.

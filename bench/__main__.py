@@ -74,6 +74,13 @@ _BENCHMARKS = {
         " iteration and to its objective, and measure their memory. On the CPU; two minutes.",
         device=False,
     ),
+    "missing": _Benchmark(
+        "what a mask and weights cost, and what is found with entries hidden",
+        "Time iterations with a mask and with weights beside those of all entries, and fit planted"
+        " counts of which 30 % are hidden: how well are the parts and the hidden means found? On"
+        " the CPU; three minutes.",
+        device=False,
+    ),
     "equality": _Benchmark(
         "differences from scikit-learn's factors",
         "Compare multiplicative updates with scikit-learn's in float64, after 1, 10 and 100"
@@ -178,6 +185,7 @@ def _run(kind: str, options: dict[str, Any]) -> None:
     from bench.equality import run_equality_benchmarks
     from bench.kernels import run_kernel_benchmarks, run_scaling_benchmarks
     from bench.memory import run_memory_benchmarks
+    from bench.missing import run_missing_benchmarks
     from bench.sparse import run_sparse_benchmarks
     from bench.tables import records_table
 
@@ -190,6 +198,7 @@ def _run(kind: str, options: dict[str, Any]) -> None:
         "convergence": run_convergence_benchmarks,
         "memory": run_memory_benchmarks,
         "sparse": run_sparse_benchmarks,
+        "missing": run_missing_benchmarks,
         "equality": run_equality_benchmarks,
         "consensus": run_consensus_benchmarks,
         "break_even": run_break_even_benchmarks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.case import Call
-from nnmf_cuda.benchmarks.records import ask_driver
+from nnmf_cuda.benchmarks.records import Record, ask_driver
 from nnmf_cuda.timing import peak_rss_bytes, reset_peak_rss
 
 __all__ = [
@@ -21,10 +21,12 @@ __all__ = [
     "CudaClock",
     "Timed",
     "cuda_sampler",
+    "elapsed_or_own",
     "extra_peak_bytes",
     "gpu_clocks",
     "interleaved_seconds",
     "largest_error",
+    "quartiles",
 ]
 
 MIN_ROUNDS = 5
@@ -128,6 +130,21 @@ def interleaved_seconds(
         n_rounds += 1
     seconds = {name: np.array(values) for name, values in samples.items()}
     return Timed(seconds, method, l2)
+
+
+def elapsed_or_own(call: Callable[[], Any]) -> float:
+    """Return how long a call takes: of one thread its CPU time, whatever else the machine does."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    begin = clock()
+    call()
+    return clock() - begin
+
+
+def quartiles(milliseconds: Sequence[float]) -> Record:
+    """Return what a record says of times that `elapsed_or_own` gave."""
+    p25, median, p75 = (float(v) for v in np.percentile(milliseconds, (25, 50, 75)))
+    timer = "CPU time" if torch.get_num_threads() == 1 else "elapsed time"
+    return {"median_ms": median, "p25": p25, "p75": p75, "n": len(milliseconds), "timer": timer}
 
 
 def _cpu_sampler(call: Call) -> Callable[[], float]:

@@ -6,7 +6,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.measure import elapsed_or_own, quartiles
 from bench.memory import peak_beside
 from nnmf_cuda import ops
 from nnmf_cuda.benchmarks.records import MEASURED, Record, Recorder
@@ -160,18 +160,18 @@ def _measured(
     n_iter = 10
     goal_iterations = 10 if smoke else loss.goal_iterations
     W, H, seconds = _sklearn(loss, X, start, n_iter)
-    found = [("sparse iteration", theirs, _times([1e3 * seconds / n_iter]))]
+    found = [("sparse iteration", theirs, quartiles([1e3 * seconds / n_iter]))]
     call = _op(loss, csr_tensor(X), start, n_iter)
     call()
-    times = [1e3 * _seconds(call) / n_iter for _ in range(3 if smoke else 9)]
-    found.append(("sparse iteration", f"ours {loss.op}", _times(times)))
+    times = [1e3 * elapsed_or_own(call) / n_iter for _ in range(3 if smoke else 9)]
+    found.append(("sparse iteration", f"ours {loss.op}", quartiles(times)))
     W, H, seconds = _sklearn(loss, X, start, goal_iterations)
     goal = _objective(loss, X, W, H)
     found.append(
         (
             "sparse fit",
             theirs,
-            {**_times([1e3 * seconds]), "iterations": goal_iterations, "goal": goal,
+            {**quartiles([1e3 * seconds]), "iterations": goal_iterations, "goal": goal,
              "objective": goal},
         )
     )  # fmt: skip
@@ -180,21 +180,6 @@ def _measured(
         found.append(("sparse fit", f"ours {solver}", reached))
     found.append(("sparse memory", f"ours {loss.op}", _memory(loss, smoke=smoke)))
     return found
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    """Return how long a call takes: of one thread its CPU time, whatever else the machine does."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    begin = clock()
-    call()
-    return clock() - begin
-
-
-def _times(milliseconds: list[float]) -> Record:
-    p25, median, p75 = (float(v) for v in np.percentile(milliseconds, (25, 50, 75)))
-    timer = "CPU time" if torch.get_num_threads() == 1 else "elapsed time"
-    n = len(milliseconds)
-    return {"median_ms": median, "p25": p25, "p75": p75, "n": n, "timer": timer}
 
 
 def _op(loss: _Loss, X: Tensor, start: Factors, n_iter: int) -> Callable[[], Any]:
@@ -221,7 +206,7 @@ def _sklearn(
     found: list[NDArray[Any]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        seconds = _seconds(lambda: found.append(model.fit_transform(X, W=W, H=H)))
+        seconds = elapsed_or_own(lambda: found.append(model.fit_transform(X, W=W, H=H)))
     return found[0], model.components_, seconds
 
 
@@ -266,12 +251,12 @@ def _time_to(
         reason = f"not at the goal after {_MOST * n_iter} iterations"
         return {"status": "failed", "reason": reason, "goal": goal}
     iterations = int(model.objective_iterations_[arrived[0]])
-    times = [1e3 * _seconds(lambda: fit(iterations)) for _ in range(3)]
+    times = [1e3 * elapsed_or_own(lambda: fit(iterations)) for _ in range(3)]
     model = fit(iterations)
     objective = _objective(loss, X, model.W_, model.components_)
     if not objective <= goal:
         raise RuntimeError(f"objective {objective} of the timed fit is above the goal {goal}")
-    return {**_times(times), "iterations": iterations, "goal": goal, "objective": objective}
+    return {**quartiles(times), "iterations": iterations, "goal": goal, "objective": objective}
 
 
 def _memory(loss: _Loss, *, smoke: bool) -> Record:

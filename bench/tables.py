@@ -230,6 +230,15 @@ def _differences(name: str) -> Callable[[Record, float | None], str]:
     return cell
 
 
+def _if_any(name: str, spec: str) -> Callable[[Record, float | None], str]:
+    """Return a cell with a number of the record, where it has one."""
+
+    def cell(record: Record, baseline: float | None) -> str:
+        return _NONE if record[name] is None else format(record[name], spec)
+
+    return cell
+
+
 def _passed(record: Record, baseline: float | None) -> str:
     return str(record["reason"] or record["status"])
 
@@ -276,6 +285,14 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("outcome", _outcome_if_any),
     ),
     "consensus": (*_WHO, ("time", _seconds), ("speed", _speed), ("correlation", _correlation)),
+    "missing": (
+        *_WHO,
+        ("time", _time_if_any),
+        ("times as long", _if_any("times_as_long", ".2f")),
+        ("cosine", _if_any("cosine", ".5f")),
+        ("error of what is hidden", _if_any("hidden_error", ".1%")),
+        ("error", _error),
+    ),
     "memory": (*_WHO, ("X", _x_bytes), ("beside X", _memory), ("of X", _of_x)),
     "break_even": (*_WHO, *_TIMES, ("error", _error)),
     "equality": (

@@ -18,7 +18,7 @@ from nnmf_cuda._version import __version__
 
 if TYPE_CHECKING:
     from nnmf_cuda import ops
-    from nnmf_cuda.nnmf.consensus import ConsensusNNMF
+    from nnmf_cuda.consensus.estimator import ConsensusNNMF
     from nnmf_cuda.nnmf.estimator import NNMF
     from nnmf_cuda.nnmf.rank_selection import RankSelection
     from nnmf_cuda.nnmf.selection import ComponentSelector
@@ -39,7 +39,7 @@ __all__ = [
 _HOMES = {
     "NNMF": "nnmf_cuda.nnmf.estimator",
     "ComponentSelector": "nnmf_cuda.nnmf.selection",
-    "ConsensusNNMF": "nnmf_cuda.nnmf.consensus",
+    "ConsensusNNMF": "nnmf_cuda.consensus.estimator",
     "RankSelection": "nnmf_cuda.nnmf.rank_selection",
     "load_model": "nnmf_cuda.pipeline.artifacts",
     "show_config": "nnmf_cuda.ops.show_config",

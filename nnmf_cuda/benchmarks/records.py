@@ -44,6 +44,7 @@ _KEYS = {
     "consensus": (*_EVERY_RECORD, "correlation"),
     "memory": (*_EVERY_RECORD, "x_bytes"),
     "sparse": (*_EVERY_RECORD, "iterations", "goal", "objective", "x_bytes"),
+    "missing": (*_EVERY_RECORD, "times_as_long", "cosine", "hidden_error"),
     "break_even": _EVERY_RECORD,
     "equality": (*_EVERY_RECORD, "differences"),
     "stages": (*_PROBLEM_AND_MACHINE, *_STAGES),

@@ -57,7 +57,7 @@ def cnmf_parser() -> OptionParser:
 
 def cnmf(options: Namespace) -> None:
     """Take one step of a run of cNMF."""
-    from nnmf_cuda.nnmf import CnmfRun
+    from nnmf_cuda.consensus import CnmfRun
 
     run = CnmfRun(options.output_dir, options.name, device=options.device, verbose=1)
     match options.step:

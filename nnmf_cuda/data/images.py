@@ -222,7 +222,7 @@ class ImageBatch(NamedTuple):
         The name of each image; an `ImageNames` in a stream.
     failures : list of ReadFailure
         The unreadable files met since the batch before, at most as many as a batch has images;
-        empty unless ``on_error="skip"``.
+        empty where ``on_error="raise"``.
     columns : sequence of mappings
         What the source of each image says beside it, empty where it says nothing.
     """

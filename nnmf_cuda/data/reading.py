@@ -206,6 +206,10 @@ class ReadOptions:
         """`patient_from`, read."""
         return None if self.patient_from is None else PathPattern(self.patient_from)
 
+    def takes(self, part: str) -> bool:
+        """Return whether the pattern takes a part, such as "label", from a path."""
+        return self.pattern is not None and part in self.pattern.names
+
     @property
     def column_names(self) -> dict[str, str]:
         """From what this package calls a column (`TABLE_COLUMNS`) to what the table does."""

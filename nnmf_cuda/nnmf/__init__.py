@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from nnmf_cuda.nnmf.cnmf import CnmfResults, CnmfRun
-from nnmf_cuda.nnmf.consensus import ConsensusNNMF, KSelection
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.nnmf.fitting import FitRecord
 from nnmf_cuda.nnmf.graph import neighbor_graph
@@ -12,12 +10,8 @@ from nnmf_cuda.nnmf.selection import ComponentSelector
 
 __all__ = [
     "NNMF",
-    "CnmfResults",
-    "CnmfRun",
     "ComponentSelector",
-    "ConsensusNNMF",
     "FitRecord",
-    "KSelection",
     "RankSelection",
     "neighbor_graph",
 ]

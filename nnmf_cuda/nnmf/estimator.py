@@ -16,9 +16,9 @@ from torch import Tensor
 
 from nnmf_cuda.nnmf.checkpoint import Checkpoint, description_of_fit
 from nnmf_cuda.nnmf.fitting import Callback, Watch, fit_to_end
-from nnmf_cuda.nnmf.inputs import like_input
+from nnmf_cuda.nnmf.inputs import check_choice, check_integer, like_input
 from nnmf_cuda.nnmf.matrix import Matrix
-from nnmf_cuda.nnmf.projection import solve_W, updated_W
+from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS, solve_W, updated_W
 from nnmf_cuda.nnmf.rank_choice import RankSelectionMixin
 from nnmf_cuda.nnmf.solvers import SOLVERS, Minimisation, Run, State
 from nnmf_cuda.nnmf.starts import held_factors, initial_factors
@@ -457,6 +457,13 @@ class NNMF(
             return type(frame)(X_original, index=frame.index, columns=columns)
         X = X.detach() if X.is_floating_point() else X.double()
         return X @ torch.tensor(self.components_, dtype=X.dtype, device=X.device)
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        check_choice("transform_solver", self.transform_solver, TRANSFORM_SOLVERS)
+        check_integer("transform_max_iter", self.transform_max_iter, low=1)
+        if not isinstance(self.warm_start, bool | np.bool_):
+            raise TypeError(f"warm_start must be True or False, got {self.warm_start!r}")
 
     def _fit(self, X: Matrix, y: Any, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""

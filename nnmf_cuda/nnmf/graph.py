@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +14,9 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from nnmf_cuda.nnmf.inputs import check_choice, check_integer, check_real
+from nnmf_cuda.nnmf.inputs import check_choice, check_integer, check_real, shared_tensor
 from nnmf_cuda.nnmf.matrix import Matrix
+from nnmf_cuda.ops.nnmf_sparse import csr_tensor
 from nnmf_cuda.reference import EPSILON
 
 GRAPHS = ("neighbors", "labels")
@@ -235,18 +235,9 @@ def _of_tensor(X: Tensor) -> Any:
 
 
 def _as_tensor(matrix: scipy.sparse.csr_array, device: torch.device) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        # Nothing here writes to it.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(matrix.indptr.astype(np.int64)),
-            torch.from_numpy(matrix.indices.astype(np.int64)),
-            torch.from_numpy(matrix.data),
-            size=matrix.shape,
-            device=device,
-            check_invariants=False,  # SciPy made it
-        )
+    # SciPy made it: there is nothing to check.
+    crow, col = (shared_tensor(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
+    return csr_tensor(crow, col, shared_tensor(matrix.data), matrix.shape).to(device)
 
 
 def graph_updates(

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnmf_cuda.nnmf.matrix import Dense, Matrix, row_slices
-from nnmf_cuda.nnmf.sparse_matrix import Sparse, csr_tensor
+from nnmf_cuda.nnmf.sparse_matrix import Sparse
 from nnmf_cuda.nnmf.weighted_matrix import NOTHING_TOLD, Told, weighted_matrix
+from nnmf_cuda.ops.nnmf_sparse import csr_tensor
 
 
 def check_integer(name: str, value: Any, *, low: int, high: float = math.inf) -> None:
@@ -139,10 +140,11 @@ def _of_array(X: NDArray[Any]) -> Tensor:
     if X.dtype != np.uint8:
         single = X.dtype.kind == "f" and X.dtype.itemsize <= 4
         X = X.astype(np.float32 if single else np.float64, copy=False)
-    return _shared(X)
+    return shared_tensor(X)
 
 
-def _shared(array: NDArray[Any]) -> Tensor:
+def shared_tensor(array: NDArray[Any]) -> Tensor:
+    """Return an array as a tensor in the same memory, copied only where strides are negative."""
     if any(stride < 0 for stride in array.strides):
         array = np.ascontiguousarray(array)
     with warnings.catch_warnings():
@@ -160,11 +162,11 @@ def _sparse(X: Any, device: torch.device) -> Sparse:
         if not X.has_canonical_format:  # entries that are there twice are summed, in a copy
             X = X.copy()
             X.sum_duplicates()
-        crow, col, values = _shared(X.indptr), _shared(X.indices), _of_array(X.data)
+        crow, col, values = shared_tensor(X.indptr), shared_tensor(X.indices), _of_array(X.data)
     pixels = values.dtype == torch.uint8
     values = values.float() / 255 if pixels else _of_tensor(values)
     try:
-        tensor = csr_tensor(crow, col, values, tuple(X.shape))
+        tensor = csr_tensor(crow, col, values, X.shape, check=True)
     except RuntimeError as error:
         raise ValueError(
             f"X is not a matrix in CSR: {str(error).strip()} Make it anew with SciPy, whose "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,10 +103,10 @@ class Matrix(ABC):
     def transposed_product(self, right: Tensor) -> Tensor:
         """Return X^T @ right in right's type, of pixels as fractions."""
 
-    @cached_property
+    @property
+    @abstractmethod
     def transposed(self) -> Self:
-        """X^T, made at the first call and kept, where its kind has one."""
-        raise NotImplementedError(f"{type(self).__name__} has no transpose")
+        """X^T, made at the first call and kept."""
 
     def products(self, right: Tensor) -> Tensor:
         """Return X @ right for each of right (B, n_features, m): (B, n_samples, m)."""
@@ -258,3 +259,17 @@ def rounded_mean(mean: float) -> float:
         return math.inf
     digits, exponent = math.frexp(mean)
     return math.ldexp(round(math.ldexp(digits, _DIGITS_OF_MEAN)), exponent - _DIGITS_OF_MEAN)
+
+
+def real_tensor(name: str, values: Any) -> Tensor:
+    """Return what a user gives as `name`: a tensor, or what NumPy makes a real array of."""
+    if not isinstance(values, Tensor):
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{name} must be an array of real numbers, got {values!r:.80}")
+        # A copy: writable, in strides and a type that torch knows.
+        values = torch.from_numpy(array.astype(np.float64))
+    elif values.is_complex():
+        raise TypeError(f"{name} must be a tensor of real numbers, got {values.dtype}")
+    detached: Tensor = values.detach()
+    return detached

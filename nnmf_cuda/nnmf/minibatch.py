@@ -10,6 +10,7 @@ from torch import Tensor
 from nnmf_cuda.nnmf.matrix import Matrix, row_slices
 from nnmf_cuda.nnmf.projection import updated_W
 from nnmf_cuda.nnmf.solvers import Objective, Problem
+from nnmf_cuda.nnmf.weighted_matrix import Weighted
 from nnmf_cuda.reference.nnmf import CLAMP, mm_exponent
 
 
@@ -77,37 +78,23 @@ def _denominator(W: Tensor, H: Tensor, objective: Objective, X: Matrix | None = 
     With the weights of X, where it has some. They are 0 where the rows say nothing of H.
     """
     beta_loss, penalty = objective.beta_loss, objective.penalty
-    if X is not None and X.weights_of(slice(0, 0), H.dtype) is not None:
-        total = _weighted_denominator(W, H, objective, X)
+    if isinstance(X, Weighted) or beta_loss not in (1, 2):
+        total = _sums_over_blocks(W, H, objective, X)
     elif beta_loss == 1:
         total = W.sum(0).unsqueeze(1).expand_as(H)
-    elif beta_loss == 2:
-        total = (W.mT @ W) @ H
     else:
-        total = _power_denominator(W, H, objective)
+        total = (W.mT @ W) @ H
     return total + penalty.l1_reg_H + penalty.l2_reg_H * H
 
 
-def _power_denominator(W: Tensor, H: Tensor, objective: Objective) -> Tensor:
-    """Return W^T (W H)^(beta - 1), W H being made for a block of rows at a time."""
+def _sums_over_blocks(W: Tensor, H: Tensor, objective: Objective, X: Matrix | None) -> Tensor:
+    """Return W^T (V (W H)^(beta - 1)), V the weights of X, W H made for a block at a time."""
     beta_loss, floor = objective.beta_loss, objective.floor
     total = torch.zeros_like(H)
     for rows in row_slices(len(W), H.shape[1], device=H.device):
         part = W[rows]
         WH = part @ H
-        total += part.mT @ (WH.clamp_min(floor) if beta_loss < 1 else WH) ** (beta_loss - 1)
-    return total
-
-
-def _weighted_denominator(W: Tensor, H: Tensor, objective: Objective, X: Matrix) -> Tensor:
-    """Return W^T (V (W H)^(beta - 1)), V being the weights of X."""
-    beta_loss, floor = objective.beta_loss, objective.floor
-    total = torch.zeros_like(H)
-    for rows in row_slices(len(W), H.shape[1], device=H.device):
-        weights, part = X.weights_of(rows, H.dtype), W[rows]
-        assert weights is not None
-        if beta_loss != 1:
-            WH = part @ H
-            weights = weights * (WH.clamp_min(floor) if beta_loss < 1 else WH) ** (beta_loss - 1)
-        total += part.mT @ weights
+        slope = (WH.clamp_min(floor) if beta_loss < 1 else WH) ** (beta_loss - 1)
+        weights = None if X is None else X.weights_of(rows, H.dtype)
+        total += part.mT @ (slope if weights is None else weights * slope)
     return total

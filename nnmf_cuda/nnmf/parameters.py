@@ -23,7 +23,6 @@ from nnmf_cuda.nnmf.inputs import (
     resolve_device,
 )
 from nnmf_cuda.nnmf.matrix import Matrix
-from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS
 from nnmf_cuda.nnmf.saving import SavingMixin
 from nnmf_cuda.nnmf.solvers import SIGNED, SOLVERS, Objective, Penalty, Problem
 from nnmf_cuda.nnmf.starts import INITS, Origin, fixed_rows
@@ -32,7 +31,7 @@ from nnmf_cuda.nnmf.weighted_matrix import Told, Weighted, check_missing_values
 
 
 class ParametersMixin(SavingMixin):
-    """What the parts of `NNMF` share; `NNMF` itself documents and sets the parameters."""
+    """What the parts of `NNMF` and `ConsensusNNMF` share; these document and set the parameters."""
 
     n_components: int | Literal["auto"]
     beta_loss: float | str
@@ -49,11 +48,6 @@ class ParametersMixin(SavingMixin):
     graph: Any
     alpha_graph: float
     missing_values: float | None
-    warm_start: bool
-    transform_solver: str
-    transform_max_iter: int
-    forget_factor: float
-    fresh_restarts_max_iter: int
     device: str | torch.device | None
     verbose: int
 
@@ -73,19 +67,15 @@ class ParametersMixin(SavingMixin):
         check_choice("solver", self.solver, tuple(SOLVERS))
         SOLVERS[self.solver].check(ops.beta_loss_to_float(self.beta_loss))
         check_choice("init", self.init, INITS)
-        check_choice("transform_solver", self.transform_solver, TRANSFORM_SOLVERS)
-        for name in ("max_iter", "n_init", "transform_max_iter", "fresh_restarts_max_iter"):
+        for name in ("max_iter", "n_init"):
             check_integer(name, getattr(self, name), low=1)
-        if not isinstance(self.warm_start, bool | np.bool_):
-            raise TypeError(f"warm_start must be True or False, got {self.warm_start!r}")
         check_missing_values(self.missing_values)
         check_real("tol", self.tol, low=0)
         check_real("alpha_graph", self.alpha_graph, low=0)
         check_real("alpha_W", self.alpha_W, low=0)
         if self.alpha_H != "same":
             check_real("alpha_H", self.alpha_H, low=0)
-        for name in ("forget_factor", "l1_ratio"):
-            check_real(name, getattr(self, name), low=0, high=1)
+        check_real("l1_ratio", self.l1_ratio, low=0, high=1)
         if self._signed:
             self._check_signed()
         if self.graph is not None:

@@ -15,6 +15,7 @@ def semi_updates(
     H: Tensor,
     *,
     n_iter: int,
+    n_sweeps: int = 0,
     update_H: bool = True,
     l1_reg_W: float = 0.0,
     l1_reg_H: float = 0.0,
@@ -26,19 +27,25 @@ def semi_updates(
     """Return W (B, n, k) >= 0 and H (B, k, f) after `n_iter` iterations, W before H.
 
     Each lowers half the squared error of W H, plus the penalties and the graph's, in W by the
-    update of Ding, Li & Jordan (2010), eq. 11, and in H to its minimum. The first `n_fixed` rows
-    of H are held; an L1 penalty of H has no such minimum in closed form and must be 0.
+    update of Ding, Li & Jordan (2010), eq. 11, or by `n_sweeps` sweeps of HALS, which know no
+    graph, and in H to its minimum. The first `n_fixed` rows of H are held; an L1 penalty of H has
+    no such minimum in closed form and must be 0.
     """
     assert l1_reg_H == 0
+    assert n_sweeps == 0 or graph is None
+    of_W = {"l1_reg_W": l1_reg_W, "l2_reg_W": l2_reg_W}
     for _ in range(n_iter):
-        W = _updated_W(X, W, H, l1_reg_W, l2_reg_W, graph)
+        if n_sweeps:
+            W = X.hals(W, H, n_iter=1, n_inner=n_sweeps, update_H=False, **of_W)[0]
+        else:
+            W = _updated_W(X, W, H, graph=graph, **of_W)
         if update_H:
             H = least_squares_H(X, W, H, l2_reg_H=l2_reg_H, n_fixed=n_fixed)
     return W, H
 
 
 def _updated_W(
-    X: Matrix, W: Tensor, H: Tensor, l1_reg: float, l2_reg: float, graph: Graph | None
+    X: Matrix, W: Tensor, H: Tensor, *, l1_reg_W: float, l2_reg_W: float, graph: Graph | None
 ) -> Tensor:
     """One update of W by the square root of what pulls at it over what holds it.
 
@@ -48,7 +55,7 @@ def _updated_W(
     """
     cross, gram = X.products(H.mT), H @ H.mT
     up = cross.clamp_min(0) + W @ gram.neg().clamp_min(0)
-    down = cross.neg().clamp_min(0) + W @ gram.clamp_min(0) + l1_reg + l2_reg * W
+    down = cross.neg().clamp_min(0) + W @ gram.clamp_min(0) + l1_reg_W + l2_reg_W * W
     if graph is not None:
         up, down = up + graph.pull(W), down + graph.hold(W)
     # Without anything to hold an entry there is nothing to pull it: its component is zero.

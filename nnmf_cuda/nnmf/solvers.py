@@ -16,7 +16,7 @@ from torch import Tensor
 from nnmf_cuda import ops
 from nnmf_cuda.nnmf.graph import Graph, graph_updates
 from nnmf_cuda.nnmf.matrix import Matrix
-from nnmf_cuda.nnmf.semi import least_squares_H, semi_updates
+from nnmf_cuda.nnmf.semi import semi_updates
 
 CHECK_EVERY = 10
 """Iterations between two tests of convergence (scikit-learn's)."""
@@ -118,10 +118,11 @@ class Problem:
         *,
         update_H: bool = True,
         compute_divergence: bool = False,
+        n_sweeps: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run `n_iter` multiplicative updates; options and results are those of `ops.nnmf_mu`.
 
-        Where X has any sign, H goes to its minimum instead.
+        Where X has any sign, H goes to its minimum instead, and W by `n_sweeps` of HALS if above 0.
         """
         objective = self.objective
         of_loss: dict[str, Any] = {"beta_loss": objective.beta_loss, "floor": objective.floor}
@@ -138,7 +139,7 @@ class Problem:
         if single:
             W, H = W[None], H[None]
         if objective.signed:
-            W, H = semi_updates(self.X, W, H, graph=self.graph, **shared)
+            W, H = semi_updates(self.X, W, H, n_sweeps=n_sweeps, graph=self.graph, **shared)
         else:
             assert self.graph is not None
             W, H = graph_updates(self.X, W, H, self.graph, **of_loss, **shared)
@@ -299,14 +300,7 @@ class SemiHals(Hals):
 
     def update(self, W: Tensor, H: Tensor, n_iter: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return W, H and their divergence after `n_iter` iterations."""
-        X, penalty, n_fixed = self.problem.X, self.problem.objective.penalty, self.problem.n_fixed
-        of_W = {"l1_reg_W": penalty.l1_reg_W, "l2_reg_W": penalty.l2_reg_W}
-        for _ in range(n_iter):
-            W = X.hals(W, H, n_iter=1, n_inner=self.n_inner, update_H=False, **of_W)[0]
-            if self.problem.moves(H):
-                H = least_squares_H(X, W, H, l2_reg_H=penalty.l2_reg_H, n_fixed=n_fixed)
-        floor = self.problem.objective.floor
-        return W, H, X.divergence(W, H, beta_loss=2.0, floor=floor)
+        return self.problem.updated(W, H, n_iter, compute_divergence=True, n_sweeps=self.n_inner)
 
 
 class AcceleratedUpdates(MultiplicativeUpdates):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import scipy.sparse
 import torch
 from torch import Tensor
 
 from nnmf_cuda.nnmf.matrix import BLOCK_ENTRIES, Matrix, rounded_mean
+from nnmf_cuda.ops.nnmf_sparse import csr_tensor
 
 
 class Sparse(Matrix):
@@ -44,7 +44,8 @@ class Sparse(Matrix):
         """Return it for factors of this type."""
         if dtype == self.tensor.dtype:
             return self
-        return type(self)(with_values(self.tensor, self._values.to(dtype)), pixels=self.pixels)
+        parts = (self.tensor.crow_indices(), self.tensor.col_indices(), self._values.to(dtype))
+        return type(self)(csr_tensor(*parts, self.shape), pixels=self.pixels)
 
     def extremes(self) -> tuple[float, float]:
         """Return the smallest and the largest entry; NaN reaches both."""
@@ -91,29 +92,9 @@ class Sparse(Matrix):
     def transposed(self) -> Self:
         """X^T, made at the first call and kept."""
         csc = self.tensor.to_sparse_csc()
-        parts = (csc.ccol_indices(), csc.row_indices(), csc.values(), self.shape[::-1])
-        return type(self)(_made(*parts, check_invariants=False), pixels=self.pixels)
+        parts = (csc.ccol_indices(), csc.row_indices(), csc.values())
+        return type(self)(csr_tensor(*parts, self.shape[::-1]), pixels=self.pixels)
 
     @property
     def _values(self) -> Tensor:
         return self.tensor.values()
-
-
-def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return the matrix in CSR that these are the parts of, not copied; raise if they are not.
-
-    That is a RuntimeError of torch, for columns of a row that do not ascend, or are beyond X.
-    """
-    return _made(crow, col, values, shape, check_invariants=True)
-
-
-def with_values(X: Tensor, values: Tensor) -> Tensor:
-    """Return a matrix in CSR with other values in the places of X."""
-    return _made(X.crow_indices(), X.col_indices(), values, X.shape, check_invariants=False)
-
-
-def _made(*parts: Any, check_invariants: bool) -> Tensor:
-    with warnings.catch_warnings():
-        # torch calls the layout new, once in a process.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(*parts, check_invariants=check_invariants)

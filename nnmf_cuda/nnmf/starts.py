@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.extmath import svd_flip
 from torch import Tensor
 
-from nnmf_cuda.nnmf.matrix import Matrix
+from nnmf_cuda.nnmf.matrix import Matrix, real_tensor
 from nnmf_cuda.nnmf.projection import constant_W
 from nnmf_cuda.nnmf.semi import least_squares_H
 
@@ -106,10 +106,10 @@ def iter_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[
             f"init={origin.init!r} knows nothing of fixed_components; use init='random', or "
             "init='custom' with a W and H of your own"
         )
-    draw = _random if origin.init == "random" else _nndsvd
     if origin.signed:
         yield from _fitted_starts(X, n_components, origin)
         return
+    draw = _random if origin.init == "random" else _nndsvd
     dtype = X.factor_dtype
     for drawn in draw(X, n_components, origin):
         W, H = (torch.from_numpy(factor).to(dtype) for factor in drawn)
@@ -138,7 +138,7 @@ def held_factors(
 
 def fixed_rows(fixed_components: Any, X: Matrix, *, signed: bool = False) -> Tensor:
     """Return the components (m, f) that all fits to X are to hold, checked."""
-    fixed_components = _as_tensor("fixed_components", fixed_components)
+    fixed_components = real_tensor("fixed_components", fixed_components)
     if fixed_components.ndim != 2:
         raise ValueError(
             f"fixed_components must have shape (n_fixed, {X.shape[1]}), one component a row, got "
@@ -188,7 +188,7 @@ def _given(
     name: str, factor: Any, X: Matrix, shape: tuple[int, int], *, signed: bool = False
 ) -> Tensor:
     """Return the user's factor, checked, in the type and on the device of X's factors."""
-    factor = _as_tensor(name, factor)
+    factor = real_tensor(name, factor)
     if tuple(factor.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(factor.shape)}")
     if not bool(torch.isfinite(factor).all()) or (not signed and bool((factor < 0).any())):
@@ -198,20 +198,6 @@ def _given(
         raise ValueError(f"{name} is full of zeros; a start needs positive entries to grow from")
     moved: Tensor = factor.to(X.device, X.factor_dtype)
     return moved
-
-
-def _as_tensor(name: str, factor: Any) -> Tensor:
-    """Return the user's factor, a tensor or what NumPy makes a real array of."""
-    if not isinstance(factor, Tensor):
-        array = np.asarray(factor)
-        if array.dtype.kind not in "biuf":
-            raise TypeError(f"{name} must be an array of real numbers, got {factor!r:.80}")
-        # A copy: writable, in strides and a type that torch knows.
-        factor = torch.from_numpy(array.astype(np.float64))
-    elif factor.is_complex():
-        raise TypeError(f"{name} must be a tensor of real numbers, got {factor.dtype}")
-    detached: Tensor = factor.detach()
-    return detached
 
 
 def _random(

@@ -10,6 +10,7 @@ from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 
 from nnmf_cuda import ops
+from nnmf_cuda.nnmf.inputs import check_integer, check_real
 from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.minibatch import (
     Statistics,
@@ -49,6 +50,9 @@ def _has_stream(model: ParametersMixin) -> bool:
 
 class StreamMixin(ParametersMixin):
     """Gives `NNMF` its `partial_fit`."""
+
+    forget_factor: float
+    fresh_restarts_max_iter: int
 
     components_: NDArray[Any]
     n_components_: int
@@ -91,6 +95,11 @@ class StreamMixin(ParametersMixin):
         )
         self._keep_step(components, statistics)
         return self
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        check_real("forget_factor", self.forget_factor, low=0, high=1)
+        check_integer("fresh_restarts_max_iter", self.fresh_restarts_max_iter, low=1)
 
     def _forget(self, *attributes: str) -> None:
         for name in attributes:

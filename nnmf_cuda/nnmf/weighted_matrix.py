@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
-from nnmf_cuda.nnmf.matrix import Dense, Matrix, rounded_mean, row_slices
+from nnmf_cuda.nnmf.matrix import Dense, Matrix, real_tensor, rounded_mean, row_slices
 from nnmf_cuda.reference.nnmf import unpacked
 
 _GRAM_ENTRIES = 2**22
@@ -64,8 +65,7 @@ class Weighted(Dense):
     @property
     def kind(self) -> str:
         """What entries it has, in a word or two that a checkpoint can compare."""
-        bits = self.weights.dtype == torch.uint8
-        return f"{super().kind} {'masked' if bits else 'weighted'}"
+        return f"{super().kind} {'masked' if self._masked else 'weighted'}"
 
     def parts(self) -> Iterator[Tensor]:
         """Yield tensors whose bytes, one after the other, tell it from others of its kind."""
@@ -76,8 +76,7 @@ class Weighted(Dense):
     def converted(self, dtype: torch.dtype) -> Self:
         """Return it for factors of this type; pixels and bits go with both as they are."""
         tensor = self.tensor if self.pixels else self.tensor.to(dtype)
-        bits = self.weights.dtype == torch.uint8
-        return type(self)(tensor, self.weights if bits else self.weights.to(dtype))
+        return type(self)(tensor, self.weights if self._masked else self.weights.to(dtype))
 
     def weights_of(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """Return the weights of a block of rows as numbers (n_rows, f)."""
@@ -132,6 +131,14 @@ class Weighted(Dense):
             result.addmm_(block.mT, right[rows])
         return result.div_(self._unit)
 
+    @cached_property
+    def transposed(self) -> Self:
+        """X^T with its weights, made at the first call and kept."""
+        weights = self.weights_of(slice(None), self.factor_dtype).mT.contiguous()
+        if self._masked:
+            weights = ops.pack_mask(weights > 0)
+        return type(self)(self.tensor.mT.contiguous(), weights)
+
     def mu(self, W: Tensor, H: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Run multiplicative updates; options and results are those of `ops.nnmf_mu`."""
         return ops.nnmf_mu(self.tensor, W, H, weights=self.weights, **options)
@@ -179,6 +186,11 @@ class Weighted(Dense):
         for rows in row_slices(*self.shape, device=self.device):
             seen |= self.weights_of(rows, self.factor_dtype).any(0)
         return seen
+
+    @property
+    def _masked(self) -> bool:
+        """Whether the weights are bits."""
+        return self.weights.dtype == torch.uint8
 
     def _weighted_blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield blocks of rows with their weights, both in `dtype`."""
@@ -249,13 +261,7 @@ def _weights(
     weights: Any, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Return the user's weights (n, f), of entries or of samples, checked."""
-    if isinstance(weights, Tensor):
-        tensor = weights.detach()
-    else:
-        array = np.asarray(weights)
-        if array.dtype.kind not in "biuf":
-            raise TypeError(f"weights must be an array of real numbers, got {weights!r:.80}")
-        tensor = torch.from_numpy(array.astype(np.float64))
+    tensor = real_tensor("weights", weights)
     if tuple(tensor.shape) not in (shape, shape[:1]):
         raise ValueError(
             f"weights must have X's shape {shape}, or {shape[:1]} for one weight a sample, got "

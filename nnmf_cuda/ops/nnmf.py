@@ -23,7 +23,7 @@ from nnmf_cuda.ops._schema import (
     require_tensor,
     serving,
 )
-from nnmf_cuda.ops.nnmf_sparse import is_sparse, require_data, serving_data
+from nnmf_cuda.ops.nnmf_sparse import is_sparse, require_data, serving_data, unfilled
 from nnmf_cuda.ops.nnmf_weights import require_weights
 from nnmf_cuda.reference import EPSILON
 
@@ -418,19 +418,17 @@ def _check_factors(X: Tensor, W: Tensor, H: Tensor) -> None:
 
 @torch.library.register_fake("nnmf_cuda::nnmf_hals", lib=LIBRARY)
 @torch.library.register_fake("nnmf_cuda::nnmf_mu", lib=LIBRARY)
+@torch.library.register_fake("nnmf_cuda::nnmf_weighted_hals", lib=LIBRARY)
+@torch.library.register_fake("nnmf_cuda::nnmf_weighted_mu", lib=LIBRARY)
 def _(
-    X: Tensor, W: Tensor, H: Tensor, active: Tensor | None = None, **_options: Any
+    X: Tensor, W: Tensor, H: Tensor, *_others: Tensor | None, **_options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    divergence = W.new_empty((W.shape[0],), dtype=torch.float64)
-    return (
-        torch.empty_like(W, memory_format=torch.contiguous_format),
-        torch.empty_like(H, memory_format=torch.contiguous_format),
-        divergence,
-    )
+    return unfilled(W, H)
 
 
 @torch.library.register_fake("nnmf_cuda::nnmf_divergence", lib=LIBRARY)
-def _(X: Tensor, W: Tensor, H: Tensor, **_options: Any) -> Tensor:
+@torch.library.register_fake("nnmf_cuda::nnmf_weighted_divergence", lib=LIBRARY)
+def _(X: Tensor, W: Tensor, H: Tensor, *_others: Tensor, **_options: Any) -> Tensor:
     return W.new_empty((W.shape[0],), dtype=torch.float64)
 
 

@@ -46,6 +46,19 @@ def is_sparse(X: Tensor) -> bool:
     return X.layout == torch.sparse_csr
 
 
+def csr_tensor(
+    crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, ...], *, check: bool = False
+) -> Tensor:
+    """Return the matrix in CSR that these are the parts of, not copied.
+
+    With `check` torch raises RuntimeError where the columns of a row do not ascend or are beyond X.
+    """
+    with warnings.catch_warnings():
+        # torch calls the layout new, once in a process.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=check)
+
+
 def serving_data(name: str, X: Tensor, W: Tensor, H: Tensor) -> Callable[..., Any]:
     """Return what serves the op `name` for X, dense or CSR, called with W, H and options."""
     if not is_sparse(X):
@@ -69,17 +82,23 @@ def product_with(X: Tensor, right: Tensor) -> Tensor:
     places = crow[cuts].tolist()
     parts = []
     for begin, end, first, last in zip(cuts, cuts[1:], places, places[1:], strict=False):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            rows = torch.sparse_csr_tensor(
-                crow[begin : end + 1] - crow[begin],
-                col[first:last],
-                values[first:last].double(),
-                size=(end - begin, X.shape[1]),
-                check_invariants=False,
-            )
+        rows = csr_tensor(
+            crow[begin : end + 1] - crow[begin],
+            col[first:last],
+            values[first:last].double(),
+            (end - begin, X.shape[1]),
+        )
         parts.append(rows @ right)
     return torch.cat(parts)
+
+
+def unfilled(W: Tensor, H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a solver's op returns for W (B, n, k) and H (B, k, f), with nothing in it."""
+    return (
+        torch.empty_like(W, memory_format=torch.contiguous_format),
+        torch.empty_like(H, memory_format=torch.contiguous_format),
+        W.new_empty((W.shape[0],), dtype=torch.float64),
+    )
 
 
 @torch.library.register_fake("nnmf_cuda::nnmf_sparse_hals", lib=LIBRARY)
@@ -93,11 +112,7 @@ def _(
     active: Tensor | None = None,
     **_options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(W, memory_format=torch.contiguous_format),
-        torch.empty_like(H, memory_format=torch.contiguous_format),
-        W.new_empty((W.shape[0],), dtype=torch.float64),
-    )
+    return unfilled(W, H)
 
 
 @torch.library.register_fake("nnmf_cuda::nnmf_sparse_divergence", lib=LIBRARY)

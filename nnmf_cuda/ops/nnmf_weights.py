@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from nnmf_cuda.ops._schema import (
-    LIBRARY,
     raise_in_backward,
     require_dims,
     require_dtype,
@@ -76,23 +73,6 @@ def require_weights(weights: Tensor, X: Tensor, W: Tensor) -> None:
     lead = tuple(X.shape[:-1]) if weights.dim() == X.dim() else (X.shape[-2],)
     meaning = f"({'' if len(lead) == 1 else 'batch of X, '}n_samples of X, {what})"
     require_shape("weights", weights, (*lead, width), meaning)
-
-
-@torch.library.register_fake("nnmf_cuda::nnmf_weighted_hals", lib=LIBRARY)
-@torch.library.register_fake("nnmf_cuda::nnmf_weighted_mu", lib=LIBRARY)
-def _(
-    X: Tensor, W: Tensor, H: Tensor, weights: Tensor, active: Tensor | None = None, **_options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(W, memory_format=torch.contiguous_format),
-        torch.empty_like(H, memory_format=torch.contiguous_format),
-        W.new_empty((W.shape[0],), dtype=torch.float64),
-    )
-
-
-@torch.library.register_fake("nnmf_cuda::nnmf_weighted_divergence", lib=LIBRARY)
-def _(X: Tensor, W: Tensor, H: Tensor, weights: Tensor, **_options: Any) -> Tensor:
-    return W.new_empty((W.shape[0],), dtype=torch.float64)
 
 
 for _name in ("nnmf_weighted_mu", "nnmf_weighted_hals", "nnmf_weighted_divergence"):

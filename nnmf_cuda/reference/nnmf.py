@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,14 +57,14 @@ def nnmf_divergence(
     """
     X, W, H = as_float(X, W.dtype).double(), W.double(), H.double()
     if weights is None:
-        return _divergence_terms(X, W @ H, beta_loss, floor).sum((-2, -1))
+        return divergence_terms(X, W @ H, beta_loss, floor).sum((-2, -1))
     V = unpacked(weights, X.shape[-1], X.dtype).double()
-    terms = _divergence_terms(torch.where(V != 0, X, 1), W @ H, beta_loss, floor)
+    terms = divergence_terms(torch.where(V != 0, X, 1), W @ H, beta_loss, floor)
     return torch.where(V != 0, V * terms, 0).sum((-2, -1))
 
 
-def _divergence_terms(X: Tensor, WH: Tensor, beta_loss: float, floor: float) -> Tensor:
-    """Return what each entry of X adds to the divergence, (B, n, f)."""
+def divergence_terms(X: Tensor, WH: Tensor, beta_loss: float, floor: float) -> Tensor:
+    """Return what each entry of X adds to the divergence, in the shape of W H."""
     if beta_loss == 2:
         return (X - WH).square() / 2
     positive = X > floor
@@ -80,64 +84,134 @@ def _divergence_terms(X: Tensor, WH: Tensor, beta_loss: float, floor: float) -> 
     return total / (beta_loss * (beta_loss - 1))
 
 
-def nnmf_mu(
-    X: Tensor,
+def no_divergence(W: Tensor) -> Tensor:
+    """Return what stands for the divergence of each problem where nobody asks for it, (B,)."""
+    return W.new_full((len(W),), torch.nan, dtype=torch.float64)
+
+
+class Data(ABC):
+    """X (n, f), or a batch of them, by what iterations need of it for W (..., n, k)."""
+
+    @property
+    @abstractmethod
+    def mT(self) -> Data:
+        """X^T. H^T is to it what W is to X, so one formula serves both."""
+
+    @abstractmethod
+    def sums(self, W: Tensor, H: Tensor, beta_loss: float, floor: float) -> tuple[Tensor, Tensor]:
+        """Return (V X (WH)^(beta-2)) H^T and (V (WH)^(beta-1)) H^T, V being weights or 1."""
+
+    @abstractmethod
+    def product(self, right: Tensor) -> Tensor:
+        """Return X @ right."""
+
+    def swept(
+        self, W: Tensor, H: Tensor, n_inner: int, l1_reg: float, l2_reg: float, *, first: int
+    ) -> Tensor:
+        """Sweep `n_inner` times over W's columns from `first` on, each to its minimum in turn."""
+        W = W.clone()
+        cross = self.product(H.mT) - l1_reg
+        gram = H @ H.mT + l2_reg * torch.eye(H.shape[-2], dtype=H.dtype, device=H.device)
+        curvature = gram.diagonal(dim1=-2, dim2=-1)  # (..., k)
+        for _ in range(n_inner):
+            for t in range(first, W.shape[-1]):
+                hess = curvature[..., t, None]
+                gradient = (W @ gram[..., :, t, None]).squeeze(-1) - cross[..., t]
+                column = (W[..., t] - gradient / hess).clamp_min(0)
+                W[..., t] = torch.where(hess == 0, W[..., t], column)
+        return W
+
+
+@dataclass(frozen=True)
+class _Dense(Data):
+    """X with all its entries, and their weights V; None where all are 1."""
+
+    X: Tensor
+    V: Tensor | None
+
+    @classmethod
+    def of(cls, X: Tensor, dtype: torch.dtype, weights: Tensor | None) -> _Dense:
+        """Return X in `dtype`, with zeros in place of what has no weight."""
+        X = as_float(X, dtype)
+        if weights is None:
+            return cls(X, None)
+        V = unpacked(weights, X.shape[-1], dtype)
+        return cls(torch.where(V != 0, X, 0), V)
+
+    @property
+    def mT(self) -> _Dense:
+        return _Dense(self.X.mT, None if self.V is None else self.V.mT)
+
+    def sums(self, W: Tensor, H: Tensor, beta_loss: float, floor: float) -> tuple[Tensor, Tensor]:
+        V = self.V
+        VX = self.X if V is None else V * self.X
+        if beta_loss == 2:
+            return VX @ H.mT, W @ (H @ H.mT) if V is None else (V * (W @ H)) @ H.mT
+        WH = W @ H
+        safe = WH.clamp_min(floor) if beta_loss < 2 else WH
+        if beta_loss == 1:
+            return (VX / safe) @ H.mT, H.sum(-1).unsqueeze(-2) if V is None else V @ H.mT
+        slope = (safe if beta_loss < 1 else WH) ** (beta_loss - 1)
+        return (VX * safe ** (beta_loss - 2)) @ H.mT, (slope if V is None else V * slope) @ H.mT
+
+    def product(self, right: Tensor) -> Tensor:
+        return self.X @ right
+
+    def swept(
+        self, W: Tensor, H: Tensor, n_inner: int, l1_reg: float, l2_reg: float, *, first: int
+    ) -> Tensor:
+        """Sweep; with weights each row has a Gram matrix of its own, which is never formed."""
+        V = self.V
+        if V is None:
+            return super().swept(W, H, n_inner, l1_reg, l2_reg, first=first)
+        W = W.clone()
+        curvature = V @ H.square().mT + l2_reg  # (B, n, k)
+        residual = V * (self.X - W @ H)
+        for _ in range(n_inner):
+            for t in range(first, W.shape[-1]):
+                hess, column, h = curvature[:, :, t], W[:, :, t].clone(), H[:, t, :, None]
+                gradient = l1_reg + l2_reg * column - (residual @ h).squeeze(-1)
+                moved = torch.where(hess == 0, column, (column - gradient / hess).clamp_min(0))
+                residual = residual - V * ((moved - column)[:, :, None] * h.mT)
+                W[:, :, t] = moved
+        return W
+
+
+def mu_iterations(
+    X: Data,
     W: Tensor,
     H: Tensor,
-    active: Tensor | None = None,
     *,
     beta_loss: float,
+    floor: float,
     n_iter: int,
     update_H: bool = True,
     l1_reg_W: float = 0.0,
     l1_reg_H: float = 0.0,
     l2_reg_W: float = 0.0,
     l2_reg_H: float = 0.0,
-    compute_divergence: bool = False,
-    floor: float = EPSILON,
     n_fixed: int = 0,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run `n_iter` multiplicative updates, W before H; returns W, H and the divergence (B,).
+) -> tuple[Tensor, Tensor]:
+    """Return W (..., n, k) and H (..., k, f) after `n_iter` multiplicative updates, W before H.
 
-    The first `n_fixed` rows of H stay as they are. `weights` as in `nnmf_divergence`.
+    The first `n_fixed` rows of H stay as they are.
     """
-    X, V = _weighted(as_float(X, W.dtype), weights)
-    VX = X if V is None else V * X
-    given = W, H = tuple(t.clone(memory_format=torch.contiguous_format) for t in (W, H))
     for _ in range(n_iter):
-        W = _updated(VX, V, W, H, beta_loss, floor, l1_reg_W, l2_reg_W, sums_of_zero=0.0)
+        W = _updated(X, W, H, beta_loss, floor, l1_reg_W, l2_reg_W, sums_of_zero=0.0)
         if beta_loss < 1:
             W = W.masked_fill(W < CLAMP, 0)
         if update_H:
-            # H^T is to X^T what W is to X, so one formula serves both.
-            other, penalties = None if V is None else V.mT, (l1_reg_H, l2_reg_H)
             moved = _updated(
-                VX.mT, other, H.mT, W.mT, beta_loss, floor, *penalties, sums_of_zero=1.0
+                X.mT, H.mT, W.mT, beta_loss, floor, l1_reg_H, l2_reg_H, sums_of_zero=1.0
             ).mT
             if beta_loss <= 1:
                 moved = moved.masked_fill(moved < CLAMP, 0)
-            H = torch.cat((H[:, :n_fixed], moved[:, n_fixed:]), dim=1)
-    if active is not None:
-        W, H = (torch.where(active[:, None, None], *two) for two in zip((W, H), given, strict=True))
-    if compute_divergence:
-        divergence = nnmf_divergence(X, W, H, V, beta_loss=beta_loss, floor=floor)
-    else:
-        divergence = W.new_full((W.shape[0],), torch.nan, dtype=torch.float64)
-    return W, H, divergence
-
-
-def _weighted(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return X, with zeros in place of what has no weight, and the weights as numbers."""
-    if weights is None:
-        return X, None
-    V = unpacked(weights, X.shape[-1], X.dtype)
-    return torch.where(V != 0, X, 0), V
+            H = torch.cat((H[..., :n_fixed, :], moved[..., n_fixed:, :]), dim=-2)
+    return W, H
 
 
 def _updated(
-    VX: Tensor,
-    V: Tensor | None,
+    X: Data,
     W: Tensor,
     H: Tensor,
     beta_loss: float,
@@ -146,24 +220,10 @@ def _updated(
     l2_reg: float,
     sums_of_zero: float,
 ) -> Tensor:
-    """One update: W * ((V X (WH)^(beta-2)) H^T / ((V (WH)^(beta-1)) H^T + l1 + l2 W))^gamma.
-
-    V, the weights, is None where all are 1.
-    """
-    if beta_loss == 2:
-        numerator = VX @ H.mT
-        denominator = W @ (H @ H.mT) if V is None else (V * (W @ H)) @ H.mT
-    else:
-        WH = W @ H
-        safe = WH.clamp_min(floor) if beta_loss < 2 else WH
-        if beta_loss == 1:
-            numerator = (VX / safe) @ H.mT
-            sums = H.sum(-1).unsqueeze(-2) if V is None else V @ H.mT
-            denominator = sums.masked_fill(sums == 0, sums_of_zero)
-        else:
-            numerator = (VX * safe ** (beta_loss - 2)) @ H.mT
-            slope = (safe if beta_loss < 1 else WH) ** (beta_loss - 1)
-            denominator = (slope if V is None else V * slope) @ H.mT
+    """One update: W * (numerator / (denominator + l1 + l2 W))^gamma, of the two `Data.sums`."""
+    numerator, denominator = X.sums(W, H, beta_loss, floor)
+    if beta_loss == 1:
+        denominator = denominator.masked_fill(denominator == 0, sums_of_zero)
     if l1_reg > 0:
         denominator = denominator + l1_reg
     if l2_reg > 0:
@@ -174,8 +234,34 @@ def _updated(
     return W * (ratio if gamma == 1 else ratio**gamma)
 
 
-def nnmf_hals(
+def nnmf_mu(
     X: Tensor,
+    W: Tensor,
+    H: Tensor,
+    active: Tensor | None = None,
+    *,
+    beta_loss: float,
+    compute_divergence: bool = False,
+    floor: float = EPSILON,
+    weights: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run `mu_iterations` with their options; returns W, H and the divergence (B,).
+
+    Problems where `active` (B,) is False stay as they are. `weights` as in `nnmf_divergence`.
+    """
+    data = _Dense.of(X, W.dtype, weights)
+    given = tuple(t.clone(memory_format=torch.contiguous_format) for t in (W, H))
+    W, H = mu_iterations(data, *given, beta_loss=beta_loss, floor=floor, **options)
+    if active is not None:
+        W, H = (torch.where(active[:, None, None], *two) for two in zip((W, H), given, strict=True))
+    if not compute_divergence:
+        return W, H, no_divergence(W)
+    return W, H, nnmf_divergence(data.X, W, H, data.V, beta_loss=beta_loss, floor=floor)
+
+
+def hals_iterations(
+    X: Data,
     W: Tensor,
     H: Tensor,
     *,
@@ -186,76 +272,36 @@ def nnmf_hals(
     l1_reg_H: float = 0.0,
     l2_reg_W: float = 0.0,
     l2_reg_H: float = 0.0,
-    compute_divergence: bool = False,
     n_fixed: int = 0,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run `n_iter` iterations, W before H; returns W, H and half the squared error (B,).
+) -> tuple[Tensor, Tensor]:
+    """Return W (..., n, k) and H (..., k, f) after `n_iter` iterations, W before H.
 
-    The first `n_fixed` rows of H stay as they are. `weights` as in `nnmf_divergence`.
+    The first `n_fixed` rows of H stay as they are.
     """
-    X, V = _weighted(as_float(X, W.dtype), weights)
-    W, H = (t.clone(memory_format=torch.contiguous_format) for t in (W, H))
     for _ in range(n_iter):
-        W = _swept(X, V, W, H, n_inner, l1_reg_W, l2_reg_W, first=0)
+        W = X.swept(W, H, n_inner, l1_reg_W, l2_reg_W, first=0)
         if update_H:
-            # H^T is to X^T what W is to X, so one formula serves both.
-            other = None if V is None else V.mT
-            Ht = _swept(X.mT, other, H.mT, W.mT, n_inner, l1_reg_H, l2_reg_H, first=n_fixed)
+            Ht = X.mT.swept(H.mT, W.mT, n_inner, l1_reg_H, l2_reg_H, first=n_fixed)
             H = Ht.mT.contiguous()
-    if compute_divergence:
-        divergence = nnmf_divergence(X, W, H, V, beta_loss=2.0)
-    else:
-        divergence = W.new_full((W.shape[0],), torch.nan, dtype=torch.float64)
-    return W, H, divergence
+    return W, H
 
 
-def _swept(
+def nnmf_hals(
     X: Tensor,
-    V: Tensor | None,
     W: Tensor,
     H: Tensor,
-    n_inner: int,
-    l1_reg: float,
-    l2_reg: float,
     *,
-    first: int,
-) -> Tensor:
-    """Sweep `n_inner` times over W's columns from `first` on: each to its own minimum in turn."""
-    W = W.clone()
-    if V is not None:
-        return _swept_with_weights(X, V, W, H, n_inner, l1_reg, l2_reg, first=first)
-    cross = X @ H.mT - l1_reg
-    gram = H @ H.mT + l2_reg * torch.eye(H.shape[-2], dtype=H.dtype, device=H.device)
-    curvature = gram.diagonal(dim1=-2, dim2=-1)  # (B, k)
-    for _ in range(n_inner):
-        for t in range(first, W.shape[-1]):
-            hess = curvature[:, t, None]
-            gradient = (W @ gram[:, :, t, None]).squeeze(-1) - cross[:, :, t]
-            column = (W[:, :, t] - gradient / hess).clamp_min(0)
-            W[:, :, t] = torch.where(hess == 0, W[:, :, t], column)
-    return W
+    compute_divergence: bool = False,
+    weights: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run `hals_iterations` with their options; returns W, H and half the squared error (B,).
 
-
-def _swept_with_weights(
-    X: Tensor,
-    V: Tensor,
-    W: Tensor,
-    H: Tensor,
-    n_inner: int,
-    l1_reg: float,
-    l2_reg: float,
-    *,
-    first: int,
-) -> Tensor:
-    """Change W as `_swept` says: each row has a Gram matrix of its own, which is never formed."""
-    curvature = V @ H.square().mT + l2_reg  # (B, n, k)
-    residual = V * (X - W @ H)
-    for _ in range(n_inner):
-        for t in range(first, W.shape[-1]):
-            hess, column, h = curvature[:, :, t], W[:, :, t].clone(), H[:, t, :, None]
-            gradient = l1_reg + l2_reg * column - (residual @ h).squeeze(-1)
-            moved = torch.where(hess == 0, column, (column - gradient / hess).clamp_min(0))
-            residual = residual - V * ((moved - column)[:, :, None] * h.mT)
-            W[:, :, t] = moved
-    return W
+    `weights` as in `nnmf_divergence`.
+    """
+    data = _Dense.of(X, W.dtype, weights)
+    W, H = (t.clone(memory_format=torch.contiguous_format) for t in (W, H))
+    W, H = hals_iterations(data, W, H, **options)
+    if not compute_divergence:
+        return W, H, no_divergence(W)
+    return W, H, nnmf_divergence(data.X, W, H, data.V, beta_loss=2.0)

@@ -23,12 +23,7 @@ from nnmf_cuda.pipeline.defences import noise_schedule
 from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.pipeline.fast_decoding import fast_decoding_note
 from nnmf_cuda.pipeline.places import Place, reason, remove
-from nnmf_cuda.pipeline.run_directory import (
-    EVALUATED,
-    NotWritten,
-    held_directory,
-    staged_results,
-)
+from nnmf_cuda.pipeline.run_directory import EVALUATED, NotWritten, held_directory, staged_results
 from nnmf_cuda.pipeline.stages import StageOutputs, evaluate_stages, run_stages
 from nnmf_cuda.report.robustness_table import summary_table
 from nnmf_cuda.report.run_report import RunReport, write_report
@@ -100,9 +95,8 @@ def run_experiment(
             with staged_results(place) as partial:
                 timer = StageTimer(device)
                 dataset = _load(config, timer, progress=progress, say=say)
-                check_classes(
-                    config.attack.attacks, dataset.n_classes
-                )  # before anything is trained
+                # Before anything is trained.
+                check_classes(config.attack.attacks, dataset.n_classes)
                 benchmark = _stage_benchmark(bench_records, dataset)
                 environment = describe_environment(device, data_sha256=dataset.sha256())
                 outputs = run_stages(

@@ -14,7 +14,7 @@ pytest.importorskip("h5py")
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> Path:
-    from tests.nnmf.cnmf_prepared import planted_cells, prepare
+    from tests.consensus.prepared import planted_cells, prepare
 
     monkeypatch.chdir(tmp_path)
     counts = planted_cells(rng, n_cells=60, n_genes=40)
@@ -41,7 +41,7 @@ def test_prepare_takes_the_options_of_cnmf(
     command = "cnmf prepare --output-dir other --name it -c counts.txt -k 4 2 -n 5 --seed 1"
     options = "--numgenes 20 --beta-loss kullback-leibler --max-nmf-iter 300 --densify"
     assert main([*command.split(), *options.split()]) == 0
-    from tests.nnmf.cnmf_prepared import load_frame
+    from tests.consensus.prepared import load_frame
 
     folder = prepared / "other" / "it"
     assert len((folder / "it.overdispersed_genes.txt").read_text().split()) == 20

@@ -33,7 +33,7 @@ def test_the_commands_run_one_after_the_other(
     rng: np.random.Generator,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from tests.nnmf.cnmf_prepared import planted_cells
+    from tests.consensus.prepared import planted_cells
 
     monkeypatch.chdir(tmp_path)
     planted_cells(rng, k=4).to_csv("counts.txt", sep="\t")

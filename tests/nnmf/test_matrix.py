@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from nnmf_cuda import ops
 from nnmf_cuda.nnmf import matrix
 from nnmf_cuda.nnmf.matrix import Dense, row_slices
+from nnmf_cuda.nnmf.sparse_matrix import Sparse
+from nnmf_cuda.nnmf.weighted_matrix import Weighted
 from tests.helpers import DEVICES
 
 SHAPES = [(1, 1), (1, 50), (7, 3), (23, 11), (40, 5)]
@@ -54,6 +57,30 @@ def test_blocks_add_up_to_the_whole(rng, shape, dtype, transposed, device):
     np.testing.assert_allclose(
         read.transposed_product(moved(left)).cpu(), dense.T @ left, **tolerance
     )
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("kind", ["dense", "pixels", "sparse", "masked", "weighted"])
+def test_the_transpose_is_another_matrix_of_its_kind(rng, kind):
+    X = rng.integers(0, 256, (23, 11)) * (rng.random((23, 11)) < 0.5)
+    weights = rng.integers(1, 4, X.shape) * (X > 0)
+    tensor = torch.from_numpy(X.astype(np.uint8 if kind == "pixels" else np.float64))
+
+    def made(tensor, weights):
+        if kind == "sparse":
+            return Sparse(tensor.to_sparse_csr())
+        if kind == "masked":
+            return Weighted(tensor, ops.pack_mask(torch.from_numpy(weights > 0)))
+        if kind == "weighted":
+            return Weighted(tensor, torch.from_numpy(weights.astype(np.float64)))
+        return Dense(tensor)
+
+    read = made(tensor, weights)
+    expected = made(tensor.mT.contiguous(), weights.T)
+    assert read.transposed.kind == read.kind
+    assert read.transposed is read.transposed
+    for part, other in zip(read.transposed.parts(), expected.parts(), strict=True):
+        assert torch.equal(part, other)
 
 
 def test_the_mean_does_not_depend_on_the_order_of_rows_or_on_threads(rng):

@@ -303,6 +303,8 @@ def test_errors_name_what_is_wrong_and_the_remedy() -> None:
         model().fit(X, mask=np.ones(X.T.shape, bool))
     with pytest.raises(TypeError, match="weights must be an array of real numbers"):
         model().fit(X, weights="heavy")
+    with pytest.raises(TypeError, match=r"weights must be a tensor of real numbers, got .*complex"):
+        model().fit(X, weights=torch.ones(X.shape, dtype=torch.complex64))
     with pytest.raises(ValueError, match=r"weights must have X's shape \(60, 40\), or \(60,\)"):
         model().fit(X, weights=np.ones(40))
     with pytest.raises(ValueError, match="weights must be finite and >= 0"):

@@ -166,9 +166,9 @@ def classes_of(
     otherwise : str, default=""
         Another remedy for files that lie in no class folder.
     """
-    pattern = options.pattern
-    if pattern is not None and "label" in pattern.names:
-        return [pattern.match(path)["label"] for path in below]
+    if options.takes("label"):
+        labels: list[str] = parts_of(below, options.pattern)["label"].tolist()
+        return labels
     level = 0 if splits_of(below) is None else 1
     loose = sorted({path.as_posix() for path in below if len(path.parts) < level + 2})
     if loose:

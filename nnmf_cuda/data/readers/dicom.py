@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.images import ImageSource, LazyImage, failing_image, is_image, walk_files
-from nnmf_cuda.data.readers.base import Records, classes_of, refuse_label_key, splits_of
+from nnmf_cuda.data.readers.base import Records, classes_of, parts_of, refuse_label_key, splits_of
 from nnmf_cuda.data.readers.dicom_file import (
     DicomFile,
     NotAnImage,
@@ -362,10 +362,9 @@ def _patients(
     frames: Sequence[_Frame], options: ReadOptions, root: Path
 ) -> tuple[list[str], list[str]]:
     """Return the patient of each frame, "" where unknown, and notes on it."""
-    pattern = options.pattern
-    if pattern is not None and "patient" in pattern.names:
+    if options.takes("patient"):
         below = (frame.file.path.relative_to(root) for frame in frames)
-        found = [pattern.match(path)["patient"] for path in below]
+        found = parts_of(below, options.pattern)["patient"].tolist()
         return [_shown(patient, options) for patient in found], _hashed_note(options)
     patients = [frame.file.patient for frame in frames]
     notes = []

@@ -68,8 +68,7 @@ def read(
             "class folders, a table (CSV), an .npz or another of what docs/from_your_files.md lists"
         )
     refuse_label_key(path, label_key)
-    pattern = options.pattern
-    labelled_by_pattern = pattern is not None and "label" in pattern.names
+    labelled_by_pattern = options.takes("label")
     found = list(_anywhere(path, account) if labelled_by_pattern else _in_classes(path, account))
     if not found:
         raise ValueError(
@@ -78,9 +77,9 @@ def read(
             f"{_looked_for(account)}"
         )
     below = [file.relative_to(path).as_posix() for file, _, _ in found]
-    groups = parts_of(below, pattern)
+    groups = parts_of(below, options.pattern)
     values = groups.pop("label", np.array([image.label for image in found])).tolist()
-    if pattern is None:
+    if options.pattern is None:
         _refuse_patients_as_classes(path, sorted(set(values)))
     if not labelled_by_pattern and groups.get("patient", np.array([])).tolist() == values:
         raise ValueError(

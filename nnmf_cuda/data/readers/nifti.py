@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.images import ImageSource, LazyImage, failing_image, is_image, walk_files
-from nnmf_cuda.data.readers.base import Records, classes_of, refuse_label_key, splits_of
+from nnmf_cuda.data.readers.base import Records, classes_of, parts_of, refuse_label_key, splits_of
 from nnmf_cuda.data.readers.masks import NAMES
 from nnmf_cuda.data.readers.volume import (
     Volume,
@@ -112,7 +112,7 @@ def read(
     if not volumes:
         raise ValueError(f"no NIfTI volumes in {str(path)!r}: {_what_else(files, masks)}")
     masks_of = _matched(volumes, masks, root, account)
-    by_path = options.pattern is not None and "label" in options.pattern.names
+    by_path = options.takes("label")
     if "label" in options.column_names and (root / _PARTICIPANTS).is_file():
         masks, masks_of = [], {}  # a column that is asked for goes before masks
     if masks_of and not by_path:
@@ -397,7 +397,7 @@ def _by_folders(
 ) -> Labelled:
     """Label volumes by their folders, or participants of BIDS by a table's column."""
     below = [file.relative_to(root) for file in volumes]
-    by_path = options.pattern is not None and "label" in options.pattern.names
+    by_path = options.takes("label")
     participants = root / _PARTICIPANTS
     subjects = [_PATIENT.search(path.as_posix()) for path in below]
     if not by_path and participants.is_file() and all(subjects):
@@ -454,9 +454,9 @@ def patients_of(
     `cases` are what volumes of one mask have in common, `n_leading` the folders that are no
     patients: of a split, of a class; with None no folder is.
     """
-    pattern = options.pattern
-    if pattern is not None and "patient" in pattern.names:
-        return [pattern.match(path)["patient"] for path in below]
+    if options.takes("patient"):
+        patients: list[str] = parts_of(below, options.pattern)["patient"].tolist()
+        return patients
     subjects = [_PATIENT.search(path.as_posix()) for path in below]
     if all(subjects):
         return [subject[0] for subject in subjects if subject is not None]

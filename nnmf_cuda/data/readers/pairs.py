@@ -73,7 +73,7 @@ def read(
     them is the patient. Images without a mask are left out and named, unless most are.
     """
     refuse_label_key(path, label_key)
-    by_path = options.pattern is not None and "label" in options.pattern.names
+    by_path = options.takes("label")
     pairs = _used(path, account, unmasked=by_path)
     below = [image.relative_to(path) for image, _ in pairs]
     if by_path:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import pdist, squareform
 
-from nnmf_cuda.nnmf.spectra import unit_spectra
+from nnmf_cuda.consensus.spectra import unit_spectra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

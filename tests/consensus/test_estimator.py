@@ -19,8 +19,8 @@ from bench.plain_consensus import (
     runs_of_scikit_learn,
 )
 from nnmf_cuda import NNMF, ConsensusNNMF
-from nnmf_cuda.nnmf import KSelection
-from nnmf_cuda.nnmf.consensus import replicate_seeds
+from nnmf_cuda.consensus import KSelection
+from nnmf_cuda.consensus.estimator import replicate_seeds
 from tests.helpers import DEVICES
 
 KL = {"beta_loss": "kullback-leibler", "solver": "accelerated-mu"}

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from nnmf_cuda.nnmf.cnmf_files import read_frame, read_text_frame
-from nnmf_cuda.nnmf.h5ad import Annotated, read_h5ad
+from nnmf_cuda.consensus.files import read_frame, read_text_frame
+from nnmf_cuda.consensus.h5ad import Annotated, read_h5ad
 
 FloatArray = NDArray[np.float64]
 

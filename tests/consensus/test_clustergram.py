@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.spatial.distance import pdist, squareform
 
-from nnmf_cuda.nnmf.clustergram import cluster_order, draw_clustergram
-from nnmf_cuda.nnmf.spectra import local_density, unit_spectra
+from nnmf_cuda.consensus.clustergram import cluster_order, draw_clustergram
+from nnmf_cuda.consensus.spectra import local_density, unit_spectra
 
 
 def spectra(rng):

@@ -16,8 +16,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from bench.plain_consensus import matched_correlation, plain_consensus
 from nnmf_cuda import NNMF
-from nnmf_cuda.nnmf import CnmfRun
-from tests.nnmf.cnmf_prepared import PARAMETERS, load_frame, planted_cells, prepare, save_frame
+from nnmf_cuda.consensus import CnmfRun
+from tests.consensus.prepared import PARAMETERS, load_frame, planted_cells, prepare, save_frame
 
 KS, N_ITER = (2, 3), 8
 
@@ -241,7 +241,7 @@ def test_runs_that_are_there_are_skipped_where_it_is_asked_for(folder):
 
 def test_combine_wants_all_runs_or_leave_to_do_without(folder):
     run = CnmfRun(folder, "run")
-    with pytest.raises(FileNotFoundError, match=r"spectra\.k_3\.iter_0\.df\.npz"):
+    with pytest.raises(FileNotFoundError, match=r"k_3\.iter_0\.df\.npz .*`factorize` writes it"):
         run.combine(3)
     with pytest.raises(FileNotFoundError, match="no run with k=2 has left"):
         run.combine(2, skip_missing_files=True)
@@ -435,6 +435,14 @@ def test_spectra_of_other_genes_are_refused(folder):
     save_frame(run.paths.merged_spectra(3), pd.DataFrame(np.eye(3), columns=["a", "b", "c"]))
     with pytest.raises(ValueError, match="is of 3 genes that are not the 50 of"):
         run.consensus(3)
+
+
+def test_runs_of_no_components_are_refused(folder):
+    run = CnmfRun(folder, "run")
+    columns = ["n_components", "iter", "nmf_seed", "completed"]
+    save_frame(run.paths.replicates, pd.DataFrame([[0, 0, 1, False]], columns=columns))
+    with pytest.raises(ValueError, match=r"n_components in .*df\.npz must be .* >= 1, got 0"):
+        run.factorize()
 
 
 def test_one_start_for_all_runs_is_refused(counts, tmp_path):

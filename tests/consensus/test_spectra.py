@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from bench.plain_consensus import plain_consensus
-from nnmf_cuda.nnmf.matrix import Dense
-from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, all_runs
-from nnmf_cuda.nnmf.spectra import (
+from nnmf_cuda.consensus.spectra import (
     BLOCK_ROWS,
     consensus_spectra,
     local_density,
     seeded_runs,
     unit_spectra,
 )
+from nnmf_cuda.nnmf.matrix import Dense
+from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, all_runs
 from nnmf_cuda.nnmf.starts import Origin, iter_starts
 
 

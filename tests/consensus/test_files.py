@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from nnmf_cuda.nnmf.cnmf_files import (
+from nnmf_cuda.consensus.files import (
     CnmfPaths,
     Frame,
     read_frame,
@@ -21,8 +21,8 @@ from nnmf_cuda.nnmf.cnmf_files import (
     write_frame,
     write_text_frame,
 )
-from nnmf_cuda.nnmf.h5ad import read_h5ad
-from tests.nnmf.cnmf_prepared import load_frame, save_frame, save_h5ad
+from nnmf_cuda.consensus.h5ad import read_h5ad
+from tests.consensus.prepared import load_frame, save_frame, save_h5ad
 
 FRAMES = {
     "spectra": pd.DataFrame(

@@ -108,14 +108,12 @@ class CnmfPaths:
 
     def clustering(self, k: int, density_threshold: float) -> Path:
         """Return where the clustergram stands."""
-        threshold = str(density_threshold).replace(".", "_")
-        return self._outer(f"clustering.k_{k}.dt_{threshold}.png")
+        return self._outer(f"clustering.{_choices(k, density_threshold)}.png")
 
     def result(self, what: str, k: int, density_threshold: float) -> tuple[Path, Path]:
         """Return where a result of the consensus stands, for programs and as text."""
-        threshold = str(density_threshold).replace(".", "_")
         stem, dot, end = what.partition(".")
-        stem = f"{stem}.k_{k}.dt_{threshold}{dot}{end}"
+        stem = f"{stem}.{_choices(k, density_threshold)}{dot}{end}"
         return self._inner(f"{stem}.df.npz"), self._outer(f"{stem}.txt")
 
     def _outer(self, name: str) -> Path:
@@ -123,6 +121,12 @@ class CnmfPaths:
 
     def _inner(self, name: str) -> Path:
         return self.output_dir / self.name / "cnmf_tmp" / f"{self.name}.{name}"
+
+
+def _choices(k: int, density_threshold: float) -> str:
+    """Return what the names of a consensus' files tell of it."""
+    threshold = str(density_threshold).replace(".", "_")
+    return f"k_{k}.dt_{threshold}"
 
 
 def read_frame(path: Path) -> Frame:

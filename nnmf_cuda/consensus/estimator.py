@@ -16,19 +16,19 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from nnmf_cuda.nnmf.inputs import check_integer, check_real, like_input
-from nnmf_cuda.nnmf.matrix import Matrix
-from nnmf_cuda.nnmf.parameters import ParametersMixin
-from nnmf_cuda.nnmf.projection import solve_W
-from nnmf_cuda.nnmf.rank_selection import read_ranks
-from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, Run
-from nnmf_cuda.nnmf.spectra import (
+from nnmf_cuda.consensus.spectra import (
     Consensus,
     MergedSpectra,
     consensus_spectra,
     merged_spectra,
     seeded_runs,
 )
+from nnmf_cuda.nnmf.inputs import check_integer, check_real, like_input
+from nnmf_cuda.nnmf.matrix import Matrix
+from nnmf_cuda.nnmf.parameters import ParametersMixin
+from nnmf_cuda.nnmf.projection import solve_W
+from nnmf_cuda.nnmf.rank_selection import read_ranks
+from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, Run
 from nnmf_cuda.nnmf.user_warning import warn_user
 
 if TYPE_CHECKING:
@@ -193,15 +193,11 @@ class ConsensusNNMF(
     """
 
     n_components: int
-    # What NNMF has as parameters, and the consensus does not vary.
-    warm_start = False
+    # What X is read and factorised with, and a consensus does not vary.
     fixed_components = None
     graph = None
     alpha_graph = 1.0
     missing_values = None
-    transform_solver = "same"
-    forget_factor = 1.0
-    fresh_restarts_max_iter = 1
 
     def __init__(
         self,
@@ -237,11 +233,6 @@ class ConsensusNNMF(
         self.local_neighborhood_size = local_neighborhood_size
         self.device = device
         self.verbose = verbose
-
-    @property
-    def transform_max_iter(self) -> int:  # type: ignore[override]
-        """Updates of the usages, where they are not solved for exactly."""
-        return self.max_iter
 
     def fit(self, X: Any, y: Any = None) -> ConsensusNNMF:
         """Learn the consensus spectra of X and the usages of its rows.
@@ -324,14 +315,11 @@ class ConsensusNNMF(
                 f"X has {samples} samples, but usages of {len(self.usages_)} were fitted: give "
                 "other features of the same samples"
             )
-        totals = self.usages_.sum(1, keepdims=True)
-        shares = self.usages_ / np.where(totals == 0, 1, totals)
         reader = copy(self)  # reading X sets what an estimator was fitted with
         # Across, spectra stand where usages stood, with their own penalty.
         reader.alpha_W, reader.alpha_H = self._alpha_H, self.alpha_W
-        across = _transposed(X)
-        matrix = reader._read_training(across)
-        return like_input(reader._usages(reader._problem(matrix), shares.T).mT, X)
+        problem = reader._problem(reader._read_training(_transposed(X)))
+        return like_input(reader._usages(problem, usage_shares(self.usages_).T).mT, X)
 
     def select_k(self, X: Any, n_components: Iterable[int]) -> KSelection:
         """Compare numbers of components by stability and error, as cNMF's k_selection_plot.
@@ -369,11 +357,7 @@ class ConsensusNNMF(
         curves = []
         for k, of_k in zip(ks, seeds, strict=True):
             merged = reader._merged_spectra(matrix, problem, k, of_k)
-            found = consensus_spectra(
-                merged.values, k, density_threshold=KEEP_ALL, local_neighborhood_size=1.0
-            )
-            usages = reader._usages(problem, found.spectra)
-            curves.append((found.silhouette, prediction_error(problem, usages, found.spectra)))
+            curves.append(reader._stability_and_error(problem, merged.values, k))
         silhouette, error = np.array(curves).T
         return KSelection(np.array(ks), silhouette, error)
 
@@ -405,15 +389,14 @@ class ConsensusNNMF(
             local_neighborhood_size=self.local_neighborhood_size,
         )
         usages = self._usages(problem, found.spectra)
-        found, usages = most_used_first(found, usages)
-        self.usages_ = usages.cpu().numpy()
+        self.prediction_error_ = prediction_error(problem, usages, found.spectra)
+        found, self.usages_ = most_used_first(found, usages.cpu().numpy())
         self.components_ = found.spectra.astype(self.usages_.dtype)
         self.n_components_ = self.n_components
         self.merged_spectra_, self.seeds_ = merged.values, seeds
         self.converged_, self.n_iter_ = merged.converged, merged.n_iter
         self.local_density_, self.labels_ = found.local_density, found.labels
         self.silhouette_ = found.silhouette
-        self.prediction_error_ = prediction_error(problem, usages, found.spectra)
 
     def _merged_spectra(
         self, X: Matrix, problem: Problem, n_components: int, seeds: NDArray[np.int64]
@@ -448,6 +431,16 @@ class ConsensusNNMF(
                 ConvergenceWarning,
             )
 
+    def _stability_and_error(
+        self, problem: Problem, merged: FloatArray, n_components: int
+    ) -> tuple[float, float]:
+        """Return the silhouette of all spectra, and the error of their consensus."""
+        found = consensus_spectra(
+            merged, n_components, density_threshold=KEEP_ALL, local_neighborhood_size=1.0
+        )
+        usages = self._usages(problem, found.spectra)
+        return found.silhouette, prediction_error(problem, usages, found.spectra)
+
     def _usages(self, problem: Problem, spectra: FloatArray) -> Tensor:
         """Return the usages (n, k) that minimise the objective with these spectra (k, f)."""
         H = torch.from_numpy(spectra).to(problem.X.device, problem.X.factor_dtype)
@@ -479,15 +472,17 @@ def replicate_seeds(random_state: Any, n_runs: int) -> NDArray[np.int64]:
     return seeds
 
 
-def most_used_first(found: Consensus, usages: Tensor) -> tuple[Consensus, Tensor]:
+def usage_shares(usages: NDArray[Any]) -> NDArray[Any]:
+    """Return the usages (n, k) with those of each sample scaled to the sum 1; zeros stay."""
+    totals = usages.sum(1, keepdims=True)
+    return usages / np.where(totals == 0, 1, totals)
+
+
+def most_used_first(found: Consensus, usages: NDArray[Any]) -> tuple[Consensus, NDArray[Any]]:
     """Return both with the spectra in the order of their total share of the samples' usages."""
-    totals = usages.sum(1, keepdim=True)
-    shares = (usages / totals.masked_fill(totals == 0, 1)).sum(0, dtype=torch.float64)
-    order = shares.sort(descending=True, stable=True).indices
-    place = order.argsort().cpu().numpy()
-    labels = np.where(found.labels < 0, -1, place[found.labels])
-    spectra = found.spectra[order.cpu().numpy()]
-    return replace(found, spectra=spectra, labels=labels), usages[:, order]
+    order = np.argsort(-usage_shares(usages).sum(0, dtype=np.float64), kind="stable")
+    labels = np.where(found.labels < 0, -1, np.argsort(order)[found.labels])
+    return replace(found, spectra=found.spectra[order], labels=labels), usages.take(order, axis=1)
 
 
 def prediction_error(problem: Problem, usages: Tensor, spectra: FloatArray) -> float:

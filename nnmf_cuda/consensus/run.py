@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nnmf_cuda.nnmf.clustergram import draw_clustergram
-from nnmf_cuda.nnmf.cnmf_counts import (
+from nnmf_cuda.consensus.clustergram import draw_clustergram
+from nnmf_cuda.consensus.counts import (
     MILLION,
     mean_and_variance,
     overdispersed,
@@ -23,24 +23,24 @@ from nnmf_cuda.nnmf.cnmf_counts import (
     scaled_to_unit_variance,
     z_score_effects,
 )
-from nnmf_cuda.nnmf.cnmf_files import (
+from nnmf_cuda.consensus.estimator import (
+    KEEP_ALL,
+    ConsensusNNMF,
+    KSelection,
+    most_used_first,
+    replicate_seeds,
+    usage_shares,
+)
+from nnmf_cuda.consensus.files import (
     CnmfPaths,
     Frame,
     read_frame,
     write_frame,
     write_text_frame,
 )
-from nnmf_cuda.nnmf.consensus import (
-    KEEP_ALL,
-    ConsensusNNMF,
-    KSelection,
-    most_used_first,
-    prediction_error,
-    replicate_seeds,
-)
-from nnmf_cuda.nnmf.h5ad import Annotated, read_h5ad, write_h5ad
+from nnmf_cuda.consensus.h5ad import Annotated, read_h5ad, write_h5ad
+from nnmf_cuda.consensus.spectra import consensus_spectra
 from nnmf_cuda.nnmf.inputs import check_integer
-from nnmf_cuda.nnmf.spectra import Consensus, consensus_spectra
 from nnmf_cuda.ops import beta_loss_to_float
 
 if TYPE_CHECKING:
@@ -200,8 +200,7 @@ class CnmfRun:
             "max_iter": max_iter,
             "init": init,
         }
-        for k in ks:
-            self._model(k, parameters)._check_parameters()
+        self._model(parameters)._check_parameters()
         read = read_counts(Path(counts), dense=densify)
         _check_counts(read)
         in_tpm = per_million(read.X) if tpm is None else read_counts(Path(tpm), dense=densify).X
@@ -275,13 +274,14 @@ class CnmfRun:
         for one in self._replicates()[worker_i::total_workers]:
             if not (skip_completed_runs and self.paths.spectra(one.k, one.number).exists()):
                 of_k[one.k].append(one)
-        counts = self._read(self.paths.counts)
-        written = []
+        counts = read_h5ad(_existing(self.paths.counts))
+        model = self._model()
+        matrix = model._read_training(counts.X)
+        problem, written = model._problem(matrix), []
         for k, replicates in of_k.items():
-            model = self._model(k)
-            matrix = model._read_training(counts.X)
+            check_integer(f"n_components in {self.paths.replicates}", k, low=1)
             seeds = np.array([one.seed for one in replicates], dtype=np.int64)
-            runs = model._runs(matrix, model._problem(matrix), k, seeds)
+            runs = model._runs(matrix, problem, k, seeds)
             converged = 0
             with model._progress(f"k={k}", "run", runs, total=len(seeds)) as shown:
                 for run in shown:
@@ -312,6 +312,8 @@ class CnmfRun:
         ------
         FileNotFoundError
             If the spectra of a run are not there.
+        ValueError
+            If the run was not prepared with one of `components`, or a file is not what cNMF writes.
         """
         replicates, written = self._replicates(), []
         for k in self.prepared_ks(components):
@@ -322,7 +324,7 @@ class CnmfRun:
                 path = self.paths.spectra(k, one.number)
                 if skip_missing_files and not path.exists():
                     continue
-                spectra = read_frame(path)
+                spectra = read_frame(_existing(path, "factorize"))
                 values.append(spectra.values)
                 index += [f"iter{one.number}_topic{t}" for t in range(1, k + 1)]
                 genes = spectra.columns
@@ -349,18 +351,21 @@ class CnmfRun:
         -------
         KSelection
             As written to ``NAME.k_selection_stats.df.npz`` and drawn in ``NAME.k_selection.png``.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a step before has not written its files.
+        ValueError
+            If the run was not prepared with one of `components`, or a file is not what cNMF writes.
         """
-        counts = self._read(self.paths.counts)
+        counts = read_h5ad(_existing(self.paths.counts))
         ks, rows = self.prepared_ks(components), []
+        model = self._model()
+        problem = model._problem(model._read_training(counts.X))
         for k in ks:
             merged = self._merged(k, counts)
-            found = consensus_spectra(
-                merged.values, k, density_threshold=KEEP_ALL, local_neighborhood_size=1.0
-            )
-            model = self._model(k)
-            problem = model._problem(model._read_training(counts.X))
-            error = prediction_error(problem, model._usages(problem, found.spectra), found.spectra)
-            rows.append((k, KEEP_ALL, found.silhouette, error))
+            rows.append((k, KEEP_ALL, *model._stability_and_error(problem, merged.values, k)))
         table = np.array(rows, dtype=np.float64)
         names = np.array(["k", "local_density_threshold", "silhouette", "prediction_error"])
         write_frame(self.paths.k_selection, Frame(table, np.arange(len(ks)), names))
@@ -408,7 +413,7 @@ class CnmfRun:
         ValueError
             As :meth:`ConsensusNNMF.fit`, or where a file is not what cNMF writes.
         """
-        counts, tpm = self._read(self.paths.counts), self._read(self.paths.tpm)
+        counts, tpm = read_h5ad(_existing(self.paths.counts)), read_h5ad(_existing(self.paths.tpm))
         merged = self._merged(k, counts)
         found = consensus_spectra(
             merged.values,
@@ -425,15 +430,15 @@ class CnmfRun:
                     figure, merged.values, found.labels, found.local_density, density_threshold
                 ),
             )
-        found, usages = self._ordered(found, counts)
+        found, usages = most_used_first(found, self._usages(counts.X, found.spectra))
         geps = np.arange(1, k + 1)
-        shares = usages / np.maximum(usages.sum(1, keepdims=True), np.finfo(np.float64).tiny)
-        spectra_tpm = self._usages(tpm.X.T, shares.T).T
+        spectra_tpm = self._usages(tpm.X.T, usage_shares(usages).T).T
         if normalize_tpm_spectra:
             spectra_tpm *= MILLION / spectra_tpm.sum(1, keepdims=True)
         mean, variance = mean_and_variance(tpm.X)
         scores = z_score_effects(usages, tpm.X, mean, variance)
-        chosen = np.array(self.paths.genes.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        names_of_genes = _existing(self.paths.genes).read_text(encoding="utf-8")
+        chosen = np.array(names_of_genes.rstrip("\n").split("\n"))
         places = tpm.places(chosen)
         if refit_usage:
             scaled = scaled_to_unit_variance(tpm.X[:, places])
@@ -461,52 +466,26 @@ class CnmfRun:
             write_text_frame(as_text, frame)
         return results
 
-    def _ordered(self, found: Consensus, counts: Annotated) -> tuple[Consensus, FloatArray]:
-        """Return the consensus and the usages of its spectra, most used first."""
-        usages = torch.from_numpy(self._usages(counts.X, found.spectra))
-        found, usages = most_used_first(found, usages)
-        return found, usages.numpy()
-
-    def _usages(self, X: Any, spectra: FloatArray) -> FloatArray:
-        """Return what minimises the run's objective with these spectra (k, f) held."""
-        model = self._model(len(spectra))
-        problem = model._problem(model._read_training(X))
-        return model._usages(problem, spectra).double().cpu().numpy()
-
-    def _model(self, k: int, parameters: dict[str, Any] | None = None) -> ConsensusNNMF:
-        """Return an estimator with the parameters of this run, by default as they are on disk."""
-        known = self._parameters() if parameters is None else parameters
-        given = {name: known[name] for name in _PARAMETERS if name in known}
-        beta_loss = beta_loss_to_float(given.get("beta_loss", "frobenius"))
-        solver = "hals" if beta_loss == 2 else "accelerated-mu" if 1 <= beta_loss < 2 else "mu"
-        return ConsensusNNMF(
-            k, n_init=2, solver=solver, device=self.device, verbose=self.verbose, **given
-        )
-
-    def _parameters(self) -> dict[str, Any]:
-        """Return what `prepare` has written for all runs."""
-        import yaml
-
-        path = self.paths.parameters
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: `prepare` writes it")
-        try:
-            known = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} holds no parameters: {error}") from error
-        if not isinstance(known, dict):
-            raise ValueError(f"{path} holds no parameters, but {known!r:.40}")
-        return known
-
-    def _replicates(self) -> list[_Replicate]:
-        """Return the runs that `prepare` has asked for, in its order."""
-        frame = self._table(self.paths.replicates, "prepare")
-        columns = [frame.column(name) for name in ("n_components", "iter", "nmf_seed")]
-        rows = zip(*columns, strict=True)
-        return [_Replicate(int(k), int(number), int(seed)) for k, number, seed in rows]
-
     def prepared_ks(self, components: Any = None) -> list[int]:
-        """Return the numbers of components asked for, by default all of `prepare`, ascending."""
+        """Return the numbers of components that a step is to be taken for.
+
+        Parameters
+        ----------
+        components : int or iterable of int, optional
+            Those asked for; by default all that `prepare` was given.
+
+        Returns
+        -------
+        list of int
+            Ascending, each once.
+
+        Raises
+        ------
+        FileNotFoundError
+            If `prepare` has not written its files here.
+        ValueError
+            If the run was not prepared with one of them.
+        """
         prepared = sorted({one.k for one in self._replicates()})
         if components is None:
             return prepared
@@ -519,10 +498,49 @@ class CnmfRun:
             )
         return ks
 
+    def _usages(self, X: Any, spectra: FloatArray) -> FloatArray:
+        """Return what minimises the run's objective with these spectra (k, f) held."""
+        model = self._model()
+        problem = model._problem(model._read_training(X))
+        return model._usages(problem, spectra).double().cpu().numpy()
+
+    def _model(self, parameters: dict[str, Any] | None = None) -> ConsensusNNMF:
+        """Return an estimator with the parameters of this run, by default as they are on disk.
+
+        It is never fitted: its parts are told the number of components and the seeds.
+        """
+        known = self._parameters() if parameters is None else parameters
+        given = {name: known[name] for name in _PARAMETERS if name in known}
+        beta_loss = beta_loss_to_float(given.get("beta_loss", "frobenius"))
+        solver = "hals" if beta_loss == 2 else "accelerated-mu" if 1 <= beta_loss < 2 else "mu"
+        return ConsensusNNMF(
+            1, n_init=2, solver=solver, device=self.device, verbose=self.verbose, **given
+        )
+
+    def _parameters(self) -> dict[str, Any]:
+        """Return what `prepare` has written for all runs."""
+        import yaml
+
+        path = _existing(self.paths.parameters)
+        try:
+            known = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} holds no parameters: {error}") from error
+        if not isinstance(known, dict):
+            raise ValueError(f"{path} holds no parameters, but {known!r:.40}")
+        return known
+
+    def _replicates(self) -> list[_Replicate]:
+        """Return the runs that `prepare` has asked for, in its order."""
+        frame = read_frame(_existing(self.paths.replicates))
+        columns = [frame.column(name) for name in ("n_components", "iter", "nmf_seed")]
+        rows = zip(*columns, strict=True)
+        return [_Replicate(int(k), int(number), int(seed)) for k, number, seed in rows]
+
     def _merged(self, k: int, counts: Annotated) -> Frame:
         """Return the merged spectra, of the genes of the counts."""
         path = self.paths.merged_spectra(k)
-        merged = self._table(path, "combine")
+        merged = read_frame(_existing(path, "combine"))
         if merged.columns.tolist() != counts.genes.tolist():
             raise ValueError(
                 f"{path} is of {len(merged.columns)} genes that are not the {len(counts.genes)} of "
@@ -530,15 +548,12 @@ class CnmfRun:
             )
         return merged
 
-    def _table(self, path: Path, step: str) -> Frame:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: `{step}` writes it")
-        return read_frame(path)
 
-    def _read(self, path: Path) -> Annotated:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: `prepare` writes it")
-        return read_h5ad(path)
+def _existing(path: Path, step: str = "prepare") -> Path:
+    """Return the path of a file that a step has written."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: `{step}` writes it")
+    return path
 
 
 def _ascending(components: Any) -> list[int]:
@@ -570,10 +585,8 @@ def _check_counts(counts: Annotated) -> None:
 
 def _save(path: Path, draw: Callable[[Figure], object]) -> None:
     """Write a figure apart from pyplot, whose backend and open figures are the user's."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure()
-    FigureCanvasAgg(figure)
     draw(figure)
     figure.savefig(path, dpi=250)

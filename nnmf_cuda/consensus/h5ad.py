@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from nnmf_cuda.nnmf.cnmf_files import whole
+from nnmf_cuda.consensus.files import whole
 
 _REMEDY = (
     "save it with anndata 0.8 or later, or give a tab-delimited table or an .npz table of cNMF"

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from nnmf_cuda.nnmf.cnmf_counts import (
+from nnmf_cuda.consensus.counts import (
     mean_and_variance,
     overdispersed,
     per_million,
@@ -15,7 +15,7 @@ from nnmf_cuda.nnmf.cnmf_counts import (
     scaled_to_unit_variance,
     z_score_effects,
 )
-from tests.nnmf.cnmf_prepared import planted_cells, save_frame, save_h5ad
+from tests.consensus.prepared import planted_cells, save_frame, save_h5ad
 
 KINDS = (np.asarray, scipy.sparse.csr_matrix, scipy.sparse.csc_matrix)
 
