@@ -15,6 +15,7 @@ from nnmf_cuda.ops.images import *
 from nnmf_cuda.ops.nnls import *
 from nnmf_cuda.ops.nnls_dense import *
 from nnmf_cuda.ops.nnmf import *
+from nnmf_cuda.ops.nnmf_cd import *
 from nnmf_cuda.ops.nnmf_weights import *
 from nnmf_cuda.ops.philox import *
 from nnmf_cuda.ops.training import *

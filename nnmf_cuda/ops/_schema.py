@@ -128,6 +128,14 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         " bool compute_divergence=False, int n_fixed=0) -> (Tensor, Tensor, Tensor)",
         reference.nnmf_sparse_hals,
     ),
+    "nnmf_sparse_cd": (
+        "(Tensor crow, Tensor col, Tensor values, Tensor ccol, Tensor row, Tensor column_values,"
+        " Tensor W, Tensor H, *, int n_iter, int n_inner=1, bool update_H=True,"
+        " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
+        f" bool compute_divergence=False, float floor={reference.EPSILON}, int n_fixed=0)"
+        " -> (Tensor, Tensor, Tensor)",
+        reference.nnmf_sparse_cd,
+    ),
     "nnls": (
         "(Tensor gram, Tensor cross, Tensor? passive=None, *, float tol=0.)"
         " -> (Tensor, Tensor, Tensor)",

@@ -157,7 +157,7 @@ def nnmf_mu(
     ...     before = divergence
     """
     _check_active(active, W)
-    _check_floor(floor, W)
+    check_floor(floor, W)
     return _run(
         "nnmf_mu",
         X,
@@ -278,16 +278,8 @@ def _run(
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check the arguments that the solvers share and call the op with a batch dimension."""
-    _check_factors(X, W, H)
-    require_count("n_iter", n_iter, low=0)
     named = dict(zip(_PENALTIES, penalties, strict=True))
-    require_non_negative(**named)
-    require_count("n_fixed", n_fixed, low=0)
-    if n_fixed > W.shape[-1]:
-        raise ValueError(
-            f"n_fixed must be at most n_components = {W.shape[-1]}, got {n_fixed}: only rows of H "
-            "can be held"
-        )
+    check_run(X, W, H, n_iter, n_fixed, named)
     batched = W.dim() == 3
     if not batched:
         W, H = W.unsqueeze(0), H.unsqueeze(0)
@@ -296,6 +288,21 @@ def _run(
     if batched:
         return new_W, new_H, divergence
     return new_W.squeeze(0), new_H.squeeze(0), divergence.squeeze(0)
+
+
+def check_run(
+    X: Tensor, W: Tensor, H: Tensor, n_iter: int, n_fixed: int, penalties: dict[str, float]
+) -> None:
+    """Raise TypeError or ValueError for arguments that the solvers share; penalties by name."""
+    _check_factors(X, W, H)
+    require_count("n_iter", n_iter, low=0)
+    require_non_negative(**penalties)
+    require_count("n_fixed", n_fixed, low=0)
+    if n_fixed > W.shape[-1]:
+        raise ValueError(
+            f"n_fixed must be at most n_components = {W.shape[-1]}, got {n_fixed}: only rows of H "
+            "can be held"
+        )
 
 
 def _serving(
@@ -360,7 +367,7 @@ def nnmf_divergence(
     tensor(0., dtype=torch.float64)
     """
     _check_factors(X, W, H)
-    _check_floor(floor, W)
+    check_floor(floor, W)
     batched = W.dim() == 3
     divergence: Tensor = _serving("nnmf_divergence", X, W, H, weights)(
         W if batched else W.unsqueeze(0),
@@ -385,7 +392,8 @@ def _check_active(active: Tensor | None, W: Tensor) -> None:
     require_same_device(W=W, active=active)
 
 
-def _check_floor(floor: float, W: Tensor) -> None:
+def check_floor(floor: float, W: Tensor) -> None:
+    """Raise unless the floor is a number that W's type holds to all its digits."""
     require_tensor("W", W)
     require_dtype("W", W, FLOATS)
     limits = torch.finfo(W.dtype)  # kernels take what is below its smallest normal number for zero

@@ -59,6 +59,15 @@ def csr_tensor(
         return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=check)
 
 
+def transposed_parts(X: Tensor, *, empty: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the three tensors of the CSR of X^T, indices of X's type; or of one without values."""
+    if empty:
+        crow, col, values = X.crow_indices(), X.col_indices(), X.values()
+        return crow.new_zeros(X.shape[1] + 1), col.new_empty(0), values.new_empty(0)
+    csc, index = X.to_sparse_csc(), X.col_indices().dtype
+    return csc.ccol_indices().to(index), csc.row_indices().to(index), csc.values()
+
+
 def serving_data(name: str, X: Tensor, W: Tensor, H: Tensor) -> Callable[..., Any]:
     """Return what serves the op `name` for X, dense or CSR, called with W, H and options."""
     if not is_sparse(X):
@@ -120,6 +129,6 @@ def _(crow: Tensor, col: Tensor, values: Tensor, W: Tensor, H: Tensor, **_option
     return W.new_empty((W.shape[0],), dtype=torch.float64)
 
 
-_REMEDY = "detach its inputs, or reach the features through nnmf_cuda.ops.project"
+REMEDY = "detach its inputs, or reach the features through nnmf_cuda.ops.project"
 for _name in ("nnmf_sparse_mu", "nnmf_sparse_hals", "nnmf_sparse_divergence"):
-    raise_in_backward(_name, _REMEDY)
+    raise_in_backward(_name, REMEDY)

@@ -14,5 +14,6 @@ from nnmf_cuda.reference.nnls import *
 from nnmf_cuda.reference.nnls_dense import *
 from nnmf_cuda.reference.nnmf import *
 from nnmf_cuda.reference.nnmf_sparse import *
+from nnmf_cuda.reference.nnmf_sparse_cd import *
 from nnmf_cuda.reference.philox import *
 from nnmf_cuda.reference.training import *

@@ -30,7 +30,7 @@ _BLOCK_ENTRIES = 2**20
 
 
 @dataclass(frozen=True)
-class _Entries(Data):
+class Entries(Data):
     """The non-zeros of X, by their places; `shape` is X's. Factors are those of one problem."""
 
     rows: Tensor
@@ -39,21 +39,21 @@ class _Entries(Data):
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, crow: Tensor, col: Tensor, values: Tensor, n_features: int) -> _Entries:
+    def of(cls, crow: Tensor, col: Tensor, values: Tensor, n_features: int) -> Entries:
         """Return those of a matrix in CSR."""
         rows = torch.arange(len(crow) - 1, device=col.device).repeat_interleave(crow.diff())
         return cls(rows, col.long(), values, (len(crow) - 1, n_features))
 
     @property
-    def mT(self) -> _Entries:
-        return _Entries(self.cols, self.rows, self.values, self.shape[::-1])
+    def mT(self) -> Entries:
+        return Entries(self.cols, self.rows, self.values, self.shape[::-1])
 
-    def blocks(self, k: int) -> Iterator[_Entries]:
+    def blocks(self, k: int) -> Iterator[Entries]:
         """Give the same entries, few enough at a time for k numbers of each."""
         size = max(1, _BLOCK_ENTRIES // max(1, k))
         for begin in range(0, len(self.values), size):
             part = slice(begin, begin + size)
-            yield _Entries(self.rows[part], self.cols[part], self.values[part], self.shape)
+            yield Entries(self.rows[part], self.cols[part], self.values[part], self.shape)
 
     def of_product(self, W: Tensor, Ht: Tensor) -> Tensor:
         """Return W H at the places of the entries."""
@@ -107,7 +107,7 @@ def nnmf_sparse_divergence(
 
     What W H puts where X is zero is its sum over all places less that over the stored ones.
     """
-    entries = _Entries.of(crow, col, values.double(), H.shape[-1])
+    entries = Entries.of(crow, col, values.double(), H.shape[-1])
     return torch.stack(
         [
             _divergence(entries, w.double(), h.double(), beta_loss, floor)
@@ -117,7 +117,7 @@ def nnmf_sparse_divergence(
     ).reshape(len(W))
 
 
-def _divergence(entries: _Entries, W: Tensor, H: Tensor, beta_loss: float, floor: float) -> Tensor:
+def _divergence(entries: Entries, W: Tensor, H: Tensor, beta_loss: float, floor: float) -> Tensor:
     x, WH = entries.values, entries.of_product(W, H.mT)
     if beta_loss == 2:
         squares = ((W.mT @ W) * (H @ H.mT)).sum() - WH.square().sum()
@@ -152,7 +152,7 @@ def nnmf_sparse_mu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run multiplicative updates; all as in `nnmf_mu`, the non-zeros standing for X."""
     W, H = (t.clone(memory_format=torch.contiguous_format) for t in (W, H))
-    entries = _Entries.of(crow, col, values, H.shape[-1])
+    entries = Entries.of(crow, col, values, H.shape[-1])
     options |= {"beta_loss": beta_loss, "floor": floor}
     for b in range(len(W)):
         if active is None or bool(active[b]):
@@ -174,7 +174,7 @@ def nnmf_sparse_hals(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run alternating least squares; all as in `nnmf_hals`, the non-zeros standing for X."""
     W, H = (t.clone(memory_format=torch.contiguous_format) for t in (W, H))
-    entries = _Entries.of(crow, col, values, H.shape[-1])
+    entries = Entries.of(crow, col, values, H.shape[-1])
     for b in range(len(W)):  # one problem after another
         W[b], H[b] = hals_iterations(entries, W[b], H[b], **options)
     if not compute_divergence:
