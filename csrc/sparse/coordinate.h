@@ -39,58 +39,64 @@ struct Descent {
 constexpr int kTrials = 4;  // points below w before the multiplicative one is taken
 
 // sum x h / wh and sum x (h / wh)^2 over the non-zeros of a row.
+template <class Real>
 struct PoleSums {
-  double S;
-  double D;
+  Real S;
+  Real D;
 };
 
 // What the objective of an entry has beside them, the same in all rows.
+template <class Real>
 struct Coordinate {
-  double a;  // the sum of the other factor's component, and l1
-  double l2;
+  Real a;  // the sum of the other factor's component, and l1
+  Real l2;
 
-  NNMF_CUDA_INLINE double slope(double t, double S) const { return a + l2 * t - S; }
+  NNMF_CUDA_INLINE Real slope(Real t, Real S) const { return a + l2 * t - S; }
 };
 
+template <class Real>
 struct PoleStep {
-  double t;
+  Real t;
   bool is_known;  // not without a curvature that numbers can hold
   bool stands;    // if it leads down, f does not rise; false where that is not known
 };
 
 // Where a + l2 t meets the pole with value S and slope -D at w, or 0.
-NNMF_CUDA_INLINE PoleStep pole_step(const Coordinate& c, double w, const PoleSums& at_w) {
-  const double S = at_w.S, u = S / at_w.D;
-  double root = c.a;
+template <class Real>
+NNMF_CUDA_INLINE PoleStep<Real> pole_step(const Coordinate<Real>& c, Real w,
+                                          const PoleSums<Real>& at_w) {
+  const Real S = at_w.S, u = S / at_w.D;
+  Real root = c.a;
   if (c.l2 > 0) root = std::hypot(c.a + c.l2 * (w - u), 2 * std::sqrt(c.l2 * u * S));
-  const double step = 2 * u * (S - c.a - c.l2 * w) / (c.a + c.l2 * (w + u) + root);
-  const double t = w + step > 0 ? w + step : 0;
+  const Real step = 2 * u * (S - c.a - c.l2 * w) / (c.a + c.l2 * (w + u) + root);
+  const Real t = w + step > 0 ? w + step : Real{0};
   return {t, std::isfinite(step), t * (c.a + c.l2 * w + root) >= S * w};
 }
 
 // Where a + l2 t meets w S / t; w itself where that is not a number.
-NNMF_CUDA_INLINE double multiplicative_step(const Coordinate& c, double w, double S) {
-  double root = c.a;
+template <class Real>
+NNMF_CUDA_INLINE Real multiplicative_step(const Coordinate<Real>& c, Real w, Real S) {
+  Real root = c.a;
   if (c.l2 > 0) root = std::hypot(c.a, 2 * std::sqrt(c.l2 * w * S));
-  const double t = 2 * w * S / (c.a + root);
+  const Real t = 2 * w * S / (c.a + root);
   return std::isfinite(t) ? t : w;
 }
 
 // Where the entry w goes: its objective does not rise. sums_at(t) gives the sums with t in w's
 // place, and is called for some steps down only.
-template <class F>
-NNMF_CUDA_INLINE double descended(const Coordinate& c, double w, const PoleSums& at_w,
-                                  const F& sums_at) {
-  if (at_w.S == 0) return c.a > 0 || c.l2 > 0 ? 0 : w;
-  const PoleStep step = pole_step(c, w, at_w);
+template <class Real, class F>
+NNMF_CUDA_INLINE Real descended(const Coordinate<Real>& c, Real w, const PoleSums<Real>& at_w,
+                                const F& sums_at) {
+  if (at_w.S == 0) return c.a > 0 || c.l2 > 0 ? Real{0} : w;
+  const PoleStep<Real> step = pole_step(c, w, at_w);
   if (step.is_known && (step.t >= w || step.stands)) return step.t;
-  const double bound = multiplicative_step(c, w, at_w.S);
+  const Real bound = multiplicative_step(c, w, at_w.S);
   if (!step.is_known) return bound;
-  double t = step.t;
+  Real t = step.t;
   for (int trial = 0; trial < kTrials; ++trial) {
-    const PoleSums at_t = sums_at(t);
+    const PoleSums<Real> at_t = sums_at(t);
     if (c.slope(t, at_t.S) + c.slope(w, at_w.S) >= 0) return t;
-    const PoleStep up = pole_step(c, t, at_t);
+    const PoleStep<Real> up = pole_step(c, t, at_t);
     t = up.is_known && up.t < bound ? up.t : bound;
   }
   return bound;

@@ -297,7 +297,7 @@ def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
         ("inside = at < count_", "inside = at <= count_"),
         ("p < last;", "p <= last;"),
         ("p < end;", "p <= end;"),
-        ("c < k; ++c", "c <= k; ++c"),
+        ("c < task.n_components; ++c) {", "c <= task.n_components; ++c) {"),
         ("i + 1 < k ? i + 1", "i + 1 <= k ? i + 1"),
         ("row >= task.x.length", "row > task.x.length"),
     ],

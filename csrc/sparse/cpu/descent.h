@@ -127,9 +127,9 @@ class RowDescent {
   }
 
   // Moves an entry of the row of W.
-  void step(int64_t component, const Coordinate& coordinate) {
+  void step(int64_t component, const Coordinate<double>& coordinate) {
     const T* h = keeps_all(padded_, k_) ? h_ + component * padded_ : gathered(component);
-    const PoleSums sums = move_ == T{0} ? sums_of<false>(h) : sums_of<true>(h);
+    const PoleSums<double> sums = move_ == T{0} ? sums_of<false>(h) : sums_of<true>(h);
     const T w = w_[component];
     const double next = descended(coordinate, static_cast<double>(w), sums, [&](double t) {
       return sums_at(h, static_cast<T>(t - static_cast<double>(w)));
@@ -199,7 +199,7 @@ class RowDescent {
 
   // The sums of the entry whose component is h, wh following the entry before.
   template <bool follows>
-  NNMF_CUDA_INLINE PoleSums sums_of(const T* h) const {
+  NNMF_CUDA_INLINE PoleSums<double> sums_of(const T* h) const {
     const Lanes move = V::broadcast(move_);
     return summed(h, [&](int64_t p) {
       Lanes wh = V::load(wh_ + p);
@@ -212,16 +212,16 @@ class RowDescent {
   }
 
   // The same were the entry to move by `by`.
-  [[gnu::noinline]] PoleSums sums_at(const T* h, T by) const {
+  [[gnu::noinline]] PoleSums<double> sums_at(const T* h, T by) const {
     const Lanes move = V::broadcast(by);
     return summed(h, [&](int64_t p) { return V::load(wh_ + p) + move * V::load(h + p); });
   }
 
   template <class F>
-  NNMF_CUDA_INLINE PoleSums summed(const T* h, const F& wh_of) const {
+  NNMF_CUDA_INLINE PoleSums<double> summed(const T* h, const F& wh_of) const {
     constexpr int64_t kTerms = 64 * V::kLanes;  // after which sums go on in float64
     const Lanes lowest = V::broadcast(floor_);
-    PoleSums sums{0, 0};
+    PoleSums<double> sums{0, 0};
     for (int64_t begin = 0; begin < padded_; begin += kTerms) {
       const int64_t end = std::min(begin + kTerms, padded_);
       Lanes S{}, D{};

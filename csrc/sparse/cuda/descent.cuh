@@ -19,6 +19,7 @@ struct SparseDescent {
   const double* sums;  // [k], of the other factor
   T* wh;               // [n_nonzeros]: memory for the long rows
   int n_components;
+  T floor;
   Descent rule;
 };
 
@@ -42,16 +43,16 @@ __device__ __forceinline__ PoleSums<T> sum_over_lanes(const PoleSums<T>& sums) {
   return {__shfl_sync(kAllLanes, sum, 0), __shfl_sync(kAllLanes, sum, kHalf)};
 }
 
-// A row of up to kLongRow non-zeros, a warp's.
+constexpr int kHeld = 6;                     // non-zeros of a lane, in registers
+constexpr int64_t kHeldRow = kHeld * kWarp;  // and of a row that a warp takes alone
+
+// A row of up to kHeldRow non-zeros, a warp's.
 template <class T, class Index>
 class HeldRow {
  public:
   __device__ __forceinline__ HeldRow(const SparseDescent<T, Index>& task, const T* own,
                                      int64_t begin, int64_t end)
-      : other_(task.other),
-        n_components_(task.n_components),
-        floor_(static_cast<T>(task.rule.floor)),
-        count_(static_cast<int>(end - begin)) {
+      : task_(task), count_(static_cast<int>(end - begin)) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
@@ -61,7 +62,7 @@ class HeldRow {
       x_[i] = inside ? task.x.values[begin + at] : T{0};
       wh_[i] = h_[i] = 0;
     }
-    for (int c = 0; c < n_components_; ++c) {
+    for (int c = 0; c < task.n_components; ++c) {
       const T w = own[c];
       for_each([&](int i) { wh_[i] += w * value_of(i, c); });
     }
@@ -73,7 +74,7 @@ class HeldRow {
     for_each([&](int i) {
       wh_[i] += step * h_[i];
       h_[i] = value_of(i, next);
-      add_to(sums, x_[i], wh_[i], floor_, h_[i]);
+      add_to(sums, x_[i], wh_[i], task_.floor, h_[i]);
     });
     return sum_over_lanes(sums);
   }
@@ -81,13 +82,11 @@ class HeldRow {
   // The sums were the coordinate moved by `step`.
   __device__ __forceinline__ PoleSums<T> sums_at(T step) const {
     PoleSums<T> sums{0, 0};
-    for_each([&](int i) { add_to(sums, x_[i], wh_[i] + step * h_[i], floor_, h_[i]); });
+    for_each([&](int i) { add_to(sums, x_[i], wh_[i] + step * h_[i], task_.floor, h_[i]); });
     return sum_over_lanes(sums);
   }
 
  private:
-  static constexpr int kHeld = static_cast<int>(kLongRow) / kWarp;  // non-zeros of a lane
-
   // Calls f(i) for those that at least one lane has.
   template <class F>
   __device__ __forceinline__ void for_each(const F& f) const {
@@ -97,12 +96,10 @@ class HeldRow {
   }
 
   __device__ __forceinline__ T value_of(int i, int component) const {
-    return other_[static_cast<int64_t>(place_[i]) * n_components_ + component];
+    return task_.other[static_cast<int64_t>(place_[i]) * task_.n_components + component];
   }
 
-  const T* other_;
-  int n_components_;
-  T floor_;
+  const SparseDescent<T, Index>& task_;
   int count_;
   Index place_[kHeld];
   T x_[kHeld], wh_[kHeld], h_[kHeld];
@@ -154,8 +151,7 @@ class SharedRow {
       PoleSums<T> sums{0, 0};
       for (int64_t p = first + threadIdx.x; p < last; p += kThreads) {
         const T* const other = other_of(p);
-        add_to(sums, task_.x.values[p], wh_of(p, other), static_cast<T>(task_.rule.floor),
-               other[coordinate_]);
+        add_to(sums, task_.x.values[p], wh_of(p, other), task_.floor, other[coordinate_]);
       }
       total.S += static_cast<double>(sums.S);
       total.D += static_cast<double>(sums.D);
@@ -196,15 +192,18 @@ __device__ __forceinline__ void descend(const SparseDescent<T, Index>& task, T* 
   }
 }
 
+template <class T>
+constexpr int kDescending = sizeof(T) == 4 ? 3 : 2;  // blocks that registers allow at a time
+
 template <class T, class Index>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, kDescending<T>)
     sparse_descent_kernel(SparseDescent<T, Index> task) {
   NNMF_CUDA_SHARED(PoleSums<double>, parts, [kRowsOfBlock]);
   // Long rows often lie side by side: those of a block do not.
   const int64_t stride = gridDim.x;
   for (int64_t row = blockIdx.x; row < task.x.length; row += stride) {
     const int64_t begin = task.x.start[row], end = task.x.start[row + 1];
-    if (end - begin <= kLongRow) continue;
+    if (end - begin <= kHeldRow) continue;
     T* const own = task.own + row * task.n_components;
     SharedRow<T, Index> shared(task, own, begin, end, parts);
     descend(task, own, shared);
@@ -212,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
   const int64_t row = blockIdx.x + static_cast<int>(threadIdx.x) / kWarp * stride;
   if (row >= task.x.length) return;
   const int64_t begin = task.x.start[row], end = task.x.start[row + 1];
-  if (end - begin > kLongRow) return;
+  if (end - begin > kHeldRow) return;
   T* const own = task.own + row * task.n_components;
   HeldRow<T, Index> held(task, own, begin, end);
   descend(task, own, held);
@@ -264,8 +263,9 @@ class SparseDescents {
     const int64_t blocks = blocks_of(x.length, kRowsOfBlock);
     if (blocks == 0 || k <= rule.n_fixed) return;
     launch_sum_rows(other, parts_, sums_, x.depth, k, stream_);
-    NNMF_CUDA_LAUNCH((sparse_descent_kernel<T, Index>), grid_of(blocks), kThreads, 0, stream_,
-                     SparseDescent<T, Index>{x, own, other, sums_, wh_, k, rule});
+    NNMF_CUDA_LAUNCH(
+        (sparse_descent_kernel<T, Index>), grid_of(blocks), kThreads, 0, stream_,
+        SparseDescent<T, Index>{x, own, other, sums_, wh_, k, static_cast<T>(rule.floor), rule});
   }
 
   SparseParams<T, Index> problem_;
