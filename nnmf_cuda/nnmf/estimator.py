@@ -52,11 +52,12 @@ class NNMF(
             default="kullback-leibler"
         Divergence that is minimised: 2, 1, 0 or any other number. X must not contain zeros where
         it is 0 or less.
-    solver : {"mu", "accelerated-mu", "hals", "semi", "semi-hals"}, default="mu"
+    solver : {"mu", "accelerated-mu", "hals", "cd", "semi", "semi-hals"}, default="mu"
         How `fit` lowers the objective, W before H in each iteration; the notes say which to take.
         "mu": multiplicative updates [1]_ [2]_. "accelerated-mu": the same from extrapolated
         factors (in the manner of [5]_), for `beta_loss` in [1, 2]. "hals": hierarchical
-        alternating least squares [4]_, for ``beta_loss="frobenius"``. "semi": Semi-NMF [7]_, for
+        alternating least squares [4]_, for ``beta_loss="frobenius"`` (scikit-learn's "cd"). "cd":
+        coordinate descent for Kullback-Leibler and sparse X [9]_. "semi": Semi-NMF [7]_, for
         X of any sign and that loss: W stays non-negative, while H is the least-squares solution,
         of any sign. "semi-hals": the same with the sweeps of "hals" over W in place of the
         multiplicative updates of [7]_.
@@ -88,11 +89,11 @@ class NNMF(
         others are learned beside them, by `fit` and `partial_fit`. Starts: "random" or "custom".
     graph : None, "neighbors", "labels" or matrix of shape (n_samples, n_samples), default=None
         Graph over the rows of X, along whose edges `fit` keeps W alike [8]_, for the Frobenius
-        norm and Kullback-Leibler, with any solver but "hals" and "semi-hals". "neighbors": each row
-        with its 5 nearest (:func:`nnmf_cuda.nnmf.neighbor_graph` makes others). "labels": each row
-        with all of its class, by 1 / (size of the class); y of `fit` has the classes, -1 where one
-        is not known. A matrix, sparse or dense: symmetric weights >= 0. New rows have no part in
-        it: `transform` leaves it out.
+        norm and Kullback-Leibler, with any solver but "hals", "semi-hals" and "cd". "neighbors":
+        each row with its 5 nearest (:func:`nnmf_cuda.nnmf.neighbor_graph` makes others). "labels":
+        each row with all of its class, by 1 / (size of the class); y of `fit` has the classes, -1
+        where one is not known. A matrix, sparse or dense: symmetric weights >= 0. New rows have no
+        part in it: `transform` leaves it out.
     alpha_graph : float, default=1.0
         Strength of the graph's penalty, the lambda of [8]_: not scaled by the size of X.
     missing_values : None, np.nan or float, default=None
@@ -102,7 +103,8 @@ class NNMF(
     warm_start : bool, default=False
         Whether `fit` starts from the fitted `components_`, and from `W_` where X has as many rows
         (else from the W of `fresh_restarts_max_iter` updates), instead of `init`; not where W or H
-        is given. Entries that are zero stay so, except with "hals", "semi-hals" and in H of "semi".
+        is given. Entries that are zero stay so, except with "hals", "semi-hals" and "cd", and in H
+        of "semi".
     transform_solver : {"nnls", "mu", "same"}, default="nnls"
         How `transform` finds the W of new rows: "nnls" is exact non-negative least squares,
         whatever `beta_loss`, without regularisation; "mu" minimises the regularised `beta_loss`
@@ -167,7 +169,10 @@ class NNMF(
     on without momentum, so the recorded objective rises only where plain updates raise it, as
     they may with a penalty; a record that repeats the one before it is a block that was put
     back. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave zeros, and
-    sweeps over the factors several times for each time that it reads X. "semi-hals"
+    sweeps over the factors several times for each time that it reads X. "cd" usually needs the
+    least time for Kullback-Leibler and sparse X: it can leave zeros, goes several times over a row
+    of W, or a column of H, before the next, and holds X^T beside X; no iteration raises the
+    objective beyond rounding. It knows no dense X, mask or weights. "semi-hals"
     needs far fewer than "semi". Both start, with ``init="random"``, from a random W and the H that
     fits it best, and have no `partial_fit`, no `select_rank` and no L1 penalty of H. No iteration
     of them, or of "mu" with a graph, raises the objective beyond rounding. All stop by the rule of
@@ -182,13 +187,14 @@ class NNMF(
     may be larger than memory: beside it, `fit` holds the factors and a block of rows. Data in other
     orders are copied once.
 
-    What runs where: compiled kernels on the CPU and on CUDA serve "mu", "accelerated-mu" and
-    "hals", for every `beta_loss` and penalty they take and X dense, sparse, or with a mask or
-    weights, and the exact least squares of `transform`. "semi" but for the sweeps of "semi-hals", a
-    `graph` with the Frobenius norm (with Kullback-Leibler, what it adds), extrapolation, the
-    products for "nndsvd..." and the sums of `partial_fit` are plain torch on any device. Where no
-    kernel is built the reference runs, in plain torch too (:func:`nnmf_cuda.show_config` tells).
-    docs/nnmf.md has the table of each solver, loss, input and penalty.
+    What runs where: compiled kernels on the CPU and on CUDA serve "mu", "accelerated-mu", "hals"
+    and "cd", for every `beta_loss`, penalty and kind of X (dense, sparse, with a mask or weights)
+    that they take, and the exact least squares of `transform`. "semi" but for the sweeps of
+    "semi-hals", a `graph` with the Frobenius norm (with Kullback-Leibler, what it adds),
+    extrapolation, the products for "nndsvd..." and the sums of `partial_fit` are plain torch on any
+    device. Where no kernel is built the reference runs, in plain torch too
+    (:func:`nnmf_cuda.show_config` tells). docs/nnmf.md has the table of each solver, loss, input
+    and penalty.
 
     Fitted attributes are always NumPy arrays. `transform`, `fit_transform` and `inverse_transform`
     return a tensor on the device of their input for a tensor, an array otherwise. No gradient flows
@@ -212,6 +218,9 @@ class NNMF(
        TPAMI 32(1).
     .. [8] Cai, He, Han & Huang (2011), Graph regularized nonnegative matrix factorization for
        data representation, IEEE TPAMI 33(8).
+    .. [9] Hsieh & Dhillon (2011), Fast coordinate descent methods with variable selection for
+       non-negative matrix factorization, KDD; the steps here are those of
+       :func:`nnmf_cuda.ops.nnmf_cd`.
 
     Examples
     --------
@@ -469,6 +478,7 @@ class NNMF(
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
+        SOLVERS[self.solver].check_data(X)
         if update_H:
             check_columns(X)
         given = {"W": W, "H": H, "update_H": bool(update_H)}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import scipy.sparse
 import torch
 from torch import Tensor
 
+from nnmf_cuda import ops
 from nnmf_cuda.nnmf.matrix import BLOCK_ENTRIES, Matrix, rounded_mean
-from nnmf_cuda.ops.nnmf_sparse import csr_tensor
+from nnmf_cuda.ops.nnmf_sparse import csr_tensor, transposed_parts
 
 
 class Sparse(Matrix):
@@ -88,11 +89,15 @@ class Sparse(Matrix):
         view = scipy.sparse.csr_array(tuple(part.numpy() for part in parts), shape=self.shape)
         return torch.from_numpy(view.T @ right.numpy()).to(right.dtype)
 
+    def cd(self, W: Tensor, H: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Run coordinate descent; options and results are those of `ops.nnmf_cd`."""
+        by_columns = self.transposed.tensor if options.get("update_H", True) else None
+        return ops.nnmf_cd(self.tensor, W, H, transposed=by_columns, **options)
+
     @cached_property
     def transposed(self) -> Self:
         """X^T, made at the first call and kept."""
-        csc = self.tensor.to_sparse_csc()
-        parts = (csc.ccol_indices(), csc.row_indices(), csc.values())
+        parts = transposed_parts(self.tensor)
         return type(self)(csr_tensor(*parts, self.shape[::-1]), pixels=self.pixels)
 
     @property

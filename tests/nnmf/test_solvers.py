@@ -238,6 +238,11 @@ def test_every_solver_says_that_it_overflowed(counts, solver):
     [
         ({"solver": "hals"}, "'hals' minimises beta_loss='frobenius' .2. only, got 1"),
         ({"solver": "hals", "beta_loss": 1.5}, "'hals' minimises .*got 1.5"),
+        (
+            {"solver": "cd", "beta_loss": 2},
+            "only, got 2; what scikit-learn calls 'cd'.*'hals' here",
+        ),
+        ({"solver": "cd", "beta_loss": 1.5}, "'cd' minimises .*got 1.5; use"),
         ({"solver": "accelerated-mu", "beta_loss": 0.5}, r"beta_loss in \[1, 2\].*got 0.5"),
         ({"solver": "accelerated-mu", "beta_loss": "itakura-saito"}, r"\[1, 2\].*got 0; use"),
         ({"solver": "accelerated-mu", "beta_loss": 3}, r"\[1, 2\].*got 3; use solver='mu'"),

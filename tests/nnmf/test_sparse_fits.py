@@ -270,7 +270,13 @@ def test_rows_columns_and_matrices_of_zeros_are_fitted(rng, X, beta_loss):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"solver": "accelerated-mu"}, {"beta_loss": 2}, {"beta_loss": 2, "solver": "hals"}],
+    [
+        {},
+        {"solver": "accelerated-mu"},
+        {"solver": "cd"},
+        {"beta_loss": 2},
+        {"beta_loss": 2, "solver": "hals"},
+    ],
 )
 def test_nothing_of_the_size_of_dense_X_is_made(rng, options):
     # 0.4 GB as dense float32, and 60,000 entries.

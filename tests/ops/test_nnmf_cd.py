@@ -20,7 +20,7 @@ from tests.ops.test_nnmf_sparse import PENALTIES, SHAPES, SLACK, counts, csr, wi
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 
 Array = NDArray[np.float64]
-FLOOR = 1e-100  # of W H in the loops
+FLOOR = ops.EPSILON  # of W H in the loops
 NO_PENALTIES = dict.fromkeys(PENALTIES, 0.0)
 
 
