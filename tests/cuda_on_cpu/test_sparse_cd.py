@@ -61,6 +61,8 @@ def run(
     seeds: Sequence[int] = SEEDS,
 ) -> dict[str, Tensor]:
     parts = parts_of(tensors["X"])
+    if not options["update_H"]:  # then X by columns is not read
+        parts |= {name: parts[name][:0] for name in ("row", "column_values")}
     for name in ("crow", "col", "ccol", "row"):
         parts[name] = parts[name].to(index)
     given = {**parts, "W": tensors["W"], "H": tensors["H"]}
