@@ -224,6 +224,24 @@ def _sparse_factorisations(
         {**parts, **start},
         dtype,
     )
+    yield OpCall(
+        ("nnmf_sparse_cd",),
+        f"nnmf_sparse_cd {what}",
+        lambda **given: with_sum(
+            find_op("nnmf_sparse_cd")(
+                **given, n_iter=1, l2_reg_W=1.0, l2_reg_H=1.0, compute_divergence=True
+            ),
+            given["values"],
+        ),
+        {
+            **parts,
+            "ccol": torch.cat((torch.zeros(1, dtype=torch.int64), above.sum(0).cumsum(0))),
+            "row": above.T.nonzero()[:, 1].contiguous(),
+            "column_values": X.T[above.T],
+            **start,
+        },
+        dtype,
+    )
 
 
 def _column_slice(X: Tensor) -> Tensor:

@@ -170,9 +170,9 @@ class NNMF(
     they may with a penalty; a record that repeats the one before it is a block that was put
     back. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave zeros, and
     sweeps over the factors several times for each time that it reads X. "cd" usually needs the
-    least time for Kullback-Leibler and sparse X: it can leave zeros, goes several times over a row
-    of W, or a column of H, before the next, and holds X^T beside X; no iteration raises the
-    objective beyond rounding. It knows no dense X, mask or weights. "semi-hals"
+    least time for Kullback-Leibler and sparse X: it can leave zeros, holds X^T beside X, and goes
+    on from extrapolated factors, as "accelerated-mu" does; no record of its objective is above the
+    one before, but for rounding. It knows no dense X, mask or weights. "semi-hals"
     needs far fewer than "semi". Both start, with ``init="random"``, from a random W and the H that
     fits it best, and have no `partial_fit`, no `select_rank` and no L1 penalty of H. No iteration
     of them, or of "mu" with a graph, raises the objective beyond rounding. All stop by the rule of
@@ -331,8 +331,8 @@ class NNMF(
             that had not converged. Nothing that was drawn at random is drawn again; a warm start
             needs the estimator as it was, which `save` keeps. The file is
             a safetensors file without code and holds the factors of the starts that still run,
-            twice for "accelerated-mu", and those of the best that has ended. For a digest, X is
-            read once more than without.
+            twice for "accelerated-mu" and "cd", and those of the best that has ended. For a digest,
+            X is read once more than without.
         checkpoint_every : float, default=60.0
             Seconds between two writings; 0 writes at every record.
 

@@ -32,7 +32,7 @@ def test_all_is_measured_and_told(tmp_path):
     fits = [r for r in records if r["op"] == "sparse fit"]
     assert {r["impl"] for r in fits} == {
         *("scikit-learn mu", "scikit-learn cd"),
-        *("ours mu", "ours accelerated-mu", "ours hals"),
+        *("ours mu", "ours accelerated-mu", "ours cd", "ours hals"),
     }
     for record in records:
         assert record["status"] == "ok", record["reason"]
@@ -42,5 +42,5 @@ def test_all_is_measured_and_told(tmp_path):
             assert record["median_ms"] > 0
     assert all(r["objective"] <= r["goal"] for r in fits)
     table = records_table(records)
-    assert "ours nnmf_hals" in table
+    assert all(f"ours {op}" in table for op in ("nnmf_mu", "nnmf_cd", "nnmf_hals"))
     assert "MiB" in table
