@@ -32,6 +32,8 @@ constexpr unsigned kAllLanes = 0xffffffff;
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "shared_limit.h"
+
 #define NNMF_CUDA_LAUNCH_CHECK()                                                              \
   do {                                                                                        \
     const cudaError_t error = cudaGetLastError();                                             \
@@ -79,17 +81,37 @@ inline void check_cuda(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(false, what, ": ", cudaGetErrorString(error));
 }
 
-// Kernels get more than 48 KiB of shared memory, static and dynamic, only after asking for it.
-// Those that stage their data there want all of it that a multiprocessor has, instead of cache.
+struct CudaRuntime {
+  static int device() {
+    int index = 0;
+    check_cuda(cudaGetDevice(&index), "cannot ask for the current device");
+    return index;
+  }
+
+  static int64_t permit_all(const void* kernel, int device) {
+    // Kernels that stage their data in shared memory want it instead of cache.
+    if (cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared) != cudaSuccess)
+      cudaGetLastError();  // only a hint: the launch that follows is not to be blamed
+    int most = 0;
+    check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+               "cannot ask the device for its shared memory");
+    cudaFuncAttributes attributes{};
+    check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cannot ask for a kernel's attributes");
+    most -= static_cast<int>(attributes.sharedSizeBytes);
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+               "cannot give a kernel the device's shared memory");
+    return most;
+  }
+};
+
 inline void allow_shared(const void* kernel, size_t bytes) {
+  static SharedLimits<CudaRuntime> limits;
   if (bytes == 0) return;
-  if (cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                           cudaSharedmemCarveoutMaxShared) != cudaSuccess)
-    cudaGetLastError();            // only a hint: the launch that follows is not to be blamed
-  if (bytes <= 32 * 1024) return;  // no kernel has more than 16 KiB of static memory besides
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(bytes)),
-             "this device has not enough shared memory for so many components");
+  const int64_t most = limits.of(kernel);
+  STD_TORCH_CHECK(static_cast<int64_t>(bytes) <= most,
+                  "this device has not enough shared memory for so many components: ", bytes,
+                  " bytes of ", most);
 }
 
 inline DeviceSize device_size(int32_t device) {
