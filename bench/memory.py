@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import re
 import subprocess
@@ -136,6 +137,8 @@ def peak_beside(call: Callable[[], Any]) -> int:
     """Return how many bytes more than before were resident at a time during a call."""
     from nnmf_cuda.timing import reset_peak_rss
 
+    # What was freed before, and is kept for later, would hide what the call takes.
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)(0)
     before = _status()
     # Without the right to reset it, the peak is that since the start: X as well, if it is large.
     reset_peak_rss()

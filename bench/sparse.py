@@ -30,6 +30,8 @@ _SHAPE = {"n_samples": 11314, "n_features": 10000, "n_components": 20}
 _SMOKE_SHAPE = {"n_samples": 60, "n_features": 90, "n_components": 3}
 _ROOT = Path(__file__).parents[1]
 _TIMEOUT = 600  # seconds
+_METHODS = ("fit", "fit_transform")
+"""Of the estimator, whose memory is measured."""
 _MOST = 4
 """A solver may take this many times scikit-learn's iterations."""
 Factors = tuple[NDArray[Any], NDArray[Any]]
@@ -44,6 +46,14 @@ class _Loss:
     goal_iterations: int
     ops: tuple[str, ...]
     solvers: tuple[str, ...]
+
+    @property
+    def work(self) -> tuple[tuple[str, str, str], ...]:
+        """What memory is measured of: name in records, "op" and which or a method and a solver."""
+        fits = tuple(
+            (f"ours {solver}", method, solver) for method in _METHODS for solver in self.solvers
+        )
+        return *((f"ours {op}", "op", op) for op in self.ops), *fits
 
 
 _KL_SOLVERS = ("mu", "accelerated-mu", "cd")
@@ -111,8 +121,10 @@ def run_sparse_benchmarks(
     Everybody has the same float32 counts (`newsgroups_like`) and the same start. ``op`` "sparse
     iteration" is the time of one of ten iterations without a test of convergence; "sparse fit" the
     time of scikit-learn's 200 iterations of ``mu`` (Kullback-Leibler) or 50 of ``cd`` (Frobenius),
-    and of our fits that arrive at the objective of those, evaluated in float64; "sparse memory" the
-    peak during an op of ten iterations beside X and the start, whose sizes are ``x_bytes``. What
+    and of our fits that arrive at the objective of those, evaluated in float64. "sparse memory" is
+    the peak during an op of ten iterations beside X and the start, "sparse memory of fit" and "of
+    fit_transform" that of the estimator beside X and one pair of factors; ``x_bytes`` is the size
+    of those two. What
     ``nnmf_cd`` makes of X^T in each call is part of both its iteration and its memory.
 
     Parameters
@@ -181,8 +193,9 @@ def _measured(
     for solver in loss.solvers:
         reached = _time_to(goal, loss, solver, X, start, goal_iterations)
         found.append(("sparse fit", f"ours {solver}", reached))
-    for op in loss.ops:
-        found.append(("sparse memory", f"ours {op}", _memory(op, smoke=smoke)))
+    for impl, method, solver in loss.work[: 2 if smoke else None]:
+        op = "sparse memory" if method == "op" else f"sparse memory of {method}"
+        found.append((op, impl, _memory(loss, method, solver, smoke=smoke)))
     return found
 
 
@@ -263,12 +276,12 @@ def _time_to(
     return {**quartiles(times), "iterations": iterations, "goal": goal, "objective": objective}
 
 
-def _memory(op: str, *, smoke: bool) -> Record:
-    """Return the peak of an op in a process of its own."""
+def _memory(loss: _Loss, method: str, solver: str, *, smoke: bool) -> Record:
+    """Return the peak of an op, or of a method of the estimator, in a process of its own."""
     if not Path("/proc/self/status").exists():
         return {"status": "skipped", "reason": "needs /proc/self/status: Linux only"}
-    command = [sys.executable, "-m", "bench.sparse", op, str(torch.get_num_threads())]
-    command += ["--smoke"] if smoke else []
+    arguments = [loss.name, method, solver, str(torch.get_num_threads())]
+    command = [sys.executable, "-m", "bench.sparse", *arguments, *(["--smoke"] if smoke else [])]
     done = subprocess.run(
         command, cwd=_ROOT, capture_output=True, text=True, timeout=_TIMEOUT, check=False
     )
@@ -278,23 +291,43 @@ def _memory(op: str, *, smoke: bool) -> Record:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def _fit(loss: _Loss, method: str, solver: str, X: scipy.sparse.csr_matrix, k: int) -> None:
+    from nnmf_cuda import NNMF
+
+    # Past the convergence tests of iterations 10 and 20.
+    options: dict[str, Any] = {"beta_loss": loss.name, "max_iter": 22, "tol": 0, "random_state": 0}
+    getattr(NNMF(k, solver=solver, **options), method)(X)
+
+
 def main() -> None:
-    """Measure one op and print it as a line of JSON: what `_memory` starts."""
+    """Measure one call and print it as a line of JSON: what `_memory` starts."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("op")
+    for name in ("loss", "method", "solver"):
+        parser.add_argument(name)
     parser.add_argument("threads", type=int)
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
+    warnings.simplefilter("ignore")
     torch.set_num_threads(given.threads)
+    loss = next(loss for loss in _LOSSES if loss.name == given.loss)
     shape = _SMOKE_SHAPE if given.smoke else _SHAPE
-    tiny = newsgroups_like(*_SMOKE_SHAPE.values())
-    _op(given.op, csr_tensor(tiny), start_for(tiny, 3), 2)()  # loads the libraries
-    X = newsgroups_like(*shape.values(), seed=_SEED)
-    start = start_for(X, shape["n_components"])
-    given_bytes = X.data.nbytes + X.indices.nbytes + X.indptr.nbytes
-    given_bytes += sum(factor.nbytes for factor in start)
-    call = _op(given.op, csr_tensor(X), start, 10)
-    print(json.dumps({"peak_bytes": peak_beside(call), "x_bytes": given_bytes}))
+    k = shape["n_components"]
+
+    def measured(X: scipy.sparse.csr_matrix) -> dict[str, int]:
+        start = start_for(X, k)
+        held = sum(part.nbytes for part in (X.data, X.indices, X.indptr, *start))
+        if given.method == "op":
+            return {
+                "peak_bytes": peak_beside(_op(given.solver, csr_tensor(X), start, 10)),
+                "x_bytes": held,
+            }
+        of_start = sum(factor.nbytes for factor in start)
+        del start
+        peak = peak_beside(lambda: _fit(loss, given.method, given.solver, X, k))
+        return {"peak_bytes": max(0, peak - of_start), "x_bytes": held}
+
+    measured(newsgroups_like(*_SMOKE_SHAPE.values()))  # loads the libraries
+    print(json.dumps(measured(newsgroups_like(*shape.values(), seed=_SEED))))
 
 
 if __name__ == "__main__":

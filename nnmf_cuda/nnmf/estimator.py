@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnmf_cuda.nnmf.checkpoint import Checkpoint, description_of_fit
 from nnmf_cuda.nnmf.fitting import Callback, Watch, fit_to_end
-from nnmf_cuda.nnmf.inputs import check_choice, check_integer, like_input
+from nnmf_cuda.nnmf.inputs import check_choice, check_integer, like_input, shared_tensor
 from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS, solve_W, updated_W
 from nnmf_cuda.nnmf.rank_choice import RankSelectionMixin
@@ -577,7 +577,7 @@ class NNMF(
     def _transform(self, X: Matrix) -> Tensor:
         # Pixels take the type that the components have.
         dtype = None if X.pixels else X.factor_dtype
-        H = torch.tensor(self.components_, dtype=dtype, device=X.device)
+        H = shared_tensor(self.components_).to(X.device, dtype)
         solver = self.transform_solver
         if solver != "nnls":
             self._check_zeros(X)

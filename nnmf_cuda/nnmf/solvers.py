@@ -169,15 +169,6 @@ class Iterate:
     def __getitem__(self, chosen: Tensor) -> Iterate:
         return Iterate(*(value[chosen] for value in vars(self).values()))
 
-    def where(self, chosen: Tensor, other: Iterate) -> Iterate:
-        """Return the starts in the (B,) bool `chosen` from here, the rest from `other`."""
-        return Iterate(
-            self.W.where(_each(chosen), other.W),
-            self.H.where(_each(chosen), other.H),
-            self.divergence.where(chosen, other.divergence),
-            self.objective.where(chosen, other.objective),
-        )
-
 
 def _each(values: Tensor) -> Tensor:
     """Return what is given for each start, (B,), for all entries of its factors: (B, 1, 1)."""
@@ -342,10 +333,12 @@ class AcceleratedUpdates(MultiplicativeUpdates):
             self._before = W, H
             self._pace = W.new_ones(len(W))
             self._plain = torch.zeros_like(divergence, dtype=torch.bool)
+        ahead = torch.empty_like(W), torch.empty_like(H)
         for left in range(n_iter, 0, -1):
-            ahead = self.ahead(W, H)
+            self.go_ahead(W, H, *ahead)
             self._before = W, H
             W, H, divergence = self._iteration(*ahead, compute_divergence=left == 1)
+        del ahead
         end = self.problem.at(W, H, divergence)
         lower = end.objective <= start.objective
         # What plain updates do stands, be it a rise or an overflow, as in `MultiplicativeUpdates`;
@@ -353,13 +346,15 @@ class AcceleratedUpdates(MultiplicativeUpdates):
         rounded_up = end.error <= start.error + self.problem.rounding(start.error)
         lower |= self._plain & ~rounded_up
         counts = lower | self._plain
-        self._before = (
-            self._before[0].where(_each(lower), start.W),
-            self._before[1].where(_each(lower), start.H),
-        )
+        for factor, at_start in zip(self._before, (start.W, start.H), strict=True):
+            _put_back(factor, at_start, lower)
         self._pace = self._pace.where(counts, 1)
         self._plain = ~counts
-        return end.where(lower, start), counts
+        _put_back(end.W, start.W, lower)
+        _put_back(end.H, start.H, lower)
+        divergence = end.divergence.where(lower, start.divergence)
+        objective = end.objective.where(lower, start.objective)
+        return Iterate(end.W, end.H, divergence, objective), counts
 
     def keep(self, left: Tensor) -> None:
         """Forget the starts whose indices are not in the (n_left,) int64 `left`."""
@@ -387,23 +382,31 @@ class AcceleratedUpdates(MultiplicativeUpdates):
         return self.problem.updated(W, H, 1, compute_divergence=compute_divergence)
 
     @staticmethod
-    def _beyond(now: Tensor, before: Tensor, momentum: Tensor) -> Tensor:
-        """Return ``now * (now / before) ** momentum`` within bounds; zeros stay."""
-        ratio = now / before.clamp_min(torch.finfo(now.dtype).tiny)
-        return ratio.pow_(momentum).clamp_(FALL_MAX, RISE_MAX).mul_(now)
+    def _beyond(now: Tensor, before: Tensor, momentum: Tensor, *, to: Tensor) -> None:
+        """Write ``now * (now / before) ** momentum`` within bounds; zeros stay."""
+        torch.clamp(before, min=torch.finfo(now.dtype).tiny, out=to)
+        torch.div(now, to, out=to).pow_(momentum).clamp_(FALL_MAX, RISE_MAX).mul_(now)
 
-    def ahead(self, W: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the factors from which to update, and count the step."""
+    def go_ahead(self, W: Tensor, H: Tensor, W_ahead: Tensor, H_ahead: Tensor) -> None:
+        """Write the factors from which to update, and count the step."""
         assert self._before is not None
         pace = (1 + (1 + 4 * self._pace.square()).sqrt()) / 2
         momentum = ((self._pace - 1) / pace).clamp_max(self.momentum_max)
         self._pace = pace.where(~self._plain, 1)
         momentum = _each(momentum.where(~self._plain, 0))
         W_before, H_before = self._before
-        held = H[:, : self.problem.n_fixed]
-        free, free_before = H[:, held.shape[1] :], H_before[:, held.shape[1] :]
-        H = torch.cat((held, self._beyond(free, free_before, momentum)), dim=1)
-        return self._beyond(W, W_before, momentum), H
+        self._beyond(W, W_before, momentum, to=W_ahead)
+        n_fixed = self.problem.n_fixed
+        H_ahead[:, :n_fixed] = H[:, :n_fixed]
+        self._beyond(H[:, n_fixed:], H_before[:, n_fixed:], momentum, to=H_ahead[:, n_fixed:])
+
+
+def _put_back(factor: Tensor, at_start: Tensor, counts: Tensor) -> None:
+    """Make a factor what it was at the start of a block where that does not count.
+
+    It is one that the block has made, or that of the start itself.
+    """
+    torch.where(_each(counts), factor, at_start, out=factor)
 
 
 class CoordinateDescent(AcceleratedUpdates):
@@ -465,9 +468,9 @@ class CoordinateDescent(AcceleratedUpdates):
         )
 
     @staticmethod
-    def _beyond(now: Tensor, before: Tensor, momentum: Tensor) -> Tensor:
-        """Return ``now + momentum * (now - before)``, zero where that is negative."""
-        return (now - before).mul_(momentum).add_(now).clamp_min_(0)
+    def _beyond(now: Tensor, before: Tensor, momentum: Tensor, *, to: Tensor) -> None:
+        """Write ``now + momentum * (now - before)``, zero where that is negative."""
+        torch.sub(now, before, out=to).mul_(momentum).add_(now).clamp_min_(0)
 
 
 SOLVERS: dict[str, type[Solver]] = {

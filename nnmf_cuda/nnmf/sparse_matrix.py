@@ -12,7 +12,10 @@ from torch import Tensor
 
 from nnmf_cuda import ops
 from nnmf_cuda.nnmf.matrix import BLOCK_ENTRIES, Matrix, rounded_mean
-from nnmf_cuda.ops.nnmf_sparse import csr_tensor, transposed_parts
+from nnmf_cuda.ops.nnmf_sparse import csr_tensor, row_blocks, transposed_parts
+
+_SUMMED = 2**15
+"""Non-zeros that are in float64 together: few beside those of a small X too."""
 
 
 class Sparse(Matrix):
@@ -59,13 +62,13 @@ class Sparse(Matrix):
 
     def mean(self) -> float:
         """Return the mean entry as `rounded_mean` has it."""
-        total = sum(part.double().sum().item() for part in self._values.split(BLOCK_ENTRIES))
+        total = sum(part.double().sum().item() for part in self._values.split(_SUMMED))
         return rounded_mean(total / self.n_entries)
 
     def mean_power(self, exponent: float) -> Tensor:
         """Return the mean of X ** exponent: () float64 on X's device; of zeros, that is 0."""
         total = self._values.new_zeros((), dtype=torch.float64)
-        for part in self._values.split(BLOCK_ENTRIES):
+        for part in self._values.split(_SUMMED):
             total += part.double().pow(exponent).sum()
         return total / self.n_entries
 
@@ -78,7 +81,12 @@ class Sparse(Matrix):
 
     def product(self, right: Tensor) -> Tensor:
         """Return X @ right in right's type."""
-        return self.converted(right.dtype).tensor @ right
+        if right.dtype == self.tensor.dtype:
+            return self.tensor @ right
+        result = right.new_empty(self.shape[0], right.shape[1])
+        for rows, block in row_blocks(self.tensor, right.dtype):
+            result[rows] = block @ right
+        return result
 
     def transposed_product(self, right: Tensor) -> Tensor:
         """Return X^T @ right in right's type."""
@@ -93,6 +101,19 @@ class Sparse(Matrix):
         """Run coordinate descent; options and results are those of `ops.nnmf_cd`."""
         by_columns = self.transposed.tensor if options.get("update_H", True) else None
         return ops.nnmf_cd(self.tensor, W, H, transposed=by_columns, **options)
+
+    def project(self, H: Tensor, *, l1_reg: float = 0.0, l2_reg: float = 0.0) -> Tensor:
+        """Return the W (n, k) >= 0 of least squared error on H (k, f), exactly.
+
+        What each row of W minimises is that of `Matrix.project`. In float64, a few rows at a time.
+        """
+        wide = H.mT.to(torch.float64, memory_format=torch.contiguous_format)
+        gram = wide.mT @ wide
+        gram.diagonal().add_(l2_reg)
+        result = H.new_empty(self.shape[0], len(H))
+        for rows, block in row_blocks(self.tensor, wide.dtype):
+            result[rows] = ops.nnls(gram, block @ wide - l1_reg).to(H.dtype)
+        return result
 
     @cached_property
     def transposed(self) -> Self:

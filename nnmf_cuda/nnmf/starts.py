@@ -26,6 +26,7 @@ INITS = ("random", "nndsvd", "nndsvda", "nndsvdar", "custom")
 
 _AUTO_COMPONENTS = 15  # the paper's number
 _RANDOM_FLOOR = 0.1  # added to the uniform draw: far from the zeros that no update can leave
+_DRAWN = 2**14  # numbers that are drawn together
 _NNDSVD_ZERO = 1e-6  # entries of NNDSVD below this are zeros, as in scikit-learn, at the mean 1
 _OVERSAMPLES = 10  # singular vectors computed beside those asked for
 
@@ -207,11 +208,28 @@ def _random(
     rng = check_random_state(origin.random_state)
     n_samples, n_features = X.shape
     scale = math.sqrt(origin.mean / n_components) / (0.5 + _RANDOM_FLOOR)
+    dtype = _numpy_type(X)
     for _ in range(origin.n_init):  # one start at a time in memory
         yield (
-            scale * rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=(n_samples, n_components)),
-            scale * rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=(n_components, n_features)),
+            _drawn(rng, (n_samples, n_components), scale, dtype),
+            _drawn(rng, (n_components, n_features), scale, dtype),
         )
+
+
+def _drawn(
+    rng: np.random.RandomState, shape: tuple[int, int], scale: float, dtype: np.dtype[Any]
+) -> FloatArray:
+    """Draw a factor; the float64 that is drawn is there for a few entries at a time."""
+    entries = np.empty(math.prod(shape), dtype)
+    for first in range(0, len(entries), _DRAWN):
+        part = entries[first : first + _DRAWN]
+        part[:] = scale * rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=len(part))
+    return entries.reshape(shape)
+
+
+def _numpy_type(X: Matrix) -> np.dtype[Any]:
+    """Return NumPy's name of the type of X's factors."""
+    return torch.empty(0, dtype=X.factor_dtype).numpy().dtype
 
 
 def _fitted_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[Tensor, Tensor]]:
@@ -302,7 +320,7 @@ def randomized_svd(
         times, transposed = transposed, times
     rng = check_random_state(random_state)
     size = n_components + _OVERSAMPLES
-    dtype = torch.empty(0, dtype=X.factor_dtype).numpy().dtype
+    dtype = _numpy_type(X)
     Q = rng.normal(size=(min(X.shape), size)).astype(dtype, copy=False)
     for _ in range(7 if n_components < 0.1 * min(X.shape) else 4):
         Q = _normalised(times(Q))

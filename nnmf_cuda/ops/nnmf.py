@@ -230,8 +230,9 @@ def nnmf_hals(
 
     Notes
     -----
-    With G = H H^T + l2 I and C = X H^T - l1, column t of W becomes
-    max(0, W_t - (W G_t - C_t) / G_tt), for t in ascending order; a column with G_tt = 0 stays.
+    With G = H H^T and C = X H^T - l1, column t of W becomes
+    max(0, (C_t - sum over s != t of W_s G_st) / (G_tt + l2)), for t in ascending order; a column
+    with G_tt + l2 = 0 stays.
     The objective never rises. O(B n_samples n_features n_components) per iteration, and
     `n_inner` times (n_samples + n_features) n_components^2. With weights each row has a G of its
     own, which is never formed: each sweep is over all of X. Not differentiable: backward raises.

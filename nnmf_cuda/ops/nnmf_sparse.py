@@ -7,7 +7,7 @@ fake kernels and the stable ABI what is in it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,8 @@ from nnmf_cuda.ops._schema import (
     serving,
 )
 
-_BLOCK_NONZEROS = 2**18
-"""Non-zeros of X, about as many, that `product_with` has in float64 together."""
+_BLOCK_NONZEROS = 2**16
+"""Non-zeros of X, about as many, in one of its `row_blocks`."""
 
 
 def require_data(X: object) -> None:
@@ -76,6 +76,23 @@ def serving_data(name: str, X: Tensor, W: Tensor, H: Tensor) -> Callable[..., An
     return partial(serving(name.replace("nnmf_", "nnmf_sparse_"), *parts[2:], W, H), *parts)
 
 
+def row_blocks(X: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Yield blocks of rows of X, CSR, in `dtype`; one block without rows where X has none."""
+    n = len(X)
+    crow, col, values = X.crow_indices(), X.col_indices(), X.values().detach()
+    n_blocks = max(1, len(values) // _BLOCK_NONZEROS)
+    cuts = [n * block // n_blocks for block in range(n_blocks + 1)]
+    places = crow[cuts].tolist()
+    for begin, end, first, last in zip(cuts, cuts[1:], places, places[1:], strict=False):
+        rows = csr_tensor(
+            crow[begin : end + 1] - crow[begin],
+            col[first:last],
+            values[first:last].to(dtype),
+            (end - begin, X.shape[1]),
+        )
+        yield slice(begin, end), rows
+
+
 def product_with(X: Tensor, right: Tensor) -> Tensor:
     """Return X (n, f), CSR, times `right` (f, k) or (B, f, k), both in float64; shape (..., n, k).
 
@@ -84,21 +101,7 @@ def product_with(X: Tensor, right: Tensor) -> Tensor:
     if right.dim() == 3:
         return torch.stack([product_with(X, one) for one in right])
     right = right.double()
-    n = len(X)
-    crow, col, values = X.crow_indices(), X.col_indices(), X.values().detach()
-    n_blocks = max(1, len(values) // _BLOCK_NONZEROS)
-    cuts = [n * block // n_blocks for block in range(n_blocks + 1)]
-    places = crow[cuts].tolist()
-    parts = []
-    for begin, end, first, last in zip(cuts, cuts[1:], places, places[1:], strict=False):
-        rows = csr_tensor(
-            crow[begin : end + 1] - crow[begin],
-            col[first:last],
-            values[first:last].double(),
-            (end - begin, X.shape[1]),
-        )
-        parts.append(rows @ right)
-    return torch.cat(parts)
+    return torch.cat([block @ right for _, block in row_blocks(X, right.dtype)])
 
 
 def unfilled(W: Tensor, H: Tensor) -> tuple[Tensor, Tensor, Tensor]:

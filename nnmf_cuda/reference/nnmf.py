@@ -111,14 +111,17 @@ class Data(ABC):
         """Sweep `n_inner` times over W's columns from `first` on, each to its minimum in turn."""
         W = W.clone()
         cross = self.product(H.mT) - l1_reg
-        gram = H @ H.mT + l2_reg * torch.eye(H.shape[-2], dtype=H.dtype, device=H.device)
-        curvature = gram.diagonal(dim1=-2, dim2=-1)  # (..., k)
+        others = H @ H.mT
+        diagonal = others.diagonal(dim1=-2, dim2=-1)
+        curvature = diagonal + l2_reg  # (..., k)
+        # Where a column was has no part in where it goes: a step from there would miss a minimum
+        # at 0 by rounding.
+        diagonal.zero_()
         for _ in range(n_inner):
             for t in range(first, W.shape[-1]):
                 hess = curvature[..., t, None]
-                gradient = (W @ gram[..., :, t, None]).squeeze(-1) - cross[..., t]
-                column = (W[..., t] - gradient / hess).clamp_min(0)
-                W[..., t] = torch.where(hess == 0, W[..., t], column)
+                left = cross[..., t] - (W @ others[..., :, t, None]).squeeze(-1)
+                W[..., t] = torch.where(hess == 0, W[..., t], (left / hess).clamp_min(0))
         return W
 
 

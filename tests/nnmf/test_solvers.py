@@ -92,13 +92,15 @@ def test_accelerated_updates_undo_a_rise_and_go_on_without_momentum(monkeypatch)
     monkeypatch.setattr(solvers, "MOMENTUM_MAX", 1e3)
     monkeypatch.setattr(solvers, "RISE_MAX", 1e6)
     monkeypatch.setattr(solvers, "FALL_MAX", 1e-6)
-    monkeypatch.setattr(
-        AcceleratedUpdates,
-        "ahead",
-        lambda self, W, H, ahead=AcceleratedUpdates.ahead: (
-            ahead(self, W, H) if self._plain.any() else (W + 1, H + 1)
-        ),
-    )
+    go_ahead = AcceleratedUpdates.go_ahead
+
+    def too_far(self, W, H, W_ahead, H_ahead):
+        go_ahead(self, W, H, W_ahead, H_ahead)
+        if not self._plain.any():
+            W_ahead.copy_(W + 1)
+            H_ahead.copy_(H + 1)
+
+    monkeypatch.setattr(AcceleratedUpdates, "go_ahead", too_far)
     solver = AcceleratedUpdates(problem)
     undone, counts = solver.advance(start, 10)
     assert counts.tolist() == [False, False]
@@ -118,12 +120,16 @@ def test_accelerated_updates_undo_only_the_start_that_rose(monkeypatch):
     problem = Problem(Dense(X), Objective(1.0, Penalty()))
     converged, _ = MultiplicativeUpdates(problem).advance(problem.at(W, H), 2000)
     early, _ = MultiplicativeUpdates(problem).advance(problem.at(W, H), 20)
-    first = torch.tensor([True, False])
-    start = converged.where(first, early)
-    shaken = AcceleratedUpdates.ahead
-    monkeypatch.setattr(
-        AcceleratedUpdates, "ahead", lambda self, W, H: (1.01 * shaken(self, W, H)[0] + 1e-3, H)
-    )
+    pairs = zip((converged.W, converged.H), (early.W, early.H), strict=True)
+    start = problem.at(*(torch.stack((one[0], other[1])) for one, other in pairs))
+    go_ahead = AcceleratedUpdates.go_ahead
+
+    def shaken(self, W, H, W_ahead, H_ahead):
+        go_ahead(self, W, H, W_ahead, H_ahead)
+        W_ahead.mul_(1.01).add_(1e-3)
+        H_ahead.copy_(H)
+
+    monkeypatch.setattr(AcceleratedUpdates, "go_ahead", shaken)
     end, counts = AcceleratedUpdates(problem).advance(start, 10)
     assert counts.tolist() == [False, True]
     assert torch.equal(end.H[0], converged.H[0])

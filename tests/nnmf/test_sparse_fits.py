@@ -291,3 +291,16 @@ def test_nothing_of_the_size_of_dense_X_is_made(rng, options):
 
     model(**options).fit(X[:300, :300])  # libraries allocate their buffers once
     assert added_by(work) < 0.1 * 4 * shape[0] * shape[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"transform_solver": "nnls"}, {"transform_solver": "same", "alpha_W": 0.1}],
+)
+def test_a_transform_has_no_copy_of_sparse_X(rng, options):
+    X = scipy.sparse.random_array(
+        (20_000, 1000), density=0.1, rng=rng, format="csr", dtype=np.float32
+    )
+    fitted = model(n_components=2, beta_loss=2, max_iter=1, **options).fit(X[:1000])
+    fitted.transform(X[:1000])  # libraries allocate their buffers once
+    assert added_by(lambda: fitted.transform(X)) < 0.5 * X.data.nbytes

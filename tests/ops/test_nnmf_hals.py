@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -321,3 +322,22 @@ def test_nnmf_hals_errors(changes: dict[str, object], error: type[Exception], me
     X, W, H = factorisation()
     with pytest.raises(error, match=message):
         ops.nnmf_hals(**{"X": X, "W": W, "H": H, "n_iter": 1} | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("by_reference", [False, True])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+def test_minima_at_zero_are_reached_exactly(
+    device: str, dtype: torch.dtype, sparse: bool, by_reference: bool
+) -> None:
+    X, W, H = factorisation(n=64, f=48, k=5, dtype=dtype, device=device, seed=0)
+    X[:32] = X[:, :24] = 0
+    data = X.to_sparse_csr() if sparse else X
+    with ops.reference_path() if by_reference else contextlib.nullcontext():
+        new_W, new_H, _ = ops.nnmf_hals(data, W, H, n_iter=1)
+    assert not new_W[:32].any()
+    learnt = new_W.any(0)  # the others have nothing to move by, and stay
+    assert learnt.any()
+    assert not new_H[learnt][:, :24].any()

@@ -82,12 +82,13 @@ void update_multiplicatively(T* values, const Sums& sums, const Update& update,
 }
 
 // Coordinate descent on half the squared Frobenius norm, component by component, as scikit-learn's
-// `cd` solver (sklearn/decomposition/_cdnmf_fast.pyx).
+// `cd` solver (sklearn/decomposition/_cdnmf_fast.pyx). A value goes to its minimum without a look
+// at where it was: as a step from there, a minimum at 0 would be missed by the rounding of both.
 template <int64_t width, class T>
 void update_by_coordinates(T* values, const Sums& sums, const Update& update, int64_t n_components,
                            double* current) {
   const double l1 = update.rule.l1_reg, l2 = update.rule.l2_reg;
-  double gradient[width];
+  double taken[width];  // by the other components
   for (int64_t i = 0; i < n_components * width; ++i) current[i] = static_cast<double>(values[i]);
   for (int64_t sweep = 0; sweep < update.n_inner; ++sweep) {
     for (int64_t r = update.n_fixed; r < n_components; ++r) {
@@ -95,13 +96,12 @@ void update_by_coordinates(T* values, const Sums& sums, const Update& update, in
       const double curvature = gram[r] + l2;
       if (curvature == 0) continue;
       const double step = 1 / curvature;
-      multiply_block<width>(gram, current, n_components, gradient);
       double* own = current + r * width;
+      std::fill_n(own, width, 0.0);
+      multiply_block<width>(gram, current, n_components, taken);
       for (int64_t c = 0; c < width; ++c) {
-        const double slope =
-            gradient[c] + l2 * own[c] + l1 - sums.numerator[r * width + c] * update.scale;
-        const double moved = own[c] - slope * step;
-        own[c] = moved < 0 ? 0 : moved;
+        const double left = sums.numerator[r * width + c] * update.scale - l1 - taken[c];
+        own[c] = left < 0 ? 0 : left * step;
       }
     }
   }

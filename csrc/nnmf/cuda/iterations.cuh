@@ -110,13 +110,14 @@ __global__ void __launch_bounds__(kHalsThreads) hals_kernel(HalsTask<T> task) {
   for (int64_t sweep = 0; sweep < task.update.n_inner; ++sweep) {
     for (int r = task.n_fixed; r < task.n_components; ++r) {
       const double* const column = gram + r * task.padded;
-      const double curvature = column[r] + l2, here = own[r * kHalsThreads];
-      double slope = l2 * here + l1 - task.update.scale * cross[r];
+      const double curvature = column[r] + l2;
+      if (curvature == 0) continue;
+      own[r * kHalsThreads] = 0;
+      double left = task.update.scale * cross[r] - l1;
 #pragma unroll 4
       for (int other = 0; other < task.n_components; ++other)
-        slope += own[other * kHalsThreads] * column[other];
-      const double moved = here - slope / curvature;
-      if (curvature != 0) own[r * kHalsThreads] = moved < 0 ? 0 : moved;
+        left -= own[other * kHalsThreads] * column[other];
+      own[r * kHalsThreads] = left < 0 ? 0 : left / curvature;
     }
   }
   for (int r = 0; r < task.n_components; ++r) factor[r] = static_cast<T>(own[r * kHalsThreads]);

@@ -114,17 +114,17 @@ __global__ void __launch_bounds__(kThreads) wide_descent_kernel(WideDescent<T> t
   for (int64_t sweep = 0; sweep < task.update.n_inner; ++sweep) {
     for (int r = static_cast<int>(task.update.n_fixed); r < k; ++r) {
       const double* const column = gram + static_cast<int64_t>(r) * k;
-      double slope = 0;
-#pragma unroll 4
-      for (int other = lane; other < k; other += kWarp) slope += own[other] * column[other];
-      for (int mask = kWarp / 2; mask > 0; mask /= 2)
-        slope += __shfl_xor_sync(kAllLanes, slope, mask);
       const double curvature = column[r] + l2;
-      if (lane != r % kWarp || curvature == 0) continue;
-      const double here = own[r];
-      slope += l2 * here + l1 - task.update.scale * cross[r];
-      const double moved = here - slope / curvature;
-      own[r] = moved < 0 ? 0 : moved;
+      if (curvature == 0) continue;
+      const bool is_mine = lane == r % kWarp;
+      if (is_mine) own[r] = 0;
+      double taken = 0;  // by the other components
+#pragma unroll 4
+      for (int other = lane; other < k; other += kWarp) taken += own[other] * column[other];
+      for (int mask = kWarp / 2; mask > 0; mask /= 2)
+        taken += __shfl_xor_sync(kAllLanes, taken, mask);
+      const double left = task.update.scale * cross[r] - l1 - taken;
+      if (is_mine) own[r] = left < 0 ? 0 : left / curvature;
     }
   }
   for (int r = lane; r < k; r += kWarp) factor[r] = static_cast<T>(own[r]);

@@ -20,10 +20,9 @@ struct EntrySums {
 
 template <Loss loss, int64_t held, class T, class Index>
 EntrySums sums_of_entries(const SparseParams<T, Index>& p, const T* W,
-                          const TransposedFactor<double>& H_, double floor, int64_t begin,
+                          const FactorRows<double, T>& H, double floor, int64_t begin,
                           int64_t end) {
   using V = Vector<double>;
-  const FactorRows<double> H = H_.rows();
   const int64_t k = p.shape.n_components;
   const Scratch<double> w(H.vectors * V::kLanes);
   w.fill(0);
@@ -47,38 +46,49 @@ EntrySums sums_of_entries(const SparseParams<T, Index>& p, const T* W,
   return {V::sum(divergence), V::sum(of_product)};
 }
 
-// The sum of W H over all places, for Frobenius that of its squares.
+constexpr int64_t kFactorRows = 2048;  // of a factor, which one task sums
+
+// The sums of a factor's components, for Frobenius their inner products [k][k], both padded to
+// whole vectors. `rows` are `stride` apart.
 template <Loss loss, class T>
-double sum_of_product(const T* W, const T* H, const SparseShape& s) {
-  const int64_t k = s.n_components;
-  const Scratch<double> of_W(k * k), of_H(k * k);
-  of_W.fill(0);
-  for (int64_t row = 0; row < s.n_samples; ++row) {
-    const T* w = W + row * k;
-    for (int64_t r = 0; r < k; ++r)
+Scratch<double> sums_of_factor(const T* rows, int64_t n_rows, int64_t stride, int64_t k) {
+  using V = Vector<double>;
+  const int64_t vectors = blocks_of(k, V::kLanes), padded = vectors * V::kLanes;
+  const int64_t size = (loss == Loss::kFrobenius ? k : 1) * padded;
+  const int64_t n_parts = blocks_of(n_rows, kFactorRows);
+  const Scratch<double> parts(n_parts * size);
+  parts.fill(0);
+  parallel_for_each(n_parts, [&](int64_t part) {
+    const Scratch<double> wide(padded);
+    wide.fill(0);
+    const int64_t end = std::min((part + 1) * kFactorRows, n_rows);
+    for (int64_t row = part * kFactorRows; row < end; ++row) {
+      for (int64_t r = 0; r < k; ++r) wide.data()[r] = static_cast<double>(rows[row * stride + r]);
+      double* to = parts + part * size;
+      const auto add = [&](double factor) {
+        for (int64_t v = 0; v < vectors; ++v, to += V::kLanes)
+          V::store(to, V::load(to) + factor * V::load(wide + v * V::kLanes));
+      };
       if constexpr (loss == Loss::kFrobenius)
-        for (int64_t t = 0; t < k; ++t)
-          of_W.data()[r * k + t] += static_cast<double>(w[r]) * static_cast<double>(w[t]);
+        for (int64_t r = 0; r < k; ++r) add(wide.data()[r]);
       else
-        of_W.data()[r] += static_cast<double>(w[r]);
-  }
-  parallel_for_each(k, [&](int64_t r) {
-    const T* h = H + r * s.n_features;
-    if constexpr (loss == Loss::kFrobenius) {
-      for (int64_t t = 0; t < k; ++t) {
-        const T* other = H + t * s.n_features;
-        double sum = 0;
-        for (int64_t c = 0; c < s.n_features; ++c)
-          sum += static_cast<double>(h[c]) * static_cast<double>(other[c]);
-        of_H.data()[r * k + t] = sum;
-      }
-    } else {
-      double sum = 0;
-      for (int64_t c = 0; c < s.n_features; ++c) sum += static_cast<double>(h[c]);
-      of_H.data()[r] = sum;
+        add(1);
     }
   });
-  const int64_t size = loss == Loss::kFrobenius ? k * k : k;
+  Scratch<double> result(size);
+  result.fill(0);
+  for (int64_t part = 0; part < n_parts; ++part)
+    for (int64_t i = 0; i < size; ++i) result.data()[i] += parts.data()[part * size + i];
+  return result;
+}
+
+// The sum of W H over all places, for Frobenius that of its squares; H by rows of features.
+template <Loss loss, class T>
+double sum_of_product(const T* W, const FactorRows<double, T>& H, const SparseShape& s) {
+  const int64_t k = s.n_components, padded = H.vectors * Vector<double>::kLanes;
+  const Scratch<double> of_W = sums_of_factor<loss>(W, s.n_samples, k, k);
+  const Scratch<double> of_H = sums_of_factor<loss>(H.data, s.n_features, H.stride, k);
+  const int64_t size = (loss == Loss::kFrobenius ? k : 1) * padded;
   return std::inner_product(of_W.data(), of_W + size, of_H.data(), 0.0);
 }
 
@@ -87,16 +97,18 @@ template <Loss loss, class T, class Index>
 double divergence_of_entries(const SparseParams<T, Index>& p, const T* W, const T* H,
                              const TermRule<double>& rule) {
   const int64_t n_tasks = blocks_of(p.shape.n_samples, kSparseRows);
-  const TransposedFactor<double> transposed(p.shape, H);
+  const TransposedFactor<T> transposed(p.shape, H);
+  const FactorRows<double, T> rows = transposed.template rows<double>();
   const Scratch<EntrySums> parts(n_tasks);
   parallel_for_each(n_tasks, [&](int64_t task) {
     const int64_t begin = task * kSparseRows;
-    with_held(transposed.rows().vectors, [&]<int64_t held>() {
-      parts.data()[task] = sums_of_entries<loss, held>(
-          p, W, transposed, rule.floor, begin, std::min(begin + kSparseRows, p.shape.n_samples));
+    with_held(rows.vectors, [&]<int64_t held>() {
+      parts.data()[task] =
+          sums_of_entries<loss, held>(p, W, rows, rule.floor, begin,
+                                      std::min(begin + kSparseRows, p.shape.n_samples));
     });
   });
-  double divergence = 0, elsewhere = sum_of_product<loss>(W, H, p.shape);
+  double divergence = 0, elsewhere = sum_of_product<loss>(W, rows, p.shape);
   for (int64_t task = 0; task < n_tasks; ++task) {
     divergence += parts.data()[task].divergence;
     elsewhere -= parts.data()[task].of_product;

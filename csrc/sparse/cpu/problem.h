@@ -79,42 +79,45 @@ void for_each_sparse_problem(const SparseShape& s, const F& f) {
     for (int64_t b = 0; b < s.batch; ++b) f(b);
 }
 
-// H [n_components, n_features] with its columns side by side, in the type To.
-template <class To>
+// H [n_components, n_features] with its columns side by side.
+template <class T>
 class TransposedFactor {
  public:
-  template <class T>
   TransposedFactor(const SparseShape& s, const T* H)
       : n_features_(s.n_features),
         k_(s.n_components),
-        stride_(row_stride<To>(k_)),
+        stride_(row_stride<T>(k_)),
         // What a vector reads behind the last row.
-        data_(n_features_ * stride_ + Vector<To>::kLanes) {
+        data_(n_features_ * stride_ + Vector<T>::kLanes) {
     data_.fill(0);
     for_columns([&](int64_t begin, int64_t end) {
       for (int64_t r = 0; r < k_; ++r)
         for (int64_t c = begin; c < end; ++c)
-          data_.data()[c * stride_ + r] = static_cast<To>(H[r * n_features_ + c]);
+          data_.data()[c * stride_ + r] = H[r * n_features_ + c];
     });
   }
 
-  FactorRows<To> rows() const { return {data_.data(), stride_, blocks_of(k_, Vector<To>::kLanes)}; }
+  // Rows that are read as numbers of the type As.
+  template <class As = T>
+  FactorRows<As, T> rows() const {
+    return {data_.data(), stride_, blocks_of(k_, Vector<As>::kLanes)};
+  }
 
   // H = what is here.
-  void unpack(To* H) const {
+  void unpack(T* H) const {
     for_columns(
         [&](int64_t begin, int64_t end) { read(begin, end - begin, H + begin, n_features_); });
   }
 
   // block[r][c] = H[r][column + c], rows `width` apart.
-  void read(int64_t column, int64_t columns, To* block, int64_t width) const {
+  void read(int64_t column, int64_t columns, T* block, int64_t width) const {
     for (int64_t c = 0; c < columns; ++c)
       for (int64_t r = 0; r < k_; ++r)
         block[r * width + c] = data_.data()[(column + c) * stride_ + r];
   }
 
   // The way back.
-  void write(int64_t column, int64_t columns, const To* block, int64_t width) const {
+  void write(int64_t column, int64_t columns, const T* block, int64_t width) const {
     for (int64_t c = 0; c < columns; ++c)
       for (int64_t r = 0; r < k_; ++r)
         data_.data()[(column + c) * stride_ + r] = block[r * width + c];
@@ -131,7 +134,7 @@ class TransposedFactor {
   }
 
   int64_t n_features_, k_, stride_;
-  Scratch<To> data_;
+  Scratch<T> data_;
 };
 
 // Some rows of X with their zeros.

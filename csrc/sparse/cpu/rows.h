@@ -11,15 +11,28 @@ namespace {
 constexpr int64_t kBlock = 64;    // non-zeros whose terms are in memory together
 constexpr int64_t kMostHeld = 4;  // vectors of components in registers; kBlock is whole vectors
 
-// Rows of a factor, a row a feature: `vectors` vectors each, of which what lies beyond
+// Rows of a factor, a row a feature: `vectors` vectors of T each, of which what lies beyond
 // n_components belongs to the next row. It is multiplied by the zeros of a padded row of the other
-// factor.
-template <class T>
+// factor. Stored in a narrower type, they become T as they are read.
+template <class T, class Stored = T>
 struct FactorRows {
-  const T* data;
+  const Stored* data;
   int64_t stride;
   int64_t vectors;
 };
+
+// A vector of what may be stored in a narrower type.
+template <class T, class Stored>
+NNMF_CUDA_INLINE typename Vector<T>::Lanes load_as(const Stored* p) {
+  if constexpr (std::is_same_v<T, Stored>) {
+    return Vector<T>::load(p);
+  } else {
+    typedef Stored Narrow __attribute__((vector_size(Vector<T>::kLanes * sizeof(Stored))));
+    Narrow v;
+    __builtin_memcpy(&v, p, sizeof(v));
+    return __builtin_convertvector(v, typename Vector<T>::Lanes);
+  }
+}
 
 // A distance of 32 bytes, or of some more, from row to row.
 template <class T>
@@ -73,26 +86,26 @@ NNMF_CUDA_INLINE typename Vector<T>::Lanes sum_each(
 }
 
 // The lanes of one product of a row of W, `held` in registers or at `w`, with a row of H.
-template <int64_t held, class T>
+template <int64_t held, class T, class Stored>
 NNMF_CUDA_INLINE typename Vector<T>::Lanes row_product(
-    const typename Vector<T>::Lanes (&in_registers)[held == 0 ? 1 : held], const T* w, const T* h,
-    int64_t vectors) {
+    const typename Vector<T>::Lanes (&in_registers)[held == 0 ? 1 : held], const T* w,
+    const Stored* h, int64_t vectors) {
   using V = Vector<T>;
   typename V::Lanes sum{};
   if constexpr (held > 0) {
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < held; ++v) sum += in_registers[v] * V::load(h + v * V::kLanes);
+    for (int64_t v = 0; v < held; ++v) sum += in_registers[v] * load_as<T>(h + v * V::kLanes);
   } else {
     for (int64_t v = 0; v < vectors; ++v)
-      sum += V::load(w + v * V::kLanes) * V::load(h + v * V::kLanes);
+      sum += V::load(w + v * V::kLanes) * load_as<T>(h + v * V::kLanes);
   }
   return sum;
 }
 
 // wh[p] = w . H[col[p]] for `count` non-zeros, zero up to the end of a vector. `w` is padded.
-template <int64_t held, class T, class Index>
-NNMF_CUDA_INLINE void products(const T* w, const FactorRows<T>& H, const Index* col, int64_t count,
-                               T* wh) {
+template <int64_t held, class T, class Stored, class Index>
+NNMF_CUDA_INLINE void products(const T* w, const FactorRows<T, Stored>& H, const Index* col,
+                               int64_t count, T* wh) {
   using V = Vector<T>;
   typename V::Lanes in_registers[held == 0 ? 1 : held];
 #pragma GCC unroll 4
