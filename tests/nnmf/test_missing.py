@@ -17,6 +17,9 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 
 from nnmf_cuda import NNMF
+from nnmf_cuda.nnmf.inputs import as_matrix
+from nnmf_cuda.nnmf.solvers import Hals
+from nnmf_cuda.nnmf.weighted_matrix import Told
 
 FITS = [
     {"solver": "mu"},
@@ -202,6 +205,15 @@ def test_a_weight_of_a_sample_is_its_repetition(fit: dict[str, Any]) -> None:
     rtol = 1e-6 if fit["solver"] != "hals" else 2e-2
     np.testing.assert_allclose(got.components_, many.components_, rtol=rtol, atol=1e-9)
     np.testing.assert_allclose(got.objective_history_[0], many.objective_history_[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("told", ["mask", "weights"])
+def test_hals_sweeps_twice_where_each_sweep_reads_all_of_X(told: str) -> None:
+    X, _ = planted(60, 20)
+    weights = np.random.default_rng(0).random(X.shape)
+    what = weights if told == "weights" else weights < 0.5
+    matrix, *_ = as_matrix(X, torch.device("cpu"), "NNMF", Told(**{told: what}))
+    assert Hals.sweeps(matrix, 3) == 2
 
 
 @pytest.mark.parametrize("beta_loss", [1, 2, 0.5])
