@@ -207,6 +207,18 @@ def test_a_weight_of_a_sample_is_its_repetition(fit: dict[str, Any]) -> None:
     np.testing.assert_allclose(got.objective_history_[0], many.objective_history_[0], rtol=1e-10)
 
 
+@pytest.mark.parametrize(("number", "nearest"), [(9999, "10000"), (0.1, "0.0999756"), (1e6, "inf")])
+def test_a_number_that_half_precision_does_not_have_is_no_missing_value(number, nearest):
+    X = planted(12, 20)[0].astype(np.float16)
+    for data in (X, torch.from_numpy(X)):
+        with pytest.raises(ValueError, match=f"float16, whose nearest is {nearest}: give X in fl"):
+            model(missing_values=number).fit(data)
+    X[3, 4] = -1
+    holes = X.astype(np.float32)
+    got, want = (model(missing_values=-1).fit(data) for data in (X, holes))
+    np.testing.assert_array_equal(got.components_, want.components_)
+
+
 @pytest.mark.parametrize("told", ["mask", "weights"])
 def test_hals_sweeps_twice_where_each_sweep_reads_all_of_X(told: str) -> None:
     X, _ = planted(60, 20)
