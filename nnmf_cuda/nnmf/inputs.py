@@ -120,6 +120,7 @@ def as_matrix(
             )
         sparse = _sparse(X, device)
         return sparse, *_checked_extremes(sparse, owner, signed=signed)
+    _check_held(X, told.missing_values)
     tensor = (_of_tensor(X) if isinstance(X, Tensor) else _of_array(X)).to(device)
     if tensor.stride(1) != 1:  # columns lie apart: once here, not in each call of an op
         tensor = tensor.contiguous()
@@ -127,6 +128,22 @@ def as_matrix(
     if matrix.pixels:
         return matrix, 0.0, 1.0
     return matrix, *_checked_extremes(matrix, owner, signed=signed)
+
+
+def _check_held(X: Any, missing_values: float | None) -> None:
+    """Raise where X, in half precision, cannot have what stands for a missing entry."""
+    if missing_values is None or math.isnan(missing_values):
+        return
+    kind = torch.float16 if X.dtype == np.float16 else X.dtype
+    if kind not in (torch.float16, torch.bfloat16):
+        return
+    nearest = torch.tensor(missing_values, dtype=torch.float64).to(kind).item()
+    if nearest != missing_values:
+        name = str(kind).removeprefix("torch.")
+        raise ValueError(
+            f"missing_values={missing_values} is no number of X's type {name}, whose nearest is "
+            f"{nearest:g}: give X in float32, or a number that X has for what is missing"
+        )
 
 
 def _of_tensor(X: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ from nnmf_cuda import ops
 
 _DIGITS_OF_MEAN = 40
 
+_SWEEPS_SHARE = 0.5  # of the work on X, spent on more sweeps over the factors (Gillis & Glineur)
+_SWEEPS_MAX = 10  # by then a factor hardly moves before X is read again
+
 BLOCK_ENTRIES = 2**17
 """Entries of X in one block: whatever is computed beside the kernels holds no more at once."""
 _TIMES_ON_CUDA = 32
@@ -28,6 +31,9 @@ class Matrix(ABC):
     `tensor` is what the ops take for X; a kind of X that they need more for overrides the methods
     that call them.
     """
+
+    reading_cost: ClassVar[float] = 1.0
+    """How long reading an entry takes, beside one of dense X."""
 
     sums_cancel: ClassVar[bool] = False
     """Whether every divergence is a difference of sums, and so has their rounding."""
@@ -61,6 +67,11 @@ class Matrix(ABC):
     @abstractmethod
     def n_read(self) -> int:
         """How many entries one pass over X reads."""
+
+    def sweeps(self, n_components: int) -> int:
+        """Return how often HALS is to sweep over the factors for each time that X is read."""
+        work = self.reading_cost * self.n_read / (sum(self.shape) * n_components)
+        return min(_SWEEPS_MAX, 1 + int(_SWEEPS_SHARE * work))
 
     @property
     @abstractmethod

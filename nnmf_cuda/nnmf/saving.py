@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from nnmf_cuda.nnmf.tensor_file import Content, Kind, read_tensors, write_tensors
+from nnmf_cuda.ops.nnmf_sparse import csr_tensor
 
 _PARTS_OF_SPARSE = ("data", "indices", "indptr")
 
@@ -110,6 +111,16 @@ def _encoded(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor) and value.layout == torch.strided:
         tensors[name] = value
         return [{"tensor": name}]
+    if isinstance(value, Tensor) and value.layout == torch.sparse_csr and value.ndim == 2:
+        csr = (value.values(), value.col_indices(), value.crow_indices())
+        for part, of_value in zip(_PARTS_OF_SPARSE, csr, strict=True):
+            tensors[f"{name}.{part}"] = of_value.detach().cpu()
+        return [{"sparse tensor": {"name": name, "shape": list(value.shape)}}]
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        raise TypeError(
+            f"{name} is a tensor of layout {value.layout}, which has no place in the file; use "
+            f"{name}.to_sparse_csr() of two dimensions"
+        )
     if scipy.sparse.issparse(value):
         csr = scipy.sparse.csr_array(value)
         for part in _PARTS_OF_SPARSE:
@@ -154,6 +165,9 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "sparse":
         parts = (tensors[f"{content['name']}.{part}"].numpy() for part in _PARTS_OF_SPARSE)
         return scipy.sparse.csr_array(tuple(parts), shape=tuple(content["shape"]))
+    if kind == "sparse tensor":
+        data, indices, indptr = (tensors[f"{content['name']}.{part}"] for part in _PARTS_OF_SPARSE)
+        return csr_tensor(indptr, indices, data, tuple(content["shape"]))
     if kind == "words":
         return np.array(content, dtype=object)
     if kind == "number":

@@ -23,8 +23,6 @@ from nnmf_cuda.nnmf.weighted_matrix import Weighted
 CHECK_EVERY = 10
 """Iterations between two tests of convergence (scikit-learn's)."""
 
-_INNER_SHARE = 0.5  # of the work on X, spent on more sweeps over the factors (Gillis & Glineur)
-_INNER_MAX = 10  # by then a factor hardly moves before X is read again
 _ROUNDINGS = 8  # that a block of updates adds up to: up to 5 were seen on counts in float32
 # Chosen on MR images, sparse counts and dense noise: fewest iterations without blocks undone.
 MOMENTUM_MAX = 0.95
@@ -269,8 +267,7 @@ class Hals(Solver):
     @staticmethod
     def sweeps(X: Matrix, n_components: int) -> int:
         """Return how often to sweep over the factors for each time that X is read."""
-        work_of_sweep = sum(X.shape) * n_components
-        return min(_INNER_MAX, 1 + int(_INNER_SHARE * X.n_read / work_of_sweep))
+        return X.sweeps(n_components)
 
     def update(self, W: Tensor, H: Tensor, n_iter: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return W, H and their divergence after `n_iter` passes over X."""

@@ -79,6 +79,9 @@ def nnmf_mu(
         shared by all problems of the batch. Signs are not checked. Or one matrix in torch's sparse
         CSR, of W's dtype, which is never made dense; its columns ascend within a row, each there
         once, as torch requires without checking it (`coalesce` of COO sums what is there twice).
+        Kernels on the CPU check that and raise RuntimeError. On CUDA nothing does: indices out of
+        range read and write memory of others (`torch.sparse.check_sparse_tensor_invariants` checks
+        where a tensor is made, and `NNMF` what it is given).
     W : Tensor of shape (n_samples, n_components) or (B, n_samples, n_components)
         Non-negative start, float32 or float64.
     H : Tensor of shape (n_components, n_features) or (B, n_components, n_features)

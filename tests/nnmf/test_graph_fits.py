@@ -157,7 +157,8 @@ def test_without_a_graph_its_strength_is_no_part_of_a_checkpoint(X, tmp_path):
     regularised(graph=None, alpha_graph=3.0).fit(X, checkpoint=path)
 
 
-@pytest.mark.parametrize("kind", ["csr_array", "coo_matrix", "array", "neighbors"])
+@pytest.mark.parametrize("kind", ["csr_array", "coo_matrix", "array", "neighbors", "torch"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
 def test_a_saved_fit_comes_back_with_its_graph(rng, X, tmp_path, kind):
     A = weights_of(rng, N)
     graph = {
@@ -165,12 +166,26 @@ def test_a_saved_fit_comes_back_with_its_graph(rng, X, tmp_path, kind):
         "coo_matrix": scipy.sparse.coo_matrix(A),
         "array": A,
         "neighbors": "neighbors",
+        "torch": torch.from_numpy(A).to_sparse_csr(),
     }[kind]
-    model = clone(regularised(graph=graph)).fit(X)
+    model = regularised(graph=graph)
+    if kind != "torch":  # torch cannot copy its CSR, which clone does
+        model = clone(model)
+    model.fit(X)
     model.save(tmp_path / "model.safetensors")
     loaded = NNMF.load(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(loaded.transform(X), model.transform(X))
     np.testing.assert_array_equal(loaded.fit(X).components_, model.components_)
+    assert type(loaded.graph) is type(model.graph) or kind == "coo_matrix"
+    if kind == "torch":
+        assert loaded.graph.layout == torch.sparse_csr
+        np.testing.assert_array_equal(loaded.graph.to_dense(), A)
+
+
+def test_a_graph_in_another_layout_is_named_where_it_cannot_be_saved(rng, X, tmp_path):
+    model = regularised(graph=torch.from_numpy(weights_of(rng, N)).to_sparse_coo()).fit(X)
+    with pytest.raises(TypeError, match=r"graph is a tensor of layout torch.sparse_coo.*_csr\(\)"):
+        model.save(tmp_path / "model.safetensors")
 
 
 def test_ranks_are_compared_under_a_graph(X):

@@ -17,6 +17,9 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 
 from nnmf_cuda import NNMF
+from nnmf_cuda.nnmf.inputs import as_matrix
+from nnmf_cuda.nnmf.solvers import Hals
+from nnmf_cuda.nnmf.weighted_matrix import Told
 
 FITS = [
     {"solver": "mu"},
@@ -202,6 +205,27 @@ def test_a_weight_of_a_sample_is_its_repetition(fit: dict[str, Any]) -> None:
     rtol = 1e-6 if fit["solver"] != "hals" else 2e-2
     np.testing.assert_allclose(got.components_, many.components_, rtol=rtol, atol=1e-9)
     np.testing.assert_allclose(got.objective_history_[0], many.objective_history_[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize(("number", "nearest"), [(9999, "10000"), (0.1, "0.0999756"), (1e6, "inf")])
+def test_a_number_that_half_precision_does_not_have_is_no_missing_value(number, nearest):
+    X = planted(12, 20)[0].astype(np.float16)
+    for data in (X, torch.from_numpy(X)):
+        with pytest.raises(ValueError, match=f"float16, whose nearest is {nearest}: give X in fl"):
+            model(missing_values=number).fit(data)
+    X[3, 4] = -1
+    holes = X.astype(np.float32)
+    got, want = (model(missing_values=-1).fit(data) for data in (X, holes))
+    np.testing.assert_array_equal(got.components_, want.components_)
+
+
+@pytest.mark.parametrize("told", ["mask", "weights"])
+def test_hals_sweeps_twice_where_each_sweep_reads_all_of_X(told: str) -> None:
+    X, _ = planted(60, 20)
+    weights = np.random.default_rng(0).random(X.shape)
+    what = weights if told == "weights" else weights < 0.5
+    matrix, *_ = as_matrix(X, torch.device("cpu"), "NNMF", Told(**{told: what}))
+    assert Hals.sweeps(matrix, 3) == 2
 
 
 @pytest.mark.parametrize("beta_loss", [1, 2, 0.5])
