@@ -111,9 +111,9 @@ class ConsensusNNMF(
         Number of starts, at least 2, run in batches; cNMF's n_iter.
     beta_loss : float or {"frobenius", "kullback-leibler", "itakura-saito"}, default="frobenius"
         Divergence that is minimised, see :class:`NNMF`.
-    solver : {"mu", "accelerated-mu", "hals"}, default="hals"
+    solver : {"mu", "accelerated-mu", "hals", "cd"}, default="hals"
         See :class:`NNMF`; "hals" is for ``beta_loss="frobenius"``, for others "accelerated-mu" (in
-        [1, 2]) or "mu".
+        [1, 2]) or "mu", and for sparse X and Kullback-Leibler "cd".
     init : {"random", "nndsvdar"}, default="random"
         Kind of start.
     max_iter : int, default=1000

@@ -116,8 +116,10 @@ def test_damaged_indices_are_refused(
         found = sparse.crow_indices(), sparse.col_indices()
         parts |= {name: t.to(index).clone() for name, t in zip(names, found, strict=True)}
 
-    def call() -> None:
+    def call(*, alone: bool = False) -> None:
         rows = csr_tensor(parts["crow"], parts["col"], torch.ones(6), (3, 4))
+        if alone:
+            ops.nnmf_cd(rows, torch.ones(3, 2), torch.ones(2, 4), n_iter=1)
         columns = csr_tensor(parts["ccol"], parts["row"], torch.ones(6), (4, 3))
         ops.nnmf_cd(rows, torch.ones(3, 2), torch.ones(2, 4), n_iter=1, transposed=columns)
 
@@ -125,3 +127,6 @@ def test_damaged_indices_are_refused(
     parts[part][place] = value
     with pytest.raises(RuntimeError, match=message):
         call()
+    if part in ("crow", "col"):  # of which X by columns is made
+        with pytest.raises((RuntimeError, ValueError), match="ind(ices|ex)"):
+            call(alone=True)

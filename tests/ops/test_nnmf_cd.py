@@ -357,6 +357,21 @@ def test_zeros_of_factors_and_of_X(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("penalties", [NO_PENALTIES, PENALTIES], ids=["free", "penalised"])
+def test_components_that_neither_factor_has_stay_so(
+    device: str, penalties: dict[str, float]
+) -> None:
+    X, W, H = counts(14, 19, 5, device=device)
+    alone = ops.nnmf_cd(csr(X), W[:, :3], H[:3], n_iter=3, **penalties)
+    W[:, 3:], H[3:] = 0, 0
+    got = ops.nnmf_cd(csr(X), W, H, n_iter=3, **penalties)
+    assert not got[0][:, 3:].any()
+    assert not got[1][3:].any()
+    torch.testing.assert_close(got[0][:, :3], alone[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(got[1][:3], alone[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_explicit_zeros_of_X_change_nothing(device: str) -> None:
     X, W, H = counts(31, 47, 5, device=device)
     full = torch.sparse_csr_tensor(
