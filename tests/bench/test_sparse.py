@@ -36,11 +36,13 @@ def test_all_is_measured_and_told(tmp_path):
     }
     for record in records:
         assert record["status"] == "ok", record["reason"]
-        if record["op"] == "sparse memory":
+        if record["op"].startswith("sparse memory"):
             assert record["x_bytes"] > 0
         else:
             assert record["median_ms"] > 0
     assert all(r["objective"] <= r["goal"] for r in fits)
+    of_estimator = {r["impl"] for r in records if r["op"] == "sparse memory of fit"}
+    assert of_estimator == {"ours mu", "ours hals"}
     table = records_table(records)
     assert all(f"ours {op}" in table for op in ("nnmf_mu", "nnmf_cd", "nnmf_hals"))
     assert "MiB" in table

@@ -103,9 +103,8 @@ double divergence_of_entries(const SparseParams<T, Index>& p, const T* W, const 
   parallel_for_each(n_tasks, [&](int64_t task) {
     const int64_t begin = task * kSparseRows;
     with_held(rows.vectors, [&]<int64_t held>() {
-      parts.data()[task] =
-          sums_of_entries<loss, held>(p, W, rows, rule.floor, begin,
-                                      std::min(begin + kSparseRows, p.shape.n_samples));
+      parts.data()[task] = sums_of_entries<loss, held>(
+          p, W, rows, rule.floor, begin, std::min(begin + kSparseRows, p.shape.n_samples));
     });
   });
   double divergence = 0, elsewhere = sum_of_product<loss>(W, rows, p.shape);
