@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,23 @@ def cuda_compile(session: nox.Session) -> None:
     table = ("bench/ptxas_table.py", said, "--sources", "csrc", "--architectures", *architectures)
     session.run("python", *table)
     run_tests(session, *QUICK_TESTS, NNMF_CUDA_REQUIRE_EXT="1")
+
+
+@nox.session
+def gate(session: nox.Session) -> None:
+    """Run all that a change must pass, in one environment.
+
+    torch is installed once, and both builds of the extension have the CPU's kernels from one
+    compilation: a compiler's command names the environment.
+    """
+    parts = [lint, types, cuda_compile, cuda_on_cpu, tests_noext, tests]
+    if shutil.which("nvcc") is None:
+        session.warn("nvcc is not on PATH: the CUDA kernels are not compiled")
+        parts.remove(cuda_compile)
+    for part in parts:
+        begin = time.monotonic()
+        part(session)
+        session.log(f"{part.__name__}: {time.monotonic() - begin:.0f} s")
 
 
 @nox.session
