@@ -40,6 +40,15 @@ BENCHES = (
 )
 NOT_COPIED = shutil.ignore_patterns("prebuilt", "__pycache__")
 CUDA_ON_CPU = "tests/cuda_on_cpu"  # has a session of its own
+# What `tests` alone runs: who serves an op makes no difference to it.
+SAME_WITHOUT_EXTENSION = {
+    "tests/csrc": "about the compiled kernels",
+    "tests/test_setup.py": "what the build decides",
+    "tests/bench": "measures the kernels, and is in no wheel",
+    "tests/data": "readers know resize_grey alone, whose reference gives the kernel's bytes",
+    "tests/fuzz": "what readers and settings refuse, before anything is computed",
+    "tests/report": "tables and figures of made-up numbers",
+}
 # A worker a core, each with one thread; a file's tests stay together, as they share fixtures.
 PARALLEL = ("--numprocesses=auto", "--dist=loadfile")
 
@@ -110,10 +119,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def tests_noext(session: nox.Session) -> None:
-    """Run the suite on the reference alone, as where there is no compiler."""
+    """Run on the reference alone, as where there is no compiler, what may hang on it."""
     install_dependencies(session, *TEST_TOOLS)
     install_package(session, NNMF_CUDA_NO_EXT="1")
-    run_tests(session, *PARALLEL, f"--ignore={CUDA_ON_CPU}", *session.posargs)
+    left_out = (f"--ignore={path}" for path in (CUDA_ON_CPU, *SAME_WITHOUT_EXTENSION))
+    run_tests(session, *PARALLEL, *left_out, *session.posargs)
 
 
 @nox.session
