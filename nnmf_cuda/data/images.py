@@ -50,11 +50,17 @@ class ArrayImage(NamedTuple):
         The image's name in the source.
     pixels : ndarray of shape (height, width) or (height, width, 3)
         uint8; without colours also floating in [0, 1]. Checked.
+    stack : ndarray of shape (n, *pixels.shape), optional
+        What `pixels` are a row of: rows that follow each other in it make a batch without a copy.
+    row : int
+        Which row of it.
     """
 
     source: Path
     key: str
     pixels: NDArray[Any]
+    stack: NDArray[Any] | None = None
+    row: int = 0
 
     @property
     def name(self) -> Path:
@@ -217,7 +223,8 @@ class ImageBatch(NamedTuple):
     start : int
         How many images the stream gave before this batch.
     images : ndarray of shape (n, height, width)
-        uint8, or float32 in [0, 1] where the source holds floats.
+        uint8, or float32 in [0, 1] where the source holds floats. Read only: it may be the memory
+        of the source.
     files : sequence of Path
         The name of each image; an `ImageNames` in a stream.
     failures : list of ReadFailure
@@ -378,10 +385,9 @@ def _batches(
 
     def batch() -> ImageBatch:
         nonlocal start, images, sources, failures
-        stacked = np.concatenate(images) if images else np.empty((0, image_shape[1]), np.uint8)
         made = ImageBatch(
             start,
-            stacked.reshape(-1, *image_shape),
+            _stacked(sources, images) if images else np.empty((0, *image_shape), np.uint8),
             ImageNames(sources),
             failures,
             [source.columns if isinstance(source, LazyImage) else _NONE for source in sources],
@@ -410,6 +416,21 @@ def _batches(
                 yield batch()
         if images or failures:
             yield batch()
+
+
+def _stacked(sources: Sequence[ImageSource], images: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return images (height, width) as one array: part of their stack where they are that."""
+    first = sources[0]
+    if isinstance(first, ArrayImage) and first.stack is not None:
+        stack, row = first.stack, first.row
+        for at, (source, image) in enumerate(zip(sources, images, strict=True), row):
+            if not isinstance(source, ArrayImage) or source.pixels is not image:
+                break  # it has been resized
+            if source.stack is not stack or source.row != at:
+                break
+        else:
+            return stack[row : row + len(images)]
+    return np.concatenate(images).reshape(-1, *images[0].shape)
 
 
 def read_images(

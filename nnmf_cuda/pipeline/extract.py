@@ -29,6 +29,7 @@ from nnmf_cuda.data.images import MOST_NAMED, failed_images
 from nnmf_cuda.data.names import harmless, on_one_line
 from nnmf_cuda.data.reading import DEFAULT_READING, OnError
 from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.nnmf.inputs import shared_tensor
 from nnmf_cuda.pipeline.places import Place, cannot_write
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def _computed(
         result = np.empty((len(batch.images), n_columns), _numpy_dtype(dtype))
         if len(result):
             with torch.no_grad():
-                result[:] = compute(torch.from_numpy(batch.images).to(device)).cpu().numpy()
+                result[:] = compute(shared_tensor(batch.images).to(device)).cpu().numpy()
         yield batch, result
 
 
@@ -140,7 +141,7 @@ class _Slot:
     def send(self, batch: NDArray[Any], compute: Compute) -> None:
         """Start a batch; only where the one before has been received."""
         assert self._returned is None
-        images = torch.from_numpy(batch)
+        images = shared_tensor(batch)
         fits = len(images) <= self._capacity[0] and images.shape[1:] == self._capacity[1:]
         if not fits or images.dtype != self._staged.dtype:
             self._allocate(tuple(images.shape), images.dtype)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nnmf_cuda.data import ArrayImage, iter_image_batches, read_image, read_images
 from nnmf_cuda.data import images as streams
-from nnmf_cuda.data import iter_image_batches, read_image, read_images
 
 SHAPE = (8, 8)
 
@@ -40,6 +40,30 @@ def test_order_is_kept_when_early_files_are_slow(
     monkeypatch.setattr(streams, "read_image", slow_first)
     batches = iter_image_batches(files, batch_size=3, image_shape=SHAPE, n_workers=4)
     assert [image[0, 0] for batch in batches for image in batch.images] == list(range(11))
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"), [([2, 3, 4, 5], True), ([2, 4, 3, 5], False), ([2, 3, 3, 5], False)]
+)
+def test_rows_of_a_stack_that_follow_each_other_are_not_copied(
+    rows: list[int], shared: bool, rng: np.random.Generator
+) -> None:
+    stack = rng.integers(0, 256, (9, *SHAPE), dtype=np.uint8)
+    sources = [ArrayImage(Path("a.npy"), str(row), stack[row], stack, row) for row in rows]
+    (batch,) = iter_image_batches(sources, image_shape=SHAPE)
+    np.testing.assert_array_equal(batch.images, stack[rows])
+    assert np.shares_memory(batch.images, stack) == shared
+
+
+def test_rows_of_two_stacks_and_resized_ones_are_copied(rng: np.random.Generator) -> None:
+    one, other = rng.integers(0, 256, (2, 4, *SHAPE), dtype=np.uint8)
+    sources = [ArrayImage(Path("a.npy"), str(row), one[row], one, row) for row in range(2)]
+    sources += [ArrayImage(Path("b.npy"), str(row), other[row], other, row) for row in (2, 3)]
+    (batch,) = iter_image_batches(sources, image_shape=SHAPE)
+    np.testing.assert_array_equal(batch.images, np.concatenate([one[:2], other[2:]]))
+    (batch,) = iter_image_batches(sources[:2], image_shape=(4, 4))
+    assert batch.images.shape == (2, 4, 4)
+    assert not np.shares_memory(batch.images, one)
 
 
 def test_skipped_files_leave_no_gap(files: list[Path], caplog: pytest.LogCaptureFixture) -> None:

@@ -118,11 +118,13 @@ def _each_once(
         for image in reader.images(path, reading, account):
             if isinstance(image, Path):
                 reached = image in files or any(walk_reaches(at, image) for at, _ in folders)
-            else:
+            elif walked := [at for at, by in folders if by is reader]:
                 # A frame or slice below a folder that the same reader has walked.
                 lazy = image if isinstance(image, LazyImage) else None
                 where = lazy.found_at if lazy and lazy.found_at else image.name
-                reached = any(by is reader and is_below(at, where) for at, by in folders)
+                reached = any(is_below(at, where) for at in walked)
+            else:  # not even its name is made, which takes as long as a projection
+                reached = False
             if not reached:
                 yield image
         if path.is_dir():

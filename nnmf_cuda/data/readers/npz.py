@@ -85,8 +85,8 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
                 for key, array in arrays.items():
                     check_length(array, shape[0], name=archive.of(key))
                 names = file_names(arrays, shape[0], images_key)
-            for name, pixels in zip(names[start : start + len(block)], block, strict=True):
-                yield ArrayImage(path, str(name), pixels)
+            for row, pixels in enumerate(block):
+                yield ArrayImage(path, str(names[start + row]), pixels, block, row)
             start += len(block)
 
 

@@ -73,9 +73,11 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     given = _taken(arrays, FILE_KEYS, stack.n_images)
     names = file_names(given, stack.n_images) if given else None
     for start in range(0, stack.n_images, stack.step):
-        for at, pixels in enumerate(stack.block(start), start):
+        block = stack.block(start)
+        for row, pixels in enumerate(block):
+            at = start + row
             name = f"images[{at}]" if names is None else str(names[at])
-            yield ArrayImage(path, name, pixels)
+            yield ArrayImage(path, name, pixels, block, row)
 
 
 def read(
