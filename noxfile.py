@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ BENCHES = (
 )
 NOT_COPIED = shutil.ignore_patterns("prebuilt", "__pycache__")
 CUDA_ON_CPU = "tests/cuda_on_cpu"  # has a session of its own
+# What `tests` alone runs: who serves an op makes no difference to it.
+SAME_WITHOUT_EXTENSION = {
+    "tests/csrc": "about the compiled kernels",
+    "tests/test_setup.py": "what the build decides",
+    "tests/bench": "measures the kernels, and is in no wheel",
+    "tests/data": "readers know resize_grey alone, whose reference gives the kernel's bytes",
+    "tests/fuzz": "what readers and settings refuse, before anything is computed",
+    "tests/report": "tables and figures of made-up numbers",
+}
 # A worker a core, each with one thread; a file's tests stay together, as they share fixtures.
 PARALLEL = ("--numprocesses=auto", "--dist=loadfile")
 
@@ -109,10 +119,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def tests_noext(session: nox.Session) -> None:
-    """Run the suite on the reference alone, as where there is no compiler."""
+    """Run on the reference alone, as where there is no compiler, what may hang on it."""
     install_dependencies(session, *TEST_TOOLS)
     install_package(session, NNMF_CUDA_NO_EXT="1")
-    run_tests(session, *PARALLEL, f"--ignore={CUDA_ON_CPU}", *session.posargs)
+    left_out = (f"--ignore={path}" for path in (CUDA_ON_CPU, *SAME_WITHOUT_EXTENSION))
+    run_tests(session, *PARALLEL, *left_out, *session.posargs)
 
 
 @nox.session
@@ -187,6 +198,23 @@ def cuda_compile(session: nox.Session) -> None:
     table = ("bench/ptxas_table.py", said, "--sources", "csrc", "--architectures", *architectures)
     session.run("python", *table)
     run_tests(session, *QUICK_TESTS, NNMF_CUDA_REQUIRE_EXT="1")
+
+
+@nox.session
+def gate(session: nox.Session) -> None:
+    """Run all that a change must pass, in one environment.
+
+    torch is installed once, and both builds of the extension have the CPU's kernels from one
+    compilation: a compiler's command names the environment.
+    """
+    parts = [lint, types, cuda_compile, cuda_on_cpu, tests_noext, tests]
+    if shutil.which("nvcc") is None:
+        session.warn("nvcc is not on PATH: the CUDA kernels are not compiled")
+        parts.remove(cuda_compile)
+    for part in parts:
+        begin = time.monotonic()
+        part(session)
+        session.log(f"{part.__name__}: {time.monotonic() - begin:.0f} s")
 
 
 @nox.session

@@ -148,7 +148,6 @@ def extensions() -> list[Any]:
             stale.unlink()
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     torch_abi = ("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000")
-    use_cuda: list[tuple[str, str | None]] = []
     macros: list[tuple[str, str | None]] = [
         text_macro("NNMF_CUDA_VERSION", version),
         text_macro("NNMF_CUDA_STABLE_ABI", STABLE_ABI),
@@ -168,9 +167,10 @@ def extensions() -> list[Any]:
         architectures = re.findall(r",code=(\w+)", flags)
         require_architectures(architectures)
         sources += sorted(ROOT.glob("csrc/*/cuda/*.cu"))
-        use_cuda = [("USE_CUDA", None)]
+        # For what needs it alone: the kernels of the CPU are the same objects either way.
+        nvcc += ["-DUSE_CUDA"]
         macros += [
-            *use_cuda,
+            ("USE_CUDA", None),
             text_macro("NNMF_CUDA_CUDA_VERSION", nvcc_version(cuda_home)),
             text_macro("NNMF_CUDA_ARCHITECTURES", " ".join(architectures)),
         ]
@@ -188,7 +188,7 @@ def extensions() -> list[Any]:
         "nnmf_cuda._C",
         [os.path.relpath(source, ROOT) for source in sources],
         py_limited_api=True,
-        define_macros=[torch_abi, *use_cuda],
+        define_macros=[torch_abi],
         depends=[
             os.path.relpath(path, ROOT)
             for suffix in ("h", "cuh")

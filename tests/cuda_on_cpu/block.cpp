@@ -156,6 +156,11 @@ Segment segment_of(int width) {
 
 }  // namespace
 
+const int mutation = [] {
+  const char* number = std::getenv("CUDA_ON_CPU_MUTATION");
+  return number == nullptr ? 0 : std::atoi(number);
+}();
+
 void fail(const char* format, ...) {
   std::fprintf(stderr, "cuda_on_cpu: %s, block (%u, %u, %u)", kernel_name, block_index.x,
                block_index.y, block_index.z);

@@ -24,6 +24,9 @@ namespace cuda_on_cpu {
 inline dim3 grid_dim, block_dim, block_index, thread_index;
 inline char* dynamic_shared = nullptr;
 
+// Which of the mistakes that an executable has is made, see share_a_build of harness.py; 0: none.
+extern const int mutation;
+
 // Ends the run: the kernel has broken a rule.
 [[noreturn, gnu::format(printf, 1, 2)]] void fail(const char* format, ...);
 

@@ -8,8 +8,12 @@ import pytest
 
 from tests.cuda_on_cpu.harness import Builder
 
-# A mutant is built for one test.
-OF_MUTANTS = ("::test_every_barrier_is_needed[", "::test_an_index_that_is_one_too_large_is_seen[")
+# Tests whose executables have mistakes; those of a file share most of them.
+OF_MUTANTS = (
+    "test_every_barrier_is_needed",
+    "test_an_index_that_is_one_too_large_is_seen",
+    "without_a_mutation",
+)
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +23,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Builder:
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep a file's tests together, as they share an executable, but let each mutant go alone.
+    """Keep tests together that share an executable: a file's mutants, and its other tests.
 
-    With all of a file together, the last worker is busy with mutants for minutes when the others
-    have nothing left.
+    With all of a file together, the last worker is busy for minutes when the others have nothing
+    left.
     """
     if config.getvalue("dist") != "loadfile":
         return None
@@ -30,7 +34,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class FilesAndMutants(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            alone = any(name in nodeid for name in OF_MUTANTS)
-            return nodeid if alone else super()._split_scope(nodeid)
+            of_mutants = nodeid.partition("[")[0].endswith(OF_MUTANTS)
+            return super()._split_scope(nodeid) + "::mutants" * of_mutants
 
     return FilesAndMutants(config, log)

@@ -9,8 +9,8 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -43,13 +43,15 @@ class Mutation:
     """A change of one source text that a test of the tests makes.
 
     `file` is relative to the folder of the sources. The text `old` must occur; its `occurrence`
-    counts from 0.
+    counts from 0. `together`: mutations that one executable has all of, to be switched on one at a
+    time; see `share_a_build`.
     """
 
     file: str
     old: str
     new: str
     occurrence: int = 0
+    together: tuple[Mutation, ...] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.file}: {self.old} -> {self.new or 'nothing'} ({self.occurrence})"
@@ -62,15 +64,54 @@ class Mutation:
         """
         return "" if BARRIER.fullmatch(self.old) else "address,bounds"
 
-    def apply(self, text: str) -> str:
-        """Return `text` with the occurrence replaced."""
+    def apply(self, text: str, switch: str = "") -> str:
+        """Return `text` with the occurrence replaced, if need be where `switch` is true alone."""
         parts = text.split(self.old)
         if len(parts) <= self.occurrence + 1:
             raise BuildError(
                 f"{self.file} has {len(parts) - 1} times {self.old!r}, not {self.occurrence + 1}"
             )
         at = self.occurrence + 1
-        return self.old.join(parts[:at]) + self.new + self.old.join(parts[at:])
+        new = self.switched(switch) if switch else self.new
+        return f"{self.old.join(parts[:at])}{new}{self.old.join(parts[at:])}"
+
+    def switched(self, switch: str) -> str | None:
+        """Return `new` where the C++ expression `switch` is true, else `old`; None: it cannot be.
+
+        Barriers can be switched, and comparisons of whole numbers: a <= b is a < 1 + b.
+        """
+        if BARRIER.fullmatch(self.old) and self.new == ";":
+            return f"({switch} ? void() : void({self.old[:-1]}));"
+        alike = os.path.commonprefix([self.old, self.new])
+        old, new = self.old[len(alike) :], self.new[len(alike) :]
+        if not alike.endswith(("<", ">")) or "=" not in (old[:1], new[:1]):
+            return None
+        gains = new == "=" + old
+        if not gains and old != "=" + new:
+            return None
+        sign = "" if alike.endswith("<") == gains else "-"
+        rest = old if gains else new
+        return f"{alike}{'' if gains else '='} {sign}({switch} ? 1 : 0) +{rest}"
+
+
+def share_a_build(mutations: Iterable[Mutation]) -> list[Mutation]:
+    """Return the mutations, those that can be switched for one executable that has all of them."""
+    mutations = list(mutations)
+    groups: dict[str, list[Mutation]] = {}
+    for mutation in mutations:
+        if mutation.switched("") is not None:
+            groups.setdefault(mutation.checks, []).append(mutation)
+    return [
+        replace(mutation, together=tuple(group)) if mutation in group else mutation
+        for mutation in mutations
+        for group in [groups.get(mutation.checks, [])]
+    ]
+
+
+def none_of(mutations: Sequence[Mutation]) -> Mutation:
+    """Return what builds the executable that mutations share, and switches none of them on."""
+    (together,) = {mutation.together for mutation in mutations if mutation.together}
+    return Mutation("none of those that share a build", "", "", together=together)
 
 
 def without_each_barrier(*files: str) -> list[Mutation]:
@@ -85,7 +126,7 @@ def without_each_barrier(*files: str) -> list[Mutation]:
         for old in found:
             mutations.append(Mutation(file, old, ";", counts[old]))
             counts[old] += 1
-    return mutations
+    return share_a_build(mutations)
 
 
 @functools.cache
@@ -127,13 +168,35 @@ class Builder:
 
         A mutation's file is looked for in this folder, then in csrc.
         """
-        key = (source, defines, mutation)
+        if mutation is None:
+            return self._build(source, defines, (), CHECKS)
+        if not mutation.together:
+            return self._build(source, defines, (mutation,), mutation.checks)
+        checks = mutation.together[0].checks
+        shared = self._build(source, defines, mutation.together, checks, switched=True)
+        if mutation not in mutation.together:
+            return shared
+        number = mutation.together.index(mutation) + 1
+        target = shared.with_name(f"{shared.name}-{number}")
+        target.write_text(f'#!/bin/sh\nCUDA_ON_CPU_MUTATION={number} exec "{shared}"\n')
+        target.chmod(0o755)
+        return target
+
+    def _build(
+        self,
+        source: str,
+        defines: tuple[str, ...],
+        mutations: tuple[Mutation, ...],
+        checks: str,
+        *,
+        switched: bool = False,
+    ) -> Path:
+        key = (source, defines, mutations, switched)
         if key not in self._built:
             target = self._folder / f"kernels{len(self._built)}"
-            here, csrc = self._sources(target, mutation)
+            here, csrc = self._sources(target, mutations, switched)
             includes = (f"-I{here}", f"-I{csrc}")
             kernels = target.with_suffix(".o")
-            checks = CHECKS if mutation is None else mutation.checks
             self._compile("-c", here / source, "-o", kernels, *defines, *includes, checks=checks)
             checks = checks and CHECKS
             machine = self._objects_of_machine(*defines, checks=checks)
@@ -141,18 +204,23 @@ class Builder:
             self._built[key] = target
         return self._built[key]
 
-    def _sources(self, target: Path, mutation: Mutation | None) -> tuple[Path, Path]:
-        if mutation is None:
+    def _sources(
+        self, target: Path, mutations: tuple[Mutation, ...], switched: bool
+    ) -> tuple[Path, Path]:
+        if not mutations:
             return HERE, CSRC
         here, csrc = target.with_suffix(".tests"), target.with_suffix(".csrc")
         for folder in (here, csrc):
             shutil.rmtree(folder, ignore_errors=True)  # of a mutant that could not be built
         shutil.copytree(HERE, here, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
         shutil.copytree(CSRC, csrc)
-        file = here / mutation.file
-        if not file.exists():
-            file = csrc / mutation.file
-        file.write_text(mutation.apply(file.read_text()))
+        # Backwards: what is replaced no longer counts as an occurrence.
+        for number, mutation in reversed([*enumerate(mutations, 1)]):
+            file = here / mutation.file
+            if not file.exists():
+                file = csrc / mutation.file
+            switch = f"cuda_on_cpu::mutation == {number}" if switched else ""
+            file.write_text(mutation.apply(file.read_text(), switch))
         return here, csrc
 
     def _objects_of_machine(self, *defines: str, checks: str) -> list[Path]:

@@ -28,6 +28,8 @@ CUDA_ON_CPU_CALL(nnmf) {
 #if defined(FEW_KERNELS)
   if (call.number("beta_loss") == 0)
     run<Loss::kItakuraSaito, float, float>(call);
+  else if (call.number("beta_loss") == 1)
+    run<Loss::kKullbackLeibler, float, float>(call);
   else
     run<Loss::kFrobenius, float, float>(call);
 #else

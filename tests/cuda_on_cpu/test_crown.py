@@ -14,6 +14,7 @@ from tests.cuda_on_cpu.harness import (
     Builder,
     KernelError,
     Mutation,
+    none_of,
     run_kernels,
     without_each_barrier,
 )
@@ -178,6 +179,7 @@ def check_mutant(build: Builder, mutation: Mutation) -> None:
 
 def test_without_a_mutation(build: Builder) -> None:
     check_mutant(build, Mutation(CUDA[3], "kCrownBlocks = 4", "kCrownBlocks = 1"))
+    check_mutant(build, none_of(MUTATIONS))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)

@@ -15,8 +15,10 @@ from tests.cuda_on_cpu.harness import (
     Builder,
     KernelError,
     Mutation,
+    none_of,
     require_sanitizers,
     run_kernels,
+    share_a_build,
     without_each_barrier,
 )
 
@@ -294,31 +296,10 @@ SOURCES = tuple(
 LAYERS, KERNELS = "networks/cuda/layers.cuh", "diffusion/cuda/kernels.cuh"
 
 
-def check_mutant(build: Builder, mutation: Mutation) -> None:
-    """Run what reaches every line: odd and even numbers of features, layers and draws."""
-    kernels = build("defence.cpp", "-DFEW_KERNELS", mutation=mutation)
-    for shared_bytes in (SHARED_BYTES, 1024):
-        options = {"draws": 3, "steps": 2, "eta": 0.7, "hidden": (18, 5, 33), "cnn": (17, 5, 18, 3)}
-        check(kernels, Problem(DEFEND, 23, 5, **options), shared_bytes=shared_bytes)
-        check(kernels, Problem(PURIFY, 33, 4, hidden=(20, 7), seed=3), shared_bytes=shared_bytes)
-        check(kernels, Problem(CLASSIFY, 37, 6, cnn=(4, 17, 20, 17)), shared_bytes=shared_bytes)
-    check(kernels, Problem(CLASSIFY, 101, 4), most_groups=2)
-
-
-def test_the_small_kernels_without_a_mutation(build: Builder) -> None:
-    unchanged = Mutation("diffusion/cuda/launches.cuh", "kMostGroups = 256", "kMostGroups = 255")
-    check_mutant(build, unchanged)
-
-
-@pytest.mark.parametrize("mutation", without_each_barrier(*SOURCES), ids=str)
-def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
-    with pytest.raises((AssertionError, KernelError)):
-        check_mutant(build, mutation)
-
-
-@pytest.mark.parametrize(
-    ("file", "old", "new"),
-    [
+BARRIERS = without_each_barrier(*SOURCES)
+INDICES = share_a_build(
+    Mutation(file, old, new)
+    for file, old, new in (
         (LAYERS, "if (exists) store_four", "if (unit <= layer.outputs) store_four"),
         (LAYERS, "unit >= layer.outputs) return", "unit > layer.outputs) return"),
         (LAYERS, "(n_features + 2 * width) * kBlockRows", "(n_features + width) * kBlockRows"),
@@ -339,11 +320,34 @@ def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
         (KERNELS, "if (at >= size)", "if (at > size)"),
         (KERNELS, "group < groups", "group <= groups"),
         (KERNELS, "i < task.n_weights", "i <= task.n_weights"),
-    ],
+    )
 )
-def test_an_index_that_is_one_too_large_is_seen(
-    build: Builder, file: str, old: str, new: str
-) -> None:
+
+
+def check_mutant(build: Builder, mutation: Mutation) -> None:
+    """Run what reaches every line: odd and even numbers of features, layers and draws."""
+    kernels = build("defence.cpp", "-DFEW_KERNELS", mutation=mutation)
+    for shared_bytes in (SHARED_BYTES, 1024):
+        options = {"draws": 3, "steps": 2, "eta": 0.7, "hidden": (18, 5, 33), "cnn": (17, 5, 18, 3)}
+        check(kernels, Problem(DEFEND, 23, 5, **options), shared_bytes=shared_bytes)
+        check(kernels, Problem(PURIFY, 33, 4, hidden=(20, 7), seed=3), shared_bytes=shared_bytes)
+        check(kernels, Problem(CLASSIFY, 37, 6, cnn=(4, 17, 20, 17)), shared_bytes=shared_bytes)
+    check(kernels, Problem(CLASSIFY, 101, 4), most_groups=2)
+
+
+@pytest.mark.parametrize("mutations", [BARRIERS, INDICES])
+def test_the_small_kernels_without_a_mutation(build: Builder, mutations: list[Mutation]) -> None:
+    check_mutant(build, none_of(mutations))
+
+
+@pytest.mark.parametrize("mutation", BARRIERS, ids=str)
+def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
+    with pytest.raises((AssertionError, KernelError)):
+        check_mutant(build, mutation)
+
+
+@pytest.mark.parametrize("mutation", INDICES, ids=str)
+def test_an_index_that_is_one_too_large_is_seen(build: Builder, mutation: Mutation) -> None:
     require_sanitizers()
     with pytest.raises((AssertionError, KernelError)):
-        check_mutant(build, Mutation(file, old, new))
+        check_mutant(build, mutation)

@@ -16,8 +16,10 @@ from tests.cuda_on_cpu.harness import (
     BuildError,
     KernelError,
     Mutation,
+    none_of,
     require_sanitizers,
     run_kernels,
+    share_a_build,
 )
 
 EXAMPLES = "examples.cpp"
@@ -82,42 +84,78 @@ INDEX = "AddressSanitizer|out of bounds"
 VALUES = "differs between the orders|not close|torch.equal"
 
 
+MISTAKES = [
+    ("sum_rows", "__syncthreads();  // all values are there", "", VALUES),
+    ("sum_rows", "__syncthreads();  // all sums are there", "", VALUES),
+    ("sum_rows", "i < f", "i <= f", INDEX),
+    ("sum_rows", "width = 32", "width = 64", INDEX),
+    ("sum_rows", "values, [64]", "values, [63]", INDEX),
+    ("sum_rows", "i = thread; i", "i = thread - 1; i", INDEX),
+    ("transpose", "wait_for_copies<1>();", "", "copies under way"),
+    ("transpose", "wait_for_copies<1>();", LATE_WAIT, VALUES),
+    ("transpose", "__syncwarp();  // what the other", "//", VALUES),
+    ("transpose", "__syncwarp();  // the tile", "//", VALUES),
+    ("transpose", "row + i < n", "row + i <= n", INDEX),
+    ("transpose", "row + lane < n", "row + lane <= n", INDEX),
+    ("transpose", "column + lane < f", "column + lane <= f", INDEX),
+    ("transpose", "2 * kTile - 1", "2 * kTile - 2", "not shared memory"),
+    ("transpose", "inside ? 4 : 0", "4 - 4 * inside", VALUES),
+    ("sum_steps", "0xffu << (lane & ~7)", "~0u", "deadlock"),
+    ("sum_steps", "distance = 4", "distance = 8", "which is not in it"),
+    ("sum_steps", "step < steps", "step <= steps", INDEX),
+    ("sum_steps", "if (problem >= problems) return;", "", INDEX),
+    ("histogram", "__syncthreads();  // all counts", "//", VALUES),
+    ("histogram", "__syncthreads();  // everything", "//", VALUES),
+    ("histogram", "i < n; i += gridDim", "i <= n; i += gridDim", INDEX),
+    ("histogram", "threadIdx.x < 16) atomicAdd", "threadIdx.x <= 16) atomicAdd", INDEX),
+]
+MUTATIONS = share_a_build(Mutation(EXAMPLES, old, new) for _, old, new, _ in MISTAKES)
+
+
 @pytest.mark.parametrize(
-    ("name", "old", "new", "how"),
+    ("name", "mutation", "how"),
     [
-        ("sum_rows", "__syncthreads();  // all values are there", "", VALUES),
-        ("sum_rows", "__syncthreads();  // all sums are there", "", VALUES),
-        ("sum_rows", "i < f", "i <= f", INDEX),
-        ("sum_rows", "width = 32", "width = 64", INDEX),
-        ("sum_rows", "values, [64]", "values, [63]", INDEX),
-        ("sum_rows", "i = thread; i", "i = thread - 1; i", INDEX),
-        ("transpose", "wait_for_copies<1>();", "", "copies under way"),
-        ("transpose", "wait_for_copies<1>();", LATE_WAIT, VALUES),
-        ("transpose", "__syncwarp();  // what the other", "//", VALUES),
-        ("transpose", "__syncwarp();  // the tile", "//", VALUES),
-        ("transpose", "row + i < n", "row + i <= n", INDEX),
-        ("transpose", "row + lane < n", "row + lane <= n", INDEX),
-        ("transpose", "column + lane < f", "column + lane <= f", INDEX),
-        ("transpose", "2 * kTile - 1", "2 * kTile - 2", "not shared memory"),
-        ("transpose", "inside ? 4 : 0", "4 - 4 * inside", VALUES),
-        ("sum_steps", "0xffu << (lane & ~7)", "~0u", "deadlock"),
-        ("sum_steps", "distance = 4", "distance = 8", "which is not in it"),
-        ("sum_steps", "step < steps", "step <= steps", INDEX),
-        ("sum_steps", "if (problem >= problems) return;", "", INDEX),
-        ("histogram", "__syncthreads();  // all counts", "//", VALUES),
-        ("histogram", "__syncthreads();  // everything", "//", VALUES),
-        ("histogram", "i < n; i += gridDim", "i <= n; i += gridDim", INDEX),
-        ("histogram", "threadIdx.x < 16) atomicAdd", "threadIdx.x <= 16) atomicAdd", INDEX),
+        (name, mutation, how)
+        for (name, _, _, how), mutation in zip(MISTAKES, MUTATIONS, strict=True)
     ],
+    ids=str,
 )
 def test_a_mistake_in_a_kernel_is_seen(
-    build: Builder, name: str, old: str, new: str, how: str
+    build: Builder, name: str, mutation: Mutation, how: str
 ) -> None:
     if how == INDEX:
         require_sanitizers()
-    executable = build(EXAMPLES, mutation=Mutation(EXAMPLES, old, new))
+    executable = build(EXAMPLES, mutation=mutation)
     with pytest.raises((AssertionError, KernelError), match=how):
         CHECKS[name](executable)
+
+
+def test_mistakes_that_share_a_build_are_made_one_at_a_time(build: Builder) -> None:
+    shared = [mutation for mutation in MUTATIONS if mutation.together]
+    assert len(shared) == 7
+    for check in CHECKS.values():
+        check(build(EXAMPLES, mutation=none_of(MUTATIONS)))
+    of_sums, of_transpose = shared[0], shared[1]
+    assert (of_sums.new, of_transpose.new) == ("i <= f", "row + i <= n")
+    check_transpose(build(EXAMPLES, mutation=of_sums))
+    check_sum_rows(build(EXAMPLES, mutation=of_transpose))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "switched"),
+    [
+        ("__syncwarp(mask);", ";", "(s ? void() : void(__syncwarp(mask)));"),
+        ("f(a < b)", "f(a <= b)", "f(a < (s ? 1 : 0) + b)"),
+        ("a >= b", "a > b", "a >= (s ? 1 : 0) + b"),
+        ("a > b", "a >= b", "a > -(s ? 1 : 0) + b"),
+        ("a <= b", "a < b", "a <= -(s ? 1 : 0) + b"),
+        ("a < b", "a < c", None),
+        ("a < b", "a <= c", None),
+        ("a = b", "a == b", None),
+    ],
+)
+def test_what_can_be_switched(old: str, new: str, switched: str | None) -> None:
+    assert Mutation("x", old, new).switched("s") == switched
 
 
 def test_a_mutation_needs_its_text() -> None:

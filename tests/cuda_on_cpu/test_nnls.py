@@ -17,6 +17,7 @@ from tests.cuda_on_cpu.harness import (
     Builder,
     KernelError,
     Mutation,
+    none_of,
     run_kernels,
     without_each_barrier,
 )
@@ -355,6 +356,7 @@ def check_mutant(build: Builder, mutation: Mutation) -> None:
 
 def test_the_small_kernels_without_a_mutation(build: Builder) -> None:
     check_mutant(build, Mutation("nnls/cuda/launches.cuh", "kNnlsBlocks = 4096", "kNnlsBlocks = 2"))
+    check_mutant(build, none_of(MUTATIONS))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from tests.cuda_on_cpu.harness import (
     Builder,
     KernelError,
     Mutation,
+    none_of,
     require_sanitizers,
     run_kernels,
+    share_a_build,
     without_each_barrier,
 )
 
@@ -63,8 +66,11 @@ def run(
 
 def check(
     kernels: Path, tensors: dict[str, Tensor], options: dict[str, float], *, multiprocessors=4
-) -> None:
-    """Assert that the kernels give the reference's factors, and the divergence of their own."""
+) -> dict[str, Tensor]:
+    """Assert that the kernels give the reference's factors, and the divergence of their own.
+
+    Return both.
+    """
     X, W, H = tensors["X"], tensors["W"], tensors["H"]
     got = run(kernels, tensors, options, multiprocessors=multiprocessors)
     exact_X = as_float(X, W.dtype).double()
@@ -83,6 +89,14 @@ def check(
     # W H is rounded in the factors' dtype, which counts near an exact fit.
     rtol, each = (1e-12, 1e-15) if W.dtype == torch.float64 else (3e-6, 1e-9)
     torch.testing.assert_close(got["divergence"], exact, rtol=rtol, atol=each * X[0].numel())
+    return got
+
+
+def assert_near(got: dict[str, Tensor], wanted: Sequence[Tensor], tolerance: float) -> None:
+    """Assert that no value of a factor is farther off than `tolerance` of the largest."""
+    for name, want in zip(("W", "H"), wanted, strict=False):
+        error = (got[name].double() - want).abs().max()
+        assert error <= tolerance * want.abs().max(), name
 
 
 def options_of(beta_loss: float, penalty: float = 0.0, *, update_H: bool = True, n_iter: int = 3):
@@ -161,9 +175,7 @@ def test_hals_matches_reference(
     del options["beta_loss"]
     wanted = reference.nnmf_hals(X, W, H, **options)
     tolerance = 1e-11 if dtype == torch.float64 else 1e-4  # differences: absolute
-    for name, want in zip(("W", "H"), wanted, strict=False):
-        error = (got[name].double() - want).abs().max()
-        assert error <= tolerance * want.abs().max()
+    assert_near(got, wanted, tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
@@ -176,8 +188,7 @@ def test_held_rows_and_a_floor(kernels, dtype, beta_loss, multiprocessors, k, n_
     product = tensors["W"][0] @ tensors["H"][0]
     floor = product.median().item()
     options = options_of(beta_loss, 0.1, n_iter=2) | {"floor": floor, "n_fixed": n_fixed}
-    check(kernels, tensors, options, multiprocessors=multiprocessors)
-    got = run(kernels, tensors, options, multiprocessors=multiprocessors)
+    got = check(kernels, tensors, options, multiprocessors=multiprocessors)
     assert torch.equal(got["H"][:, :n_fixed], tensors["H"][:, :n_fixed])
 
 
@@ -214,29 +225,10 @@ def test_nan_of_a_row_stays_in_its_row_of_W(kernels):
     assert got["W"].isnan().sum() == 5
 
 
-def check_mutant(build: Builder, mutation: Mutation) -> None:
-    """Run what reaches every line: several tiles, splits and problems, one split, all losses."""
-    kernels = build("nnmf.cpp", "-DFEW_KERNELS", mutation=mutation)
-    problems = ((208, 1.0, 1), (203, 1.0, 1000), (203, 2.0, 1000), (203, 0.0, 1000))
-    for f, beta_loss, multiprocessors in problems:
-        # 63: a tile that lacks one row; 208: whole pieces of 16 bytes.
-        tensors = problem(2, 63, f, 7, torch.float32, shared=False)
-        check(kernels, tensors, options_of(beta_loss, n_iter=2), multiprocessors=multiprocessors)
-
-
-def test_the_small_kernels_without_a_mutation(build: Builder) -> None:
-    check_mutant(build, Mutation("nnmf/cuda/device_problem.cuh", "kStart = 1.5", "kStart = 1.4"))
-
-
-@pytest.mark.parametrize("mutation", without_each_barrier(*SOURCES), ids=str)
-def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
-    with pytest.raises((AssertionError, KernelError)):
-        check_mutant(build, mutation)
-
-
-@pytest.mark.parametrize(
-    ("file", "old", "new"),
-    [
+BARRIERS = without_each_barrier(*SOURCES)
+INDICES = share_a_build(
+    Mutation(file, old, new)
+    for file, old, new in (
         ("nnmf/cuda/warp_tile.cuh", "at < row_limit ?", "at <= row_limit ?"),
         ("nnmf/cuda/warp_tile.cuh", "left >= kEntries ? kEntries", "left >= 0 ? kEntries"),
         ("nnmf/cuda/warp_tile.cuh", "row_limit >= rows &&", "row_limit + 1 >= rows &&"),
@@ -247,11 +239,33 @@ def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
         ("nnmf/cuda/factor_kernels.cuh", "if (at >= size) return", "if (at > size) return"),
         ("nnmf/cuda/factor_kernels.cuh", "part < parts;", "part <= parts;"),
         ("nnmf/cuda/iterations.cuh", "at < size;", "at <= size;"),
-    ],
+    )
 )
-def test_an_index_that_is_one_too_large_is_seen(
-    build: Builder, file: str, old: str, new: str
-) -> None:
+
+
+def check_mutant(build: Builder, mutation: Mutation) -> None:
+    """Run what reaches every line: several tiles, splits and problems, one split, all losses."""
+    kernels = build("nnmf.cpp", "-DFEW_KERNELS", mutation=mutation)
+    problems = ((208, 1.0, 1), (203, 1.0, 1000), (203, 2.0, 1000), (203, 0.0, 1000))
+    for f, beta_loss, multiprocessors in problems:
+        # 63: a tile that lacks one row; 208: whole pieces of 16 bytes.
+        tensors = problem(2, 63, f, 7, torch.float32, shared=False)
+        check(kernels, tensors, options_of(beta_loss, n_iter=2), multiprocessors=multiprocessors)
+
+
+@pytest.mark.parametrize("mutations", [BARRIERS, INDICES])
+def test_the_small_kernels_without_a_mutation(build: Builder, mutations: list[Mutation]) -> None:
+    check_mutant(build, none_of(mutations))
+
+
+@pytest.mark.parametrize("mutation", BARRIERS, ids=str)
+def test_every_barrier_is_needed(build: Builder, mutation: Mutation) -> None:
+    with pytest.raises((AssertionError, KernelError)):
+        check_mutant(build, mutation)
+
+
+@pytest.mark.parametrize("mutation", INDICES, ids=str)
+def test_an_index_that_is_one_too_large_is_seen(build: Builder, mutation: Mutation) -> None:
     require_sanitizers()
     with pytest.raises(KernelError):
-        check_mutant(build, Mutation(file, old, new))
+        check_mutant(build, mutation)
