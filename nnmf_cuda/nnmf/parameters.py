@@ -203,7 +203,8 @@ class ParametersMixin(SavingMixin):
             l2_reg_H=n_samples * self._alpha_H * (1 - self.l1_ratio),
         )
         beta_loss = ops.beta_loss_to_float(self.beta_loss)
-        floor = self._fitted_units.floor(dtype, beta_loss)
+        squared = SOLVERS[self.solver].squares_floor
+        floor = self._fitted_units.floor(dtype, beta_loss, squared=squared)
         return Objective(beta_loss, penalty, floor, self._signed)
 
     def _problem(self, X: Matrix, n_fixed: int = 0, graph: Graph | None = None) -> Problem:

@@ -179,6 +179,7 @@ class Solver(ABC):
     keeps_zeros: ClassVar[bool] = False  # entries that are zero at the start stay so
     takes_graph: ClassVar[bool] = True  # lowers the penalty of a graph too
     signed: ClassVar[bool] = False  # is for X and H of any sign: Semi-NMF
+    squares_floor: ClassVar[bool] = False  # divides by the square of the floor of W H
 
     def __init__(self, problem: Problem, n_inner: int = 1) -> None:
         self.problem = problem
@@ -415,6 +416,7 @@ class CoordinateDescent(AcceleratedUpdates):
 
     keeps_zeros = False
     takes_graph = False
+    squares_floor = True
     momentum_max = DESCENT_MOMENTUM_MAX
 
     @staticmethod

@@ -29,17 +29,22 @@ class Units:
         """The mean that starts are made for: 1 where X has none (all zeros, an overflow)."""
         return self.mean if 0 < self.mean < math.inf else 1.0
 
-    def floor(self, dtype: torch.dtype, beta_loss: float) -> float:
+    def floor(self, dtype: torch.dtype, beta_loss: float, *, squared: bool = False) -> float:
         """Return the floor of W H for factors of this type: scikit-learn's for a mean from 1 on.
 
         Below, it is as small beside the mean as it is at 1: what is smaller is lost in float32
         anyway, and scikit-learn's own would cover such data. Where ``beta_loss <= 0`` entries count
-        by their ratio to W H, however small they are, so that the floor is below all of them.
+        by their ratio to W H, however small they are, so that the floor is below all of them. Where
+        its square divides too, as in coordinate descent, X (H / floor)^2, about (mean / floor)^2,
+        stays in range: else it would be infinite from a mean of 1e12 in float32.
         """
+        limits = torch.finfo(dtype)
         floor = EPSILON * min(1.0, self.scale)
+        if squared:
+            floor = max(floor, _MARGIN * self.scale / math.sqrt(limits.max))
         if beta_loss <= 0 and self.smallest > 0:
             floor = min(floor, _BELOW_ALL * self.smallest)
-        return max(floor, torch.finfo(dtype).tiny)
+        return max(floor, limits.tiny)
 
 
 UNKNOWN = Units(pixels=False, largest=0.0, mean=1.0)

@@ -64,7 +64,9 @@ def nnmf_cd(
     compute_divergence : bool, default=False
         Whether to return the divergence of the final factors.
     floor : float, default=EPSILON
-        Lower bound of W H where it is divided by, as in `nnmf_mu`.
+        Lower bound of W H where it is divided by, as in `nnmf_mu`. Divided by twice: where
+        X (H / floor)^2 is beyond W's type, as for X around 1e12 in float32, rows whose W H is 0
+        stay as they are unless it is larger.
     n_fixed : int, default=0
         The first `n_fixed` rows of H stay as they are, while their columns of W are updated.
     transposed : Tensor of shape (n_features, n_samples), optional

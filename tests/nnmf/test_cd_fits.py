@@ -73,6 +73,14 @@ def test_a_fit_without_momentum_is_iterations_of_the_op(rng, X, monkeypatch):
     np.testing.assert_allclose(fitted.W_, want_W, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e10, 1e14, 1e25])
+def test_a_fit_in_float32_does_not_depend_on_the_units_of_X(X, scale):
+    # Where W H is at its floor, squares of H / floor beside a large X are beyond float32.
+    want = model(max_iter=60).fit(X).objective_history_
+    got = model(max_iter=60).fit((scale * X).astype(np.float32)).objective_history_
+    np.testing.assert_allclose(np.array(got) / scale, want, rtol=1e-4)
+
+
 def test_restarts_are_fits_of_their_own(X):
     many = model(n_init=4).fit(X)
     alone = model().fit(X)
