@@ -466,6 +466,16 @@ class CoordinateDescent(AcceleratedUpdates):
             **vars(objective.penalty),
         )
 
+    def go_ahead(self, W: Tensor, H: Tensor, W_ahead: Tensor, H_ahead: Tensor) -> None:
+        """Write the factors from which to update, and count the step; no component is lost."""
+        super().go_ahead(W, H, W_ahead, H_ahead)
+        penalty = self.problem.objective.penalty
+        if penalty.l1_reg_W or penalty.l2_reg_W:
+            # Where H fell as fast as a penalty can make it, all of a component is beyond zero. W,
+            # which comes next, would leave it too, and then neither factor could bring it back.
+            lost = ~H_ahead.any(2, keepdim=True)
+            torch.where(lost, H, H_ahead, out=H_ahead)
+
     @staticmethod
     def _beyond(now: Tensor, before: Tensor, momentum: Tensor, *, to: Tensor) -> None:
         """Write ``now + momentum * (now - before)``, zero where that is negative."""

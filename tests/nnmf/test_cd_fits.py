@@ -47,6 +47,15 @@ def test_no_record_rises_and_the_end_is_below_that_of_mu(X, dtype, penalty):
     assert fitted.components_.dtype == dtype
 
 
+@pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
+@pytest.mark.parametrize(("alpha_W", "alpha_H"), [(1e-4, 1e4), (1e4, 1e-4)])
+def test_penalties_that_shrink_one_factor_lose_no_component(X, alpha_W, alpha_H, l1_ratio):
+    penalty = {"alpha_W": alpha_W, "alpha_H": alpha_H, "l1_ratio": l1_ratio}
+    fitted = model(max_iter=200, **penalty).fit(X)
+    want = model(solver="accelerated-mu", max_iter=200, **penalty).fit(X)
+    assert fitted.objective_history_[-1] <= want.objective_history_[-1] * (1 + 1e-3)
+
+
 def test_its_end_is_a_stationary_point(X):
     fitted = model(max_iter=3000, **PENALTIES).fit(X)
     W, H, x = fitted.W_, fitted.components_, X.toarray()
