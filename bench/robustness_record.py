@@ -31,6 +31,8 @@ KEPT = (
     "paper_protocol",
     "seconds",
 )
+_PROOF = ("ceiling", "proven_accuracy", "undecided_accuracy")
+"""Of evaluations that tell them."""
 _POINTS = {
     "counts": 5,
     "gradient": 6,
@@ -65,10 +67,8 @@ def line_of(run: Path) -> dict[str, Any]:
         },
         **{name: values[i] for name, i in _POINTS.items()},
         "pixels": values[1]["pixel_space"],
-        "certificate": {
-            name: {key: found[key] for key in ("clean_accuracy", "certified_at_attack_eps")}
-            for name, found in (values[19] if isinstance(values[19], dict) else {}).items()
-        },
+        **{name: content.get(name) for name in _PROOF},
+        "certificate": certificates_of(values[19]),
         "worst_points": on_worst_points(content["worst_points"]),
         "leakage": leakage_of(values[18]),
         **made,
@@ -79,6 +79,17 @@ def line_of(run: Path) -> dict[str, Any]:
 def majorities(attacks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the accuracy by majority decisions under each attack."""
     return {attack["name"]: attack["majority"] for attack in attacks}
+
+
+def certificates_of(found: Any) -> dict[str, Any]:
+    """Return what randomised smoothing certifies, of what it was applied to."""
+    kept = ("clean_accuracy", "certified_at_attack_eps")
+    by_name = found if isinstance(found, Mapping) else {}
+    return {
+        name: {key: one[key] for key in kept}
+        for name, one in by_name.items()
+        if all(key in one for key in kept)  # branch and bound has its own figures
+    }
 
 
 def leakage_of(found: Any) -> dict[str, Any] | None:

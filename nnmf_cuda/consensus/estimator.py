@@ -25,10 +25,11 @@ from nnmf_cuda.consensus.spectra import (
 )
 from nnmf_cuda.nnmf.inputs import check_integer, check_real, like_input
 from nnmf_cuda.nnmf.matrix import Matrix
+from nnmf_cuda.nnmf.minimisation import Run
 from nnmf_cuda.nnmf.parameters import ParametersMixin
+from nnmf_cuda.nnmf.problem import Objective, Penalty, Problem
 from nnmf_cuda.nnmf.projection import solve_W
 from nnmf_cuda.nnmf.rank_selection import read_ranks
-from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, Run
 from nnmf_cuda.nnmf.user_warning import warn_user
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nnmf_cuda.nnmf.solvers import Problem, Run, all_runs
+from nnmf_cuda.nnmf.minimisation import Run, all_runs
+from nnmf_cuda.nnmf.problem import Problem
 from nnmf_cuda.nnmf.starts import Origin, iter_starts
 
 FloatArray = NDArray[np.float64]

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from nnmf_cuda import ops
 from nnmf_cuda.nnmf.matrix import Dense, Matrix
-from nnmf_cuda.nnmf.solvers import Iterate, Run, State
+from nnmf_cuda.nnmf.minimisation import Run, State
+from nnmf_cuda.nnmf.problem import Iterate
 from nnmf_cuda.nnmf.tensor_file import Content, Kind, read_tensors, write_tensors
 from nnmf_cuda.nnmf.user_warning import warn_user
 

@@ -18,9 +18,10 @@ from nnmf_cuda.nnmf.checkpoint import Checkpoint, description_of_fit
 from nnmf_cuda.nnmf.fitting import Callback, Watch, fit_to_end
 from nnmf_cuda.nnmf.inputs import check_choice, check_integer, like_input, shared_tensor
 from nnmf_cuda.nnmf.matrix import Matrix
+from nnmf_cuda.nnmf.minimisation import Minimisation, Run, State
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS, solve_W, updated_W
 from nnmf_cuda.nnmf.rank_choice import RankSelectionMixin
-from nnmf_cuda.nnmf.solvers import SOLVERS, Minimisation, Run, State
+from nnmf_cuda.nnmf.solvers import SOLVERS
 from nnmf_cuda.nnmf.starts import held_factors, initial_factors
 from nnmf_cuda.nnmf.streaming import MEMORY, StreamMixin
 from nnmf_cuda.nnmf.user_warning import warn_user

@@ -12,7 +12,7 @@ import numpy as np
 
 from nnmf_cuda.nnmf.checkpoint import Checkpoint
 from nnmf_cuda.nnmf.inputs import check_real
-from nnmf_cuda.nnmf.solvers import CHECK_EVERY, Minimisation, Run
+from nnmf_cuda.nnmf.minimisation import CHECK_EVERY, Minimisation, Run
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from sklearn.utils import check_random_state
 
 from nnmf_cuda import ops
 from nnmf_cuda.nnmf.matrix import Dense, Matrix
-from nnmf_cuda.nnmf.solvers import Problem, Run
+from nnmf_cuda.nnmf.minimisation import Run
+from nnmf_cuda.nnmf.problem import Problem
 from nnmf_cuda.nnmf.starts import Origin
 from nnmf_cuda.nnmf.weighted_matrix import Weighted
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda.nnmf.matrix import Matrix, row_slices
+from nnmf_cuda.nnmf.problem import Objective, Problem
 from nnmf_cuda.nnmf.projection import updated_W
-from nnmf_cuda.nnmf.solvers import Objective, Problem
 from nnmf_cuda.nnmf.weighted_matrix import Weighted
 from nnmf_cuda.reference.nnmf import CLAMP, mm_exponent
 

@@ -23,8 +23,9 @@ from nnmf_cuda.nnmf.inputs import (
     resolve_device,
 )
 from nnmf_cuda.nnmf.matrix import Matrix
+from nnmf_cuda.nnmf.problem import Objective, Penalty, Problem
 from nnmf_cuda.nnmf.saving import SavingMixin
-from nnmf_cuda.nnmf.solvers import SIGNED, SOLVERS, Objective, Penalty, Problem
+from nnmf_cuda.nnmf.solvers import SIGNED, SOLVERS
 from nnmf_cuda.nnmf.starts import INITS, Origin, fixed_rows
 from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
 from nnmf_cuda.nnmf.weighted_matrix import Told, Weighted, check_missing_values

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nnmf_cuda.nnmf.matrix import Matrix
-from nnmf_cuda.nnmf.solvers import Problem
+from nnmf_cuda.nnmf.problem import Problem
 
 TRANSFORM_SOLVERS = ("nnls", "mu", "same")
 

@@ -11,7 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from nnmf_cuda.nnmf.held_out import held_out_errors, least_rank
 from nnmf_cuda.nnmf.inputs import check_choice, check_integer, check_real
+from nnmf_cuda.nnmf.minimisation import Run
 from nnmf_cuda.nnmf.parameters import ParametersMixin
+from nnmf_cuda.nnmf.problem import Problem
 from nnmf_cuda.nnmf.rank_selection import (
     SLACK,
     RankSelection,
@@ -20,7 +22,6 @@ from nnmf_cuda.nnmf.rank_selection import (
     read_ranks,
     rows_of_consensus,
 )
-from nnmf_cuda.nnmf.solvers import Problem, Run
 from nnmf_cuda.nnmf.starts import Origin
 from nnmf_cuda.nnmf.user_warning import warn_user
 from nnmf_cuda.nnmf.weighted_matrix import check_columns

@@ -20,7 +20,9 @@ from torch.nn.functional import one_hot
 
 from nnmf_cuda.nnmf.inputs import check_integer
 from nnmf_cuda.nnmf.matrix import Matrix
-from nnmf_cuda.nnmf.solvers import SOLVERS, Problem, Run, all_runs
+from nnmf_cuda.nnmf.minimisation import Run, all_runs
+from nnmf_cuda.nnmf.problem import Problem
+from nnmf_cuda.nnmf.solvers import SOLVERS
 from nnmf_cuda.nnmf.starts import Origin, iter_starts
 
 if TYPE_CHECKING:

@@ -66,6 +66,14 @@ def test_a_line_holds_what_was_found(run: Path) -> None:
     assert line["leakage"] == {"splits": {"test": {"n": 5}}, "patient_folds": None}
 
 
+def test_certificates_are_those_of_smoothing() -> None:
+    kept = {"clean_accuracy": 0.8, "certified_at_attack_eps": 0.5}
+    found = {"denoised": {**kept, "sigma": 0.1}, "branch and bound": {"proven_accuracy": 0.7}}
+    certificates_of = script("robustness_record").certificates_of
+    assert certificates_of(found) == {"denoised": kept}
+    assert certificates_of("not run") == {}
+
+
 def test_the_text_is_json_with_a_line_a_run() -> None:
     record = {"runs": [{"a": 1}, {"b": [2, 3]}], "validation_trials": [{"c": None}]}
     text = script("robustness_record").as_text(record)

@@ -15,7 +15,8 @@ from nnmf_cuda.consensus.spectra import (
     unit_spectra,
 )
 from nnmf_cuda.nnmf.matrix import Dense
-from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, all_runs
+from nnmf_cuda.nnmf.minimisation import all_runs
+from nnmf_cuda.nnmf.problem import Objective, Penalty, Problem
 from nnmf_cuda.nnmf.starts import Origin, iter_starts
 
 

@@ -20,7 +20,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from nnmf_cuda import NNMF
 from nnmf_cuda.nnmf import checkpoint as checkpoint_module
-from nnmf_cuda.nnmf.solvers import CHECK_EVERY, Problem
+from nnmf_cuda.nnmf.minimisation import CHECK_EVERY
+from nnmf_cuda.nnmf.problem import Problem
 from tests.helpers import DEVICES
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

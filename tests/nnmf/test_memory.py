@@ -17,7 +17,8 @@ import torch
 
 from nnmf_cuda import NNMF
 from nnmf_cuda.nnmf.checkpoint import Checkpoint
-from nnmf_cuda.nnmf.solvers import Iterate, State
+from nnmf_cuda.nnmf.minimisation import State
+from nnmf_cuda.nnmf.problem import Iterate
 
 SHAPE = (8192, 8192)  # 67 MB of pixels
 LIMIT = 0.25

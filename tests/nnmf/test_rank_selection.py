@@ -18,6 +18,8 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from nnmf_cuda import NNMF, RankSelection, ops
 from nnmf_cuda.nnmf import rank_choice, rank_selection
 from nnmf_cuda.nnmf.matrix import Dense
+from nnmf_cuda.nnmf.minimisation import all_runs
+from nnmf_cuda.nnmf.problem import Objective, Penalty, Problem
 from nnmf_cuda.nnmf.rank_selection import (
     assignments,
     component_similarity,
@@ -26,7 +28,7 @@ from nnmf_cuda.nnmf.rank_selection import (
     dispersion,
     grid_runs,
 )
-from nnmf_cuda.nnmf.solvers import SOLVERS, Objective, Penalty, Problem, all_runs
+from nnmf_cuda.nnmf.solvers import SOLVERS
 from nnmf_cuda.nnmf.starts import Origin, iter_starts
 from tests.helpers import BETA_LOSSES, DEVICES, factorisation, plain_consensus, plain_cophenetic
 

@@ -15,7 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from nnmf_cuda import NNMF
 from nnmf_cuda.nnmf.matrix import Dense
-from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem, SemiHals
+from nnmf_cuda.nnmf.problem import Objective, Penalty, Problem
+from nnmf_cuda.nnmf.solvers import SemiHals
 from tests.helpers import DEVICES
 from tests.nnmf.test_semi import by_the_paper, objective, ring
 

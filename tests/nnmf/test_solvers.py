@@ -14,16 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nnmf_cuda import NNMF, ops
 from nnmf_cuda.nnmf import solvers
 from nnmf_cuda.nnmf.matrix import Dense
-from nnmf_cuda.nnmf.solvers import (
-    AcceleratedUpdates,
-    Hals,
-    MultiplicativeUpdates,
-    Objective,
-    Penalty,
-    Problem,
-    Run,
-    all_runs,
-)
+from nnmf_cuda.nnmf.minimisation import Run, all_runs
+from nnmf_cuda.nnmf.problem import Objective, Penalty, Problem
+from nnmf_cuda.nnmf.solvers import AcceleratedUpdates, Hals, MultiplicativeUpdates
 from tests.helpers import DEVICES, factorisation
 
 PENALTY = Penalty(l1_reg_W=0.02, l1_reg_H=0.03, l2_reg_W=0.05, l2_reg_H=0.04)
@@ -89,7 +82,7 @@ def test_accelerated_updates_undo_a_rise_and_go_on_without_momentum(monkeypatch)
     problem = Problem(Dense(X), Objective(1.0, PENALTY))
     start, _ = MultiplicativeUpdates(problem).advance(problem.at(W, H), 200)
     # Far too large a step for everybody: the block must be undone as a whole.
-    monkeypatch.setattr(solvers, "MOMENTUM_MAX", 1e3)
+    monkeypatch.setattr(AcceleratedUpdates, "momentum_max", 1e3)
     monkeypatch.setattr(solvers, "RISE_MAX", 1e6)
     monkeypatch.setattr(solvers, "FALL_MAX", 1e-6)
     go_ahead = AcceleratedUpdates.go_ahead

@@ -13,7 +13,7 @@ from nnmf_cuda.nnmf import sparse_matrix
 from nnmf_cuda.nnmf.checkpoint import digest
 from nnmf_cuda.nnmf.inputs import as_matrix
 from nnmf_cuda.nnmf.matrix import Dense
-from nnmf_cuda.nnmf.solvers import Objective, Penalty, Problem
+from nnmf_cuda.nnmf.problem import Objective, Penalty, Problem
 from nnmf_cuda.nnmf.sparse_matrix import Sparse
 from tests.helpers import DEVICES
 

@@ -13,14 +13,9 @@ from sklearn.exceptions import ConvergenceWarning
 from nnmf_cuda import NNMF
 from nnmf_cuda.nnmf import solvers
 from nnmf_cuda.nnmf.matrix import Dense
-from nnmf_cuda.nnmf.solvers import (
-    AcceleratedUpdates,
-    Iterate,
-    Objective,
-    Penalty,
-    Problem,
-    all_runs,
-)
+from nnmf_cuda.nnmf.minimisation import all_runs
+from nnmf_cuda.nnmf.problem import Iterate, Objective, Penalty, Problem
+from nnmf_cuda.nnmf.solvers import AcceleratedUpdates
 
 SOLVES = [
     *(("mu", beta_loss) for beta_loss in (2, 1.5, 1, 0.5, 0, -1, 3)),
