@@ -43,8 +43,9 @@ def nnmf_cd(
     """Run coordinate descent for Kullback-Leibler on one or many factorisations X ~= W @ H.
 
     Each entry of a row of W in turn goes towards its own minimum with all else fixed, `n_inner`
-    times over; then each column of H. The objective never rises, but for rounding. All iterations
-    are run: there is no convergence test (see `nnmf_cuda.NNMF` for one).
+    times over; then each column of H. The objective never rises, but for rounding and by what
+    entries of W H below `floor` may add. All iterations are run: there is no convergence test (see
+    `nnmf_cuda.NNMF` for one).
 
     Parameters
     ----------
