@@ -147,7 +147,7 @@ def test_nnmf_rejects_zeros_where_the_divergence_is_infinite(X, as_input):
         ({"beta_loss": "euclid"}, ValueError, "beta_loss must be .*got 'euclid'"),
         ({"beta_loss": None}, TypeError, "beta_loss must be a number or a name, got None"),
         ({"beta_loss": np.nan}, ValueError, "beta_loss must be finite"),
-        ({"solver": "cd"}, ValueError, "solver='cd' does not exist; choose one of mu, acc"),
+        ({"solver": "als"}, ValueError, "solver='als' does not exist; choose one of mu, acc"),
         ({"init": "zeros"}, ValueError, "init='zeros' does not exist; choose one of random, nnd"),
         ({"max_iter": 0}, ValueError, "max_iter must be an integer >= 1, got 0"),
         ({"tol": -1.0}, ValueError, "tol must be a finite number >= 0, got -1"),
