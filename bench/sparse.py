@@ -193,7 +193,7 @@ def _measured(
     for solver in loss.solvers:
         reached = _time_to(goal, loss, solver, X, start, goal_iterations)
         found.append(("sparse fit", f"ours {solver}", reached))
-    for impl, method, solver in loss.work[: 2 if smoke else None]:
+    for impl, method, solver in loss.work[: len(loss.ops) + 1 if smoke else None]:
         op = "sparse memory" if method == "op" else f"sparse memory of {method}"
         found.append((op, impl, _memory(loss, method, solver, smoke=smoke)))
     return found
