@@ -13,8 +13,7 @@
 // - The slope is concave, so that from w down to t, f falls by at least
 //   (w - t) (slope(t) + slope(w)) / 2: where that is not negative, the step stands. Otherwise pole
 //   steps from t lead up to the minimum from below.
-// - phi(t) is at most S + D w (w - t) / t below w, what a pole at 0 and a constant would give,
-// since
+// - phi(t) is at most S + D w (w - t) / t below w, what a pole at 0 and a constant give, as
 //   1 / (c / h + w) is at most 1 / w. With it some steps are known to stand without a look at t.
 // - t phi(t) rises, so that the multiplicative point is between the minimum and w.
 #pragma once

@@ -1,4 +1,7 @@
-"""Non-negative matrix factorisation as a scikit-learn estimator over `nnmf_cuda.ops`."""
+"""Non-negative matrix factorisation as a scikit-learn estimator over `nnmf_cuda.ops`.
+
+The file is long by its documentation, which is half of it; the work is in mixins and what they use.
+"""
 
 from __future__ import annotations
 
@@ -166,19 +169,18 @@ class NNMF(
 
     "mu" repeats scikit-learn's iterates and takes every `beta_loss`. "accelerated-mu" costs the
     same an iteration and usually needs far fewer of them to the same objective: take it for
-    Kullback-Leibler. Every 10 iterations a start whose objective has risen is put back and goes
-    on without momentum, so the recorded objective rises only where plain updates raise it, as
-    they may with a penalty; a record that repeats the one before it is a block that was put
-    back. "hals" usually needs the fewest for ``beta_loss="frobenius"``: it can leave zeros, and
-    sweeps over the factors several times for each time that it reads X. "cd" usually needs the
-    least time for Kullback-Leibler and sparse X: it can leave zeros, holds X^T beside X, and goes
-    on from extrapolated factors, as "accelerated-mu" does; no record of its objective is above the
-    one before, but for rounding. It knows no dense X, mask or weights. "semi-hals"
-    needs far fewer than "semi". Both start, with ``init="random"``, from a random W and the H that
-    fits it best, and have no `partial_fit`, no `select_rank` and no L1 penalty of H. No iteration
-    of them, or of "mu" with a graph, raises the objective beyond rounding. All stop by the rule of
-    `tol`; from one start they may end in different minima. With a graph and Kullback-Leibler, X^T
-    is held beside X.
+    Kullback-Leibler. Every 10 iterations a start whose objective has risen is put back and goes on
+    without momentum, so the recorded objective rises only where plain updates raise it, as they may
+    with a penalty; a record that repeats the one before it is a block that was put back. "hals"
+    usually needs the fewest for ``beta_loss="frobenius"``: it can leave zeros, and sweeps over the
+    factors several times for each time that it reads X. "cd" usually needs the least time for
+    Kullback-Leibler and sparse X: it can leave zeros, holds X^T beside X, and goes on from
+    extrapolated factors, as "accelerated-mu" does; no record of its objective is above the one
+    before, but for rounding. It knows no dense X, mask or weights. "semi-hals" needs far fewer than
+    "semi". Both start, with ``init="random"``, from a random W and the H that fits it best, and
+    have no `partial_fit`, no `select_rank` and no L1 penalty of H. No iteration of them, or of "mu"
+    with a graph, raises the objective beyond rounding. All stop by the rule of `tol`; from one
+    start they may end in different minima. With a graph and Kullback-Leibler, X^T is held beside X.
 
     X may be anything scikit-learn takes, or a tensor on any device. uint8 means pixels and is read
     as x / 255 without a floating-point copy; other integers are counts and become float64; float32

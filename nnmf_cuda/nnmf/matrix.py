@@ -135,10 +135,6 @@ class Matrix(ABC):
         """Run alternating least squares; options and results are those of `ops.nnmf_hals`."""
         return ops.nnmf_hals(self.tensor, W, H, **options)
 
-    def cd(self, W: Tensor, H: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Run coordinate descent; options and results are those of `ops.nnmf_cd`. Sparse X only."""
-        raise NotImplementedError(f"{type(self).__name__} has no coordinate descent")
-
     def divergence(self, W: Tensor, H: Tensor, *, beta_loss: float, floor: float) -> Tensor:
         """Return the divergence of X from each W H, (B,) float64, as `ops.nnmf_divergence`."""
         return ops.nnmf_divergence(self.tensor, W, H, beta_loss=beta_loss, floor=floor)

@@ -305,8 +305,9 @@ class CoordinateDescent(AcceleratedUpdates):
         self, W: Tensor, H: Tensor, *, compute_divergence: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run one iteration from these factors."""
-        objective = self.problem.objective
-        return self.problem.X.cd(
+        objective, X = self.problem.objective, self.problem.X
+        assert isinstance(X, Sparse)  # `check_data`
+        return X.cd(
             W,
             H,
             n_iter=1,

@@ -161,15 +161,14 @@ def nnmf_mu(
     """
     _check_active(active, W)
     check_floor(floor, W)
-    return _run(
-        "nnmf_mu",
+    return run_solver(
         X,
         W,
         H,
-        weights,
         n_iter,
         n_fixed,
         (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
+        lambda W, H: _serving("nnmf_mu", X, W, H, weights),
         beta_loss=beta_loss_to_float(beta_loss),
         update_H=update_H,
         compute_divergence=compute_divergence,
@@ -255,58 +254,53 @@ def nnmf_hals(
     ... )
     """
     require_count("n_inner", n_inner, low=1)
-    return _run(
-        "nnmf_hals",
+    return run_solver(
         X,
         W,
         H,
-        weights,
         n_iter,
         n_fixed,
         (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
+        lambda W, H: _serving("nnmf_hals", X, W, H, weights),
         n_inner=n_inner,
         update_H=update_H,
         compute_divergence=compute_divergence,
     )
 
 
-def _run(
-    name: str,
+def run_solver(
     X: Tensor,
     W: Tensor,
     H: Tensor,
-    weights: Tensor | None,
     n_iter: int,
     n_fixed: int,
     penalties: tuple[float, float, float, float],
+    serving_factors: Callable[[Tensor, Tensor], Callable[..., Any]],
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Check the arguments that the solvers share and call the op with a batch dimension."""
+    """Check the arguments that the solvers share and call the op with a batch dimension.
+
+    `serving_factors` returns what serves the op for checked factors, a function of these, W
+    (B, n, k) and H (B, k, f), and of options.
+    """
     named = dict(zip(_PENALTIES, penalties, strict=True))
-    check_run(X, W, H, n_iter, n_fixed, named)
-    batched = W.dim() == 3
-    if not batched:
-        W, H = W.unsqueeze(0), H.unsqueeze(0)
-    op = _serving(name, X, W, H, weights)
-    new_W, new_H, divergence = op(W, H, n_iter=n_iter, n_fixed=n_fixed, **named, **options)
-    if batched:
-        return new_W, new_H, divergence
-    return new_W.squeeze(0), new_H.squeeze(0), divergence.squeeze(0)
-
-
-def check_run(
-    X: Tensor, W: Tensor, H: Tensor, n_iter: int, n_fixed: int, penalties: dict[str, float]
-) -> None:
-    """Raise TypeError or ValueError for arguments that the solvers share; penalties by name."""
     _check_factors(X, W, H)
     require_count("n_iter", n_iter, low=0)
-    require_non_negative(**penalties)
+    require_non_negative(**named)
     require_count("n_fixed", n_fixed, low=0)
     if n_fixed > W.shape[-1]:
         raise ValueError(
             f"n_fixed must be at most n_components = {W.shape[-1]}, got {n_fixed}: only rows of H "
             "can be held"
         )
+    batched = W.dim() == 3
+    if not batched:
+        W, H = W.unsqueeze(0), H.unsqueeze(0)
+    op = serving_factors(W, H)
+    new_W, new_H, divergence = op(W, H, n_iter=n_iter, n_fixed=n_fixed, **named, **options)
+    if batched:
+        return new_W, new_H, divergence
+    return new_W.squeeze(0), new_H.squeeze(0), divergence.squeeze(0)
 
 
 def _serving(

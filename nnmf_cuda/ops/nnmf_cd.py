@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from nnmf_cuda.ops._schema import (
     require_shape,
     serving,
 )
-from nnmf_cuda.ops.nnmf import check_floor, check_run
+from nnmf_cuda.ops.nnmf import check_floor, run_solver
 from nnmf_cuda.ops.nnmf_sparse import REMEDY, is_sparse, transposed_parts, unfilled
 from nnmf_cuda.reference import EPSILON
 
@@ -109,44 +111,35 @@ def nnmf_cd(
     ...     X, torch.rand(100, 5), torch.rand(5, 64), n_iter=20, compute_divergence=True
     ... )
     """
-    penalties = {
-        "l1_reg_W": l1_reg_W,
-        "l1_reg_H": l1_reg_H,
-        "l2_reg_W": l2_reg_W,
-        "l2_reg_H": l2_reg_H,
-    }
     check_floor(floor, W)
-    check_run(X, W, H, n_iter, n_fixed, penalties)
     require_count("n_inner", n_inner, low=1)
-    if not is_sparse(X):
-        raise TypeError(
-            "nnmf_cd takes X in torch.sparse_csr only, got a dense tensor: use X.to_sparse_csr(), "
-            "or nnmf_mu"
-        )
-    by_rows = X.crow_indices(), X.col_indices(), X.values()
-    if update_H and transposed is not None:
-        by_columns = _parts(transposed, X)
-    else:
-        by_columns = transposed_parts(X, empty=not update_H)
-    batched = W.dim() == 3
-    if not batched:
-        W, H = W.unsqueeze(0), H.unsqueeze(0)
-    new_W, new_H, divergence = serving("nnmf_sparse_cd", X.values(), W, H)(
-        *by_rows,
-        *by_columns,
+
+    def serving_factors(W: Tensor, H: Tensor) -> Callable[..., Any]:
+        if not is_sparse(X):
+            raise TypeError(
+                "nnmf_cd takes X in torch.sparse_csr only, got a dense tensor: use "
+                "X.to_sparse_csr(), or nnmf_mu"
+            )
+        by_rows = X.crow_indices(), X.col_indices(), X.values()
+        if update_H and transposed is not None:
+            by_columns = _parts(transposed, X)
+        else:
+            by_columns = transposed_parts(X, empty=not update_H)
+        return partial(serving("nnmf_sparse_cd", X.values(), W, H), *by_rows, *by_columns)
+
+    return run_solver(
+        X,
         W,
         H,
-        n_iter=n_iter,
+        n_iter,
+        n_fixed,
+        (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
+        serving_factors,
         n_inner=n_inner,
         update_H=update_H,
         compute_divergence=compute_divergence,
         floor=floor,
-        n_fixed=n_fixed,
-        **penalties,
     )
-    if batched:
-        return new_W, new_H, divergence
-    return new_W.squeeze(0), new_H.squeeze(0), divergence.squeeze(0)
 
 
 def _parts(transposed: Tensor, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,6 @@ import torch
 from sklearn.base import clone
 
 from nnmf_cuda import NNMF, ConsensusNNMF, ops
-from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.solvers import CoordinateDescent
 from nnmf_cuda.ops.nnmf_sparse import csr_tensor
 
@@ -175,9 +174,3 @@ def test_what_it_does_not_know_is_refused(rng, X, parameters, given, message):
 def test_ranks_of_dense_X_are_refused(X):
     with pytest.raises(ValueError, match="sparse X only"):
         model().select_rank(X.toarray(), [2, 3], n_init=2)
-
-
-def test_dense_X_has_no_coordinate_descent(X):
-    W, H = torch.ones(1, 60, 3), torch.ones(1, 3, 36)
-    with pytest.raises(NotImplementedError, match="Dense has no coordinate descent"):
-        Dense(torch.from_numpy(X.toarray())).cd(W, H, n_iter=1)

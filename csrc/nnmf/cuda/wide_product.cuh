@@ -177,8 +177,8 @@ inline int64_t wide_parts(int64_t size, int64_t depth) {
   return depth > kWideSplit ? size * wide_splits(depth) : 0;
 }
 
-// The same where few tiles are deep: blocks share the depth. How, depends on it alone, so that
-// parts of a product are what they are in the whole. parts [wide_parts].
+// The same where few tiles are deep: blocks share the depth. How, depends on it alone; the order in
+// which what they find is added up depends on the number of values too. parts [wide_parts].
 template <class T, class Left, class Right>
 void launch_split_product(WideProduct<T, Left, Right> task, double* parts, int64_t problems,
                           cudaStream_t stream) {
