@@ -377,6 +377,10 @@ def runs(device: str) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
         calls[f"nnmf_hals {name}"] = functools.partial(
             ops.nnmf_hals, *(data, W, H), n_iter=5, compute_divergence=True
         )
+    sparse = (pixels * (pixels > 200)).float().to_sparse_csr()
+    calls["nnmf_cd"] = functools.partial(
+        ops.nnmf_cd, *(sparse, W, H), n_iter=5, compute_divergence=True
+    )
     calls["nnls"] = lambda: (ops.nnls(gram, cross),)
     calls["project"] = lambda: (ops.project(pixels, H),)
     calls["defended_logits"] = defence_gradients(device)
@@ -407,6 +411,7 @@ def defence_gradients(device: str) -> Callable[[], tuple[Tensor, ...]]:
     return call
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_every_op_gives_the_same_bits_again(device: str) -> None:
     for name, call in runs(device).items():
         first = [t.clone() for t in call()]
