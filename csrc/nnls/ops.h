@@ -88,9 +88,9 @@ template <class Implementation>
 std::tuple<Tensor, Tensor, Tensor> nnls(const Tensor& gram, const Tensor& cross,
                                         const std::optional<Tensor>& passive, double tol) {
   const RowsShape shape = check_rows({"gram", gram}, {"cross", cross});
-  Implementation device(cross);
   const Tensor values = torch::stable::contiguous(gram), rows = torch::stable::contiguous(cross);
   RowTensors of_rows(rows, passive, tol, shape);
+  Implementation device(cross);
   if (of_rows.empty()) return of_rows.results();
   dispatch_floating(values.scalar_type(), [&]<class G>(Type<G>) {
     dispatch_floating(rows.scalar_type(), [&]<class T>(Type<T>) {
@@ -145,9 +145,9 @@ template <class Implementation>
 std::tuple<Tensor, Tensor, Tensor> project(const Tensor& X, const Tensor& H,
                                            const std::optional<Tensor>& passive, double tol) {
   Shape s = check_project(X, H);
-  Implementation device(H);
   const Tensor x = rows_contiguous(X, s), components = torch::stable::contiguous(H);
   RowTensors of_rows(components, passive, tol, {s.batch, s.n_samples, s.n_components});
+  Implementation device(H);
   if (of_rows.empty()) return of_rows.results();
   dispatch_floating(H.scalar_type(), [&]<class T>(Type<T>) {
     dispatch_data<T>(X.scalar_type(), [&]<class Data>(Type<Data>) {
