@@ -56,6 +56,8 @@ begins with U (the uniform datapath) is "control": it takes an issue slot alone.
 _FUNCTION = re.compile(r"Function : (\S+)")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
 _PREDICATE = re.compile(r"^@!?U?P[T0-9]+\s+")
+_CALL = re.compile(r"^CALL\b.*?\b0x([0-9a-f]+)")
+_REGISTER = re.compile(r"\bR(\d+)")
 _BRANCH = re.compile(r"^BRA\b.*?\b0x([0-9a-f]+)")
 
 
@@ -148,15 +150,18 @@ class Kernel:
     architecture : str
         Such as "sm_90".
     own : Code
-        What is in no loop.
+        What is in no loop. Functions that the kernel calls, for what is rare, are not counted.
     loops : tuple of Loop
         The outermost.
+    registers : int
+        Of a thread, from the highest that an instruction names.
     """
 
     symbol: str
     architecture: str
     own: Code
     loops: tuple[Loop, ...]
+    registers: int = 0
 
     def all_loops(self) -> list[Loop]:
         """Return all loops, whichever they lie in."""
@@ -187,6 +192,12 @@ def read_listing(text: str, architecture: str) -> dict[str, Kernel]:
 
 
 def _kernel(symbol: str, architecture: str, body: Sequence[tuple[int, str]]) -> Kernel:
+    named = [int(number) for _, text in body for number in _REGISTER.findall(text)]
+    # What is called stands behind the kernel: divisions of large numbers, which hardly ever are.
+    calls = [_CALL.match(_PREDICATE.sub("", text)) for _, text in body]
+    called = min((int(call[1], 16) for call in calls if call), default=None)
+    if called is not None:
+        body = [(at, text) for at, text in body if at < called]
     spans: dict[int, int] = {}
     for at, text in body:
         branch = _BRANCH.match(_PREDICATE.sub("", text))
@@ -225,7 +236,7 @@ def _kernel(symbol: str, architecture: str, body: Sequence[tuple[int, str]]) -> 
     own, inside, _ = build(nested, 0, last)
     # What stands behind the last instruction only fills up: a branch to itself, and nothing else.
     own = Code({name: n for name, n in own.opcodes.items() if name != "NOP"})
-    return Kernel(symbol, architecture, own, tuple(inside))
+    return Kernel(symbol, architecture, own, tuple(inside), max(named, default=-1) + 1)
 
 
 def find_tool(name: str) -> str:
@@ -248,7 +259,8 @@ def find_tool(name: str) -> str:
 
 def read_kernels(objects: Iterable[Path], architecture: str) -> dict[str, Kernel]:
     """Return all kernels of objects that were built for an architecture, by mangled name."""
-    tool, kernels = find_tool("cuobjdump"), {}
+    tool = find_tool("cuobjdump")
+    kernels: dict[str, Kernel] = {}
     nvdisasm = str(Path(find_tool("nvdisasm")).parent)
     environment = {**os.environ, "PATH": os.pathsep.join([nvdisasm, os.environ.get("PATH", "")])}
     for path in objects:
