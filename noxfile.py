@@ -162,7 +162,7 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports", "--no-logo", "--no-cache")
     sources = [
         str(path.relative_to(ROOT))
-        for folder in ("csrc", CUDA_ON_CPU)
+        for folder in ("csrc", CUDA_ON_CPU, "bench/launch_plan")
         for path in sorted((ROOT / folder).rglob("*"))
         if path.suffix in {".cpp", ".cu", ".cuh", ".h"}
     ]

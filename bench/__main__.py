@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -111,6 +112,30 @@ def _parser() -> ArgumentParser:
     kinds.add_subcommand(
         "page", _page_parser(), help="tables of equality, break_even and stages from records"
     )
+    kinds.add_subcommand(
+        "predict", _predict_parser(), help="what headlines should take on a GPU, from machine code"
+    )
+    return parser
+
+
+def _predict_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Write bench/results/predictions-DEVICE.json from the machine code of a build"
+        " with CUDA, the launches that csrc makes, and what is assumed about a device. Needs"
+        " cuobjdump, nvdisasm and a C++ compiler, and no GPU."
+    )
+    parser.add_argument(
+        "--objects",
+        type=list[str],
+        default=["build/temp*/csrc/*/cuda/*.o"],
+        help="objects built for the devices, or patterns of their paths",
+    )
+    parser.add_argument(
+        "--devices", type=list[str], default=["h200", "b200"], help="h200 (sm_90), b200 (sm_100)"
+    )
+    parser.add_argument(
+        "--page", type=str | None, default=None, help="Markdown file that gets the table of them"
+    )
     return parser
 
 
@@ -175,6 +200,14 @@ def _run(kind: str, options: dict[str, Any]) -> None:
     if kind == "plot":
         for path in plot_records(options["records"], out=options["out"], page=options["page"]):
             print(path)
+        return
+    if kind == "predict":
+        from bench.predict import write_page, write_predictions
+
+        for path in write_predictions(options["objects"], devices=options["devices"]):
+            print(path)
+        if options["page"] is not None:
+            write_page(Path(options["page"]))
         return
     if kind == "page":
         print(write_device_tables(options["records"], page=options["page"]))

@@ -5,14 +5,17 @@ A part that did not come so far leaves a gap, never an error.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.diagnosis import Compared, Suspect, compare, suspects
 from bench.gpu_tests import Outcomes, count_tests
 from bench.journal import read_lines
 from bench.predictions import GRAPH, TARGETS, Target, predictions, problem_key
+from bench.time_model import DEVICES
 
 __all__ = ["VisitLines", "measured_targets", "read_visit", "table", "time_of"]
 
@@ -88,6 +91,7 @@ def table(visit: VisitLines) -> str:
         _parts(visit),
         _parity(visit),
         _timings(visit),
+        _predicted(visit),
         _targets(visit),
         _sanitizer(visit),
         _tests(visit),
@@ -147,10 +151,10 @@ def _parity(visit: VisitLines) -> str:
 
 def _timings(visit: VisitLines) -> str:
     """Return predicted and measured side by side, and every other problem and implementation."""
-    predicted = predictions()
+    predicted = {(one.problem, one.impl): one for one in predictions(_device(visit))}
     rows = []
     for problem, impls in visit.by_problem().items():
-        given = predicted.get(problem)
+        given = predicted.get((problem, "ours"))
         span = _NONE if given is None else f"{given.low_ms:g}-{given.high_ms:g}"
         ours, reference = impls.get("ours"), impls.get("reference")
         mine, theirs = time_of(ours), time_of(reference)
@@ -178,6 +182,68 @@ def _timings(visit: VisitLines) -> str:
         )
     header = ["problem", "predicted, ms", "ours", "in a graph", "reference", "speed", "others take"]
     return _set(header, rows)
+
+
+def _device(visit: VisitLines) -> str:
+    """Return the device whose predictions are meant: an H200's where it is none that has any."""
+    objects = visit.of_kind("object")
+    name = str(objects[-1].get("device", "")) if objects else ""
+    return next((key for key, one in DEVICES.items() if one.name == name), "h200")
+
+
+def _predicted(visit: VisitLines) -> str:
+    """Return what was predicted beside what was measured, and which assumption was wrong."""
+    device, measured = _device(visit), {}
+    for problem, impls in visit.by_problem().items():
+        for impl, record in impls.items():
+            ms = time_of(record)
+            if ms is not None and not record.get("smoke"):
+                measured[problem, impl] = ms
+            # In a graph no host can be late: where it was measured, it is what was predicted.
+            if impl == GRAPH and ms is not None and not record.get("smoke"):
+                measured[problem, "ours"] = min(ms, measured.get((problem, "ours"), ms))
+    compared = compare(predictions(device), measured)
+    rows = [
+        [
+            one.predicted.problem,
+            one.predicted.impl,
+            f"{one.predicted.ms:g} ({one.predicted.low_ms:g}-{one.predicted.high_ms:g})",
+            f"{one.ms:.4f}",
+            f"{one.ratio:.2f}{'' if one.within else ' !'}",
+            one.predicted.binds,
+        ]
+        for one in compared
+    ]
+    header = ["problem", "", "predicted, ms", "measured", "ratio", "bound by"]
+    blamed = _blamed(compared, suspects(compared, device))
+    return "\n".join(part for part in (_set(header, rows), blamed) if part)
+
+
+def _blamed(compared: Sequence[Compared], found: Sequence[Suspect]) -> str:
+    if not compared:
+        return ""
+    by_bound: dict[str, list[float]] = {}
+    for one in compared:
+        by_bound.setdefault(one.predicted.binds, []).append(one.ratio)
+    shares = [
+        f"{bound} {statistics.median(ratios):.2f} ({len(ratios)})"
+        for bound, ratios in sorted(by_bound.items())
+    ]
+    lines = [f"measured over predicted, median by bound: {', '.join(shares)}"]
+    if len(compared) < 3:
+        return "\n".join([*lines, "too few measurements to say which assumption was wrong"])
+    if not found:
+        return "\n".join([*lines, "as predicted, within 10 %: no assumption was wrong"])
+    best = found[0]
+    for suspect in found[:2]:
+        verb = "explains" if suspect.explains else "alone does not explain"
+        lines.append(
+            f"{suspect.name} {verb} it: {suspect.found:.3g} instead of {suspect.assumed:.3g} leaves"
+            f" {suspect.left:.0%} of a spread of {suspect.before:.0%}"
+        )
+    if not best.explains:
+        lines.append("no single assumption explains it: look at the counts, or at several of them")
+    return "\n".join(lines)
 
 
 def _targets(visit: VisitLines) -> str:

@@ -190,8 +190,12 @@ def run_problems(
     json_path: str | Path | None,
     progress: bool,
     run: str | None = None,
+    setting: str | None = None,
 ) -> list[Record]:
-    """Measure problems one after the other; see `run_kernel_benchmarks`, `Recorder` for `run`."""
+    """Measure problems one after the other; see `run_kernel_benchmarks`, `Recorder` for `run`.
+
+    `setting` says what the environment chooses: records then call ours "ours, SETTING".
+    """
     from tqdm import tqdm
 
     from nnmf_cuda.pipeline.environment import resolve_device
@@ -211,7 +215,7 @@ def run_problems(
                 recorder.add(
                     op=case.op,
                     size=size.name,
-                    impl=name,
+                    impl=name if setting is None else f"{name}, {setting}",
                     served_by=served_by(case.op, name, where),
                     shape=dict(size.shape),
                     dtype=size.dtype,

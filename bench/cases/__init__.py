@@ -13,6 +13,7 @@ from bench.cases import (
     projection,
     purification,
     reading,
+    some_entries,
     training,
 )
 
@@ -20,6 +21,7 @@ __all__ = ["CASES", "get_cases"]
 
 _FAMILIES = (
     factorization,
+    some_entries,
     projection,
     extraction,
     reading,

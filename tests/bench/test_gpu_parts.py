@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -20,7 +21,7 @@ from bench.gpu_tests import Outcomes
 from bench.journal import Journal, read_lines
 from bench.kernels import run_kernel_benchmarks, verify
 from bench.op_calls import op_calls
-from bench.predictions import TARGETS, Target, predictions, problem_key
+from bench.predictions import GRAPH, TARGETS, Target, predictions, problem_key
 from nnmf_cuda import ops, show_config
 from nnmf_cuda.benchmarks.records import read_records
 
@@ -188,16 +189,17 @@ def test_wrong_shapes_and_nan_are_infinitely_off():
 
 def test_headlines_are_predicted_and_targets_are_measured():
     timed = {what.partition(":")[0] for what, _ in headlines.problems(smoke=False)}
-    assert timed == set(predictions())
+    assert timed == {one.problem for one in predictions()}
     assert {target.problem for target in TARGETS} <= timed
-    assert all(p.low_ms <= p.high_ms for p in predictions().values())
 
 
 def test_ours_and_the_reference_of_all_come_before_the_graphs():
     order = [problem.only for _, problem in headlines.problems(smoke=False)]
-    half = len(order) // 2
-    assert set(order[:half]) == {("reference", "ours")}
-    assert set(order[half:]) == {("ours", "ours, CUDA graph")}
+    graphs = [GRAPH in only for only in order]
+    assert graphs == sorted(graphs)
+    n_graphs = sum(graphs)
+    assert all(only[:2] == ("reference", "ours") for only in order[:-n_graphs])
+    assert set(order[-n_graphs:]) == {("ours", GRAPH)}
     assert {
         (p.case.op, p.size.shape.get("n_draws")) for _, p in headlines.problems(smoke=False)
     } >= {
@@ -206,6 +208,53 @@ def test_ours_and_the_reference_of_all_come_before_the_graphs():
         ("defended_logits_gradient", 8),
         ("defended_logits_gradient", 64),
     }
+
+
+def test_every_op_with_a_kernel_of_its_own_updates_has_a_headline():
+    ops_timed = {case.op for case, _ in headlines.HEADLINES}
+    assert ops_timed >= {"nnmf_sparse_mu", "nnmf_sparse_cd", "nnmf_weighted_mu", "crown_bounds"}
+
+
+def test_a_setting_is_timed_by_a_process_that_has_it(tmp_path, monkeypatch):
+    seen = []
+    run = subprocess.run
+
+    def run_or_note(command, **options):
+        if "bench.headlines" not in command:
+            return run(command, **options)
+        seen.append((command, options))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run_or_note)
+
+    some = [pair for pair in headlines.problems(smoke=True) if pair[1].case.op == "nnls"]
+    monkeypatch.setattr(headlines, "problems", lambda smoke, setting=None: iter(some))
+    journal = tmp_path / "visit.jsonl"
+    words = [str(journal), "--device", "cpu", "--smoke", "--seconds", "0.01"]
+    monkeypatch.setattr(sys, "argv", ["headlines", *words])
+    assert headlines.main() == 0
+    for (command, options), setting in zip(seen, headlines.SETTINGS, strict=True):
+        assert command[-2:] == ["--setting", setting.name]
+        assert options["env"].items() >= setting.environment.items()
+        assert options["timeout"] <= 30
+    assert headlines.main() == 0
+    assert len(seen) == len(headlines.SETTINGS)  # each was tried
+
+
+def test_records_of_a_setting_say_so(tmp_path, monkeypatch):
+    journal = tmp_path / "visit.jsonl"
+    words = [str(journal), "--device", "cpu", "--smoke", "--seconds", "0.01"]
+    for setting in headlines.SETTINGS:
+        monkeypatch.setattr(sys, "argv", ["headlines", *words, "--setting", setting.name])
+        assert headlines.main() == 0
+    names = {record["impl"] for record in read_records([journal])}
+    assert names == {f"ours, {setting.name}" for setting in headlines.SETTINGS}
+    known = {
+        problem_key(case.op, size.name, size.dtype)
+        for case, sizes in headlines.HEADLINES
+        for size in sizes
+    }
+    assert all(set(setting.problems) <= known for setting in headlines.SETTINGS)
 
 
 def test_inputs_of_every_headline_can_be_drawn():
@@ -223,6 +272,7 @@ def test_headlines_are_records_of_one_run_and_go_on(tmp_path, monkeypatch):
     journal = tmp_path / "visit.jsonl"
     some = [pair for pair in headlines.problems(smoke=True) if pair[1].case.op == "nnls"]
     monkeypatch.setattr(headlines, "problems", lambda smoke: iter(some))
+    monkeypatch.setattr(headlines, "SETTINGS", ())
     words = [str(journal), "--device", "cpu", "--smoke", "--seconds", "0.01", "--run", "2026-01-02"]
     monkeypatch.setattr(sys, "argv", ["headlines", *words])
     assert headlines.main() == 0
@@ -330,8 +380,14 @@ def test_the_table_holds_every_part_and_the_predictions_beside_what_was_measured
         return next(text for text in lines if text.startswith(start)).split()
 
     # problem, predicted, ours, graph, reference, speed, others
-    assert line("nnmf_mu paper")[3:8] == ["0.085-0.095", "0.1000", "0.0900", "0.7000", "7.00x"]
+    paper = predictions()[0]
+    span = f"{paper.low_ms:g}-{paper.high_ms:g}"
+    assert line("nnmf_mu paper")[3:8] == [span, "0.1000", "0.0900", "0.7000", "7.00x"]
     assert line("nnmf_mu paper")[8:] == ["torchnmf", "3.00x"]
+    compared = next(text for text in lines if f"{paper.ms:g} ({span})" in text).split()
+    assert compared[-3:] == ["0.0900", f"{0.09 / paper.ms:.2f}", paper.binds] or "!" in compared
+    assert "measured over predicted, median by bound: issue" in "\n".join(lines)
+    assert "too few measurements to say which assumption was wrong" in "\n".join(lines)
     text = "\n".join(lines)
     for part in (
         "NVIDIA H200",
@@ -362,7 +418,8 @@ def test_a_visit_that_did_nothing_has_a_table(tmp_path):
 
 def test_a_table_needs_no_tabulate(visit, monkeypatch):
     monkeypatch.setitem(sys.modules, "tabulate", None)
-    assert "0.085-0.095  0.1000" in table(visit)
+    paper = predictions()[0]
+    assert f"{paper.low_ms:g}-{paper.high_ms:g}  0.1000" in table(visit)
 
 
 def test_records_of_a_visit_can_be_read_with_the_benchmarks(tmp_path):
