@@ -86,7 +86,7 @@ class _Tape(NoHost):
                 for tensor in tree_leaves(given.get(argument.name)):
                     if isinstance(tensor, Tensor):
                         self._keep(tensor)
-        before = {_place(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        before = _places((args, kwargs))
         out = func(*args, **kwargs)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and _place(tensor) not in before:
@@ -111,6 +111,18 @@ class _Tape(NoHost):
 
 def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def _places(values: Any) -> set[int]:
+    """Return where tensors lie, of sparse ones their parts."""
+    places = set()
+    for tensor in tree_leaves(values):
+        if isinstance(tensor, Tensor):
+            parts = (tensor,)
+            if tensor.layout == torch.sparse_csr:
+                parts = (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+            places.update(map(_place, parts))
+    return places
 
 
 class OpRecorder:
