@@ -37,6 +37,7 @@ QUICK_TESTS = ("tests/test_extension.py", "tests/test_import.py", "tests/ops/tes
 BENCHES = (
     *("kernels", "scaling", "convergence", "sparse", "missing", "consensus", "memory", "equality"),
     "break_even",
+    "tf32",
 )
 NOT_COPIED = shutil.ignore_patterns("prebuilt", "__pycache__")
 CUDA_ON_CPU = "tests/cuda_on_cpu"  # has a session of its own

@@ -87,6 +87,12 @@ _BENCHMARKS = {
         "Compare multiplicative updates with scikit-learn's in float64, after 1, 10 and 100"
         " iterations from the same start. Half a minute.",
     ),
+    "tf32": _Benchmark(
+        "rounding of updates on tensor cores, emulated, and its bound",
+        "Emulate half-steps of Kullback-Leibler updates in TF32 thrice, bit by bit, on images and"
+        " on adversarial data, and hold them to the bound that is proved. On the CPU; one minute.",
+        device=False,
+    ),
     "consensus": _Benchmark(
         "consensus NMF of counts, beside its steps on scikit-learn",
         "Time ConsensusNNMF, and the steps of cNMF written plainly on scikit-learn, on planted"
@@ -221,6 +227,7 @@ def _run(kind: str, options: dict[str, Any]) -> None:
     from bench.missing import run_missing_benchmarks
     from bench.sparse import run_sparse_benchmarks
     from bench.tables import records_table
+    from bench.tf32 import run_tf32_study
 
     options["json_path"] = options.pop("json")
     if kind == "kernels":
@@ -233,6 +240,7 @@ def _run(kind: str, options: dict[str, Any]) -> None:
         "sparse": run_sparse_benchmarks,
         "missing": run_missing_benchmarks,
         "equality": run_equality_benchmarks,
+        "tf32": run_tf32_study,
         "consensus": run_consensus_benchmarks,
         "break_even": run_break_even_benchmarks,
     }

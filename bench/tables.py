@@ -230,6 +230,17 @@ def _differences(name: str) -> Callable[[Record, float | None], str]:
     return cell
 
 
+def _of_bound(name: str) -> Callable[[Record, float | None], str]:
+    """Return a cell with an error that was seen, and its bound where it has one."""
+
+    def cell(record: Record, baseline: float | None) -> str:
+        bounds = record["bounds"]
+        seen = f"{record['errors'][name]:.1e}"
+        return seen if bounds is None else f"{seen} of {bounds[name]:.1e}"
+
+    return cell
+
+
 def _if_any(name: str, spec: str) -> Callable[[Record, float | None], str]:
     """Return a cell with a number of the record, where it has one."""
 
@@ -300,6 +311,13 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("W", _differences("W")),
         ("H", _differences("H")),
         ("objective", _differences("objective")),
+        ("outcome", _passed),
+    ),
+    "tf32": (
+        ("tensor cores", _text("impl")),
+        ("W H", _of_bound("product")),
+        ("X / W H", _of_bound("quotient")),
+        ("numerators", _of_bound("numerator")),
         ("outcome", _passed),
     ),
 }

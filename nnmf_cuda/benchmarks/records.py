@@ -47,6 +47,7 @@ _KEYS = {
     "missing": (*_EVERY_RECORD, "times_as_long", "cosine", "hidden_error"),
     "break_even": _EVERY_RECORD,
     "equality": (*_EVERY_RECORD, "differences"),
+    "tf32": (*_EVERY_RECORD, "errors", "bounds"),
     "stages": (*_PROBLEM_AND_MACHINE, *_STAGES),
 }
 """What tables and figures read of a record, by suite."""
