@@ -138,6 +138,15 @@ def test_any_number_of_splits_gives_the_same(kernels, beta_loss, multiprocessors
     check(kernels, tensors, options_of(beta_loss, 0.1), multiprocessors=multiprocessors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+@pytest.mark.parametrize("multiprocessors", [1, 4, 1000])
+@pytest.mark.parametrize(("n", "f", "k"), [(70, 131, 15), (65, 64, 9), (129, 36, 16)])
+def test_two_rows_a_lane_give_the_same(kernels, monkeypatch, dtype, multiprocessors, n, f, k):
+    monkeypatch.setenv("NNMF_CUDA_OWN_ROWS", "2")
+    tensors = problem(2, n, f, k, dtype, shared=False)
+    check(kernels, tensors, options_of(1.0, 0.1), multiprocessors=multiprocessors)
+
+
 @pytest.mark.parametrize("beta_loss", [1.0, 2.0, 0.0])
 @pytest.mark.parametrize("f", [32, 36, 37])  # whole pieces of 16 and of 4 bytes, and bytes
 def test_pixels_at_any_alignment(kernels, beta_loss, f):

@@ -181,10 +181,11 @@ __global__ void gram_kernel(const T* factor, double* parts, int64_t length, int 
   parts[(b * chunks + chunk) * pairs + pair] = sum;
 }
 
-// As many as fill a device for one problem, and no more than rows for them.
+// So many that a thread adds up 64 rows, if the device has room for all blocks at one time, or for
+// most of them: 2048 of a batch. A single problem stops at 256, whose sums one launch adds up.
 inline int64_t gram_chunks(int64_t batch, int64_t length) {
-  return std::clamp<int64_t>(length / 64, 1,
-                             std::max<int64_t>(256 / std::max<int64_t>(batch, 1), 1));
+  const int64_t most = std::clamp<int64_t>(2048 / std::max<int64_t>(batch, 1), 1, 256);
+  return std::clamp<int64_t>(length / 64, 1, most);
 }
 
 // gram [B, size, size] of the first `size` components of a packed factor; parts [B, gram_chunks,
