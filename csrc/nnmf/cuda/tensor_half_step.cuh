@@ -124,15 +124,15 @@ __device__ __forceinline__ void start_tensor_copy(const HalfStep<float, Data>& s
     if (own_left > 0)
 #pragma unroll 1
       for (int depth = 0; depth < Tile::kDepth; depth += Tile::kPanel)
-        copy_entries(step.at_once, to + depth / Tile::kPanel * Tile::kPanelBytes, Tile::kPitch,
-                     X + deep + (depth < deep_left ? depth : 0), stride, kTensorRows, Tile::kPanel,
-                     own_left, deep_left - depth);
+        copy_entries<kPiece>(step.at_once, to + depth / Tile::kPanel * Tile::kPanelBytes,
+                             Tile::kPitch, X + deep + (depth < deep_left ? depth : 0), stride,
+                             kTensorRows, Tile::kPanel, own_left, deep_left - depth);
   } else {
     constexpr int kRows = Tile::kDepth / kTensorWarps;
     const int row = warp * kRows;
-    copy_entries(step.at_once, tile + row * Tile::kPitch, Tile::kPitch,
-                 X + (deep + (row < deep_left ? row : 0)) * stride, stride, kRows, Tile::kItems,
-                 deep_left - row, own_left);
+    copy_entries<kPiece>(step.at_once, tile + row * Tile::kPitch, Tile::kPitch,
+                         X + (deep + (row < deep_left ? row : 0)) * stride, stride, kRows,
+                         Tile::kItems, deep_left - row, own_left);
   }
   float* const values = reinterpret_cast<float*>(tile + Tile::kXBytes);
   constexpr int kTwins = kTensorComponents / 2;
