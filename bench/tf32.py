@@ -82,14 +82,15 @@ class Bound:
         hi is x rounded to the nearest of eleven bits, so lo is at most x / 2^11 and has twelve
         bits, of which tensor cores read eleven: hi + lo is x but for 2^-23, and lo lo at most
         2^-22.
-        Terms with lo come first, so that only sums of hi hi are cut off at their full size; what
-        is cut off of the small ones is within the last factor.
+        In W H terms with lo come first, so that only sums of hi hi are cut off at their full size;
+        in a group of a numerator those of its first step do. What is cut off of the small ones is
+        within the last factor.
         """
         split_error = 2 * 2.0**-23 + 2.0**-22
         steps = -(-k // _STEP)
         product = split_error + steps * core.mma_error
         quotient = product + 2.0**-23 + 2.0**-24  # a reciprocal within one unit, and a product
-        within = _GROUP // _STEP * core.mma_error
+        within = (3 * (_GROUP // _STEP) - 2) * core.mma_error
         additions = (-(-depth // _GROUP) - 1) * 2.0**-24
         numerator = quotient + split_error + within + additions
         return cls(*((1 + 2.0**-8) * error for error in (product, quotient, numerator)))
@@ -151,17 +152,18 @@ def _padded(x: F32, axis: int, step: int) -> F32:
     return np.pad(x, widths)
 
 
-def _thrice(A: F32, B: F32, core: Core) -> F64:
-    """Return A B: all small terms first, then hi hi."""
+def _thrice(A: F32, B: F32, core: Core, *, together: bool) -> F64:
+    """Return A B, the small terms of each step before its hi hi, or `together` before all."""
     A, B = _padded(A, 1, _STEP), _padded(B, 0, _STEP)
     (A_hi, A_lo), (B_hi, B_lo) = split(A), split(B)
     sums = np.zeros((A.shape[0], B.shape[1]))
     steps = [slice(at, at + _STEP) for at in range(0, A.shape[1], _STEP)]
-    for at in steps:
-        sums = mma(A_lo[:, at], B_hi[at], sums, core)
-        sums = mma(A_hi[:, at], B_lo[at], sums, core)
-    for at in steps:
-        sums = mma(A_hi[:, at], B_hi[at], sums, core)
+    for group in (steps,) if together else ([at] for at in steps):
+        for at in group:
+            sums = mma(A_lo[:, at], B_hi[at], sums, core)
+            sums = mma(A_hi[:, at], B_lo[at], sums, core)
+        for at in group:
+            sums = mma(A_hi[:, at], B_hi[at], sums, core)
     return sums
 
 
@@ -170,7 +172,7 @@ def emulated(step: HalfStep, core: Core) -> Sums:
 
     The reciprocal is one unit too small, which the instruction may be.
     """
-    product = _thrice(step.W, step.H, core)
+    product = _thrice(step.W, step.H, core, together=True)
     safe = np.maximum(product, step.floor).astype(np.float32)
     inverse = np.nextafter(np.float32(1) / safe, np.float32(0))
     quotient = (step.X * inverse).astype(np.float32)
@@ -179,7 +181,8 @@ def emulated(step: HalfStep, core: Core) -> Sums:
         sums = np.zeros(step.W.shape, np.float32)
         for first in range(long, min(long + _LONGEST, step.X.shape[1]), _GROUP):
             group = slice(first, first + _GROUP)
-            sums += _thrice(quotient[:, group], step.H[:, group].T, core).astype(np.float32)
+            added = _thrice(quotient[:, group], step.H[:, group].T, core, together=False)
+            sums += added.astype(np.float32)
         numerator += sums
     return Sums(product, quotient.astype(np.float64), numerator)
 

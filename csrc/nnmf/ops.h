@@ -4,7 +4,8 @@
 //   nnmf_mu(Tensor X, Tensor W, Tensor H, Tensor? active=None, *, float beta_loss, int n_iter,
 //           bool update_H=True, float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0.,
 //           float l2_reg_H=0., bool compute_divergence=False,
-//           float floor=1.1920928955078125e-07, int n_fixed=0) -> (Tensor, Tensor, Tensor)
+//           float floor=1.1920928955078125e-07, int n_fixed=0, str precision="float32")
+//           -> (Tensor, Tensor, Tensor)
 //   nnmf_hals(Tensor X, Tensor W, Tensor H, *, int n_iter, int n_inner=1, bool update_H=True,
 //             float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,
 //             bool compute_divergence=False, int n_fixed=0) -> (Tensor, Tensor, Tensor)
@@ -15,6 +16,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <string>
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
@@ -123,6 +125,17 @@ inline TermRule<double> checked_rule(double beta_loss, double floor, const Tenso
   return {beta_loss, floor};
 }
 
+// Whether sums are to run on tensor cores.
+inline bool checked_precision(const std::string& precision, double beta_loss, const Tensor& W) {
+  STD_TORCH_CHECK(precision == "float32" || precision == "tf32x3",
+                  "precision must be 'float32' or 'tf32x3', got '", precision, "'");
+  if (precision == "float32") return false;
+  STD_TORCH_CHECK(beta_loss == 1 && W.scalar_type() == ScalarType::Float,
+                  "precision 'tf32x3' is for beta_loss 1 and float32 factors, got beta_loss ",
+                  beta_loss, " and ", dtype_name(W.scalar_type()));
+  return true;
+}
+
 // Implementation: constructed from a tensor of the device; divergence<loss>(FactorParams,
 // TermRule, to) writes a number for each problem.
 template <class Implementation>
@@ -196,12 +209,14 @@ std::tuple<Tensor, Tensor, Tensor> nnmf_mu(const Tensor& X, const Tensor& W, con
                                            std::optional<Tensor> active, double beta_loss,
                                            int64_t n_iter, bool update_H, double l1_reg_W,
                                            double l1_reg_H, double l2_reg_W, double l2_reg_H,
-                                           bool compute_divergence, double floor, int64_t n_fixed) {
+                                           bool compute_divergence, double floor, int64_t n_fixed,
+                                           std::string precision) {
   FactorUpdates<Implementation> updates(X, W, H, active);
   const TermRule<double> rule = checked_rule(beta_loss, floor, W);
-  const Update of_W = update_of_W(rule, l1_reg_W, l2_reg_W, updates.scale());
-  const Update of_H =
+  Update of_W = update_of_W(rule, l1_reg_W, l2_reg_W, updates.scale());
+  Update of_H =
       update_of_H(rule, l1_reg_H, l2_reg_H, updates.scale(), updates.checked_fixed(n_fixed));
+  of_W.tensor_cores = of_H.tensor_cores = checked_precision(precision, beta_loss, W);
   dispatch_loss(beta_loss, [&]<Loss loss>(LossType<loss>) {
     updates.template run<loss>(of_W, of_H, n_iter, update_H);
   });

@@ -131,6 +131,7 @@ struct Update {
   double zero_sum;  // what stands for a sum of zero in the denominator of Kullback-Leibler
   int64_t n_inner;  // sweeps of coordinate descent; 0 for multiplicative updates
   int64_t n_fixed;  // components that stay as they are, the first ones
+  bool tensor_cores = false;  // sums in TF32 thrice, on devices that have kernels for it
 };
 
 inline double mm_exponent(double beta_loss) {

@@ -17,10 +17,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 
+from nnmf_cuda import ops
 from nnmf_cuda.nnmf.checkpoint import Checkpoint, description_of_fit
 from nnmf_cuda.nnmf.fitting import Callback, Watch, fit_to_end
 from nnmf_cuda.nnmf.inputs import check_choice, check_integer, like_input, shared_tensor
-from nnmf_cuda.nnmf.matrix import Matrix
+from nnmf_cuda.nnmf.matrix import Dense, Matrix
 from nnmf_cuda.nnmf.minimisation import Minimisation, Run, State
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS, solve_W, updated_W
 from nnmf_cuda.nnmf.rank_choice import RankSelectionMixin
@@ -28,7 +29,8 @@ from nnmf_cuda.nnmf.solvers import SOLVERS
 from nnmf_cuda.nnmf.starts import held_factors, initial_factors
 from nnmf_cuda.nnmf.streaming import MEMORY, StreamMixin
 from nnmf_cuda.nnmf.user_warning import warn_user
-from nnmf_cuda.nnmf.weighted_matrix import check_columns
+from nnmf_cuda.nnmf.weighted_matrix import Weighted, check_columns
+from nnmf_cuda.ops.nnmf import PRECISIONS, check_precision
 
 
 class NNMF(
@@ -125,6 +127,11 @@ class NNMF(
         Number of updates that `partial_fit` spends on the W of a mini-batch, all executed.
     device : None, "auto", str or torch.device, default=None
         Where to compute: None where X lives (the CPU for arrays), "auto" on CUDA if there is one.
+    precision : {"float32", "tf32x3"}, default="float32"
+        How a GPU forms the sums over X in `fit`. "tf32x3": on tensor cores, as exact as float32
+        (:func:`nnmf_cuda.ops.nnmf_mu`), for the solvers "mu" and "accelerated-mu" with
+        Kullback-Leibler, dense float32 or uint8 X, no mask, weights or graph. Above 16 components,
+        and on the CPU, it makes no difference.
     verbose : int, default=0
         Above 0, `fit` shows a progress bar, where stderr is a terminal.
 
@@ -259,6 +266,7 @@ class NNMF(
         forget_factor: float = 0.7,
         fresh_restarts_max_iter: int = 30,
         device: str | torch.device | None = None,
+        precision: str = "float32",
         verbose: int = 0,
     ) -> None:
         self.n_components = n_components
@@ -282,6 +290,7 @@ class NNMF(
         self.forget_factor = forget_factor
         self.fresh_restarts_max_iter = fresh_restarts_max_iter
         self.device = device
+        self.precision = precision
         self.verbose = verbose
 
     def fit(
@@ -476,12 +485,14 @@ class NNMF(
         check_integer("transform_max_iter", self.transform_max_iter, low=1)
         if not isinstance(self.warm_start, bool | np.bool_):
             raise TypeError(f"warm_start must be True or False, got {self.warm_start!r}")
+        check_choice("precision", self.precision, PRECISIONS)
 
     def _fit(self, X: Matrix, y: Any, W: Any, H: Any, watch: Watch, *, update_H: bool) -> None:
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
         SOLVERS[self.solver].check_data(X)
+        self._check_precision(X)
         if update_H:
             check_columns(X)
         given = {"W": W, "H": H, "update_H": bool(update_H)}
@@ -512,7 +523,7 @@ class NNMF(
             fit = description_of_fit(X, parameters, given)
             file = Checkpoint(watch.checkpoint, watch.every, fit)
             state = file.read(self.max_iter, X.device)
-        problem = self._problem(X, origin.n_fixed, graph)
+        problem = replace(self._problem(X, origin.n_fixed, graph), precision=self.precision)
         if state is None:
             if update_H:
                 W, H = initial_factors(X, self.n_components, origin, W=W, H=H)
@@ -532,6 +543,20 @@ class NNMF(
                 progress=shown.update,
             )
         self._keep(outcome.run, stopped=outcome.stopped)
+
+    def _check_precision(self, X: Matrix) -> None:
+        """Raise unless a fit to X can run so."""
+        if self.precision == "float32":
+            return
+        if self.solver not in ("mu", "accelerated-mu") or self.graph is not None:
+            what = "a graph" if self.graph is not None else f"solver={self.solver!r}"
+            raise ValueError(
+                f"precision={self.precision!r} is for solver='mu' and 'accelerated-mu' without a "
+                f"graph, got {what}; use precision='float32'"
+            )
+        beta_loss = ops.beta_loss_to_float(self.beta_loss)
+        plain = isinstance(X, Dense) and not isinstance(X, Weighted)
+        check_precision(self.precision, beta_loss, X.factor_dtype, plain=plain)
 
     def _warm_factors(self, X: Matrix) -> tuple[Tensor, Tensor]:
         """Return the fitted W and components, from which a fit to X goes on."""

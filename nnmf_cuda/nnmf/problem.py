@@ -60,6 +60,7 @@ class Problem:
     objective: Objective
     n_fixed: int = 0  # the first rows of H, which are held
     graph: Graph | None = None  # whose penalty is part of the objective
+    precision: str = "float32"  # of `ops.nnmf_mu`
 
     @cached_property
     def _mean_power(self) -> Tensor:
@@ -120,6 +121,8 @@ class Problem:
         }
         if self.graph is None and not objective.signed:
             shared["compute_divergence"] = compute_divergence
+            if self.precision != "float32":  # only X that `check_precision` allows takes it
+                shared["precision"] = self.precision
             return self.X.mu(W, H, **of_loss, **shared)
         single = W.ndim == 2
         if single:

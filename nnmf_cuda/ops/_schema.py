@@ -73,8 +73,8 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         "(Tensor X, Tensor W, Tensor H, Tensor? active=None, *, float beta_loss, int n_iter,"
         " bool update_H=True,"
         " float l1_reg_W=0., float l1_reg_H=0., float l2_reg_W=0., float l2_reg_H=0.,"
-        f" bool compute_divergence=False, float floor={reference.EPSILON}, int n_fixed=0)"
-        " -> (Tensor, Tensor, Tensor)",
+        f" bool compute_divergence=False, float floor={reference.EPSILON}, int n_fixed=0,"
+        ' str precision="float32") -> (Tensor, Tensor, Tensor)',
         reference.nnmf_mu,
     ),
     "nnmf_divergence": (

@@ -26,6 +26,7 @@ from nnmf_cuda.ops._schema import (
 from nnmf_cuda.ops.nnmf_sparse import is_sparse, require_data, serving_data, unfilled
 from nnmf_cuda.ops.nnmf_weights import require_weights
 from nnmf_cuda.reference import EPSILON
+from nnmf_cuda.reference import PRECISIONS as PRECISIONS
 
 __all__ = ["EPSILON", "beta_loss_to_float", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]
 
@@ -66,6 +67,7 @@ def nnmf_mu(
     floor: float = EPSILON,
     n_fixed: int = 0,
     weights: Tensor | None = None,
+    precision: str = "float32",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run multiplicative updates on one or many factorisations X ~= W @ H.
 
@@ -109,6 +111,11 @@ def nnmf_mu(
         What is lowered is the sum of weight times divergence over all entries. Numbers >= 0 of W's
         dtype (signs are not checked), or a mask as bits: uint8, with ceil(n_features / 8) in place
         of n_features (`pack_mask`). An entry of weight 0 is not read: it may be anything, NaN too.
+    precision : {"float32", "tf32x3"}, default="float32"
+        How a GPU forms sums over X. "tf32x3" is for float32 factors, Kullback-Leibler and dense X
+        without weights: on tensor cores, each number as the sum of two of TF32 [4]_, which loses no
+        more than "float32" does where factors and X / (W H) are above 1e-31. Above 16 components,
+        and on the CPU, it computes what "float32" does.
 
     Returns
     -------
@@ -121,8 +128,8 @@ def nnmf_mu(
     Raises
     ------
     TypeError, ValueError
-        If dtypes, shapes or devices disagree, a penalty is negative, the floor too low or `n_fixed`
-        above n_components.
+        If dtypes, shapes or devices disagree, a penalty is negative, the floor too low, `n_fixed`
+        above n_components, or `precision` unknown or not for such data.
 
     Notes
     -----
@@ -140,6 +147,8 @@ def nnmf_mu(
        beta-divergence, Neural Computation 23(9).
     .. [3] Blondel, Ho & Van Dooren (2008), Weighted nonnegative matrix factorization and face
        feature extraction, report of UCLouvain.
+    .. [4] Ootomo & Yokota (2022), Recovering single precision accuracy from Tensor Cores while
+       surpassing the FP32 theoretical peak performance, arXiv 2203.03341.
 
     Examples
     --------
@@ -161,6 +170,12 @@ def nnmf_mu(
     """
     _check_active(active, W)
     check_floor(floor, W)
+    beta_loss = beta_loss_to_float(beta_loss)
+    more = {}
+    if precision != "float32":
+        require_data(X)
+        check_precision(precision, beta_loss, W.dtype, plain=weights is None and not is_sparse(X))
+        more["precision"] = precision  # only the op of dense X without weights has it
     return run_solver(
         X,
         W,
@@ -169,11 +184,12 @@ def nnmf_mu(
         n_fixed,
         (l1_reg_W, l1_reg_H, l2_reg_W, l2_reg_H),
         lambda W, H: _serving("nnmf_mu", X, W, H, weights),
-        beta_loss=beta_loss_to_float(beta_loss),
+        beta_loss=beta_loss,
         update_H=update_H,
         compute_divergence=compute_divergence,
         active=active,
         floor=floor,
+        **more,
     )
 
 
@@ -400,6 +416,29 @@ def check_floor(floor: float, W: Tensor) -> None:
         raise ValueError(
             f"floor must be a positive normal number of {dtype}, {limits.tiny:.3g} or more, got"
             f" {floor}: scale X to larger values, or use float64"
+        )
+
+
+def check_precision(precision: str, beta_loss: float, dtype: torch.dtype, *, plain: bool) -> None:
+    """Raise unless such factors can be updated on tensor cores; `plain`: dense X, no weights."""
+    if precision not in PRECISIONS:
+        known = ", ".join(map(repr, PRECISIONS))
+        raise ValueError(f"precision must be one of {known}, got {precision!r}")
+    if dtype != torch.float32:
+        given = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"precision={precision!r} is for float32 factors, got {given}; use float32 (or uint8) X"
+            " and float32 factors, or precision='float32', which computes in the type given"
+        )
+    if beta_loss != 1:
+        raise ValueError(
+            f"precision={precision!r} is for beta_loss='kullback-leibler' (1), got {beta_loss:g}; "
+            "use precision='float32'"
+        )
+    if not plain:
+        raise ValueError(
+            f"precision={precision!r} is for dense X without mask or weights; use "
+            "precision='float32'"
         )
 
 

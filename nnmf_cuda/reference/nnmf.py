@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["EPSILON", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]
+__all__ = ["EPSILON", "PRECISIONS", "nnmf_divergence", "nnmf_hals", "nnmf_mu"]
 
 EPSILON = torch.finfo(torch.float32).eps
 """Floor of W H where it is divided by or raised to a negative power, where no other is given
@@ -17,6 +17,10 @@ EPSILON = torch.finfo(torch.float32).eps
 
 CLAMP = torch.finfo(torch.float64).eps
 """Factors below this become exact zeros where beta_loss < 1 (W) or beta_loss <= 1 (H)."""
+
+
+PRECISIONS = ("float32", "tf32x3")
+"""How float32 factors may be updated: by multiply-adds, or on tensor cores in TF32 thrice."""
 
 
 def as_float(X: Tensor, dtype: torch.dtype) -> Tensor:
@@ -247,12 +251,16 @@ def nnmf_mu(
     compute_divergence: bool = False,
     floor: float = EPSILON,
     weights: Tensor | None = None,
+    precision: str = "float32",
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run `mu_iterations` with their options; returns W, H and the divergence (B,).
 
     Problems where `active` (B,) is False stay as they are. `weights` as in `nnmf_divergence`.
+    `precision` is what kernels on a GPU may do; here all is computed in W's type.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     data = _Dense.of(X, W.dtype, weights)
     given = tuple(t.clone(memory_format=torch.contiguous_format) for t in (W, H))
     W, H = mu_iterations(data, *given, beta_loss=beta_loss, floor=floor, **options)

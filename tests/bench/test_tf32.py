@@ -74,9 +74,9 @@ def test_a_term_that_is_left_out_is_seen(monkeypatch, lost):
         hi, lo = split(x)
         return hi, 0 * lo
 
-    def one_sided(A, B, core):
+    def one_sided(A, B, core, **options):
         monkeypatch.setattr(tf32, "split", lambda x: split(x) if x.shape == A.shape else (x, 0 * x))
-        return thrice(A, split(B)[0].astype(np.float32), core)
+        return thrice(A, split(B)[0].astype(np.float32), core, **options)
 
     monkeypatch.setattr(tf32, *(("split", without_lo) if lost == "lo" else ("_thrice", one_sided)))
     records = tf32.run_tf32_study(smoke=True)

@@ -323,6 +323,15 @@ unsigned ballot(const char* name, unsigned mask, bool vote) {
   return static_cast<unsigned>(current->received);
 }
 
+void compute_by_warp(const char* name, void* given, void (*compute)(void* const* lanes)) {
+  current->given = reinterpret_cast<uintptr_t>(given);
+  warp_collective(name, ~0u, [compute](Thread* lanes) {
+    void* all[kLanes];
+    for (unsigned i = 0; i < kLanes; ++i) all[i] = reinterpret_cast<void*>(lanes[i].given);
+    compute(all);
+  });
+}
+
 int lane_xor(int lane_mask, int width) {
   const Segment s = segment_of(width);
   const int source = (s.lane ^ lane_mask) & 31;

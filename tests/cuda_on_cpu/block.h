@@ -51,6 +51,10 @@ void warp_barrier(unsigned mask);
 uint64_t shuffle(const char* name, unsigned mask, uint64_t value, int source);
 unsigned ballot(const char* name, unsigned mask, bool vote);
 
+// What all lanes of a warp compute together: `compute` is called once, with what each lane gives,
+// by number, when all have arrived.
+void compute_by_warp(const char* name, void* given, void (*compute)(void* const* lanes));
+
 // The source of a shuffle within segments of `width` lanes. Where it would lie beyond the segment
 // of this lane it is the lane itself.
 int lane_xor(int lane_mask, int width);

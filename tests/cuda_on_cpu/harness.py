@@ -29,6 +29,7 @@ SEEDS = (0, 1, 2)  # of the order in which threads run
 BARRIER = re.compile(
     r"(?:__syncthreads|__syncwarp|wait_for_copies<[^>]*>|wait_for_kernel_before)\([^;]*\);"
 )
+CALL = re.compile(r"\w+(?:<[^<>]*>)?\([^;]*\);")  # whose result nobody uses
 DTYPES = (torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64)  # as in call.h
 
 
@@ -62,9 +63,9 @@ class Mutation:
     def checks(self) -> str:
         """What sanitizers look for in its kernels: all of it would double the time to build them.
 
-        Where a barrier is missing, no index is wrong: values are.
+        Where a barrier or another call is missing, no index is wrong: values are.
         """
-        return "" if BARRIER.fullmatch(self.old) else "address,bounds"
+        return "" if CALL.fullmatch(self.old) else "address,bounds"
 
     def apply(self, text: str, switch: str = "") -> str:
         """Return `text` with the occurrence replaced, if need be where `switch` is true alone."""
@@ -80,9 +81,10 @@ class Mutation:
     def switched(self, switch: str) -> str | None:
         """Return `new` where the C++ expression `switch` is true, else `old`; None: it cannot be.
 
-        Barriers can be switched, and comparisons of whole numbers: a <= b is a < 1 + b.
+        Calls can be switched off, such as barriers, and comparisons of whole numbers changed:
+        a <= b is a < 1 + b.
         """
-        if BARRIER.fullmatch(self.old) and self.new == ";":
+        if CALL.fullmatch(self.old) and self.new == ";":
             return f"({switch} ? void() : void({self.old[:-1]}));"
         alike = os.path.commonprefix([self.old, self.new])
         old, new = self.old[len(alike) :], self.new[len(alike) :]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
-from nnmf_cuda import NNMF
+from nnmf_cuda import NNMF, ops
 from nnmf_cuda.nnmf.inputs import as_matrix
 
 
@@ -169,11 +169,44 @@ def test_nnmf_rejects_zeros_where_the_divergence_is_infinite(X, as_input):
         ({"fresh_restarts_max_iter": 0}, ValueError, "fresh_restarts_max_iter must be an integer"),
         ({"device": "gpu"}, ValueError, "device='gpu' is not a torch device; use None, 'auto'"),
         ({"random_state": "x"}, ValueError, "'x' cannot be used to seed"),
+        ({"precision": "half"}, ValueError, "precision='half' does not exist; choose one of float"),
+        ({"precision": "tf32x3"}, ValueError, "'tf32x3' is for float32 factors, got float64; use"),
+        (
+            {"precision": "tf32x3", "solver": "hals", "beta_loss": 2},
+            ValueError,
+            "'tf32x3' is for solver='mu' and 'accelerated-mu' without a graph, got solver='hals'",
+        ),
+        (
+            {"precision": "tf32x3", "graph": "neighbors"},
+            ValueError,
+            "without a graph, got a graph; use precision='float32'",
+        ),
     ],
 )
 def test_nnmf_rejects_bad_parameters(X, parameters, error, message):
     with pytest.raises(error, match=message):
         NNMF(**{"n_components": 3} | parameters).fit(X)
+
+
+@pytest.mark.parametrize("solver", ["mu", "accelerated-mu"])
+def test_a_fit_hands_its_precision_to_the_op(X, monkeypatch, solver):
+    X = X.astype(np.float32)
+    asked, mu = [], ops.nnmf_mu
+
+    def told(*tensors, precision="float32", **options):
+        asked.append(precision)
+        return mu(*tensors, precision=precision, **options)
+
+    monkeypatch.setattr(ops, "nnmf_mu", told)
+    options = {"n_components": 3, "solver": solver, "tol": 0, "max_iter": 20, "random_state": 0}
+    plain = NNMF(**options).fit(X)
+    assert set(asked) == {"float32"}
+    asked.clear()
+    fit = NNMF(precision="tf32x3", **options).fit(X)
+    assert set(asked) == {"tf32x3"}
+    assert np.array_equal(fit.components_, plain.components_)  # on the CPU
+    with pytest.raises(ValueError, match="'tf32x3' is for dense X without mask or weights"):
+        fit.fit(X, mask=X > X.min())
 
 
 def test_nnmf_says_that_there_is_no_cuda(X, monkeypatch):

@@ -324,6 +324,7 @@ def test_nnmf_mu_opcheck(device: str, dtype: torch.dtype, batch: int) -> None:
     torch.library.opcheck(op, (X, W, H), options | {"compute_divergence": True})
     active = torch.arange(batch, device=device) == 0
     more = {"compute_divergence": True, "floor": 0.5, "n_fixed": 1}
+    more["precision"] = "tf32x3" if dtype == torch.float32 else "float32"
     torch.library.opcheck(op, (X, W, H, active), options | more)
     # Without the divergence the third result is NaN, which opcheck's comparison takes for a fault.
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
@@ -357,6 +358,43 @@ def test_nnmf_mu_clamps_tiny_factors_as_scikit_learn_does(
         np.testing.assert_allclose(ours.cpu().numpy(), theirs, rtol=1e-8, atol=0)
     assert bool((got[0][1] == 0).all()) == clamps_W
     assert bool((got[1][:, 3] == 0).all()) == clamps_H
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+@pytest.mark.parametrize(("n", "f", "k"), [(1, 1, 1), (33, 130, 5), (300, 700, 15), (40, 50, 20)])
+def test_nnmf_mu_on_tensor_cores_is_as_exact_as_without(
+    device: str, dtype: torch.dtype, n: int, f: int, k: int
+) -> None:
+    X, W, H = factorisation(n=n, f=f, k=k, dtype=torch.float32, device=device)
+    if dtype == torch.uint8:
+        X = (255 * X / X.max()).to(torch.uint8)
+    got = ops.nnmf_mu(X, W, H, n_iter=3, precision="tf32x3")
+    plain = ops.nnmf_mu(X, W, H, n_iter=3)
+    exact = X.double() / 255 if dtype == torch.uint8 else X.double()
+    truth = reference.nnmf_mu(exact, W.double()[None], H.double()[None], beta_loss=1.0, n_iter=3)
+    for i in (0, 1):
+        assert_as_accurate_as_torch(got[i], plain[i], truth[i][0], slack=SLACK[torch.float32])
+        if device == "cpu":
+            assert torch.equal(got[i], plain[i])
+
+
+@pytest.mark.parametrize("way", ["sparse", "weights"])
+def test_nnmf_mu_on_tensor_cores_is_for_dense_data(way: str) -> None:
+    X, W, H = factorisation(dtype=torch.float32)
+    options = {"weights": torch.ones_like(X)} if way == "weights" else {}
+    X = X.to_sparse_csr() if way == "sparse" else X
+    with pytest.raises(ValueError, match="'tf32x3' is for dense X without mask or weights; use"):
+        ops.nnmf_mu(X, W, H, n_iter=1, precision="tf32x3", **options)
+
+
+@pytest.mark.parametrize("serves", ["kernel", "reference"])
+def test_the_op_itself_knows_precisions(serves: str) -> None:
+    op, options = torch.ops.nnmf_cuda.nnmf_mu.default, {"beta_loss": 1.0, "n_iter": 1}
+    X, W, H = factorisation(batch=1, dtype=torch.float32)
+    call = reference.nnmf_mu if serves == "reference" else op
+    with pytest.raises((RuntimeError, ValueError), match="precision must be .*got 'half'"):
+        call(X, W, H, precision="half", **options)
 
 
 def test_nnmf_mu_backward_raises() -> None:
@@ -410,6 +448,19 @@ def _bad(**changes: object) -> dict[str, object]:
         ({"n_fixed": -1}, ValueError, "n_fixed must be >= 0, got -1"),
         ({"n_fixed": 4}, ValueError, "n_fixed must be at most n_components = 3, got 4"),
         ({"n_fixed": True}, TypeError, "n_fixed must be an integer >= 0, got True"),
+        ({"precision": "tf32"}, ValueError, "precision must be one of 'float32', 'tf32x3', got"),
+        ({"precision": "tf32x3"}, ValueError, "float32 factors, got float64; use float32"),
+        (
+            {
+                "precision": "tf32x3",
+                "X": torch.ones(31, 129),
+                "W": torch.ones(31, 3),
+                "H": torch.ones(3, 129),
+                "beta_loss": 2,
+            },
+            ValueError,
+            r"'tf32x3' is for beta_loss='kullback-leibler' \(1\), got 2; use precision='float32'",
+        ),
     ],
 )
 def test_nnmf_mu_errors(changes: dict[str, object], error: type[Exception], message: str) -> None:
