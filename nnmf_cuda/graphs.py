@@ -205,6 +205,7 @@ class Repeated(Generic[Outputs]):
     ) -> None:
         self._function, self._device, self._name = function, device, name
         self._holds, self._n_plain = tuple(holds), n_plain
+        self._on_host = device.type == "cpu"
         if isinstance(asked, nn.Module):
             self._holds += (*asked.parameters(), *asked.buffers())
         self._seen: object = None  # shapes of the inputs, addresses of what is held
@@ -218,7 +219,7 @@ class Repeated(Generic[Outputs]):
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Make the step."""
         if not self.records:
-            return self._function(*self._moved(inputs))
+            return self._function(*(inputs if self._on_host else self._moved(inputs)))
         seen = (
             [(given.shape, given.dtype) for given in inputs],
             [held.data_ptr() for held in self._holds],

@@ -270,7 +270,7 @@ def test_a_query_needs_nothing_but_its_draws(kind, norm):
 def test_a_query_of_autoattacks_square_needs_nothing_but_its_signs(kind):
     model, x, y = built(kind, "meta")
     active = square._Active(
-        model, 0.2, torch.arange(N, device="meta"), y, x, x[:, :1], x - 0.1, x + 0.1
+        model, 0.2, torch.arange(N, device="meta"), y, x, x[:, :1], x - 0.1, x + 0.1, True
     )
     with NoHost(), torch.no_grad():
         active._ask(torch.empty(M, device="meta"))
