@@ -133,9 +133,10 @@ def cases() -> list[Case]:
 
         return run
 
-    def with_gradient() -> object:
+    def with_gradient(x: Tensor, noise: Tensor) -> object:
         leaf = x.detach().requires_grad_()
-        return torch.autograd.grad(ops.defended_logits(leaf, *chain, *weights).sum(), leaf)
+        logits = ops.defended_logits(leaf, noise, *chain[1:], *weights)
+        return torch.autograd.grad(logits.sum(), leaf)
 
     def alone() -> object:
         with torch.no_grad():
@@ -166,7 +167,20 @@ def cases() -> list[Case]:
         Case("NNMF, ten iterations, mu", partial(fitted, "mu"), 5, 45),
         Case("NNMF, ten iterations, accelerated-mu", partial(fitted, "accelerated-mu"), 5, 45),
         Case("ops.defended_logits, 8 draws", repeated(alone), 0, 200, recorded=False),
-        Case("the same and its gradient", repeated(with_gradient), 0, 200, recorded=False),
+        Case(
+            "the same and its gradient",
+            repeated(partial(with_gradient, x, noise)),
+            0,
+            200,
+            recorded=False,
+        ),
+        Case(
+            "the same and its gradient, no row",
+            repeated(partial(with_gradient, x[:0], noise[:, :0])),
+            0,
+            200,
+            recorded=False,
+        ),
         Case("ops.nnmf_mu, an iteration", repeated(mu), 0, 200, recorded=False),
     ]
 
