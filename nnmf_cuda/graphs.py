@@ -14,6 +14,7 @@ import functools
 import gc
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,8 +100,14 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 RECORDERS: dict[str, type[Recorder]] = {"cuda": _CudaRecorder}
 """By type of device; where there is none a step is made as it is."""
 
-_effects: list[Callable[[], None]] | None = None
-"""What is to happen on the host at each replay of what is being recorded now."""
+
+class _Recording(threading.local):
+    """What this thread is recording."""
+
+    effects: list[Callable[[], None]] | None = None  # on the host, at each replay; None: nothing
+
+
+_recording = _Recording()
 
 
 def count_on_host(effect: Callable[[], None]) -> None:
@@ -108,10 +115,10 @@ def count_on_host(effect: Callable[[], None]) -> None:
 
     For counts of calls and the like, which know nothing of what the device has computed.
     """
-    if _effects is None:
+    if _recording.effects is None:
         effect()
     else:
-        _effects.append(effect)
+        _recording.effects.append(effect)
 
 
 def why_not_replayed(asked: object) -> str:
@@ -147,13 +154,12 @@ class _Recorded(Generic[Outputs]):
         cls, recorder: Recorder, function: Callable[..., Outputs], inputs: list[Tensor]
     ) -> _Recorded[Outputs]:
         """Record a function of these inputs, which become the memory; RuntimeError if it cannot."""
-        global _effects
-        before, effects = _effects, list[Callable[[], None]]()
-        _effects = effects
+        effects: list[Callable[[], None]] = []
+        before, _recording.effects = _recording.effects, effects
         try:
             outputs = recorder.record(lambda: function(*inputs))
         finally:
-            _effects = before
+            _recording.effects = before
         return cls(recorder, inputs, outputs, effects)
 
     def replay(self) -> Outputs:
@@ -205,6 +211,7 @@ class Repeated(Generic[Outputs]):
     ) -> None:
         self._function, self._device, self._name = function, device, name
         self._holds, self._n_plain = tuple(holds), n_plain
+        self._on_host = device.type == "cpu"
         if isinstance(asked, nn.Module):
             self._holds += (*asked.parameters(), *asked.buffers())
         self._seen: object = None  # shapes of the inputs, addresses of what is held
@@ -218,7 +225,7 @@ class Repeated(Generic[Outputs]):
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Make the step."""
         if not self.records:
-            return self._function(*self._moved(inputs))
+            return self._function(*(inputs if self._on_host else self._moved(inputs)))
         seen = (
             [(given.shape, given.dtype) for given in inputs],
             [held.data_ptr() for held in self._holds],
@@ -254,7 +261,7 @@ def _is_wanted(device: torch.device) -> bool:
     """Whether steps on a device are recorded now; not within what is being recorded already."""
     return (
         device.type in RECORDERS
-        and _effects is None
+        and _recording.effects is None
         and os.environ.get(_SWITCH) != "0"
         and not ops.is_reference_path()
         and not torch.compiler.is_compiling()

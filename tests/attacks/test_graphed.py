@@ -95,11 +95,12 @@ def stepped(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "attack", [apgd, apgd_in_l2, apgd_on_the_sphere, searched, searched_in_l2, stepped]
 )
-def test_recorded_steps_find_the_same_points(attack, kind, device, monkeypatch):
+def test_recorded_steps_find_the_same_points(attack, kind, device, monkeypatch, caplog):
     model, x, y = built(kind, device)
     with recorded(device):
         torch.manual_seed(5)
         found = attack(model, x, y)
+    assert "no CUDA graph" not in caplog.text
     monkeypatch.setenv("NNMF_CUDA_GRAPHS", "0")
     torch.manual_seed(5)
     plain = attack(model, x, y)
@@ -270,7 +271,7 @@ def test_a_query_needs_nothing_but_its_draws(kind, norm):
 def test_a_query_of_autoattacks_square_needs_nothing_but_its_signs(kind):
     model, x, y = built(kind, "meta")
     active = square._Active(
-        model, 0.2, torch.arange(N, device="meta"), y, x, x[:, :1], x - 0.1, x + 0.1
+        model, 0.2, torch.arange(N, device="meta"), y, x, x[:, :1], x - 0.1, x + 0.1, True
     )
     with NoHost(), torch.no_grad():
         active._ask(torch.empty(M, device="meta"))

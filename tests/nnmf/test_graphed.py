@@ -13,9 +13,10 @@ import torch
 from nnmf_cuda import NNMF
 from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.minimisation import Minimisation, State, all_runs
-from nnmf_cuda.nnmf.problem import Objective, Penalty, Problem
+from nnmf_cuda.nnmf.problem import Iterate, Objective, Penalty, Problem
+from nnmf_cuda.nnmf.solvers import SOLVERS
 from tests.helpers import DEVICES
-from tests.op_recorder import recorded_on_the_cpu
+from tests.op_recorder import NoHost, recorded_on_the_cpu
 
 
 def problem_of(device="cpu", *, seed=0, batch=4):
@@ -27,6 +28,18 @@ def problem_of(device="cpu", *, seed=0, batch=4):
     X, W, H = (torch.from_numpy(a).to(device) for a in (X, W, H))
     penalty = Penalty(l1_reg_W=0.02, l1_reg_H=0.03, l2_reg_W=0.05, l2_reg_H=0.04)
     return Problem(Dense(X), Objective(2.0, penalty)), W, H
+
+
+@pytest.mark.parametrize("solver", ["mu", "accelerated-mu", "hals"])
+def test_iterations_need_nothing_of_the_host(solver):
+    """Seen on a device that is not there, torch's "meta": whoever reads from it would raise."""
+    problem, W, H = problem_of("meta")
+    stepper = SOLVERS[solver](problem)
+    at = Iterate(W, H, *(torch.empty(len(W), dtype=torch.float64, device="meta") for _ in "do"))
+    at, _ = stepper.advance(at, 10)  # what is made once
+    with NoHost():
+        at, counted = stepper.advance(at, 10)
+    assert {tensor.device.type for tensor in (*vars(at).values(), counted)} == {"meta"}
 
 
 def assert_same_runs(found, expected):

@@ -21,7 +21,7 @@ from nnmf_cuda.training import (
 )
 from nnmf_cuda.training.epochs import CompiledEpochs, GraphedEpochs, PlainEpochs, Settings, Task
 from tests.helpers import DEVICES
-from tests.op_recorder import recorded_on_the_cpu
+from tests.op_recorder import NoHost, recorded_on_the_cpu
 
 
 def train(kind: str, device: str = "cpu", n_epochs: int = 6) -> TrainingResult:
@@ -172,6 +172,28 @@ def test_epochs_with_attacks_in_them_are_recorded(kind, monkeypatch, caplog):
     assert found.best_epoch == plain.best_epoch
     for mine, other in zip(found.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize(
+    "kind", ["pgd", "trades ramp", "trades mlp L2 ramp", "mtl-ibp mlp", "trades-ibp L2", "joint"]
+)
+def test_a_batch_needs_nothing_of_the_host(kind, monkeypatch):
+    """Seen on a device that is not there, torch's "meta": whoever reads from it would raise."""
+    given = {}
+
+    def keep(task: Task, settings: Settings, **functions) -> TrainingResult:
+        given["task"] = task
+        given["samples"] = functions["draw_epoch"](torch.Generator().manual_seed(0))
+        return TrainingResult(task.model, {}, 0)
+
+    for module in ("adversarial", "joint"):
+        monkeypatch.setattr(f"nnmf_cuda.training.{module}.fit", keep)
+    robust(kind)
+    task, samples = given["task"], [sample.to("meta") for sample in given["samples"]]
+    model = task.model.to("meta")
+    with NoHost():
+        torch.autograd.backward(task.batch_loss(model, *samples))
+    assert all(parameter.grad.device.type == "meta" for parameter in model.parameters())
 
 
 @pytest.mark.needs_cuda

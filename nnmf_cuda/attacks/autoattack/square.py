@@ -65,11 +65,11 @@ def _search(logits_of: LogitsOf, x: Tensor, y: Tensor, attack_eps: float, n_quer
         _margins(logits_of(start), y),
         lower=(x - attack_eps).clamp_(min=0),
         upper=(x + attack_eps).clamp_(max=1),
+        counts=(most := _queries_between_looks(x.device)) > 1,
     )
     points = start.clone()
     draw = _Signs(x.shape[1], x.device).draw
     active.retire(points)
-    most = _queries_between_looks(x.device)
     done, length = 0, 1
     while done < n_queries and len(active.rows) > 0:
         length = min(length, n_queries - done)
@@ -112,12 +112,17 @@ class _Signs:
     """Draws the signs (M,) of each query."""
 
     def __init__(self, n_features: int, device: torch.device) -> None:
-        self._size, self._pin_memory = _N_PLACES + n_features, device.type == "cuda"
+        self._draws = torch.empty(_N_PLACES + n_features)
+        self._signs = self._draws[_N_PLACES:]
+        self._pins = device.type == "cuda"
 
     def draw(self) -> Tensor:
-        """Return new signs on the host; pinned for a GPU, so that the copy to it does not wait."""
-        draws = torch.empty(self._size, pin_memory=self._pin_memory)
-        return _draw_signs_(draws)[_N_PLACES:]
+        """Return new signs on the host, valid until called again.
+
+        For a GPU they are pinned and a copy, so that the one to the device need not be waited for.
+        """
+        _draw_signs_(self._draws)
+        return self._signs.pin_memory() if self._pins else self._signs
 
 
 @dataclass
@@ -125,7 +130,7 @@ class _Active:
     """The samples that are still asked about, kept dense: the model sees no others.
 
     size: of a step; rows (n,) into all samples; labels (n,); margins (n, 1); points, lower, upper
-    (n, M).
+    (n, M); counts: whether there may be several queries between two looks.
     """
 
     logits_of: LogitsOf
@@ -136,6 +141,7 @@ class _Active:
     margins: Tensor
     lower: Tensor
     upper: Tensor
+    counts: bool
 
     def __post_init__(self) -> None:
         self._count_anew()
@@ -165,10 +171,13 @@ class _Active:
         lower = margins < self.margins
         torch.where(lower, proposed, self.points, out=self.points)
         torch.where(lower, margins, self.margins, out=self.margins)
-        self._held_all += self.margins.amin() > 0
+        if self.counts:
+            self._held_all += self.margins.amin() > 0
 
     def n_held_all(self) -> int:
         """Return after how many queries since the last look no sample was broken; waits for it."""
+        if not self.counts:
+            return int(float(self.margins.amin()) > 0)
         known, self._n_known = self._n_known, int(self._held_all)
         return self._n_known - known
 
