@@ -116,6 +116,7 @@ def work_of(launched: Launched, name: str, *, times: float = 1.0) -> KernelWork:
         l2_bytes=found.l2_bytes,
         cached_bytes=found.cached_bytes,
         chain={step: n * launched.turns for step, n in found.chain.items()},
+        overlaps=launched.launch.overlaps,
     )
 
 
@@ -140,8 +141,9 @@ def _tile_loop(here: Launched) -> tuple[Loop, Code]:
     around = here.code.around(hot)
     if around is None:
         return hot, Code()
-    # X and the other factor are copied in pieces of 16 bytes; the other ways are not taken.
-    copies = [loop.own for loop in around.inner if loop.wide_copies > 1]
+    # X is copied in the largest pieces that there is a way for; the other ways are not taken.
+    most = max((loop.copied_bytes for loop in around.inner if loop is not hot), default=0)
+    copies = [loop.own for loop in around.inner if most > 0 and loop.copied_bytes == most]
     return hot, sum(copies, around.own)
 
 
