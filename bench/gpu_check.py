@@ -387,6 +387,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["NNMF_CUDA_REQUIRE_EXT"] = "1"
     if options.on_cpu:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # minutes of a compiler, which are no rehearsal
+        # Calls so small gain nothing by threads, and lose much where others use the machine.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     else:
         os.environ["NNMF_CUDA_REQUIRE_CUDA"] = "1"
     visit = VISITS[options.visit]

@@ -116,6 +116,7 @@ def work_of(launched: Launched, name: str, *, times: float = 1.0) -> KernelWork:
         l2_bytes=found.l2_bytes,
         cached_bytes=found.cached_bytes,
         chain={step: n * launched.turns for step, n in found.chain.items()},
+        overlaps=launched.launch.overlaps,
     )
 
 
@@ -140,8 +141,9 @@ def _tile_loop(here: Launched) -> tuple[Loop, Code]:
     around = here.code.around(hot)
     if around is None:
         return hot, Code()
-    # X and the other factor are copied in pieces of 16 bytes; the other ways are not taken.
-    copies = [loop.own for loop in around.inner if loop.wide_copies > 1]
+    # X is copied in the largest pieces that there is a way for; the other ways are not taken.
+    most = max((loop.copied_bytes for loop in around.inner if loop is not hot), default=0)
+    copies = [loop.own for loop in around.inner if most > 0 and loop.copied_bytes == most]
     return hot, sum(copies, around.own)
 
 
@@ -302,14 +304,54 @@ def _wide_factor(here: Launched) -> Found:
 # The defence --------------------------------------------------------------------------------------
 
 
-def _dense(here: Launched, outputs: float, inputs: float) -> dict[str, float]:
-    """Return the chain of a layer: tiles of 16 units, eight inputs a load from L2."""
-    turns = math.ceil(math.ceil(outputs / 16) / here.warps_of_block)
-    hot = here.code.hot_loop()
-    at_once = 8.0 if hot is None else max(1.0, hot.own.multiply_adds / 512)
-    slots = 0.0 if hot is None else hot.own.slots
-    loads = turns * math.ceil(inputs / at_once)
-    return {"l2": loads, "cycles": loads * slots + 150 * turns, "barrier": 1}
+@dataclass(frozen=True)
+class _Multiplier:
+    """How the warps of a block multiply weights: in tiles of 16 units of all its rows.
+
+    Attributes
+    ----------
+    rows, warps : float
+        Of the block.
+    passes : float
+        Of the loop that multiplies, for a tile and one input.
+    slots : float
+        Of a pass.
+    waits : bool
+        Whether each pass loads its weights from L2, and waits for them; otherwise they are copied
+        ahead.
+    """
+
+    rows: float
+    warps: int
+    passes: float
+    slots: float
+    waits: bool
+
+    @classmethod
+    def of(cls, here: Launched) -> _Multiplier:
+        hot = here.code.hot_loop()
+        if hot is None:
+            raise ValueError(f"{here.launch.symbol} multiplies and adds in no loop")
+        rows = 16 if here.sizes["n"] * here.sizes["draws"] <= 16 * here.launch.blocks else 32
+        passes = _UNITS * rows / hot.own.multiply_adds
+        waits = hot.own.opcodes.get("LDG", 0) > 0
+        return cls(rows, here.warps_of_block, passes, hot.own.slots, waits)
+
+    def chain(self, items: float, inputs: float) -> dict[str, float]:
+        """Return the chain of a layer that is cut into items, each with so many inputs."""
+        split = 1.0
+        if not self.waits and items < self.warps:  # idle warps take a part of the inputs
+            split = max(1.0, self.warps // items)
+        turns = math.ceil(items * split / self.warps)
+        passes = turns * math.ceil(inputs / split * self.passes)
+        together = min(items * split, self.warps) / _SCHEDULERS  # warps of a scheduler
+        if self.waits:
+            return {"l2": passes, "cycles": passes * self.slots + 150 * turns, "barrier": 1}
+        cycles = passes * (self.slots * max(1.0, together) + 40) + 200 * turns
+        return {"cycles": cycles, "shared": 6, "barrier": 2 if split > 1 else 1}
+
+
+_UNITS = 16  # of a tile
 
 
 def _chain_of(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -320,21 +362,19 @@ def _chain_of(parts: list[dict[str, float]]) -> dict[str, float]:
     return found
 
 
-def _defence(here: Launched, layers: list[tuple[float, float]], convolutions: float) -> Found:
-    s = here.sizes
+def _defence(here: Launched, layers: list[tuple[float, float]], channels: float) -> Found:
+    s, multiplier = here.sizes, _Multiplier.of(here)
     pairs = math.ceil(s["f"] / 2)
-    turns = math.ceil(2 * pairs / here.warps_of_block)
-    # A channel: weights of three taps at once from L2, then 96 products.
-    second = {"l2": turns * convolutions, "cycles": turns * convolutions * 140 + 400, "barrier": 1}
-    first = {"cycles": 2 * s["f"] * 45, "l2": 2, "barrier": 1}
-    parts = [_dense(here, *layer) for layer in layers] + [second, first]
-    rows = here.sizes["rows_of_block"]
-    multiply_adds = rows * (
+    parts = [multiplier.chain(math.ceil(outputs / _UNITS), inputs) for outputs, inputs in layers]
+    # Three taps of a channel at two positions; the other side has 48 - channels of them.
+    tiles = (48 - channels) / _UNITS
+    parts.append(multiplier.chain(pairs * tiles * multiplier.rows / 32, channels * 6))
+    parts.append({"cycles": 2 * s["f"] * 45, "l2": 2, "barrier": 1})  # the first convolution
+    multiply_adds = multiplier.rows * (
         sum(outputs * inputs for outputs, inputs in layers) + s["f"] * (48 * 32 + 48)
     )
-    hot = here.code.hot_loop()
-    slots = 1.3 if hot is None else hot.own.slots / (hot.own.multiply_adds / 32)
-    warp = multiply_adds / 32 / here.warps_of_block * slots + issue_cycles(here.code.own)
+    passes = multiply_adds / (_UNITS * multiplier.rows) * multiplier.passes
+    warp = passes / multiplier.warps * multiplier.slots + issue_cycles(here.code.own)
     moved = 4 * here.launch.blocks * sum(outputs * inputs for outputs, inputs in layers)
     return Found(warp, l2_bytes=moved, chain=_chain_of(parts))
 

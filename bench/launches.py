@@ -22,12 +22,25 @@ _CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: the kernel's mangled name, blocks, threads of a block, bytes it asks for."""
+    """One launch.
+
+    Attributes
+    ----------
+    symbol : str
+        The kernel's mangled name.
+    blocks, threads : int
+        Blocks, and threads of each.
+    shared_bytes : int
+        That it asks for.
+    overlaps : bool
+        Whether its blocks may start before the kernel before has ended.
+    """
 
     symbol: str
     blocks: int
     threads: int
     shared_bytes: int
+    overlaps: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,5 +99,6 @@ def plan_of(
         if words[0] == "=":
             notes[words[1]] = int(words[2])
         else:
-            launches.append(Launch(words[0], *map(int, words[1:])))
+            blocks, threads, shared_bytes, overlaps = map(int, words[1:])
+            launches.append(Launch(words[0], blocks, threads, shared_bytes, bool(overlaps)))
     return Plan(tuple(launches), notes)

@@ -122,15 +122,15 @@ class Loop:
         Its body without the loops in it. Of alternatives in it only one may be executed.
     inner : tuple of Loop
         Those right in it.
-    wide_copies : int
-        Copies of 16 bytes to shared memory in its own body.
+    copied_bytes : int
+        The most that a lane's copy to shared memory in its own body moves: 16, 8, 4, or 0.
     """
 
     begin: int
     end: int
     own: Code
     inner: tuple[Loop, ...]
-    wide_copies: int = 0
+    copied_bytes: int = 0
 
     def all(self) -> Iterator[Loop]:
         """Give this loop and all loops in it."""
@@ -229,7 +229,8 @@ def _kernel(symbol: str, architecture: str, body: Sequence[tuple[int, str]]) -> 
             if begin <= address <= end and not any(f <= address <= z for f, z in outermost):
                 name = _PREDICATE.sub("", text).split()[0]
                 opcodes[name.split(".")[0]] += 1
-                copies += name.startswith("LDGSTS") and ".128" in name
+                if name.startswith("LDGSTS"):
+                    copies = max(copies, 16 if ".128" in name else 8 if ".64" in name else 4)
         return Code(dict(opcodes)), inside, copies
 
     last = body[-1][0] if body else 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -69,16 +70,15 @@ class OpCall:
 
 
 def op_calls() -> Iterator[OpCall]:
-    """Give one call of each op, the most used first; then all the others, likewise."""
-    seen: set[str] = set()
-    others = []
+    """Give one call of each op, the most used first; then another one of each, and so on.
+
+    Whoever runs out of time has then seen something of every op.
+    """
+    by_op: dict[str, list[OpCall]] = {}
     for call in _all_calls():
-        if call.ops[0] in seen:
-            others.append(call)
-        else:
-            seen.add(call.ops[0])
-            yield call
-    yield from others
+        by_op.setdefault(call.ops[0], []).append(call)
+    for calls in zip_longest(*by_op.values()):
+        yield from (call for call in calls if call is not None)
 
 
 def _all_calls() -> Iterator[OpCall]:

@@ -92,6 +92,8 @@ class Assumptions:
         Of the L2's bytes that stay from one pass over X to the next.
     launch_us : float
         From the end of a kernel to the first instruction of the next, already queued.
+    overlapped_launch_us : float
+        From the end of a kernel to what waits for it in the next, whose blocks were there already.
     shared_cycles, l2_cycles, memory_cycles : float
         From a load to what needs it.
     barrier_cycles : float
@@ -106,6 +108,7 @@ class Assumptions:
     l2_tb_per_s: float
     l2_share: float
     launch_us: float
+    overlapped_launch_us: float
     shared_cycles: float
     l2_cycles: float
     memory_cycles: float
@@ -122,6 +125,7 @@ SOURCES = {
     "l2_tb_per_s": "5.5 to 6 on H100 (chipsandcheese.com); as much for each multiprocessor of B200",
     "l2_share": "assumed: hashed sets and two halves of the cache leave some unused",
     "launch_us": "assumed: 1 to 1.5 us between dependent kernels of a stream",
+    "overlapped_launch_us": "assumed: griddepcontrol.wait sees the end of a grid in about 0.5 us",
     "shared_cycles": "29 on H100 (Luo et al. 2024, arXiv 2402.13499)",
     "l2_cycles": "263 on H100 (the same); 150 ns within a die of B200 (chipsandcheese.com)",
     "memory_cycles": "479 on an H100 PCIe (the same), more under load",
@@ -131,8 +135,8 @@ SOURCES = {
 }
 
 EXPECTED = {
-    "h200": Assumptions(1.98, 0.95, 4.2, 5.7, 0.7, 1.3, 29, 263, 600, 30, 3.0, 25.0),
-    "b200": Assumptions(1.965, 0.95, 7.0, 6.4, 0.7, 1.3, 29, 295, 700, 30, 3.0, 25.0),
+    "h200": Assumptions(1.98, 0.95, 4.2, 5.7, 0.7, 1.3, 0.5, 29, 263, 600, 30, 3.0, 25.0),
+    "b200": Assumptions(1.965, 0.95, 7.0, 6.4, 0.7, 1.3, 0.5, 29, 295, 700, 30, 3.0, 25.0),
 }
 _BEST_FACTORS = {
     "issue_share": 1.03,
@@ -140,6 +144,7 @@ _BEST_FACTORS = {
     "l2_tb_per_s": 1.2,
     "l2_share": 1.2,
     "launch_us": 0.7,
+    "overlapped_launch_us": 0.6,
     "l2_cycles": 0.85,
     "memory_cycles": 0.85,
 }
@@ -150,6 +155,7 @@ _WORST_FACTORS = {
     "l2_tb_per_s": 0.75,
     "l2_share": 0.6,
     "launch_us": 1.5,
+    "overlapped_launch_us": 2.0,
     "l2_cycles": 1.25,
     "memory_cycles": 1.3,
     "barrier_cycles": 1.5,
@@ -184,6 +190,8 @@ class KernelWork:
     chain : mapping of str to float
         Steps of the longest chain: loads by "shared", "l2", "memory", "barrier"; other cycles as
         "cycles".
+    overlaps : bool
+        Whether its blocks may start before the kernel before has ended.
     """
 
     kernel: str
@@ -195,6 +203,7 @@ class KernelWork:
     l2_bytes: float = 0.0
     cached_bytes: float = 0.0
     chain: Mapping[str, float] = field(default_factory=dict)
+    overlaps: bool = False
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> KernelWork:
@@ -263,8 +272,11 @@ def time_of(
         }
         bound = max(found, key=lambda name: found[name])
         spent[bound] += kernel.times * found[bound]
-        # Before the first result of a block there is a load, and behind the last a store.
-        spent["launch"] += kernel.times * (assumed.launch_us * 1e-3 + assumed.memory_cycles * to_ms)
+        # Before the first result of a block there is a load.
+        gap = assumed.launch_us * 1e-3 + assumed.memory_cycles * to_ms
+        if kernel.overlaps:
+            gap = assumed.overlapped_launch_us * 1e-3
+        spent["launch"] += kernel.times * gap
         launches += kernel.times
     host = (launches * assumed.host_launch_us + calls * assumed.host_call_us) * 1e-3
     return Times(spent, host)

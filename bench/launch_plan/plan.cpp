@@ -1,6 +1,6 @@
-// Prints the launches of one call, in order: a line "kernel grid block shared_bytes" each, with the
-// kernel's mangled name; before them lines "= name value" of what of the cut bench/time_model.py
-// wants to know.
+// Prints the launches of one call, in order: a line "kernel grid block shared_bytes overlaps"
+// each, with the kernel's mangled name; before them lines "= name value" of what of the cut
+// bench/time_model.py wants to know.
 //
 //   plan CALL multiprocessors=132 shared_bytes=233472 n=1500 f=16384 k=15 ...
 #include "plan.h"
@@ -26,11 +26,13 @@ std::map<std::string, void (*)()>& calls() {
 }  // namespace
 
 void launch_plan::record(const char* name, const void* kernel, dim3 grid, dim3 block,
-                         size_t shared_bytes) {
+                         size_t shared_bytes, bool overlaps) {
   Dl_info found{};
   const bool known = dladdr(kernel, &found) != 0 && found.dli_saddr == kernel;
-  std::printf("%s %u %u %zu\n", known ? found.dli_sname : name, grid.x, block.x * block.y,
-              shared_bytes);
+  const char* const setting = std::getenv("NNMF_CUDA_OVERLAP");
+  const bool wanted = setting == nullptr || std::strcmp(setting, "0") != 0;
+  std::printf("%s %u %u %zu %d\n", known ? found.dli_sname : name, grid.x, block.x * block.y,
+              shared_bytes, overlaps && wanted);
 }
 
 int64_t launch_plan::number(const char* name) {

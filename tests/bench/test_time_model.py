@@ -114,7 +114,7 @@ def test_the_hot_loop_and_what_is_around_it():
     assert hot.own.multiply_adds == 64
     tile = kernel.around(hot)
     assert tile.begin == 0x29C0
-    assert [loop.wide_copies for loop in tile.inner] == [0, 2, 0]
+    assert [loop.copied_bytes for loop in tile.inner] == [4, 16, 0]
     assert kernel.around(tile) is None
 
 
