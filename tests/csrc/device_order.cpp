@@ -26,6 +26,9 @@ struct Recorder {
   template <class... Given>
   void project(const Given&...) {}
   template <class... Given>
+  void prepare(const Given&...) {}
+  static int64_t packed_rows(const nnmf_cuda::Shape&) { return 2; }
+  template <class... Given>
   void descend(const Given&...) {}
   template <class... Given>
   void forward(const Given&...) {}
@@ -79,6 +82,7 @@ STABLE_TORCH_LIBRARY_IMPL(nnmf_cuda_devices, CompositeExplicitAutograd, m) {
   m.impl("nnmf_sparse_cd", TORCH_BOX(&nnmf_sparse_cd<Updates>));
   m.impl("nnls", TORCH_BOX(&nnls<Recorder>));
   m.impl("nnls_backward", TORCH_BOX(&nnls_backward<Recorder>));
+  m.impl("prepare_components", TORCH_BOX(&prepare_components<Recorder>));
   m.impl("project", TORCH_BOX(&project<Recorder>));
   m.impl("crown_bounds", TORCH_BOX(&crown_bounds<Recorder>));
   implement_diffusion<Recorder>(m);

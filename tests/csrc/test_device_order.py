@@ -65,7 +65,8 @@ def arguments() -> dict[str, tuple[list[Any], dict[str, Any]]]:
         "nnmf_sparse_cd": ([*csr, *csc, W, H], least_squares),
         "nnls": ([gram, W, free], {}),
         "nnls_backward": ([gram, W, W], {}),
-        "project": ([X, H, free], {}),
+        "prepare_components": ([H], {}),
+        "project": ([X, H, free, torch.rand(B, 2, 8), torch.zeros(B, 176).double()], {}),
         "philox_normal": (
             [x],
             {"seed": 0, "n_steps": 1, "n_rows": 1, "n_draws": 1, "n_features": 1},
