@@ -163,7 +163,7 @@ def cases() -> list[Case]:
         ),
         Case("Square, a query, CNN", searched, 20, 120),
         Case("PGD, a step, CNN", stepped, 20, 120),
-        Case("trades, an epoch of one batch", trained, 3, 13),
+        Case("trades, an epoch of one batch", trained, 3, 43),
         Case("NNMF, ten iterations, mu", partial(fitted, "mu"), 5, 45),
         Case("NNMF, ten iterations, accelerated-mu", partial(fitted, "accelerated-mu"), 5, 45),
         Case("ops.defended_logits, 8 draws", repeated(alone), 0, 200, recorded=False),
@@ -325,7 +325,12 @@ def main() -> None:
         for tree, folder in folders.items()
     }
     lines = in_turns(folders, args.rounds, args.case)
-    machine = {"torch": torch.__version__, "cpu_count": os.cpu_count(), "rounds": args.rounds}
+    machine = {
+        "torch": torch.__version__,
+        "cpu_count": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "rounds": args.rounds,
+    }
     print('{\n"commits": ' + json.dumps(commits) + ",")
     print('"machine": ' + json.dumps(machine) + ',\n"lines": [')
     print(",\n".join(json.dumps(line) for line in lines) + "\n]\n}")
