@@ -157,6 +157,9 @@ def check_mutant(build: Builder, mutation: Mutation) -> None:
     check(kernels, tensors, options_of(1.0, n_iter=1))
     tensors = with_weights(problem(2, 5, 270, 3, torch.float32, shared=True), "bits", own=False)
     check(kernels, tensors, options_of(2.0, n_iter=1) | {"n_inner": 1})
+    # Tiles of many rows, where there are few components.
+    tensors = with_weights(problem(1, 270, 37, 15, torch.float32, shared=True), "bits", own=False)
+    check(kernels, tensors, options_of(1.0, n_iter=1))
 
 
 @pytest.mark.parametrize("mutations", [BARRIERS, INDICES])

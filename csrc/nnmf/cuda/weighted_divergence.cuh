@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads)
     weighted_divergence_kernel(WeightedDivergenceTask<T, Data> task) {
   const Shape& s = task.problem.shape;
   const int64_t k = s.n_components;
-  const WidePlace at(s.n_samples, s.n_features);
+  const WidePlace<> at(s.n_samples, s.n_features);
   const WideSum<T> wh = wide_tile_product<T, T>(
       task.problem.W + (at.problem * s.n_samples + at.row) * k, k, 1, s.n_samples - at.row,
       task.problem.H + (at.problem * s.n_features + at.column) * k, k, 1, s.n_features - at.column,

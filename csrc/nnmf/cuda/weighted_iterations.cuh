@@ -43,7 +43,7 @@ struct WeightedTermsTask {
 
 template <Loss loss, class T, class Data>
 __global__ void __launch_bounds__(kThreads) weighted_terms_kernel(WeightedTermsTask<T, Data> task) {
-  const WidePlace at(task.rows, task.columns);
+  const WidePlace<> at(task.rows, task.columns);
   if (task.active != nullptr && !task.active[at.problem]) return;
   const int64_t k = task.n_components;
   const WideSum<T> wh = wide_tile_product<T, T>(

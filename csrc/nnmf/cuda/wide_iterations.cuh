@@ -29,7 +29,7 @@ struct WideTerms {
 
 template <Loss loss, class T, class Data>
 __global__ void __launch_bounds__(kThreads) wide_terms_kernel(WideTerms<T, Data> task) {
-  const WidePlace at(task.rows, task.columns);
+  const WidePlace<> at(task.rows, task.columns);
   if (task.active != nullptr && !task.active[at.problem]) return;
   const int64_t k = task.n_components;
   const WideSum<T> wh = wide_tile_product<T, T>(

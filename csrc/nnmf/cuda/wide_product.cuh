@@ -14,50 +14,63 @@ constexpr int kWideTile = 64;  // rows and columns of a block's tile
 constexpr int kWideStep = 16;  // how deep the tiles in shared memory are
 constexpr int kWideEach = 4;   // rows and columns of a thread
 constexpr int kWideSide = kWideTile / kWideEach;
+// Threads along the columns of a product with as few of them as a factor mostly has; the others
+// make more rows.
+constexpr int kNarrowSide = 4;
 template <class T>
 constexpr int kWideResident = sizeof(T) == 4 ? 2 : 1;  // blocks that registers allow at a time
 constexpr int64_t kWideSplit = 512;                    // depth of a block where blocks share it
 static_assert(kWideSide * kWideSide == kThreads);
 
-// A tile of one of the matrices, [depth][row] or [depth][column]. One pack more than there are rows
-// keeps what neighbouring threads write in different banks.
+// A tile of one of the matrices, [depth][row] or [depth][column], for so many threads along it. One
+// pack more than there are rows keeps what neighbouring threads write in different banks.
 template <class T>
 using WidePack = Pack<T, kWideEach>;
-constexpr int kWidePitch = kWideSide + 1;
-template <class T>
-using WideTile = WidePack<T>[kWideStep][kWidePitch];
+template <class T, int side>
+using WideTile = WidePack<T>[kWideStep][side + 1];
 
 // Copies what there is of a tile, zeros elsewhere. The entry of a row at a depth lies at row *
 // row_stride + depth * depth_stride, one of which is 1: that way neighbouring threads read.
-template <class T, class From>
+template <class T, int side, class From>
 __device__ __forceinline__ void load_wide_tile(const From* from, int64_t row_stride,
                                                int64_t depth_stride, int64_t rows, int64_t depth,
-                                               WideTile<T>& to) {
+                                               WideTile<T, side>& to) {
+  constexpr int kTile = side * kWideEach;
+  static_assert(kTile * kWideStep % kThreads == 0 && kThreads % kTile == 0);
   const bool along_rows = row_stride == 1;
-#pragma unroll
-  for (int i = 0; i < kWideEach; ++i) {
-    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
-    const int row = along_rows ? at % kWideTile : at / kWideStep;
-    const int deep = along_rows ? at / kWideTile : at % kWideStep;
+  const int thread = static_cast<int>(threadIdx.x);
+  int row = along_rows ? thread % kTile : thread / kWideStep;
+  int deep = along_rows ? thread / kTile : thread % kWideStep;
+  const int row_step = along_rows ? 0 : kThreads / kWideStep;
+  const int deep_step = along_rows ? kThreads / kTile : 0;
+  const int64_t step = row_step * row_stride + deep_step * depth_stride;
+  from += row * row_stride + deep * depth_stride;
+#pragma unroll 4
+  for (int i = 0; i < kTile * kWideStep / kThreads; ++i) {
     const bool inside = row < rows && deep < depth;
-    to[deep][row / kWideEach].values[row % kWideEach] =
-        inside ? static_cast<T>(from[row * row_stride + deep * depth_stride]) : T{0};
+    to[deep][row / kWideEach].values[row % kWideEach] = inside ? static_cast<T>(*from) : T{0};
+    row += row_step;
+    deep += deep_step;
+    from += step;
   }
 }
 
-// A thread's part of a block's tile: rows from `row()` on and columns from `column()` on.
-template <class T>
+// A thread's part of a block's tile: rows from `row()` on and columns from `column()` on, with
+// `across` threads along these.
+template <class T, int across = kWideSide>
 struct WideSum {
+  static constexpr int kDown = kThreads / across;  // threads along the rows
   T values[kWideEach][kWideEach] = {};
 
   static __device__ __forceinline__ int row() {
-    return static_cast<int>(threadIdx.x) / kWideSide * kWideEach;
+    return static_cast<int>(threadIdx.x) / across * kWideEach;
   }
   static __device__ __forceinline__ int column() {
-    return static_cast<int>(threadIdx.x) % kWideSide * kWideEach;
+    return static_cast<int>(threadIdx.x) % across * kWideEach;
   }
 
-  __device__ __forceinline__ void add(const WideTile<T>& left, const WideTile<T>& right) {
+  __device__ __forceinline__ void add(const WideTile<T, kDown>& left,
+                                      const WideTile<T, across>& right) {
 #pragma unroll
     for (int deep = 0; deep < kWideStep; ++deep) {
       const WidePack<T> l = left[deep][row() / kWideEach], r = right[deep][column() / kWideEach];
@@ -72,23 +85,22 @@ struct WideSum {
 // A tile of the product of two matrices, T being what is multiplied and added up; every 128 terms
 // the sum goes on in Sum. Called by all threads of a block with pointers to the tile's own rows and
 // columns, of which `rows` and `columns` exist.
-template <class T, class Sum, class Left, class Right>
-__device__ __forceinline__ WideSum<Sum> wide_tile_product(const Left* left, int64_t left_row,
-                                                          int64_t left_deep, int64_t rows,
-                                                          const Right* right, int64_t right_column,
-                                                          int64_t right_deep, int64_t columns,
-                                                          int64_t depth) {
+template <class T, class Sum, int across = kWideSide, class Left, class Right>
+__device__ __forceinline__ WideSum<Sum, across> wide_tile_product(
+    const Left* left, int64_t left_row, int64_t left_deep, int64_t rows, const Right* right,
+    int64_t right_column, int64_t right_deep, int64_t columns, int64_t depth) {
   constexpr int64_t kFlush = 128;
-  NNMF_CUDA_SHARED(WidePack<T>, left_tile, [kWideStep][kWidePitch]);
-  NNMF_CUDA_SHARED(WidePack<T>, right_tile, [kWideStep][kWidePitch]);
-  WideSum<Sum> total;
+  constexpr int kDown = WideSum<T, across>::kDown;
+  NNMF_CUDA_SHARED(WidePack<T>, left_tile, [kWideStep][kDown + 1]);
+  NNMF_CUDA_SHARED(WidePack<T>, right_tile, [kWideStep][across + 1]);
+  WideSum<Sum, across> total;
   for (int64_t begin = 0; begin < depth; begin += kFlush) {
-    WideSum<T> sum;
+    WideSum<T, across> sum;
     for (int64_t deep = begin; deep < begin + kFlush && deep < depth; deep += kWideStep) {
-      load_wide_tile<T>(left + deep * left_deep, left_row, left_deep, rows, depth - deep,
-                        left_tile);
-      load_wide_tile<T>(right + deep * right_deep, right_column, right_deep, columns, depth - deep,
-                        right_tile);
+      load_wide_tile<T, kDown>(left + deep * left_deep, left_row, left_deep, rows, depth - deep,
+                               left_tile);
+      load_wide_tile<T, across>(right + deep * right_deep, right_column, right_deep, columns,
+                                depth - deep, right_tile);
       __syncthreads();
       sum.add(left_tile, right_tile);
       __syncthreads();  // before the next tiles overwrite these
@@ -102,20 +114,24 @@ __device__ __forceinline__ WideSum<Sum> wide_tile_product(const Left* left, int6
 }
 
 // Which tile of which problem a block works on.
+template <int side = kWideSide>
 struct WidePlace {
+  static constexpr int kRows = kThreads / side * kWideEach, kColumns = side * kWideEach;
   int64_t problem, row, column;
 
   __device__ __forceinline__ WidePlace(int64_t rows, int64_t columns) {
-    const int64_t across = (columns + kWideTile - 1) / kWideTile;
-    const int64_t down = (rows + kWideTile - 1) / kWideTile;
-    column = blockIdx.x % across * kWideTile;
-    row = blockIdx.x / across % down * kWideTile;
+    const int64_t across = (columns + kColumns - 1) / kColumns;
+    const int64_t down = (rows + kRows - 1) / kRows;
+    column = blockIdx.x % across * kColumns;
+    row = blockIdx.x / across % down * kRows;
     problem = blockIdx.x / across / down;
   }
 };
 
-inline int64_t wide_blocks(int64_t problems, int64_t rows, int64_t columns) {
-  return problems * blocks_of(rows, kWideTile) * blocks_of(columns, kWideTile);
+template <int side = kWideSide>
+int64_t wide_blocks(int64_t problems, int64_t rows, int64_t columns) {
+  using Place = WidePlace<side>;
+  return problems * blocks_of(rows, Place::kRows) * blocks_of(columns, Place::kColumns);
 }
 
 // out [problems, rows, columns] = scale * left right, where left(row, deep) lies at row * left_row
@@ -134,14 +150,14 @@ struct WideProduct {
   int64_t splits = 1;  // of the depth, if more: out is [problems, splits, rows, columns]
 };
 
-template <class T, class Left, class Right>
+template <int across, class T, class Left, class Right>
 __global__ void __launch_bounds__(kThreads, kWideResident<T>)
     wide_product_kernel(WideProduct<T, Left, Right> task) {
-  const WidePlace at(task.rows, task.columns);
+  const WidePlace<across> at(task.rows, task.columns);
   const int64_t problem = at.problem / task.splits;
   if (task.active != nullptr && !task.active[problem]) return;
   const int64_t begin = at.problem % task.splits * kWideSplit, left = task.depth - begin;
-  const WideSum<double> sum = wide_tile_product<T, double>(
+  const WideSum<double, across> sum = wide_tile_product<T, double, across>(
       task.left + problem * task.left_problem + at.row * task.left_row + begin * task.left_deep,
       task.left_row, task.left_deep, task.rows - at.row,
       task.right + problem * task.right_problem + at.column + begin * task.columns, 1, task.columns,
@@ -149,23 +165,23 @@ __global__ void __launch_bounds__(kThreads, kWideResident<T>)
   double* const out = task.out + at.problem * task.rows * task.columns;
 #pragma unroll
   for (int i = 0; i < kWideEach; ++i) {
-    const int64_t row = at.row + WideSum<double>::row() + i;
+    const int64_t row = at.row + sum.row() + i;
 #pragma unroll
     for (int j = 0; j < kWideEach; ++j) {
-      const int64_t column = at.column + WideSum<double>::column() + j;
+      const int64_t column = at.column + sum.column() + j;
       if (row < task.rows && column < task.columns)
         out[row * task.columns + column] = task.scale * sum.values[i][j];
     }
   }
 }
 
-template <class T, class Left, class Right>
+template <int across = kWideSide, class T, class Left, class Right>
 void launch_wide_product(const WideProduct<T, Left, Right>& task, int64_t problems,
                          cudaStream_t stream) {
-  const int64_t blocks = wide_blocks(problems, task.rows, task.columns);
+  const int64_t blocks = wide_blocks<across>(problems, task.rows, task.columns);
   if (blocks > 0)
-    NNMF_CUDA_LAUNCH((wide_product_kernel<T, Left, Right>), grid_of(blocks), kThreads, 0, stream,
-                     task);
+    NNMF_CUDA_LAUNCH((wide_product_kernel<across, T, Left, Right>), grid_of(blocks), kThreads, 0,
+                     stream, task);
 }
 
 inline int64_t wide_splits(int64_t depth) {
@@ -185,7 +201,10 @@ void launch_split_product(WideProduct<T, Left, Right> task, double* parts, int64
   double* const out = task.out;
   task.splits = wide_splits(task.depth);
   if (task.splits > 1) task.out = parts;
-  launch_wide_product(task, problems * task.splits, stream);
+  if (task.columns <= WidePlace<kNarrowSide>::kColumns)
+    launch_wide_product<kNarrowSide>(task, problems * task.splits, stream);
+  else
+    launch_wide_product(task, problems * task.splits, stream);
   const int columns = static_cast<int>(task.columns);
   if (task.splits > 1)
     launch_sum_parts(parts, out, problems, task.splits, {task.rows, task.rows, columns, columns, 1},

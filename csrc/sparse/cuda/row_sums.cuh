@@ -43,6 +43,9 @@ __device__ __forceinline__ void sum_non_zeros(const SparseSums<T, Index>& task, 
                                               int64_t row, int64_t begin, int64_t end,
                                               double (&total)[kSumsOfLane]) {
   constexpr int64_t kFlush = 128;  // non-zeros of a team before the sums go on in float64
+  // Non-zeros of a team under way at one time: each waits for its index, then for its row.
+  constexpr int kAhead = 4;
+  static_assert(kFlush % kAhead == 0);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, k = task.n_components;
   const int member = lane % group, teams = kWarp / group;
   T own[kSumsOfLane], sum[kSumsOfLane];
@@ -56,24 +59,35 @@ __device__ __forceinline__ void sum_non_zeros(const SparseSums<T, Index>& task, 
     const int64_t last = first + kFlush * teams < end ? first + kFlush * teams : end;
 #pragma unroll
     for (int i = 0; i < kSumsOfLane; ++i) sum[i] = 0;
-    for (int64_t base = first; base < last; base += teams) {
-      const int64_t p = base + lane / group;
-      const bool inside = p < last;
-      const T* const other = task.other + (inside ? static_cast<int64_t>(task.x.other[p]) : 0) * k;
-      T term = inside ? task.x.values[p] : T{0};
-      T values[kSumsOfLane], wh = 0;
+    for (int64_t base = first; base < last; base += kAhead * teams) {
+      const T* other[kAhead];
+      T term[kAhead], values[kAhead][kSumsOfLane], wh[kAhead] = {};
 #pragma unroll
-      for (int i = 0; i < kSumsOfLane; ++i) {
-        const int component = member + i * group;
-        values[i] = component < k ? other[component] : T{0};
-        wh += own[i] * values[i];
+      for (int a = 0; a < kAhead; ++a) {
+        const int64_t p = base + a * teams + lane / group;
+        const bool inside = p < last;
+        other[a] = task.other + (inside ? static_cast<int64_t>(task.x.other[p]) : 0) * k;
+        term[a] = inside ? task.x.values[p] : T{0};
       }
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a)
+#pragma unroll
+        for (int i = 0; i < kSumsOfLane; ++i) {
+          const int component = member + i * group;
+          values[a][i] = component < k ? other[a][component] : T{0};
+          wh[a] += own[i] * values[a][i];
+        }
       if constexpr (loss == Loss::kKullbackLeibler) {
-        for (int mask = group / 2; mask > 0; mask /= 2) wh += __shfl_xor_sync(kAllLanes, wh, mask);
-        term = quotient(term, at_least(task.floor, wh));
+        for (int mask = group / 2; mask > 0; mask /= 2)
+#pragma unroll
+          for (int a = 0; a < kAhead; ++a) wh[a] += __shfl_xor_sync(kAllLanes, wh[a], mask);
+#pragma unroll
+        for (int a = 0; a < kAhead; ++a) term[a] = quotient(term[a], at_least(task.floor, wh[a]));
       }
 #pragma unroll
-      for (int i = 0; i < kSumsOfLane; ++i) sum[i] += term * values[i];
+      for (int a = 0; a < kAhead; ++a)
+#pragma unroll
+        for (int i = 0; i < kSumsOfLane; ++i) sum[i] += term[a] * values[a][i];
     }
 #pragma unroll
     for (int i = 0; i < kSumsOfLane; ++i) total[i] += static_cast<double>(sum[i]);
