@@ -25,7 +25,7 @@ inline int setting(const char* name, int standard, std::initializer_list<int> ch
 
 // Rows (or columns) of X that a lane owns where there are 9 to 16 components, in float32 and for
 // Kullback-Leibler: 2 or 4, read once. Two leave registers for three warps a scheduler instead of
-// two, but take a twelfth more instructions.
+// two, but take 8 to 14 % more instructions.
 inline int own_rows() {
   static const int rows = setting("NNMF_CUDA_OWN_ROWS", 4, {2, 4});
   return rows;
