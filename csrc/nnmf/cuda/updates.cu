@@ -1,6 +1,7 @@
 // nnmf_mu and nnmf_hals on the device.
 #include "../ops.h"
 #include "iterations.cuh"
+#include "resident.cuh"
 #include "tensor_iterations.cuh"
 #include "wide_iterations.cuh"
 
@@ -15,10 +16,13 @@ struct UpdatesOnCuda : CudaDevice {
   void iterate(const FactorParams<T, Data>& p, const Update& update_W, const Update& update_H,
                int64_t n_iter, bool updates_H, T* W, T* H) {
     const DeviceProblem<T, Data> problem{p, size()};
-    if constexpr (loss == Loss::kKullbackLeibler && sizeof(T) == 4)
+    if constexpr (loss == Loss::kKullbackLeibler && sizeof(T) == 4) {
       if (update_W.tensor_cores && TensorIterations<Data>::serves(p.shape.n_components))
         return TensorIterations<Data>(problem, memory)
             .run(update_W, update_H, n_iter, updates_H, W, H, stream());
+      if (stays_resident(p.shape, problem.device))
+        return launch_resident(p, update_W, update_H, n_iter, updates_H, W, H, stream());
+    }
     if (p.shape.n_components > kMaxComponents)
       return WideIterations<loss, T, Data>(problem, memory)
           .run(update_W, update_H, n_iter, updates_H, W, H, stream());

@@ -17,7 +17,7 @@
 #include <cuda_pipeline.h>
 #endif
 
-#include "../../common/cuda/launch.h"
+#include "../../common/cuda/overlap.h"
 #include "../problem.h"
 
 namespace nnmf_cuda {
@@ -77,6 +77,7 @@ struct Tiling {
   using Data = Entry;
   static constexpr Loss kLoss = loss;
   static constexpr int kComponents = components;  // of a lane
+  static constexpr int kUsed = components;        // the first of them: the others are zeros
   static constexpr int kOwn = rows;               // rows (or columns) of a lane
   static constexpr bool kGrouped = grouped;       // several lanes share them
   // Bytes of a tile along the depth, for W: fewer where the other factor's values take much room.
@@ -91,6 +92,12 @@ struct Tiling {
   // Warps that a multiprocessor has registers for.
   static constexpr int kResident = grouped || components * rows > 32 ? 8 : components > 8 ? 12 : 16;
   static_assert(components % kVector == 0);
+};
+
+// The same for one component less, which is then stored but not multiplied.
+template <class Base>
+struct OneLess : Base {
+  static constexpr int kUsed = Base::kComponents - 1;
 };
 
 // Values that are loaded at once.
@@ -230,8 +237,8 @@ struct Walk {
 };
 
 template <class Tiling, Factor factor>
-__device__ __forceinline__ void start_copy(const Walk<Tiling>& walk, const Stage& stage,
-                                           int64_t deep, unsigned char* memory) {
+__device__ __forceinline__ void start_copy_of_X(const Walk<Tiling>& walk, const Stage& stage,
+                                                int64_t deep, unsigned char* memory) {
   const int64_t own_left = walk.length - walk.first, deep_left = walk.end - deep;
   constexpr int kMost = kMostAtOnce<Tiling, factor>;
   if constexpr (factor == Factor::kW)
@@ -242,25 +249,43 @@ __device__ __forceinline__ void start_copy(const Walk<Tiling>& walk, const Stage
     copy_entries<kMost>(walk.at_once, memory, stage.pitch,
                         walk.X + deep * walk.row_stride + walk.first, walk.row_stride,
                         Tiling::kDepth, stage.items, deep_left, own_left);
+}
+
+// Of the other factor's values.
+template <class Tiling>
+__device__ __forceinline__ void start_copy_of_values(const Walk<Tiling>& walk, const Stage& stage,
+                                                     int64_t deep, unsigned char* memory) {
   using T = typename Tiling::T;
   const int padded = Tiling::kComponents * walk.group;
   copy_values(reinterpret_cast<T*>(memory + stage.x_bytes), walk.other + deep * padded,
-              Tiling::kDepth * padded, deep_left * padded);
+              Tiling::kDepth * padded, (walk.end - deep) * padded);
 }
 
-// Calls body(tile of X, values of the other factor, where the tile begins) for each tile.
+// Starts to copy what a walk needs first of X: all that it can do while the kernel before is at
+// work.
+template <class Tiling, Factor factor>
+__device__ __forceinline__ void start_walk(const Walk<Tiling>& walk, unsigned char* memory) {
+  if (walk.begin < walk.end)
+    start_copy_of_X<Tiling, factor>(walk, stage_of<Tiling, factor>(walk.group), walk.begin, memory);
+}
+
+// Calls body(tile of X, values of the other factor, where the tile begins) for each tile, after
+// start_walk.
 template <class Tiling, Factor factor, class Body>
 __device__ __forceinline__ void for_each_tile(const Walk<Tiling>& walk, unsigned char* memory,
                                               const Body& body) {
   const Stage stage = stage_of<Tiling, factor>(walk.group);
   int at = 0;
-  if (walk.begin < walk.end) start_copy<Tiling, factor>(walk, stage, walk.begin, memory);
+  if (walk.begin < walk.end) start_copy_of_values(walk, stage, walk.begin, memory);
   commit_copies();
   for (int64_t deep = walk.begin; deep < walk.end; deep += walk.step) {
     unsigned char* const tile = memory + at * stage.bytes;
     at = (at + 1) % kStages;
-    if (deep + walk.step < walk.end)
-      start_copy<Tiling, factor>(walk, stage, deep + walk.step, memory + at * stage.bytes);
+    const int64_t next = deep + walk.step;
+    if (next < walk.end) {
+      start_copy_of_X<Tiling, factor>(walk, stage, next, memory + at * stage.bytes);
+      start_copy_of_values(walk, stage, next, memory + at * stage.bytes);
+    }
     commit_copies();
     wait_for_copies<1>();
     __syncwarp();
@@ -385,7 +410,7 @@ __device__ __forceinline__ typename Tiling::T product(
     const typename Tiling::T (&other)[Tiling::kComponents], int group) {
   typename Tiling::T sum = 0;
 #pragma unroll
-  for (int j = 0; j < Tiling::kComponents; ++j) sum += own[j] * other[j];
+  for (int j = 0; j < Tiling::kUsed; ++j) sum += own[j] * other[j];
   return sum_over_group<Tiling::kGrouped>(sum, group);
 }
 
