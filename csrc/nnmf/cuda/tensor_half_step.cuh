@@ -261,6 +261,7 @@ __global__ void __launch_bounds__(kTensorThreads, kTensorResident)
   const Cut& cut = step.cut;
   const TensorPlace place(cut, blockIdx.x, Tile::kIsW);
   const unsigned b = place.problem, at_tile = place.tile;
+  wait_for_kernel_before();
   if (step.active != nullptr && !step.active[b]) return;
 
   const int warp = static_cast<int>(threadIdx.y), lane = static_cast<int>(threadIdx.x);
@@ -345,8 +346,8 @@ void launch_tensor_half_step(const HalfStep<float, Data>& step, int64_t batch,
   const int64_t blocks = batch * step.cut.tiles * step.cut.splits;
   constexpr int kBytes = kTensorStages * TensorTile<factor, Data>::kBytes;
   if (blocks > 0)
-    NNMF_CUDA_LAUNCH((tensor_half_step_kernel<factor, Data>), grid_of(blocks),
-                     dim3(kWarp, kTensorWarps), kBytes, stream, step);
+    NNMF_CUDA_LAUNCH_NEXT((tensor_half_step_kernel<factor, Data>), grid_of(blocks),
+                          dim3(kWarp, kTensorWarps), kBytes, stream, step);
 }
 
 }  // namespace nnmf_cuda
