@@ -31,7 +31,7 @@ def test_every_op_is_right_and_timed(device, tmp_path):
 
 
 def test_every_op_with_a_public_name_is_looked_at():
-    """But noise and sizes, which are compared bit by bit elsewhere, training, a loop, and a start."""
+    """But noise and sizes, which are compared bit by bit elsewhere, training, and a beginning."""
     public = {name for name in show_config()["ops"] if hasattr(ops, name)}
     elsewhere = {"philox_normal", "resize_grey", "train_feature_cnn_epoch", "train_mlp_epoch"}
     elsewhere.add("prepare_components")  # what `project` begins with
