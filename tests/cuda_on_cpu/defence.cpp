@@ -84,3 +84,12 @@ CUDA_ON_CPU_CALL(defence) {
 #endif
   run<double>(call);
 }
+
+CUDA_ON_CPU_CALL(rows_of_blocks) {
+  const int64_t n = call.size("n_rows", 0);
+  const int64_t *n_rows = call.tensor<int64_t>("n_rows"),
+                *multiprocessors = call.tensor<int64_t>("multiprocessors");
+  int64_t* rows = call.result<int64_t>("rows", {n});
+  for (int64_t i = 0; i < n; ++i)
+    rows[i] = has_half_blocks(n_rows[i], {multiprocessors[i], 0}) ? kHalfRows : kBlockRows;
+}

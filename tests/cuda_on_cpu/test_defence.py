@@ -242,6 +242,52 @@ def test_where_activations_lie_does_not_change_a_bit(kernels: Path, op: str) -> 
             torch.testing.assert_close(elsewhere[name], value, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("op", "n", "features", "draws", "hidden", "cnn"),
+    [
+        (DEFEND, 14, 15, 5, (128, 128), (16, 32, 64, 2)),  # 70 rows: two whole blocks, and 6 rows
+        (DEFEND, 9, 4, 2, (17,), (3, 20, 33, 17)),
+        (PURIFY, 50, 7, 1, (40, 130), (1, 1, 1, 1)),
+        (CLASSIFY, 16, 3, 1, (), (5, 1, 4, 3)),
+    ],
+)
+def test_rows_get_the_same_bits_in_blocks_of_any_size(
+    kernels: Path,
+    op: str,
+    n: int,
+    features: int,
+    draws: int,
+    hidden: tuple[int, ...],
+    cnn: tuple[int, int, int, int],
+) -> None:
+    """Of 16 rows, where there are multiprocessors for more blocks of 32, or of 32."""
+    options = {"draws": draws, "hidden": hidden, "cnn": cnn, "steps": 2, "eta": 0.7}
+    problem = Problem(op, n, features, **options, dtype=torch.float32)
+    large, small = (problem.run(kernels, multiprocessors=m, seeds=(0,)) for m in (1, 132))
+    for name in ("out", "signs", "of_x", "of_noise"):
+        if name in large:
+            assert torch.equal(small[name], large[name]), name
+
+
+def test_blocks_have_16_rows_where_there_are_multiprocessors_for_them(kernels: Path) -> None:
+    cases = [  # rows, multiprocessors, rows of a block
+        (1, 1, 32),
+        (1, 2, 16),
+        (215, 132, 16),
+        (215 * 8, 132, 16),
+        (66 * 32, 132, 16),
+        (66 * 32 + 1, 132, 32),
+        (215 * 64, 132, 32),
+        (215 * 8, 148, 16),
+        (215 * 8, 108, 16),
+        (215 * 8, 107, 32),
+    ]
+    n_rows, multiprocessors, want = torch.tensor(cases).T.contiguous()
+    tensors = {"n_rows": n_rows, "multiprocessors": multiprocessors}
+    got = run_kernels(kernels, "rows_of_blocks", tensors, {}, seeds=(0,))
+    assert got["rows"].tolist() == want.tolist()
+
+
 @pytest.mark.parametrize("op", [PURIFY, CLASSIFY, DEFEND])
 def test_signs_are_kept_only_where_asked_for(kernels: Path, op: str) -> None:
     problem = Problem(op, 5, 6, draws=3)
@@ -287,22 +333,26 @@ def test_many_blocks_share_the_sums_of_weights(kernels: Path, op: str) -> None:
 SOURCES = tuple(
     f"{name}.cuh"
     for name in (
+        "networks/cuda/tiles",
         "networks/cuda/layers",
         "diffusion/cuda/defence",
         "diffusion/cuda/prepare",
         "diffusion/cuda/kernels",
     )
 )
-LAYERS, KERNELS = "networks/cuda/layers.cuh", "diffusion/cuda/kernels.cuh"
+TILES, LAYERS = "networks/cuda/tiles.cuh", "networks/cuda/layers.cuh"
+KERNELS = "diffusion/cuda/kernels.cuh"
 
 
 BARRIERS = without_each_barrier(*SOURCES)
 INDICES = share_a_build(
     Mutation(file, old, new)
     for file, old, new in (
-        (LAYERS, "if (exists) store_four", "if (unit <= layer.outputs) store_four"),
-        (LAYERS, "unit >= layer.outputs) return", "unit > layer.outputs) return"),
-        (LAYERS, "(n_features + 2 * width) * kBlockRows", "(n_features + width) * kBlockRows"),
+        (TILES, "if (input(both, set) < inputs)", "if (input(both, set) <= inputs)"),
+        (TILES, "c < channels; ++c", "c <= channels; ++c"),
+        (LAYERS, "if (exists) store_four", "if (unit <= outputs) store_four"),
+        (LAYERS, "unit >= outputs) return", "unit > outputs) return"),
+        (LAYERS, "return n_features + 2 * width", "return n_features + width"),
         (
             "diffusion/cuda/defence.cuh",
             "unit >= d.n_features) return",
@@ -311,7 +361,7 @@ INDICES = share_a_build(
         ("diffusion/cuda/defence.cuh", "row.exists ? d.x", "row.flat <= d.n_rows ? d.x"),
         (LAYERS, "load_four_if(pair > 0,", "load_four_if(true,"),
         (LAYERS, "2 * pair + 2 < n_features", "2 * pair + 2 <= n_features"),
-        (LAYERS, "position >= n_features ||", "position > n_features ||"),
+        (LAYERS, "position < n_features &&", "position <= n_features &&"),
         (LAYERS, "if (pair + 1 < n_pooled)", "if (pair < n_pooled)"),
         (LAYERS, "place.row + r < rows.count", "place.row + r <= rows.count"),
         ("diffusion/cuda/prepare.cuh", "if (entry >= p.n_entries)", "if (entry > p.n_entries)"),
@@ -330,9 +380,13 @@ def check_mutant(build: Builder, mutation: Mutation) -> None:
     for shared_bytes in (SHARED_BYTES, 1024):
         options = {"draws": 3, "steps": 2, "eta": 0.7, "hidden": (18, 5, 33), "cnn": (17, 5, 18, 3)}
         check(kernels, Problem(DEFEND, 23, 5, **options), shared_bytes=shared_bytes)
-        check(kernels, Problem(PURIFY, 33, 4, hidden=(20, 7), seed=3), shared_bytes=shared_bytes)
+        check(kernels, Problem(PURIFY, 33, 4, hidden=(7, 20), seed=3), shared_bytes=shared_bytes)
         check(kernels, Problem(CLASSIFY, 37, 6, cnn=(4, 17, 20, 17)), shared_bytes=shared_bytes)
     check(kernels, Problem(CLASSIFY, 101, 4), most_groups=2)
+    # Blocks sum up the draws, and have several blocks of rows.
+    check(kernels, Problem(DEFEND, 11, 4, draws=4))
+    many = Problem(PURIFY, 70, 3, draws=2, hidden=(7,))
+    check(kernels, many, shared_bytes=1024, multiprocessors=1)
 
 
 @pytest.mark.parametrize("mutations", [BARRIERS, INDICES])

@@ -1,5 +1,5 @@
-// purify, feature_cnn and defended_logits for blocks of 32 rows, forwards, and backwards from the
-// signs of the units: everything between the first load and the last store stays on chip. Then
+// purify, feature_cnn and defended_logits for blocks of 32 or 16 rows, forwards, and backwards from
+// the signs of the units: everything between the first load and the last store stays on chip. Then
 // gradients to the weights: every block computes its rows' activations again, goes backwards and
 // adds up the products of gradients and activations, 32 rows at a time in T, then in float64.
 #pragma once
@@ -10,41 +10,69 @@
 
 namespace nnmf_cuda {
 
-// The block's activations: in shared memory, or, where that is too small, in memory.
-template <bool kShared, class T>
-__device__ __forceinline__ T* memory_of_block(T* shared, T* workspace, int64_t size) {
-  return kShared ? shared : workspace + int64_t{blockIdx.x} * size;
+// The block's activations: in shared memory behind what its multiplier needs, or, where that is too
+// small, in memory.
+template <int kRows, bool kShared, class T>
+__device__ __forceinline__ T* memory_of_block(T* shared, T* workspace, int64_t units) {
+  return kShared ? shared + kMultiplierSize<T, kRows>
+                 : workspace + int64_t{blockIdx.x} * (units * kRows);
+}
+
+// to[sample] = the sum over a sample's draws of number(row, unit), over `divisor`, where they are
+// rows of this block; in the order of sum_draws_kernel.
+template <class T, int kRows, class F>
+__device__ __forceinline__ void sum_draws_of_block(const DeviceRows<kRows>& rows,
+                                                   const RowNumbers<T>& to, double divisor,
+                                                   const F& number) {
+  const int size = rows.count / to.draws * to.width;
+  for (int i = static_cast<int>(threadIdx.x); i < size; i += kDefenceThreads) {
+    const int sample = i / to.width, unit = i - sample * to.width;
+    double sum = 0;
+    for (int draw = 0; draw < to.draws; ++draw)
+      sum += static_cast<double>(number(sample * to.draws + draw, unit));
+    to.values[rows.first / to.draws * to.width + i] = static_cast<T>(sum / divisor);
+  }
 }
 
 template <class T>
 struct ForwardTask {
   DeviceDefence<T> d;
   RowNumbers<T> out;
-  uint32_t* signs;  // [n_blocks][n_words]; may be null
-  int64_t n_words, n_blocks, memory;
+  uint32_t* signs;  // [blocks of 32 rows][n_words]; may be null
+  int64_t n_words, n_blocks, units;
 };
 
-template <class T, bool kShared>
-__global__ void __launch_bounds__(kDefenceThreads, kDefenceBlocks<T>)
+template <class T, int kRows, bool kShared>
+__global__ void __launch_bounds__(kDefenceThreads, kDefenceBlocks<T, kRows, kShared>)
     defence_forward_kernel(const __grid_constant__ ForwardTask<T> task) {
   NNMF_CUDA_DYNAMIC_SHARED(T, shared);
   const DeviceDefence<T>& d = task.d;
-  const Work<T> work(memory_of_block<kShared>(shared, d.workspace, task.memory), d.n_features,
-                     d.width);
+  const Work<T, kRows> work(memory_of_block<kRows, kShared>(shared, d.workspace, task.units),
+                            d.n_features, d.width);
+  Multiplier<T, kRows> layers(d.layers, shared);
   for (int64_t block = blockIdx.x; block < task.n_blocks; block += gridDim.x) {
-    const DeviceRows rows(block, d.n_rows);
-    const LaneRow row(rows, d.n_draws);
-    uint32_t* words = task.signs == nullptr ? nullptr : task.signs + block * task.n_words;
+    const DeviceRows<kRows> rows(block, d.n_rows);
+    const LaneRow<kRows> row(rows, d.n_draws);
+    auto* const signs = reinterpret_cast<RowsWord<kRows>*>(task.signs);
+    const auto words = rows.words(signs, task.n_words);
+    layers.queue.announce(d.forward_begins());
     start_rows<T>(d, row, work.x, nullptr);
-    if (d.has_chain) chain_forward<T>(d, rows, row, work, words, nullptr);
+    if (d.has_chain) chain_forward<T>(layers, d, rows.mask, row, work, words, nullptr);
     if (d.has_cnn) {
-      uint32_t* of_cnn = words == nullptr ? nullptr : words + d.chain_words();
-      cnn_forward(d.cnn, d.n_features, rows, work.x, work.one, work.two, work.one, of_cnn);
-      store_logits(d.cnn.last, rows, work.one, task.out);
+      cnn_forward(layers, d.cnn, d.cnn.last, d.n_features, rows.mask, work.x, work.one, work.two,
+                  work.one, words.behind(d.chain_words()));
+      const bool summed = task.out.draws > 0;
+      store_logits(layers, d.cnn, rows, work.one, [&](int row, int unit) -> T& {
+        return summed ? work.two[unit * kRows + row] : task.out.at(rows.first + row, unit);
+      });
+      if (summed) {
+        __syncthreads();
+        sum_draws_of_block(rows, task.out, task.out.draws,
+                           [&](int row, int unit) { return work.two[unit * kRows + row]; });
+      }
     } else {
-      for_each_row_unit(d.n_features, [&](int j) {
-        if (row.exists)
-          task.out.at(rows, lane_of_thread(), j) = work.x[j * kBlockRows + lane_of_thread()];
+      for_each_row_unit<kRows>(d.n_features, [&](int j) {
+        if (row.exists) task.out.at(row.flat, j) = work.x[j * kRows + row.row];
       });
     }
   }
@@ -54,49 +82,62 @@ template <class T>
 struct BackwardTask {
   DeviceDefence<T> d;  // layers from outputs to inputs
   const T* grad;       // [n_samples][n_classes] with a network, else [rows][n_features]
+  int n_classes;
   const uint32_t* signs;
   RowNumbers<T> of_x;
   T* of_noise;  // like the noise; may be null
-  int64_t n_words, n_blocks, memory;
+  int64_t n_words, n_blocks, units;
 };
 
 // The gradient to the outputs: where cnn_backward or chain_backward expects it.
-template <class T>
-__device__ __forceinline__ void load_gradient(const DeviceDefence<T>& d, const LaneRow& row,
-                                              const T* grad, int n_classes, const Work<T>& work) {
-  const int lane = lane_of_thread();
+template <class T, int kRows>
+__device__ __forceinline__ void load_gradient(const DeviceDefence<T>& d, const LaneRow<kRows>& row,
+                                              const T* grad, int n_classes,
+                                              const Work<T, kRows>& work) {
   if (d.has_cnn) {
-    for_each_row_unit(n_classes, [&](int c) {
-      work.one[c * kBlockRows + lane] =
+    for_each_row_unit<kRows>(n_classes, [&](int c) {
+      work.one[c * kRows + row.row] =
           row.exists ? grad[row.sample * n_classes + c] / static_cast<T>(d.n_draws) : T{0};
     });
     __syncthreads();
   } else {  // every thread goes on with what it has loaded
-    for_each_row_unit(d.n_features, [&](int j) {
-      work.x[j * kBlockRows + lane] = row.exists ? grad[row.flat * d.n_features + j] : T{0};
+    for_each_row_unit<kRows>(d.n_features, [&](int j) {
+      work.x[j * kRows + row.row] = row.exists ? grad[row.flat * d.n_features + j] : T{0};
     });
   }
 }
 
-template <class T, bool kShared>
-__global__ void __launch_bounds__(kDefenceThreads, kDefenceBlocks<T>)
+// A second block on a multiprocessor would cost it spills.
+template <class T, int kRows, bool kShared>
+__global__ void __launch_bounds__(kDefenceThreads, 1)
     defence_backward_kernel(const __grid_constant__ BackwardTask<T> task) {
   NNMF_CUDA_DYNAMIC_SHARED(T, shared);
   const DeviceDefence<T>& d = task.d;
-  const Work<T> work(memory_of_block<kShared>(shared, d.workspace, task.memory), d.n_features,
-                     d.width);
+  const Work<T, kRows> work(memory_of_block<kRows, kShared>(shared, d.workspace, task.units),
+                            d.n_features, d.width);
+  Multiplier<T, kRows> layers(d.layers, shared);
   for (int64_t block = blockIdx.x; block < task.n_blocks; block += gridDim.x) {
-    const DeviceRows rows(block, d.n_rows);
-    const LaneRow row(rows, d.n_draws);
-    const uint32_t* words = task.signs + block * task.n_words;
-    load_gradient(d, row, task.grad, d.cnn.last.inputs, work);
-    if (d.has_cnn) cnn_backward(d.cnn, d.n_features, words + d.chain_words(), work, NoWeights{});
-    if (d.has_chain) chain_backward(d, row, words, work, task.of_noise, NoWeights{});
+    const DeviceRows<kRows> rows(block, d.n_rows);
+    const LaneRow<kRows> row(rows, d.n_draws);
+    auto* const signs = reinterpret_cast<const RowsWord<kRows>*>(task.signs);
+    const auto words = rows.words(signs, task.n_words);
+    layers.queue.announce(d.backward_begins());
+    load_gradient(d, row, task.grad, task.n_classes, work);
+    if (d.has_cnn)
+      cnn_backward(layers, d.cnn, d.chain_backward_begins(), d.n_features,
+                   words.behind(d.chain_words()), work, NoWeights{});
+    if (d.has_chain) chain_backward(layers, d, row, words, work, task.of_noise, NoWeights{});
     const T keep = d.has_chain ? d.chain.steps[0].keep : T{1};
-    for_each_row_unit(d.n_features, [&](int j) {
-      const T grad = work.x[j * kBlockRows + lane_of_thread()];
+    const bool summed = task.of_x.draws > 0;
+    if (summed) {
+      sum_draws_of_block(rows, task.of_x, 1.0,
+                         [&](int row, int unit) { return keep * work.x[unit * kRows + row]; });
+      __syncthreads();  // before the next rows' gradients take their place
+    }
+    for_each_row_unit<kRows>(d.n_features, [&](int j) {
+      const T grad = work.x[j * kRows + row.row];
       if (!row.exists) return;
-      task.of_x.at(rows, lane_of_thread(), j) = keep * grad;
+      if (!summed) task.of_x.at(row.flat, j) = keep * grad;
       if (task.of_noise != nullptr)
         task.of_noise[row.flat * d.n_features + j] = d.chain.steps[0].spread * grad;
     });
@@ -125,7 +166,7 @@ struct WeightsTask {
   DeviceDefence<T> d, back;  // `back`: layers from outputs to inputs
   const T* grad;
   const uint32_t* signs;
-  int64_t n_words, n_blocks, memory;
+  int64_t n_words, n_blocks, units;
   double* sums;  // [groups][n_weights]
   int64_t n_weights;
   int64_t chain_at[kMostLayers], cnn_at[4];  // where a layer's weights are, its bias behind them
@@ -142,7 +183,7 @@ struct Kept {
     first = hidden + (d.has_chain ? d.chain.words_per_step : 0) * kBlockRows;
     pooled = first + (d.has_cnn ? d.n_features * d.cnn.first_channels : 0) * kBlockRows;
     last = pooled + (d.has_cnn ? d.cnn.n_pooled * d.cnn.second_channels : 0) * kBlockRows;
-    work = last + (d.has_cnn ? d.cnn.hidden.outputs : 0) * kBlockRows;
+    work = last + (d.has_cnn ? d.layers[d.cnn.hidden].outputs : 0) * kBlockRows;
   }
 };
 
@@ -207,9 +248,12 @@ __device__ __forceinline__ void add_rows(int outputs, int terms, const Grad& gra
 // What the backward pass calls for a block.
 template <class T>
 struct BlockWeights {
+  static constexpr bool kComputesLayers = true;
+
   const WeightsTask<T>& task;
-  const DeviceRows& rows;
-  const uint32_t* words;
+  Multiplier<T, kBlockRows>& layers;  // forwards
+  unsigned rows;
+  SignWords<const uint32_t> words;
   const Kept<T>& kept;
   double* sums;
   mutable int step = 0;
@@ -238,9 +282,10 @@ struct BlockWeights {
     const T* in = kept.x + step * task.d.n_features * kBlockRows;
     T* out = kept.hidden;
     for (int l = 0; l + 1 < chain.n_layers; ++l) {
-      const DeviceDense<T>& layer = chain.layers[l];
+      const DeviceDense<T>& layer = layers[l];
+      const int next = l + 2 < chain.n_layers ? l + 1 : kNoLayer;
       const T* bias = l == 0 ? chain.biases + step * layer.outputs : layer.bias;
-      dense_forward<T>(layer, bias, true, in, out, nullptr, rows.mask);
+      dense_forward<T>(layers, l, next, bias, true, in, out, SignWords<uint32_t>{nullptr}, rows);
       __syncthreads();
       in = out;
       out += layer.outputs * kBlockRows;
@@ -254,7 +299,7 @@ struct BlockWeights {
       const T* x_t = kept.x + step * n_features * kBlockRows;
       const T* embedding = chain.embeddings + step * chain.embedding_dim;
       add_dense(
-          chain.layers[0], n_features + chain.embedding_dim, grad,
+          layers[0], n_features + chain.embedding_dim, grad,
           [&](int i, int row) {
             if (i < n_features) return load_four(x_t + i * kBlockRows + row);
             const T e = embedding[i - n_features];
@@ -264,10 +309,9 @@ struct BlockWeights {
       return;
     }
     const T* given = kept.hidden;
-    for (int before = 0; before + 1 < l; ++before)
-      given += chain.layers[before].outputs * kBlockRows;
+    for (int before = 0; before + 1 < l; ++before) given += layers[before].outputs * kBlockRows;
     add_dense(
-        chain.layers[l], chain.layers[l].inputs, grad,
+        layers[l], layers[l].inputs, grad,
         [&](int i, int row) { return load_four(given + i * kBlockRows + row); }, task.chain_at[l]);
   }
 
@@ -278,8 +322,8 @@ struct BlockWeights {
       of_second(grad);
     else
       add_dense(
-          l == 2 ? task.d.cnn.hidden : task.d.cnn.last,
-          l == 2 ? task.d.cnn.hidden.inputs : task.d.cnn.last.inputs, grad,
+          layers[l == 2 ? task.d.cnn.hidden : task.d.cnn.last],
+          layers[l == 2 ? task.d.cnn.hidden : task.d.cnn.last].inputs, grad,
           [&](int i, int row) {
             return load_four((l == 2 ? kept.pooled : kept.last) + i * kBlockRows + row);
           },
@@ -304,12 +348,12 @@ struct BlockWeights {
   __device__ __forceinline__ void of_second(const T* grad) const {
     const DeviceCnn<T>& cnn = task.d.cnn;
     const int n_features = task.d.n_features, channels = cnn.first_channels;
-    const uint32_t* pairs = words + task.d.chain_words() + cnn.pairs_at;
+    const auto pairs = words.behind(task.d.chain_words() + cnn.pairs_at);
     add_layer(
         cnn.second_channels, channels * 3, 2 * cnn.n_pooled,
         [&](int position, int o, int row) {
-          return load_position(pairs, grad, o * cnn.n_pooled + position / 2, position % 2 == 1,
-                               row);
+          return load_position<kBlockRows>(pairs, grad, o * cnn.n_pooled + position / 2,
+                                           position % 2 == 1, row);
         },
         [&](int position, int i, int row) {
           const int from = position + i % 3 - 1;
@@ -327,25 +371,29 @@ __global__ void __launch_bounds__(kDefenceThreads, 1)
     defence_weights_kernel(const __grid_constant__ WeightsTask<T> task) {
   NNMF_CUDA_DYNAMIC_SHARED(T, shared);
   const DeviceDefence<T>& d = task.d;
-  const Kept<T> kept(memory_of_block<kShared>(shared, d.workspace, task.memory), d);
-  const Work<T> work(kept.work, d.n_features, d.width);
+  const Kept<T> kept(memory_of_block<kBlockRows, kShared>(shared, d.workspace, task.units), d);
+  const Work<T, kBlockRows> work(kept.work, d.n_features, d.width);
+  Multiplier<T, kBlockRows> layers(d.layers, shared), back(task.back.layers, shared);
   double* sums = task.sums + int64_t{blockIdx.x} * task.n_weights;
   for (int64_t i = threadIdx.x; i < task.n_weights; i += kDefenceThreads) sums[i] = 0;
   for (int64_t block = blockIdx.x; block < task.n_blocks; block += gridDim.x) {
-    const DeviceRows rows(block, d.n_rows);
-    const LaneRow row(rows, d.n_draws);
-    const uint32_t* words = task.signs + block * task.n_words;
-    const BlockWeights<T> weights{task, rows, words, kept, sums};
+    const DeviceRows<kBlockRows> rows(block, d.n_rows);
+    const LaneRow<kBlockRows> row(rows, d.n_draws);
+    const auto words = rows.words(task.signs, task.n_words);
+    const BlockWeights<T> weights{task, layers, rows.mask, words, kept, sums};
+    const SignWords<uint32_t> unwanted{nullptr};
     start_rows(d, row, work.x, kept.x);
-    if (d.has_chain) chain_forward<T>(d, rows, row, work, nullptr, kept.x);
+    if (d.has_chain) chain_forward<T>(layers, d, rows.mask, row, work, unwanted, kept.x);
     if (d.has_cnn) {
       const T* x = kept.x + (d.has_chain ? d.chain.n_steps : 0) * d.n_features * kBlockRows;
-      cnn_forward<T>(d.cnn, d.n_features, rows, x, kept.first, kept.pooled, kept.last, nullptr);
+      cnn_forward<T>(layers, d.cnn, kNoLayer, d.n_features, rows.mask, x, kept.first, kept.pooled,
+                     kept.last, unwanted);
     }
-    load_gradient(d, row, task.grad, d.cnn.last.outputs, work);
+    load_gradient(d, row, task.grad, d.has_cnn ? layers[d.cnn.last].outputs : 0, work);
     if (d.has_cnn)
-      cnn_backward(task.back.cnn, d.n_features, words + d.chain_words(), work, weights);
-    if (d.has_chain) chain_backward<T>(task.back, row, words, work, nullptr, weights);
+      cnn_backward(back, task.back.cnn, kNoLayer, d.n_features, words.behind(d.chain_words()), work,
+                   weights);
+    if (d.has_chain) chain_backward<T>(back, task.back, row, words, work, nullptr, weights);
   }
 }
 

@@ -10,23 +10,56 @@
 
 namespace nnmf_cuda {
 
-// Calls f(Shared<>, blocks, bytes): with the activations in shared memory and as many blocks as
-// there can be, or with a few blocks, for whose activations task.d.workspace is allocated.
-template <bool shared>
-struct Shared {
-  static constexpr bool value = shared;
+// How a kernel is compiled: for blocks of as many rows, their activations in shared memory or not.
+template <int rows, bool shared>
+struct Placed {
+  static constexpr int kRows = rows;
+  static constexpr bool kShared = shared;
 };
 
-template <class T, class Task, class Memory, class F>
-void place_activations(Task& task, int64_t most_blocks, const DeviceSize& size, Memory& memory,
-                       const F& f) {
-  constexpr int64_t kReserved = 1024;  // of a multiprocessor's shared memory, for each block
-  const int64_t bytes = task.memory * static_cast<int64_t>(sizeof(T));
-  if (bytes <= size.shared_bytes - kReserved) return f(Shared<true>{}, most_blocks, bytes);
-  const int64_t blocks = std::min(most_blocks, 2 * size.multiprocessors);
-  task.d.workspace = memory.template get<T>(blocks * task.memory);
-  f(Shared<false>{}, blocks, int64_t{0});
+// Bytes of shared memory that a block of kRows rows asks for.
+template <class T, int kRows>
+int64_t shared_bytes_of(int64_t units) {
+  return (kMultiplierSize<T, kRows> + units * kRows) * static_cast<int64_t>(sizeof(T));
 }
+
+inline bool fits(int64_t bytes, const DeviceSize& size) {
+  constexpr int64_t kReserved = 1024;  // of a multiprocessor's shared memory, for each block
+  return bytes <= size.shared_bytes - kReserved;
+}
+
+constexpr int kHalfRows = kBlockRows / 2;
+
+// Whether blocks have 16 rows: where there is a multiprocessor for each of them, and half of them
+// would have nothing to do if blocks had 32. What a row gets is the same either way.
+inline bool has_half_blocks(int64_t n_rows, const DeviceSize& size) {
+  return 2 * n_blocks(n_rows) <= size.multiprocessors;
+}
+
+// Calls f(Placed<>, blocks, bytes) after setting how many blocks of rows there are: with the
+// activations in shared memory and a block of threads for each, or with a few, for whose
+// activations task.d.workspace is allocated.
+template <class T, bool kMayHalve, class Task, class Memory, class F>
+void place_activations(Task& task, int64_t n_rows, int64_t most_blocks, const DeviceSize& size,
+                       Memory& memory, const F& f) {
+  task.n_blocks = n_blocks(n_rows);
+  if constexpr (kMayHalve) {
+    const int64_t bytes = shared_bytes_of<T, kHalfRows>(task.units);
+    if (has_half_blocks(n_rows, size) && fits(bytes, size)) {
+      task.n_blocks *= 2;
+      return f(Placed<kHalfRows, true>{}, task.n_blocks, bytes);
+    }
+  }
+  const int64_t bytes = shared_bytes_of<T, kBlockRows>(task.units);
+  if (fits(bytes, size)) return f(Placed<kBlockRows, true>{}, most_blocks, bytes);
+  const int64_t blocks = std::min(most_blocks, 2 * size.multiprocessors);
+  task.d.workspace = memory.template get<T>(blocks * task.units * kBlockRows);
+  f(Placed<kBlockRows, false>{}, blocks, shared_bytes_of<T, kBlockRows>(0));
+}
+
+// Whether kernels for blocks of 16 rows are compiled.
+template <class T>
+constexpr bool kHasHalfBlocks = sizeof(T) == 4;
 
 template <class T>
 void launch_sum_draws(const RowNumbers<T>& rows, T* to, const DefenceParams<T>& in, double divisor,
@@ -38,12 +71,15 @@ void launch_sum_draws(const RowNumbers<T>& rows, T* to, const DefenceParams<T>& 
                    rows.width, divisor);
 }
 
-// Where rows go whose sums over draws go to `to`: there, if there is one draw.
+// Where rows go whose sums over draws go to `to`: there, if there is one draw, or if blocks of any
+// size sum them.
 template <class T, class Memory>
 RowNumbers<T> rows_of_samples(const DefenceParams<T>& in, int64_t width, T* to, Memory& memory) {
-  if (in.n_draws == 1) return {to, static_cast<int>(width), false};
+  if (in.n_draws == 1) return {to, static_cast<int>(width), false, 0};
+  if (kHalfRows % in.n_draws == 0)
+    return {to, static_cast<int>(width), false, static_cast<int>(in.n_draws)};
   return {memory.template get<T>(n_blocks(in.n_rows()) * width * kBlockRows),
-          static_cast<int>(width), true};
+          static_cast<int>(width), true, 0};
 }
 
 // out: logits [n_samples][n_classes], without a network predictions [rows][n_features]; signs
@@ -54,19 +90,18 @@ void launch_defence_forward(const DefenceParams<T>& in, T* out, uint32_t* signs,
   const bool mean = !in.classifier.empty();
   ForwardTask<T> task{};
   task.out = mean ? rows_of_samples(in, in.n_outputs(), out, memory)
-                  : RowNumbers<T>{out, static_cast<int>(in.n_features), false};
+                  : RowNumbers<T>{out, static_cast<int>(in.n_features), false, 0};
   if (in.n_rows() > 0) {
     task.d = DefencePreparation<T, Memory>(in, Direction::kForward, memory).launch(stream);
     task.signs = signs;
     task.n_words = in.n_words();
-    task.n_blocks = n_blocks(in.n_rows());
-    task.memory = Work<T>::size(in.n_features, in.width());
-    place_activations<T>(task, task.n_blocks, size, memory,
-                         [&]<bool shared>(Shared<shared>, int64_t blocks, int64_t bytes) {
-                           NNMF_CUDA_LAUNCH((defence_forward_kernel<T, shared>), grid_of(blocks),
-                                            kDefenceThreads, static_cast<size_t>(bytes), stream,
-                                            task);
-                         });
+    task.units = work_units(in.n_features, in.width());
+    place_activations<T, kHasHalfBlocks<T>>(
+        task, in.n_rows(), n_blocks(in.n_rows()), size, memory,
+        [&]<int rows, bool shared>(Placed<rows, shared>, int64_t blocks, int64_t bytes) {
+          NNMF_CUDA_LAUNCH((defence_forward_kernel<T, rows, shared>), grid_of(blocks),
+                           kDefenceThreads, static_cast<size_t>(bytes), stream, task);
+        });
   }
   if (mean && task.out.by_block)
     launch_sum_draws(task.out, out, in, static_cast<double>(in.n_draws), stream);
@@ -82,17 +117,17 @@ void launch_defence_backward(const DefenceParams<T>& in, const T* grad, const ui
   if (in.n_rows() > 0) {
     task.d = DefencePreparation<T, Memory>(in, Direction::kBackward, memory).launch(stream);
     task.grad = grad;
+    task.n_classes = in.classifier.empty() ? 0 : static_cast<int>(in.n_outputs());
     task.signs = signs;
     task.of_noise = of_noise;
     task.n_words = in.n_words();
-    task.n_blocks = n_blocks(in.n_rows());
-    task.memory = Work<T>::size(in.n_features, in.width());
-    place_activations<T>(task, task.n_blocks, size, memory,
-                         [&]<bool shared>(Shared<shared>, int64_t blocks, int64_t bytes) {
-                           NNMF_CUDA_LAUNCH((defence_backward_kernel<T, shared>), grid_of(blocks),
-                                            kDefenceThreads, static_cast<size_t>(bytes), stream,
-                                            task);
-                         });
+    task.units = work_units(in.n_features, in.width());
+    place_activations<T, kHasHalfBlocks<T>>(
+        task, in.n_rows(), n_blocks(in.n_rows()), size, memory,
+        [&]<int rows, bool shared>(Placed<rows, shared>, int64_t blocks, int64_t bytes) {
+          NNMF_CUDA_LAUNCH((defence_backward_kernel<T, rows, shared>), grid_of(blocks),
+                           kDefenceThreads, static_cast<size_t>(bytes), stream, task);
+        });
   }
   if (task.of_x.by_block) launch_sum_draws(task.of_x, of_x, in, 1.0, stream);
 }
@@ -141,11 +176,12 @@ void launch_defence_weights(const DefenceParams<T>& in, const T* grad, const uin
       const CnnShape s = in.cnn();
       units += s.n_features * s.first + s.second * s.n_pooled() + s.hidden;
     }
-    task.memory = units * kBlockRows + Work<T>::size(in.n_features, in.width());
+    task.units = units + work_units(in.n_features, in.width());
     // The number of groups decides how sums are rounded: it is the same wherever activations are.
     const DeviceSize any{groups, size.shared_bytes};
-    place_activations<T>(
-        task, groups, any, memory, [&]<bool shared>(Shared<shared>, int64_t blocks, int64_t bytes) {
+    place_activations<T, false>(
+        task, in.n_rows(), groups, any, memory,
+        [&]<int rows, bool shared>(Placed<rows, shared>, int64_t blocks, int64_t bytes) {
           NNMF_CUDA_LAUNCH((defence_weights_kernel<T, shared>), grid_of(blocks), kDefenceThreads,
                            static_cast<size_t>(bytes), stream, task);
         });

@@ -26,6 +26,7 @@ struct PackTask {
   }
 };
 
+// Of a chain's steps: coefficients, and, where there are outputs, embeddings and biases.
 template <class T>
 struct ChainTask {
   const int64_t* timesteps;
@@ -57,17 +58,36 @@ __device__ inline ChainStep<T> step_of(const ChainTask<T>& task, int step, int n
   return chain_step<T>(kept(step), step + 1 < n_steps ? kept(step + 1) : 1.0, task.eta);
 }
 
+// Biases with what the embedding adds: some lanes share an output, so that they read side by side.
+template <class T>
+__device__ inline void fold_embeddings(const ChainTask<T>& task, const T* embedding, T* biases) {
+  constexpr int kShare = 8;
+  const int64_t dim = task.embedding_dim, together = blockDim.x / kShare;
+  const int lane = static_cast<int>(threadIdx.x) % kShare;
+  for (int64_t first = 0; first < task.outputs; first += together) {
+    const int64_t o = first + threadIdx.x / kShare;
+    const bool exists = o < task.outputs;
+    const T* weight = task.weight + o * (task.n_features + dim) + task.n_features;
+    double sum = 0;
+    if (exists) {
+#pragma unroll 4
+      for (int64_t i = lane; i < dim; i += kShare)
+        sum += static_cast<double>(weight[i]) * static_cast<double>(embedding[i]);
+    }
+#pragma unroll
+    for (int step = kShare / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    if (exists && lane == 0) biases[o] = static_cast<T>(static_cast<double>(task.bias[o]) + sum);
+  }
+}
+
 template <class T>
 __device__ inline void prepare_step(const ChainTask<T>& task, int step, int n_steps) {
   if (threadIdx.x == 0) task.steps[step] = step_of(task, step, n_steps);
-  const int64_t dim = task.embedding_dim;
-  T* embedding = task.embeddings + step * dim;
-  embed(task.timesteps[step], dim, threadIdx.x, blockDim.x, embedding);
+  if (task.outputs == 0) return;
+  T* embedding = task.embeddings + step * task.embedding_dim;
+  embed(task.timesteps[step], task.embedding_dim, threadIdx.x, blockDim.x, embedding);
   __syncthreads();
-  for (int64_t o = threadIdx.x; o < task.outputs; o += blockDim.x) {
-    const T* weight = task.weight + o * (task.n_features + dim) + task.n_features;
-    task.biases[step * task.outputs + o] = fold_embedding(task.bias[o], weight, embedding, dim);
-  }
+  fold_embeddings(task, embedding, task.biases + step * task.outputs);
 }
 
 template <class T>
@@ -77,11 +97,14 @@ __device__ inline void pack_entry(const Preparation<T>& p, int64_t entry) {
   while (at + 1 < p.n_packs && entry >= p.packs[at + 1].first) ++at;
   const PackTask<T>& task = p.packs[at];
   entry -= task.first;
-  const int64_t row = entry / kTileUnits, tile = row / task.inputs, i = row % task.inputs;
-  const int64_t o = tile * kTileUnits + entry % kTileUnits;
+  // Divided in 32 bits: sizes of a layer are ints, and a tile's row is one of 2^32.
+  const auto row = static_cast<uint32_t>(entry / kTileUnits);
+  const auto inputs = static_cast<uint32_t>(task.inputs), inner = static_cast<uint32_t>(task.inner);
+  const uint32_t tile = row / inputs, i = row - tile * inputs, outer = i / inner;
+  const int64_t o = int64_t{tile} * kTileUnits + entry % kTileUnits;
   const bool exists = o < task.outputs;
-  task.to[entry] = exists ? task.from[o * task.of_output + i / task.inner * task.of_outer +
-                                      i % task.inner * task.of_inner]
+  task.to[entry] = exists ? task.from[o * task.of_output + outer * task.of_outer +
+                                      (i - outer * inner) * task.of_inner]
                           : T{0};
 }
 
@@ -136,13 +159,18 @@ class DefencePreparation {
     else
       add_pack({layer.weight, nullptr, 0, inputs, layer.outputs, 1, 1, layer.inputs, 0}, to);
     to.bias = layer.bias;
+    to.cut_inputs();
   }
 
   // Backwards its outputs are channels before it, its inputs [channels][3].
   void add_convolution(const LayerParams<T>& layer, DeviceDense<T>& to) {
-    if (forward_) return add_layer(layer, layer.inputs, to);
-    const int64_t before = layer.inputs / 3;
-    add_pack({layer.weight, nullptr, 0, before, layer.outputs * 3, 3, 3, layer.inputs, 1}, to);
+    if (forward_) {
+      add_layer(layer, layer.inputs, to);
+    } else {
+      const int64_t before = layer.inputs / 3;
+      add_pack({layer.weight, nullptr, 0, before, layer.outputs * 3, 3, 3, layer.inputs, 1}, to);
+    }
+    to.cut_pairs(forward_ ? in_.n_features / 2 : (in_.n_features + 1) / 2);
   }
 
   void add_pack(PackTask<T> task, DeviceDense<T>& to) {
@@ -157,7 +185,7 @@ class DefencePreparation {
   void add_chain() {
     DeviceChain<T>& chain = d_.chain;
     const LayerParams<T>& first = in_.denoiser[0];
-    const int64_t dim = first.inputs - in_.n_features;
+    const int64_t dim = first.inputs - in_.n_features, outputs = forward_ ? first.outputs : 0;
     chain.noise = in_.noise;
     chain.seed = static_cast<uint64_t>(in_.seed);
     chain.n_steps = preparation_.n_steps = static_cast<int>(in_.n_steps);
@@ -167,13 +195,24 @@ class DefencePreparation {
     chain.embedding_dim = static_cast<int>(dim);
     constexpr int64_t kNumbers = sizeof(ChainStep<T>) / sizeof(T);
     chain.steps = reinterpret_cast<ChainStep<T>*>(memory_.template get<T>(in_.n_steps * kNumbers));
-    chain.embeddings = memory_.template get<T>(in_.n_steps * dim);
-    chain.biases = memory_.template get<T>(in_.n_steps * first.outputs);
-    preparation_.chain = {in_.timesteps, in_.alphas_cumprod, in_.n_alphas,     in_.n_features,
-                          dim,           first.outputs,      in_.eta,          first.weight,
-                          first.bias,    chain.steps,        chain.embeddings, chain.biases};
+    if (forward_) {
+      chain.embeddings = memory_.template get<T>(in_.n_steps * dim);
+      chain.biases = memory_.template get<T>(in_.n_steps * outputs);
+    }
+    preparation_.chain = {in_.timesteps,
+                          in_.alphas_cumprod,
+                          in_.n_alphas,
+                          in_.n_features,
+                          dim,
+                          outputs,
+                          in_.eta,
+                          first.weight,
+                          first.bias,
+                          chain.steps,
+                          chain.embeddings,
+                          chain.biases};
     for (std::size_t l = 0; l < in_.denoiser.size(); ++l)
-      add_layer(in_.denoiser[l], l == 0 ? in_.n_features : in_.denoiser[l].inputs, chain.layers[l]);
+      add_layer(in_.denoiser[l], l == 0 ? in_.n_features : in_.denoiser[l].inputs, d_.layers[l]);
   }
 
   void add_cnn() {
@@ -187,10 +226,13 @@ class DefencePreparation {
     cnn.hidden_at = static_cast<int>(s.hidden_at());
     cnn.first_weight = in_.classifier[0].weight;
     cnn.first_bias = in_.classifier[0].bias;
-    add_convolution(in_.classifier[1], cnn.second);
-    add_layer(in_.classifier[2], in_.classifier[2].inputs, cnn.hidden);
-    add_layer(in_.classifier[3], in_.classifier[3].inputs, cnn.last);
-    cnn.second.bias = in_.classifier[1].bias;
+    cnn.second = static_cast<int>(in_.denoiser.size());
+    cnn.hidden = cnn.second + 1;
+    cnn.last = cnn.hidden + 1;
+    add_convolution(in_.classifier[1], d_.layers[cnn.second]);
+    add_layer(in_.classifier[2], in_.classifier[2].inputs, d_.layers[cnn.hidden]);
+    add_layer(in_.classifier[3], in_.classifier[3].inputs, d_.layers[cnn.last]);
+    d_.layers[cnn.second].bias = in_.classifier[1].bias;
   }
 
   void allocate() {
