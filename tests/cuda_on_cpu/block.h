@@ -34,6 +34,16 @@ extern const int mutation;
 void launch_blocks(const char* name, dim3 grid, dim3 block, size_t shared_bytes,
                    void (*body)(const void*), const void* arguments);
 
+// The same for a kernel whose blocks may start before the one launched before has run, as
+// NNMF_CUDA_LAUNCH_NEXT lets them: each thread then waits for it by `wait_for_kernel_before`, and
+// what it does earlier must not depend on it. Such a kernel is run late, so that the next one can
+// start early: when another is launched, or when the call ends. `destroy` frees the arguments.
+void launch_next_blocks(const char* name, dim3 grid, dim3 block, size_t shared_bytes,
+                        void (*body)(const void*), const void* arguments,
+                        void (*destroy)(const void*));
+void wait_for_kernel_before();
+void finish_launches();
+
 void block_barrier();
 void warp_barrier(unsigned mask);
 

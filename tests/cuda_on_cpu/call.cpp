@@ -183,6 +183,7 @@ void solve() {
   if (found == functions().end()) throw std::runtime_error("no call is named " + name);
   Call call(problem);
   found->second(call);
+  finish_launches();
   write_integer(static_cast<int64_t>(problem.results.size()));
   for (const auto& [key, tensor] : problem.results) write_tensor(key, tensor);
 }

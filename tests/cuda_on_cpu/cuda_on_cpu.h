@@ -1,9 +1,10 @@
 // Stands in for CUDA, so that kernels can be compiled and run as host code on a machine without
 // one: CUDA's names for what block.h declares.
 //
-// Blocks run one after another, so a kernel whose blocks wait for each other cannot run here. What
-// is not here is not supported on purpose: __activemask tells nothing on which a kernel may rely,
-// atomics on floats have no fixed order. Arithmetic is the host's.
+// Blocks run one after another, so a kernel whose blocks wait for each other cannot run here; of
+// two kernels that overlap, one runs while the first block of the other waits. What is not here is
+// not supported on purpose: __activemask tells nothing on which a kernel may rely, atomics on
+// floats have no fixed order. Arithmetic is the host's.
 #pragma once
 
 #include <bit>
@@ -147,10 +148,24 @@ void launch(const char* name, Kernel kernel, dim3 grid, dim3 block, size_t share
       [](const void* call) { (*static_cast<decltype(&body)>(call))(); }, &body);
 }
 
+template <class Kernel, class... Args>
+void launch_next(const char* name, Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes,
+                 cudaStream_t /*stream*/, const Args&... args) {
+  const auto* const body = new auto([kernel, args...] { kernel(args...); });
+  using Body = decltype(body);
+  launch_next_blocks(
+      name, grid, block, shared_bytes, [](const void* call) { (*static_cast<Body>(call))(); }, body,
+      [](const void* call) { delete static_cast<Body>(call); });
+}
+
 }  // namespace cuda_on_cpu
 
 #define NNMF_CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   cuda_on_cpu::launch(#kernel, kernel, grid, block, shared_bytes, stream __VA_OPT__(, ) __VA_ARGS__)
+
+#define NNMF_CUDA_LAUNCH_NEXT(kernel, grid, block, shared_bytes, stream, ...) \
+  cuda_on_cpu::launch_next(#kernel, kernel, grid, block, shared_bytes,        \
+                           stream __VA_OPT__(, ) __VA_ARGS__)
 
 #define NNMF_CUDA_DYNAMIC_SHARED(T, name) \
   T* const name = reinterpret_cast<T*>(cuda_on_cpu::dynamic_shared)

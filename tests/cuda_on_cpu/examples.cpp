@@ -110,3 +110,29 @@ CUDA_ON_CPU_CALL(histogram) {
                    call.tensor<int>("counts"), call.size("x", 0));
   call.give("counts");
 }
+
+// Kernels that overlap: of what they read before they wait, the one before has written nothing.
+__global__ void add_kernel(const float* x, const float* c, float* y, int64_t n) {
+  const int64_t i = blockIdx.x * 32 + threadIdx.x;
+  const float own = i < n ? c[i] : 0;
+  wait_for_kernel_before();  // y is no longer read
+  if (i < n) y[i] = x[i] + own;
+}
+
+__global__ void reverse_kernel(const float* from, float* to, int64_t n) {
+  const int64_t i = blockIdx.x * 32 + threadIdx.x;
+  wait_for_kernel_before();  // from is there
+  const float value = i < n ? from[n - 1 - i] : 0;
+  if (i < n) to[i] = value;
+}
+
+CUDA_ON_CPU_CALL(overlap) {
+  const int64_t n = call.size("x", 0);
+  const float *x = call.tensor<float>("x"), *c = call.tensor<float>("c");
+  float *y = call.scratch<float>(n), *z = call.result<float>("z", {n});
+  for (int turn = 0; turn < 2; ++turn) {
+    NNMF_CUDA_LAUNCH_NEXT(add_kernel, grid_of((n + 31) / 32), 32, 0, nullptr, turn == 0 ? x : z, c,
+                          y, n);
+    NNMF_CUDA_LAUNCH_NEXT(reverse_kernel, grid_of((n + 31) / 32), 32, 0, nullptr, y, z, n);
+  }
+}

@@ -26,7 +26,9 @@ CHECKS = f"address,{UNDEFINED}"
 FLAGS = ("-std=c++20", "-O1", "-g1")
 MACHINE = ("block", "shared_memory", "call")  # what runs the kernels
 SEEDS = (0, 1, 2)  # of the order in which threads run
-BARRIER = re.compile(r"(?:__syncthreads|__syncwarp|wait_for_copies<[^>]*>)\([^;]*\);")
+BARRIER = re.compile(
+    r"(?:__syncthreads|__syncwarp|wait_for_copies<[^>]*>|wait_for_kernel_before)\([^;]*\);"
+)
 DTYPES = (torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64)  # as in call.h
 
 

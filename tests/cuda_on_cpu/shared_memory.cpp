@@ -60,6 +60,16 @@ void set_dynamic_shared(size_t size) {
   std::memset(dynamic_shared, kPoison, size);
 }
 
+DynamicShared put_dynamic_shared_aside() {
+  return {std::exchange(dynamic_shared, nullptr), std::exchange(dynamic_size, 0)};
+}
+
+void take_dynamic_shared_up(const DynamicShared& shared) {
+  std::free(dynamic_shared);
+  dynamic_shared = shared.memory;
+  dynamic_size = shared.size;
+}
+
 void* array_of_this_block(SharedArray& array, size_t size) {
   if (array.memory == nullptr) {
     array.memory = allocate_poisoned(size);

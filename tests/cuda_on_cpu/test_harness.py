@@ -66,11 +66,18 @@ def check_histogram(executable: Path) -> None:
     assert torch.equal(got["counts"], counts + torch.bincount(x, minlength=16))
 
 
+def check_overlap(executable: Path) -> None:
+    x, c = draw(2, 100)
+    got = run_kernels(executable, "overlap", {"x": x.clone(), "c": c.clone()}, {}, seeds=range(8))
+    torch.testing.assert_close(got["z"], x + c + c.flip(0))
+
+
 CHECKS = {
     "sum_rows": check_sum_rows,
     "transpose": check_transpose,
     "sum_steps": check_sum_steps,
     "histogram": check_histogram,
+    "overlap": check_overlap,
 }
 
 
@@ -82,6 +89,11 @@ def test_examples_are_right(build: Builder, name: str) -> None:
 LATE_WAIT = "if (column + kSide >= f) wait_for_copies<0>();"
 INDEX = "AddressSanitizer|out of bounds"
 VALUES = "differs between the orders|not close|torch.equal"
+WAIT, READ = (
+    "wait_for_kernel_before();  // from is there",
+    "const float value = i < n ? from[n - 1 - i] : 0;",
+)
+FREE, WRITE = "wait_for_kernel_before();  // y is no longer read", "if (i < n) y[i] = x[i] + own;"
 
 
 MISTAKES = [
@@ -107,6 +119,10 @@ MISTAKES = [
     ("histogram", "__syncthreads();  // all counts", "//", VALUES),
     ("histogram", "__syncthreads();  // everything", "//", VALUES),
     ("histogram", "i < n; i += gridDim", "i <= n; i += gridDim", INDEX),
+    ("overlap", WAIT, "//", "returned without a wait"),
+    ("overlap", FREE, "//", "returned without a wait"),
+    ("overlap", f"{WAIT}\n  {READ}", f"{READ}\n  {WAIT}", VALUES),
+    ("overlap", f"{FREE}\n  {WRITE}", f"{WRITE}\n  {FREE}", VALUES),
     ("histogram", "threadIdx.x < 16) atomicAdd", "threadIdx.x <= 16) atomicAdd", INDEX),
 ]
 MUTATIONS = share_a_build(Mutation(EXAMPLES, old, new) for _, old, new, _ in MISTAKES)

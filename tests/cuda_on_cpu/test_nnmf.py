@@ -99,6 +99,28 @@ def assert_near(got: dict[str, Tensor], wanted: Sequence[Tensor], tolerance: flo
         assert error <= tolerance * want.abs().max(), name
 
 
+def check_descent(
+    kernels: Path,
+    tensors: dict[str, Tensor],
+    penalty: float = 0.0,
+    *,
+    n_iter: int,
+    update_H: bool = True,
+    n_inner: int = 1,
+    n_fixed: int = 0,
+) -> None:
+    """Assert that the kernels give the factors of the reference's coordinate descent."""
+    options = options_of(2.0, penalty, update_H=update_H, n_iter=n_iter)
+    options |= {"n_inner": n_inner, "n_fixed": n_fixed}
+    got = run(kernels, tensors, options)
+    del options["beta_loss"]
+    W, H = tensors["W"].double(), tensors["H"].double()
+    X = as_float(tensors["X"], tensors["W"].dtype).double()
+    wanted = reference.nnmf_hals(X, W, H, **options)
+    exact = tensors["W"].dtype == torch.float64
+    assert_near(got, wanted, 1e-11 if exact else 1e-4)  # differences: absolute
+
+
 def options_of(beta_loss: float, penalty: float = 0.0, *, update_H: bool = True, n_iter: int = 3):
     penalties = ("l1_reg_W", "l1_reg_H", "l2_reg_W", "l2_reg_H")
     return {
@@ -138,6 +160,15 @@ def test_any_number_of_splits_gives_the_same(kernels, beta_loss, multiprocessors
     check(kernels, tensors, options_of(beta_loss, 0.1), multiprocessors=multiprocessors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+@pytest.mark.parametrize("multiprocessors", [1, 4, 1000])
+@pytest.mark.parametrize(("n", "f", "k"), [(70, 131, 15), (65, 64, 9), (129, 36, 16)])
+def test_two_rows_a_lane_give_the_same(kernels, monkeypatch, dtype, multiprocessors, n, f, k):
+    monkeypatch.setenv("NNMF_CUDA_OWN_ROWS", "2")
+    tensors = problem(2, n, f, k, dtype, shared=False)
+    check(kernels, tensors, options_of(1.0, 0.1), multiprocessors=multiprocessors)
+
+
 @pytest.mark.parametrize("beta_loss", [1.0, 2.0, 0.0])
 @pytest.mark.parametrize("f", [32, 36, 37])  # whole pieces of 16 and of 4 bytes, and bytes
 def test_pixels_at_any_alignment(kernels, beta_loss, f):
@@ -167,15 +198,8 @@ def test_hals_matches_reference(
 ):
     tensors = problem(batch, n, f, k, dtype, shared=True)
     tensors["H"][:, 0] = 0  # a component without curvature stays as it is
-    W, H = tensors["W"].double(), tensors["H"].double()
-    X = as_float(tensors["X"], tensors["W"].dtype).double()
-    options = options_of(2.0, penalty, update_H=update_H, n_iter=2)
-    options |= {"n_inner": n_inner, "n_fixed": n_fixed}
-    got = run(kernels, tensors, options)
-    del options["beta_loss"]
-    wanted = reference.nnmf_hals(X, W, H, **options)
-    tolerance = 1e-11 if dtype == torch.float64 else 1e-4  # differences: absolute
-    assert_near(got, wanted, tolerance)
+    options = {"update_H": update_H, "n_inner": n_inner, "n_fixed": n_fixed}
+    check_descent(kernels, tensors, penalty, n_iter=2, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
@@ -251,6 +275,7 @@ def check_mutant(build: Builder, mutation: Mutation) -> None:
         # 63: a tile that lacks one row; 208: whole pieces of 16 bytes.
         tensors = problem(2, 63, f, 7, torch.float32, shared=False)
         check(kernels, tensors, options_of(beta_loss, n_iter=2), multiprocessors=multiprocessors)
+    check_descent(kernels, problem(2, 63, 203, 7, torch.float32, shared=False), n_iter=2)
 
 
 @pytest.mark.parametrize("mutations", [BARRIERS, INDICES])

@@ -32,7 +32,8 @@ struct Thread {
   unsigned number = 0;  // in the block
   dim3 index;
   bool done = false;
-  float key = 0;  // who has the largest goes first
+  bool waited = false;  // for the kernel before
+  float key = 0;        // who has the largest goes first
   Collective waits_for;
   uint64_t given = 0, received = 0;  // in a warp collective
   int source = 0;                    // the lane to receive from
@@ -53,6 +54,16 @@ inline float draw() {
 void pause_thread();
 
 void set_dynamic_shared(size_t size);
+
+// Dynamic shared memory of a block that another kernel's blocks run in the midst of.
+struct DynamicShared {
+  char* memory;
+  size_t size;
+};
+
+DynamicShared put_dynamic_shared_aside();
+void take_dynamic_shared_up(const DynamicShared& shared);
+
 // Lets each copy of the running thread land with this probability.
 void land_some(float probability);
 

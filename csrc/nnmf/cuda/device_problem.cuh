@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../../common/cuda/settings.h"
 #include "warp_tile.cuh"
 
 namespace nnmf_cuda {
@@ -18,24 +19,37 @@ struct Cut {
   int64_t tiles_of_split;  // tiles that a warp walks along
 };
 
+constexpr int64_t kSchedulers = 4;  // of a multiprocessor: a warp stays with one of them
+
+// How long a multiprocessor takes for `warps`, `resident` of them at one time, told in what a
+// scheduler needs for one warp when it has others besides. Warps that end make room for others, so
+// that all schedulers are busy; for the last ones it takes as long as the most loaded of them.
+inline double turns_of(int64_t warps, int64_t resident) {
+  constexpr double kAlone = 1.5;  // a warp alone waits for its own results a third of the time
+  const int64_t last = warps % resident, each = resident / kSchedulers;
+  const int64_t more = resident % kSchedulers;  // schedulers that have one warp more
+  const auto rate = [](int64_t n) { return std::min(1.0, static_cast<double>(n) / kAlone); };
+  const double rates = static_cast<double>(more) * rate(each + 1) +
+                       static_cast<double>(kSchedulers - more) * rate(each);
+  const auto most = static_cast<double>(blocks_of(last, kSchedulers));
+  return static_cast<double>(warps - last) / rates + (last > 0 ? std::max(most, kAlone) : 0);
+}
+
 // `items`: rows (or columns) of a warp; `step`: depth of a tile; `resident`: warps that a
-// multiprocessor holds at one time. Times are told in what a multiprocessor needs for one tile of
-// one warp, as far as instructions tell.
+// multiprocessor holds at one time. Times are told in what a scheduler needs for one tile of one
+// warp, as far as instructions tell.
 inline Cut cut_of(int64_t batch, int64_t length, int64_t depth, int items, int step,
                   int64_t multiprocessors, int64_t resident) {
   constexpr int64_t kLongest = 512;    // float32 sums that go on further would lose digits
   constexpr double kStart = 1.5;       // of a warp: its first copy, its last stores
-  constexpr int64_t kBusy = 6;         // fewer warps at one time do not end sooner
-  constexpr double kSecondLaunch = 8;  // to add up the splits
+  constexpr double kSecondLaunch = 2;  // to add up the splits
   Cut cut{length, depth, blocks_of(length, items), 1, blocks_of(depth, step)};
   const int64_t tiles = cut.tiles_of_split;
   double best = -1;
   for (int64_t each = 1; each <= std::min(tiles, std::max<int64_t>(kLongest / step, 1)); ++each) {
     const int64_t splits = blocks_of(tiles, each);
     const int64_t warps = blocks_of(batch * cut.tiles * splits, multiprocessors);
-    const int64_t last = warps % resident;  // of the last wave
-    const int64_t turns = warps - last + (last > 0 ? std::max(last, std::min(kBusy, resident)) : 0);
-    const double time = static_cast<double>(turns) * (static_cast<double>(each) + kStart) +
+    const double time = turns_of(warps, resident) * (static_cast<double>(each) + kStart) +
                         (splits > 1 ? kSecondLaunch : 0);
     if (best >= 0 && time >= best) continue;
     best = time;
@@ -63,6 +77,8 @@ void dispatch_tiling(int64_t n_components, const F& f) {
   constexpr bool kHot = loss == Loss::kKullbackLeibler || loss == Loss::kFrobenius;
   if constexpr (sizeof(T) == 4 && kHot) {
     if (n_components <= 8) return f(Tiling<loss, T, Data, 8, 2, false>{}, 1);
+    if constexpr (loss == Loss::kKullbackLeibler)
+      if (n_components <= 16 && own_rows() == 2) return f(Tiling<loss, T, Data, 16, 2, false>{}, 1);
     if (n_components <= 16) return f(Tiling<loss, T, Data, 16, 4, false>{}, 1);
     if (n_components <= 32) return f(Tiling<loss, T, Data, 32, 2, false>{}, 1);
     return f(Tiling<loss, T, Data, 32, 2, true>{}, lanes_of(n_components, 32));
@@ -71,16 +87,23 @@ void dispatch_tiling(int64_t n_components, const F& f) {
   }
 }
 
+// Warps that a multiprocessor holds at one time.
+template <class Tiling, Factor factor>
+int64_t resident_warps(const DeviceSize& device, int group) {
+  constexpr int64_t kReserved = 1024;  // bytes of shared memory that each block takes besides
+  const Stage stage = stage_of<Tiling, factor>(group);
+  const int64_t room = device.shared_bytes / (kStages * stage.bytes + kReserved);
+  return std::clamp<int64_t>(room, 1, Tiling::kResident);
+}
+
 template <class Tiling, Factor factor, class Problem>
 Cut cut_for(const Problem& problem, int group) {
   const Shape& s = problem.shape;
-  constexpr int64_t kReserved = 1024;  // bytes of shared memory that each block takes besides
   const bool rows = factor == Factor::kW;
-  const Stage stage = stage_of<Tiling, factor>(group);
-  const int64_t room = problem.device.shared_bytes / (kStages * stage.bytes + kReserved);
-  const int64_t resident = std::clamp<int64_t>(room, 1, Tiling::kResident);
   return cut_of(s.batch, rows ? s.n_samples : s.n_features, rows ? s.n_features : s.n_samples,
-                stage.items, Tiling::kDepth, problem.device.multiprocessors, resident);
+                stage_of<Tiling, factor>(group).items, Tiling::kDepth,
+                problem.device.multiprocessors,
+                resident_warps<Tiling, factor>(problem.device, group));
 }
 
 // How many bytes of X can be copied at once: all that a warp copies begins at a multiple of them.
@@ -89,7 +112,7 @@ int copied_at_once(const Problem& problem, int group) {
   constexpr int kSize = static_cast<int>(sizeof(typename Tiling::Data));
   const Shape& s = problem.shape;
   const int64_t items = factor == Factor::kW ? 0 : stage_of<Tiling, factor>(group).items;
-  for (const int bytes : {kPiece, 4}) {
+  for (const int bytes : {kMostAtOnce<Tiling, factor>, 4}) {
     const auto whole = [&](int64_t entries) { return entries * kSize % bytes == 0; };
     if (bytes >= kSize && reinterpret_cast<std::uintptr_t>(problem.X) % bytes == 0 &&
         whole(s.x_row_stride) && whole(s.x_stride) && whole(items))

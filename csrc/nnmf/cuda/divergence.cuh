@@ -61,6 +61,8 @@ __global__ void __launch_bounds__(kWarp, Tiling::kResident)
   const int group = Tiling::kGrouped ? task.group : 1, padded = Tiling::kComponents * group;
   const Place<Tiling, Factor::kW> place(group);
   const Walk<Tiling> walk = walk_of<Tiling, Factor::kW>(task, task.H, group);
+  start_walk<Tiling, Factor::kW>(walk, memory);
+  wait_for_kernel_before();
   const T* own = task.W + (walk.problem * task.cut.length + walk.first) * padded;
   T rows[Tiling::kOwn][Tiling::kComponents] = {};
 #pragma unroll
@@ -135,8 +137,8 @@ class DivergenceLaunches {
                                        group_,
                                        copied_at_once<Tiling, Factor::kW>(problem_, group_)};
     if (s.batch * parts() > 0)
-      NNMF_CUDA_LAUNCH((divergence_kernel<Tiling>), grid_of(s.batch * parts()), kWarp,
-                       (kStages * stage_of<Tiling, Factor::kW>(group_).bytes), stream, task);
+      NNMF_CUDA_LAUNCH_NEXT((divergence_kernel<Tiling>), grid_of(s.batch * parts()), kWarp,
+                            (kStages * stage_of<Tiling, Factor::kW>(group_).bytes), stream, task);
     launch_sum_parts(parts_, divergence, s.batch, parts(), {1, 1, 1, 1, 1}, stream);
   }
 

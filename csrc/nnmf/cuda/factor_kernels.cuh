@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../../common/cuda/launch.h"
+#include "../../common/cuda/overlap.h"
 #include "../problem.h"
 
 namespace nnmf_cuda {
@@ -45,6 +45,7 @@ __global__ void pack_kernel(const T* from, T* to, int64_t size, FactorLayout lay
 // The other way: from [B, length, padded]; a thread a value of what the user sees.
 template <class T>
 __global__ void unpack_kernel(const T* from, T* to, int64_t size, FactorLayout layout) {
+  wait_for_kernel_before();
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= size) return;
   const int64_t of_problem = layout.length * layout.n_components;
@@ -55,6 +56,7 @@ __global__ void unpack_kernel(const T* from, T* to, int64_t size, FactorLayout l
   to[at] = from[(b * layout.length + i) * layout.padded + component];
 }
 
+// The first of a sequence of kernels that overlap: nothing overlaps with what came before.
 template <class T>
 void launch_pack(const T* from, T* to, int64_t batch, const FactorLayout& layout,
                  cudaStream_t stream) {
@@ -69,8 +71,8 @@ void launch_unpack(const T* from, T* to, int64_t batch, const FactorLayout& layo
                    cudaStream_t stream) {
   const int64_t size = batch * layout.length * layout.n_components;
   if (size > 0)
-    NNMF_CUDA_LAUNCH((unpack_kernel<T>), grid_of(blocks_of(size, kThreads)), kThreads, 0, stream,
-                     from, to, size, layout);
+    NNMF_CUDA_LAUNCH_NEXT((unpack_kernel<T>), grid_of(blocks_of(size, kThreads)), kThreads, 0,
+                          stream, from, to, size, layout);
 }
 
 // How the threads of a block share sums over parts: each adds up every `ways`-th part of one of
@@ -124,6 +126,7 @@ struct Crop {
 template <class T>
 __global__ void sum_parts_kernel(const T* from, double* to, int64_t parts, int64_t lacking,
                                  Crop crop, Ways ways) {
+  wait_for_kernel_before();
   const int64_t size = crop.stored_rows * crop.padded;
   const int64_t blocks = (size + ways.columns - 1) / ways.columns;
   const int64_t b = blockIdx.x / blocks;
@@ -145,8 +148,8 @@ void launch_sum_parts(const T* from, double* to, int64_t batch, int64_t parts, c
   const Ways ways = ways_of(parts, 1, size <= kThreads / 64 ? 64 : 8);
   const int64_t blocks = batch * blocks_of(size, ways.columns);
   if (blocks > 0)
-    NNMF_CUDA_LAUNCH((sum_parts_kernel<T>), grid_of(blocks), kThreads, 0, stream, from, to, parts,
-                     lacking, crop, ways);
+    NNMF_CUDA_LAUNCH_NEXT((sum_parts_kernel<T>), grid_of(blocks), kThreads, 0, stream, from, to,
+                          parts, lacking, crop, ways);
 }
 
 constexpr int64_t kSummedRows = 256;  // of a matrix, by a block
@@ -166,6 +169,7 @@ void launch_sum_rows(const T* from, double* partial, double* sums, int64_t rows,
 template <class T>
 __global__ void gram_kernel(const T* factor, double* parts, int64_t length, int padded,
                             int64_t chunks) {
+  wait_for_kernel_before();
   const int64_t pairs = static_cast<int64_t>(padded) * padded;
   const int64_t tiles = (pairs + kThreads - 1) / kThreads;
   const int64_t pair = blockIdx.x % tiles * kThreads + threadIdx.x;
@@ -181,10 +185,11 @@ __global__ void gram_kernel(const T* factor, double* parts, int64_t length, int 
   parts[(b * chunks + chunk) * pairs + pair] = sum;
 }
 
-// As many as fill a device for one problem, and no more than rows for them.
+// So many that a thread adds up 64 rows, if the device has room for all blocks at one time, or for
+// most of them: 2048 of a batch. A single problem stops at 256, whose sums one launch adds up.
 inline int64_t gram_chunks(int64_t batch, int64_t length) {
-  return std::clamp<int64_t>(length / 64, 1,
-                             std::max<int64_t>(256 / std::max<int64_t>(batch, 1), 1));
+  const int64_t most = std::clamp<int64_t>(2048 / std::max<int64_t>(batch, 1), 1, 256);
+  return std::clamp<int64_t>(length / 64, 1, most);
 }
 
 // gram [B, size, size] of the first `size` components of a packed factor; parts [B, gram_chunks,
@@ -194,8 +199,8 @@ void launch_gram(const T* factor, double* parts, double* gram, int64_t batch, in
                  int padded, int size, cudaStream_t stream) {
   const int64_t chunks = gram_chunks(batch, length), pairs = static_cast<int64_t>(padded) * padded;
   if (batch == 0) return;
-  NNMF_CUDA_LAUNCH((gram_kernel<T>), grid_of(batch * chunks * blocks_of(pairs, kThreads)), kThreads,
-                   0, stream, factor, parts, length, padded, chunks);
+  NNMF_CUDA_LAUNCH_NEXT((gram_kernel<T>), grid_of(batch * chunks * blocks_of(pairs, kThreads)),
+                        kThreads, 0, stream, factor, parts, length, padded, chunks);
   launch_sum_parts(parts, gram, batch, chunks, {padded, size, padded, size, 1}, stream);
 }
 

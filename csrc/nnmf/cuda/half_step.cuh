@@ -155,7 +155,10 @@ __global__ void __launch_bounds__(kWarp, Tiling::kResident)
   const Place<Tiling, factor> place(group);
   const Walk<Tiling> walk = walk_of<Tiling, factor>(step, step.other, group);
   const int64_t b = walk.problem, split = walk.split;
-  if (step.active != nullptr && !step.active[b]) return;
+  const bool idle = step.active != nullptr && !step.active[b];
+  if (!idle) start_walk<Tiling, factor>(walk, memory);
+  wait_for_kernel_before();
+  if (idle) return;
 
   T* const own = Tiling::kUsesProduct ? step.own + (b * cut.length + walk.first) * padded : nullptr;
   LaneSums<Tiling> lane = {};
@@ -190,14 +193,23 @@ __global__ void __launch_bounds__(kWarp, Tiling::kResident)
     store_rows(lane.denominator, place, memory, step.denominators + at, count);
 }
 
+// When a half-step starts: after the kernel before has ended, or while that is at work. Early is
+// for one that follows others of this project, none of which has written X.
+enum class Starts { kAfter, kEarly };
+
 template <class Tiling, Factor factor>
 void launch_half_step(const HalfStep<typename Tiling::T, typename Tiling::Data>& step,
-                      int64_t batch, cudaStream_t stream) {
+                      int64_t batch, cudaStream_t stream, Starts starts) {
   const int64_t blocks = batch * step.cut.tiles * step.cut.splits;
   if (blocks == 0) return;
   constexpr int kRowBytes = kRowValues<Tiling> * static_cast<int>(sizeof(typename Tiling::T));
   const int bytes = std::max(kStages * stage_of<Tiling, factor>(step.group).bytes, kRowBytes);
-  NNMF_CUDA_LAUNCH((half_step_kernel<Tiling, factor>), grid_of(blocks), kWarp, bytes, stream, step);
+  if (starts == Starts::kEarly)
+    NNMF_CUDA_LAUNCH_NEXT((half_step_kernel<Tiling, factor>), grid_of(blocks), kWarp, bytes, stream,
+                          step);
+  else
+    NNMF_CUDA_LAUNCH((half_step_kernel<Tiling, factor>), grid_of(blocks), kWarp, bytes, stream,
+                     step);
 }
 
 // Tiling is one of dispatch_tiling<Loss::kFrobenius, ...>; the problem's W is not looked at.
@@ -239,7 +251,7 @@ class ProductsLaunches {
     step.n_components = k;
     step.group = group_;
     step.at_once = copied_at_once<Tiling, Factor::kW>(problem_, group_);
-    launch_half_step<Tiling, Factor::kW>(step, s.batch, stream);
+    launch_half_step<Tiling, Factor::kW>(step, s.batch, stream, Starts::kAfter);
     launch_sum_parts(products_, cross, s.batch, cut_.splits,
                      {s.n_samples, s.n_samples, padded_, k, scale}, stream);
   }

@@ -41,6 +41,7 @@ __device__ double sum_of_component(const UpdateTask<T>& task, int64_t b, int com
 // A block for some values that lie side by side, in whole rows; a way of threads each.
 template <Loss loss, class T>
 __global__ void __launch_bounds__(kThreads, 4) update_kernel(UpdateTask<T> task) {
+  wait_for_kernel_before();
   const int64_t size = task.length * task.padded;
   const int64_t blocks = (size + task.ways.columns - 1) / task.ways.columns;
   const int64_t b = blockIdx.x / blocks;
@@ -77,7 +78,7 @@ void launch_update(UpdateTask<T> task, int64_t batch, cudaStream_t stream) {
   task.ways = ways_of(task.splits, task.padded);
   const int64_t blocks = batch * blocks_of(task.length * task.padded, task.ways.columns);
   if (blocks > 0)
-    NNMF_CUDA_LAUNCH((update_kernel<loss, T>), grid_of(blocks), kThreads, 0, stream, task);
+    NNMF_CUDA_LAUNCH_NEXT((update_kernel<loss, T>), grid_of(blocks), kThreads, 0, stream, task);
 }
 
 // Coordinate descent on half the squared Frobenius norm, component by component, from sums over X;
@@ -97,6 +98,7 @@ struct HalsTask {
 
 template <class T>
 __global__ void __launch_bounds__(kHalsThreads) hals_kernel(HalsTask<T> task) {
+  wait_for_kernel_before();
   NNMF_CUDA_DYNAMIC_SHARED(double, values);  // [n_components, kHalsThreads]
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kHalsThreads + threadIdx.x;
   if (row >= task.rows) return;
@@ -127,8 +129,8 @@ template <class T>
 void launch_hals(const HalsTask<T>& task, cudaStream_t stream) {
   const int bytes = task.n_components * kHalsThreads * static_cast<int>(sizeof(double));
   if (task.rows > 0 && task.n_components > 0)
-    NNMF_CUDA_LAUNCH((hals_kernel<T>), grid_of(blocks_of(task.rows, kHalsThreads)), kHalsThreads,
-                     bytes, stream, task);
+    NNMF_CUDA_LAUNCH_NEXT((hals_kernel<T>), grid_of(blocks_of(task.rows, kHalsThreads)),
+                          kHalsThreads, bytes, stream, task);
 }
 
 // Both factors in the kernels' layout, what is summed for them, and the launches that do it.
@@ -184,7 +186,7 @@ class Iterations {
     const auto step = half_step<factor>(rule);
     if (Tiling::kLoss == Loss::kFrobenius)
       launch_gram(step.other, gram_parts_, gram_, batch, step.cut.depth, padded_, padded_, stream);
-    launch_half_step<Tiling, factor>(step, batch, stream);
+    launch_half_step<Tiling, factor>(step, batch, stream, Starts::kEarly);
     if (rule.n_inner > 0)
       descend(step, stream);
     else if (!step.whole)

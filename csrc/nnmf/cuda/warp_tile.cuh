@@ -17,7 +17,7 @@
 #include <cuda_pipeline.h>
 #endif
 
-#include "../../common/cuda/launch.h"
+#include "../../common/cuda/overlap.h"
 #include "../problem.h"
 
 namespace nnmf_cuda {
@@ -64,7 +64,7 @@ __device__ inline void wait_for_copies() {
   __pipeline_wait_prior(kGroupsLeft);
 }
 
-constexpr int kPiece = 16;  // bytes of one copy
+constexpr int kPiece = 16;  // bytes of the largest copy
 constexpr int kStages = 2;  // tiles in shared memory
 
 // Which factor a half-step updates.
@@ -82,12 +82,14 @@ struct Tiling {
   // Bytes of a tile along the depth, for W: fewer where the other factor's values take much room.
   static constexpr int kRowBytes = sizeof(Data) > 1 ? 64 : grouped ? 16 : 32;
   static constexpr int kDepth = kRowBytes / static_cast<int>(sizeof(Data));
+  // Entries of a row of X that a lane loads at once, for W; components need registers too.
+  static constexpr int kRun = sizeof(Data) == 8 || components > 16 ? 2 : 4;
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   static constexpr int kVectors = components / kVector;
   static constexpr bool kUsesProduct = loss != Loss::kFrobenius;
   static constexpr bool kSumsDenominator = loss == Loss::kItakuraSaito || loss == Loss::kGeneral;
   // Warps that a multiprocessor has registers for.
-  static constexpr int kResident = grouped || components > 8 ? 8 : 16;
+  static constexpr int kResident = grouped || components * rows > 32 ? 8 : components > 8 ? 12 : 16;
   static_assert(components % kVector == 0);
 };
 
@@ -105,15 +107,24 @@ struct Stage {
   int bytes;  // with the other factor's values, [kDepth, padded]
 };
 
+// Bytes of X that are copied at once at most. For W they are what a lane loads at once: all that
+// must lie side by side.
+template <class Tiling, Factor factor>
+constexpr int kMostAtOnce = factor == Factor::kH ? kPiece
+                            : sizeof(typename Tiling::Data) * Tiling::kRun < 4
+                                ? 4
+                                : static_cast<int>(sizeof(typename Tiling::Data)) * Tiling::kRun;
+
 template <class Tiling, Factor factor>
 NNMF_CUDA_INLINE Stage stage_of(int group) {
   using Data = typename Tiling::Data;
   Stage stage{};
   stage.items = kWarp / group * Tiling::kOwn;
   if constexpr (factor == Factor::kW) {
-    // Lanes read below each other: an odd number of pieces keeps them in different banks.
-    stage.pitch = (Tiling::kRowBytes / kPiece | 1) * kPiece;
-    stage.x_bytes = stage.items * stage.pitch;
+    // Lanes read below each other: an odd number of what they read keeps them in different banks.
+    constexpr int kAtOnce = kMostAtOnce<Tiling, factor>;
+    stage.pitch = (Tiling::kRowBytes / kAtOnce | 1) * kAtOnce;
+    stage.x_bytes = (stage.items * stage.pitch + kPiece - 1) / kPiece * kPiece;
   } else {
     const int bytes = stage.items * static_cast<int>(sizeof(Data));
     stage.pitch = (bytes + kPiece - 1) / kPiece * kPiece;
@@ -177,13 +188,13 @@ __device__ __forceinline__ void copy_pieces(unsigned char* to, int pitch, const 
   }
 }
 
-// The same with as many bytes at once as X allows: 16, 4, or one entry.
-template <class Data, class... Arguments>
+// The same with as many bytes at once as X allows: `most`, 4, or one entry.
+template <int most, class Data, class... Arguments>
 __device__ __forceinline__ void copy_entries(int at_once, unsigned char* to, int pitch,
                                              const Data* from, Arguments... arguments) {
   constexpr int kSize = static_cast<int>(sizeof(Data));
-  if (at_once == kPiece)
-    copy_pieces<kPiece>(to, pitch, from, arguments...);
+  if (at_once == most)
+    copy_pieces<most>(to, pitch, from, arguments...);
   else if (kSize == 1 && at_once == 4)
     copy_pieces<kSize == 1 ? 4 : kSize>(to, pitch, from, arguments...);
   else
@@ -219,34 +230,55 @@ struct Walk {
 };
 
 template <class Tiling, Factor factor>
-__device__ __forceinline__ void start_copy(const Walk<Tiling>& walk, const Stage& stage,
-                                           int64_t deep, unsigned char* memory) {
+__device__ __forceinline__ void start_copy_of_X(const Walk<Tiling>& walk, const Stage& stage,
+                                                int64_t deep, unsigned char* memory) {
   const int64_t own_left = walk.length - walk.first, deep_left = walk.end - deep;
+  constexpr int kMost = kMostAtOnce<Tiling, factor>;
   if constexpr (factor == Factor::kW)
-    copy_entries(walk.at_once, memory, stage.pitch, walk.X + walk.first * walk.row_stride + deep,
-                 walk.row_stride, stage.items, Tiling::kDepth, own_left, deep_left);
+    copy_entries<kMost>(walk.at_once, memory, stage.pitch,
+                        walk.X + walk.first * walk.row_stride + deep, walk.row_stride, stage.items,
+                        Tiling::kDepth, own_left, deep_left);
   else
-    copy_entries(walk.at_once, memory, stage.pitch, walk.X + deep * walk.row_stride + walk.first,
-                 walk.row_stride, Tiling::kDepth, stage.items, deep_left, own_left);
+    copy_entries<kMost>(walk.at_once, memory, stage.pitch,
+                        walk.X + deep * walk.row_stride + walk.first, walk.row_stride,
+                        Tiling::kDepth, stage.items, deep_left, own_left);
+}
+
+// Of the other factor's values.
+template <class Tiling>
+__device__ __forceinline__ void start_copy_of_values(const Walk<Tiling>& walk, const Stage& stage,
+                                                     int64_t deep, unsigned char* memory) {
   using T = typename Tiling::T;
   const int padded = Tiling::kComponents * walk.group;
   copy_values(reinterpret_cast<T*>(memory + stage.x_bytes), walk.other + deep * padded,
-              Tiling::kDepth * padded, deep_left * padded);
+              Tiling::kDepth * padded, (walk.end - deep) * padded);
 }
 
-// Calls body(tile of X, values of the other factor, where the tile begins) for each tile.
+// Starts to copy what a walk needs first of X: all that it can do while the kernel before is at
+// work.
+template <class Tiling, Factor factor>
+__device__ __forceinline__ void start_walk(const Walk<Tiling>& walk, unsigned char* memory) {
+  if (walk.begin < walk.end)
+    start_copy_of_X<Tiling, factor>(walk, stage_of<Tiling, factor>(walk.group), walk.begin, memory);
+}
+
+// Calls body(tile of X, values of the other factor, where the tile begins) for each tile, after
+// start_walk.
 template <class Tiling, Factor factor, class Body>
 __device__ __forceinline__ void for_each_tile(const Walk<Tiling>& walk, unsigned char* memory,
                                               const Body& body) {
   const Stage stage = stage_of<Tiling, factor>(walk.group);
   int at = 0;
-  if (walk.begin < walk.end) start_copy<Tiling, factor>(walk, stage, walk.begin, memory);
+  if (walk.begin < walk.end) start_copy_of_values(walk, stage, walk.begin, memory);
   commit_copies();
   for (int64_t deep = walk.begin; deep < walk.end; deep += walk.step) {
     unsigned char* const tile = memory + at * stage.bytes;
     at = (at + 1) % kStages;
-    if (deep + walk.step < walk.end)
-      start_copy<Tiling, factor>(walk, stage, deep + walk.step, memory + at * stage.bytes);
+    const int64_t next = deep + walk.step;
+    if (next < walk.end) {
+      start_copy_of_X<Tiling, factor>(walk, stage, next, memory + at * stage.bytes);
+      start_copy_of_values(walk, stage, next, memory + at * stage.bytes);
+    }
     commit_copies();
     wait_for_copies<1>();
     __syncwarp();
@@ -275,6 +307,14 @@ struct Place {
   // Lanes of a group read neighbouring vectors.
   __device__ __forceinline__ int vector(int v) const {
     return (v * group + part) * Tiling::kVector;
+  }
+
+  // Where in a tile of X the lane loads from at depth d: for W the entries of its row i from there
+  // on, for H those of all its columns (i is 0).
+  __device__ __forceinline__ int entry(const Stage& stage, int d, int i) const {
+    constexpr int kSize = static_cast<int>(sizeof(typename Tiling::Data));
+    return factor == Factor::kW ? row(i) * stage.pitch + d * kSize
+                                : d * stage.pitch + row(i) * kSize;
   }
 };
 
@@ -320,15 +360,13 @@ __device__ __forceinline__ void for_each_entry(const unsigned char* tile,
   const int padded = Tiling::kComponents * place.group;
   T x[kOwn], components[Tiling::kComponents];
   if constexpr (factor == Factor::kW) {
-    // Entries of a row that are loaded at once; components need registers too.
-    constexpr int kRun = sizeof(Data) == 8 || Tiling::kComponents > 16 ? 2 : 4;
+    constexpr int kRun = Tiling::kRun;
 #pragma unroll 1
     for (int d = 0; d < Tiling::kDepth; d += kRun) {
       Pack<Data, kRun> runs[kOwn];
 #pragma unroll
       for (int i = 0; i < kOwn; ++i)
-        runs[i] = *reinterpret_cast<const Pack<Data, kRun>*>(tile + place.row(i) * stage.pitch +
-                                                             d * static_cast<int>(sizeof(Data)));
+        runs[i] = *reinterpret_cast<const Pack<Data, kRun>*>(tile + place.entry(stage, d, i));
 #pragma unroll
       for (int e = 0; e < kRun; ++e) {
         load_components(other + (d + e) * padded, place, components);
@@ -340,8 +378,7 @@ __device__ __forceinline__ void for_each_entry(const unsigned char* tile,
   } else {
 #pragma unroll 2
     for (int d = 0; d < Tiling::kDepth; ++d) {
-      const auto run = *reinterpret_cast<const Pack<Data, kOwn>*>(
-          tile + d * stage.pitch + place.row(0) * static_cast<int>(sizeof(Data)));
+      const auto run = *reinterpret_cast<const Pack<Data, kOwn>*>(tile + place.entry(stage, d, 0));
       load_components(other + d * padded, place, components);
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) x[i] = static_cast<T>(run.values[i]);
