@@ -107,6 +107,13 @@ def _all_calls() -> Iterator[OpCall]:
                     {"X": shared, "H": start["H"]},
                     factors,
                 )
+                yield OpCall(
+                    ("prepare_components", "project"),
+                    f"project with components made ready {what}",
+                    lambda X, H: (ops.project(X, ops.prepare_components(H)),),
+                    {"X": shared, "H": start["H"]},
+                    factors,
+                )
     yield from _least_squares(generator)
     for shape in ((2, 7, 3, 5), (1, 1, 1, 1), (3, 33, 5, 257)):
         for dtype in (torch.float32, torch.float64):

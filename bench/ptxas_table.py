@@ -24,7 +24,7 @@ COLD = {
     r"prepare_defence_kernel<": "sines in float64; runs once a call",
     r"half_step_kernel<Tiling<.*, 32, \d+, true>, ": "more than 32 components",
     r"crown_bounds_kernel<": "float64 throughout, whatever its types are called",
-    r"(one_row_kernel|one_row_backward_kernel|wide_factor_kernel)\b": (
+    r"(one_row_kernel|one_row_backward_kernel|wide_subtract_kernel)\b": (
         "calls functions, which have stack frames; more than 256 variables"
     ),
 }

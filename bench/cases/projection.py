@@ -107,6 +107,11 @@ def _project_ours(inputs: Inputs) -> Call:
     return lambda: ops.project(X, H)
 
 
+def _project_ready(inputs: Inputs) -> Call:
+    X, ready = inputs["X"], ops.prepare_components(inputs["H"])
+    return lambda: ops.project(X, ready)
+
+
 def _project_reference(inputs: Inputs) -> Call:
     X, H = inputs["X"], inputs["H"][None]
     return lambda: reference.project(X, H)[0][0]
@@ -149,6 +154,7 @@ PROJECT = Case(
     implementations={
         "reference": _project_reference,
         "ours": _project_ours,
+        "ours, components made ready": _project_ready,
         "scipy nnls": peers.scipy_project,
         "scipy nnls after QR": peers.scipy_project_qr,
         "ours, CUDA graph": cuda_peers.captured(_project_ours),

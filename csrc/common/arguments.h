@@ -58,6 +58,15 @@ inline void check_same_device(const Argument& a, const Argument& as) {
                   as.name);
 }
 
+// The CUDA device of a tensor. An op's other tensors are compared with it before its device is
+// taken: whichever of them lies on a GPU has brought the call here.
+inline int32_t cuda_index_of(const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.is_cuda(),
+                  "a CUDA kernel was given a tensor that is not on a GPU: move all tensors to one "
+                  "device");
+  return tensor.get_device_index();
+}
+
 template <class T>
 struct Type {
   using type = T;

@@ -165,8 +165,9 @@ template <class Implementation>
 DefenceGradients defence_backward(const DefenceArguments& a, const Tensor& grad,
                                   const Tensor& signs, bool noise_needs_grad,
                                   bool weights_need_grad) {
-  Implementation device(a.x);
   const Tensor of_outputs = a.like_x("grad", grad), words = adjacent(signs);
+  check_same_device({"signs", signs}, {"x", a.x});
+  Implementation device(a.x);
   const auto vector = [&](int64_t size) { return torch::stable::new_empty(a.x, {size}); };
   DefenceGradients result{torch::stable::empty_like(a.x), vector(0), vector(0), vector(0)};
   const bool to_noise = noise_needs_grad && a.noise.has_value();

@@ -26,6 +26,19 @@ struct ActiveSets {
   }
 };
 
+// Room for a Gram matrix of size k made ready, in doubles: as much on either device, which fills it
+// in its own way.
+NNMF_CUDA_INLINE int64_t doubles_of_prepared(int64_t k) {
+  return 2 * k * k + 50 * k + 8;
+}
+
+// What of components was made ready before, or nothing but null.
+template <class T>
+struct PreparedComponents {
+  const T* packed;  // [B, n_features, padded]: features side by side, where products read them so
+  const double* grams;  // [B, doubles_of_prepared(k)]: the matrices H H^T and their factors
+};
+
 constexpr double kRounding = std::numeric_limits<double>::epsilon();
 
 // A pivot up to this is rounding: its variable is a combination of those before it.

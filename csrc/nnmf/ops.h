@@ -152,7 +152,7 @@ class FactorUpdates {
  public:
   FactorUpdates(const Tensor& X, const Tensor& W, const Tensor& H,
                 const std::optional<Tensor>& active)
-      : a_(X, W, H), device_(W), active_(active, W) {
+      : a_(X, W, H), active_(active, W), device_(W) {
     W_ = torch::stable::empty_like(a_.W);
     H_ = torch::stable::empty_like(a_.H);
   }
@@ -186,8 +186,8 @@ class FactorUpdates {
 
  private:
   FactorArguments a_;
-  Implementation device_;
   ActiveProblems active_;
+  Implementation device_;
   Tensor W_, H_;
 };
 

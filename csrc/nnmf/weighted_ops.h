@@ -90,8 +90,8 @@ class WeightedUpdates {
       : a_(X, W, H),
         given_(weights),
         weights_(weights, W, a_.shape),
-        device_(W),
-        active_(active, W) {
+        active_(active, W),
+        device_(W) {
     W_ = torch::stable::empty_like(a_.W);
     H_ = torch::stable::empty_like(a_.H);
   }
@@ -126,8 +126,8 @@ class WeightedUpdates {
   FactorArguments a_;
   Tensor given_;
   WeightArguments weights_;
-  Implementation device_;
   ActiveProblems active_;
+  Implementation device_;
   Tensor W_, H_;
 };
 

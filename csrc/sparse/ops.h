@@ -118,7 +118,7 @@ class SparseUpdates {
  public:
   SparseUpdates(const Tensor& crow, const Tensor& col, const Tensor& values, const Tensor& W,
                 const Tensor& H, const std::optional<Tensor>& active, int64_t n_fixed)
-      : a_(crow, col, values, W, H), device_(W), active_(active, W) {
+      : a_(crow, col, values, W, H), active_(active, W), device_(W) {
     STD_TORCH_CHECK(n_fixed >= 0 && n_fixed <= a_.shape.n_components,
                     "n_fixed must be from 0 to n_components (", a_.shape.n_components, "), got ",
                     n_fixed);
@@ -148,8 +148,8 @@ class SparseUpdates {
 
  private:
   SparseArguments a_;
-  Implementation device_;
   ActiveProblems active_;
+  Implementation device_;
   Tensor W_, H_;
 };
 

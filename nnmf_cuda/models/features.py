@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from nnmf_cuda import ops
+from nnmf_cuda.ops._transforms import is_transforming
 
 
 def l2_normalize(x: Tensor) -> Tensor:
@@ -26,6 +29,41 @@ def l2_normalize(x: Tensor) -> Tensor:
     return x * torch.where(empty, 0, 1 / torch.where(empty, 1, norm))
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """Components that were made ready: of which tensor, in which state, on which stream."""
+
+    of: Tensor
+    version: int
+    stream: int
+    components: ops.PreparedComponents
+
+    def serves(self, H: Tensor) -> bool:
+        """Whether H still is what it was, where kernels are launched in the same order.
+
+        Each change in place that torch makes counts up a tensor's version. On the CPU memory can
+        also be written to past torch, as by NumPy: there the numbers are compared, which takes a
+        small part of what is spared.
+        """
+        if self.of is not H or self.version != H._version or self.stream != _stream_of(H):
+            return False
+        return H.device.type != "cpu" or torch.equal(H, self.components.H)
+
+
+def _stream_of(tensor: Tensor) -> int:
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+def _is_plain(H: Tensor) -> bool:
+    """Whether what is made of H now may be used again in another call."""
+    if type(H) is not Tensor or H.requires_grad or H.is_inference():
+        return False
+    if torch.compiler.is_compiling() or is_transforming() or ops.is_reference_path():
+        return False
+    # A graph would use it again when it is gone.
+    return not (H.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 class FeatureExtractor(nn.Module):
     """Project images onto fixed components, normalise, select, normalise again.
 
@@ -41,6 +79,7 @@ class FeatureExtractor(nn.Module):
 
     components: Tensor
     selected: Tensor
+    _ready: _Ready | None = None
 
     def __init__(
         self, components: Tensor, selected: Tensor, *, image_shape: tuple[int, int]
@@ -69,7 +108,22 @@ class FeatureExtractor(nn.Module):
             uint8 pixels, or floating point in [0, 1]; moved to the components' device and, where
             floating, dtype.
         """
-        return ops.project(self.as_rows(images), self.components)
+        return ops.project(self.as_rows(images), self._ready_components())
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave out what can be made anew."""
+        return {**self.__dict__, "_ready": None}
+
+    def _ready_components(self) -> Tensor | ops.PreparedComponents:
+        """Return the components made ready, the same ones until they change."""
+        H = self.components
+        if not _is_plain(H):
+            return H
+        ready = self._ready
+        if ready is None or not ready.serves(H):
+            ready = _Ready(H, H._version, _stream_of(H), ops.prepare_components(H))
+            self._ready = ready
+        return ready.components
 
     def as_rows(self, images: Tensor) -> Tensor:
         """Return images of this shape as rows (n, height * width), as `ops.project` takes them."""

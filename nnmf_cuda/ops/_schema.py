@@ -145,8 +145,10 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         "(Tensor gram, Tensor h, Tensor grad) -> Tensor",
         reference.nnls_backward,
     ),
+    "prepare_components": ("(Tensor H) -> (Tensor, Tensor)", reference.prepare_components),
     "project": (
-        "(Tensor X, Tensor H, Tensor? passive=None, *, float tol=0.) -> (Tensor, Tensor, Tensor)",
+        "(Tensor X, Tensor H, Tensor? passive=None, Tensor? packed=None, Tensor? grams=None, *,"
+        " float tol=0.) -> (Tensor, Tensor, Tensor)",
         reference.project,
     ),
     "philox_normal": (

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from nnmf_cuda.reference.nnmf import as_float
 
-__all__ = ["nnls", "nnls_backward", "project"]
+__all__ = ["nnls", "nnls_backward", "prepare_components", "project"]
 
 _SYSTEM_ENTRIES = 2**22
 """Entries of the (rows, k, k) systems that are in memory together."""
+
+_PACKED_COMPONENTS = 256
+"""Up to as many a warp of a GPU multiplies with H feature by feature."""
 
 _EPS = torch.finfo(torch.float64).eps
 _MOST_EXCHANGES = 40
@@ -58,12 +61,32 @@ def nnls(
     return solved, free, pivots
 
 
+def prepare_components(H: Tensor) -> tuple[Tensor, Tensor]:
+    """Return room for what kernels keep of H (B, k, f), with nothing in it: `project` looks at H.
+
+    That is H once more, feature by feature, on a GPU where its kernels read it so, and float64
+    numbers for each problem.
+    """
+    B, k, f = H.shape
+    reads = H.is_cuda and k <= min(_PACKED_COMPONENTS, f)
+    width = max(8, 1 << (k - 1).bit_length()) if k else 8
+    grams = H.new_zeros((B, 2 * k * k + 50 * k + 8), dtype=torch.float64)
+    return H.new_zeros((B, f if reads else 0, width)), grams
+
+
 def project(
-    X: Tensor, H: Tensor, passive: Tensor | None = None, *, tol: float = 0.0
+    X: Tensor,
+    H: Tensor,
+    passive: Tensor | None = None,
+    packed: Tensor | None = None,
+    grams: Tensor | None = None,
+    *,
+    tol: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve min_{h>=0} ||x - h H||^2 for every row x of X; X (n, f) or (B, n, f), H (B, k, f).
 
-    All products are formed in float64. The rest is as in `nnls`.
+    All products are formed in float64; `packed` and `grams` are not looked at. The rest is as in
+    `nnls`.
     """
     wide = H.double()
     h, free, pivots = nnls(

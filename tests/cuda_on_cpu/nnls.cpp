@@ -1,8 +1,8 @@
 // The CUDA kernels of nnls, nnls_backward and project.
 #include <algorithm>
 
+#include "nnls/cuda/project.cuh"
 #include "nnls_call.h"
-#include "nnmf/cuda/half_step.cuh"
 
 namespace {
 
@@ -21,7 +21,8 @@ void solve(cuda_on_cpu::Call& call) {
   const NnlsRows<T, T> rows{cross, h, memory.get<uint8_t>(s.batch * s.n), sets, s};
   std::fill_n(rows.unsolved, s.batch * s.n, uint8_t{1});
   std::fill_n(sets.pivots, s.batch * s.n, int64_t{0});
-  launch_lawson_hanson(rows, launch_prepare_grams(gram, s.batch, s.k, memory, nullptr),
+  double* const room = memory.get<double>(s.batch * doubles_of_prepared(s.k));
+  launch_lawson_hanson(rows, launch_grams(gram, s.batch, s.k, /*cold=*/true, room, nullptr),
                        memory.get<double>(row_blocks(s) * row_matrices(s.k)), nullptr);
 }
 
@@ -40,13 +41,18 @@ void project(cuda_on_cpu::Call& call) {
   const int64_t batch = call.size("H", 0), k = call.size("H", 1);
   const Shape shape{batch, n, f, k, shared ? 0 : n * f, f};
   Memory memory{call};
-  double *cross = memory.get<double>(batch * n * k), *gram = memory.get<double>(batch * k * k);
   const DeviceProblem<T, Data> problem{
       call.tensor<Data>("X"), nullptr, call.tensor<T>("H"), shape, nullptr, 3};
   const double scale = sizeof(Data) == 1 ? 1.0 / 255 : 1;
-  launch_products(problem, scale, cross, gram, memory, nullptr);
-  launch_nnls(gram, cross, call.result<T>("h", {batch, n, k}), sets_of(call, {batch, n, k}),
-              {batch, n, k}, memory, nullptr);
+  PreparedComponents<T> prepared{nullptr, nullptr};
+  if (call.number("prepared") != 0) {  // 2: packed is left to the call
+    double* const grams = memory.get<double>(batch * doubles_of_prepared(k));
+    const T* packed =
+        launch_prepared(problem, static_cast<T*>(nullptr), /*cold=*/true, grams, memory, nullptr);
+    prepared = {call.number("prepared") == 1 ? packed : nullptr, grams};
+  }
+  launch_project(problem, scale, call.result<T>("h", {batch, n, k}), sets_of(call, {batch, n, k}),
+                 prepared, memory, nullptr);
 }
 
 }  // namespace

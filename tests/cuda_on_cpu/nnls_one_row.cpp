@@ -9,15 +9,22 @@ template <class T>
 void solve(cuda_on_cpu::Call& call) {
   const RowsShape s = shape_of(call, "cross");
   Memory memory{call};
-  launch_one_rows(call.tensor<T>("gram"), call.tensor<T>("cross"),
-                  call.result<T>("h", {s.batch, s.n, s.k}), sets_of(call, s), s, memory, nullptr);
+  const ActiveSets sets = sets_of(call, s);
+  const DeviceGrams grams =
+      launch_wide_grams(call.tensor<T>("gram"), s.batch, s.k, sets.start == nullptr,
+                        memory.get<double>(s.batch * doubles_of_prepared(s.k)), nullptr);
+  launch_one_rows(grams, call.tensor<T>("cross"), call.result<T>("h", {s.batch, s.n, s.k}), sets, s,
+                  memory, nullptr);
 }
 
 template <class T>
 void solve_backward(cuda_on_cpu::Call& call) {
   const RowsShape s = shape_of(call, "grad");
   Memory memory{call};
-  launch_one_rows_backward(call.tensor<double>("gram"), call.tensor<T>("h"), call.tensor<T>("grad"),
+  const DeviceGrams grams =
+      launch_wide_grams(call.tensor<double>("gram"), s.batch, s.k, /*with_factors=*/false,
+                        memory.get<double>(s.batch * doubles_of_prepared(s.k)), nullptr);
+  launch_one_rows_backward(grams, call.tensor<T>("h"), call.tensor<T>("grad"),
                            call.result<double>("u", {s.batch, s.n, s.k}), s, memory, nullptr);
 }
 

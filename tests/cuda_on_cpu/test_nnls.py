@@ -288,7 +288,10 @@ def test_project_equals_reference(
     X = torch.rand((n, f) if shared else (batch, n, f), generator=generator, dtype=floating)
     X = (255 * X).to(dtype) if dtype == torch.uint8 else X
     tensors = {"X": X, "H": H, "passive": COLD}
-    got = run_kernels(kernels, "project", tensors, {"tol": 0}, seeds=(0,))["h"]
+    got = run_kernels(kernels, "project", tensors, {"tol": 0, "prepared": 0}, seeds=(0,))["h"]
+    for how in (1, 2):  # the same launches, some of them before
+        again = run_kernels(kernels, "project", tensors, {"tol": 0, "prepared": how}, seeds=(0,))
+        assert torch.equal(again["h"], got)
     exact = as_float(X, floating).double()
     want, _, _ = reference.project(exact, H.double())
     assert (want == 0).any() or k == 1
@@ -305,7 +308,7 @@ def test_wide_components_of_both_signs_reach_float32_rows(
     X = torch.rand((2, 30), generator=generator)
     X = (255 * X).to(dtype) if dtype == torch.uint8 else X
     tensors = {"X": X, "H": H, "passive": COLD}
-    h = run_kernels(kernels, "project", tensors, {"tol": 0}, seeds=(0,))["h"][0]
+    h = run_kernels(kernels, "project", tensors, {"tol": 0, "prepared": 1}, seeds=(0,))["h"][0]
     exact = X.double() / 255 if dtype == torch.uint8 else X.double()
     error = (h.double() @ H[0].double() - exact).norm(dim=1) / exact.norm(dim=1)
     assert error.max() < 1e-5

@@ -190,6 +190,11 @@ CALLS: dict[str, tuple[str, Op, Arguments]] = {
         backward_arguments,
     ),
     "project": ("project", lambda X, H: (ops.project(X, H),), project_arguments),
+    "project with components made ready": (
+        "prepare_components",
+        lambda X, H: (ops.project(X, ops.prepare_components(H)),),
+        project_arguments,
+    ),
     "crown_bounds": ("crown_bounds", bounded, box_arguments),
     "purify": ("purify", purified, defence_arguments),
     "feature_cnn": (

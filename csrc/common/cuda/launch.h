@@ -32,6 +32,7 @@ constexpr unsigned kAllLanes = 0xffffffff;
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "../arguments.h"
 #include "shared_limit.h"
 
 #define NNMF_CUDA_LAUNCH_CHECK()                                                              \
@@ -152,7 +153,7 @@ class DeviceMemory {
 class CudaDevice {
  public:
   explicit CudaDevice(const torch::stable::Tensor& like)
-      : index_(like.get_device_index()), guard_(index_), memory(like) {}
+      : index_(cuda_index_of(like)), guard_(index_), memory(like) {}
 
   cudaStream_t stream() const { return current_stream(index_); }
   DeviceSize size() const { return device_size(index_); }

@@ -40,13 +40,35 @@ struct Gram {
 
 class PreparedGram {
  public:
-  PreparedGram() = default;
+  // What lies in memory [doubles_of_prepared(size)], that of the caller.
+  PreparedGram(double* memory, int64_t size) : size_(size), memory_(memory) {}
 
   // gram [size, size], contiguous
   template <class T>
-  PreparedGram(const T* gram, int64_t size)
-      : size_(size), finite_(true), memory_(static_cast<std::size_t>(memory_size(size))) {
-    load(gram);
+  void load(const T* gram) {
+    const Gram g = view();
+    double *values = own(g.values), *diagonal = own(g.diagonal), *scale = own(g.scale);
+    for (int64_t j = 0; j < size_; ++j) {
+      const double square = static_cast<double>(gram[j * size_ + j]);
+      // NaN and zeros keep their units.
+      scale[j] = square > 0 && std::isfinite(square)
+                     ? std::ldexp(1.0, -static_cast<int>(std::lround(std::log2(square) / 2)))
+                     : 1.0;
+    }
+    bool finite = true;
+    for (int64_t i = 0; i < size_; ++i) {
+      for (int64_t j = 0; j < size_; ++j) {
+        const double sum =
+            static_cast<double>(gram[i * size_ + j]) + static_cast<double>(gram[j * size_ + i]);
+        finite = finite && std::isfinite(sum);
+        values[i * (size_ + 1) + j] = sum / 2 * scale[i] * scale[j];
+      }
+      values[i * (size_ + 1) + size_] = 0;
+      diagonal[i] = values[i * (size_ + 1) + i];
+    }
+    std::fill_n(values + size_ * (size_ + 1), size_ + 1, 0.0);
+    diagonal[size_] = 1;
+    *memory_ = finite;
   }
 
   // Computes the factor of a finite matrix, with which rows begin where nothing else is known; that
@@ -59,52 +81,23 @@ class PreparedGram {
       of_large(view(), own(view().factor), own(view().inverse_pivot));
   }
 
-  Gram view() const {
-    const double* scale = memory_.data() + (size_ + 1) * (size_ + 1) + size_ + 1;
-    const double* factor = scale + size_;
-    return {size_,
-            finite_,
-            memory_.data(),
-            memory_.data() + (size_ + 1) * (size_ + 1),
+  Gram view() const { return view(memory_, size_); }
+
+  static Gram view(const double* memory, int64_t size) {
+    const double *values = memory + 1, *diagonal = values + (size + 1) * (size + 1);
+    const double *scale = diagonal + size + 1, *factor = scale + size;
+    return {size,
+            *memory != 0,
+            values,
+            diagonal,
             scale,
             factor,
-            factor + factor_size(size_)};
+            factor + size * (size <= kMostSideBySide ? size : factor_stride(size))};
   }
 
  private:
-  static int64_t factor_size(int64_t size) {
-    return size * (size <= kMostSideBySide ? size : factor_stride(size));
-  }
-
-  static int64_t memory_size(int64_t size) {
-    return (size + 1) * (size + 1) + (size + 1) + size + factor_size(size) + size;
-  }
-
   // The same places as in the view, for writing.
-  double* own(const double* place) { return memory_.data() + (place - memory_.data()); }
-
-  template <class T>
-  void load(const T* gram) {
-    const Gram g = view();
-    double *values = own(g.values), *diagonal = own(g.diagonal), *scale = own(g.scale);
-    for (int64_t j = 0; j < size_; ++j) {
-      const double square = static_cast<double>(gram[j * size_ + j]);
-      // NaN and zeros keep their units.
-      scale[j] = square > 0 && std::isfinite(square)
-                     ? std::ldexp(1.0, -static_cast<int>(std::lround(std::log2(square) / 2)))
-                     : 1.0;
-    }
-    for (int64_t i = 0; i < size_; ++i) {
-      for (int64_t j = 0; j < size_; ++j) {
-        const double sum =
-            static_cast<double>(gram[i * size_ + j]) + static_cast<double>(gram[j * size_ + i]);
-        finite_ = finite_ && std::isfinite(sum);
-        values[i * (size_ + 1) + j] = sum / 2 * scale[i] * scale[j];
-      }
-      diagonal[i] = values[i * (size_ + 1) + i];
-    }
-    diagonal[size_] = 1;
-  }
+  double* own(const double* place) { return memory_ + (place - memory_); }
 
   void factorise_small() {
     const Gram g = view();
@@ -124,9 +117,8 @@ class PreparedGram {
     }
   }
 
-  int64_t size_ = 0;
-  bool finite_ = true;
-  std::vector<double> memory_;
+  int64_t size_;
+  double* memory_;  // whether the matrix is finite, then the parts of the view
 };
 
 }  // namespace nnmf_cuda

@@ -57,6 +57,20 @@ class RowSolver {
 }  // namespace
 }  // namespace nnmf_cuda
 
+namespace nnmf_cuda {
+namespace {
+
+// Whether the products of X and H are formed in float64 whatever the factors are. More components
+// than features depend on each other, and with signs that cancel the rounding of float32 pulls rows
+// along combinations that change nothing, without end.
+template <class T>
+bool needs_exact_products(const Shape& s) {
+  return sizeof(T) < sizeof(double) && s.n_components > s.n_features;
+}
+
+}  // namespace
+}  // namespace nnmf_cuda
+
 #define NNMF_CUDA_ISA_SOURCE "../../nnls/cpu/project_rows.h"
 #include "../../common/cpu/isa.h"
 
@@ -79,16 +93,22 @@ void RowSolver::backward(const Gram& gram, const double* h, const double* grad, 
   NNMF_CUDA_CHOOSE(solve_free_rows)(gram, h, grad, n, u, workspace());
 }
 
-// One for each problem of gram [batch, k, k]; with factors, where rows will begin with them.
+// to [batch, doubles_of_prepared] = those of gram [batch, k, k]; with factors, where rows will
+// begin with them.
 template <class T>
-std::vector<PreparedGram> prepare_grams(const T* gram, int64_t batch, int64_t k, bool factorised) {
-  std::vector<PreparedGram> prepared(static_cast<std::size_t>(batch));
+void prepare_grams(const T* gram, int64_t batch, int64_t k, bool factorised, double* to) {
   parallel_for_each(batch, [&](int64_t b) {
-    PreparedGram& own = prepared[static_cast<std::size_t>(b)];
-    own = PreparedGram(gram + b * k * k, k);
+    PreparedGram own(to + b * doubles_of_prepared(k), k);
+    own.load(gram + b * k * k);
     if (factorised && own.view().finite) own.factorise(NNMF_CUDA_CHOOSE(factorise_gram));
   });
-  return prepared;
+}
+
+// The same of H H^T. `wide` is H in float64.
+void prepare_grams_of(const double* wide, const Shape& s, bool factorised, double* to) {
+  const Scratch<double> gram(s.batch * s.n_components * s.n_components);
+  NNMF_CUDA_CHOOSE(gram_matrices)(wide, s, gram.data());
+  prepare_grams(gram.data(), s.batch, s.n_components, factorised, to);
 }
 
 // Calls f(b, first row of all, rows) for all blocks of rows of all problems b.
@@ -107,13 +127,13 @@ struct NnlsOnCpu {
   template <class G, class T>
   void solve(const G* gram, const T* cross, T* h, const ActiveSets& sets,
              const RowsShape& s) const {
-    const std::vector<PreparedGram> grams =
-        prepare_grams(gram, s.batch, s.k, sets.start == nullptr);
+    const Scratch<double> grams(s.batch * doubles_of_prepared(s.k));
+    prepare_grams(gram, s.batch, s.k, sets.start == nullptr, grams.data());
     for_row_blocks(s, [&](int64_t b, int64_t row, int64_t rows) {
       const int64_t at = row * s.k;
       std::vector<double> c(cross + at, cross + at + rows * s.k), solved(c.size());
-      RowSolver(s.k).solve(grams[static_cast<std::size_t>(b)].view(), c.data(), rows, solved.data(),
-                           sets.from(row, s.k));
+      RowSolver(s.k).solve(PreparedGram::view(grams.data() + b * doubles_of_prepared(s.k), s.k),
+                           c.data(), rows, solved.data(), sets.from(row, s.k));
       std::copy(solved.begin(), solved.end(), h + at);
     });
   }
@@ -121,24 +141,43 @@ struct NnlsOnCpu {
   template <class G, class T>
   void solve_backward(const G* gram, const T* h, const T* grad, double* u,
                       const RowsShape& s) const {
-    const std::vector<PreparedGram> grams = prepare_grams(gram, s.batch, s.k, false);
+    const Scratch<double> grams(s.batch * doubles_of_prepared(s.k));
+    prepare_grams(gram, s.batch, s.k, false, grams.data());
     for_row_blocks(s, [&](int64_t b, int64_t row, int64_t rows) {
       const int64_t at = row * s.k, end = at + rows * s.k;
       const std::vector<double> wide_h(h + at, h + end), wide_grad(grad + at, grad + end);
-      RowSolver(s.k).backward(grams[static_cast<std::size_t>(b)].view(), wide_h.data(),
-                              wide_grad.data(), rows, u + at);
+      RowSolver(s.k).backward(PreparedGram::view(grams.data() + b * doubles_of_prepared(s.k), s.k),
+                              wide_h.data(), wide_grad.data(), rows, u + at);
     });
   }
 
+  // Products read H as it is.
+  static int64_t packed_rows(const Shape&) { return 0; }
+
+  template <class T>
+  void prepare(const FactorParams<T, T>& p, T*, double* grams) const {
+    prepare_grams_of(in_float64(p).data(), p.shape, /*factorised=*/true, grams);
+  }
+
   template <class T, class Data>
-  void project(const FactorParams<T, Data>& p, double scale, T* h, const ActiveSets& sets) const {
+  void project(const FactorParams<T, Data>& p, double scale, T* h, const ActiveSets& sets,
+               const PreparedComponents<T>& prepared) const {
     const Shape& s = p.shape;
-    const std::vector<double> wide(p.H, p.H + s.batch * s.n_components * s.n_features);
-    std::vector<double> gram(static_cast<std::size_t>(s.batch * s.n_components * s.n_components));
-    NNMF_CUDA_CHOOSE(gram_matrices)(wide.data(), s, gram.data());
-    const std::vector<PreparedGram> grams =
-        prepare_grams(gram.data(), s.batch, s.n_components, sets.start == nullptr);
-    NNMF_CUDA_CHOOSE(project_rows<T, Data>)(p.X, p.H, wide.data(), s, scale, grams.data(), h, sets);
+    const double* grams = prepared.grams;
+    std::vector<double> wide, own;
+    if (grams == nullptr || needs_exact_products<T>(s)) wide = in_float64(p);
+    if (grams == nullptr) {
+      own.resize(static_cast<std::size_t>(s.batch * doubles_of_prepared(s.n_components)));
+      prepare_grams_of(wide.data(), s, sets.start == nullptr, own.data());
+      grams = own.data();
+    }
+    NNMF_CUDA_CHOOSE(project_rows<T, Data>)(p.X, p.H, wide.data(), s, scale, grams, h, sets);
+  }
+
+ private:
+  template <class T, class Data>
+  static std::vector<double> in_float64(const FactorParams<T, Data>& p) {
+    return {p.H, p.H + p.shape.batch * p.shape.n_components * p.shape.n_features};
   }
 };
 
@@ -147,6 +186,7 @@ struct NnlsOnCpu {
 STABLE_TORCH_LIBRARY_IMPL(nnmf_cuda, CPU, m) {
   m.impl("nnls", TORCH_BOX(&nnls<NnlsOnCpu>));
   m.impl("nnls_backward", TORCH_BOX(&nnls_backward<NnlsOnCpu>));
+  m.impl("prepare_components", TORCH_BOX(&prepare_components<NnlsOnCpu>));
   m.impl("project", TORCH_BOX(&project<NnlsOnCpu>));
 }
 

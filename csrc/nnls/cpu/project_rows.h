@@ -24,14 +24,6 @@ void cross_products(const Problem<T, Data>& p, int64_t begin, int64_t end, doubl
   }
 }
 
-// Whether the products of X and H are formed in float64 whatever the factors are. More components
-// than features depend on each other, and with signs that cancel the rounding of float32 pulls rows
-// along combinations that change nothing, without end.
-template <class T>
-bool needs_exact_products(const Shape& s) {
-  return sizeof(T) < sizeof(double) && s.n_components > s.n_features;
-}
-
 // cross [rows, k] = scale * X H^T in float64, for rows of X that are x_stride apart.
 template <class Data>
 void exact_cross_products(const Data* X, int64_t x_stride, int64_t rows, const double* H,
@@ -58,15 +50,17 @@ void gram_matrices(const double* H, const Shape& s, double* gram) {
   });
 }
 
-// out [batch, n_samples, n_components] = the minimisers for the rows of X, times scale. `wide` is H
-// in float64.
+// out [batch, n_samples, n_components] = the minimisers for the rows of X, times scale, with the
+// Gram matrices that were made ready in grams [batch, doubles_of_prepared]. `wide` is H in float64,
+// where products need it.
 template <class T, class Data>
 void project_rows(const Data* X, const T* H, const double* wide, const Shape& s, double scale,
-                  const PreparedGram* grams, T* out, const ActiveSets& sets) {
+                  const double* grams, T* out, const ActiveSets& sets) {
   const int64_t n = s.n_samples, k = s.n_components;
   for_each_problem<Data>(s, [&](int64_t b) {
     const Problem<T, Data> p(X + b * s.x_stride, s.x_row_stride, nullptr, H + b * k * s.n_features,
                              s);
+    const Gram gram = PreparedGram::view(grams + b * doubles_of_prepared(k), k);
     const int64_t together = rows_of_task(k, kProjectRows);
     parallel_for_each(blocks_of(n, together), [&](int64_t block) {
       const int64_t begin = block * together, end = std::min(begin + together, n);
@@ -76,8 +70,7 @@ void project_rows(const Data* X, const T* H, const double* wide, const Shape& s,
                              wide + b * k * s.n_features, s, scale, cross.data());
       else
         cross_products(p, begin, end, scale, cross.data());
-      RowSolver(k).solve(grams[b].view(), cross.data(), end - begin, h.data(),
-                         sets.from(b * n + begin, k));
+      RowSolver(k).solve(gram, cross.data(), end - begin, h.data(), sets.from(b * n + begin, k));
       std::copy_n(h.data(), (end - begin) * k, out + (b * n + begin) * k);
     });
   });

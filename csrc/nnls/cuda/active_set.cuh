@@ -96,23 +96,19 @@ inline unsigned threads_up_to(int64_t last) {
 
 // A problem of size k in scaled variables; see Gram.
 struct DeviceGram {
-  const double* values;         // [k, k]
-  const double* factor;         // [k, k]: L below the diagonal, mirrored above it
-  const double* scale;          // [k]
-  const double* inverse_pivot;  // [k]
+  const double* values;  // [k, k]
+  const double* factor;  // [k, k]: L below the diagonal, mirrored above it; up to 32 variables
+  const double* scale;   // [k]
+  const double* inverse_pivot;  // [k]: where there is a factor
   bool finite;
 };
 
-NNMF_CUDA_INLINE int64_t doubles_of_gram(int64_t k) {
-  return 2 * k * k + 2 * k + 1;
-}
-
 // Those of all problems, in memory of the device.
 struct DeviceGrams {
-  double* memory;  // [batch, doubles_of_gram(k)]
+  double* memory;  // [batch, doubles_of_prepared(k)]
   int64_t k;
 
-  __device__ double* of(int64_t b) const { return memory + b * doubles_of_gram(k); }
+  __device__ double* of(int64_t b) const { return memory + b * doubles_of_prepared(k); }
 
   __device__ DeviceGram operator[](int64_t b) const {
     const double *values = of(b), *scale = values + 2 * k * k;
@@ -126,49 +122,42 @@ __device__ inline double scale_of_diagonal(double square) {
   return ldexp(1.0, -static_cast<int>(lround(log2(square) / 2)));
 }
 
-// A block per problem; its threads take variables in turn.
+constexpr int kPreparingThreads = 256;
+
+// A block per problem of at most kWarp variables. Its threads are rows of one matrix, kWarp wide.
 template <class T>
-__global__ void prepare_gram_kernel(const T* gram, DeviceGrams grams) {
-  const int64_t k = grams.k, threads = blockDim.x;
-  double* values = grams.of(blockIdx.x);
-  double *factor = values + k * k, *scale = factor + k * k, *inverse = scale + k;
-  gram += blockIdx.x * k * k;
-  for (int64_t j = threadIdx.x; j < k; j += threads)
-    scale[j] = scale_of_diagonal(static_cast<double>(gram[j * k + j]));
+__global__ void __launch_bounds__(kPreparingThreads)
+    prepare_gram_kernel(const T* gram, DeviceGrams grams) {
+  NNMF_CUDA_SHARED(double, matrix, [kWarp][kWarp + 1]);
+  NNMF_CUDA_SHARED(double, scales, [kWarp]);
+  const int k = static_cast<int>(grams.k), j = static_cast<int>(threadIdx.x) % kWarp;
+  const int first = static_cast<int>(threadIdx.x) / kWarp, rows = kPreparingThreads / kWarp;
+  double* const values = grams.of(blockIdx.x);
+  double *const factor = values + k * k, *const scale = factor + k * k, *const inverse = scale + k;
+  gram += int64_t{blockIdx.x} * k * k;
+  if (first == 0 && j < k)
+    scale[j] = scales[j] = scale_of_diagonal(static_cast<double>(gram[j * k + j]));
   __syncthreads();
   bool finite = true;
-  for (int64_t at = threadIdx.x; at < k * k; at += threads) {
-    const int64_t i = at / k, j = at % k;
+  for (int i = first; i < k; i += rows) {
+    if (j >= k) continue;
     const double sum = static_cast<double>(gram[i * k + j]) + static_cast<double>(gram[j * k + i]);
     finite = finite && sum * 0 == 0;
-    factor[at] = values[at] = sum / 2 * scale[i] * scale[j];
+    matrix[i][j] = values[i * k + j] = sum / 2 * scales[i] * scales[j];
   }
   const bool all_finite = tally_over_block(!finite).count == 0;
   if (threadIdx.x == 0) inverse[k] = all_finite;
-  // L D in the lower triangle, a column at a time; L where a column is read.
+  // L D in the lower triangle: what a column takes from those behind it is subtracted at once.
   const double least = dependent_pivot(k);
-  for (int64_t j = 0; j < k; ++j) {
-    for (int64_t i = j + threadIdx.x; i < k; i += threads) {
-      double sum = factor[j * k + i];
-      for (int64_t p = 0; p < j; ++p) sum -= factor[p * k + i] * (factor[p * k + j] * inverse[p]);
-      factor[j * k + i] = sum;
-      if (i == j) inverse[j] = sum > least ? 1 / sum : 0;
-    }
+  for (int p = 0; p < k; ++p) {
+    const double pivot = matrix[p][p], reciprocal = pivot > least ? 1 / pivot : 0;
+    if (threadIdx.x == 0) inverse[p] = reciprocal;
+    for (int i = p + 1 + first; i < k; i += rows)
+      if (j > p && j <= i) matrix[i][j] -= matrix[i][p] * (matrix[j][p] * reciprocal);
     __syncthreads();
   }
-  for (int64_t at = threadIdx.x; at < k * k; at += threads) {
-    const int64_t i = at / k, j = at % k;
-    if (i < j) factor[j * k + i] = factor[at] *= inverse[i];
-  }
-}
-
-// Those of gram [batch, k, k].
-template <class T, class Memory>
-DeviceGrams launch_prepare_grams(const T* gram, int64_t batch, int64_t k, Memory& memory,
-                                 cudaStream_t stream) {
-  const DeviceGrams grams{memory.template get<double>(batch * doubles_of_gram(k)), k};
-  NNMF_CUDA_LAUNCH(prepare_gram_kernel<T>, grid_of(batch), 128, 0, stream, gram, grams);
-  return grams;
+  for (int i = first; i < k; i += rows)
+    if (j < i) factor[j * k + i] = factor[i * k + j] = matrix[i][j] * inverse[j];
 }
 
 // What h = argmin 1/2 h G h^T - c h^T is computed from; see nnls.
@@ -237,7 +226,7 @@ __device__ void solve_rows(Team& team, const NnlsRows<From, To>& rows, RowsOfTea
   const bool owns = j < k;
   const double scale = owns ? gram.scale[j] : 0, tolerance = gradient_tolerance(k);
   const double least = dependent_pivot(k);
-  const bool independent = owns && gram.inverse_pivot[j] > 0;
+  const bool independent = owns && team.may_be_free(j);
   bool busy = false, fresh = false, free = false;
   double cross = 0, slack = 0;
   int64_t row = 0;

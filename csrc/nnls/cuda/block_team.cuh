@@ -65,6 +65,9 @@ class BlockTeam {
   __device__ double sum(double value) const { return sum_over_block(value); }
   __device__ double largest(double value) const { return largest_of_block(value); }
 
+  // Solving the system tells which depend on others.
+  __device__ bool may_be_free(int /*j*/) const { return true; }
+
   // G x, of which the others may read x until the next solve_free.
   __device__ double gram_times(double x) {
     if (thread() < k_) memory_.x[thread()] = x;

@@ -27,6 +27,11 @@ struct Triangle {
   __device__ double* column(int64_t j) const { return entries + j * stride; }
 };
 
+// The factor of a whole Gram matrix, with which rows begin whose free variables are not given.
+__device__ inline Triangle triangle_of(const DeviceGram& gram, int64_t k) {
+  return {const_cast<double*>(gram.factor), const_cast<double*>(gram.inverse_pivot), k};
+}
+
 // Calls f(i) for this thread's turns of [first, size).
 template <class F>
 __device__ __forceinline__ void for_own(int64_t first, int64_t size, const F& f) {
@@ -39,38 +44,66 @@ NNMF_CUDA_CALLED inline double dot_product(const double* x, const double* y, int
   return sum_over_block(sum);
 }
 
-// Finishes `count` columns, from which those to the left are subtracted already.
-NNMF_CUDA_CALLED inline void finish_columns(const Triangle& t, int64_t first, int64_t size,
-                                            double least) {
-  NNMF_CUDA_SHARED(double, corner, [kCorner * (kCorner + 1) / 2]);
-  NNMF_CUDA_SHARED(double, inverse, [kCorner]);
-  const int count = static_cast<int>(size - first < kCorner ? size - first : kCorner);
-  const int i = static_cast<int>(threadIdx.x) % kCorner, begin = i * (i + 1) / 2;
-  const int turn = static_cast<int>(threadIdx.x) / kCorner, turns = kThreads / kCorner;
+__device__ inline int size_of_corner(int64_t first, int64_t size) {
+  return static_cast<int>(size - first < kCorner ? size - first : kCorner);
+}
+
+// The corner of some columns, in shared memory.
+struct Corner {
+  double* entries;  // [kCorner * (kCorner + 1) / 2]: its rows up to the diagonal
+  double* inverse;  // [kCorner]
+};
+
+__device__ inline double* row_of_corner(double* entries, int i) {
+  return entries + i * (i + 1) / 2;
+}
+
+// Calls f(i, j) for the entries j <= i of the first `count` rows: for each thread those of one row.
+template <class F>
+__device__ __forceinline__ void for_corner(int count, const F& f) {
+  const int i = static_cast<int>(threadIdx.x) % kCorner;
   if (i < count)
-    for (int j = turn; j <= i; j += turns) corner[begin + j] = t.column(first + j)[first + i];
+    for (int j = static_cast<int>(threadIdx.x) / kCorner; j <= i; j += kThreads / kCorner) f(i, j);
+}
+
+// Finishes the corner of columns from which those to the left are subtracted already. The corner
+// keeps its rows but for the diagonal, which the inverses stand for.
+__device__ __forceinline__ void finish_corner(const Triangle& t, int64_t first, int count,
+                                              double least, const Corner& corner) {
+  const int i = static_cast<int>(threadIdx.x) % kCorner;
+  const int turn = static_cast<int>(threadIdx.x) / kCorner, turns = kThreads / kCorner;
+  double* const own_row = row_of_corner(corner.entries, i);
+  for_corner(count, [&](int, int j) { own_row[j] = t.column(first + j)[first + i]; });
   __syncthreads();
   for (int c = 0; c < count; ++c) {
-    const double pivot = corner[c * (c + 1) / 2 + c];
+    const double pivot = row_of_corner(corner.entries, c)[c];
     const double own = pivot > least ? 1 / sqrt(pivot) : 0;
-    if (turn == 0 && i == c) inverse[c] = own;
-    if (turn == 0 && i > c && i < count) corner[begin + c] *= own;
+    if (turn == 0 && i == c) corner.inverse[c] = own;
+    if (turn == 0 && i > c && i < count) own_row[c] *= own;
     __syncthreads();
     if (i > c && i < count)
       for (int j = c + 1 + turn; j <= i; j += turns)
-        corner[begin + j] -= corner[begin + c] * corner[j * (j + 1) / 2 + c];
+        own_row[j] -= own_row[c] * row_of_corner(corner.entries, j)[c];
     __syncthreads();
   }
-  if (i < count) {
-    for (int j = turn; j <= i; j += turns)
-      t.column(first + j)[first + i] = corner[begin + j] * (i == j ? inverse[i] : 1);
-    if (turn == 0) t.inverse[first + i] = inverse[i];
-  }
+  for_corner(count, [&](int, int j) {
+    t.column(first + j)[first + i] = own_row[j] * (i == j ? corner.inverse[i] : 1);
+  });
+  if (turn == 0 && i < count) t.inverse[first + i] = corner.inverse[i];
+}
+
+// Finishes as many columns as a corner has, from which those to the left are subtracted already.
+NNMF_CUDA_CALLED inline void finish_columns(const Triangle& t, int64_t first, int64_t size,
+                                            double least) {
+  NNMF_CUDA_SHARED(double, entries, [kCorner * (kCorner + 1) / 2]);
+  NNMF_CUDA_SHARED(double, inverse, [kCorner]);
+  const int count = size_of_corner(first, size);
+  finish_corner(t, first, count, least, {entries, inverse});
   for_own(first + count, size, [&](int64_t row) {
     for (int c = 0; c < count; ++c) {
       double sum = t.column(first + c)[row];
 #pragma unroll 8
-      for (int p = 0; p < c; ++p) sum -= t.column(first + p)[row] * corner[c * (c + 1) / 2 + p];
+      for (int p = 0; p < c; ++p) sum -= t.column(first + p)[row] * row_of_corner(entries, c)[p];
       t.column(first + c)[row] = sum * inverse[c];
     }
   });
@@ -133,10 +166,6 @@ __device__ inline void solve_corner_transposed(const Triangle& t, int64_t first,
   }
   if (lane < count) x[first + lane] = low;
   if (other < count) x[first + other] = high;
-}
-
-__device__ inline int size_of_corner(int64_t first, int64_t size) {
-  return static_cast<int>(size - first < kCorner ? size - first : kCorner);
 }
 
 // y = L^-1 y
@@ -307,58 +336,5 @@ struct FreeFactor {
     }
   }
 };
-
-// Symmetric, scaled Gram matrices of all problems, in the memory of DeviceGrams, in two kernels:
-// the scales, a block a problem; then a thread an entry.
-template <class T>
-__global__ void __launch_bounds__(kThreads) wide_scales_kernel(const T* gram, DeviceGrams grams) {
-  const int64_t k = grams.k;
-  double* const scale = grams.of(blockIdx.x) + 2 * k * k;
-  gram += blockIdx.x * k * k;
-  for_own(0, k,
-          [&](int64_t j) { scale[j] = scale_of_diagonal(static_cast<double>(gram[j * k + j])); });
-  if (threadIdx.x == 0) scale[2 * k] = 1;
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    wide_values_kernel(const T* gram, int64_t size, DeviceGrams grams) {
-  const int64_t k = grams.k, at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (at >= size) return;
-  const int64_t in = at % (k * k), i = in / k, j = in % k;
-  const T* const own = gram + (at - in);
-  double *const values = grams.of(at / (k * k)), *const scale = values + 2 * k * k;
-  const double sum = static_cast<double>(own[i * k + j]) + static_cast<double>(own[j * k + i]);
-  values[in] = sum / 2 * scale[i] * scale[j];
-  if (!(sum * 0 == 0)) scale[2 * k] = 0;  // whoever does it writes the same
-}
-
-// The factor of a whole Gram matrix, with which rows begin whose free variables are not given.
-__device__ inline Triangle triangle_of(const DeviceGram& gram, int64_t k) {
-  return {const_cast<double*>(gram.factor), const_cast<double*>(gram.inverse_pivot), k};
-}
-
-// A block a problem.
-static __global__ void __launch_bounds__(kThreads) wide_factor_kernel(DeviceGrams grams) {
-  const DeviceGram gram = grams[blockIdx.x];
-  const int64_t k = grams.k;
-  if (!gram.finite) return;
-  factorise(triangle_of(gram, k), k, dependent_pivot(k),
-            [&](int64_t i, int64_t j) { return gram.values[j * k + i]; });
-}
-
-// Those of gram [batch, k, k]; with factors where rows are to begin with all variables free.
-template <class T, class Memory>
-DeviceGrams launch_wide_grams(const T* gram, int64_t batch, int64_t k, bool with_factors,
-                              Memory& memory, cudaStream_t stream) {
-  const DeviceGrams grams{memory.template get<double>(batch * doubles_of_gram(k)), k};
-  const int64_t size = batch * k * k;
-  NNMF_CUDA_LAUNCH((wide_scales_kernel<T>), grid_of(batch), kThreads, 0, stream, gram, grams);
-  NNMF_CUDA_LAUNCH((wide_values_kernel<T>), grid_of((size + kThreads - 1) / kThreads), kThreads, 0,
-                   stream, gram, size, grams);
-  if (with_factors)
-    NNMF_CUDA_LAUNCH(wide_factor_kernel, grid_of(batch), kThreads, 0, stream, grams);
-  return grams;
-}
 
 }  // namespace nnmf_cuda

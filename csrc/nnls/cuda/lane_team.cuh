@@ -50,6 +50,9 @@ class LaneTeam {
   __device__ double sum(double value) const { return sum_over_lanes(value, kLanes); }
   __device__ double largest(double value) const { return largest_of_lanes(value, kLanes); }
 
+  // Whether a variable does not depend on those before it.
+  __device__ bool may_be_free(int j) const { return gram_.inverse_pivot[j] > 0; }
+
   // G x
   __device__ double gram_times(double x) {
     __syncwarp();  // all have read the last x

@@ -9,6 +9,7 @@
 #include "lane_team.cuh"
 #include "one_row.cuh"
 #include "row_by_row.cuh"
+#include "wide_gram.cuh"
 
 namespace nnmf_cuda {
 
@@ -72,13 +73,24 @@ void launch_minimum_norm(const BackwardRows<T>& rows, const DeviceGrams& grams, 
 
 constexpr int64_t kMostOfTeam = 256;  // variables of a block whose threads have one each
 
-// The same as launch_nnls for more of them.
-template <class G, class From, class To, class Memory>
-void launch_one_rows(const G* gram, const From* cross, To* h, const ActiveSets& sets,
+// Those of gram [batch, k, k], in memory [batch, doubles_of_prepared(k)]; `cold` rows begin with
+// all variables free.
+template <class G>
+DeviceGrams launch_grams(const G* gram, int64_t batch, int64_t k, bool cold, double* memory,
+                         cudaStream_t stream) {
+  if (k > kWarp)
+    return launch_wide_grams(gram, batch, k, /*with_factors=*/cold && k > kMostOfTeam, memory,
+                             stream);
+  const DeviceGrams grams{memory, k};
+  NNMF_CUDA_LAUNCH(prepare_gram_kernel<G>, grid_of(batch), kPreparingThreads, 0, stream, gram,
+                   grams);
+  return grams;
+}
+
+// The same as launch_rows for more of them.
+template <class From, class To, class Memory>
+void launch_one_rows(const DeviceGrams& grams, const From* cross, To* h, const ActiveSets& sets,
                      const RowsShape& shape, Memory& memory, cudaStream_t stream) {
-  const bool cold = sets.start == nullptr;
-  const DeviceGrams grams =
-      launch_wide_grams(gram, shape.batch, shape.k, /*with_factors=*/cold, memory, stream);
   const int64_t blocks = wide_row_blocks(shape, 1);
   double* of_rows =
       memory.template get<double>(blocks * (shape.k * shape.k + vectors_of_row(shape.k)));
@@ -87,12 +99,10 @@ void launch_one_rows(const G* gram, const From* cross, To* h, const ActiveSets& 
                    of_rows);
 }
 
-// The same as launch_nnls_backward.
-template <class G, class T, class Memory>
-void launch_one_rows_backward(const G* gram, const T* h, const T* grad, double* u,
+// The same as launch_nnls_backward, with matrices that are ready.
+template <class T, class Memory>
+void launch_one_rows_backward(const DeviceGrams& grams, const T* h, const T* grad, double* u,
                               const RowsShape& shape, Memory& memory, cudaStream_t stream) {
-  const DeviceGrams grams =
-      launch_wide_grams(gram, shape.batch, shape.k, /*with_factors=*/false, memory, stream);
   const int64_t blocks = wide_row_blocks(shape, 2);
   double* of_rows =
       memory.template get<double>(blocks * (2 * shape.k * shape.k + vectors_of_row(shape.k)));
@@ -102,13 +112,13 @@ void launch_one_rows_backward(const G* gram, const T* h, const T* grad, double* 
                    of_rows);
 }
 
-// h [batch, n, k] = the minimisers for gram [batch, k, k] and cross [batch, n, k], NaN where a row
-// or its Gram matrix is not finite. Nothing is empty. Memory has get<T>(size), as DeviceMemory.
-template <class G, class From, class To, class Memory>
-void launch_nnls(const G* gram, const From* cross, To* h, const ActiveSets& sets,
+// h [batch, n, k] = the minimisers for cross [batch, n, k] and Gram matrices that are ready, NaN
+// where a row or its matrix is not finite. Nothing is empty. Memory has get<T>(size), as
+// DeviceMemory.
+template <class From, class To, class Memory>
+void launch_rows(const DeviceGrams& grams, const From* cross, To* h, const ActiveSets& sets,
                  const RowsShape& shape, Memory& memory, cudaStream_t stream) {
-  if (shape.k > kMostOfTeam) return launch_one_rows(gram, cross, h, sets, shape, memory, stream);
-  const DeviceGrams grams = launch_prepare_grams(gram, shape.batch, shape.k, memory, stream);
+  if (shape.k > kMostOfTeam) return launch_one_rows(grams, cross, h, sets, shape, memory, stream);
   double* matrices = memory.template get<double>(row_blocks(shape) * row_matrices(shape.k));
   const NnlsRows<From, To> rows{cross, h, memory.template get<uint8_t>(shape.batch * shape.n), sets,
                                 shape};
@@ -126,13 +136,24 @@ void launch_nnls(const G* gram, const From* cross, To* h, const ActiveSets& sets
   launch_lawson_hanson(rows, grams, matrices, stream);
 }
 
+// The same for gram [batch, k, k].
+template <class G, class From, class To, class Memory>
+void launch_nnls(const G* gram, const From* cross, To* h, const ActiveSets& sets,
+                 const RowsShape& shape, Memory& memory, cudaStream_t stream) {
+  double* const room = memory.template get<double>(shape.batch * doubles_of_prepared(shape.k));
+  const bool cold = sets.start == nullptr;
+  launch_rows(launch_grams(gram, shape.batch, shape.k, cold, room, stream), cross, h, sets, shape,
+              memory, stream);
+}
+
 // u [batch, n, k] = the gradient to cross, from the minimisers h and the gradient to them.
 template <class G, class T, class Memory>
 void launch_nnls_backward(const G* gram, const T* h, const T* grad, double* u,
                           const RowsShape& shape, Memory& memory, cudaStream_t stream) {
+  double* const room = memory.template get<double>(shape.batch * doubles_of_prepared(shape.k));
+  const DeviceGrams grams = launch_grams(gram, shape.batch, shape.k, /*cold=*/false, room, stream);
   if (shape.k > kMostOfTeam)
-    return launch_one_rows_backward(gram, h, grad, u, shape, memory, stream);
-  const DeviceGrams grams = launch_prepare_grams(gram, shape.batch, shape.k, memory, stream);
+    return launch_one_rows_backward(grams, h, grad, u, shape, memory, stream);
   double* matrices = memory.template get<double>(row_blocks(shape) * row_matrices(shape.k));
   const BackwardRows<T> rows{h, grad, u, memory.template get<uint8_t>(shape.batch * shape.n),
                              shape};

@@ -1,8 +1,6 @@
-// nnls, nnls_backward and project on the device.
-#include "../../nnmf/cuda/half_step.cuh"
-#include "../../nnmf/cuda/wide_product.cuh"
+// nnls, nnls_backward, prepare_components and project on the device.
 #include "../ops.h"
-#include "launches.cuh"
+#include "project.cuh"
 
 namespace nnmf_cuda {
 namespace {
@@ -19,15 +17,21 @@ struct NnlsOnCuda : CudaDevice {
     launch_nnls_backward(gram, h, grad, u, s, memory, stream());
   }
 
+  // Where products are formed by blocks, packing is the least of it.
+  static int64_t packed_rows(const Shape& s) {
+    return s.n_components > kMaxComponents || s.n_components > s.n_features ? 0 : s.n_features;
+  }
+
+  template <class T>
+  void prepare(const FactorParams<T, T>& p, T* packed, double* grams) {
+    launch_prepared(DeviceProblem<T, T>{p, size()}, packed_rows(p.shape) > 0 ? packed : nullptr,
+                    /*cold=*/true, grams, memory, stream());
+  }
+
   template <class T, class Data>
-  void project(const FactorParams<T, Data>& p, double scale, T* h, const ActiveSets& sets) {
-    const Shape& s = p.shape;
-    const int64_t k = s.n_components;
-    double* cross = memory.get<double>(s.batch * s.n_samples * k);
-    double* gram = memory.get<double>(s.batch * k * k);
-    const DeviceProblem<T, Data> problem{p, size()};
-    launch_products(problem, scale, cross, gram, memory, stream());
-    launch_nnls(gram, cross, h, sets, {s.batch, s.n_samples, k}, memory, stream());
+  void project(const FactorParams<T, Data>& p, double scale, T* h, const ActiveSets& sets,
+               const PreparedComponents<T>& prepared) {
+    launch_project(DeviceProblem<T, Data>{p, size()}, scale, h, sets, prepared, memory, stream());
   }
 };
 
@@ -36,6 +40,7 @@ struct NnlsOnCuda : CudaDevice {
 STABLE_TORCH_LIBRARY_IMPL(nnmf_cuda, CUDA, m) {
   m.impl("nnls", TORCH_BOX(&nnls<NnlsOnCuda>));
   m.impl("nnls_backward", TORCH_BOX(&nnls_backward<NnlsOnCuda>));
+  m.impl("prepare_components", TORCH_BOX(&prepare_components<NnlsOnCuda>));
   m.impl("project", TORCH_BOX(&project<NnlsOnCuda>));
 }
 

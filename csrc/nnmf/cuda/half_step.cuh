@@ -228,24 +228,18 @@ class ProductsLaunches {
         padded_(Tiling::kComponents * group),
         cut_(cut_for<Tiling, Factor::kW>(problem, group)) {
     const Shape& s = problem.shape;
-    const int64_t rows = s.batch * padded_;
-    H_packed_ = memory.template get<T>(rows * s.n_features);
-    products_ = memory.template get<T>(rows * cut_.splits * s.n_samples);
-    gram_parts_ = memory.template get<double>(rows * padded_ * gram_chunks(s.batch, s.n_features));
+    products_ = memory.template get<T>(s.batch * padded_ * cut_.splits * s.n_samples);
   }
 
-  // cross [B, n_samples, n_components] = scale * X H^T; gram [B, n_components, n_components] = H
-  // H^T; both added up in float64.
-  void launch(double scale, double* cross, double* gram, cudaStream_t stream) const {
+  // cross [B, n_samples, n_components] = scale * X H^T, added up in float64. `packed` is H.
+  void launch(double scale, const T* packed, double* cross, cudaStream_t stream) const {
     const Shape& s = problem_.shape;
     const int k = static_cast<int>(s.n_components);
-    launch_pack(problem_.H, H_packed_, s.batch, layout_of_H(s, padded_), stream);
-    launch_gram(H_packed_, gram_parts_, gram, s.batch, s.n_features, padded_, k, stream);
     HalfStep<T, Data> step{};
     step.X = problem_.X;
     step.x_stride = s.x_stride;
     step.x_row_stride = s.x_row_stride;
-    step.other = H_packed_;
+    step.other = packed;
     step.cut = cut_;
     step.numerators = products_;
     step.n_components = k;
@@ -260,25 +254,60 @@ class ProductsLaunches {
   DeviceProblem<T, Data> problem_;
   int group_, padded_;
   Cut cut_;
-  T *H_packed_, *products_;
-  double* gram_parts_;
+  T* products_;
 };
 
-// The same by blocks; T is what X and H are multiplied in.
-template <class T, class F, class Data, class Memory>
-void launch_wide_products(const DeviceProblem<F, Data>& problem, double scale, double* cross,
-                          double* gram, Memory& memory, cudaStream_t stream) {
+// Whether X and H are multiplied by blocks: for more components than a warp keeps in registers, and
+// in float64 where there are more of them than features. Those depend on each other, and the
+// rounding of float32 would pull rows along combinations that change nothing.
+template <class T>
+bool multiplies_exactly(const Shape& s) {
+  return sizeof(T) < sizeof(double) && s.n_components > s.n_features;
+}
+
+template <class T>
+bool multiplies_by_blocks(const Shape& s) {
+  return s.n_components > kMaxComponents || multiplies_exactly<T>(s);
+}
+
+// Components of H where products read it, zeros behind the last one.
+template <class T>
+int64_t packed_components(const Shape& s) {
+  int64_t padded = s.n_components;
+  if (!multiplies_by_blocks<T>(s))
+    dispatch_tiling<Loss::kFrobenius, T, T>(
+        padded, [&]<class Tiling>(Tiling, int group) { padded = Tiling::kComponents * group; });
+  return padded;
+}
+
+// packed [B, n_features, packed_components] = H; gram [B, n_components, n_components] = H H^T,
+// added up in float64. The problem's X is not looked at.
+template <class T, class Data, class Memory>
+void launch_components(const DeviceProblem<T, Data>& problem, T* packed, double* gram,
+                       Memory& memory, cudaStream_t stream) {
+  const Shape& s = problem.shape;
+  const int padded = static_cast<int>(packed_components<T>(s)),
+            k = static_cast<int>(s.n_components);
+  launch_pack(problem.H, packed, s.batch, layout_of_H(s, padded), stream);
+  if (multiplies_by_blocks<T>(s))
+    return launch_wide_gram(packed, gram, nullptr, s.batch, s.n_features, k, stream);
+  double* const parts =
+      memory.template get<double>(s.batch * gram_chunks(s.batch, s.n_features) * padded * padded);
+  launch_gram(packed, parts, gram, s.batch, s.n_features, padded, k, stream);
+}
+
+// The products by blocks; T is what X and H are multiplied in.
+template <class T, class F, class Data>
+void launch_wide_products(const DeviceProblem<F, Data>& problem, double scale, const F* packed,
+                          double* cross, cudaStream_t stream) {
   const Shape& s = problem.shape;
   const int64_t k = s.n_components;
-  F* const H = memory.template get<F>(s.batch * s.n_features * k);
-  launch_pack(problem.H, H, s.batch, layout_of_H(s, static_cast<int>(k)), stream);
-  launch_wide_gram(H, gram, nullptr, s.batch, s.n_features, k, stream);
   WideProduct<T, Data, F> product{};
   product.left = problem.X;
   product.left_problem = s.x_stride;
   product.left_row = s.x_row_stride;
   product.left_deep = 1;
-  product.right = H;
+  product.right = packed;
   product.right_problem = s.n_features * k;
   product.out = cross;
   product.rows = s.n_samples;
@@ -288,19 +317,18 @@ void launch_wide_products(const DeviceProblem<F, Data>& problem, double scale, d
   launch_wide_product(product, s.batch, stream);
 }
 
-// The same for any number of components. More of them than features depend on each other: then the
-// products are formed in float64, as the rounding of float32 would pull rows along combinations
-// that change nothing.
+// cross [B, n_samples, n_components] = scale * X H^T for any number of components; `packed` is H as
+// launch_components leaves it.
 template <class T, class Data, class Memory>
-void launch_products(const DeviceProblem<T, Data>& problem, double scale, double* cross,
-                     double* gram, Memory& memory, cudaStream_t stream) {
-  const int64_t k = problem.shape.n_components;
-  if (sizeof(T) < sizeof(double) && k > problem.shape.n_features)
-    return launch_wide_products<double>(problem, scale, cross, gram, memory, stream);
-  if (k > kMaxComponents)
-    return launch_wide_products<T>(problem, scale, cross, gram, memory, stream);
-  dispatch_tiling<Loss::kFrobenius, T, Data>(k, [&]<class Tiling>(Tiling, int group) {
-    ProductsLaunches<Tiling>(problem, group, memory).launch(scale, cross, gram, stream);
+void launch_products(const DeviceProblem<T, Data>& problem, double scale, const T* packed,
+                     double* cross, Memory& memory, cudaStream_t stream) {
+  const Shape& s = problem.shape;
+  if (multiplies_exactly<T>(s))
+    return launch_wide_products<double>(problem, scale, packed, cross, stream);
+  if (multiplies_by_blocks<T>(s))
+    return launch_wide_products<T>(problem, scale, packed, cross, stream);
+  dispatch_tiling<Loss::kFrobenius, T, Data>(s.n_components, [&]<class Tiling>(Tiling, int group) {
+    ProductsLaunches<Tiling>(problem, group, memory).launch(scale, packed, cross, stream);
   });
 }
 

@@ -1,0 +1,103 @@
+// The ops once more, with an Implementation that counts how often it is constructed and computes
+// nothing: what is checked before a device is taken. See test_device_order.py.
+#include "crown/ops.h"
+#include "diffusion/ops.h"
+#include "nnls/ops.h"
+#include "nnmf/ops.h"
+#include "nnmf/weighted_ops.h"
+#include "sparse/cd_ops.h"
+#include "sparse/ops.h"
+
+namespace {
+
+int64_t n_constructed = 0;
+
+using nnmf_cuda::Loss;
+using nnmf_cuda::Tensor;
+
+struct Recorder {
+  static constexpr bool kWeightsNeedSigns = true;
+  explicit Recorder(const Tensor&) { ++n_constructed; }
+
+  template <class... Given>
+  void solve(const Given&...) {}
+  template <class... Given>
+  void solve_backward(const Given&...) {}
+  template <class... Given>
+  void project(const Given&...) {}
+  template <class... Given>
+  void prepare(const Given&...) {}
+  static int64_t packed_rows(const nnmf_cuda::Shape&) { return 2; }
+  template <class... Given>
+  void descend(const Given&...) {}
+  template <class... Given>
+  void forward(const Given&...) {}
+  template <class... Given>
+  void backward(const Given&...) {}
+  template <class... Given>
+  void backward_with_weights(const Given&...) {}
+  template <class... Given>
+  void draw_normals(const Given&...) {}
+  template <class... Given>
+  void bound(const Given&...) {}
+};
+
+struct Measures : Recorder {
+  using Recorder::Recorder;
+  template <Loss loss, class... Given>
+  void divergence(const Given&...) {}
+};
+
+struct Updates : Recorder {
+  using Recorder::Recorder;
+  template <Loss loss, class... Given>
+  void iterate(const Given&...) {}
+  template <class... Given>
+  static Tensor divergence(const Tensor& X, const Given&...) {
+    return X;
+  }
+};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) int64_t devices_taken() {
+  return n_constructed;
+}
+
+extern "C" __attribute__((visibility("default"))) void forget_devices() {
+  n_constructed = 0;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(nnmf_cuda_devices, CompositeExplicitAutograd, m) {
+  using namespace nnmf_cuda;
+  m.impl("nnmf_mu", TORCH_BOX(&nnmf_mu<Updates>));
+  m.impl("nnmf_hals", TORCH_BOX(&nnmf_hals<Updates>));
+  m.impl("nnmf_divergence", TORCH_BOX(&nnmf_divergence<Measures>));
+  m.impl("nnmf_weighted_mu", TORCH_BOX(&nnmf_weighted_mu<Updates>));
+  m.impl("nnmf_weighted_hals", TORCH_BOX(&nnmf_weighted_hals<Updates>));
+  m.impl("nnmf_weighted_divergence", TORCH_BOX(&nnmf_weighted_divergence<Measures>));
+  m.impl("nnmf_sparse_mu", TORCH_BOX(&nnmf_sparse_mu<Updates>));
+  m.impl("nnmf_sparse_hals", TORCH_BOX(&nnmf_sparse_hals<Updates>));
+  m.impl("nnmf_sparse_divergence", TORCH_BOX(&nnmf_sparse_divergence<Measures>));
+  m.impl("nnmf_sparse_cd", TORCH_BOX(&nnmf_sparse_cd<Updates>));
+  m.impl("nnls", TORCH_BOX(&nnls<Recorder>));
+  m.impl("nnls_backward", TORCH_BOX(&nnls_backward<Recorder>));
+  m.impl("prepare_components", TORCH_BOX(&prepare_components<Recorder>));
+  m.impl("project", TORCH_BOX(&project<Recorder>));
+  m.impl("crown_bounds", TORCH_BOX(&crown_bounds<Recorder>));
+  implement_diffusion<Recorder>(m);
+}
+
+namespace {
+
+// What a CudaDevice is made from.
+Tensor take_cuda(const Tensor& tensor) {
+  nnmf_cuda::cuda_index_of(tensor);
+  return tensor;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(nnmf_cuda_devices, CPU, m) {
+  m.impl("take_cuda", TORCH_BOX(&take_cuda));
+}
