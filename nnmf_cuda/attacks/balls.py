@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,11 +36,11 @@ class Ball(ABC):
 
     def __init__(self, centers: Tensor, radius: float | Tensor, box: Box = (0.0, 1.0)) -> None:
         self.centers = centers
-        self.radius, self.shares = radius, torch.ones(()).to(centers)
+        self.radius, self.shares = radius, centers.new_ones(())
         if isinstance(radius, Tensor) and radius.dim() == 1:
             self.radius = float(radius.max())
             self.shares = radius.to(centers) / self.radius
-        self.low, self.high = (torch.as_tensor(edge).to(centers) for edge in box)
+        self.low, self.high = (_edge(edge, centers) for edge in box)
 
     def random_start(self) -> Tensor:
         """Draw a point on the ball's surface, put into the box."""
@@ -56,23 +57,31 @@ class Ball(ABC):
     def random_corner(self) -> Tensor:
         """Draw a first guess of a random search: every feature moved as far as it goes."""
         whole = torch.ones(self.centers.shape, dtype=torch.bool, device=self.centers.device)
-        return self._changed(self.centers, whole)
+        values = self._draw_values(self.centers.shape).to(self.centers.device)
+        return self.changed(self.centers, whole, values)
 
-    def random_neighbour(self, points: Tensor, share: float) -> Tensor:
-        """Draw points that differ from the given ones in a random share of the features."""
-        n, m = points.shape
+    def draw_change(self, share: float) -> tuple[Tensor, Tensor]:
+        """Draw on the host what `changed` takes to change a random share of the features."""
+        n, m = self.centers.shape
         count = max(1, round(share * m))
-        chosen = torch.rand(n, m).argsort(1)[:, :count].to(points.device)
-        mask = torch.zeros(n, m, dtype=torch.bool, device=points.device)
-        return self._changed(points, mask.scatter_(1, chosen, True))
+        chosen = torch.rand(n, m).argsort(1)[:, :count]
+        mask = torch.zeros(n, m, dtype=torch.bool).scatter_(1, chosen, True)
+        values = self._draw_values(self.centers.shape)
+        if self.centers.device.type == "cuda":  # from there the copy to the device does not wait
+            return mask.pin_memory(), values.pin_memory()
+        return mask, values
 
     def _held(self, points: Tensor) -> Tensor:
         """Put points of the ball, drawn afresh, into the box."""
         return points.clamp_(self.low, self.high)
 
     @abstractmethod
-    def _changed(self, points: Tensor, mask: Tensor) -> Tensor:
-        """Return points with the marked features (n, M) changed at random, in ball and box."""
+    def changed(self, points: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+        """Return points with the marked features (n, M) as drawn (n, M), in ball and box."""
+
+    @abstractmethod
+    def _draw_values(self, shape: torch.Size) -> Tensor:
+        """Draw from torch's global CPU generator what changed features become."""
 
     @abstractmethod
     def project_(self, points: Tensor) -> None:
@@ -94,18 +103,23 @@ class Ball(ABC):
 class _LinfBall(Ball):
     def __init__(self, centers: Tensor, radius: float | Tensor, box: Box = (0.0, 1.0)) -> None:
         super().__init__(centers, radius, box)
-        radius = torch.as_tensor(radius, dtype=centers.dtype, device=centers.device)
+        if isinstance(radius, Tensor):
+            radius = radius.to(centers)
+        else:  # made on the device, which does not wait for the host so
+            radius = centers.new_full((), radius)
         # Ball and box are both boxes: so is what they share.
         self._lower = (centers - radius).clamp_(min=self.low)
         self._upper = (centers + radius).clamp_(max=self.high)
 
-    def _changed(self, points: Tensor, mask: Tensor) -> Tensor:
-        up = (torch.rand(points.shape) < 0.5).to(points.device)
-        changed = torch.where(mask, torch.where(up, self._upper, self._lower), points)
+    def changed(self, points: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+        changed = torch.where(mask, torch.where(values, self._upper, self._lower), points)
         # Few features are often drawn as they are; to ask about the same point again is wasted.
         same = (changed == points).all(1, keepdim=True)
         flipped = torch.where(points == self._upper, self._lower, self._upper)
         return torch.where(mask & same, flipped, changed)
+
+    def _draw_values(self, shape: torch.Size) -> Tensor:
+        return torch.rand(shape) < 0.5  # whether up
 
     def project_(self, points: Tensor) -> None:
         torch.clamp(points, self._lower, self._upper, out=points)
@@ -121,13 +135,15 @@ class _LinfBall(Ball):
 
 
 class _L2Ball(Ball):
-    def _changed(self, points: Tensor, mask: Tensor) -> Tensor:
+    def changed(self, points: Tensor, mask: Tensor, values: Tensor) -> Tensor:
         scale = self.radius / math.sqrt(points.shape[1])
-        fresh = scale * torch.randn(points.shape).to(points)
-        moved = torch.where(mask, fresh, points - self.centers)
+        moved = torch.where(mask, scale * values, points - self.centers)
         moved = self.centers + self.radius * self._direction(moved)
         self.project_(moved)
         return moved
+
+    def _draw_values(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape).to(self.centers.dtype)
 
     def project_(self, points: Tensor) -> None:
         points.sub_(self.centers)
@@ -143,6 +159,14 @@ class _L2Ball(Ball):
 
     def _steepest(self, gradient: Tensor, *, out: Tensor) -> None:
         torch.div(gradient, _length(gradient) + _TINY, out=out)
+
+
+def _edge(edge: float | Tensor, like: Tensor) -> Tensor:
+    """Return a corner of the box on the device; a number is made there, without waiting."""
+    if isinstance(edge, Tensor):
+        return edge.to(like)
+    # Rounded to float32, as a tensor of it would be, whatever the type of the features.
+    return like.new_full((), float(np.float32(edge)))
 
 
 def _length(vectors: Tensor) -> Tensor:
@@ -161,8 +185,8 @@ class _LinfOnSphere(_LinfBall):
         self.project_(points)
         return points
 
-    def _changed(self, points: Tensor, mask: Tensor) -> Tensor:
-        return self._held(super()._changed(points, mask))
+    def changed(self, points: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+        return self._held(super().changed(points, mask, values))
 
     def project_(self, points: Tensor) -> None:
         points.copy_(onto_sphere_in_box(points, self._lower, self._upper, self._lengths))

@@ -1,19 +1,20 @@
 """Gradient ascent in a ball: APGD, whose steps halve where they stop helping, and PGD.
 
 `vector_apgd` is the attack on feature vectors and random models: any loss, any box, the worst point
-of every sample. `climb` is the ascent below it, which AutoAttack's APGD shares.
+of every sample. `Ascent` is what climbs below it, which AutoAttack's APGD shares.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks.balls import Ball, Box, Threat
 from nnmf_cuda.attacks.objectives import ExpectedLoss, Objective, is_random, wrongness
+from nnmf_cuda.graphs import Repeated
 from nnmf_cuda.models.networks import frozen, isolated
 
 N_JUDGED = 20
@@ -111,6 +112,7 @@ def vector_apgd(
             n_iter=n_iter,
             n_restarts=n_restarts,
             starts=starts,
+            asked=model,
         )
 
 
@@ -124,9 +126,11 @@ def ascend_objective(
     n_iter: int = 100,
     n_restarts: int = 1,
     starts: Sequence[Tensor] = (),
+    asked: object = None,
 ) -> Tensor:
     """Climb any objective, and return of each sample the point that `judge` is worst on.
 
+    `asked` is the model that the objective calls, by which a step may be a CUDA graph (`Repeated`).
     The other arguments are those of `vector_apgd`; draws from torch's generators as they are.
     """
     threat.check_features(x)
@@ -143,11 +147,11 @@ def ascend_objective(
         gradient.copy_(found)
         return losses.detach().unsqueeze(1)
 
+    ascent = Ascent(evaluate, ball, n_iter=n_iter, asked=asked)
     for start in [*starts, *[None] * n_restarts]:
         points = ball.random_start() if start is None else start.clone()
         ball.project_(points)
-        with torch.no_grad():
-            points = climb(evaluate, ball, points, n_iter=n_iter)
+        points = ascent.climb(points)
         wrong = wrongness(judge, points, y, n_judged)
         worse = wrong > reached
         worst = torch.where(worse.unsqueeze(1), points, worst)
@@ -155,41 +159,36 @@ def ascend_objective(
     return worst
 
 
-def climb(evaluate: Evaluate, ball: Ball, start: Tensor, *, n_iter: int) -> Tensor:
-    """Go up from a start (n, M), which is overwritten; returns the points of highest loss (n, M).
+class Ascent:
+    """Goes up from one start after the other, all around the same centers.
 
-    The loss is asked once at the start and once after each step. On a GPU, no step waits for the
-    device.
+    `asked` is the model that `evaluate` calls; by it a step may be a CUDA graph (`Repeated`).
     """
-    x_adv = start
-    leaf = x_adv.detach().requires_grad_()  # the same memory, for the model
-    gradient = torch.empty_like(x_adv)
-    losses = evaluate(leaf, gradient)
-    best = _Best(x_adv.clone(), gradient.clone(), losses)
-    # Row i + 1 is of step i; row 0 stays 0. So the authors' implementation judges the first step:
-    # against 0, not against the loss at the start.
-    history = losses.new_zeros((n_iter + 1, *losses.shape))
-    steps = _StepSizes(2 * ball.radius, losses)
-    checkpoints = _checkpoints(n_iter)
-    previous, change, proposed = x_adv.clone(), torch.empty_like(x_adv), torch.empty_like(x_adv)
 
-    for i in range(n_iter):
-        own = _OWN_STEP if i > 0 else 1.0
-        torch.sub(x_adv, previous, out=change)
-        previous.copy_(x_adv)
-        ball.step(x_adv, gradient, steps.size, out=proposed)
-        proposed.sub_(x_adv).mul_(own).add_(x_adv).add_(change.mul_(1 - own))
-        ball.project_(proposed)
-        x_adv.copy_(proposed)
+    def __init__(
+        self, evaluate: Evaluate, ball: Ball, *, n_iter: int, asked: object = None
+    ) -> None:
+        self._at = _Climber(evaluate, ball)
+        self._checkpoints = [_checkpoints(n_iter).get(i) for i in range(n_iter)]
+        step = partial(self._at.take_step, _OWN_STEP)
+        self._step = Repeated(step, ball.centers.device, name="a step of APGD", asked=asked)
 
-        losses = evaluate(leaf, gradient)
-        history[i + 1] = losses
-        best.update(x_adv, gradient, losses)
-        if i in checkpoints:
-            stuck = steps.halve_where_stuck(history[i + 1 - checkpoints[i] : i + 2], best.losses)
-            torch.where(stuck, best.points, x_adv, out=x_adv)
-            torch.where(stuck, best.gradient, gradient, out=gradient)
-    return best.points
+    @torch.no_grad()
+    def climb(self, start: Tensor) -> Tensor:
+        """Return the points of highest loss (n, M) on the way up from a start (n, M).
+
+        The loss is asked once at the start and once after each step. On a GPU, nothing waits for
+        the device. The points are changed by the next start.
+        """
+        self._at.begin(start)
+        for i, window in enumerate(self._checkpoints):
+            if i == 0:
+                self._at.take_step(1.0)
+            else:
+                self._step()
+            if window is not None:
+                self._at.judge(window)
+        return self._at.best_points
 
 
 def _checkpoints(n_iter: int) -> dict[int, int]:
@@ -207,58 +206,111 @@ def _checkpoints(n_iter: int) -> dict[int, int]:
     return checkpoints
 
 
-@dataclass
-class _Best:
-    """Of each sample the point of highest loss so far, with gradient and loss (n, 1) there."""
+class _Climber:
+    """Where the samples are on their way up: all that a step reads and changes.
 
-    points: Tensor
-    gradient: Tensor
-    losses: Tensor
+    From the first start on no tensor leaves its place, so that a step can be recorded.
+    """
 
-    def update(self, points: Tensor, gradient: Tensor, losses: Tensor) -> None:
-        """Take over what is better."""
-        better = losses > self.losses
-        torch.where(better, points, self.points, out=self.points)
-        torch.where(better, gradient, self.gradient, out=self.gradient)
-        self.losses = torch.where(better, losses, self.losses)
+    size: Tensor  # (n, 1), of each sample's step
+    _best_losses: Tensor  # (n, 1), at the best points
+    _last_losses: Tensor  # (n, 1), at the present ones
+    _rises: Tensor  # (n, 1) int64: steps since the last checkpoint in which the loss rose
+    _judged_best: Tensor  # (n, 1): the best losses at the last checkpoint
+    _judged_stuck: Tensor  # (n, 1) bool: who had got stuck by then
 
+    def __init__(self, evaluate: Evaluate, ball: Ball) -> None:
+        self._evaluate, self._ball = evaluate, ball
+        like = ball.centers
+        self._points, self._gradient = torch.empty_like(like), torch.empty_like(like)
+        self._leaf = self._points.detach().requires_grad_()  # the same memory, for the model
+        self.best_points, self._best_gradient = torch.empty_like(like), torch.empty_like(like)
+        self._previous, self._change = torch.empty_like(like), torch.empty_like(like)
+        self._proposed = torch.empty_like(like)
+        self._has_begun = False
 
-class _StepSizes:
-    """A step size for each sample (n, 1), halved at the checkpoints where it stopped helping."""
+    def begin(self, start: Tensor) -> None:
+        """Forget what was before, and be at a start (n, M)."""
+        self._points.copy_(start)
+        self._previous.copy_(start)
+        losses = self._evaluate(self._leaf, self._gradient)
+        if not self._has_begun:
+            self.size = torch.empty_like(losses)
+            self._best_losses = torch.empty_like(losses)
+            self._last_losses = torch.empty_like(losses)
+            self._rises = torch.empty_like(losses, dtype=torch.int64)
+            self._judged_best = torch.empty_like(losses)
+            self._judged_stuck = torch.empty_like(losses, dtype=torch.bool)
+            self._has_begun = True
+        torch.mul(torch.ones_like(losses), 2 * self._ball.radius, out=self.size)
+        self.best_points.copy_(start)
+        self._best_gradient.copy_(self._gradient)
+        self._best_losses.copy_(losses)
+        self._judged_best.copy_(losses)
+        self._judged_stuck.fill_(True)
+        # So the authors' implementation judges the first step: against 0, not against the loss at
+        # the start.
+        self._last_losses.zero_()
+        self._rises.zero_()
 
-    def __init__(self, first_step: float | Tensor, losses: Tensor) -> None:
-        self.size = torch.ones_like(losses) * first_step
-        self._last_best = losses
-        self._last_stuck = torch.ones_like(losses, dtype=torch.bool)
+    def take_step(self, own: float) -> None:
+        """Go a step, of which the share `own` is that of this step, the rest momentum."""
+        points, change, proposed = self._points, self._change, self._proposed
+        torch.sub(points, self._previous, out=change)
+        self._previous.copy_(points)
+        self._ball.step(points, self._gradient, self.size, out=proposed)
+        proposed.sub_(points).mul_(own).add_(points).add_(change.mul_(1 - own))
+        self._ball.project_(proposed)
+        points.copy_(proposed)
 
-    def halve_where_stuck(self, window: Tensor, best: Tensor) -> Tensor:
-        """Return where (n, 1) the loss hardly rose, or its best has not moved at a kept size.
+        losses = self._evaluate(self._leaf, self._gradient)
+        self._rises += losses > self._last_losses
+        self._last_losses.copy_(losses)
+        better = losses > self._best_losses
+        torch.where(better, points, self.best_points, out=self.best_points)
+        torch.where(better, self._gradient, self._best_gradient, out=self._best_gradient)
+        torch.where(better, losses, self._best_losses, out=self._best_losses)
 
-        `window` holds the losses (steps + 1, n, 1) since the last checkpoint, and the one before.
+    def judge(self, n_steps: int) -> None:
+        """Halve the step, and go back to the best point, where samples have got stuck.
+
+        That is where the loss rose in few of the `n_steps` since the last checkpoint, or its best
+        has not moved since at a size that was kept there.
         """
-        n_steps = len(window) - 1
-        n_rises = (window[1:] > window[:-1]).sum(0)
-        stuck = n_rises <= _RISING_SHARE * n_steps
-        stuck |= ~self._last_stuck & (self._last_best >= best)
-        self._last_stuck, self._last_best = stuck, best
-        self.size = torch.where(stuck, self.size / 2, self.size)
-        return stuck
+        stuck = self._rises <= _RISING_SHARE * n_steps
+        stuck |= ~self._judged_stuck & (self._judged_best >= self._best_losses)
+        self._judged_stuck.copy_(stuck)
+        self._judged_best.copy_(self._best_losses)
+        self._rises.zero_()
+        torch.where(stuck, self.size / 2, self.size, out=self.size)
+        torch.where(stuck, self.best_points, self._points, out=self._points)
+        torch.where(stuck, self._best_gradient, self._gradient, out=self._gradient)
 
 
-def pgd(objective: Objective, ball: Ball, start: Tensor, *, n_iter: int) -> Tensor:
+def pgd(
+    objective: Objective, ball: Ball, start: Tensor, *, n_iter: int, asked: object = None
+) -> Tensor:
     """Climb an objective by `n_iter` equal steps; returns the last points (n, n_features).
 
     What adversarial training defends from. Madry, Makelov, Schmidt, Tsipras & Vladu (2018), Towards
-    deep learning models resistant to adversarial attacks, ICLR.
+    deep learning models resistant to adversarial attacks, ICLR. With `asked`, the model that the
+    objective calls, a step may be a CUDA graph; without, it is made as it is, which can itself be
+    part of one.
     """
     size = torch.ones_like(start[:, :1]) * (REACH * ball.radius / n_iter)
-    points, moved = start.clone(), torch.empty_like(start)
+    points, moved = start.detach().clone(), torch.empty_like(start)
     ball.project_(points)
-    for _ in range(n_iter):
-        leaf = points.requires_grad_()
+    leaf = points.detach().requires_grad_()  # the same memory, for the model
+
+    def step() -> None:
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(leaf).sum(), leaf)
-        points = leaf.detach()
         ball.step(points, gradient, size, out=moved)
         points.copy_(moved)
+
+    repeated = step
+    if asked is not None:
+        repeated = Repeated(step, points.device, name="a step of PGD", asked=asked)
+    for _ in range(n_iter):
+        repeated()
     return points

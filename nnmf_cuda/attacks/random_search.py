@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nnmf_cuda.attacks.balls import Box, Threat
 from nnmf_cuda.attacks.objectives import ExpectedLoss
+from nnmf_cuda.graphs import Repeated
 from nnmf_cuda.models.networks import frozen, isolated
 
 # The share of features that change at once, halved at these shares of the queries: Andriushchenko
@@ -74,15 +75,21 @@ def vector_square(
         loss = ExpectedLoss(model, y, "margin", eot_iter)
         paired = ExpectedLoss(model, y.repeat(2), "margin", eot_iter)
         held = loss(points)
-        for query in range(n_queries):
-            n_halvings = sum(query / n_queries > at for at in _HALVED_AT)
-            proposed = ball.random_neighbour(points, first_share / 2**n_halvings)
+
+        def query(mask: Tensor, values: Tensor) -> None:
+            proposed = ball.changed(points, mask, values)
             if eot_iter > 1:
-                held, found = paired(torch.cat((points, proposed))).chunk(2)
+                of_held, found = paired(torch.cat((points, proposed))).chunk(2)
+                held.copy_(of_held)
             else:
                 found = loss(proposed)
             # A NaN is never larger: such a point is not taken.
             better = found > held
-            points = torch.where(better.unsqueeze(1), proposed, points)
-            held = torch.where(better, found, held)
+            torch.where(better.unsqueeze(1), proposed, points, out=points)
+            torch.where(better, found, held, out=held)
+
+        ask = Repeated(query, x.device, name="a query of Square", asked=model)
+        for i in range(n_queries):
+            n_halvings = sum(i / n_queries > at for at in _HALVED_AT)
+            ask(*ball.draw_change(first_share / 2**n_halvings))
     return points

@@ -27,6 +27,7 @@ from nnmf_cuda.attacks.objectives import (
 )
 from nnmf_cuda.attacks.random_search import vector_square
 from nnmf_cuda.attacks.surrogates import BPDAIdentity, PurifierShift, surrogate
+from nnmf_cuda.graphs import count_on_host
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.networks import frozen, isolated
 
@@ -93,6 +94,11 @@ class CallCount:
     n_calls: int = 0
     n_rows: int = 0
 
+    def add(self, n_rows: int) -> None:
+        """Count one more call."""
+        self.n_calls += 1
+        self.n_rows += n_rows
+
 
 class _Counted(nn.Module):
     """The model, whose calls are counted."""
@@ -102,8 +108,7 @@ class _Counted(nn.Module):
         self.model, self.count = model, count
 
     def forward(self, x: Tensor) -> Tensor:
-        self.count.n_calls += 1
-        self.count.n_rows += len(x)
+        count_on_host(partial(self.count.add, len(x)))
         logits: Tensor = self.model(x)
         return logits
 
@@ -441,13 +446,15 @@ class _Suite:
                 threat=self.threat,
                 n_iter=self.budget.n_iter,
                 n_restarts=self.budget.n_restarts,
+                asked=defended.purifier,
             )
 
     def _pgd(self, eot_iter: int, seed: int) -> Tensor:
         objective = ExpectedLoss(self.asked, self.y, "margin", eot_iter)
         ball = self.threat.ball(self.x)
         with frozen(self.model), isolated(seed):
-            return pgd(objective, ball, ball.random_start(), n_iter=self.budget.pgd_iter)
+            start = ball.random_start()
+            return pgd(objective, ball, start, n_iter=self.budget.pgd_iter, asked=self.asked)
 
     def _square(self, eot_iter: int, seed: int) -> Tensor:
         settings: dict[str, Any] = {**self.threat.as_keywords(), "eot_iter": eot_iter}

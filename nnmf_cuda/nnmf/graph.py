@@ -279,7 +279,7 @@ def graph_updates(
         else:
             sums = W.sum(-2).unsqueeze(-1)
             up = _updated_once(X.transposed, H.mT, W.mT, floor).mT * sums
-            moved = _lowest(up, sums + l1_reg_H, H.new_tensor(l2_reg_H))
+            moved = _lowest(up, sums + l1_reg_H, H.new_full((), l2_reg_H))
         H = torch.cat((H[:, :n_fixed], moved[:, n_fixed:]), dim=1)
     return W, H
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from nnmf_cuda.graphs import Repeated
 from nnmf_cuda.nnmf.problem import Iterate, Problem
-from nnmf_cuda.nnmf.solvers import SOLVERS
+from nnmf_cuda.nnmf.solvers import SOLVERS, Solver
 
 CHECK_EVERY = 10
 """Iterations between two tests of convergence (scikit-learn's)."""
@@ -80,7 +82,8 @@ class Minimisation:
     changes W H, a sum that an update is made of, or the penalty.
 
     On a GPU the host waits for the device once in a record, for three numbers of each start, and
-    once more at the end and when a start leaves.
+    once more at the end and when a start leaves. The iterations of a record are a CUDA graph there,
+    as long as no start leaves.
     """
 
     def __init__(
@@ -102,6 +105,12 @@ class Minimisation:
         (n_inner,) = {SOLVERS[solver].sweeps(problem.X, rank) for rank in self._ranks}
         self._stepper = SOLVERS[solver](problem, n_inner)
         self._stepper.recall(state.memory)
+        self._block: Repeated[_Block] | None = None
+        if not self._stepper.waits:
+            block = partial(_block, self._stepper)
+            self._block = Repeated(
+                block, problem.X.device, name=f"{CHECK_EVERY} iterations of {solver!r}", n_plain=1
+            )
 
     @property
     def iteration(self) -> int:
@@ -122,7 +131,7 @@ class Minimisation:
     def advance(self, n_iter: int) -> Iterator[Run]:
         """Run `n_iter` iterations and make a record; return the starts that have converged."""
         before = self._at.error
-        at, counts = self._stepper.advance(self._at, n_iter)
+        at, counts = self._advanced(n_iter)
         tested = self.tol > 0 and n_iter == CHECK_EVERY
         met = counts & self._stands_still(before, at.error) if tested else torch.zeros_like(counts)
         # One transfer for all starts.
@@ -152,6 +161,16 @@ class Minimisation:
             for place, start in enumerate(self.running)
         )
 
+    def _advanced(self, n_iter: int) -> tuple[Iterate, Tensor]:
+        """Run `n_iter` iterations of the solver; results are those of `Solver.advance`."""
+        if self._block is None or not self._block.records or n_iter != CHECK_EVERY:
+            return self._stepper.advance(self._at, n_iter)
+        memory = self._stepper.memory().values()
+        at, counts, memory_after = self._block(*vars(self._at).values(), *memory)
+        # Copies, as the next block overwrites what was recorded.
+        self._stepper.recall({name: value.clone() for name, value in memory_after.items()})
+        return Iterate(*(value.clone() for value in vars(at).values())), counts
+
     def _stands_still(self, before: Tensor, error: Tensor) -> Tensor:
         fall = before - error
         return (fall >= 0) & (fall <= self.tol * error + self.problem.rounding(error))
@@ -170,6 +189,21 @@ class Minimisation:
             divergence=divergence,
             converged=converged,
         )
+
+
+_Block = tuple[Iterate, Tensor, dict[str, Tensor]]
+
+
+def _block(stepper: Solver, *tensors: Tensor) -> _Block:
+    """Run the iterations of a record from an iterate and the solver's memory, tensor by tensor.
+
+    Returns what `Solver.advance` does, and the memory afterwards.
+    """
+    n_of_iterate = len(fields(Iterate))
+    names = stepper.memory()
+    stepper.recall(dict(zip(names, tensors[n_of_iterate:], strict=True)))
+    at, counts = stepper.advance(Iterate(*tensors[:n_of_iterate]), CHECK_EVERY)
+    return at, counts, stepper.memory()
 
 
 def all_runs(

@@ -32,6 +32,7 @@ class Solver(ABC):
     takes_graph: ClassVar[bool] = True  # lowers the penalty of a graph too
     signed: ClassVar[bool] = False  # is for X and H of any sign: Semi-NMF
     squares_floor: ClassVar[bool] = False  # divides by the square of the floor of W H
+    waits: ClassVar[bool] = False  # for the device within iterations: no CUDA graph can hold them
 
     def __init__(self, problem: Problem, n_inner: int = 1) -> None:
         self.problem = problem
@@ -88,6 +89,7 @@ class SemiUpdates(MultiplicativeUpdates):
     """Semi-NMF: updates of W, and for each the H of any sign that fits it best."""
 
     signed = True
+    waits = True  # for decompositions
 
     @staticmethod
     def check(beta_loss: float) -> None:
@@ -140,6 +142,7 @@ class SemiHals(Hals):
     """Semi-NMF: `n_inner` sweeps over the columns of W, and then the H of any sign that fits."""
 
     signed = True
+    waits = True  # for decompositions
 
     @staticmethod
     def check(beta_loss: float) -> None:

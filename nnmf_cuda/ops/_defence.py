@@ -53,16 +53,7 @@ def check_chain(
     n_draws: int | None,
 ) -> Chain:
     """Raise unless features, steps and noise, or its seed, fit; return the chain."""
-    check_features(x)
-    require_tensor("timesteps", timesteps)
-    require_dtype("timesteps", timesteps, (torch.int64,))
-    require_dims("timesteps", timesteps, (1,))
-    require_tensor("alphas_cumprod", alphas_cumprod)
-    require_dtype("alphas_cumprod", alphas_cumprod, (torch.float64,))
-    require_dims("alphas_cumprod", alphas_cumprod, (1,))
-    require_same_device(x=x, timesteps=timesteps, alphas_cumprod=alphas_cumprod)
-    if alphas_cumprod.requires_grad:
-        raise ValueError("alphas_cumprod must not require gradients: detach() it")
+    _check_chain_tensors(x, timesteps, alphas_cumprod)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
     if len(timesteps) == 0:
@@ -78,6 +69,33 @@ def check_chain(
             )
     draws = _noise_or_seed(x, noise, len(timesteps) if eta > 0 else 1, n_draws)
     return Chain(draws[0], timesteps, alphas_cumprod, float(eta), *draws[1:])
+
+
+def _check_chain_tensors(x: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> None:
+    if (
+        isinstance(x, Tensor)
+        and isinstance(timesteps, Tensor)
+        and isinstance(alphas_cumprod, Tensor)
+        and x.layout is timesteps.layout is alphas_cumprod.layout is torch.strided
+        and x.dtype in FLOATS
+        and timesteps.dtype is torch.int64
+        and alphas_cumprod.dtype is torch.float64
+        and x.dim() == 2
+        and timesteps.dim() == alphas_cumprod.dim() == 1
+        and x.device == timesteps.device == alphas_cumprod.device
+        and not alphas_cumprod.requires_grad
+    ):
+        return  # nearly always; what follows finds the words, at several times the cost
+    check_features(x)
+    require_tensor("timesteps", timesteps)
+    require_dtype("timesteps", timesteps, (torch.int64,))
+    require_dims("timesteps", timesteps, (1,))
+    require_tensor("alphas_cumprod", alphas_cumprod)
+    require_dtype("alphas_cumprod", alphas_cumprod, (torch.float64,))
+    require_dims("alphas_cumprod", alphas_cumprod, (1,))
+    require_same_device(x=x, timesteps=timesteps, alphas_cumprod=alphas_cumprod)
+    if alphas_cumprod.requires_grad:
+        raise ValueError("alphas_cumprod must not require gradients: detach() it")
 
 
 def check_features(x: Tensor) -> None:
@@ -134,10 +152,11 @@ def _check_layers(
     weights: list[Tensor], name: str, shapes: Sequence[tuple[int, ...]], meanings: Sequence[str]
 ) -> None:
     """Raise unless these are weight and bias of layers whose weights have these shapes."""
-    if all(
-        weight.shape == shape and bias.shape == shape[:1]
-        for weight, bias, shape in zip(weights[::2], weights[1::2], shapes, strict=True)
-    ):
+    for i, shape in enumerate(shapes):
+        # Not by `all`: a generator takes as long as what it is asked.
+        if weights[2 * i].shape != shape or weights[2 * i + 1].shape != shape[:1]:
+            break
+    else:
         return  # nearly always
     for i, (shape, meaning) in enumerate(zip(shapes, meanings, strict=True)):
         require_shape(f"{name}[{2 * i}]", weights[2 * i], shape, meaning)
@@ -145,15 +164,17 @@ def _check_layers(
 
 
 def _check_parameters(x: Tensor, weights: list[Tensor], name: str, dims: list[int]) -> None:
-    dtype, device = x.dtype, x.device
-    if all(
-        isinstance(value, Tensor)
-        and value.dtype is dtype
-        and value.dim() == dim
-        and value.device == device
-        and value.layout is torch.strided
-        for value, dim in zip(weights, dims, strict=True)
-    ):
+    dtype, device, strided = x.dtype, x.device, torch.strided
+    for value, dim in zip(weights, dims, strict=True):
+        if not (
+            isinstance(value, Tensor)
+            and value.dtype is dtype
+            and value.dim() == dim
+            and value.device == device
+            and value.layout is strided
+        ):
+            break
+    else:
         return  # nearly always; what follows finds the words, at ten times the cost
     for i, (value, dim) in enumerate(zip(weights, dims, strict=True)):
         require_tensor(f"{name}[{i}]", value)
@@ -170,16 +191,15 @@ def _noise_or_seed(
         seed = _check_seed(noise, n_draws)
         return None, seed, n_draws or 1
     noise = noise.unsqueeze(0) if noise.dim() == 3 else noise
-    require_dtype("noise", noise, (x.dtype,))
-    require_dims("noise", noise, (4,))
-    require_same_device(x=x, noise=noise)
+    if noise.dtype is not x.dtype or noise.device != x.device or noise.dim() != 4:
+        require_dtype("noise", noise, (x.dtype,))
+        require_dims("noise", noise, (4,))
+        require_same_device(x=x, noise=noise)
     draws = noise.shape[2] if n_draws is None else n_draws
-    require_shape(
-        "noise",
-        noise,
-        (n_noised, x.shape[0], draws, x.shape[1]),
-        "(noised steps, n_samples, n_draws, n_features)",
-    )
+    shape = (n_noised, x.shape[0], draws, x.shape[1])
+    if noise.shape != shape:
+        meaning = "(noised steps, n_samples, n_draws, n_features)"
+        require_shape("noise", noise, shape, meaning)
     return noise, 0, draws
 
 
@@ -227,8 +247,9 @@ def call_defence(name: str, x: Tensor, chain: Chain | None, *networks: list[Tens
         return op(x, *arguments, keep_signs=False, **options)[0]  # type: ignore[no-any-return]
     if is_transforming():  # where tensors of inner levels do not say what outer ones ask for
         return op(x, *arguments, keep_signs=True, **options)[0]  # type: ignore[no-any-return]
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others))
-    if torch.compiler.is_compiling() or (wanted and any(t.requires_grad for t in others)):
+    of_others, enabled = any([t.requires_grad for t in others]), torch.is_grad_enabled()
+    wanted = enabled and (of_others or x.requires_grad)
+    if torch.compiler.is_compiling() or (enabled and of_others):
         return op(x, *arguments, keep_signs=wanted, **options)[0]  # type: ignore[no-any-return]
     if not wanted:
         with _below_autograd():

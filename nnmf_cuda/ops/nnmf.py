@@ -404,6 +404,8 @@ def check_floor(floor: float, W: Tensor) -> None:
 
 
 def _check_factors(X: Tensor, W: Tensor, H: Tensor) -> None:
+    if _are_dense_factors(X, W, H):
+        return  # nearly always; what follows finds the words, at several times the cost
     require_data(X)
     for name, value in (("W", W), ("H", H)):
         require_tensor(name, value)
@@ -420,6 +422,25 @@ def _check_factors(X: Tensor, W: Tensor, H: Tensor) -> None:
     require_shape("H", H, (*batch, k, f), "(..., n_components of W, n_features of X)")
     if X.dim() == 3:
         require_shape("X", X, (*batch, n, f), "(batch of W, n_samples, n_features)")
+
+
+def _are_dense_factors(X: Tensor, W: Tensor, H: Tensor) -> bool:
+    """Whether all that `_check_factors` asks for is so, and X dense."""
+    if not (
+        isinstance(X, Tensor)
+        and isinstance(W, Tensor)
+        and isinstance(H, Tensor)
+        and X.layout is W.layout is H.layout is torch.strided
+        and W.dtype in FLOATS
+        and H.dtype is W.dtype
+        and X.dtype in (W.dtype, torch.uint8)
+        and X.device == W.device == H.device
+        and 2 <= X.dim() <= W.dim() <= 3
+    ):
+        return False
+    batch, (n, f), k = W.shape[:-2], X.shape[-2:], W.shape[-1]
+    of_each = X.dim() == 2 or X.shape[:1] == batch
+    return of_each and W.shape == (*batch, n, k) and H.shape == (*batch, k, f)
 
 
 @torch.library.register_fake("nnmf_cuda::nnmf_hals", lib=LIBRARY)

@@ -8,7 +8,6 @@ one call of a compiled op; `GraphedEpochs` records the plain loop as a CUDA grap
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nnmf_cuda import ops
+from nnmf_cuda.graphs import Repeated
 from nnmf_cuda.models.networks import deterministic_convolutions
 from nnmf_cuda.ops.show_config import served_by
 
 Model = TypeVar("Model", bound=nn.Module)
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -160,57 +159,30 @@ class PlainEpochs(Generic[Model]):
         return 1 - min(self._decay, self._step / (9 + self._step))
 
 
-class GraphedEpochs(PlainEpochs[Model]):
-    """The plain loop's first epoch, then a CUDA graph of a whole one, replayed.
+class GraphedEpochs(Generic[Model]):
+    """The plain loop, of which an epoch is a CUDA graph from the second one on (`Repeated`).
 
-    Every epoch must have as many samples. What changes from step to step lives on the device.
+    Every epoch must have as many samples.
     """
+
+    def __init__(self, task: Task[Model], settings: Settings) -> None:
+        plain = _CapturableEpochs(task, settings)
+        self.average = plain.average
+        device = next(task.model.parameters()).device
+        name = f"an epoch of the {settings.description}"
+        self._epoch = Repeated(lambda *samples: plain.run(samples), device, name=name, n_plain=1)
+
+    def run(self, samples: tuple[Tensor, ...]) -> Tensor:
+        """Go once through the samples; return the mean loss, still on the device."""
+        return self._epoch(*samples).clone()
+
+
+class _CapturableEpochs(PlainEpochs[Model]):
+    """The same, where what changes from step to step lives on the device."""
 
     def __init__(self, task: Task[Model], settings: Settings) -> None:
         super().__init__(task, settings, capturable=True)
         self._n_steps = torch.zeros((), device=next(task.model.parameters()).device)
-        self._n_epochs = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._samples: list[Tensor] = []
-        self._loss: Tensor | None = None
-
-    def run(self, samples: tuple[Tensor, ...]) -> Tensor:
-        """Go once through the samples; return the mean loss, still on the device."""
-        self._n_epochs += 1
-        if self._n_epochs == 2:
-            self._record(samples)
-        if self._graph is None or self._loss is None:
-            return self._step_by_step(samples)
-        for mine, given in zip(self._samples, samples, strict=True):
-            mine.copy_(given)
-        self._graph.replay()
-        return self._loss.clone()
-
-    def _step_by_step(self, samples: tuple[Tensor, ...]) -> Tensor:
-        """Make an epoch on a stream of its own, as is asked for before a capture."""
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            loss = self._plain(samples)
-        current.wait_stream(stream)
-        return loss
-
-    def _record(self, samples: tuple[Tensor, ...]) -> None:
-        """Capture an epoch; nothing is computed by that."""
-        self._samples = [tensor.clone() for tensor in samples]
-        self._optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self._loss = self._plain(tuple(self._samples))
-        except RuntimeError as error:
-            logger.warning("no CUDA graph of an epoch (%s): training goes step by step", error)
-        else:
-            self._graph = graph
-
-    def _plain(self, samples: tuple[Tensor, ...]) -> Tensor:
-        with ops.reference_path():
-            return super().run(samples)
 
     def _average_moves(self) -> Tensor:
         self._n_steps += 1

@@ -6,12 +6,14 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nnmf_cuda.graphs import Repeated
 from nnmf_cuda.training.epochs import Model, Settings, Task, epochs_of
 
 
@@ -55,6 +57,7 @@ def fit(
     # Drawn on the CPU, a whole epoch at once: the same numbers on every device.
     generator = torch.Generator().manual_seed(settings.seed)
     epochs = epochs_of(task, settings)
+    scores_now = _scores_of(epochs.average, evaluate)
     history: dict[str, list[float]] = {}
     best: tuple[float, ...] | None = None
     best_epoch, best_state = settings.epochs - 1, None
@@ -66,9 +69,8 @@ def fit(
     )
     for epoch in bar:
         scores = {"train_loss": epochs.run(draw_epoch(generator))}
-        if evaluate is not None:
-            with torch.no_grad():
-                scores |= evaluate(epochs.average)
+        with torch.no_grad():
+            scores |= scores_now()
         values = dict(zip(scores, torch.stack(list(scores.values())).tolist(), strict=True))
         _require_finite(values, epoch, settings)
         for name, value in values.items():
@@ -85,6 +87,17 @@ def fit(
         "trained %s: kept epoch %d of %d", settings.description, best_epoch + 1, settings.epochs
     )
     return TrainingResult(kept, history, best_epoch)
+
+
+def _scores_of(
+    model: nn.Module, evaluate: Callable[[nn.Module], dict[str, Tensor]] | None
+) -> Callable[[], dict[str, Tensor]]:
+    """Return what asks for a model's scores at every epoch: on a GPU, a CUDA graph of that."""
+    if evaluate is None:
+        return dict
+    weights = list(model.parameters())
+    evaluation = partial(evaluate, model)
+    return Repeated(evaluation, weights[0].device, name="validation", holds=weights, n_plain=1)
 
 
 def initialised(build: Callable[[], Model], seed: int) -> Model:

@@ -131,7 +131,7 @@ def test_no_proposal_of_square_is_the_point_that_is_held(samples, norm):
     ball = BALLS[norm](x, 0.1, WIDE)
     held = ball.random_corner()
     for share in (1 / M, 3 / M):
-        proposed = ball.random_neighbour(held, share)
+        proposed = ball.changed(held, *ball.draw_change(share))
         assert bool((proposed != held).any(1).all())
 
 

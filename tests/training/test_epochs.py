@@ -7,10 +7,21 @@ import pytest
 import torch
 
 from nnmf_cuda import ops
-from nnmf_cuda.models.diffusion import NoiseSchedule
-from nnmf_cuda.training import TrainingResult, epochs, train_classifier, train_denoiser
+from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
+from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.training import (
+    ImageSamples,
+    TrainingResult,
+    epochs,
+    train_classifier,
+    train_denoiser,
+    train_joint_classifier,
+    train_pixel_classifier,
+    train_robust_classifier,
+)
 from nnmf_cuda.training.epochs import CompiledEpochs, GraphedEpochs, PlainEpochs, Settings, Task
 from tests.helpers import DEVICES
+from tests.op_recorder import NoHost, recorded_on_the_cpu
 
 
 def train(kind: str, device: str = "cpu", n_epochs: int = 6) -> TrainingResult:
@@ -69,37 +80,127 @@ def test_plain_epochs_serve_where_nothing_is_compiled(monkeypatch):
     assert way("denoiser", monkeypatch) is PlainEpochs
 
 
-def test_what_a_graph_records_is_the_plain_epoch(monkeypatch):
-    """Without a GPU the stream and the graph do nothing, and every epoch is made when recorded."""
+def test_graphed_epochs_are_the_plain_ones():
     kept = {}
-    for name in ("plain", "graphed"):
+    for way in (PlainEpochs, GraphedEpochs):
         model = torch.nn.Linear(3, 1)
         with torch.no_grad():
             model.weight.fill_(0.5)
             model.bias.fill_(0.1)
         settings = Settings("toy", 3, 0.1, 4, 0.7, 0, False)
-        task = Task(model, lambda network, x: network(x).square().mean())
-        way = PlainEpochs(task, settings) if name == "plain" else _OnTheCpu(task, settings)
-        losses = [way.run((torch.arange(18.0).reshape(6, 3) / (9 + e),)).item() for e in range(3)]
-        kept[name] = (losses, [p.clone() for p in way.average.parameters()])
-    assert kept["graphed"][0] == pytest.approx(kept["plain"][0], rel=1e-6)
-    for mine, plain in zip(kept["graphed"][1], kept["plain"][1], strict=True):
+        ways = way(Task(model, lambda network, x: network(x).square().mean()), settings)
+        losses = []
+        with recorded_on_the_cpu():
+            for e in range(4):
+                losses.append(ways.run((torch.arange(18.0).reshape(6, 3) / (9 + e),)).item())
+        kept[way] = (losses, [p.clone() for p in ways.average.parameters()])
+    assert kept[GraphedEpochs][0] == pytest.approx(kept[PlainEpochs][0], rel=1e-6)
+    for mine, plain in zip(kept[GraphedEpochs][1], kept[PlainEpochs][1], strict=True):
         torch.testing.assert_close(mine, plain)
 
 
-class _OnTheCpu(GraphedEpochs):
-    """Makes on replay what a graph would have recorded."""
+def robust(kind: str, device: str = "cpu") -> TrainingResult:
+    """Train for four epochs by one of the ways that attack while they train."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(70) % 2
+    features = (0.4 + 0.2 * labels[:, None] + 0.2 * rng.standard_normal((70, 6))).clip(0, 1)
+    method, *options = kind.split()
+    if method == "pixels":
+        generator = torch.Generator().manual_seed(0)
+        components = torch.rand(5, 63, generator=generator) ** 3
+        extractor = FeatureExtractor(components, torch.tensor([0, 2, 3]), image_shape=(7, 9))
+        images = (torch.rand(70, 5, generator=generator) @ components / 4).clamp(0, 1).to(device)
+        samples = ImageSamples(extractor.to(device), {"train": images[:50], "valid": images[50:]})
+        settings = {"method": options[0], "n_steps": 2, "epochs": 4, "batch_size": 20}
+        return train_pixel_classifier(
+            samples, labels[:50], labels[50:], n_classes=2, class_weight="balanced", **settings
+        )
+    x, y, valid_x, valid_y = features[:50], labels[:50], features[50:], labels[50:]
+    if method == "joint":
+        return train_joint_classifier(
+            x, y, valid_x, valid_y, n_classes=2, epochs=4, batch_size=20, device=device
+        )
+    purifier = None
+    if "purifier" in options:
+        schedule = NoiseSchedule.linear(30)
+        denoiser = train_denoiser(x, schedule, epochs=1, device=device).model
+        purifier = DiffusionPurifier(denoiser, schedule, timesteps=(9,), n_draws=2).to(device)
+    return train_robust_classifier(
+        x,
+        y,
+        valid_x,
+        valid_y,
+        n_classes=2,
+        method=method,
+        network="mlp" if "mlp" in options else "cnn",
+        norm="L2" if "L2" in options else "Linf",
+        purifier=purifier,
+        n_steps=3,
+        class_weight="balanced" if "balanced" in options else None,
+        eps_ramp=0.5 if "ramp" in options else 0.0,
+        epochs=4,
+        batch_size=20,
+        device=device,
+    )
 
-    def _step_by_step(self, samples: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return self._plain(samples)
 
-    def _record(self, samples: tuple[torch.Tensor, ...]) -> None:
-        self._samples = [tensor.clone() for tensor in samples]
-        self._loss = torch.zeros(())
-        self._graph = self
+ROBUST = [
+    "pgd",
+    "pgd purifier",
+    "trades balanced ramp",
+    "trades mlp L2 ramp",
+    "mtl-ibp mlp",
+    "trades-ibp L2",
+    "joint",
+    "pixels pgd",
+    "pixels trades",
+]
 
-    def replay(self) -> None:
-        self._loss = self._plain(tuple(self._samples))
+
+@pytest.mark.parametrize("kind", ROBUST)
+def test_epochs_with_attacks_in_them_are_recorded(kind, monkeypatch, caplog):
+    """Recorded and replayed, epochs and validation give the bits that they give step by step."""
+    monkeypatch.setattr("nnmf_cuda.training.loop.epochs_of", GraphedEpochs)
+    plain = robust(kind)
+    with recorded_on_the_cpu() as recorder:
+        found = robust(kind)
+    assert "no CUDA graph" not in caplog.text
+    # Epochs and validation; each made as it is once, then recorded.
+    assert recorder.n_recorded == 2
+    assert recorder.n_replayed == 2 * 3
+    assert found.history == plain.history
+    assert found.best_epoch == plain.best_epoch
+    for mine, other in zip(found.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize(
+    "kind", ["pgd", "trades ramp", "trades mlp L2 ramp", "mtl-ibp mlp", "trades-ibp L2", "joint"]
+)
+def test_a_batch_needs_nothing_of_the_host(kind, monkeypatch):
+    """Seen on a device that is not there, torch's "meta": whoever reads from it would raise."""
+    given = {}
+
+    def keep(task: Task, settings: Settings, **functions) -> TrainingResult:
+        given["task"] = task
+        given["samples"] = functions["draw_epoch"](torch.Generator().manual_seed(0))
+        return TrainingResult(task.model, {}, 0)
+
+    for module in ("adversarial", "joint"):
+        monkeypatch.setattr(f"nnmf_cuda.training.{module}.fit", keep)
+    robust(kind)
+    task, samples = given["task"], [sample.to("meta") for sample in given["samples"]]
+    model = task.model.to("meta")
+    with NoHost():
+        torch.autograd.backward(task.batch_loss(model, *samples))
+    assert all(parameter.grad.device.type == "meta" for parameter in model.parameters())
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("kind", ROBUST)
+def test_a_graph_of_epochs_with_attacks_is_recorded(kind, caplog):
+    robust(kind, "cuda")
+    assert "no CUDA graph" not in caplog.text
 
 
 @pytest.mark.needs_cuda

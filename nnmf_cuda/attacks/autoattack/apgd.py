@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda.attacks.balls import BALLS
-from nnmf_cuda.attacks.gradient_ascent import climb
+from nnmf_cuda.attacks.gradient_ascent import Ascent
 from nnmf_cuda.attacks.objectives import LogitsOf, LossOf, loss_named
 
 
@@ -37,7 +37,7 @@ def apgd_attack(
     global CPU generator in the order and shapes of the authors' implementation, between the calls
     of the model. So a model that draws its noise from the global generators sees the same noise
     there and here, and the points are equal bit for bit; the tests compare them. On a GPU, no step
-    waits for the device.
+    waits for the device, and of models that `why_not_replayed` knows a step is a CUDA graph.
     """
     with torch.no_grad():
         x_adv = x.clone()
@@ -49,7 +49,8 @@ def apgd_attack(
                 break
             model = _Differentiable(logits_of, loss_named(loss), x[rows], y[rows], eot_iter)
             ball = BALLS[norm](x[rows], attack_eps)
-            climb(model.evaluate, ball, ball.random_start(), n_iter=n_iter)
+            ascent = Ascent(model.evaluate, ball, n_iter=n_iter, asked=logits_of)
+            ascent.climb(ball.random_start())
             robust[rows] = model.held.squeeze(1)
             x_adv[rows] = torch.where(model.held, x_adv[rows], model.x_wrong)
     return x_adv

@@ -23,6 +23,7 @@ from nnmf_cuda.attacks.checks import (
     check_settings,
     gradient_report,
 )
+from nnmf_cuda.graphs import count_on_host
 from nnmf_cuda.models.networks import deterministic_convolutions, frozen, isolated
 
 LAYOUT = "(N, M, 1, 1), the weakest for Square"
@@ -221,7 +222,7 @@ class _FeaturesAsImages(nn.Module):
         self.dtype = next(floating, torch.float32)
 
     def forward(self, images: Tensor) -> Tensor:
-        self.meter.count_call()
+        count_on_host(self.meter.count_call)
         logits: Tensor = self.model(images.flatten(1).to(self.dtype))
         return logits.float()
 
