@@ -168,9 +168,13 @@ class Kernel:
         return [inner for loop in self.loops for inner in loop.all()]
 
     def hot_loop(self) -> Loop | None:
-        """Return the loop whose own body multiplies and adds most; None where none does."""
+        """Return the loop without loops in it that multiplies and adds most; None: none does.
+
+        What stands around loops may have more of that, but in alternatives of which one is taken.
+        """
         loops = [loop for loop in self.all_loops() if loop.own.multiply_adds > 0]
-        return max(loops, key=lambda loop: loop.own.multiply_adds, default=None)
+        innermost = [loop for loop in loops if not loop.inner]
+        return max(innermost or loops, key=lambda loop: loop.own.multiply_adds, default=None)
 
     def around(self, loop: Loop) -> Loop | None:
         """Return the loop in which a loop lies; None where it is outermost."""
