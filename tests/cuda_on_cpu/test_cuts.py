@@ -33,7 +33,7 @@ SIZES = (
     (1, 1, 1, 1),
 )
 SCHEDULERS = 4
-SLOTS_OF_A_WARP = 1 / 1.5  # of its scheduler's, that a warp takes when it is alone there
+SLOTS_OF_A_WARP = 1 / 1.25  # of its scheduler's, that a warp takes when it is alone there
 START, SECOND_LAUNCH, LONGEST = 1.5, 2.0, 512
 
 

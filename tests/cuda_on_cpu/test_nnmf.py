@@ -160,11 +160,12 @@ def test_any_number_of_splits_gives_the_same(kernels, beta_loss, multiprocessors
     check(kernels, tensors, options_of(beta_loss, 0.1), multiprocessors=multiprocessors)
 
 
+@pytest.mark.parametrize("rows", ["2", "4"])  # 15 components and less have kernels of their own
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 @pytest.mark.parametrize("multiprocessors", [1, 4, 1000])
 @pytest.mark.parametrize(("n", "f", "k"), [(70, 131, 15), (65, 64, 9), (129, 36, 16)])
-def test_two_rows_a_lane_give_the_same(kernels, monkeypatch, dtype, multiprocessors, n, f, k):
-    monkeypatch.setenv("NNMF_CUDA_OWN_ROWS", "2")
+def test_two_rows_a_lane_or_four(kernels, monkeypatch, rows, dtype, multiprocessors, n, f, k):
+    monkeypatch.setenv("NNMF_CUDA_OWN_ROWS", rows)
     tensors = problem(2, n, f, k, dtype, shared=False)
     check(kernels, tensors, options_of(1.0, 0.1), multiprocessors=multiprocessors)
 

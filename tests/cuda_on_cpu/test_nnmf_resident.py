@@ -68,6 +68,7 @@ def check(
         (2, 129, 65, 15, False, True, 0.1),
         (1, 16, 33, 32, False, True, 0.1),
         (1, 600, 20, 4, True, True, 0.0),
+        (2, 0, 7, 3, False, True, 0.0),
     ],
 )
 def test_resident_matches_reference(kernels, dtype, batch, n, f, k, shared, update_H, penalty):

@@ -25,7 +25,7 @@ constexpr int64_t kSchedulers = 4;  // of a multiprocessor: a warp stays with on
 // scheduler needs for one warp when it has others besides. Warps that end make room for others, so
 // that all schedulers are busy; for the last ones it takes as long as the most loaded of them.
 inline double turns_of(int64_t warps, int64_t resident) {
-  constexpr double kAlone = 1.5;  // a warp alone waits for its own results a third of the time
+  constexpr double kAlone = 1.25;  // a warp alone waits for its own results a fifth of the time
   const int64_t last = warps % resident, each = resident / kSchedulers;
   const int64_t more = resident % kSchedulers;  // schedulers that have one warp more
   const auto rate = [](int64_t n) { return std::min(1.0, static_cast<double>(n) / kAlone); };
@@ -77,8 +77,10 @@ void dispatch_tiling(int64_t n_components, const F& f) {
   constexpr bool kHot = loss == Loss::kKullbackLeibler || loss == Loss::kFrobenius;
   if constexpr (sizeof(T) == 4 && kHot) {
     if (n_components <= 8) return f(Tiling<loss, T, Data, 8, 2, false>{}, 1);
-    if constexpr (loss == Loss::kKullbackLeibler)
+    if constexpr (loss == Loss::kKullbackLeibler) {
       if (n_components <= 16 && own_rows() == 2) return f(Tiling<loss, T, Data, 16, 2, false>{}, 1);
+      if (n_components <= 15) return f(OneLess<Tiling<loss, T, Data, 16, 4, false>>{}, 1);
+    }
     if (n_components <= 16) return f(Tiling<loss, T, Data, 16, 4, false>{}, 1);
     if (n_components <= 32) return f(Tiling<loss, T, Data, 32, 2, false>{}, 1);
     return f(Tiling<loss, T, Data, 32, 2, true>{}, lanes_of(n_components, 32));

@@ -52,11 +52,11 @@ __device__ __forceinline__ void accumulate(LaneSums<Tiling>& lane,
     if constexpr (Tiling::kUsesProduct) wh = product<Tiling>(lane.own[i], other, group);
     const T top = numerator_term<Tiling::kLoss>(x[i], wh, rule);
 #pragma unroll
-    for (int j = 0; j < Tiling::kComponents; ++j) lane.numerator[i][j] += top * other[j];
+    for (int j = 0; j < Tiling::kUsed; ++j) lane.numerator[i][j] += top * other[j];
     if constexpr (Tiling::kSumsDenominator) {
       const T bottom = denominator_term<Tiling::kLoss>(wh, rule);
 #pragma unroll
-      for (int j = 0; j < Tiling::kComponents; ++j) lane.denominator[i][j] += bottom * other[j];
+      for (int j = 0; j < Tiling::kUsed; ++j) lane.denominator[i][j] += bottom * other[j];
     }
   }
 }

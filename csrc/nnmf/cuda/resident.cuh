@@ -249,6 +249,7 @@ void launch_resident(const FactorParams<float, Data>& problem, const Update& upd
                      const Update& update_H, int64_t n_iter, bool updates_H, float* W, float* H,
                      cudaStream_t stream) {
   const Shape& s = problem.shape;
+  if (s.batch == 0) return;
   ResidentTask<Data> task{problem, {}, {update_W, update_H}, n_iter, updates_H, W, H};
   task.at = s.n_components <= 16 ? resident_layout<16>(s) : resident_layout<32>(s);
   const int bytes = task.at.size * static_cast<int>(sizeof(float));

@@ -77,6 +77,7 @@ struct Tiling {
   using Data = Entry;
   static constexpr Loss kLoss = loss;
   static constexpr int kComponents = components;  // of a lane
+  static constexpr int kUsed = components;        // the first of them: the others are zeros
   static constexpr int kOwn = rows;               // rows (or columns) of a lane
   static constexpr bool kGrouped = grouped;       // several lanes share them
   // Bytes of a tile along the depth, for W: fewer where the other factor's values take much room.
@@ -91,6 +92,12 @@ struct Tiling {
   // Warps that a multiprocessor has registers for.
   static constexpr int kResident = grouped || components * rows > 32 ? 8 : components > 8 ? 12 : 16;
   static_assert(components % kVector == 0);
+};
+
+// The same for one component less, which is then stored but not multiplied.
+template <class Base>
+struct OneLess : Base {
+  static constexpr int kUsed = Base::kComponents - 1;
 };
 
 // Values that are loaded at once.
@@ -403,7 +410,7 @@ __device__ __forceinline__ typename Tiling::T product(
     const typename Tiling::T (&other)[Tiling::kComponents], int group) {
   typename Tiling::T sum = 0;
 #pragma unroll
-  for (int j = 0; j < Tiling::kComponents; ++j) sum += own[j] * other[j];
+  for (int j = 0; j < Tiling::kUsed; ++j) sum += own[j] * other[j];
   return sum_over_group<Tiling::kGrouped>(sum, group);
 }
 
