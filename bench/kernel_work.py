@@ -153,7 +153,7 @@ def _half_step(here: Launched) -> Found:
     items, depth = s[f"{of}_items"], s[f"{of}_depth"]
     tiles, each = s[f"{of}_tiles"], s[f"{of}_each"]
     hot, around = _tile_loop(here)
-    multiply_adds = items * depth * s["padded"] * products
+    multiply_adds = items * depth * s["used"] * products
     passes = multiply_adds / hot.own.multiply_adds
     # Splits do not divide the depth evenly: the average warp has less than `each`.
     deep = s["f"] if of == "W" else s["n"]

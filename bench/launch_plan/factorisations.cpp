@@ -47,6 +47,7 @@ void mu() {
         note_cut<Tiling, Factor::kW>("W", p, group);
         note_cut<Tiling, Factor::kH>("H", p, group);
         note("padded", Tiling::kComponents * group);
+        note("used", Tiling::kUsed * group);
         Memory memory;
         Iterations<Tiling>(p, group, memory)
             .run(of_W, of_H, number("n_iter"), true, somewhere<float>(), somewhere<float>(),
@@ -73,6 +74,7 @@ void project() {
                                                  [&]<class Tiling>(Tiling, int group) {
                                                    note_cut<Tiling, Factor::kW>("W", p, group);
                                                    note("padded", Tiling::kComponents * group);
+        note("used", Tiling::kUsed * group);
                                                  });
   Memory memory;
   PreparedComponents<float> ready{};
