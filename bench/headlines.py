@@ -32,7 +32,7 @@ from bench.journal import DEVICE_LOST, Journal, device_answers
 from bench.kernels import Problem, run_problems
 from bench.predictions import GRAPH, problem_key
 
-__all__ = ["HEADLINES", "SETTINGS", "Setting", "problems"]
+__all__ = ["HEADLINES", "SETTINGS", "VARIANTS", "Setting", "problems"]
 
 _SECONDS = 60  # for one problem, before it is given up
 _SETTING_SECONDS = 25  # for a process of a setting
@@ -63,8 +63,11 @@ HEADLINES: tuple[tuple[Case, tuple[Size, ...]], ...] = (
 
 _IN_A_GRAPH = ("nnmf_mu", "nnls", "project", "defended_logits", "defended_logits_gradient")
 """Ops that are also timed in a CUDA graph."""
-_MORE = ("ours, warm start", "ours, tf32x3")
-"""Other ways of ours, which need no process of their own."""
+VARIANTS: Mapping[str, Mapping[str, int]] = {
+    "ours, components made ready": {"ready": 1},
+    "ours, warm start": {"warm": 1},
+}
+"""Other ways of ours, which need no process of their own, and what the planner is told of them."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,14 @@ SETTINGS: tuple[Setting, ...] = (
         {"NNMF_CUDA_OWN_ROWS": "2"},
         ("nnmf_mu paper float32", "nnmf_mu paper uint8", "nnmf_mu problems float32"),
     ),
+    Setting(
+        "kernels one after the other",
+        {"NNMF_CUDA_OVERLAP": "0"},
+        ("nnmf_mu paper float32", "nnmf_mu paper uint8"),
+    ),
+    Setting(
+        "small problems by tiles", {"NNMF_CUDA_RESIDENT": "0"}, ("nnmf_mu small problems float32",)
+    ),
 )
 """What a visit times beside what is standard; docs/gpu.md describes each variable."""
 
@@ -106,7 +117,7 @@ def problems(*, smoke: bool, setting: Setting | None = None) -> Iterator[tuple[s
             if key in setting.problems or (smoke and case is NNMF_MU):
                 yield f"{key}: {setting.name}", Problem(case, size, only=("ours",), ceilings=False)
         return
-    for only in (("reference", "ours", *_MORE), ("ours", GRAPH)):
+    for only in (("reference", "ours", *VARIANTS), ("ours", GRAPH)):
         for case, size in _sizes(smoke=smoke):
             if GRAPH in only and case.op not in _IN_A_GRAPH:
                 continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bench.launches import Launch
 from bench.machine_code import Code, Kernel, Loop
@@ -153,7 +153,7 @@ def _half_step(here: Launched) -> Found:
     items, depth = s[f"{of}_items"], s[f"{of}_depth"]
     tiles, each = s[f"{of}_tiles"], s[f"{of}_each"]
     hot, around = _tile_loop(here)
-    multiply_adds = items * depth * s["padded"] * products
+    multiply_adds = items * depth * s["used"] * products
     passes = multiply_adds / hot.own.multiply_adds
     # Splits do not divide the depth evenly: the average warp has less than `each`.
     deep = s["f"] if of == "W" else s["n"]
@@ -232,15 +232,41 @@ def _gram(here: Launched) -> Found:
     )
 
 
+def _resident(here: Launched) -> Found:
+    """Take a block for a problem and all its iterations, X and both factors in shared memory."""
+    s = here.sizes
+    hot = here.code.hot_loop()
+    if hot is None:
+        raise ValueError(f"{here.launch.symbol} multiplies and adds in no loop")
+    components = 16 if s["k"] <= 16 else 32
+    multiply_adds = 2 * s["n"] * s["f"] * components / here.warps_of_block
+    passes = 2 * s["n_iter"] * multiply_adds / hot.own.multiply_adds
+    around = 2 * s["n_iter"] * 500.0  # new values, by all lanes
+    cycles = passes * issue_cycles(hot.own)
+    return Found(
+        cycles + around + issue_cycles(here.code.own),
+        memory_bytes=here.launch.blocks * s["n"] * s["f"] * _element_bytes(here),
+        # Two rows a lane leave part of the latencies of what they wait for.
+        chain={
+            "shared": 0.5 * passes,
+            "cycles": 1.5 * cycles + around,
+            "barrier": 6 * s["n_iter"],
+            "memory": 2,
+        },
+    )
+
+
 # Least squares ------------------------------------------------------------------------------------
 
 
 def _prepare_gram(here: Launched) -> Found:
-    """Column by column, each sum over the columns before it; four of those at a time."""
+    """Take a block for a matrix, column by column; each ends with a barrier."""
     k = here.sizes["k"]
+    hot = here.code.hot_loop()
+    loop = Code() if hot is None else hot.own
     return Found(
-        issue_cycles(here.code.own) * (1 + k),
-        chain={"l2": k * k / 8 + 4 * k, "barrier": k + 4, "cycles": 150 * k},
+        issue_cycles(here.code.own) + k * issue_cycles(loop),
+        chain={"l2": 4, "barrier": k + 4, "shared": 3 * k, "cycles": 120 * k},
     )
 
 
@@ -294,14 +320,19 @@ def _one_row(here: Launched) -> Found:
     return Found(warp, l2_bytes=8 * s["n"] * products / 8, chain=chain)
 
 
-def _wide_factor(here: Launched) -> Found:
-    """Take one block for the factor of a whole Gram matrix."""
-    k = here.sizes["k"]
-    warp = k**3 / 6 / 32 / here.warps_of_block * 2 * 2.5
-    return Found(warp, chain={"l2": k, "barrier": 3 * k})
+def _wide_subtract(here: Launched) -> Found:
+    """Take a tile of the triangle, from which a panel's product is subtracted, then a corner."""
+    found = _wide(here, _WIDE, element=8, memory=0.0)
+    corner = {"barrier": _WIDE, "shared": 3.0 * _WIDE, "cycles": 120.0 * _WIDE}
+    return replace(found, chain=_chain_of([dict(found.chain), corner]))
 
 
-# The defence --------------------------------------------------------------------------------------
+def _wide_panel(here: Launched) -> Found:
+    """Take a block for some rows of a panel, column by column of its corner."""
+    return Found(
+        issue_cycles(here.code.own),
+        chain={"l2": 4, "shared": 2.0 * _WIDE, "cycles": 40.0 * _WIDE},
+    )
 
 
 @dataclass(frozen=True)
@@ -532,13 +563,15 @@ def _crown(here: Launched) -> Found:
 RULES: Mapping[str, Rule] = {
     "half_step_kernel": _half_step,
     "update_kernel": _update,
+    "resident_kernel": _resident,
     "sum_parts_kernel": _sum_parts,
     "gram_kernel": _gram,
     "prepare_gram_kernel": _prepare_gram,
     "nnls_lanes_kernel": _nnls_lanes,
     "nnls_block_kernel": _nnls_block,
     "one_row_kernel": _one_row,
-    "wide_factor_kernel": _wide_factor,
+    "wide_subtract_kernel": _wide_subtract,
+    "wide_panel_kernel": _wide_panel,
     "defence_forward_kernel": _defence_forward,
     "defence_backward_kernel": _defence_backward,
     "prepare_defence_kernel": _prepare_defence,

@@ -10,13 +10,13 @@ import glob
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench.case import Size
-from bench.headlines import HEADLINES, SETTINGS, Setting
+from bench.case import Case, Size
+from bench.headlines import HEADLINES, SETTINGS, VARIANTS, Setting
 from bench.kernel_work import Launched, work_of
 from bench.launches import Plan, build_planner, plan_of
 from bench.machine_code import Kernel, read_kernels
@@ -51,7 +51,7 @@ def sizes_of(op: str, size: Size) -> dict[str, int]:
     names |= {"n_batch": "batch", "n_draws": "draws", "n_nonzeros": "nonzeros"}
     found = {names.get(name, name): value for name, value in size.shape.items()}
     defaults = {"batch": 1, "own_X": int(bool(size.options.get("own_X"))), "hidden": 0}
-    defaults |= {"embedding": 32, "warm": 0}
+    defaults |= {"embedding": 32, "warm": 0, "ready": 0}
     return {**defaults, **found}
 
 
@@ -62,6 +62,7 @@ def predict(
     kernels: Mapping[str, Kernel],
     planner: Path,
     *,
+    impl: str = "ours",
     setting: Setting | None = None,
 ) -> Record:
     """Return the prediction of a headline: its times by what they are spent on, and its kernels."""
@@ -71,7 +72,7 @@ def predict(
     plan = plan_of(
         planner,
         f"{_CALLS.get(op, op)} {size.dtype}",
-        {**sizes, **given},
+        {**sizes, **given, **VARIANTS.get(impl, {})},
         environment={} if setting is None else setting.environment,
     )
     n_iter = sizes.get("n_iter", 1)
@@ -85,7 +86,7 @@ def predict(
     low, high = (time_of(work, device, these[name], calls=calls) for these in (BEST, WORST))
     return {
         "problem": key,
-        "impl": "ours" if setting is None else f"ours, {setting.name}",
+        "impl": impl if setting is None else f"{impl}, {setting.name}",
         "ms": _rounded(times.ms),
         "low_ms": _rounded(low.ms),
         "high_ms": _rounded(high.ms),
@@ -135,6 +136,19 @@ def _symbol(name: str, kernels: Mapping[str, Kernel]) -> str:
         return name
     found = [symbol for symbol in kernels if f"{len(name)}{name}E" in symbol]
     return found[0] if len(found) == 1 else name
+
+
+def _predicted() -> Iterator[tuple[Case, Size, str, Setting | None]]:
+    """Give what is predicted: the headlines, then ours in other ways, then by each setting."""
+    headlines = [(case, size) for case, sizes in HEADLINES for size in sizes]
+    for impl in ("ours", *VARIANTS):
+        for case, size in headlines:
+            if impl in case.implementations:
+                yield case, size, impl, None
+    for setting in SETTINGS:
+        for case, size in headlines:
+            if problem_key(case.op, size.name, size.dtype) in setting.problems:
+                yield case, size, "ours", setting
 
 
 def write_page(page: Path) -> None:
@@ -203,12 +217,8 @@ def write_predictions(
             device = DEVICES[name]
             kernels = read_kernels(paths, device.architecture)
             rows = [
-                predict(case.op, size, device, kernels, planner, setting=setting)
-                for setting in (None, *SETTINGS)
-                for case, sizes in HEADLINES
-                for size in sizes
-                if setting is None
-                or problem_key(case.op, size.name, size.dtype) in setting.problems
+                predict(case.op, size, device, kernels, planner, impl=impl, setting=setting)
+                for case, size, impl, setting in _predicted()
             ]
             record = {
                 "device": device.name,

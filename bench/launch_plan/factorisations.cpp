@@ -1,6 +1,7 @@
 // The factorisations and least squares of a launch plan.
-#include "nnls/cuda/launches.cuh"
+#include "nnls/cuda/project.cuh"
 #include "nnmf/cuda/iterations.cuh"
+#include "nnmf/cuda/resident.cuh"
 #include "nnmf/cuda/weighted_iterations.cuh"
 #include "plan.h"
 #include "sparse/cuda/descent.cuh"
@@ -37,15 +38,20 @@ const TermRule<double> kRule{1, kEpsilon};
 template <class Data>
 void mu() {
   const auto p = problem<float, Data>();
+  const Update of_W = update_of_W(kRule, 0, 0, 1), of_H = update_of_H(kRule, 0, 0, 1, 0);
+  if (stays_resident(p.shape, p.device))
+    return launch_resident(p, of_W, of_H, number("n_iter"), true, somewhere<float>(),
+                           somewhere<float>(), nullptr);
   dispatch_tiling<Loss::kKullbackLeibler, float, Data>(
       p.shape.n_components, [&]<class Tiling>(Tiling, int group) {
         note_cut<Tiling, Factor::kW>("W", p, group);
         note_cut<Tiling, Factor::kH>("H", p, group);
         note("padded", Tiling::kComponents * group);
+        note("used", Tiling::kUsed * group);
         Memory memory;
         Iterations<Tiling>(p, group, memory)
-            .run(update_of_W(kRule, 0, 0, 1), update_of_H(kRule, 0, 0, 1, 0), number("n_iter"),
-                 true, somewhere<float>(), somewhere<float>(), nullptr);
+            .run(of_W, of_H, number("n_iter"), true, somewhere<float>(), somewhere<float>(),
+                 nullptr);
       });
 }
 
@@ -68,12 +74,15 @@ void project() {
                                                  [&]<class Tiling>(Tiling, int group) {
                                                    note_cut<Tiling, Factor::kW>("W", p, group);
                                                    note("padded", Tiling::kComponents * group);
+        note("used", Tiling::kUsed * group);
                                                  });
   Memory memory;
-  double *cross = somewhere<double>(), *gram = somewhere<double>();
-  launch_products(p, 1, cross, gram, memory, nullptr);
-  launch_nnls(gram, cross, somewhere<float>(), sets(false), {1, number("n"), number("k")}, memory,
-              nullptr);
+  PreparedComponents<float> ready{};
+  if (number("ready") != 0) {
+    ready.packed = somewhere<float>();
+    ready.grams = somewhere<double>();
+  }
+  launch_project(p, 1, somewhere<float>(), sets(false), ready, memory, nullptr);
 }
 
 SparseParams<float, int32_t> sparse(int64_t rows, int64_t columns) {

@@ -231,7 +231,7 @@ def test_launches_and_the_host_are_beside_it():
 def test_work_follows_the_machine_code_and_the_launch():
     (code,) = read_listing(TILE, "sm_90").values()
     sizes = {"W_items": 128, "W_depth": 16, "W_tiles": 12, "W_splits": 86, "W_each": 12}
-    sizes |= {"n": 1500, "f": 16384, "k": 15, "padded": 16, "batch": 1, "own_X": 0}
+    sizes |= {"n": 1500, "f": 16384, "k": 15, "padded": 16, "used": 16, "batch": 1, "own_X": 0}
     launch = Launch("half_step_kernelLossE1FactorE0", 1032, 32, 22528)
     found = work_of(Launched(launch, code, sizes, DEVICES["h200"]), "half_step_kernel<...>")
     # Eight warps a multiprocessor, two a scheduler; a tile is 65,536 multiply-adds in 64 a pass.
