@@ -64,6 +64,7 @@ HEADLINES: tuple[tuple[Case, tuple[Size, ...]], ...] = (
 _IN_A_GRAPH = ("nnmf_mu", "nnls", "project", "defended_logits", "defended_logits_gradient")
 """Ops that are also timed in a CUDA graph."""
 VARIANTS: Mapping[str, Mapping[str, int]] = {
+    "ours, tf32x3": {"tensor": 1},
     "ours, components made ready": {"ready": 1},
     "ours, warm start": {"warm": 1},
 }

@@ -179,6 +179,33 @@ def _half_step(here: Launched) -> Found:
     )
 
 
+def _tensor_half_step(here: Launched) -> Found:
+    """Take a warp for 32 rows, in units of 16 of their depth: 24 products of 16 x 8 x 8, thrice.
+
+    H walks backwards after W, so that each begins with what of X the other has left in L2.
+    """
+    s, of = here.sizes, "W" if here.has("FactorE0") else "H"
+    hot = here.code.hot_loop()
+    if hot is None:
+        raise ValueError(f"{here.launch.symbol} multiplies and adds in no loop")
+    units = s[f"{of}_each"] * s[f"{of}_depth"] / 16
+    passes = units * 32 * 16 * 16 * 2 * 3 / hot.own.multiply_adds
+    around = here.code.around(hot)
+    tile = Code() if around is None else around.own * s[f"{of}_each"]
+    cycles = issue_cycles(hot.own * passes + tile)
+    X = (s["batch"] if s["own_X"] else 1) * s["n"] * s["f"] * _element_bytes(here)
+    own = s["n"] if of == "W" else s["f"]
+    sums = 4 * s["batch"] * s[f"{of}_splits"] * own * 16
+    again = min(X, 0.6 * here.device.l2_bytes)
+    return Found(
+        cycles + 0.5 * issue_cycles(here.code.own),
+        memory_bytes=X - again,
+        cached_bytes=X - again,
+        l2_bytes=sums + again,
+        chain={"memory": 1, "barrier": s[f"{of}_each"], "cycles": cycles},
+    )
+
+
 def _ways(parts: float, columns: float) -> int:
     ways = 1
     while ways * 2 * columns <= 256 and ways * 2 * 4 <= parts and ways < 8:
@@ -562,6 +589,7 @@ def _crown(here: Launched) -> Found:
 
 RULES: Mapping[str, Rule] = {
     "half_step_kernel": _half_step,
+    "tensor_half_step_kernel": _tensor_half_step,
     "update_kernel": _update,
     "resident_kernel": _resident,
     "sum_parts_kernel": _sum_parts,

@@ -17,6 +17,7 @@ from pathlib import Path
 __all__ = ["Launch", "Plan", "build_planner", "plan_of"]
 
 _HERE = Path(__file__).parent / "launch_plan"
+_HARNESS = Path(__file__).resolve().parents[1] / "tests" / "cuda_on_cpu"
 _CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 
@@ -62,7 +63,7 @@ def build_planner(folder: Path) -> Path:
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         raise ValueError(f"the launches are found with a C++ compiler, and {compiler} is not here")
-    flags = ("-std=c++20", "-O0", "-w", f"-I{_HERE}", f"-I{_CSRC}")
+    flags = ("-std=c++20", "-O0", "-w", f"-I{_HERE}", f"-I{_CSRC}", f"-I{_HARNESS}")
     objects = []
     for source in sorted(_HERE.glob("*.cpp")):
         objects.append(folder / f"{source.stem}.o")

@@ -51,7 +51,7 @@ def sizes_of(op: str, size: Size) -> dict[str, int]:
     names |= {"n_batch": "batch", "n_draws": "draws", "n_nonzeros": "nonzeros"}
     found = {names.get(name, name): value for name, value in size.shape.items()}
     defaults = {"batch": 1, "own_X": int(bool(size.options.get("own_X"))), "hidden": 0}
-    defaults |= {"embedding": 32, "warm": 0, "ready": 0}
+    defaults |= {"embedding": 32, "warm": 0, "ready": 0, "tensor": 0}
     return {**defaults, **found}
 
 

@@ -99,6 +99,18 @@ def _mu_ours(inputs: Inputs) -> Call:
     return call
 
 
+def _mu_tensor(inputs: Inputs) -> Call:
+    X, W, H, n_iter = (inputs[name] for name in ("X", "W", "H", "n_iter"))
+    if inputs["beta_loss"] != 1 or W.dtype != torch.float32:
+        raise NotApplicableError("for Kullback-Leibler in float32 only")
+
+    def call() -> tuple[Tensor, Tensor]:
+        new_W, new_H, _ = ops.nnmf_mu(X, W, H, beta_loss=1.0, n_iter=n_iter, precision="tf32x3")
+        return _ends(new_W), _ends(new_H)
+
+    return call
+
+
 def _mu_reference(inputs: Inputs) -> Call:
     X = inputs["X"]
     W, H, batched = _with_batch(inputs)
@@ -222,6 +234,7 @@ NNMF_MU = Case(
         "reference": _mu_reference,
         "torch.compile": _mu_compiled,
         "ours": _mu_ours,
+        "ours, tf32x3": _mu_tensor,
         "scikit-learn mu": _one_by_one(peers.sklearn_mu),
         "scikit-learn cd": _one_by_one(peers.sklearn_cd),
         "torchnmf": _one_by_one(peers.torchnmf_mu),

@@ -2,6 +2,7 @@
 #include "nnls/cuda/project.cuh"
 #include "nnmf/cuda/iterations.cuh"
 #include "nnmf/cuda/resident.cuh"
+#include "nnmf/cuda/tensor_iterations.cuh"
 #include "nnmf/cuda/weighted_iterations.cuh"
 #include "plan.h"
 #include "sparse/cuda/descent.cuh"
@@ -35,10 +36,30 @@ void note_cut(const char* name, const Problem& problem, int group) {
 
 const TermRule<double> kRule{1, kEpsilon};
 
+template <Factor factor, class Data>
+void note_tensor_cut(const std::string& name, const Shape& s) {
+  using Tile = TensorTile<factor, Data>;
+  const int64_t length = Tile::kIsW ? s.n_samples : s.n_features;
+  const int64_t depth = Tile::kIsW ? s.n_features : s.n_samples;
+  const Cut cut =
+      tensor_cut_of(s.batch, length, depth, Tile::kItems, Tile::kDepth, number("multiprocessors"));
+  note(name + "_splits", cut.splits);
+  note(name + "_each", cut.tiles_of_split);
+  note(name + "_depth", Tile::kDepth);
+}
+
 template <class Data>
 void mu() {
   const auto p = problem<float, Data>();
   const Update of_W = update_of_W(kRule, 0, 0, 1), of_H = update_of_H(kRule, 0, 0, 1, 0);
+  if (number("tensor") != 0) {
+    note_tensor_cut<Factor::kW, Data>("W", p.shape);
+    note_tensor_cut<Factor::kH, Data>("H", p.shape);
+    note("padded", kTensorComponents);
+    Memory memory;
+    return TensorIterations<Data>(p, memory).run(of_W, of_H, number("n_iter"), true,
+                                                 somewhere<float>(), somewhere<float>(), nullptr);
+  }
   if (stays_resident(p.shape, p.device))
     return launch_resident(p, of_W, of_H, number("n_iter"), true, somewhere<float>(),
                            somewhere<float>(), nullptr);
@@ -74,7 +95,7 @@ void project() {
                                                  [&]<class Tiling>(Tiling, int group) {
                                                    note_cut<Tiling, Factor::kW>("W", p, group);
                                                    note("padded", Tiling::kComponents * group);
-        note("used", Tiling::kUsed * group);
+                                                   note("used", Tiling::kUsed * group);
                                                  });
   Memory memory;
   PreparedComponents<float> ready{};
