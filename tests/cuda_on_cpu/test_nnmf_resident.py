@@ -115,6 +115,9 @@ def test_nan_of_a_row_stays_in_its_row_of_W(kernels: Path) -> None:
     [
         ((1, 64, 64, 5), True),
         ((5000, 64, 64, 32), True),
+        ((5000, 64, 64, 9), True),
+        ((8 * 132, 64, 64, 8), True),
+        ((8 * 132 + 1, 64, 64, 8), False),  # tiles multiply eight components, not sixteen
         ((1, 96, 128, 16), True),
         ((1, 97, 128, 16), False),  # more entries than are faster by one block
         ((1, 96, 128, 32), True),

@@ -76,16 +76,35 @@ void launch_unpack(const T* from, T* to, int64_t batch, const FactorLayout& layo
 }
 
 // How the threads of a block share sums over parts: each adds up every `ways`-th part of one of
-// `columns` values.
+// `columns` values. Both are powers of two, so that no thread has to divide.
 struct Ways {
-  int ways, columns;
+  int ways, log_columns;
+
+  NNMF_CUDA_INLINE int columns() const { return 1 << log_columns; }
+  NNMF_CUDA_INLINE int column(unsigned thread) const {
+    return static_cast<int>(thread) & (columns() - 1);
+  }
+  NNMF_CUDA_INLINE int way(unsigned thread) const {
+    return static_cast<int>(thread) >> log_columns;
+  }
+  // Blocks for `size` values.
+  NNMF_CUDA_INLINE int64_t blocks(int64_t size) const {
+    return (size + columns() - 1) >> log_columns;
+  }
 };
+
+// `columns` of a block, a power of two.
+inline Ways ways_for(int columns) {
+  Ways shared{kThreads / columns, 0};
+  while (shared.columns() < columns) ++shared.log_columns;
+  return shared;
+}
 
 // At least four parts for each thread, if there are as many; `columns` values of a block at least.
 inline Ways ways_of(int64_t parts, int64_t columns, int most = 8) {
   int ways = 1;
   while (ways * 2 * columns <= kThreads && ways * 2 * 4 <= parts && ways < most) ways *= 2;
-  return {ways, kThreads / ways};
+  return ways_for(kThreads / ways);
 }
 
 // The sum of the block's ways, in fixed order, for all threads of the first one.
@@ -95,8 +114,8 @@ __device__ inline double sum_ways(double sum, const Ways& ways) {
   const int own = static_cast<int>(threadIdx.x);
   sums[own] = sum;
   __syncthreads();
-  if (own < ways.columns)
-    for (int way = 1; way < ways.ways; ++way) sum += sums[way * ways.columns + own];
+  if (own < ways.columns())
+    for (int way = 1; way < ways.ways; ++way) sum += sums[(way << ways.log_columns) + own];
   __syncthreads();  // before the next call
   return sum;
 }
@@ -109,7 +128,7 @@ __device__ double sum_parts(const T* from, int64_t parts, int64_t stride, bool i
   double sum = 0;
   if (inside)
 #pragma unroll 4
-    for (int64_t part = threadIdx.x / ways.columns; part < parts; part += ways.ways)
+    for (int64_t part = ways.way(threadIdx.x); part < parts; part += ways.ways)
       sum += static_cast<double>(from[part * stride]);
   return sum_ways(sum, ways);
 }
@@ -128,15 +147,15 @@ __global__ void sum_parts_kernel(const T* from, double* to, int64_t parts, int64
                                  Crop crop, Ways ways) {
   wait_for_kernel_before();
   const int64_t size = crop.stored_rows * crop.padded;
-  const int64_t blocks = (size + ways.columns - 1) / ways.columns;
+  const auto blocks = static_cast<unsigned>(ways.blocks(size)), block = blockIdx.x % blocks;
   const int64_t b = blockIdx.x / blocks;
-  const int64_t at = blockIdx.x % blocks * ways.columns + threadIdx.x % ways.columns;
+  const int64_t at = (int64_t{block} << ways.log_columns) + ways.column(threadIdx.x);
   const bool last = blockIdx.x + blocks >= gridDim.x;
   const double sum = sum_parts(from + b * parts * size + at, last ? parts - lacking : parts, size,
                                at < size, ways);
   const int64_t row = at / crop.padded;
   const int column = static_cast<int>(at % crop.padded);
-  if (static_cast<int>(threadIdx.x) < ways.columns && row < crop.rows && column < crop.columns)
+  if (ways.way(threadIdx.x) == 0 && row < crop.rows && column < crop.columns)
     to[(b * crop.rows + row) * crop.columns + column] = crop.scale * sum;
 }
 
@@ -146,7 +165,7 @@ void launch_sum_parts(const T* from, double* to, int64_t batch, int64_t parts, c
   // Where a block has few values, all its threads help with them.
   const int64_t size = crop.stored_rows * crop.padded;
   const Ways ways = ways_of(parts, 1, size <= kThreads / 64 ? 64 : 8);
-  const int64_t blocks = batch * blocks_of(size, ways.columns);
+  const int64_t blocks = batch * ways.blocks(size);
   if (blocks > 0)
     NNMF_CUDA_LAUNCH_NEXT((sum_parts_kernel<T>), grid_of(blocks), kThreads, 0, stream, from, to,
                           parts, lacking, crop, ways);

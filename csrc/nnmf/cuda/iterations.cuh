@@ -22,18 +22,18 @@ struct UpdateTask {
   int64_t length, splits;
   int n_components, n_fixed, padded;
   Update update;
-  Ways ways;
+  Ways ways, ways_of_sums;
 };
 
 // The other factor's components summed, for all values of the block.
 template <class T>
 __device__ double sum_of_component(const UpdateTask<T>& task, int64_t b, int component) {
   NNMF_CUDA_SHARED(double, sums, [kMaxComponents]);
-  const Ways ways{kThreads / task.padded, task.padded};
-  const int own = static_cast<int>(threadIdx.x) % task.padded;
+  const Ways& ways = task.ways_of_sums;
+  const int own = ways.column(threadIdx.x);
   const double sum = sum_parts(task.sums + b * task.splits * task.padded + own, task.splits,
                                task.padded, true, ways);
-  if (static_cast<int>(threadIdx.x) < task.padded) sums[own] = sum;
+  if (ways.way(threadIdx.x) == 0) sums[own] = sum;
   __syncthreads();
   return sums[component];
 }
@@ -43,12 +43,13 @@ template <Loss loss, class T>
 __global__ void __launch_bounds__(kThreads, 4) update_kernel(UpdateTask<T> task) {
   wait_for_kernel_before();
   const int64_t size = task.length * task.padded;
-  const int64_t blocks = (size + task.ways.columns - 1) / task.ways.columns;
+  const Ways& ways = task.ways;
+  const auto blocks = static_cast<unsigned>(ways.blocks(size)), block = blockIdx.x % blocks;
   const int64_t b = blockIdx.x / blocks;
-  const int64_t at = blockIdx.x % blocks * task.ways.columns + threadIdx.x % task.ways.columns;
+  const int64_t at = (int64_t{block} << ways.log_columns) + ways.column(threadIdx.x);
   if (task.active != nullptr && !task.active[b]) return;
   const bool inside = at < size;
-  const int component = static_cast<int>(at % task.padded);
+  const int component = static_cast<int>(at & (task.padded - 1));  // a power of two
   const int64_t first = b * task.splits * size + at;
   T* const value = task.factor + b * size + at;
   double denominator = 0;
@@ -63,11 +64,11 @@ __global__ void __launch_bounds__(kThreads, 4) update_kernel(UpdateTask<T> task)
             static_cast<double>(value[other - component]) * gram[other * task.padded + component];
     __syncthreads();  // all of a row is read before any of it changes
   } else {
-    denominator = sum_parts(task.denominators + first, task.splits, size, inside, task.ways);
+    denominator = sum_parts(task.denominators + first, task.splits, size, inside, ways);
   }
-  const double numerator = sum_parts(task.numerators + first, task.splits, size, inside, task.ways);
+  const double numerator = sum_parts(task.numerators + first, task.splits, size, inside, ways);
   if (!inside || component < task.n_fixed) return;
-  if (static_cast<int>(threadIdx.x) >= task.ways.columns) return;
+  if (ways.way(threadIdx.x) > 0) return;
   const T changed = updated(*value, static_cast<T>(numerator * task.update.scale),
                             static_cast<T>(denominator), task.update.rule);
   *value = component < task.n_components ? changed : T{0};  // behind the last it may be NaN
@@ -76,7 +77,8 @@ __global__ void __launch_bounds__(kThreads, 4) update_kernel(UpdateTask<T> task)
 template <Loss loss, class T>
 void launch_update(UpdateTask<T> task, int64_t batch, cudaStream_t stream) {
   task.ways = ways_of(task.splits, task.padded);
-  const int64_t blocks = batch * blocks_of(task.length * task.padded, task.ways.columns);
+  task.ways_of_sums = ways_for(task.padded);
+  const int64_t blocks = batch * task.ways.blocks(task.length * task.padded);
   if (blocks > 0)
     NNMF_CUDA_LAUNCH_NEXT((update_kernel<loss, T>), grid_of(blocks), kThreads, 0, stream, task);
 }
