@@ -24,6 +24,7 @@ from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.minimisation import Minimisation, Run, State
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS, solve_W, updated_W
 from nnmf_cuda.nnmf.rank_choice import RankSelectionMixin
+from nnmf_cuda.nnmf.sharding import one_fate
 from nnmf_cuda.nnmf.solvers import SOLVERS
 from nnmf_cuda.nnmf.starts import held_factors, initial_factors
 from nnmf_cuda.nnmf.streaming import MEMORY, StreamMixin
@@ -368,9 +369,10 @@ class NNMF(
         >>> model.fit(X, callback=lambda record: record.iteration >= 50).n_iter_
         50
         """
-        watch = Watch(callback, checkpoint, checkpoint_every)
-        matrix = self._read_training(X, mask=mask, weights=weights)
-        self._fit(matrix, y, W, H, watch, update_H=update_H)
+        with one_fate(X):
+            watch = Watch(callback, checkpoint, checkpoint_every)
+            matrix = self._read_training(X, mask=mask, weights=weights)
+            self._fit(matrix, y, W, H, watch, update_H=update_H)
         return self
 
     def fit_transform(
@@ -392,10 +394,11 @@ class NNMF(
         The result is what `transform` finds for X, not `W_`: features of training rows and of
         new rows are then of the same kind. X is read, checked and brought to the device once.
         """
-        watch = Watch(callback, checkpoint, checkpoint_every)
-        matrix = self._read_training(X, mask=mask, weights=weights)
-        self._fit(matrix, y, W, H, watch, update_H=update_H)
-        return like_input(self._transform(matrix), X)
+        with one_fate(X):
+            watch = Watch(callback, checkpoint, checkpoint_every)
+            matrix = self._read_training(X, mask=mask, weights=weights)
+            self._fit(matrix, y, W, H, watch, update_H=update_H)
+            return like_input(self._transform(matrix), X)
 
     def transform(self, X: Any, *, mask: Any = None, weights: Any = None) -> Any:
         """Project the rows of X onto the fitted components, as `transform_solver` says.
@@ -420,10 +423,11 @@ class NNMF(
             If the fit was to uint8 pixels and X has entries above 2 in another type, or the other
             way round; or if `alpha_W` is positive, which ``transform_solver="nnls"`` leaves out.
         """
-        check_is_fitted(self)
-        self._check_parameters()
-        matrix = self._read(X, reset=False, mask=mask, weights=weights)
-        return like_input(self._transform(matrix), X)
+        with one_fate(X):
+            check_is_fitted(self)
+            self._check_parameters()
+            matrix = self._read(X, reset=False, mask=mask, weights=weights)
+            return like_input(self._transform(matrix), X)
 
     def inverse_transform(self, X: Any) -> Any:
         """Return ``X @ components_``, the data that the coefficients X stand for.
@@ -481,10 +485,11 @@ class NNMF(
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
+        given = {"W": W, "H": H, "update_H": bool(update_H)}
+        self._check_call(X, given, checkpoint=watch.checkpoint is not None)
         SOLVERS[self.solver].check_data(X)
         if update_H:
             check_columns(X)
-        given = {"W": W, "H": H, "update_H": bool(update_H)}
         graph = self._graph_for(X, y)
         given["graph"] = None if graph is None else graph.digest()
         given["alpha_graph"] = None if graph is None else self.alpha_graph
@@ -522,7 +527,8 @@ class NNMF(
         done, best = state.iterations[-1], state.best
         minimisation = Minimisation(problem, state, solver=self.solver, tol=self.tol)
         del state, W, H, given  # starts of this fit need no room to its end
-        with self._progress("NNMF", "it", total=self.max_iter, initial=done) as shown:
+        bar = self._progress("NNMF", "it", total=self.max_iter, initial=done, wanted=X.leads)
+        with bar as shown:
             outcome = fit_to_end(
                 minimisation,
                 best,

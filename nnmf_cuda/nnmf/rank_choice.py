@@ -9,6 +9,7 @@ from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
 
+from nnmf_cuda.distributed.shard import Shard
 from nnmf_cuda.nnmf.held_out import held_out_errors, least_rank
 from nnmf_cuda.nnmf.inputs import check_choice, check_integer, check_real
 from nnmf_cuda.nnmf.minimisation import Run
@@ -106,6 +107,8 @@ class RankSelectionMixin(ParametersMixin):
         4
         """
         self._check_parameters()
+        if isinstance(X, Shard):
+            raise TypeError("select_rank does not yet take a Shard: give it all rows, or a sample")
         check_integer("n_init", n_init, low=2)
         check_choice("criterion", criterion, (*SLACK, "held_out"))
         check_real("held_out", held_out, low=0, high=0.9)

@@ -12,7 +12,6 @@ from torch import Tensor
 from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.problem import Iterate, Problem
 from nnmf_cuda.nnmf.sparse_matrix import Sparse
-from nnmf_cuda.nnmf.weighted_matrix import Weighted
 
 # Chosen on MR images, sparse counts and dense noise: fewest iterations without blocks undone.
 MOMENTUM_MAX = 0.95
@@ -289,8 +288,8 @@ class CoordinateDescent(AcceleratedUpdates):
     @staticmethod
     def check_data(X: Matrix) -> None:
         """Raise unless X is sparse."""
-        if not isinstance(X, Sparse):
-            if isinstance(X, Weighted):
+        if not isinstance(X.own, Sparse):
+            if X.weighted:
                 raise ValueError(
                     "solver='cd' reads the non-zeros of X and knows no missing values, mask or "
                     "weights; use solver='accelerated-mu' or 'mu'"

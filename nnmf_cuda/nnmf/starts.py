@@ -71,7 +71,7 @@ def initial_factors(
         return W[None], _holding(origin, H)[None]
     if W is not None or H is not None:
         raise ValueError(f"W and H are starts of init='custom', but init={origin.init!r}")
-    k = wanted or max(min(_AUTO_COMPONENTS, *X.shape), origin.n_fixed)
+    k = wanted or max(min(_AUTO_COMPONENTS, *X.whole_shape), origin.n_fixed)
     factors = zip(*iter_starts(X, k, origin), strict=True)
     W, H = (torch.stack(factor) if origin.n_init > 1 else factor[0][None] for factor in factors)
     return W.to(X.device), H.to(X.device)
@@ -89,7 +89,7 @@ def initial_components(X: Matrix, n_components: Any, origin: Origin, *, H: Any =
     if H is not None:
         raise ValueError(f"H is the start of init='custom', but init={init!r}")
     # Only singular vectors need rows: else the first mini-batch may have few.
-    limit = min(X.shape) if _of_singular_vectors(init) else X.shape[1]
+    limit = min(X.whole_shape) if _of_singular_vectors(init) else X.shape[1]
     k = wanted or max(min(_AUTO_COMPONENTS, limit), origin.n_fixed)
     (start,) = iter_starts(X, k, replace(origin, n_init=1))
     return start[1].to(X.device)
@@ -156,11 +156,11 @@ def _requested(n_components: Any, X: Matrix, origin: Origin) -> int | None:
     """Return the number of components asked for, None for "auto"; raise where it cannot be had."""
     if n_components == "auto":
         return None
-    limit = min(X.shape)
+    limit = min(X.whole_shape)
     if n_components > limit and _of_singular_vectors(origin.init):
         raise ValueError(
             f"n_components={n_components} is above min(n_samples, n_features) = {limit}, so that "
-            f"init={origin.init!r} has no more starts for X of shape {X.shape}; use "
+            f"init={origin.init!r} has no more starts for X of shape {X.whole_shape}; use "
             f"n_components <= {limit} or init='random'"
         )
     if n_components < origin.n_fixed:
@@ -205,26 +205,39 @@ def _random(
     X: Matrix, n_components: int, origin: Origin
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
     """Uniform on [0, 1) plus 0.1, the start of the paper, scaled so that W H has the mean of X."""
-    rng = check_random_state(origin.random_state)
-    n_samples, n_features = X.shape
+    rng = X.same_generator(check_random_state(origin.random_state))
+    n_samples, n_features = X.whole_shape
     scale = math.sqrt(origin.mean / n_components) / (0.5 + _RANDOM_FLOOR)
     dtype = _numpy_type(X)
     for _ in range(origin.n_init):  # one start at a time in memory
         yield (
-            _drawn(rng, (n_samples, n_components), scale, dtype),
-            _drawn(rng, (n_components, n_features), scale, dtype),
+            _drawn(rng, (n_samples, n_components), scale, dtype, X.own_rows),
+            _drawn(rng, (n_components, n_features), scale, dtype, slice(0, n_components)),
         )
 
 
 def _drawn(
-    rng: np.random.RandomState, shape: tuple[int, int], scale: float, dtype: np.dtype[Any]
+    rng: np.random.RandomState,
+    shape: tuple[int, int],
+    scale: float,
+    dtype: np.dtype[Any],
+    rows: slice,
 ) -> FloatArray:
-    """Draw a factor; the float64 that is drawn is there for a few entries at a time."""
-    entries = np.empty(math.prod(shape), dtype)
-    for first in range(0, len(entries), _DRAWN):
-        part = entries[first : first + _DRAWN]
-        part[:] = scale * rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=len(part))
-    return entries.reshape(shape)
+    """Draw a factor and return some of its rows.
+
+    The float64 that is drawn is there for a few entries at a time. All of them are drawn: a row is
+    the same whoever has it.
+    """
+    n_drawn, width = math.prod(shape), shape[1]
+    begin, end = rows.start * width, rows.stop * width
+    entries = np.empty(end - begin, dtype)
+    for first in range(0, n_drawn, _DRAWN):
+        last = min(first + _DRAWN, n_drawn)
+        part = rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=last - first)
+        low, high = max(first, begin), min(last, end)
+        if low < high:
+            entries[low - begin : high - begin] = scale * part[low - first : high - first]
+    return entries.reshape(-1, width)
 
 
 def _numpy_type(X: Matrix) -> np.dtype[Any]:
@@ -234,10 +247,10 @@ def _numpy_type(X: Matrix) -> np.dtype[Any]:
 
 def _fitted_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[Tensor, Tensor]]:
     """Uniform W on [0, 1) plus 0.1, and the H of any sign that fits it best."""
-    rng = check_random_state(origin.random_state)
-    shape = (X.shape[0], n_components)
+    rng = X.same_generator(check_random_state(origin.random_state))
+    shape = (X.whole_shape[0], n_components)
     for _ in range(origin.n_init):
-        drawn = rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=shape)
+        drawn = _drawn(rng, shape, 1.0, np.dtype(np.float64), X.own_rows)
         W = torch.from_numpy(drawn).to(X.factor_dtype)
         H = torch.zeros(n_components, X.shape[1], dtype=W.dtype, device=X.device)
         if origin.fixed is not None:

@@ -1,0 +1,84 @@
+"""The rows of a matrix that one process of several has."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch.distributed as dist
+
+from nnmf_cuda.distributed.ranks import Ranks
+
+
+class Shard:
+    """The rows of X that this process has; the other processes of a group have the others.
+
+    What `NNMF` is given in place of X, by each process of the group: ``NNMF(...).fit(Shard(rows))``
+    then fits to the rows of all of them. `W_` and what `transform` returns are those of the
+    process's own rows, `components_` and all else is the same on each of them. Without a `Shard` a
+    fit is a process's own, whether there is a group or not.
+
+    Parameters
+    ----------
+    rows : array-like, sparse matrix or Tensor of shape (n_samples of this process, n_features)
+        Whatever `NNMF` takes, of the same type on all; there may be none, shape (0, n_features).
+        The rows of rank 0 come first, then those of rank 1, and so on.
+    group : torch.distributed.ProcessGroup, optional
+        By default all processes that `torch.distributed.init_process_group` has joined.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no process group.
+    ValueError
+        If this process is not in the group.
+
+    Examples
+    --------
+    One process that `torchrun --nproc-per-node=4` has started:
+
+    >>> import numpy as np, torch.distributed as dist
+    >>> from nnmf_cuda import NNMF
+    >>> from nnmf_cuda.distributed import Shard
+    >>> dist.init_process_group("gloo")  # doctest: +SKIP
+    >>> X = np.load("images.npy", mmap_mode="r")  # doctest: +SKIP
+    >>> model = NNMF(15, random_state=0).fit(Shard.of_rows(X))  # doctest: +SKIP
+    """
+
+    def __init__(self, rows: Any, group: dist.ProcessGroup | None = None) -> None:
+        self.rows = rows
+        self.ranks = Ranks(_joined(group))
+
+    @classmethod
+    def of_rows(cls, X: Any, group: dist.ProcessGroup | None = None) -> Self:
+        """Return this process's share of X, of which each process can read all.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix, Tensor, or what has a shape and gives rows by ``X[a:b]``
+            A memory map (``np.load(path, mmap_mode="r")``) or a Zarr array is read in this
+            process's rows alone. The shares are as equal as they can be.
+        group : torch.distributed.ProcessGroup, optional
+            As above.
+        """
+        if not hasattr(X, "shape") or len(X.shape) != 2:
+            raise TypeError(
+                "Shard.of_rows takes its rows from what has a shape (n_samples, n_features) and "
+                f"slices, got {type(X).__name__}; give numpy.asarray(X), or the rows themselves: "
+                "Shard(rows)"
+            )
+        group = _joined(group)
+        rank, size, n = dist.get_rank(group), dist.get_world_size(group), int(X.shape[0])
+        return cls(X[n * rank // size : n * (rank + 1) // size], group)
+
+
+def _joined(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """Return the group, by default of all processes, if this one is in it."""
+    if not dist.is_available() or not dist.is_initialized():
+        raise RuntimeError(
+            "Shard is for a process among others: call torch.distributed.init_process_group first, "
+            "as torchrun prepares it, or fit to the rows without it"
+        )
+    chosen = dist.group.WORLD if group is None else group
+    if chosen is None or dist.get_rank(chosen) < 0:
+        raise ValueError("this process is not in the group: give its rows to a group that it is in")
+    return chosen
