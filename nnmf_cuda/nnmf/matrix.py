@@ -80,6 +80,10 @@ class Matrix(ABC):
         """Whether the flag is True in some process."""
         return flag
 
+    def place(self, count: int) -> tuple[int, int]:
+        """Return how many there are in the processes before this one, and in all, with `count`."""
+        return 0, count
+
     def same_generator(self, rng: np.random.RandomState) -> np.random.RandomState:
         """Return a generator that draws the same in all processes."""
         return rng

@@ -65,6 +65,11 @@ class Sharded(Matrix):
         """Whether the flag is True in some process."""
         return any(self.ranks.gathered(bool(flag)))
 
+    def place(self, count: int) -> tuple[int, int]:
+        """Return how many there are in the processes before this one, and in all, with `count`."""
+        counts = self.ranks.gathered(count)
+        return sum(counts[: self.ranks.rank]), sum(counts)
+
     def same_generator(self, rng: np.random.RandomState) -> np.random.RandomState:
         """Return the generator in the state that rank 0's is in."""
         rng.set_state(self.ranks.gathered(rng.get_state() if self.leads else None)[0])

@@ -91,9 +91,7 @@ class ShardMixin(ParametersMixin):
         if checkpoint:
             raise ValueError("checkpoint does not yet go with a Shard: use checkpoint=None")
         if self.graph is not None:
-            raise ValueError(
-                f"graph={self.graph!r:.40} does not yet go with a Shard: use graph=None"
-            )
+            raise ValueError("graph does not yet go with a Shard: use graph=None")
         if self.solver == "cd":
             raise ValueError(
                 "solver='cd' does not yet go with a Shard: use solver='accelerated-mu'"

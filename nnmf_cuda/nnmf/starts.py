@@ -19,6 +19,8 @@ from torch import Tensor
 from nnmf_cuda.nnmf.matrix import Matrix, real_tensor
 from nnmf_cuda.nnmf.projection import constant_W
 from nnmf_cuda.nnmf.semi import least_squares_H
+from nnmf_cuda.nnmf.sharded_matrix import Sharded
+from nnmf_cuda.nnmf.sharded_svd import sharded_svd
 
 FloatArray = NDArray[Any]
 
@@ -228,16 +230,24 @@ def _drawn(
     The float64 that is drawn is there for a few entries at a time. All of them are drawn: a row is
     the same whoever has it.
     """
-    n_drawn, width = math.prod(shape), shape[1]
-    begin, end = rows.start * width, rows.stop * width
-    entries = np.empty(end - begin, dtype)
-    for first in range(0, n_drawn, _DRAWN):
-        last = min(first + _DRAWN, n_drawn)
-        part = rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=last - first)
-        low, high = max(first, begin), min(last, end)
-        if low < high:
-            entries[low - begin : high - begin] = scale * part[low - first : high - first]
+    width = shape[1]
+    own = slice(rows.start * width, rows.stop * width)
+    draw = partial(rng.uniform, _RANDOM_FLOOR, 1 + _RANDOM_FLOOR)
+    entries = np.empty(own.stop - own.start, dtype)
+    for place, part in _drawn_parts(draw, math.prod(shape), own):
+        entries[place] = scale * part
     return entries.reshape(-1, width)
+
+
+def _drawn_parts(
+    draw: Callable[..., Any], total: int, own: slice
+) -> Iterator[tuple[slice, FloatArray]]:
+    """Draw `total` numbers and yield those that are one's `own`, with their places among them."""
+    for first in range(0, total, _DRAWN):
+        part = draw(size=min(_DRAWN, total - first))
+        low, high = max(first, own.start), min(first + len(part), own.stop)
+        if low < high:
+            yield slice(low - own.start, high - own.start), part[low - first : high - first]
 
 
 def _numpy_type(X: Matrix) -> np.dtype[Any]:
@@ -273,15 +283,26 @@ def _nndsvd(
         return [(W, H)]
     if origin.init == "nndsvda":
         return [(np.where(W == 0, unit, W), np.where(H == 0, unit, H))]
-    rng = check_random_state(origin.random_state)
-    return [(_filled(W, unit, rng), _filled(H, unit, rng)) for _ in range(origin.n_init)]
+    rng = X.same_generator(check_random_state(origin.random_state))
+    n_zeros = int((W == 0).sum())
+    before, total = X.place(n_zeros)
+    of_W = slice(before, before + n_zeros), total
+    n_zeros = int((H == 0).sum())
+    of_H = slice(0, n_zeros), n_zeros
+    return [
+        (_filled(W, unit, rng, *of_W), _filled(H, unit, rng, *of_H)) for _ in range(origin.n_init)
+    ]
 
 
-def _filled(factor: FloatArray, average: float, rng: np.random.RandomState) -> FloatArray:
-    """Return the factor with small random numbers for its zeros."""
+def _filled(
+    factor: FloatArray, average: float, rng: np.random.RandomState, own: slice, total: int
+) -> FloatArray:
+    """Return the factor with small random numbers for its zeros, its `own` of those in all rows."""
     filled = factor.copy()
-    zeros = filled == 0
-    filled[zeros] = np.abs(average * rng.standard_normal(size=int(zeros.sum())) / 100)
+    numbers = np.empty(own.stop - own.start)
+    for place, part in _drawn_parts(rng.standard_normal, total, own):
+        numbers[place] = np.abs(average * part / 100)
+    filled[filled == 0] = numbers
     return filled
 
 
@@ -289,12 +310,13 @@ def _nndsvd_factors(
     X: Matrix, n_components: int, random_state: Any, *, zero: float
 ) -> tuple[FloatArray, FloatArray]:
     U, S, V = randomized_svd(X, n_components, random_state)
+    norms = _norms_of_parts(X, U)
     W, H = np.zeros_like(U), np.zeros_like(V)
     # The leading singular vectors of a non-negative matrix have one sign each.
     W[:, 0] = np.sqrt(S[0]) * np.abs(U[:, 0])
     H[0] = np.sqrt(S[0]) * np.abs(V[0])
     for j in range(1, n_components):
-        u, v, weight = _dominant_part(U[:, j], V[j])
+        u, v, weight = _dominant_part(U[:, j], V[j], norms[j])
         scale = np.sqrt(S[j] * weight)
         W[:, j] = scale * u
         H[j] = scale * v
@@ -303,12 +325,23 @@ def _nndsvd_factors(
     return W, H
 
 
-def _dominant_part(u: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+def _norms_of_parts(X: Matrix, U: FloatArray) -> FloatArray:
+    """Return the norms (k, 2) of the positive and negative parts of U's columns, of all rows."""
+    parts = ((np.maximum(u, 0), np.maximum(-u, 0)) for u in U.T)
+    squares = np.array([(a.dot(a), b.dot(b)) for a, b in parts], U.dtype)
+    (total,) = X.totals(torch.from_numpy(squares).to(X.device))
+    norms: FloatArray = np.sqrt(total.cpu().numpy())
+    return norms
+
+
+def _dominant_part(
+    u: FloatArray, v: FloatArray, norms_of_u: FloatArray
+) -> tuple[FloatArray, FloatArray, float]:
     """Return the heavier of the positive and negative parts of u v^T, normalised, its weight."""
     parts = []
-    for sign in (1, -1):
+    for sign, norm_a in zip((1, -1), norms_of_u, strict=True):
         a, b = np.maximum(sign * u, 0), np.maximum(sign * v, 0)
-        norm_a, norm_b = np.linalg.norm(a), np.linalg.norm(b)
+        norm_b = np.linalg.norm(b)
         parts.append((float(norm_a * norm_b), a, b, norm_a, norm_b))
     # On a tie scikit-learn takes the negative part.
     weight, a, b, norm_a, norm_b = parts[0] if parts[0][0] > parts[1][0] else parts[1]
@@ -326,6 +359,11 @@ def randomized_svd(
     :func:`sklearn.utils.extmath.randomized_svd`, which needs X as a floating-point array. Here
     products with X run on its device, block by block; all else has the size of the factors.
     """
+    n_power = 7 if n_components < 0.1 * min(X.whole_shape) else 4
+    if isinstance(X, Sharded):
+        return sharded_svd(
+            X, n_components, random_state, n_oversamples=_OVERSAMPLES, n_power=n_power
+        )
     wide = X.shape[0] < X.shape[1]
     times = partial(_times, X.product, X.device)
     transposed = partial(_times, X.transposed_product, X.device)
@@ -335,7 +373,7 @@ def randomized_svd(
     size = n_components + _OVERSAMPLES
     dtype = _numpy_type(X)
     Q = rng.normal(size=(min(X.shape), size)).astype(dtype, copy=False)
-    for _ in range(7 if n_components < 0.1 * min(X.shape) else 4):
+    for _ in range(n_power):
         Q = _normalised(times(Q))
         Q = _normalised(transposed(Q))
     Q, _ = scipy.linalg.qr(times(Q), mode="economic", check_finite=False)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse
 
-from tests.distributed.fits import SHARES, check_equal, fit_shard, fits_of
+from tests.distributed.fits import SHARES, Fit, check_equal, fit_shard, fits_of
 from tests.distributed.team import Team
 
 N, F = 37, 23
@@ -49,3 +50,74 @@ def test_a_sharded_fit_is_that_of_one_process(team: Team, rng, name: str, size: 
         for one, again in zip(found, team.run(fit_shard, *fits), strict=True):
             for name, value in vars(one).items():
                 np.testing.assert_array_equal(value, getattr(again, name))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("solver", ["semi", "semi-hals"])
+def test_semi_nmf(team: Team, rng, solver: str, size: int) -> None:
+    X = rng.normal(size=(N, F))
+    parameters = {"n_components": 3, "solver": solver, "beta_loss": "frobenius"}
+    parameters |= {"max_iter": 12, "tol": 0, "random_state": 5, "alpha_W": 0.01, "l1_ratio": 0}
+    check_equal(team.run(fit_shard, *fits_of(X, SHARES[size], parameters)), X, parameters, 1e-6)
+
+
+KINDS = {
+    "mu": {},
+    "mu of squares": {"beta_loss": "frobenius"},
+    "mu of ratios": {"beta_loss": 0.5},
+    "accelerated": {"solver": "accelerated-mu"},
+    "hals": {"solver": "hals", "beta_loss": "frobenius"},
+}
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("told", ["mask", "weights", "sample weights"])
+def test_masks_and_weights(team: Team, rng, told: str, name: str, size: int) -> None:
+    X = positive(rng)
+    if told == "mask":
+        mask = rng.random(X.shape) < 0.7
+        mask[20:] = True  # the last ranks have nothing to leave out
+        call = {"mask": mask}
+    else:
+        call = {"weights": rng.random(X.shape if told == "weights" else N) + 0.1}
+    parameters = {"n_components": 3, "max_iter": 12, "tol": 0, "random_state": 5} | KINDS[name]
+    found = team.run(fit_shard, *fits_of(X, SHARES[size], parameters, **call))
+    check_equal(found, X, parameters, 1e-7, **call)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "mu of ratios"])
+def test_sparse_rows(team: Team, rng, name: str, size: int) -> None:
+    X = scipy.sparse.csr_array(rng.poisson(0.4, size=(N, F)).astype(np.float64))
+    parameters = {"n_components": 3, "max_iter": 12, "tol": 0, "random_state": 5} | KINDS[name]
+    check_equal(team.run(fit_shard, *fits_of(X, SHARES[size], parameters)), X, parameters, 1e-7)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_single_precision(team: Team, rng, kind: type, name: str) -> None:
+    X = (255 * positive(rng) / positive(rng).max()).clip(1, 255).astype(kind)
+    parameters = {"n_components": 3, "max_iter": 12, "tol": 0, "random_state": 5} | KINDS[name]
+    # Each rounding of float32 is one part in 2^24, and an iteration passes it on.
+    check_equal(team.run(fit_shard, *fits_of(X, SHARES[4], parameters)), X, parameters, 2e-4)
+
+
+def test_a_start_of_the_user(team: Team, rng) -> None:
+    X, W, H = positive(rng), rng.random((N, 3)), rng.random((3, F))
+    parameters = {"n_components": 3, "init": "custom", "max_iter": 12, "tol": 0}
+    found = team.run(fit_shard, *fits_of(X, SHARES[3], parameters, W=W, H=H))
+    check_equal(found, X, parameters, 1e-7, W=W, H=H)
+
+
+def test_held_components(team: Team, rng) -> None:
+    X, H = positive(rng), rng.random((3, F))
+    parameters = {"fixed_components": H[:1], "n_components": 3, "max_iter": 12, "tol": 0}
+    parameters["random_state"] = 5
+    check_equal(team.run(fit_shard, *fits_of(X, SHARES[4], parameters)), X, parameters, 1e-7)
+    parameters = {"n_components": 3, "max_iter": 12, "tol": 0}
+    fits = [
+        Fit(fit.rows, parameters, {**fit.call, "H": H, "update_H": False})
+        for fit in fits_of(X, SHARES[4], parameters)
+    ]
+    check_equal(team.run(fit_shard, *fits), X, parameters, 1e-7, H=H, update_H=False)
