@@ -86,6 +86,23 @@ class Ranks:
             part.copy_(padded[: len(part)])
         return torch.cat(parts)
 
+    def exchanged(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Return what each rank has for this one, given what it has for each: (n,) of one type."""
+        if self.size == 1:
+            return list(parts)
+        lengths = self.gathered([len(part) for part in parts])
+        own = [of_rank[self.rank] for of_rank in lengths]
+        received = parts[0].new_empty(sum(own))
+        self._connected(
+            dist.all_to_all_single,
+            received,
+            torch.cat(list(parts)),
+            own,
+            lengths[self.rank],
+            self._group,
+        )
+        return list(received.split(own))
+
     def _sum(self, flat: Tensor) -> Tensor:
         n = flat.numel()
         if n <= _SMALL or self.size == 2:

@@ -67,8 +67,13 @@ class Shard:
                 "Shard(rows)"
             )
         group = _joined(group)
-        rank, size, n = dist.get_rank(group), dist.get_world_size(group), int(X.shape[0])
-        return cls(X[n * rank // size : n * (rank + 1) // size], group)
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        return cls(X[share(int(X.shape[0]), rank, size)], group)
+
+
+def share(n: int, rank: int, size: int) -> slice:
+    """Return which of n things a rank has where each has as many as another, or one more."""
+    return slice(n * rank // size, n * (rank + 1) // size)
 
 
 def _joined(group: dist.ProcessGroup | None) -> dist.ProcessGroup:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nnmf_cuda import ops
 from nnmf_cuda.distributed.ranks import Ranks
+from nnmf_cuda.nnmf.dealt_columns import DealtColumns
 from nnmf_cuda.nnmf.denominators import row_terms, times_H
 from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.normal_equations import normal_equations, swept
+from nnmf_cuda.nnmf.sparse_matrix import Sparse
 from nnmf_cuda.nnmf.weighted_matrix import SWEEPS
 from nnmf_cuda.reference.nnmf import CLAMP, EPSILON, mm_exponent, no_divergence
 
@@ -241,10 +245,52 @@ class Sharded(Matrix):
                 H = swept(H, cross - l1_reg_H, gram, l2_reg_H, n_sweeps=n_inner, n_fixed=n_fixed)
         return W, H, self._divergence_if(compute_divergence, W, H, {"beta_loss": 2.0})
 
+    def cd(
+        self,
+        W: Tensor,
+        H: Tensor,
+        *,
+        n_iter: int = 1,
+        n_inner: int = 1,
+        update_H: bool = True,
+        l1_reg_W: float = 0.0,
+        l1_reg_H: float = 0.0,
+        l2_reg_W: float = 0.0,
+        l2_reg_H: float = 0.0,
+        floor: float = EPSILON,
+        n_fixed: int = 0,
+        compute_divergence: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run coordinate descent; options and results are those of `ops.nnmf_cd`.
+
+        Each rank finds the W of its rows, and then the H of its columns, for which it has all of W.
+        """
+        assert n_fixed == 0 or not update_H  # `ShardMixin` sees to it
+        options: dict[str, Any] = {"n_iter": 1, "n_inner": n_inner, "floor": floor}
+        options["update_H"] = False
+        of_W = {**options, "l1_reg_W": l1_reg_W, "l2_reg_W": l2_reg_W}
+        of_H = {**options, "l1_reg_W": l1_reg_H, "l2_reg_W": l2_reg_H}
+        for _ in range(n_iter):
+            if self.shape[0]:
+                W = ops.nnmf_cd(self.tensor, W, H, **of_W)[0]
+            if update_H:
+                dealt = self._columns
+                whole_W = self.ranks.rows(W.transpose(0, 1), self.counts).permute(1, 2, 0)
+                own_H = H[:, :, dealt.columns].mT
+                if own_H.shape[1]:
+                    own_H = ops.nnmf_cd(dealt.tensor, own_H, whole_W, **of_H)[0]
+                H = dealt.joined(own_H.mT)
+        return W, H, self._divergence_if(compute_divergence, W, H, {"floor": floor})
+
+    @cached_property
+    def _columns(self) -> DealtColumns:
+        assert isinstance(self._own, Sparse)  # `CoordinateDescent.check_data`
+        return DealtColumns(self._own, self.ranks)
+
     def _divergence_if(
         self, asked: bool, W: Tensor, H: Tensor, of_loss: dict[str, float]
     ) -> Tensor:
         """Return the divergence, or what stands for it where nobody asks."""
         if not asked:
             return no_divergence(W)
-        return self.divergence(W, H, **{"floor": EPSILON, **of_loss})
+        return self.divergence(W, H, **{"beta_loss": 1.0, "floor": EPSILON, **of_loss})

@@ -92,9 +92,10 @@ class ShardMixin(ParametersMixin):
             raise ValueError("checkpoint does not yet go with a Shard: use checkpoint=None")
         if self.graph is not None:
             raise ValueError("graph does not yet go with a Shard: use graph=None")
-        if self.solver == "cd":
+        if self.solver == "cd" and self.fixed_components is not None:
             raise ValueError(
-                "solver='cd' does not yet go with a Shard: use solver='accelerated-mu'"
+                "solver='cd' does not yet hold components with a Shard: use fixed_components=None, "
+                "or solver='accelerated-mu'"
             )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.problem import Iterate, Problem
+from nnmf_cuda.nnmf.sharded_matrix import Sharded
 from nnmf_cuda.nnmf.sparse_matrix import Sparse
 
 # Chosen on MR images, sparse counts and dense noise: fewest iterations without blocks undone.
@@ -305,7 +306,7 @@ class CoordinateDescent(AcceleratedUpdates):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run one iteration from these factors."""
         objective, X = self.problem.objective, self.problem.X
-        assert isinstance(X, Sparse)  # `check_data`
+        assert isinstance(X, Sparse | Sharded)  # `check_data`
         return X.cd(
             W,
             H,

@@ -110,7 +110,11 @@ def test_components_given_must_agree(team: Team, rng) -> None:
 @pytest.mark.parametrize(
     ("parameters", "call", "message"),
     [
-        ({"solver": "cd"}, {}, "solver='cd' does not yet go with a Shard"),
+        (
+            {"solver": "cd", "fixed_components": np.ones((1, 5))},
+            {},
+            "solver='cd' does not yet hold components with a Shard",
+        ),
         ({"graph": "neighbors"}, {}, "graph does not yet go with a Shard"),
         ({}, {"checkpoint": os.devnull}, "checkpoint does not yet go with a Shard"),
     ],

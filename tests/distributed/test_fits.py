@@ -87,10 +87,13 @@ def test_masks_and_weights(team: Team, rng, told: str, name: str, size: int) -> 
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "mu of ratios"])
+@pytest.mark.parametrize("name", [*KINDS, "cd", "cd with penalties"])
 def test_sparse_rows(team: Team, rng, name: str, size: int) -> None:
     X = scipy.sparse.csr_array(rng.poisson(0.4, size=(N, F)).astype(np.float64))
-    parameters = {"n_components": 3, "max_iter": 12, "tol": 0, "random_state": 5} | KINDS[name]
+    parameters = {"n_components": 3, "max_iter": 12, "tol": 0, "random_state": 5}
+    parameters |= KINDS.get(name, {"solver": "cd"})
+    if name == "cd with penalties":
+        parameters |= {"alpha_W": 0.001, "alpha_H": 0.002, "l1_ratio": 0.5, "n_init": 2}
     check_equal(team.run(fit_shard, *fits_of(X, SHARES[size], parameters)), X, parameters, 1e-7)
 
 
