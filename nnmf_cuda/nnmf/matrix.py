@@ -76,9 +76,13 @@ class Matrix(ABC):
         """Return sums over all rows, given those over the rows of this process."""
         return of_rows
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is True in some process."""
-        return flag
+    def whole_rows(self, own: Tensor) -> Tensor:
+        """Return what there is of all rows, (n_samples, ...), given that of this process's."""
+        return own
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return what each process gives, in the order of their rows."""
+        return [value]
 
     def place(self, count: int) -> tuple[int, int]:
         """Return how many there are in the processes before this one, and in all, with `count`."""

@@ -229,19 +229,23 @@ class ParametersMixin(SavingMixin):
         """Return the graph over the rows of X, made of them or of the labels y where asked to."""
         if self.graph is None:
             return None
-        n_samples = X.shape[0]
-        matrix, where = self.graph, (n_samples, self.alpha_graph, X.device)
+        matrix, n_samples = self.graph, X.whole_shape[0]
         if isinstance(matrix, str) and matrix == "labels":
             if y is None:
                 raise ValueError("graph='labels' needs the labels of the samples: fit(X, y)")
-            return Graph.of_labels(y, *where)
+            return Graph.of_labels(y, X, self.alpha_graph)
         if isinstance(matrix, str):
             if n_samples == 1:
                 raise ValueError(
                     "graph='neighbors' needs neighbours, but X has n_samples=1; use graph=None"
                 )
+            if X.own is not X:
+                raise ValueError(
+                    "graph='neighbors' compares all rows of X, of which each rank has some: make "
+                    "the graph once with neighbor_graph, and give each rank its rows of it"
+                )
             matrix = neighbor_graph(X.tensor, min(NEIGHBORS, n_samples - 1))
-        return Graph.of_matrix(matrix, *where)
+        return Graph.of_matrix(matrix, X, self.alpha_graph)
 
     def _origin_for(self, X: Matrix) -> Origin:
         """Return how fits to X start, and what they hold."""

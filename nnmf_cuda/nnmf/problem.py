@@ -93,7 +93,9 @@ class Problem:
             divergence = self.X.divergence(W, H, beta_loss=beta_loss, floor=floor)
         penalty = self.objective.penalty.value(self.X, W, H)
         if self.graph is not None:
-            penalty += self.graph.value(W)
+            (of_graph,) = self.X.totals(self.graph.value_of_rows(W))
+            # Rounding may leave less than nothing of neighbours that are all alike.
+            penalty += of_graph.clamp_min(0)
         return Iterate(W, H, divergence, divergence + penalty)
 
     def moves(self, H: Tensor) -> bool:

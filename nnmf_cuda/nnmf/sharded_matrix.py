@@ -65,9 +65,13 @@ class Sharded(Matrix):
         """Return sums over all rows, given those over the rows of this process."""
         return self.ranks.totals(*of_rows)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is True in some process."""
-        return any(self.ranks.gathered(bool(flag)))
+    def whole_rows(self, own: Tensor) -> Tensor:
+        """Return what there is of all rows, (n_samples, ...), given that of this process's."""
+        return self.ranks.rows(own, self.counts)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return what each process gives, in the order of their rows."""
+        return self.ranks.gathered(value)
 
     def place(self, count: int) -> tuple[int, int]:
         """Return how many there are in the processes before this one, and in all, with `count`."""
@@ -143,8 +147,8 @@ class Sharded(Matrix):
 
     @property
     def transposed(self) -> Self:
-        """Not there: no process has a column."""
-        raise NotImplementedError("a Shard has no columns")
+        """Not there: no process has a row of it."""
+        raise NotImplementedError("X^T of rows that are dealt among processes: take own.transposed")
 
     @property
     def unit(self) -> int:
@@ -275,7 +279,7 @@ class Sharded(Matrix):
                 W = ops.nnmf_cd(self.tensor, W, H, **of_W)[0]
             if update_H:
                 dealt = self._columns
-                whole_W = self.ranks.rows(W.transpose(0, 1), self.counts).permute(1, 2, 0)
+                whole_W = self.whole_rows(W.transpose(0, 1)).permute(1, 2, 0)
                 own_H = H[:, :, dealt.columns].mT
                 if own_H.shape[1]:
                     own_H = ops.nnmf_cd(dealt.tensor, own_H, whole_W, **of_H)[0]

@@ -90,8 +90,6 @@ class ShardMixin(ParametersMixin):
         )
         if checkpoint:
             raise ValueError("checkpoint does not yet go with a Shard: use checkpoint=None")
-        if self.graph is not None:
-            raise ValueError("graph does not yet go with a Shard: use graph=None")
         if self.solver == "cd" and self.fixed_components is not None:
             raise ValueError(
                 "solver='cd' does not yet hold components with a Shard: use fixed_components=None, "

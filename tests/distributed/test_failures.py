@@ -115,7 +115,7 @@ def test_components_given_must_agree(team: Team, rng) -> None:
             {},
             "solver='cd' does not yet hold components with a Shard",
         ),
-        ({"graph": "neighbors"}, {}, "graph does not yet go with a Shard"),
+        ({"graph": "neighbors"}, {}, "graph='neighbors' compares all rows of X"),
         ({}, {"checkpoint": os.devnull}, "checkpoint does not yet go with a Shard"),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from tests.distributed.fits import SHARES, Fit, check_equal, fit_shard, fits_of
+from tests.distributed.fits import SHARES, Fit, check_equal, fit_shard, fits_of, slices
 from tests.distributed.team import Team
 
 N, F = 37, 23
@@ -124,3 +124,40 @@ def test_held_components(team: Team, rng) -> None:
         for fit in fits_of(X, SHARES[4], parameters)
     ]
     check_equal(team.run(fit_shard, *fits), X, parameters, 1e-7, H=H, update_H=False)
+
+
+def neighbors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw weights of a fifth of the pairs of rows, and classes, -1 of some."""
+    A = np.triu(rng.random((N, N)) * (rng.random((N, N)) < 0.2), 1)
+    return A + A.T, rng.integers(-1, 3, size=N)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("name", ["mu", "mu of squares", "accelerated", "semi"])
+@pytest.mark.parametrize("kind", ["whole", "rows", "labels"])
+def test_graphs(team: Team, rng, kind: str, name: str, size: int) -> None:
+    X, (A, y) = positive(rng), neighbors(rng)
+    parameters = {"n_components": 3, "max_iter": 12, "tol": 0, "random_state": 5, "alpha_H": 0.01}
+    parameters |= KINDS.get(name, {"solver": name, "beta_loss": 2})
+    parameters |= {"graph": "labels" if kind == "labels" else A, "alpha_graph": 0.3}
+    call = {"y": y} if kind == "labels" else {}
+    fits = fits_of(X, SHARES[size], parameters, **call)
+    if kind == "rows":
+        csr = scipy.sparse.csr_array(A)
+        fits = [
+            Fit(fit.rows, {**parameters, "graph": csr[rows]}, fit.call)
+            for fit, rows in zip(fits, slices(SHARES[size]), strict=True)
+        ]
+    check_equal(team.run(fit_shard, *fits), X, parameters, 1e-6, **call)
+
+
+def test_rows_of_a_graph_must_be_symmetric(team: Team, rng) -> None:
+    A = neighbors(rng)[0]
+    A[3, 20] += 0.5
+    fits = [
+        Fit(np.ones((N, F))[rows], {"n_components": 2, "graph": A[rows]})
+        for rows in slices(SHARES[2])
+    ]
+    for one in team.run(fit_shard, *fits):
+        assert isinstance(one, ValueError)
+        assert "graph must be symmetric" in str(one)
