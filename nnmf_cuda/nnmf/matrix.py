@@ -287,10 +287,12 @@ class Dense(Matrix):
         """X^T, made at the first call and kept."""
         return type(self)(self.tensor.mT.contiguous())
 
-    def blocks_as(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    def blocks_as(
+        self, dtype: torch.dtype, n_entries: int = BLOCK_ENTRIES
+    ) -> Iterator[tuple[slice, Tensor]]:
         """Yield blocks of rows in `dtype`; they share one buffer, or a heap of them would grow."""
         buffer: Tensor | None = None
-        for rows in row_slices(*self.shape, device=self.device):
+        for rows in row_slices(*self.shape, device=self.device, n_entries=n_entries):
             block = self.tensor[rows]
             if self.tensor.dtype != dtype:
                 if buffer is None:
@@ -311,9 +313,11 @@ def _of_each(multiply: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
     return product.reshape(-1, B, c).transpose(0, 1).contiguous()
 
 
-def row_slices(n_rows: int, n_columns: int, *, device: torch.device) -> Iterator[slice]:
+def row_slices(
+    n_rows: int, n_columns: int, *, device: torch.device, n_entries: int = BLOCK_ENTRIES
+) -> Iterator[slice]:
     """Yield the rows of each block of a matrix of this shape on this device."""
-    entries = BLOCK_ENTRIES * (_TIMES_ON_CUDA if device.type == "cuda" else 1)
+    entries = n_entries * (_TIMES_ON_CUDA if device.type == "cuda" else 1)
     step = max(1, entries // max(1, n_columns))
     for first in range(0, n_rows, step):
         yield slice(first, first + step)

@@ -7,26 +7,32 @@ from torch import Tensor
 
 from nnmf_cuda.nnmf.matrix import Dense, Matrix
 
+_BLOCK_ENTRIES = 2**19
+"""Entries of X that are turned into floating point together: more cost less, until they leave the
+cache."""
+
 
 def normal_equations(X: Matrix, W: Tensor, *, weighted: bool) -> tuple[Tensor, Tensor]:
     """Return W^T (V X) (B, k, f) and the Gram matrices of W (B, n, k), both float64.
 
     V are the weights of X. There is one Gram matrix, W^T W (B, 1, k, k); if `weighted`, each column
-    j of X has one of its own, W^T diag(V_j) W: (B, f, k, k).
+    j of X has one of its own, W^T diag(V_j) W: (B, f, k, k). Of dense X what is summed over a few
+    rows is in W's type, as in the kernels.
     """
-    wide = W.double()
-    if not weighted:
-        return X.transposed_products(wide).mT, (wide.mT @ wide)[:, None]
-    assert isinstance(X, Dense)  # no other has weights
     (B, _, k), f = W.shape, X.shape[1]
+    wide = W.double()
+    gram = wide.new_zeros(B, f, k * k) if weighted else (wide.mT @ wide)[:, None]
+    if not isinstance(X, Dense):
+        return X.transposed_products(wide).mT, gram
     cross = wide.new_zeros(B, k, f)
-    gram = wide.new_zeros(B, f, k * k)
-    for rows, block in X.blocks_as(wide.dtype):
-        part, weights = wide[:, rows], X.weights_of(rows, wide.dtype)
-        weights = torch.ones_like(block) if weights is None else weights
-        cross += part.mT @ (weights * block)
-        gram += weights.mT @ (part[..., None] * part[..., None, :]).flatten(2)
-    return cross / X.unit, gram.reshape(B, f, k, k)
+    for rows, block in X.blocks_as(W.dtype, _BLOCK_ENTRIES):
+        weights = X.weights_of(rows, W.dtype) if weighted else None
+        cross += W[:, rows].mT @ (block if weights is None else weights * block)
+        if weighted:
+            of_rows = torch.ones_like(block) if weights is None else weights
+            part = wide[:, rows]
+            gram += of_rows.mT.double() @ (part[..., None] * part[..., None, :]).flatten(2)
+    return cross / X.unit, gram.reshape(B, -1, k, k)
 
 
 def swept(
