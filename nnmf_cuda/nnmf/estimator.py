@@ -189,7 +189,9 @@ class NNMF(
     Kullback-Leibler and Frobenius only its non-zeros cost time. With compiled kernels, a memory map
     of one of these types in C order (``np.load(path, mmap_mode="r")``) is read where it is, so it
     may be larger than memory: beside it, `fit` holds the factors and a block of rows. Data in other
-    orders are copied once.
+    orders are copied once. Where X is a :class:`nnmf_cuda.distributed.Shard`, each process of a
+    group gives some of its rows, and all fit to all of them together; the `W_` of a process is that
+    of its own rows.
 
     What runs where: compiled kernels on the CPU and on CUDA serve "mu", "accelerated-mu", "hals"
     and "cd", for every `beta_loss`, penalty and kind of X (dense, sparse, with a mask or weights)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,26 @@ def test_a_failure_in_the_middle_ends_the_fit_of_all(team: Team, rng) -> None:
         assert isinstance(other, RanksError)
         assert "rank 1 of 3 failed" in str(other)
         assert "KeyError: 'twenty'" in str(other)
+
+
+def fit_and_die(fit: Fit) -> None:
+    rank = team_group().rank()
+
+    def callback(record: Any) -> None:
+        if record.iteration == 10 and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    NNMF(**fit.parameters).fit(Shard(fit.rows, team_group()), callback=callback)
+
+
+def test_a_process_that_is_killed_ends_the_fit_of_all(tmp_path: Path, rng) -> None:
+    mortal = Team(str(tmp_path / "store"), size=3)
+    found = mortal.answers(2, fit_and_die, *(Fit(rows, PARAMETERS) for rows in parts(rng, 3)))
+    assert sorted(found) == [0, 2]
+    for rank, error in found.items():
+        assert isinstance(error, RanksError)
+        assert f"rank {rank} of 3 has lost the others: one has ended" in str(error)
+    mortal.kill()
 
 
 def test_one_callback_stops_all(team: Team, rng) -> None:
