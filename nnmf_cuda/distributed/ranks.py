@@ -21,6 +21,8 @@ _Result = TypeVar("_Result")
 class RanksError(RuntimeError):
     """Another process of the group has failed, and so what all of them do together."""
 
+    told = 0  # the `id` of the `Ranks` who all know
+
 
 class Ranks:
     """The processes of a group, ranks 0 to size - 1, seen from one of them.
@@ -45,10 +47,9 @@ class Ranks:
         """Make what is raised inside, by any rank, end the block for all of them."""
         try:
             yield
-        except RanksError:
-            raise  # all know
         except BaseException as error:
-            self._tell(error)
+            if not (isinstance(error, RanksError) and error.told == id(self)):
+                self._tell(error)
             raise
         self._check()
 
@@ -85,6 +86,16 @@ class Ranks:
         for part, padded in zip(parts, received, strict=True):
             part.copy_(padded[: len(part)])
         return torch.cat(parts)
+
+    def of(self, rank: int, value: Tensor) -> Tensor:
+        """Return the tensor of one of the ranks, on which it has the same shape and type."""
+        if self.size == 1:
+            return value
+        self._check()
+        received = value.clone(memory_format=torch.contiguous_format)
+        source = dist.get_global_rank(self._group, rank)
+        self._connected(dist.broadcast, received, source, self._group)
+        return received
 
     def exchanged(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """Return what each rank has for this one, given what it has for each: (n,) of one type."""
@@ -139,7 +150,7 @@ class Ranks:
         words_of_all = torch.cat(self._connected(self._gather, word)).tolist()
         if _FAILED not in words_of_all:
             if len(set(words_of_all)) > 1:
-                raise RanksError(
+                raise self._error(
                     f"the ranks are not at the same step, where they add up {words_of_all} numbers:"
                     " call the same methods on all of them, with the same parameters"
                 )
@@ -147,7 +158,7 @@ class Ranks:
         words = None if error is None else f"{type(error).__name__}: {error}"
         for rank, of_rank in enumerate(self._objects(words)):
             if of_rank is not None and error is None:
-                raise RanksError(
+                raise self._error(
                     f"rank {rank} of {self.size} failed, which ends this on all of them: {of_rank}"
                 )
 
@@ -157,11 +168,16 @@ class Ranks:
         except RanksError:
             pass  # others have gone; what is raised says why this one does
 
+    def _error(self, words: str) -> RanksError:
+        error = RanksError(words)
+        error.told = id(self)
+        return error
+
     def _connected(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
         try:
             return call(*arguments)
         except RuntimeError as error:
-            raise RanksError(
+            raise self._error(
                 f"rank {self.rank} of {self.size} has lost the others: one has ended, or did not "
                 f"answer in time ({str(error).splitlines()[0]})"
             ) from error

@@ -24,6 +24,10 @@ class Shard:
         The rows of rank 0 come first, then those of rank 1, and so on.
     group : torch.distributed.ProcessGroup, optional
         By default all processes that `torch.distributed.init_process_group` has joined.
+    starts : torch.distributed.ProcessGroup, optional
+        Processes that have the same rows, those of one place in each of as many groups: the
+        `n_init` starts of a fit are dealt among these groups, of which there are no more than
+        starts. What a process fails by, the other groups learn when they are done.
 
     Raises
     ------
@@ -42,14 +46,36 @@ class Shard:
     >>> dist.init_process_group("gloo")  # doctest: +SKIP
     >>> X = np.load("images.npy", mmap_mode="r")  # doctest: +SKIP
     >>> model = NNMF(15, random_state=0).fit(Shard.of_rows(X))  # doctest: +SKIP
+
+    The starts dealt among two groups of two processes, each of which has all rows:
+
+    >>> from torch.distributed.device_mesh import init_device_mesh
+    >>> mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("starts", "rows"))  # doctest: +SKIP
+    >>> shard = Shard.of_rows(
+    ...     X, mesh.get_group("rows"), starts=mesh.get_group("starts")
+    ... )  # doctest: +SKIP
+    >>> model = NNMF(15, n_init=8, random_state=0).fit(shard)  # doctest: +SKIP
     """
 
-    def __init__(self, rows: Any, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        rows: Any,
+        group: dist.ProcessGroup | None = None,
+        *,
+        starts: dist.ProcessGroup | None = None,
+    ) -> None:
         self.rows = rows
         self.ranks = Ranks(_joined(group))
+        self.starts = None if starts is None else Ranks(_joined(starts))
 
     @classmethod
-    def of_rows(cls, X: Any, group: dist.ProcessGroup | None = None) -> Self:
+    def of_rows(
+        cls,
+        X: Any,
+        group: dist.ProcessGroup | None = None,
+        *,
+        starts: dist.ProcessGroup | None = None,
+    ) -> Self:
         """Return this process's share of X, of which each process can read all.
 
         Parameters
@@ -57,7 +83,7 @@ class Shard:
         X : array-like, sparse matrix, Tensor, or what has a shape and gives rows by ``X[a:b]``
             A memory map (``np.load(path, mmap_mode="r")``) or a Zarr array is read in this
             process's rows alone. The shares are as equal as they can be.
-        group : torch.distributed.ProcessGroup, optional
+        group, starts : torch.distributed.ProcessGroup, optional
             As above.
         """
         if not hasattr(X, "shape") or len(X.shape) != 2:
@@ -68,7 +94,7 @@ class Shard:
             )
         group = _joined(group)
         rank, size = dist.get_rank(group), dist.get_world_size(group)
-        return cls(X[share(int(X.shape[0]), rank, size)], group)
+        return cls(X[share(int(X.shape[0]), rank, size)], group, starts=starts)
 
 
 def share(n: int, rank: int, size: int) -> slice:

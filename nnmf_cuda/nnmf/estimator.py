@@ -24,7 +24,7 @@ from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.minimisation import Minimisation, Run, State
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS, solve_W, updated_W
 from nnmf_cuda.nnmf.rank_choice import RankSelectionMixin
-from nnmf_cuda.nnmf.sharding import one_fate
+from nnmf_cuda.nnmf.sharding import best_of_all, one_fate, own_starts
 from nnmf_cuda.nnmf.solvers import SOLVERS
 from nnmf_cuda.nnmf.starts import held_factors, initial_factors
 from nnmf_cuda.nnmf.streaming import MEMORY, StreamMixin
@@ -488,7 +488,7 @@ class NNMF(
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
         given = {"W": W, "H": H, "update_H": bool(update_H)}
-        self._check_call(X, given, checkpoint=watch.checkpoint is not None)
+        self._check_call(X, given, watch)
         SOLVERS[self.solver].check_data(X)
         if update_H:
             check_columns(X)
@@ -520,9 +520,10 @@ class NNMF(
             file = Checkpoint(watch.checkpoint, watch.every, fit)
             state = file.read(self.max_iter, X.device)
         problem = self._problem(X, origin.n_fixed, graph)
+        own = own_starts(X, origin.n_init)
         if state is None:
             if update_H:
-                W, H = initial_factors(X, self.n_components, origin, W=W, H=H)
+                W, H = initial_factors(X, self.n_components, origin, W=W, H=H, own=own)
             else:
                 W, H = W[None], H[None]
             state = State.of_starts(problem, W, H)
@@ -539,7 +540,7 @@ class NNMF(
                 checkpoint=file,
                 progress=shown.update,
             )
-        self._keep(outcome.run, stopped=outcome.stopped)
+        self._keep(best_of_all(X, outcome.run, own), stopped=outcome.stopped)
 
     def _warm_factors(self, X: Matrix) -> tuple[Tensor, Tensor]:
         """Return the fitted W and components, from which a fit to X goes on."""

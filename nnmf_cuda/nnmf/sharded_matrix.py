@@ -30,9 +30,10 @@ class Sharded(Matrix):
     whole, update H or return a divergence are called by all ranks together.
     """
 
-    def __init__(self, own: Matrix, ranks: Ranks) -> None:
+    def __init__(self, own: Matrix, ranks: Ranks, starts: Ranks | None = None) -> None:
         super().__init__(own.tensor, pixels=own.pixels)
         self.ranks, self._own = ranks, own
+        self.starts = starts  # who have the same rows, for other starts
         told = ranks.gathered((own.shape[0], own.n_read, own.weighted))
         self.counts = tuple(int(count) for count, _, _ in told)  # the rows of each rank
         self._n_read = sum(int(n_read) for _, n_read, _ in told)
@@ -59,7 +60,7 @@ class Sharded(Matrix):
     @property
     def leads(self) -> bool:
         """Whether this process tells the user what all have in common."""
-        return self.ranks.rank == 0
+        return self.ranks.rank == 0 and (self.starts is None or self.starts.rank == 0)
 
     def totals(self, *of_rows: Tensor) -> tuple[Tensor, ...]:
         """Return sums over all rows, given those over the rows of this process."""
@@ -80,7 +81,8 @@ class Sharded(Matrix):
 
     def same_generator(self, rng: np.random.RandomState) -> np.random.RandomState:
         """Return the generator in the state that rank 0's is in."""
-        rng.set_state(self.ranks.gathered(rng.get_state() if self.leads else None)[0])
+        state = self.ranks.gathered(rng.get_state() if self.ranks.rank == 0 else None)[0]
+        rng.set_state(state if self.starts is None else self.starts.gathered(state)[0])
         return rng
 
     @property
@@ -103,7 +105,7 @@ class Sharded(Matrix):
 
     def converted(self, dtype: torch.dtype) -> Self:
         """Return it for factors of this type; pixels go with both as they are."""
-        return type(self)(self._own.converted(dtype), self.ranks)
+        return type(self)(self._own.converted(dtype), self.ranks, self.starts)
 
     def weights_of(self, rows: slice, dtype: torch.dtype) -> Tensor | None:
         """Return the weights of a block of its own rows; None where all entries count alike."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from nnmf_cuda.distributed.ranks import Ranks
-from nnmf_cuda.distributed.shard import Shard
+from nnmf_cuda.distributed.shard import Shard, share
 from nnmf_cuda.nnmf.checkpoint import described
+from nnmf_cuda.nnmf.fitting import Watch
 from nnmf_cuda.nnmf.inputs import empty_matrix, resolve_device
 from nnmf_cuda.nnmf.matrix import Matrix
+from nnmf_cuda.nnmf.minimisation import Run
 from nnmf_cuda.nnmf.parameters import ParametersMixin
 from nnmf_cuda.nnmf.sharded_matrix import Sharded
 from nnmf_cuda.nnmf.sparse_matrix import Sparse
@@ -19,9 +22,41 @@ _OF_ONE_RANK = ("device", "graph", "missing_values", "verbose")
 """Parameters that ranks need not have in common."""
 
 
-def one_fate(X: Any) -> AbstractContextManager[None]:
-    """Return what is around the work on X: where it is a `Shard`, all ranks fail together."""
-    return X.ranks.together() if isinstance(X, Shard) else nullcontext()
+@contextmanager
+def one_fate(X: Any) -> Iterator[None]:
+    """Make all ranks fail together, if X is a `Shard`."""
+    with ExitStack() as stack:
+        if isinstance(X, Shard):
+            if X.starts is not None:
+                stack.enter_context(X.starts.together())
+            stack.enter_context(X.ranks.together())
+        yield
+
+
+def own_starts(X: Matrix, n_init: int) -> slice:
+    """Return which of the starts of a fit are this process's."""
+    starts = X.starts if isinstance(X, Sharded) else None
+    if starts is None:
+        return slice(0, n_init)
+    if n_init < starts.size:
+        raise ValueError(
+            f"n_init={n_init} starts are fewer than the {starts.size} groups that they are dealt "
+            "among: give Shard no starts, or raise n_init"
+        )
+    return share(n_init, starts.rank, starts.size)
+
+
+def best_of_all(X: Matrix, run: Run, own: slice) -> Run:
+    """Return the best run of all processes, given the best of this one's `own` starts."""
+    starts = X.starts if isinstance(X, Sharded) else None
+    if starts is None:
+        return run
+    numbered = replace(run, restart=own.start + run.restart)
+    nothing = run.H.new_empty(0)
+    of_all = starts.gathered(replace(numbered, W=nothing, H=nothing))
+    rank = min(range(starts.size), key=lambda rank: of_all[rank].order())
+    best: Run = of_all[rank]
+    return replace(best, W=starts.of(rank, run.W), H=starts.of(rank, run.H))
 
 
 class ShardMixin(ParametersMixin):
@@ -44,9 +79,12 @@ class ShardMixin(ParametersMixin):
         bounds = [bound for bound in X.ranks.gathered((smallest, largest)) if bound[0] is not None]
         if not bounds:
             raise ValueError("X has no rows on any rank: give some to one of them")
-        matrix = Sharded(own, X.ranks)
+        matrix = Sharded(own, X.ranks, X.starts)
         lows, highs = zip(*bounds, strict=True)
         self._note_units(matrix, min(lows), max(highs), reset=reset)
+        if X.starts is not None:
+            facts = self._facts(own) | {"the rows of X": own.shape[0], "their units": self._units}
+            self._check_alike(X.starts, facts)
         return matrix
 
     def _facts(self, own: Matrix) -> dict[str, Any]:
@@ -76,20 +114,25 @@ class ShardMixin(ParametersMixin):
                         f"on rank {rank}; give all of them the same"
                     )
 
-    def _check_call(self, X: Matrix, given: Mapping[str, Any], *, checkpoint: bool) -> None:
+    def _check_call(self, X: Matrix, given: Mapping[str, Any], watch: Watch) -> None:
         """Raise for what a fit to a `Shard` is given and cannot take, or not on all ranks alike."""
         if not isinstance(X, Sharded):
             return
-        self._check_alike(
-            X.ranks,
-            {
-                "update_H": given["update_H"],
-                "whether W is given": given["W"] is not None,
-                "H": described(given["H"]),
-            },
-        )
-        if checkpoint:
+        facts = {
+            "update_H": given["update_H"],
+            "whether W is given": given["W"] is not None,
+            "H": described(given["H"]),
+        }
+        for ranks in (X.ranks, X.starts):
+            if ranks is not None:
+                self._check_alike(ranks, facts)
+        if watch.checkpoint is not None:
             raise ValueError("checkpoint does not yet go with a Shard: use checkpoint=None")
+        if watch.callback is not None and X.starts is not None:
+            raise ValueError(
+                "callback would see a part of the starts, which are dealt among processes: use "
+                "callback=None, or give Shard no starts"
+            )
         if self.solver == "cd" and self.fixed_components is not None:
             raise ValueError(
                 "solver='cd' does not yet hold components with a Shard: use fixed_components=None, "

@@ -51,12 +51,19 @@ class Origin:
 
 
 def initial_factors(
-    X: Matrix, n_components: Any, origin: Origin, *, W: Any = None, H: Any = None
+    X: Matrix,
+    n_components: Any,
+    origin: Origin,
+    *,
+    W: Any = None,
+    H: Any = None,
+    own: slice | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the starts W (n_init, n, k) and H (n_init, k, f) of a fit, on X's device.
 
     Restart 0 is what a single start with the same `random_state` gets. W and H have X's floating
-    type (float32 for uint8 pixels). Given W and H are the one start of ``init="custom"``.
+    type (float32 for uint8 pixels). Given W and H are the one start of ``init="custom"``. `own`
+    says which of the starts are wanted.
     """
     wanted = _requested(n_components, X, origin)
     if origin.init == "custom":
@@ -74,8 +81,11 @@ def initial_factors(
     if W is not None or H is not None:
         raise ValueError(f"W and H are starts of init='custom', but init={origin.init!r}")
     k = wanted or max(min(_AUTO_COMPONENTS, *X.whole_shape), origin.n_fixed)
-    factors = zip(*iter_starts(X, k, origin), strict=True)
-    W, H = (torch.stack(factor) if origin.n_init > 1 else factor[0][None] for factor in factors)
+    # All are drawn, so that a generator ends alike in all processes.
+    own = slice(0, origin.n_init) if own is None else own
+    every = enumerate(iter_starts(X, k, origin))
+    factors = zip(*(start for i, start in every if own.start <= i < own.stop), strict=True)
+    W, H = (torch.stack(factor) if len(factor) > 1 else factor[0][None] for factor in factors)
     return W.to(X.device), H.to(X.device)
 
 

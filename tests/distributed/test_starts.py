@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.distributed.device_mesh import init_device_mesh
 
 from nnmf_cuda import NNMF
-from nnmf_cuda.distributed import Shard
+from nnmf_cuda.distributed import RanksError, Shard
 from tests.distributed.fits import SHARES, Fit, Found, check_equal, fit_shard, fits_of, slices
 from tests.distributed.team import Team, team_group
 
@@ -99,3 +100,41 @@ def test_a_warm_start(team: Team, rng) -> None:
     model.set_params(warm_start=True).fit(X)
     for one in team.run(fit_twice, *fits_of(X, SHARES[4], parameters)):
         np.testing.assert_allclose(one.H, model.components_, rtol=1e-7, atol=1e-10)
+
+
+def fit_on_grid(fit: Fit) -> Found:
+    """Fit on two groups of two processes, each of which has all rows and some starts."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("starts", "rows"))
+    groups = {"group": mesh.get_group("rows"), "starts": mesh.get_group("starts")}
+    model = NNMF(**fit.parameters)
+    shard = Shard.of_rows(fit.rows, **groups) if fit.call["whole"] else Shard(fit.rows, **groups)
+    model.fit(shard)
+    return Found.of(model, model.W_)
+
+
+@pytest.mark.parametrize("init", ["random", "nndsvdar"])
+@pytest.mark.parametrize("n_init", [2, 5])
+def test_a_grid_of_rows_and_starts(team: Team, rng, n_init: int, init: str) -> None:
+    X = planted(rng, 37, 20)
+    parameters: dict[str, Any] = {"n_components": 4, "n_init": n_init, "init": init, "tol": 1e-3}
+    parameters |= {"max_iter": 40, "random_state": 5}
+    found = team.run(fit_on_grid, *(Fit(X, parameters, {"whole": True}) for _ in range(4)))
+    model = NNMF(**parameters).fit(X)
+    for one, rows in zip(found, [slice(0, 18), slice(18, 37)] * 2, strict=True):
+        np.testing.assert_allclose(one.W, model.W_[rows], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(one.H, model.components_, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(one.objective, model.objective_history_, rtol=1e-7)
+        np.testing.assert_array_equal(one.iterations, model.objective_iterations_)
+
+
+def test_a_grid_must_fit(team: Team, rng) -> None:
+    X = planted(rng, 37, 20)
+    fits = [Fit(X, {"n_components": 2, "max_iter": 3, "tol": 0}, {"whole": True})] * 4
+    for one in team.run(fit_on_grid, *fits):
+        assert isinstance(one, ValueError)
+        assert "n_init=1 starts are fewer than the 2 groups" in str(one)
+    parameters: dict[str, Any] = {"n_components": 2, "n_init": 2, "max_iter": 3, "tol": 0}
+    X = [X[:10], X[10:20], X[:10], X[10:21]]
+    found = team.run(fit_on_grid, *(Fit(rows, parameters, {"whole": False}) for rows in X))
+    assert any("ranks differ in the rows of X: 10 on rank 0, 11 on rank 1" in str(e) for e in found)
+    assert all(isinstance(error, ValueError | RanksError) for error in found)
