@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, Self
 
+import numpy as np
+import scipy.sparse
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from nnmf_cuda.distributed.ranks import Ranks
 
@@ -80,21 +85,42 @@ class Shard:
 
         Parameters
         ----------
-        X : array-like, sparse matrix, Tensor, or what has a shape and gives rows by ``X[a:b]``
+        X : array, sparse matrix, Tensor, what has a shape and gives rows by ``X[a:b]``, or a list
             A memory map (``np.load(path, mmap_mode="r")``) or a Zarr array is read in this
-            process's rows alone. The shares are as equal as they can be.
+            process's rows alone. The shares are as equal as they can be. A list has the rows of
+            several of them, one after the other: a share of more than one is a copy of its rows.
         group, starts : torch.distributed.ProcessGroup, optional
             As above.
         """
-        if not hasattr(X, "shape") or len(X.shape) != 2:
-            raise TypeError(
-                "Shard.of_rows takes its rows from what has a shape (n_samples, n_features) and "
-                f"slices, got {type(X).__name__}; give numpy.asarray(X), or the rows themselves: "
-                "Shard(rows)"
-            )
+        parts = X if isinstance(X, list | tuple) and X and hasattr(X[0], "shape") else [X]
+        for part in parts:
+            if not hasattr(part, "shape") or len(part.shape) != 2:
+                raise TypeError(
+                    "Shard.of_rows takes its rows from what has a shape (n_samples, n_features) "
+                    f"and slices, got {type(part).__name__}; give numpy.asarray(X), or the rows "
+                    "themselves: Shard(rows)"
+                )
         group = _joined(group)
-        rank, size = dist.get_rank(group), dist.get_world_size(group)
-        return cls(X[share(int(X.shape[0]), rank, size)], group, starts=starts)
+        ends = list(accumulate(int(part.shape[0]) for part in parts))
+        own = share(ends[-1], dist.get_rank(group), dist.get_world_size(group))
+        pieces = []
+        for part, end in zip(parts, ends, strict=True):
+            first = end - int(part.shape[0])
+            low, high = max(own.start, first), min(own.stop, end)
+            if low < high:
+                pieces.append(part[low - first : high - first])
+        return cls(_joined_rows(pieces or [parts[0][:0]]), group, starts=starts)
+
+
+def _joined_rows(pieces: list[Any]) -> Any:
+    """Return the rows of pieces of one kind, one after the other; of a single piece no copy."""
+    if len(pieces) == 1:
+        return pieces[0]
+    if isinstance(pieces[0], Tensor):
+        return torch.cat(pieces)
+    if scipy.sparse.issparse(pieces[0]):
+        return scipy.sparse.vstack(pieces, format="csr")
+    return np.concatenate(pieces)
 
 
 def share(n: int, rank: int, size: int) -> slice:

@@ -15,6 +15,7 @@ from nnmf_cuda.nnmf.inputs import empty_matrix, resolve_device
 from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.minimisation import Run
 from nnmf_cuda.nnmf.parameters import ParametersMixin
+from nnmf_cuda.nnmf.rank_selection import Ended
 from nnmf_cuda.nnmf.sharded_matrix import Sharded
 from nnmf_cuda.nnmf.sparse_matrix import Sparse
 
@@ -59,6 +60,33 @@ def best_of_all(X: Matrix, run: Run, own: slice) -> Run:
     return replace(best, W=starts.of(rank, run.W), H=starts.of(rank, run.H))
 
 
+def all_runs_of(X: Matrix, ended: Ended) -> Ended:
+    """Return the runs of all processes, given those of this one's starts."""
+    starts = X.starts if isinstance(X, Sharded) else None
+    if starts is None:
+        return ended
+    return [one for of_rank in starts.gathered(ended) for one in of_rank]
+
+
+def check_alike(X: Matrix, facts: Mapping[str, Any]) -> None:
+    """Raise, on all ranks, where one has something that another has not."""
+    if isinstance(X, Sharded):
+        for ranks in (X.ranks, X.starts):
+            if ranks is not None:
+                _check_ranks_alike(ranks, facts)
+
+
+def _check_ranks_alike(ranks: Ranks, facts: Mapping[str, Any]) -> None:
+    first, *others = ranks.gathered(dict(facts))
+    for rank, other in enumerate(others, 1):
+        for name in first:
+            if other.get(name) != first[name]:
+                raise ValueError(
+                    f"ranks differ in {name}: {first[name]!r} on rank 0, {other.get(name)!r} on "
+                    f"rank {rank}; give all of them the same"
+                )
+
+
 class ShardMixin(ParametersMixin):
     """Gives `NNMF` its reading of a `Shard`."""
 
@@ -75,7 +103,7 @@ class ShardMixin(ParametersMixin):
             )
         else:
             own, smallest, largest = self._read_own(rows, reset=reset, mask=mask, weights=weights)
-        self._check_alike(X.ranks, self._facts(own))
+        _check_ranks_alike(X.ranks, self._facts(own))
         bounds = [bound for bound in X.ranks.gathered((smallest, largest)) if bound[0] is not None]
         if not bounds:
             raise ValueError("X has no rows on any rank: give some to one of them")
@@ -84,7 +112,7 @@ class ShardMixin(ParametersMixin):
         self._note_units(matrix, min(lows), max(highs), reset=reset)
         if X.starts is not None:
             facts = self._facts(own) | {"the rows of X": own.shape[0], "their units": self._units}
-            self._check_alike(X.starts, facts)
+            _check_ranks_alike(X.starts, facts)
         return matrix
 
     def _facts(self, own: Matrix) -> dict[str, Any]:
@@ -102,18 +130,6 @@ class ShardMixin(ParametersMixin):
             },
         }
 
-    @staticmethod
-    def _check_alike(ranks: Ranks, facts: Mapping[str, Any]) -> None:
-        """Raise, on all ranks, where one has something that another has not."""
-        first, *others = ranks.gathered(dict(facts))
-        for rank, other in enumerate(others, 1):
-            for name in first:
-                if other.get(name) != first[name]:
-                    raise ValueError(
-                        f"ranks differ in {name}: {first[name]!r} on rank 0, {other.get(name)!r} "
-                        f"on rank {rank}; give all of them the same"
-                    )
-
     def _check_call(self, X: Matrix, given: Mapping[str, Any], watch: Watch) -> None:
         """Raise for what a fit to a `Shard` is given and cannot take, or not on all ranks alike."""
         if not isinstance(X, Sharded):
@@ -123,9 +139,7 @@ class ShardMixin(ParametersMixin):
             "whether W is given": given["W"] is not None,
             "H": described(given["H"]),
         }
-        for ranks in (X.ranks, X.starts):
-            if ranks is not None:
-                self._check_alike(ranks, facts)
+        check_alike(X, facts)
         if watch.checkpoint is not None:
             raise ValueError("checkpoint does not yet go with a Shard: use checkpoint=None")
         if watch.callback is not None and X.starts is not None:
