@@ -13,7 +13,9 @@ from torch import Tensor
 
 _SMALL = 2**13  # float64 numbers that each process sends to each: there waiting costs the most
 
-_FAILED = -1
+# What the word before a call says: that a rank has failed, which call it is, or of how many numbers
+# the sums are.
+_FAILED, _END, _GATHER, _ROWS, _OF, _EXCHANGE = range(-6, 0)
 
 _Result = TypeVar("_Result")
 
@@ -51,14 +53,14 @@ class Ranks:
             if not (isinstance(error, RanksError) and error.told == id(self)):
                 self._tell(error)
             raise
-        self._check()
+        self._check(_END)
 
     def totals(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Return the sum over all ranks of each tensor, in its type."""
         if self.size == 1:
             return values
         flat = torch.cat([value.reshape(-1).double() for value in values])
-        self._check(size=flat.numel())
+        self._check(flat.numel())
         summed = self._connected(self._sum, flat).split([value.numel() for value in values])
         return tuple(
             part.reshape(value.shape).to(value.dtype)
@@ -69,14 +71,14 @@ class Ranks:
         """Return what each rank gives, by rank: a small object that pickle knows."""
         if self.size == 1:
             return [value]
-        self._check()
+        self._check(_GATHER)
         return self._objects(value)
 
     def rows(self, value: Tensor, counts: Sequence[int]) -> Tensor:
         """Return the rows (sum(counts), ...) of all ranks, of which each gives its own."""
         if self.size == 1:
             return value
-        self._check()
+        self._check(_ROWS)
         parts = [value.new_empty(count, *value.shape[1:]) for count in counts]
         # Backends gather parts of one size alone.
         longest = max(counts)
@@ -91,7 +93,7 @@ class Ranks:
         """Return the tensor of one of the ranks, on which it has the same shape and type."""
         if self.size == 1:
             return value
-        self._check()
+        self._check(_OF)
         received = value.clone(memory_format=torch.contiguous_format)
         source = dist.get_global_rank(self._group, rank)
         self._connected(dist.broadcast, received, source, self._group)
@@ -101,7 +103,8 @@ class Ranks:
         """Return what each rank has for this one, given what it has for each: (n,) of one type."""
         if self.size == 1:
             return list(parts)
-        lengths = self.gathered([len(part) for part in parts])
+        self._check(_EXCHANGE)
+        lengths = self._objects([len(part) for part in parts])
         own = [of_rank[self.rank] for of_rank in lengths]
         received = parts[0].new_empty(sum(own))
         self._connected(
@@ -139,20 +142,20 @@ class Ranks:
             self._connected(dist.all_gather_object, parts, value, self._group)
         return parts
 
-    def _check(self, error: BaseException | None = None, *, size: int = 0) -> None:
+    def _check(self, call: int, error: BaseException | None = None) -> None:
         """Tell the others of one's own error, if there is one, and raise for one of theirs.
 
-        Also where they do not do the same: sums of another `size`.
+        Also where they are not about to make the same call.
         """
         if self.size == 1:
             return
-        word = torch.tensor([_FAILED if error is not None else size], device=self._home)
+        word = torch.tensor([_FAILED if error is not None else call], device=self._home)
         words_of_all = torch.cat(self._connected(self._gather, word)).tolist()
         if _FAILED not in words_of_all:
             if len(set(words_of_all)) > 1:
                 raise self._error(
-                    f"the ranks are not at the same step, where they add up {words_of_all} numbers:"
-                    " call the same methods on all of them, with the same parameters"
+                    f"the ranks are not at the same step ({words_of_all}): call the same methods "
+                    "on all of them, with the same parameters"
                 )
             return
         words = None if error is None else f"{type(error).__name__}: {error}"
@@ -164,7 +167,7 @@ class Ranks:
 
     def _tell(self, error: BaseException) -> None:
         try:
-            self._check(error)
+            self._check(_FAILED, error)
         except RanksError:
             pass  # others have gone; what is raised says why this one does
 
