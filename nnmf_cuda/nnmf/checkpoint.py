@@ -121,11 +121,12 @@ def description_of_fit(
         fit["random_state"] = _NO_SEED
     return {
         "X": f"{X.kind} {X.shape} {digest(X)}",
-        **{name: _described(value) for name, value in {**fit, **given}.items()},
+        **{name: described(value) for name, value in {**fit, **given}.items()},
     }
 
 
-def _described(value: Any) -> Any:
+def described(value: Any) -> Any:
+    """Return in JSON what tells a value from others."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):

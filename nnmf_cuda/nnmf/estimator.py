@@ -25,6 +25,7 @@ from nnmf_cuda.nnmf.matrix import Dense, Matrix
 from nnmf_cuda.nnmf.minimisation import Minimisation, Run, State
 from nnmf_cuda.nnmf.projection import TRANSFORM_SOLVERS, solve_W, updated_W
 from nnmf_cuda.nnmf.rank_choice import RankSelectionMixin
+from nnmf_cuda.nnmf.sharding import best_of_all, one_fate, own_starts
 from nnmf_cuda.nnmf.solvers import SOLVERS
 from nnmf_cuda.nnmf.starts import held_factors, initial_factors
 from nnmf_cuda.nnmf.streaming import MEMORY, StreamMixin
@@ -195,7 +196,9 @@ class NNMF(
     Kullback-Leibler and Frobenius only its non-zeros cost time. With compiled kernels, a memory map
     of one of these types in C order (``np.load(path, mmap_mode="r")``) is read where it is, so it
     may be larger than memory: beside it, `fit` holds the factors and a block of rows. Data in other
-    orders are copied once.
+    orders are copied once. Where X is a :class:`nnmf_cuda.distributed.Shard`, each process of a
+    group gives some of its rows, and all fit to all of them together; the `W_` of a process is that
+    of its own rows.
 
     What runs where: compiled kernels on the CPU and on CUDA serve "mu", "accelerated-mu", "hals"
     and "cd", for every `beta_loss`, penalty and kind of X (dense, sparse, with a mask or weights)
@@ -377,9 +380,10 @@ class NNMF(
         >>> model.fit(X, callback=lambda record: record.iteration >= 50).n_iter_
         50
         """
-        watch = Watch(callback, checkpoint, checkpoint_every)
-        matrix = self._read_training(X, mask=mask, weights=weights)
-        self._fit(matrix, y, W, H, watch, update_H=update_H)
+        with one_fate(X):
+            watch = Watch(callback, checkpoint, checkpoint_every)
+            matrix = self._read_training(X, mask=mask, weights=weights)
+            self._fit(matrix, y, W, H, watch, update_H=update_H)
         return self
 
     def fit_transform(
@@ -401,10 +405,11 @@ class NNMF(
         The result is what `transform` finds for X, not `W_`: features of training rows and of
         new rows are then of the same kind. X is read, checked and brought to the device once.
         """
-        watch = Watch(callback, checkpoint, checkpoint_every)
-        matrix = self._read_training(X, mask=mask, weights=weights)
-        self._fit(matrix, y, W, H, watch, update_H=update_H)
-        return like_input(self._transform(matrix), X)
+        with one_fate(X):
+            watch = Watch(callback, checkpoint, checkpoint_every)
+            matrix = self._read_training(X, mask=mask, weights=weights)
+            self._fit(matrix, y, W, H, watch, update_H=update_H)
+            return like_input(self._transform(matrix), X)
 
     def transform(self, X: Any, *, mask: Any = None, weights: Any = None) -> Any:
         """Project the rows of X onto the fitted components, as `transform_solver` says.
@@ -429,10 +434,11 @@ class NNMF(
             If the fit was to uint8 pixels and X has entries above 2 in another type, or the other
             way round; or if `alpha_W` is positive, which ``transform_solver="nnls"`` leaves out.
         """
-        check_is_fitted(self)
-        self._check_parameters()
-        matrix = self._read(X, reset=False, mask=mask, weights=weights)
-        return like_input(self._transform(matrix), X)
+        with one_fate(X):
+            check_is_fitted(self)
+            self._check_parameters()
+            matrix = self._read(X, reset=False, mask=mask, weights=weights)
+            return like_input(self._transform(matrix), X)
 
     def inverse_transform(self, X: Any) -> Any:
         """Return ``X @ components_``, the data that the coefficients X stand for.
@@ -491,11 +497,12 @@ class NNMF(
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
+        given = {"W": W, "H": H, "update_H": bool(update_H)}
+        self._check_call(X, given, watch)
         SOLVERS[self.solver].check_data(X)
         self._check_precision(X)
         if update_H:
             check_columns(X)
-        given = {"W": W, "H": H, "update_H": bool(update_H)}
         graph = self._graph_for(X, y)
         given["graph"] = None if graph is None else graph.digest()
         given["alpha_graph"] = None if graph is None else self.alpha_graph
@@ -524,16 +531,18 @@ class NNMF(
             file = Checkpoint(watch.checkpoint, watch.every, fit)
             state = file.read(self.max_iter, X.device)
         problem = replace(self._problem(X, origin.n_fixed, graph), precision=self.precision)
+        own = own_starts(X, origin.n_init)
         if state is None:
             if update_H:
-                W, H = initial_factors(X, self.n_components, origin, W=W, H=H)
+                W, H = initial_factors(X, self.n_components, origin, W=W, H=H, own=own)
             else:
                 W, H = W[None], H[None]
             state = State.of_starts(problem, W, H)
         done, best = state.iterations[-1], state.best
         minimisation = Minimisation(problem, state, solver=self.solver, tol=self.tol)
         del state, W, H, given  # starts of this fit need no room to its end
-        with self._progress("NNMF", "it", total=self.max_iter, initial=done) as shown:
+        bar = self._progress("NNMF", "it", total=self.max_iter, initial=done, wanted=X.leads)
+        with bar as shown:
             outcome = fit_to_end(
                 minimisation,
                 best,
@@ -542,7 +551,7 @@ class NNMF(
                 checkpoint=file,
                 progress=shown.update,
             )
-        self._keep(outcome.run, stopped=outcome.stopped)
+        self._keep(best_of_all(X, outcome.run, own), stopped=outcome.stopped)
 
     def _check_precision(self, X: Matrix) -> None:
         """Raise unless a fit to X can run so."""

@@ -85,6 +85,7 @@ def fit_to_end(
         if checkpoint is not None and minimisation.iteration % CHECK_EVERY == 0:
             checkpoint.note(minimisation.state(best))
         stop = callback is not None and _answer(callback(_record_of(minimisation)))
+        stop = any(minimisation.problem.X.gathered(stop))
         if checkpoint is not None:
             checkpoint.write()
         return stop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import scipy.sparse
 import torch
+from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
@@ -29,6 +30,11 @@ UNLABELLED = -1
 """The label of a sample that has none, as in scikit-learn's semi-supervised estimators."""
 
 _ASYMMETRY = 1e-6  # of the largest weight: what float32 and the order of sums leave
+
+_ASYMMETRIC = (
+    "graph must be symmetric: give graph.maximum(graph.T), which joins two samples where one is a "
+    "neighbour of the other"
+)
 
 
 def neighbor_graph(
@@ -109,40 +115,57 @@ class Graph:
     """Weights A between samples, and the penalty strength / 2 * tr(W^T (D - A) W).
 
     That is strength / 4 times the sum of A_ij |w_i - w_j|^2, with D the diagonal of A's row sums.
-    A is the product of `factors`, sparse CSR float64, never multiplied out.
+    A is the product of `factors`, sparse CSR float64, never multiplied out. Where processes share
+    the rows of X, the first factor has this one's rows of A, and `meet` makes what it is multiplied
+    with of what each process has of that.
     """
 
     factors: Sequence[Tensor]
     strength: float
+    meet: Callable[[Tensor], Tensor]
 
     @classmethod
-    def of_matrix(cls, matrix: Any, n_samples: int, strength: float, device: torch.device) -> Self:
-        """Return the graph of a user's matrix of weights, checked."""
+    def of_matrix(cls, matrix: Any, X: Matrix, strength: float) -> Self:
+        """Return the graph of a user's matrix of weights, checked.
+
+        It has all rows, or those of X that this process has.
+        """
         weights = _as_csr(matrix)
+        n_samples, own = X.whole_shape[0], X.own_rows
+        if weights.shape == (own.stop - own.start, n_samples) != (n_samples, n_samples):
+            _check_weights(weights)
+            graph = cls((_as_tensor(weights, X.device),), strength, X.whole_rows)
+            graph._check_symmetry(X)
+            return graph
         if weights.shape != (n_samples, n_samples):
             raise ValueError(
                 f"graph has shape {weights.shape}, but X has {n_samples} samples: give a weight "
                 f"for each pair of them, ({n_samples}, {n_samples})"
             )
-        if not np.isfinite(weights.data).all() or (weights.data < 0).any():
-            raise ValueError(
-                "graph must have finite weights >= 0, 0 or nothing where two samples are not joined"
-            )
+        _check_weights(weights)
         largest = weights.data.max(initial=0)
         if abs(weights - weights.T).max() > _ASYMMETRY * largest:
-            raise ValueError(
-                "graph must be symmetric: give graph.maximum(graph.T), which joins two samples "
-                "where one is a neighbour of the other"
-            )
-        return cls((_as_tensor(weights, device),), strength)
+            raise ValueError(_ASYMMETRIC)
+        return cls((_as_tensor(weights[own], X.device),), strength, X.whole_rows)
+
+    def _check_symmetry(self, X: Matrix) -> None:
+        """Raise unless A, of which each process has rows, is symmetric, by two drawn vectors."""
+        own, n_samples = X.own_rows, X.whole_shape[0]
+        drawn = np.random.default_rng(0).uniform(0.5, 1.5, size=(n_samples, 2))
+        u, v = torch.from_numpy(drawn[own]).to(X.device).T
+        of_u, of_v = self._times(torch.stack((u, v), 1)).T
+        one, other = X.totals(torch.stack(((v * of_u).sum(), (u * of_v).sum())))[0].tolist()
+        if abs(one - other) > _ASYMMETRY * max(one, other):
+            raise ValueError(_ASYMMETRIC)
 
     @classmethod
-    def of_labels(cls, y: Any, n_samples: int, strength: float, device: torch.device) -> Self:
+    def of_labels(cls, y: Any, X: Matrix, strength: float) -> Self:
         """Return the graph that joins all samples of a class, by 1 / (size of the class).
 
         The penalty is then half the scatter of W within classes, times the strength. Samples of
         the label -1 are joined to none.
         """
+        n_samples = X.shape[0]
         labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
         if labels.shape != (n_samples,):
             raise ValueError(
@@ -152,25 +175,29 @@ class Graph:
         if labels.dtype.kind == "f" and np.isnan(labels).any():
             raise ValueError(f"y contains NaN; the label of a sample without one is {UNLABELLED}")
         known = np.flatnonzero(labels != UNLABELLED)
-        names, classes, sizes = np.unique(labels[known], return_inverse=True, return_counts=True)
+        names, counts = np.unique(labels[known], return_counts=True)
+        classes, sizes = _in_all(names, counts, X)
+        classes = classes[np.searchsorted(names, labels[known])]
         member = scipy.sparse.csr_array(
-            (np.ones(len(known)), (known, classes)), shape=(n_samples, len(names))
+            (np.ones(len(known)), (known, classes)), shape=(n_samples, len(sizes))
         )
         average = scipy.sparse.csr_array(
-            (1 / sizes[classes], (classes, known)), shape=(len(names), n_samples)
+            (1 / sizes[classes], (classes, known)), shape=(len(sizes), n_samples)
         )
-        return cls((_as_tensor(member, device), _as_tensor(average, device)), strength)
+        factors = (_as_tensor(member, X.device), _as_tensor(average, X.device))
+        return cls(factors, strength, lambda of_classes: X.totals(of_classes)[0])
 
     @cached_property
     def degrees(self) -> Tensor:
         """The row sums of A, (n, 1)."""
-        last = self.factors[-1]
-        return self._times(torch.ones(last.shape[1], 1, dtype=last.dtype, device=last.device))
+        first = self.factors[0]
+        return self._times(torch.ones(first.shape[0], 1, dtype=first.dtype, device=first.device))
 
     def _times(self, right: Tensor) -> Tensor:
-        for factor in reversed(self.factors):
+        first, *others = self.factors
+        for factor in reversed(others):
             right = factor @ right
-        return right
+        return first @ self.meet(right)
 
     def _around(self, W: Tensor) -> Tensor:
         """Return A W for each start of W (B, n, k), float64."""
@@ -191,12 +218,14 @@ class Graph:
         """The diagonal of strength * D, (n, 1) float64."""
         return self.strength * self.degrees
 
-    def value(self, W: Tensor) -> Tensor:
-        """Return the penalty of each start of W (B, n, k): (B,) float64."""
+    def value_of_rows(self, W: Tensor) -> Tensor:
+        """Return what the rows of this process add to the penalty, for each start of W (B, n, k).
+
+        (B,) float64; the sum over all rows is >= 0.
+        """
         wide = W.double()
         differences = wide * (self.degrees * wide - self._around(W))
-        # Rounding may leave less than nothing of neighbours that are all alike.
-        return self.strength / 2 * differences.sum((1, 2)).clamp_min(0)
+        return self.strength / 2 * differences.sum((1, 2))
 
     def digest(self) -> str:
         """Return what tells the graph from others."""
@@ -205,6 +234,25 @@ class Graph:
             for part in (factor.crow_indices(), factor.col_indices(), factor.values()):
                 sha256.update(part.cpu().numpy().tobytes())
         return sha256.hexdigest()[:16]
+
+
+def _in_all(
+    names: NDArray[Any], counts: NDArray[np.int64], X: Matrix
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return for each class here its place among those of all processes, and the sizes of these."""
+    of_all = X.gathered((names, counts))
+    every, classes = np.unique(np.concatenate([one for one, _ in of_all]), return_inverse=True)
+    sizes = np.zeros(len(every), np.int64)
+    np.add.at(sizes, classes, np.concatenate([one for _, one in of_all]))
+    return np.searchsorted(every, names), sizes
+
+
+def _check_weights(weights: scipy.sparse.csr_array) -> None:
+    """Raise unless weights are finite and >= 0."""
+    if not np.isfinite(weights.data).all() or (weights.data < 0).any():
+        raise ValueError(
+            "graph must have finite weights >= 0, 0 or nothing where two samples are not joined"
+        )
 
 
 def _as_csr(matrix: Any) -> scipy.sparse.csr_array:
@@ -274,11 +322,13 @@ def graph_updates(
         if not update_H:
             continue
         if beta_loss == 2:
-            up, down = X.transposed_products(W).mT, (W.mT @ W) @ H
+            up, down = X.transposed_products(W).mT, X.totals(W.mT @ W)[0] @ H
             moved = _multiplied(H, up, down + l1_reg_H + l2_reg_H * H)
         else:
-            sums = W.sum(-2).unsqueeze(-1)
-            up = _updated_once(X.transposed, H.mT, W.mT, floor).mT * sums
+            sums, up = W.sum(-2).unsqueeze(-1), torch.zeros_like(H)
+            if X.shape[0]:
+                up = _updated_once(X.own.transposed, H.mT, W.mT, floor).mT * sums
+            sums, up = X.totals(sums, up)
             moved = _lowest(up, sums + l1_reg_H, H.new_full((), l2_reg_H))
         H = torch.cat((H[:, :n_fixed], moved[:, n_fixed:]), dim=1)
     return W, H

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnmf_cuda.distributed.shard import Shard
 from nnmf_cuda.nnmf.matrix import Dense, Matrix, row_slices
 from nnmf_cuda.nnmf.sparse_matrix import Sparse
 from nnmf_cuda.nnmf.weighted_matrix import NOTHING_TOLD, Told, weighted_matrix
@@ -66,9 +67,11 @@ def resolve_device(device: Any, X: Any) -> torch.device:
 def check_matrix(X: Any, owner: str) -> None:
     """Raise for what scikit-learn does not check, in words of the estimator class `owner`.
 
-    That is an array of images, NumPy's masked arrays, of which it reads the data alone, and of
-    tensors all but real matrices, dense or in CSR.
+    That is a part of X where the whole is needed, an array of images, NumPy's masked arrays, of
+    which it reads the data alone, and of tensors all but real matrices, dense or in CSR.
     """
+    if isinstance(X, Shard):
+        raise TypeError(f"X is a Shard, rows of a larger X, which {owner} does not take")
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
         raise TypeError(
             f"X is a masked array, of which {owner} would not see the mask: fill the entries in, "
@@ -128,6 +131,13 @@ def as_matrix(
     if matrix.pixels:
         return matrix, 0.0, 1.0
     return matrix, *_checked_extremes(matrix, owner, signed=signed)
+
+
+def empty_matrix(X: Any, device: torch.device) -> Matrix:
+    """Return X of no rows, shape (0, n_features), which only goes with the rows of others."""
+    if scipy.sparse.issparse(X) or (isinstance(X, Tensor) and X.layout == torch.sparse_csr):
+        return _sparse(X, device)
+    return Dense((_of_tensor(X) if isinstance(X, Tensor) else _of_array(np.asarray(X))).to(device))
 
 
 def _check_held(X: Any, missing_values: float | None) -> None:
@@ -230,4 +240,5 @@ def _not_finite(X: Matrix) -> tuple[int, int, int]:
 
 def like_input(result: Tensor, X: Any) -> Any:
     """Return `result` as X came: a tensor on X's device, or a NumPy array."""
+    X = X.rows if isinstance(X, Shard) else X
     return result.to(X.device) if isinstance(X, Tensor) else result.cpu().numpy()

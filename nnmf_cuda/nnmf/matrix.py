@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,14 +29,18 @@ class Matrix(ABC):
     """X (n_samples, n_features), non-negative, on a device.
 
     `tensor` is what the ops take for X; a kind of X that they need more for overrides the methods
-    that call them.
+    that call them. Where processes share the rows of X (`Sharded`), each has some of them, `shape`,
+    `tensor` and W are those of its own, and what is told of X holds for all rows.
     """
 
-    reading_cost: ClassVar[float] = 1.0
+    reading_cost = 1.0
     """How long reading an entry takes, beside one of dense X."""
 
-    sums_cancel: ClassVar[bool] = False
+    sums_cancel = False
     """Whether every divergence is a difference of sums, and so has their rounding."""
+
+    weighted = False
+    """Whether entries have weights."""
 
     def __init__(self, tensor: Tensor, *, pixels: bool = False) -> None:
         self.tensor = tensor
@@ -49,9 +53,49 @@ class Matrix(ABC):
         return n_samples, n_features
 
     @property
+    def whole_shape(self) -> tuple[int, int]:
+        """(n_samples, n_features) with the rows of all processes."""
+        return self.shape
+
+    @property
+    def own_rows(self) -> slice:
+        """Which of all rows this process has."""
+        return slice(0, self.shape[0])
+
+    @property
+    def own(self) -> Matrix:
+        """What this process has of it."""
+        return self
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process tells the user what all have in common."""
+        return True
+
+    def totals(self, *of_rows: Tensor) -> tuple[Tensor, ...]:
+        """Return sums over all rows, given those over the rows of this process."""
+        return of_rows
+
+    def whole_rows(self, own: Tensor) -> Tensor:
+        """Return what there is of all rows, (n_samples, ...), given that of this process's."""
+        return own
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return what each process gives, in the order of their rows."""
+        return [value]
+
+    def place(self, count: int) -> tuple[int, int]:
+        """Return how many there are in the processes before this one, and in all, with `count`."""
+        return 0, count
+
+    def same_generator(self, rng: np.random.RandomState) -> np.random.RandomState:
+        """Return a generator that draws the same in all processes."""
+        return rng
+
+    @property
     def n_entries(self) -> int:
         """n_samples * n_features."""
-        return math.prod(self.shape)
+        return math.prod(self.whole_shape)
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +114,7 @@ class Matrix(ABC):
 
     def sweeps(self, n_components: int) -> int:
         """Return how often HALS is to sweep over the factors for each time that X is read."""
-        work = self.reading_cost * self.n_read / (sum(self.shape) * n_components)
+        work = self.reading_cost * self.n_read / (sum(self.whole_shape) * n_components)
         return min(_SWEEPS_MAX, 1 + int(_SWEEPS_SHARE * work))
 
     @property
@@ -94,9 +138,18 @@ class Matrix(ABC):
     def extremes(self) -> tuple[float, float]:
         """Return the smallest and the largest entry, of pixels as fractions; NaN reaches both."""
 
-    @abstractmethod
     def mean(self) -> float:
         """Return the mean entry, of pixels as fractions, as `rounded_mean` has it."""
+        total, count = self.sum_and_count()
+        return rounded_mean(total / count / self.unit) if count else 0.0
+
+    @abstractmethod
+    def sum_and_count(self) -> tuple[float, float]:
+        """Return the sum of the entries, of pixels as they are, and how many: by their weights."""
+
+    def columns_seen(self) -> Tensor:
+        """Return in which columns something counts, (f,) bool."""
+        return torch.ones(self.shape[1], dtype=torch.bool, device=self.device)
 
     @abstractmethod
     def mean_power(self, exponent: float) -> Tensor:
@@ -138,6 +191,11 @@ class Matrix(ABC):
     def divergence(self, W: Tensor, H: Tensor, *, beta_loss: float, floor: float) -> Tensor:
         """Return the divergence of X from each W H, (B,) float64, as `ops.nnmf_divergence`."""
         return ops.nnmf_divergence(self.tensor, W, H, beta_loss=beta_loss, floor=floor)
+
+    @property
+    def unit(self) -> int:
+        """What stands for a 1 in X."""
+        return 1
 
     def project(self, H: Tensor, *, l1_reg: float = 0.0, l2_reg: float = 0.0) -> Tensor:
         """Return the W (n, k) >= 0 of least squared error on H (k, f), exactly.
@@ -189,50 +247,52 @@ class Dense(Matrix):
             bounds = torch.aminmax(self.tensor[rows])
             low, high = torch.minimum(low, bounds.min), torch.maximum(high, bounds.max)
         low, high = torch.stack((low, high)).tolist()
-        return low / self._unit, high / self._unit
+        return low / self.unit, high / self.unit
 
-    def mean(self) -> float:
-        """Return the mean entry, of pixels as fractions, as `rounded_mean` has it."""
-        total = sum(block.sum().item() for _, block in self._blocks_as(torch.float64))
-        return rounded_mean(total / self.n_entries / self._unit)
+    def sum_and_count(self) -> tuple[float, float]:
+        """Return the sum of the entries, of pixels as they are, and how many."""
+        total = sum(block.sum().item() for _, block in self.blocks_as(torch.float64))
+        return total, self.n_entries
 
     def mean_power(self, exponent: float) -> Tensor:
         """Return the mean of X ** exponent, of pixels as fractions: () float64 on X's device."""
         total = self.tensor.new_zeros((), dtype=torch.float64)
-        for _, block in self._blocks_as(torch.float64):
-            total += (block / self._unit).pow_(exponent).sum()
+        for _, block in self.blocks_as(torch.float64):
+            total += (block / self.unit).pow_(exponent).sum()
         return total / self.n_entries
 
     def row_means(self) -> Tensor:
         """Return the mean of each row, (n, 1), of pixels as fractions."""
         result = self.tensor.new_empty((self.shape[0], 1), dtype=self.factor_dtype)
-        for rows, block in self._blocks_as(result.dtype):
+        for rows, block in self.blocks_as(result.dtype):
             torch.mean(block, 1, keepdim=True, out=result[rows])
-        return result.div_(self._unit)
+        return result.div_(self.unit)
 
     def product(self, right: Tensor) -> Tensor:
         """Return X @ right in right's type, of pixels as fractions."""
         result = right.new_empty(self.shape[0], right.shape[1])
-        for rows, block in self._blocks_as(right.dtype):
+        for rows, block in self.blocks_as(right.dtype):
             torch.mm(block, right, out=result[rows])
-        return result.div_(self._unit)
+        return result.div_(self.unit)
 
     def transposed_product(self, right: Tensor) -> Tensor:
         """Return X^T @ right in right's type, of pixels as fractions."""
         result = right.new_zeros(self.shape[1], right.shape[1])
-        for rows, block in self._blocks_as(right.dtype):
+        for rows, block in self.blocks_as(right.dtype):
             result.addmm_(block.mT, right[rows])
-        return result.div_(self._unit)
+        return result.div_(self.unit)
 
     @cached_property
     def transposed(self) -> Self:
         """X^T, made at the first call and kept."""
         return type(self)(self.tensor.mT.contiguous())
 
-    def _blocks_as(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    def blocks_as(
+        self, dtype: torch.dtype, n_entries: int = BLOCK_ENTRIES
+    ) -> Iterator[tuple[slice, Tensor]]:
         """Yield blocks of rows in `dtype`; they share one buffer, or a heap of them would grow."""
         buffer: Tensor | None = None
-        for rows in row_slices(*self.shape, device=self.device):
+        for rows in row_slices(*self.shape, device=self.device, n_entries=n_entries):
             block = self.tensor[rows]
             if self.tensor.dtype != dtype:
                 if buffer is None:
@@ -241,7 +301,8 @@ class Dense(Matrix):
             yield rows, block
 
     @property
-    def _unit(self) -> int:
+    def unit(self) -> int:
+        """What stands for a 1 in X."""
         return 255 if self.pixels else 1
 
 
@@ -252,9 +313,11 @@ def _of_each(multiply: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
     return product.reshape(-1, B, c).transpose(0, 1).contiguous()
 
 
-def row_slices(n_rows: int, n_columns: int, *, device: torch.device) -> Iterator[slice]:
+def row_slices(
+    n_rows: int, n_columns: int, *, device: torch.device, n_entries: int = BLOCK_ENTRIES
+) -> Iterator[slice]:
     """Yield the rows of each block of a matrix of this shape on this device."""
-    entries = BLOCK_ENTRIES * (_TIMES_ON_CUDA if device.type == "cuda" else 1)
+    entries = n_entries * (_TIMES_ON_CUDA if device.type == "cuda" else 1)
     step = max(1, entries // max(1, n_columns))
     for first in range(0, n_rows, step):
         yield slice(first, first + step)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnmf_cuda.nnmf.matrix import Matrix, row_slices
+from nnmf_cuda.nnmf.denominators import denominators_of_H
+from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.problem import Objective, Problem
 from nnmf_cuda.nnmf.projection import updated_W
-from nnmf_cuda.nnmf.weighted_matrix import Weighted
 from nnmf_cuda.reference.nnmf import CLAMP, mm_exponent
 
 
@@ -63,38 +63,24 @@ def statistics_of_start(H: Tensor, mean: float, beta_loss: float) -> Statistics:
     return Statistics(of_power * unit * H, unit * torch.ones_like(H))
 
 
-def statistics_of_fit(W: Tensor, H: Tensor, objective: Objective) -> Statistics:
+def statistics_of_fit(W: Tensor, H: Tensor, objective: Objective, X: Matrix) -> Statistics:
     """Return what a fit that ended at W (n, k), H (k, f) would remember of its rows.
 
-    All their entries count alike: the weights that they had are not kept.
+    All their entries count alike: the weights that they had are not kept. They were dealt among
+    processes as those of X are.
     """
-    denominator = _denominator(W, H, objective)
+    denominator = _denominator(W, H, objective, X, weighted=False)
     return Statistics(H ** (1 / mm_exponent(objective.beta_loss)) * denominator, denominator)
 
 
-def _denominator(W: Tensor, H: Tensor, objective: Objective, X: Matrix | None = None) -> Tensor:
+def _denominator(
+    W: Tensor, H: Tensor, objective: Objective, X: Matrix, *, weighted: bool = True
+) -> Tensor:
     """Return the denominators (k, f) of the update of H, as `ops.nnmf_mu` has them.
 
     With the weights of X, where it has some. They are 0 where the rows say nothing of H.
     """
-    beta_loss, penalty = objective.beta_loss, objective.penalty
-    if isinstance(X, Weighted) or beta_loss not in (1, 2):
-        total = _sums_over_blocks(W, H, objective, X)
-    elif beta_loss == 1:
-        total = W.sum(0).unsqueeze(1).expand_as(H)
-    else:
-        total = (W.mT @ W) @ H
-    return total + penalty.l1_reg_H + penalty.l2_reg_H * H
-
-
-def _sums_over_blocks(W: Tensor, H: Tensor, objective: Objective, X: Matrix | None) -> Tensor:
-    """Return W^T (V (W H)^(beta - 1)), V the weights of X, W H made for a block at a time."""
-    beta_loss, floor = objective.beta_loss, objective.floor
-    total = torch.zeros_like(H)
-    for rows in row_slices(len(W), H.shape[1], device=H.device):
-        part = W[rows]
-        WH = part @ H
-        slope = (WH.clamp_min(floor) if beta_loss < 1 else WH) ** (beta_loss - 1)
-        weights = None if X is None else X.weights_of(rows, H.dtype)
-        total += part.mT @ (slope if weights is None else weights * slope)
-    return total
+    penalty = objective.penalty
+    of_loss = {"beta_loss": objective.beta_loss, "floor": objective.floor}
+    total = denominators_of_H(X, W[None], H[None], **of_loss, weighted=weighted and X.weighted)[0]
+    return total.to(H.dtype) + penalty.l1_reg_H + penalty.l2_reg_H * H

@@ -106,7 +106,8 @@ class Minimisation:
         self._stepper = SOLVERS[solver](problem, n_inner)
         self._stepper.recall(state.memory)
         self._block: Repeated[_Block] | None = None
-        if not self._stepper.waits:
+        # Processes that have rows of one X wait for each other.
+        if not self._stepper.waits and problem.X.own is problem.X:
             block = partial(_block, self._stepper)
             self._block = Repeated(
                 block, problem.X.device, name=f"{CHECK_EVERY} iterations of {solver!r}", n_plain=1

@@ -28,7 +28,7 @@ from nnmf_cuda.nnmf.saving import SavingMixin
 from nnmf_cuda.nnmf.solvers import SIGNED, SOLVERS
 from nnmf_cuda.nnmf.starts import INITS, Origin, fixed_rows
 from nnmf_cuda.nnmf.units import UNKNOWN, Units, warn_of_other_units, warn_of_range
-from nnmf_cuda.nnmf.weighted_matrix import Told, Weighted, check_missing_values
+from nnmf_cuda.nnmf.weighted_matrix import Told, check_missing_values
 
 
 class ParametersMixin(SavingMixin):
@@ -136,13 +136,19 @@ class ParametersMixin(SavingMixin):
         Without `reset` they are compared with those recorded before. `mask` and `weights` are the
         user's, of entries of X.
         """
+        matrix, smallest, largest = self._read_own(X, reset=reset, mask=mask, weights=weights)
+        self._note_units(matrix, smallest, largest, reset=reset)
+        return matrix
+
+    def _read_own(
+        self, X: Any, *, reset: bool, mask: Any, weights: Any
+    ) -> tuple[Matrix, float, float]:
+        """Return X as `_read` does, its features recorded, with its smallest and largest entry."""
         told = Told(mask, weights, self.missing_values)
         device, owner = resolve_device(self.device, X), type(self).__name__
         check_matrix(X, owner)
         if isinstance(X, Tensor):
-            # scikit-learn's own record and comparison, without a copy of the data.
-            stand_in = np.broadcast_to(np.float32(0), tuple(X.shape))
-            validate_data(self, stand_in, reset=reset, skip_check_array=True)
+            self._note_features(X.shape[1], reset=reset)
         else:
             X = validate_data(
                 self,
@@ -153,14 +159,22 @@ class ParametersMixin(SavingMixin):
                 accept_sparse=("csr", "csc"),
             )
         matrix, smallest, largest = as_matrix(X, device, owner, told, signed=self._signed)
-        if isinstance(matrix, Weighted):
+        if matrix.weighted:
             self._check_weighted()
+        return matrix, smallest, largest
+
+    def _note_features(self, n_features: int, *, reset: bool) -> None:
+        """Keep scikit-learn's record of the features, or compare, without a look at the data."""
+        stand_in = np.broadcast_to(np.float32(0), (1, n_features))
+        validate_data(self, stand_in, reset=reset, skip_check_array=True)
+
+    def _note_units(self, matrix: Matrix, smallest: float, largest: float, *, reset: bool) -> None:
+        """Record the units of X, or compare them with those recorded."""
         if reset:
             mean = matrix.mean_power(2).sqrt().item() if self._signed else matrix.mean()
             self._units = asdict(Units(matrix.pixels, largest, mean, smallest))
         else:
             warn_of_other_units(self._fitted_units, pixels=matrix.pixels, largest=largest)
-        return matrix
 
     @property
     def _fitted_units(self) -> Units:
@@ -209,25 +223,29 @@ class ParametersMixin(SavingMixin):
         return Objective(beta_loss, penalty, floor, self._signed)
 
     def _problem(self, X: Matrix, n_fixed: int = 0, graph: Graph | None = None) -> Problem:
-        return Problem(X, self._objective(*X.shape, X.factor_dtype), n_fixed, graph)
+        return Problem(X, self._objective(*X.whole_shape, X.factor_dtype), n_fixed, graph)
 
     def _graph_for(self, X: Matrix, y: Any) -> Graph | None:
         """Return the graph over the rows of X, made of them or of the labels y where asked to."""
         if self.graph is None:
             return None
-        n_samples = X.shape[0]
-        matrix, where = self.graph, (n_samples, self.alpha_graph, X.device)
+        matrix, n_samples = self.graph, X.whole_shape[0]
         if isinstance(matrix, str) and matrix == "labels":
             if y is None:
                 raise ValueError("graph='labels' needs the labels of the samples: fit(X, y)")
-            return Graph.of_labels(y, *where)
+            return Graph.of_labels(y, X, self.alpha_graph)
         if isinstance(matrix, str):
             if n_samples == 1:
                 raise ValueError(
                     "graph='neighbors' needs neighbours, but X has n_samples=1; use graph=None"
                 )
+            if X.own is not X:
+                raise ValueError(
+                    "graph='neighbors' compares all rows of X, of which each rank has some: make "
+                    "the graph once with neighbor_graph, and give each rank its rows of it"
+                )
             matrix = neighbor_graph(X.tensor, min(NEIGHBORS, n_samples - 1))
-        return Graph.of_matrix(matrix, *where)
+        return Graph.of_matrix(matrix, X, self.alpha_graph)
 
     def _origin_for(self, X: Matrix) -> Origin:
         """Return how fits to X start, and what they hold."""
@@ -242,8 +260,15 @@ class ParametersMixin(SavingMixin):
         )
 
     def _progress(
-        self, what: str, unit: str, items: Any = None, *, total: int, initial: int = 0
+        self,
+        what: str,
+        unit: str,
+        items: Any = None,
+        *,
+        total: int,
+        initial: int = 0,
+        wanted: bool = True,
     ) -> Any:
         # None shows the bar on a terminal only.
-        disable = None if self.verbose else True
+        disable = None if self.verbose and wanted else True
         return tqdm(items, what, total, unit=unit, initial=initial, disable=disable)

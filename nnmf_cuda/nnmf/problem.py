@@ -26,20 +26,24 @@ class Penalty:
     l2_reg_W: float = 0.0
     l2_reg_H: float = 0.0
 
-    def value(self, W: Tensor, H: Tensor) -> Tensor:
+    def value(self, X: Matrix, W: Tensor, H: Tensor) -> Tensor:
         """Return the penalty of each start of the batch, (B,) float64."""
         total = W.new_zeros(len(W), dtype=torch.float64)
-        for factor, l1_reg, l2_reg in (
-            (W, self.l1_reg_W, self.l2_reg_W),
-            (H, self.l1_reg_H, self.l2_reg_H),
-        ):
-            if l1_reg or l2_reg:  # a copy of the factor, and one at a time
-                wide = factor.double()
-                total += l1_reg * wide.sum((1, 2))
-                # A factor that is float64 is no copy.
-                square = wide.square() if wide is factor else wide.square_()
-                total += l2_reg * square.sum((1, 2)) / 2
+        if self.l1_reg_W or self.l2_reg_W:
+            (of_W,) = X.totals(_elastic_net(W, self.l1_reg_W, self.l2_reg_W))
+            total += of_W
+        if self.l1_reg_H or self.l2_reg_H:
+            total += _elastic_net(H, self.l1_reg_H, self.l2_reg_H)
         return total
+
+
+def _elastic_net(factor: Tensor, l1_reg: float, l2_reg: float) -> Tensor:
+    """Return l1 sum(factor) + l2 / 2 sum(factor ** 2) of each start, (B,) float64."""
+    wide = factor.double()
+    total = l1_reg * wide.sum((1, 2))
+    # A factor that is float64 is no copy.
+    square = wide.square() if wide is factor else wide.square_()
+    return total + l2_reg * square.sum((1, 2)) / 2
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,11 @@ class Problem:
         if divergence is None:
             beta_loss, floor = self.objective.beta_loss, self.objective.floor
             divergence = self.X.divergence(W, H, beta_loss=beta_loss, floor=floor)
-        penalty = self.objective.penalty.value(W, H)
+        penalty = self.objective.penalty.value(self.X, W, H)
         if self.graph is not None:
-            penalty += self.graph.value(W)
+            (of_graph,) = self.X.totals(self.graph.value_of_rows(W))
+            # Rounding may leave less than nothing of neighbours that are all alike.
+            penalty += of_graph.clamp_min(0)
         return Iterate(W, H, divergence, divergence + penalty)
 
     def moves(self, H: Tensor) -> bool:

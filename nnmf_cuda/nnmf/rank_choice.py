@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
 
+from nnmf_cuda.distributed.shard import Shard
 from nnmf_cuda.nnmf.held_out import held_out_errors, least_rank
 from nnmf_cuda.nnmf.inputs import check_choice, check_integer, check_real
 from nnmf_cuda.nnmf.minimisation import Run
@@ -19,9 +21,11 @@ from nnmf_cuda.nnmf.rank_selection import (
     RankSelection,
     compare_ranks,
     grid_runs,
+    labels_of,
     read_ranks,
     rows_of_consensus,
 )
+from nnmf_cuda.nnmf.sharding import all_runs_of, check_alike, one_fate, own_starts
 from nnmf_cuda.nnmf.starts import Origin
 from nnmf_cuda.nnmf.user_warning import warn_user
 from nnmf_cuda.nnmf.weighted_matrix import check_columns
@@ -105,6 +109,70 @@ class RankSelectionMixin(ParametersMixin):
         >>> model.select_rank(X, range(2, 8)).chosen
         4
         """
+        with one_fate(X):
+            self._check_selection(n_init, criterion, max_samples, held_out, n_repeats)
+            if isinstance(X, Shard) and held_out > 0:
+                raise TypeError("select_rank does not yet hide entries of a Shard: use held_out=0")
+            # A copy, because reading X sets what an estimator was fitted with: features and units.
+            reader = copy(self)
+            matrix = reader._read_training(X, mask=mask, weights=weights)
+            check_columns(matrix)
+            origin = replace(reader._origin_for(matrix), n_init=n_init)
+            ranks = read_ranks(n_components, min(matrix.whole_shape), origin.n_fixed)
+            asked = {"n_components": ranks, "n_init": n_init, "max_samples": max_samples}
+            check_alike(matrix, asked | {"criterion": criterion})
+            labels = labels_of(matrix, rows_of_consensus(matrix, max_samples, self.random_state))
+            problem = reader._problem(matrix, origin.n_fixed, reader._graph_for(matrix, None))
+
+            def runs(problem: Problem, origin: Origin) -> Iterator[Run]:
+                return grid_runs(
+                    problem,
+                    ranks,
+                    origin,
+                    solver=self.solver,
+                    max_iter=self.max_iter,
+                    tol=self.tol,
+                    own=own_starts(problem.X, origin.n_init),
+                )
+
+            by_stability = criterion if criterion in SLACK else next(iter(SLACK))
+            own = own_starts(matrix, n_init)
+            total, wanted = len(ranks) * len(range(n_init)[own]), matrix.leads
+            bar = self._progress("ranks", "run", runs(problem, origin), total=total, wanted=wanted)
+            with bar as shown:
+                found = compare_ranks(
+                    shown,
+                    n_init=n_init,
+                    criterion=by_stability,
+                    labels=labels,
+                    n_fixed=origin.n_fixed,
+                    joined=partial(all_runs_of, matrix),
+                )
+            if held_out > 0:
+                errors = held_out_errors(
+                    problem,
+                    ranks,
+                    origin,
+                    runs,
+                    share=held_out,
+                    n_repeats=n_repeats,
+                    random_state=self.random_state,
+                )
+                chosen = least_rank(ranks, errors) if criterion == "held_out" else found.chosen
+                found = replace(found, held_out=errors, criterion=criterion, chosen=chosen)
+        if self.tol > 0 and found.converged.min() < 1:
+            warn_user(
+                f"{1 - found.converged.mean():.0%} of the runs stopped at max_iter={self.max_iter} "
+                f"before they converged to tol={self.tol}, so that they may differ although their "
+                "minima agree; raise max_iter, or use solver='accelerated-mu'",
+                ConvergenceWarning,
+            )
+        return found
+
+    def _check_selection(
+        self, n_init: Any, criterion: Any, max_samples: Any, held_out: Any, n_repeats: Any
+    ) -> None:
+        """Raise for what `select_rank` cannot do, of all that does not depend on X."""
         self._check_parameters()
         check_integer("n_init", n_init, low=2)
         check_choice("criterion", criterion, (*SLACK, "held_out"))
@@ -127,48 +195,3 @@ class RankSelectionMixin(ParametersMixin):
             )
         if max_samples is not None:
             check_integer("max_samples", max_samples, low=2)
-        # A copy, because reading X sets what an estimator was fitted with: features and units.
-        reader = copy(self)
-        matrix = reader._read_training(X, mask=mask, weights=weights)
-        check_columns(matrix)
-        origin = replace(reader._origin_for(matrix), n_init=n_init)
-        ranks = read_ranks(n_components, min(matrix.shape), origin.n_fixed)
-        rows = rows_of_consensus(matrix, max_samples, self.random_state)
-        problem = reader._problem(matrix, origin.n_fixed, reader._graph_for(matrix, None))
-
-        def runs(problem: Problem, origin: Origin) -> Iterator[Run]:
-            return grid_runs(
-                problem,
-                ranks,
-                origin,
-                solver=self.solver,
-                max_iter=self.max_iter,
-                tol=self.tol,
-            )
-
-        by_stability = criterion if criterion in SLACK else next(iter(SLACK))
-        total = len(ranks) * n_init
-        with self._progress("ranks", "run", runs(problem, origin), total=total) as shown:
-            found = compare_ranks(
-                shown, n_init=n_init, criterion=by_stability, rows=rows, n_fixed=origin.n_fixed
-            )
-        if held_out > 0:
-            errors = held_out_errors(
-                problem,
-                ranks,
-                origin,
-                runs,
-                share=held_out,
-                n_repeats=n_repeats,
-                random_state=self.random_state,
-            )
-            chosen = least_rank(ranks, errors) if criterion == "held_out" else found.chosen
-            found = replace(found, held_out=errors, criterion=criterion, chosen=chosen)
-        if self.tol > 0 and found.converged.min() < 1:
-            warn_user(
-                f"{1 - found.converged.mean():.0%} of the runs stopped at max_iter={self.max_iter} "
-                f"before they converged to tol={self.tol}, so that they may differ although their "
-                "minima agree; raise max_iter, or use solver='accelerated-mu'",
-                ConvergenceWarning,
-            )
-        return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, groupby, islice
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FloatArray = NDArray[np.float64]
+
+Ended = list[tuple[Tensor, Run]]
+"""Runs of one rank with the labels that they give samples."""
 
 SLACK = {"components": 0.02, "dispersion": 1e-3, "cophenetic": 1e-3}
 """Each criterion, and how far below the best score a rank still counts as equally stable."""
@@ -193,17 +196,23 @@ def read_ranks(n_components: Any, limit: int, n_fixed: int = 0) -> list[int]:
 
 
 def rows_of_consensus(X: Matrix, max_samples: int | None, random_state: Any) -> Tensor:
-    """Return the samples (n_rows,) whose clusters are compared, ascending."""
+    """Return the samples (n_rows,) whose clusters are compared, ascending, by their places in X.
+
+    Where processes share the rows of X, those of this one, by their places among its own.
+    """
     # A row of zeros has a share of no component.
-    rows = np.flatnonzero(X.row_means().flatten().cpu().numpy() > 0)
+    seen = X.whole_rows(X.row_means().flatten() > 0)
+    rows = np.flatnonzero(seen.cpu().numpy())
     if len(rows) < 2:
         raise ValueError(
             f"X has {len(rows)} rows that are not all zeros, but stability is compared over pairs "
             "of samples; give at least 2"
         )
     if max_samples is not None and len(rows) > max_samples:
-        drawn = check_random_state(random_state).choice(len(rows), max_samples, replace=False)
-        rows = rows[np.sort(drawn)]
+        rng = X.same_generator(check_random_state(random_state))
+        rows = rows[np.sort(rng.choice(len(rows), max_samples, replace=False))]
+    own = X.own_rows
+    rows = rows[(own.start <= rows) & (rows < own.stop)] - own.start
     return torch.from_numpy(rows).to(X.device)
 
 
@@ -215,19 +224,22 @@ def grid_runs(
     solver: str,
     max_iter: int,
     tol: float,
+    own: slice | None = None,
     width: int | None = None,
     batch_entries: int = BATCH_ENTRIES,
 ) -> Iterator[Run]:
     """Minimise from all starts of each of the ascending ranks and yield each run when it ends.
 
     Each run is the one that its start has alone, up to the rounding of sums. Starts are those of
-    `iter_starts`, drawn rank after rank; `solver`, `max_iter` and `tol` are those of `all_runs`.
+    `iter_starts`, drawn rank after rank, of each rank those that `own` says; `solver`, `max_iter`
+    and `tol` are those of `all_runs`.
 
     Ranks with the same multiple of `width` above them (by default `_WIDTH_ON_GPU` on a GPU, 1 on
     the CPU) share batches, filled up with zeros to the largest: every start of a batch costs what
     that one costs. A group of more than `batch_entries` is split into batches of about one size.
     """
     X, on_cpu = problem.X, problem.X.device.type == "cpu"
+    wanted = range(origin.n_init)[slice(None) if own is None else own]
     step = width or (1 if on_cpu else _WIDTH_ON_GPU)
 
     def group_of(rank: int) -> tuple[int, int]:
@@ -235,10 +247,11 @@ def grid_runs(
 
     for _, group in groupby(ranks, group_of):
         members = list(group)
-        keys = ((rank, restart) for rank in members for restart in range(origin.n_init))
-        queue = chain.from_iterable(iter_starts(X, rank, origin) for rank in members)
-        total = len(members) * origin.n_init
-        n_batches = math.ceil(total / max(1, batch_entries // (sum(X.shape) * members[-1])))
+        keys = ((rank, restart) for rank in members for restart in wanted)
+        drawn = (enumerate(iter_starts(X, rank, origin)) for rank in members)
+        queue = (start for i, start in chain.from_iterable(drawn) if i in wanted)
+        total = len(members) * len(wanted)
+        n_batches = math.ceil(total / max(1, batch_entries // (sum(X.whole_shape) * members[-1])))
         for index in range(n_batches):  # the fewest, alike in size
             size = total * (index + 1) // n_batches - total * index // n_batches
             batch = list(islice(keys, size))
@@ -267,13 +280,20 @@ def _stacked(X: Matrix, starts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor
 
 
 def compare_ranks(
-    runs: Iterable[Run], *, n_init: int, criterion: str, rows: Tensor, n_fixed: int = 0
+    runs: Iterable[Run],
+    *,
+    n_init: int,
+    criterion: str,
+    labels: Callable[[Run], Tensor],
+    n_fixed: int = 0,
+    joined: Callable[[Ended], Ended] | None = None,
 ) -> RankSelection:
     """Score each rank when the last of its `n_init` runs has ended, and choose one.
 
-    Clusters are compared on the samples `rows` (n_rows,), components but for the first `n_fixed`.
+    Clusters are compared by the `labels` (n_rows,) that a run gives samples, components but for the
+    first `n_fixed`. Where `runs` are those of this process, `joined` makes those of all of them.
     """
-    ended: dict[int, list[tuple[Tensor, Run]]] = defaultdict(list)
+    ended: dict[int, Ended] = defaultdict(list)
     scores: dict[int, dict[str, float]] = {}
     for run in runs:
         rank = run.n_components
@@ -284,9 +304,12 @@ def compare_ranks(
             )
         # All of W would be too much to keep.
         kept = replace(run, W=run.W.new_empty(0))
-        ended[rank].append((assignments(run.W[rows], run.H), kept))
+        ended[rank].append((labels(run), kept))
         if len(ended[rank]) == n_init:
             scores[rank] = _scores(ended.pop(rank), n_fixed)
+    for rank in sorted(ended):
+        assert joined is not None
+        scores[rank] = _scores(joined(ended.pop(rank)), n_fixed)
     ranks = np.array(sorted(scores))
     curves = {name: np.array([scores[rank][name] for rank in ranks]) for name in scores[ranks[0]]}
     stable = curves[criterion] >= curves[criterion].max() - SLACK[criterion]
@@ -294,7 +317,7 @@ def compare_ranks(
     return RankSelection(ranks, n_init=n_init, criterion=criterion, chosen=chosen, **curves)
 
 
-def _scores(ended: Sequence[tuple[Tensor, Run]], n_fixed: int) -> dict[str, float]:
+def _scores(ended: Ended, n_fixed: int) -> dict[str, float]:
     """Score the runs of one rank, given with the components (n_rows,) of the compared samples."""
     # Runs end in an order of their own; sums should not depend on it.
     labels, runs = zip(*sorted(ended, key=lambda one: one[1].restart), strict=True)
@@ -308,6 +331,16 @@ def _scores(ended: Sequence[tuple[Tensor, Run]], n_fixed: int) -> dict[str, floa
         "reconstruction_err": best.error,
         "converged": float(np.mean([run.converged for run in runs])),
     }
+
+
+def labels_of(X: Matrix, rows: Tensor) -> Callable[[Run], Tensor]:
+    """Return what tells the components of the samples that `rows_of_consensus` has chosen."""
+
+    def labels(run: Run) -> Tensor:
+        own = assignments(run.W[rows], run.H)
+        return torch.cat([part.to(own.device) for part in X.gathered(own)])
+
+    return labels
 
 
 def assignments(W: Tensor, H: Tensor) -> Tensor:

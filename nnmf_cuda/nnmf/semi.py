@@ -76,9 +76,10 @@ def least_squares_H(
     wide, free = W.double(), H[:, n_fixed:].double()
     chosen = wide[:, :, n_fixed:]
     cross = X.transposed_products(chosen).mT
-    gradient = chosen.mT @ wide @ H.double() + l2_reg_H * free - cross
+    (gram,) = X.totals(chosen.mT @ wide)
+    gradient = gram @ H.double() + l2_reg_H * free - cross
     unit = torch.eye(free.shape[1], dtype=wide.dtype, device=W.device)
-    curvature = chosen.mT @ chosen + l2_reg_H * unit
+    curvature = gram[:, :, n_fixed:] + l2_reg_H * unit
     # Decompositions raise for what is not finite; an overflow is the caller's to report.
     finite = curvature.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
     inverse = torch.linalg.pinv(curvature.where(finite, unit), hermitian=True)

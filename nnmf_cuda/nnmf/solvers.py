@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.problem import Iterate, Problem
+from nnmf_cuda.nnmf.sharded_matrix import Sharded
 from nnmf_cuda.nnmf.sparse_matrix import Sparse
-from nnmf_cuda.nnmf.weighted_matrix import Weighted
 
 # Chosen on MR images, sparse counts and dense noise: fewest iterations without blocks undone.
 MOMENTUM_MAX = 0.95
@@ -292,8 +292,8 @@ class CoordinateDescent(AcceleratedUpdates):
     @staticmethod
     def check_data(X: Matrix) -> None:
         """Raise unless X is sparse."""
-        if not isinstance(X, Sparse):
-            if isinstance(X, Weighted):
+        if not isinstance(X.own, Sparse):
+            if X.weighted:
                 raise ValueError(
                     "solver='cd' reads the non-zeros of X and knows no missing values, mask or "
                     "weights; use solver='accelerated-mu' or 'mu'"
@@ -309,7 +309,7 @@ class CoordinateDescent(AcceleratedUpdates):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run one iteration from these factors."""
         objective, X = self.problem.objective, self.problem.X
-        assert isinstance(X, Sparse)  # `check_data`
+        assert isinstance(X, Sparse | Sharded)  # `check_data`
         return X.cd(
             W,
             H,

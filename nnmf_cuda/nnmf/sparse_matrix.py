@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
-from nnmf_cuda.nnmf.matrix import BLOCK_ENTRIES, Matrix, rounded_mean
+from nnmf_cuda.nnmf.matrix import BLOCK_ENTRIES, Matrix
 from nnmf_cuda.ops.nnmf_sparse import csr_tensor, row_blocks, transposed_parts
 
 _SUMMED = 2**15
@@ -61,10 +61,10 @@ class Sparse(Matrix):
             low, high = min(low, 0.0), max(high, 0.0)  # NaN, given first, stays
         return low, high
 
-    def mean(self) -> float:
-        """Return the mean entry as `rounded_mean` has it."""
+    def sum_and_count(self) -> tuple[float, float]:
+        """Return the sum of the entries and how many."""
         total = sum(part.double().sum().item() for part in self._values.split(_SUMMED))
-        return rounded_mean(total / self.n_entries)
+        return total, self.n_entries
 
     def mean_power(self, exponent: float) -> Tensor:
         """Return the mean of X ** exponent: () float64 on X's device; of zeros, that is 0."""

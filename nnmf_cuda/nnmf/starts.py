@@ -19,6 +19,8 @@ from torch import Tensor
 from nnmf_cuda.nnmf.matrix import Matrix, real_tensor
 from nnmf_cuda.nnmf.projection import constant_W
 from nnmf_cuda.nnmf.semi import least_squares_H
+from nnmf_cuda.nnmf.sharded_matrix import Sharded
+from nnmf_cuda.nnmf.sharded_svd import sharded_svd
 
 FloatArray = NDArray[Any]
 
@@ -49,12 +51,19 @@ class Origin:
 
 
 def initial_factors(
-    X: Matrix, n_components: Any, origin: Origin, *, W: Any = None, H: Any = None
+    X: Matrix,
+    n_components: Any,
+    origin: Origin,
+    *,
+    W: Any = None,
+    H: Any = None,
+    own: slice | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the starts W (n_init, n, k) and H (n_init, k, f) of a fit, on X's device.
 
     Restart 0 is what a single start with the same `random_state` gets. W and H have X's floating
-    type (float32 for uint8 pixels). Given W and H are the one start of ``init="custom"``.
+    type (float32 for uint8 pixels). Given W and H are the one start of ``init="custom"``. `own`
+    says which of the starts are wanted.
     """
     wanted = _requested(n_components, X, origin)
     if origin.init == "custom":
@@ -71,9 +80,12 @@ def initial_factors(
         return W[None], _holding(origin, H)[None]
     if W is not None or H is not None:
         raise ValueError(f"W and H are starts of init='custom', but init={origin.init!r}")
-    k = wanted or max(min(_AUTO_COMPONENTS, *X.shape), origin.n_fixed)
-    factors = zip(*iter_starts(X, k, origin), strict=True)
-    W, H = (torch.stack(factor) if origin.n_init > 1 else factor[0][None] for factor in factors)
+    k = wanted or max(min(_AUTO_COMPONENTS, *X.whole_shape), origin.n_fixed)
+    # All are drawn, so that a generator ends alike in all processes.
+    own = slice(0, origin.n_init) if own is None else own
+    every = enumerate(iter_starts(X, k, origin))
+    factors = zip(*(start for i, start in every if own.start <= i < own.stop), strict=True)
+    W, H = (torch.stack(factor) if len(factor) > 1 else factor[0][None] for factor in factors)
     return W.to(X.device), H.to(X.device)
 
 
@@ -89,7 +101,7 @@ def initial_components(X: Matrix, n_components: Any, origin: Origin, *, H: Any =
     if H is not None:
         raise ValueError(f"H is the start of init='custom', but init={init!r}")
     # Only singular vectors need rows: else the first mini-batch may have few.
-    limit = min(X.shape) if _of_singular_vectors(init) else X.shape[1]
+    limit = min(X.whole_shape) if _of_singular_vectors(init) else X.shape[1]
     k = wanted or max(min(_AUTO_COMPONENTS, limit), origin.n_fixed)
     (start,) = iter_starts(X, k, replace(origin, n_init=1))
     return start[1].to(X.device)
@@ -156,11 +168,11 @@ def _requested(n_components: Any, X: Matrix, origin: Origin) -> int | None:
     """Return the number of components asked for, None for "auto"; raise where it cannot be had."""
     if n_components == "auto":
         return None
-    limit = min(X.shape)
+    limit = min(X.whole_shape)
     if n_components > limit and _of_singular_vectors(origin.init):
         raise ValueError(
             f"n_components={n_components} is above min(n_samples, n_features) = {limit}, so that "
-            f"init={origin.init!r} has no more starts for X of shape {X.shape}; use "
+            f"init={origin.init!r} has no more starts for X of shape {X.whole_shape}; use "
             f"n_components <= {limit} or init='random'"
         )
     if n_components < origin.n_fixed:
@@ -205,26 +217,47 @@ def _random(
     X: Matrix, n_components: int, origin: Origin
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
     """Uniform on [0, 1) plus 0.1, the start of the paper, scaled so that W H has the mean of X."""
-    rng = check_random_state(origin.random_state)
-    n_samples, n_features = X.shape
+    rng = X.same_generator(check_random_state(origin.random_state))
+    n_samples, n_features = X.whole_shape
     scale = math.sqrt(origin.mean / n_components) / (0.5 + _RANDOM_FLOOR)
     dtype = _numpy_type(X)
     for _ in range(origin.n_init):  # one start at a time in memory
         yield (
-            _drawn(rng, (n_samples, n_components), scale, dtype),
-            _drawn(rng, (n_components, n_features), scale, dtype),
+            _drawn(rng, (n_samples, n_components), scale, dtype, X.own_rows),
+            _drawn(rng, (n_components, n_features), scale, dtype, slice(0, n_components)),
         )
 
 
 def _drawn(
-    rng: np.random.RandomState, shape: tuple[int, int], scale: float, dtype: np.dtype[Any]
+    rng: np.random.RandomState,
+    shape: tuple[int, int],
+    scale: float,
+    dtype: np.dtype[Any],
+    rows: slice,
 ) -> FloatArray:
-    """Draw a factor; the float64 that is drawn is there for a few entries at a time."""
-    entries = np.empty(math.prod(shape), dtype)
-    for first in range(0, len(entries), _DRAWN):
-        part = entries[first : first + _DRAWN]
-        part[:] = scale * rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=len(part))
-    return entries.reshape(shape)
+    """Draw a factor and return some of its rows.
+
+    The float64 that is drawn is there for a few entries at a time. All of them are drawn: a row is
+    the same whoever has it.
+    """
+    width = shape[1]
+    own = slice(rows.start * width, rows.stop * width)
+    draw = partial(rng.uniform, _RANDOM_FLOOR, 1 + _RANDOM_FLOOR)
+    entries = np.empty(own.stop - own.start, dtype)
+    for place, part in _drawn_parts(draw, math.prod(shape), own):
+        entries[place] = scale * part
+    return entries.reshape(-1, width)
+
+
+def _drawn_parts(
+    draw: Callable[..., Any], total: int, own: slice
+) -> Iterator[tuple[slice, FloatArray]]:
+    """Draw `total` numbers and yield those that are one's `own`, with their places among them."""
+    for first in range(0, total, _DRAWN):
+        part = draw(size=min(_DRAWN, total - first))
+        low, high = max(first, own.start), min(first + len(part), own.stop)
+        if low < high:
+            yield slice(low - own.start, high - own.start), part[low - first : high - first]
 
 
 def _numpy_type(X: Matrix) -> np.dtype[Any]:
@@ -234,10 +267,10 @@ def _numpy_type(X: Matrix) -> np.dtype[Any]:
 
 def _fitted_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[Tensor, Tensor]]:
     """Uniform W on [0, 1) plus 0.1, and the H of any sign that fits it best."""
-    rng = check_random_state(origin.random_state)
-    shape = (X.shape[0], n_components)
+    rng = X.same_generator(check_random_state(origin.random_state))
+    shape = (X.whole_shape[0], n_components)
     for _ in range(origin.n_init):
-        drawn = rng.uniform(_RANDOM_FLOOR, 1 + _RANDOM_FLOOR, size=shape)
+        drawn = _drawn(rng, shape, 1.0, np.dtype(np.float64), X.own_rows)
         W = torch.from_numpy(drawn).to(X.factor_dtype)
         H = torch.zeros(n_components, X.shape[1], dtype=W.dtype, device=X.device)
         if origin.fixed is not None:
@@ -260,15 +293,26 @@ def _nndsvd(
         return [(W, H)]
     if origin.init == "nndsvda":
         return [(np.where(W == 0, unit, W), np.where(H == 0, unit, H))]
-    rng = check_random_state(origin.random_state)
-    return [(_filled(W, unit, rng), _filled(H, unit, rng)) for _ in range(origin.n_init)]
+    rng = X.same_generator(check_random_state(origin.random_state))
+    n_zeros = int((W == 0).sum())
+    before, total = X.place(n_zeros)
+    of_W = slice(before, before + n_zeros), total
+    n_zeros = int((H == 0).sum())
+    of_H = slice(0, n_zeros), n_zeros
+    return [
+        (_filled(W, unit, rng, *of_W), _filled(H, unit, rng, *of_H)) for _ in range(origin.n_init)
+    ]
 
 
-def _filled(factor: FloatArray, average: float, rng: np.random.RandomState) -> FloatArray:
-    """Return the factor with small random numbers for its zeros."""
+def _filled(
+    factor: FloatArray, average: float, rng: np.random.RandomState, own: slice, total: int
+) -> FloatArray:
+    """Return the factor with small random numbers for its zeros, its `own` of those in all rows."""
     filled = factor.copy()
-    zeros = filled == 0
-    filled[zeros] = np.abs(average * rng.standard_normal(size=int(zeros.sum())) / 100)
+    numbers = np.empty(own.stop - own.start)
+    for place, part in _drawn_parts(rng.standard_normal, total, own):
+        numbers[place] = np.abs(average * part / 100)
+    filled[filled == 0] = numbers
     return filled
 
 
@@ -276,12 +320,13 @@ def _nndsvd_factors(
     X: Matrix, n_components: int, random_state: Any, *, zero: float
 ) -> tuple[FloatArray, FloatArray]:
     U, S, V = randomized_svd(X, n_components, random_state)
+    norms = _norms_of_parts(X, U)
     W, H = np.zeros_like(U), np.zeros_like(V)
     # The leading singular vectors of a non-negative matrix have one sign each.
     W[:, 0] = np.sqrt(S[0]) * np.abs(U[:, 0])
     H[0] = np.sqrt(S[0]) * np.abs(V[0])
     for j in range(1, n_components):
-        u, v, weight = _dominant_part(U[:, j], V[j])
+        u, v, weight = _dominant_part(U[:, j], V[j], norms[j])
         scale = np.sqrt(S[j] * weight)
         W[:, j] = scale * u
         H[j] = scale * v
@@ -290,12 +335,23 @@ def _nndsvd_factors(
     return W, H
 
 
-def _dominant_part(u: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+def _norms_of_parts(X: Matrix, U: FloatArray) -> FloatArray:
+    """Return the norms (k, 2) of the positive and negative parts of U's columns, of all rows."""
+    parts = ((np.maximum(u, 0), np.maximum(-u, 0)) for u in U.T)
+    squares = np.array([(a.dot(a), b.dot(b)) for a, b in parts], U.dtype)
+    (total,) = X.totals(torch.from_numpy(squares).to(X.device))
+    norms: FloatArray = np.sqrt(total.cpu().numpy())
+    return norms
+
+
+def _dominant_part(
+    u: FloatArray, v: FloatArray, norms_of_u: FloatArray
+) -> tuple[FloatArray, FloatArray, float]:
     """Return the heavier of the positive and negative parts of u v^T, normalised, its weight."""
     parts = []
-    for sign in (1, -1):
+    for sign, norm_a in zip((1, -1), norms_of_u, strict=True):
         a, b = np.maximum(sign * u, 0), np.maximum(sign * v, 0)
-        norm_a, norm_b = np.linalg.norm(a), np.linalg.norm(b)
+        norm_b = np.linalg.norm(b)
         parts.append((float(norm_a * norm_b), a, b, norm_a, norm_b))
     # On a tie scikit-learn takes the negative part.
     weight, a, b, norm_a, norm_b = parts[0] if parts[0][0] > parts[1][0] else parts[1]
@@ -313,6 +369,11 @@ def randomized_svd(
     :func:`sklearn.utils.extmath.randomized_svd`, which needs X as a floating-point array. Here
     products with X run on its device, block by block; all else has the size of the factors.
     """
+    n_power = 7 if n_components < 0.1 * min(X.whole_shape) else 4
+    if isinstance(X, Sharded):
+        return sharded_svd(
+            X, n_components, random_state, n_oversamples=_OVERSAMPLES, n_power=n_power
+        )
     wide = X.shape[0] < X.shape[1]
     times = partial(_times, X.product, X.device)
     transposed = partial(_times, X.transposed_product, X.device)
@@ -322,7 +383,7 @@ def randomized_svd(
     size = n_components + _OVERSAMPLES
     dtype = _numpy_type(X)
     Q = rng.normal(size=(min(X.shape), size)).astype(dtype, copy=False)
-    for _ in range(7 if n_components < 0.1 * min(X.shape) else 4):
+    for _ in range(n_power):
         Q = _normalised(times(Q))
         Q = _normalised(transposed(Q))
     Q, _ = scipy.linalg.qr(times(Q), mode="economic", check_finite=False)

@@ -18,7 +18,7 @@ from nnmf_cuda.nnmf.minibatch import (
     statistics_of_fit,
     statistics_of_start,
 )
-from nnmf_cuda.nnmf.parameters import ParametersMixin
+from nnmf_cuda.nnmf.sharding import ShardMixin, one_fate
 from nnmf_cuda.nnmf.starts import Origin, initial_components
 
 MEMORY = ("_components_numerator", "_components_denominator")
@@ -34,7 +34,7 @@ _OF_FIT_ALONE = (
 )
 
 
-def _has_stream(model: ParametersMixin) -> bool:
+def _has_stream(model: ShardMixin) -> bool:
     """Whether there is a `partial_fit`; says why not as scikit-learn's own estimators do."""
     for name, other, absent in (
         ("solver", "mu", model._signed),
@@ -48,7 +48,7 @@ def _has_stream(model: ParametersMixin) -> bool:
     return True
 
 
-class StreamMixin(ParametersMixin):
+class StreamMixin(ShardMixin):
     """Gives `NNMF` its `partial_fit`."""
 
     forget_factor: float
@@ -82,18 +82,19 @@ class StreamMixin(ParametersMixin):
             As for `fit`, but that of some columns nothing may count: of those the mini-batch tells
             nothing. The rows of a fit before count with all their entries.
         """
-        reset = not hasattr(self, "components_")
-        matrix = self._read_training(X, reset=reset, mask=mask, weights=weights)
-        origin = self._origin_for(matrix)
-        components, past = self._stream(matrix, H, origin)
-        components, statistics = minibatch_step(
-            self._problem(matrix.converted(components.dtype), origin.n_fixed),
-            components,
-            past,
-            n_iter=self.fresh_restarts_max_iter,
-            forget_factor=self.forget_factor,
-        )
-        self._keep_step(components, statistics)
+        with one_fate(X):
+            reset = not hasattr(self, "components_")
+            matrix = self._read_training(X, reset=reset, mask=mask, weights=weights)
+            origin = self._origin_for(matrix)
+            components, past = self._stream(matrix, H, origin)
+            components, statistics = minibatch_step(
+                self._problem(matrix.converted(components.dtype), origin.n_fixed),
+                components,
+                past,
+                n_iter=self.fresh_restarts_max_iter,
+                forget_factor=self.forget_factor,
+            )
+            self._keep_step(components, statistics)
         return self
 
     def _check_parameters(self) -> None:
@@ -134,8 +135,9 @@ class StreamMixin(ParametersMixin):
         if hasattr(self, "n_steps_"):
             return components, Statistics(*map(stored, MEMORY))
         W = stored("W_")
-        objective = self._objective(len(W), X.shape[1], components.dtype)
-        return components, statistics_of_fit(W, components, objective)
+        n_rows = int(X.totals(torch.tensor(len(W), dtype=torch.float64, device=X.device))[0])
+        objective = self._objective(n_rows, X.shape[1], components.dtype)
+        return components, statistics_of_fit(W, components, objective, X)
 
     def _keep_step(self, components: Tensor, statistics: Statistics) -> None:
         """Store what a mini-batch has led to, and drop what holds for the end of a fit only."""

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
-from nnmf_cuda.nnmf.matrix import Dense, Matrix, real_tensor, rounded_mean, row_slices
+from nnmf_cuda.nnmf.matrix import Dense, Matrix, real_tensor, row_slices
 from nnmf_cuda.reference.nnmf import unpacked
 
 _GRAM_ENTRIES = 2**22
 """Numbers of components times weights that `project` holds at once, float64."""
 
-_SWEEPS = 2
+SWEEPS = 2
 """Of HALS: on planted factors, with a mask and with weights, 1, 4 and 10 gain less in the same
 time."""
 
@@ -62,6 +62,8 @@ class Weighted(Dense):
     those of the entries that count, by their weights.
     """
 
+    weighted = True
+
     def __init__(self, tensor: Tensor, weights: Tensor) -> None:
         super().__init__(tensor)
         self.weights = weights  # (n, f) of factor_dtype, or (n, ceil(f / 8)) uint8
@@ -71,7 +73,7 @@ class Weighted(Dense):
 
         Each sweep visits all entries, which takes longer than what is read for it.
         """
-        return _SWEEPS
+        return SWEEPS
 
     @property
     def kind(self) -> str:
@@ -102,21 +104,21 @@ class Weighted(Dense):
             low = torch.minimum(low, block.where(counts, math.inf).amin())
             high = torch.maximum(high, block.where(counts, -math.inf).amax())
         low, high = torch.stack((low, high)).tolist()
-        return low / self._unit, high / self._unit
+        return low / self.unit, high / self.unit
 
-    def mean(self) -> float:
-        """Return the mean entry, of pixels as fractions, as `rounded_mean` has it."""
+    def sum_and_count(self) -> tuple[float, float]:
+        """Return the sum of the entries, of pixels as they are, and how many: by their weights."""
         total = count = 0.0
         for _, block, weights in self._weighted_blocks(torch.float64):
             total += (weights * block).sum().item()
             count += weights.sum().item()
-        return rounded_mean(total / count / self._unit) if count else 0.0
+        return total, count
 
     def mean_power(self, exponent: float) -> Tensor:
         """Return the sum of weight * X ** exponent over the number of entries: () float64."""
         total = self.tensor.new_zeros((), dtype=torch.float64)
         for _, block, weights in self._weighted_blocks(torch.float64):
-            power = (block / self._unit).pow_(exponent)
+            power = (block / self.unit).pow_(exponent)
             total += torch.where(weights > 0, weights * power, 0).sum()
         return total / self.n_entries
 
@@ -126,21 +128,21 @@ class Weighted(Dense):
         for rows, block, weights in self._weighted_blocks(result.dtype):
             total = weights.sum(1, keepdim=True)
             result[rows] = (weights * block).sum(1, keepdim=True) / total.masked_fill(total == 0, 1)
-        return result.div_(self._unit)
+        return result.div_(self.unit)
 
     def product(self, right: Tensor) -> Tensor:
         """Return X @ right in right's type, what does not count being the mean of its row."""
         result = right.new_empty(self.shape[0], right.shape[1])
         for rows, block in self._filled_blocks(right.dtype):
             torch.mm(block, right, out=result[rows])
-        return result.div_(self._unit)
+        return result.div_(self.unit)
 
     def transposed_product(self, right: Tensor) -> Tensor:
         """Return X^T @ right in right's type, what does not count being the mean of its row."""
         result = right.new_zeros(self.shape[1], right.shape[1])
         for rows, block in self._filled_blocks(right.dtype):
             result.addmm_(block.mT, right[rows])
-        return result.div_(self._unit)
+        return result.div_(self.unit)
 
     @cached_property
     def transposed(self) -> Self:
@@ -179,7 +181,7 @@ class Weighted(Dense):
         for first in range(0, self.shape[0], step):
             rows = slice(first, first + step)
             weights = self.weights_of(rows, wide.dtype)
-            seen = weights * self.tensor[rows].double() / self._unit
+            seen = weights * self.tensor[rows].double() / self.unit
             # Products of their own for each row: its result does not depend on those beside it.
             gram = torch.bmm(weights[:, None] * wide, wide.mT.expand(len(weights), f, k)) + ridge
             cross = torch.bmm(seen[:, None], wide.mT.expand(len(weights), f, k)) - l1_reg
@@ -205,12 +207,12 @@ class Weighted(Dense):
 
     def _weighted_blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield blocks of rows with their weights, both in `dtype`."""
-        for rows, block in self._blocks_as(dtype):
+        for rows, block in self.blocks_as(dtype):
             yield rows, block, self.weights_of(rows, dtype)
 
     def _filled_blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Yield blocks of rows, what does not count being the mean of its row."""
-        means = self.row_means().to(dtype) * self._unit
+        means = self.row_means().to(dtype) * self.unit
         for rows, block, weights in self._weighted_blocks(dtype):
             yield rows, torch.where(weights > 0, block, means[rows])
 
@@ -245,8 +247,6 @@ def weighted_matrix(tensor: Tensor, told: Told) -> Dense:
 
 def check_columns(X: Matrix) -> None:
     """Raise if a column of X has no entry that counts, of which a fit would learn nothing."""
-    if not isinstance(X, Weighted):
-        return
     unseen = (~X.columns_seen()).nonzero().flatten().tolist()
     if unseen:
         raise ValueError(

@@ -17,7 +17,10 @@ from nnmf_cuda.nnmf.graph import Graph, graph_updates
 from nnmf_cuda.nnmf.matrix import Dense
 from tests.helpers import DEVICES
 
-CPU = torch.device("cpu")
+
+def rows(n: int, device: str = "cpu") -> Dense:
+    """Return X of that many rows, of which graphs are made by hand or labels."""
+    return Dense(torch.zeros(n, 1, device=device))
 
 
 def weights_of(rng, n):
@@ -41,7 +44,7 @@ def test_graphs_of_every_type_have_the_same_edges(rng, kind):
         "tensor": torch.from_numpy(A),
         "sparse tensor": torch.from_numpy(A).to_sparse_csr(),
     }[kind]
-    graph = Graph.of_matrix(matrix, 9, 1.5, CPU)
+    graph = Graph.of_matrix(matrix, rows(9), 1.5)
     np.testing.assert_allclose(graph.pull(torch.from_numpy(W)).numpy(), 1.5 * A @ W, rtol=1e-12)
     degrees = A.sum(1)[:, None]
     np.testing.assert_allclose(graph.hold(torch.from_numpy(W)), 1.5 * degrees * W, rtol=1e-12)
@@ -49,7 +52,7 @@ def test_graphs_of_every_type_have_the_same_edges(rng, kind):
 
 def test_the_penalty_is_a_sum_over_edges(rng):
     A, W = weights_of(rng, 12), rng.random((2, 12, 3))
-    value = Graph.of_matrix(A, 12, 0.7, CPU).value(torch.from_numpy(W))
+    value = Graph.of_matrix(A, rows(12), 0.7).value_of_rows(torch.from_numpy(W))
     for start in range(2):
         pairs = ((W[start][:, None] - W[start][None]) ** 2).sum(2)
         assert value[start].item() == pytest.approx(0.7 / 4 * (A * pairs).sum(), rel=1e-12)
@@ -60,7 +63,7 @@ def test_the_penalty_of_labels_is_the_scatter_within_classes(rng, as_words):
     y = np.array([3, 0, 0, 3, 7, 0, 3, 3])
     W = rng.random((1, 8, 2))
     labels = y.astype(str) if as_words else y
-    value = Graph.of_labels(labels, 8, 2.0, CPU).value(torch.from_numpy(W)).item()
+    value = Graph.of_labels(labels, rows(8), 2.0).value_of_rows(torch.from_numpy(W)).item()
     scatter = sum(((W[0][y == c] - W[0][y == c].mean(0)) ** 2).sum() for c in (0, 3, 7))
     assert value == pytest.approx(2.0 / 2 * scatter, rel=1e-12)
 
@@ -68,16 +71,16 @@ def test_the_penalty_of_labels_is_the_scatter_within_classes(rng, as_words):
 def test_samples_without_a_label_are_joined_to_none(rng):
     y = np.array([1, -1, 1, -1, 0, 0])
     W = torch.from_numpy(rng.random((1, 6, 2)))
-    graph = Graph.of_labels(y, 6, 1.0, CPU)
+    graph = Graph.of_labels(y, rows(6), 1.0)
     assert (graph.pull(W)[0, y == -1] == 0).all()
     assert graph.degrees.flatten().tolist() == [1, 0, 1, 0, 1, 1]
-    assert Graph.of_labels(np.full(6, -1), 6, 1.0, CPU).value(W).item() == 0
+    assert Graph.of_labels(np.full(6, -1), rows(6), 1.0).value_of_rows(W).item() == 0
 
 
 def test_many_samples_of_few_classes_take_little_memory():
     n = 200_000  # all pairs of a class would take 80 GB
     y = np.arange(n) % 4
-    graph = Graph.of_labels(y, n, 1.0, CPU)
+    graph = Graph.of_labels(y, rows(n), 1.0)
     W = torch.ones(1, n, 1, dtype=torch.float64)
     torch.testing.assert_close(graph.pull(W), W)
     assert sum(len(factor.values()) for factor in graph.factors) == 2 * n
@@ -154,20 +157,20 @@ def test_neighbor_graph_says_what_is_out_of_range(rng, options, message):
 )
 def test_graphs_that_are_none_are_refused(matrix, error, message):
     with pytest.raises(error, match=message):
-        Graph.of_matrix(matrix, 4, 1.0, CPU)
+        Graph.of_matrix(matrix, rows(4), 1.0)
 
 
 @pytest.mark.parametrize("y", [np.ones(3), np.ones((4, 1))])
 def test_labels_are_one_for_each_sample(y):
     with pytest.raises(ValueError, match="graph='labels' needs one label for each of the 4 sampl"):
-        Graph.of_labels(y, 4, 1.0, CPU)
+        Graph.of_labels(y, rows(4), 1.0)
 
 
 def test_digests_tell_graphs_apart(rng):
     A = weights_of(rng, 9)
     B = A.copy()
     B[0, 1] = B[1, 0] = 5
-    first, again, other = (Graph.of_matrix(m, 9, 1.0, CPU).digest() for m in (A, A.copy(), B))
+    first, again, other = (Graph.of_matrix(m, rows(9), 1.0).digest() for m in (A, A.copy(), B))
     assert first == again
     assert first != other
 
@@ -222,7 +225,7 @@ def drawn(rng, n=21, f=17, k=4, batch=2):
 
 def updated(X, W, H, A, strength, beta_loss, n_iter, penalties, device="cpu", **options):
     names = ("l1_reg_W", "l1_reg_H", "l2_reg_W", "l2_reg_H")
-    graph = Graph.of_matrix(A, len(A), strength, torch.device(device))
+    graph = Graph.of_matrix(A, rows(len(A), device), strength)
     return graph_updates(
         Dense(X),
         W,
@@ -309,7 +312,7 @@ def test_what_is_held_and_what_is_zero_stay(rng, beta_loss):
 
 def test_nan_is_no_label():
     with pytest.raises(ValueError, match="y contains NaN; the label of a sample without one is -1"):
-        Graph.of_labels(np.array([0.0, 0.0, np.nan, np.nan]), 4, 1.0, CPU)
+        Graph.of_labels(np.array([0.0, 0.0, np.nan, np.nan]), rows(4), 1.0)
 
 
 def test_a_graph_is_left_as_it_is():
@@ -322,6 +325,6 @@ def test_a_graph_is_left_as_it_is():
     ordered.data.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        graphs = [Graph.of_matrix(matrix, 3, 1.0, CPU) for matrix in (given, ordered)]
+        graphs = [Graph.of_matrix(matrix, rows(3), 1.0) for matrix in (given, ordered)]
     assert graphs[0].digest() == graphs[1].digest()
     np.testing.assert_array_equal(given.indices, [2, 1, 1, 0, 0])

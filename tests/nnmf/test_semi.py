@@ -73,7 +73,7 @@ def options_of(penalties, n, device="cpu"):
     ours = {names[name]: value for name, value in penalties.items() if name in names}
     if "strength" not in penalties:
         return ours, penalties
-    graph = Graph.of_matrix(ring(n), n, penalties["strength"], torch.device(device))
+    graph = Graph.of_matrix(ring(n), Dense(torch.zeros(n, 1, device=device)), penalties["strength"])
     return ours | {"graph": graph}, penalties | {"A": ring(n)}
 
 
