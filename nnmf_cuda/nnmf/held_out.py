@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from nnmf_cuda import ops
 from nnmf_cuda.nnmf.matrix import Dense, Matrix
 from nnmf_cuda.nnmf.minimisation import Run
 from nnmf_cuda.nnmf.problem import Problem
-from nnmf_cuda.nnmf.starts import Origin
+from nnmf_cuda.nnmf.starts import Origin, drawn_parts
 from nnmf_cuda.nnmf.weighted_matrix import Weighted
 
 Runs = Callable[[Problem, Origin], Iterator[Run]]
@@ -26,8 +27,8 @@ Runs = Callable[[Problem, Origin], Iterator[Run]]
 class Split:
     """X for a fit, and the entries of it that the fit does not see."""
 
-    seen: Weighted
-    hidden: Weighted
+    seen: Matrix
+    hidden: Matrix
 
 
 def split_entries(X: Matrix, share: float, rng: np.random.RandomState) -> Split:
@@ -35,23 +36,35 @@ def split_entries(X: Matrix, share: float, rng: np.random.RandomState) -> Split:
 
     Of a row or a column that would lose all that counts nothing is hidden.
     """
-    if not isinstance(X, Dense):
+    own = X.own
+    if not isinstance(own, Dense):
         raise TypeError(
             "held_out needs dense X, of which any entry can be left out; use X.toarray() or "
             "X.to_dense(), or held_out=0"
         )
-    counts = torch.ones(X.shape, dtype=X.factor_dtype, device=X.device)
-    given = X.weights_of(slice(None), X.factor_dtype)
+    counts = torch.ones(own.shape, dtype=own.factor_dtype, device=own.device)
+    given = own.weights_of(slice(None), own.factor_dtype)
     if given is not None:
         counts = given
-    hidden = torch.from_numpy(rng.random_sample(X.shape) < share).to(X.device) & (counts > 0)
-    for axis in (0, 1):
-        hidden &= ((counts > 0) & ~hidden).any(axis, keepdim=True)
-    if not bool(hidden.any()):
+    hidden = _drawn(X, share, rng).to(own.device) & (counts > 0)
+    (left,) = X.totals(((counts > 0) & ~hidden).sum(0).double())
+    hidden &= left > 0
+    hidden &= ((counts > 0) & ~hidden).any(1, keepdim=True)
+    if not any(X.gathered(bool(hidden.any()))):
         raise ValueError(
-            f"held_out={share:g} hides no entry of X of shape {tuple(X.shape)}; give a larger share"
+            f"held_out={share:g} hides no entry of X of shape {X.whole_shape}; give a larger share"
         )
-    return Split(_of_entries(X, counts, ~hidden), _of_entries(X, counts, hidden))
+    return Split(*(X.like(_of_entries(own, counts, chosen)) for chosen in (~hidden, hidden)))
+
+
+def _drawn(X: Matrix, share: float, rng: np.random.RandomState) -> torch.Tensor:
+    """Draw which entries of its own rows to hide, of all that are drawn."""
+    n_features, rows = X.shape[1], X.own_rows
+    own = slice(rows.start * n_features, rows.stop * n_features)
+    hidden = np.empty(own.stop - own.start, np.bool_)
+    for place, part in drawn_parts(rng.random_sample, math.prod(X.whole_shape), own):
+        hidden[place] = part < share
+    return torch.from_numpy(hidden).reshape(X.shape)
 
 
 def _of_entries(X: Dense, counts: torch.Tensor, chosen: torch.Tensor) -> Weighted:
@@ -76,13 +89,15 @@ def held_out_errors(
 
     In each repetition other entries are hidden, and every rank is fitted once to the rest.
     """
-    rng = check_random_state(random_state)
+    rng = problem.X.same_generator(check_random_state(random_state))
     errors = np.empty((n_repeats, len(ranks)))
     objective = problem.objective
     for repeat in range(n_repeats):
         split = split_entries(problem.X, share, rng)
         start = replace(origin, n_init=1, random_state=int(rng.randint(2**31)))
-        count = split.hidden.weights_of(slice(None), torch.float64).sum()
+        weights = split.hidden.weights_of(slice(None), torch.float64)
+        assert weights is not None
+        (count,) = problem.X.totals(weights.sum())
         for run in runs(replace(problem, X=split.seen), start):
             error = split.hidden.divergence(
                 run.W, run.H, beta_loss=objective.beta_loss, floor=objective.floor

@@ -76,6 +76,10 @@ class Matrix(ABC):
         """Return sums over all rows, given those over the rows of this process."""
         return of_rows
 
+    def like(self, own: Matrix) -> Matrix:
+        """Return X of which this process has these rows, in place of its own."""
+        return own
+
     def whole_rows(self, own: Tensor) -> Tensor:
         """Return what there is of all rows, (n_samples, ...), given that of this process's."""
         return own

@@ -111,8 +111,11 @@ class RankSelectionMixin(ParametersMixin):
         """
         with one_fate(X):
             self._check_selection(n_init, criterion, max_samples, held_out, n_repeats)
-            if isinstance(X, Shard) and held_out > 0:
-                raise TypeError("select_rank does not yet hide entries of a Shard: use held_out=0")
+            if isinstance(X, Shard) and X.starts is not None and held_out > 0:
+                raise TypeError(
+                    "held_out fits from one start, and select_rank does not yet deal the ranks: "
+                    "give Shard no starts, or use held_out=0"
+                )
             # A copy, because reading X sets what an estimator was fitted with: features and units.
             reader = copy(self)
             matrix = reader._read_training(X, mask=mask, weights=weights)

@@ -338,7 +338,7 @@ def labels_of(X: Matrix, rows: Tensor) -> Callable[[Run], Tensor]:
 
     def labels(run: Run) -> Tensor:
         own = assignments(run.W[rows], run.H)
-        return torch.cat([part.to(own.device) for part in X.gathered(own)])
+        return torch.cat(X.gathered(own.cpu())).to(own.device)
 
     return labels
 

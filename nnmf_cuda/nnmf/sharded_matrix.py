@@ -66,6 +66,10 @@ class Sharded(Matrix):
         """Return sums over all rows, given those over the rows of this process."""
         return self.ranks.totals(*of_rows)
 
+    def like(self, own: Matrix) -> Matrix:
+        """Return X of which this process has these rows, in place of its own."""
+        return type(self)(own, self.ranks, self.starts)
+
     def whole_rows(self, own: Tensor) -> Tensor:
         """Return what there is of all rows, (n_samples, ...), given that of this process's."""
         return self.ranks.rows(own, self.counts)
@@ -165,7 +169,7 @@ class Sharded(Matrix):
 
     def divergence(self, W: Tensor, H: Tensor, *, beta_loss: float, floor: float) -> Tensor:
         """Return the divergence of X from each W H, (B,) float64, as `ops.nnmf_divergence`."""
-        own = W.new_zeros(len(W), dtype=torch.float64)
+        own = W.new_zeros(W.shape[:-2], dtype=torch.float64)
         if self.shape[0]:
             own = self._own.divergence(W, H, beta_loss=beta_loss, floor=floor)
         return self.totals(own)[0]

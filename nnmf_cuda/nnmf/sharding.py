@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from nnmf_cuda.distributed.ranks import Ranks
 from nnmf_cuda.distributed.shard import Shard, share
 from nnmf_cuda.nnmf.checkpoint import described
@@ -53,7 +55,7 @@ def best_of_all(X: Matrix, run: Run, own: slice) -> Run:
     if starts is None:
         return run
     numbered = replace(run, restart=own.start + run.restart)
-    nothing = run.H.new_empty(0)
+    nothing = torch.empty(0)
     of_all = starts.gathered(replace(numbered, W=nothing, H=nothing))
     rank = min(range(starts.size), key=lambda rank: of_all[rank].order())
     best: Run = of_all[rank]
@@ -65,7 +67,8 @@ def all_runs_of(X: Matrix, ended: Ended) -> Ended:
     starts = X.starts if isinstance(X, Sharded) else None
     if starts is None:
         return ended
-    return [one for of_rank in starts.gathered(ended) for one in of_rank]
+    sent = [(labels.cpu(), replace(run, H=run.H.cpu())) for labels, run in ended]
+    return [one for of_rank in starts.gathered(sent) for one in of_rank]
 
 
 def check_alike(X: Matrix, facts: Mapping[str, Any]) -> None:

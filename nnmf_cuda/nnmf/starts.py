@@ -244,12 +244,12 @@ def _drawn(
     own = slice(rows.start * width, rows.stop * width)
     draw = partial(rng.uniform, _RANDOM_FLOOR, 1 + _RANDOM_FLOOR)
     entries = np.empty(own.stop - own.start, dtype)
-    for place, part in _drawn_parts(draw, math.prod(shape), own):
+    for place, part in drawn_parts(draw, math.prod(shape), own):
         entries[place] = scale * part
     return entries.reshape(-1, width)
 
 
-def _drawn_parts(
+def drawn_parts(
     draw: Callable[..., Any], total: int, own: slice
 ) -> Iterator[tuple[slice, FloatArray]]:
     """Draw `total` numbers and yield those that are one's `own`, with their places among them."""
@@ -310,7 +310,7 @@ def _filled(
     """Return the factor with small random numbers for its zeros, its `own` of those in all rows."""
     filled = factor.copy()
     numbers = np.empty(own.stop - own.start)
-    for place, part in _drawn_parts(rng.standard_normal, total, own):
+    for place, part in drawn_parts(rng.standard_normal, total, own):
         numbers[place] = np.abs(average * part / 100)
     filled[filled == 0] = numbers
     return filled
