@@ -46,6 +46,7 @@ SAME_WITHOUT_EXTENSION = {
     "tests/csrc": "about the compiled kernels",
     "tests/test_setup.py": "what the build decides",
     "tests/bench": "measures the kernels, and is in no wheel",
+    "tests/distributed": "compares fits of several processes with those of one, by the same ops",
     "tests/data": "readers know resize_grey alone, whose reference gives the kernel's bytes",
     "tests/fuzz": "what readers and settings refuse, before anything is computed",
     "tests/report": "tables and figures of made-up numbers",
