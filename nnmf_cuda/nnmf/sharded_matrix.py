@@ -25,8 +25,8 @@ from nnmf_cuda.reference.nnmf import CLAMP, EPSILON, mm_exponent, no_divergence
 class Sharded(Matrix):
     """X of which this process has the rows `own`, and the other ranks the others.
 
-    A rank's W is that of its rows, H is the same on all of them: each half of an iteration of H is
-    made of sums over the rows of each rank, which `Ranks` adds up. All methods that tell of X as a
+    A rank's W is that of its rows, H is the same on all of them: what updates it is made of sums
+    over rows, which each rank makes of its own and `Ranks` adds up. All methods that tell of X as a
     whole, update H or return a divergence are called by all ranks together.
     """
 
@@ -221,15 +221,12 @@ class Sharded(Matrix):
         """
         of_terms: dict[str, Any] = {**of_loss, "weighted": self.weighted}
         of_times = {name: of_terms[name] for name in ("beta_loss", "weighted")}
-        pull = torch.zeros_like(H, dtype=torch.float64)
+        moved = H
         if self.shape[0]:
             W, moved, _ = self._own.mu(W, H, n_iter=1, **of_loss, **of_W)
-            terms = row_terms(self, W, H, **of_terms)
-            power = 1 / mm_exponent(of_loss["beta_loss"])
-            pull = moved.double() ** power * times_H(terms, H, **of_times)
-        else:
-            terms = row_terms(self, W, H, **of_terms)
-        pull, terms = self.totals(pull, terms)
+        terms = row_terms(self, W, H, **of_terms)
+        power = 1 / mm_exponent(of_loss["beta_loss"])
+        pull, terms = self.totals(moved.double() ** power * times_H(terms, H, **of_times), terms)
         return W, pull, times_H(terms, H, **of_times)
 
     def hals(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -99,19 +101,16 @@ class ShardMixin(ParametersMixin):
         rows = X.rows
         if getattr(rows, "ndim", 0) == 2 and rows.shape[0] == 0:
             self._note_features(rows.shape[1], reset=reset)
-            own, smallest, largest = (
-                empty_matrix(rows, resolve_device(self.device, rows)),
-                None,
-                0.0,
-            )
+            own: Matrix = empty_matrix(rows, resolve_device(self.device, rows))
+            bounds = (math.inf, -math.inf)
         else:
-            own, smallest, largest = self._read_own(rows, reset=reset, mask=mask, weights=weights)
+            own, low, high = self._read_own(rows, reset=reset, mask=mask, weights=weights)
+            bounds = (low, high)
         _check_ranks_alike(X.ranks, self._facts(own))
-        bounds = [bound for bound in X.ranks.gathered((smallest, largest)) if bound[0] is not None]
-        if not bounds:
-            raise ValueError("X has no rows on any rank: give some to one of them")
         matrix = Sharded(own, X.ranks, X.starts)
-        lows, highs = zip(*bounds, strict=True)
+        if matrix.whole_shape[0] == 0:
+            raise ValueError("X has no rows on any rank: give some to one of them")
+        lows, highs = zip(*X.ranks.gathered(bounds), strict=True)
         self._note_units(matrix, min(lows), max(highs), reset=reset)
         if X.starts is not None:
             facts = self._facts(own) | {"the rows of X": own.shape[0], "their units": self._units}
@@ -159,4 +158,4 @@ class ShardMixin(ParametersMixin):
 
 def _drawn(random_state: Any) -> bool:
     """Whether a seed is a generator, or the global one, of which rank 0's is used."""
-    return not isinstance(random_state, int)
+    return not isinstance(random_state, Integral)
