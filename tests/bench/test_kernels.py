@@ -127,9 +127,9 @@ def test_every_size_has_a_tolerance_and_inputs_of_its_shape(op, no_compiler):
         inputs = case.inputs(tiny, 0, CPU)
         again = case.inputs(tiny, 0, CPU)
         other = case.inputs(tiny, 1, CPU)
-        first = next(name for name, value in inputs.items() if isinstance(value, torch.Tensor))
-        assert torch.equal(inputs[first], again[first])
-        assert not torch.equal(inputs[first], other[first])
+        tensors = [name for name, value in inputs.items() if isinstance(value, torch.Tensor)]
+        assert all(torch.equal(inputs[name], again[name]) for name in tensors)
+        assert not all(torch.equal(inputs[name], other[name]) for name in tensors)
         rounding = 0.05 if op.startswith("train_") else 1e-3  # of thousands of steps
         assert 0 < case.tolerance[computed_in(inputs)] < rounding
         found, _ = verify(Problem(case, tiny), inputs)
