@@ -16,7 +16,7 @@ struct WideDivergenceTask {
 };
 
 template <Loss loss, class T, class Data>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     wide_divergence_kernel(WideDivergenceTask<T, Data> task) {
   const Shape& s = task.problem.shape;
   const int64_t k = s.n_components;
