@@ -483,8 +483,8 @@ def _sparse_row_sums(here: Launched) -> Found:
         group *= 2
     hot = here.code.hot_loop()
     loop = hot.own if hot is not None else Code()
-    # A warp takes 32 / group non-zeros at a time; rows do not end with them.
-    passes = (s["nonzeros"] * group / 32 + length / 2) / (here.launch.blocks * here.warps_of_block)
+    # A warp takes four times 32 / group non-zeros in a pass; rows do not end with them.
+    passes = (s["nonzeros"] * group / 128 + length / 2) / (here.launch.blocks * here.warps_of_block)
     return Found(
         issue_cycles(here.code.own) + passes * issue_cycles(loop),
         memory_bytes=8.0 * s["nonzeros"],
