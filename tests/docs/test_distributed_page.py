@@ -35,4 +35,4 @@ def test_the_example_gives_the_fit_of_one_process(tmp_path: Path) -> None:
     one = NNMF(4, solver="accelerated-mu", max_iter=50, tol=0, random_state=0).fit(X)
     W = np.concatenate([np.load(tmp_path / f"W_{rank}.npy") for rank in range(2)])
     H = NNMF.load(tmp_path / "model.safetensors").components_
-    np.testing.assert_allclose(W @ H, one.W_ @ one.components_, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(W @ H, one.W_ @ one.components_, rtol=1e-3, atol=1e-3)
