@@ -292,7 +292,7 @@ class Dense(Matrix):
         return type(self)(self.tensor.mT.contiguous())
 
     def blocks_as(
-        self, dtype: torch.dtype, n_entries: int = BLOCK_ENTRIES
+        self, dtype: torch.dtype, n_entries: int | None = None
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield blocks of rows in `dtype`; they share one buffer, or a heap of them would grow."""
         buffer: Tensor | None = None
@@ -318,10 +318,11 @@ def _of_each(multiply: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
 
 
 def row_slices(
-    n_rows: int, n_columns: int, *, device: torch.device, n_entries: int = BLOCK_ENTRIES
+    n_rows: int, n_columns: int, *, device: torch.device, n_entries: int | None = None
 ) -> Iterator[slice]:
-    """Yield the rows of each block of a matrix of this shape on this device."""
-    entries = n_entries * (_TIMES_ON_CUDA if device.type == "cuda" else 1)
+    """Yield the rows of each block of a matrix of this shape on this device, BLOCK_ENTRIES each."""
+    entries = BLOCK_ENTRIES if n_entries is None else n_entries
+    entries *= _TIMES_ON_CUDA if device.type == "cuda" else 1
     step = max(1, entries // max(1, n_columns))
     for first in range(0, n_rows, step):
         yield slice(first, first + step)
