@@ -1,0 +1,6 @@
+"""The systems that the paper compares itself with, as estimators on images."""
+
+from nnmf_cuda.baselines.base import ImageClassifier, LabelledImages, PixelNetwork
+from nnmf_cuda.baselines.systems import SYSTEMS, Setting, System
+
+__all__ = ["SYSTEMS", "ImageClassifier", "LabelledImages", "PixelNetwork", "Setting", "System"]
