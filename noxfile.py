@@ -265,6 +265,7 @@ def bench_smoke(session: nox.Session) -> None:
     with session.cd(copy):
         for kind in BENCHES:
             session.run("python", "-m", "bench", kind, "--smoke", "--json", records)
+        session.run("python", "-m", "bench", "ranks", "--smoke")
         session.run("python", "-m", "bench", "plot", records, "--out", session.create_tmp())
 
 

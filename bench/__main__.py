@@ -119,9 +119,57 @@ def _parser() -> ArgumentParser:
         "page", _page_parser(), help="tables of equality, break_even and stages from records"
     )
     kinds.add_subcommand(
+        "ranks", _ranks_parser(), help="fits of several processes, and what many would take"
+    )
+    kinds.add_subcommand(
         "predict", _predict_parser(), help="what headlines should take on a GPU, from machine code"
     )
     return parser
+
+
+def _ranks_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Time the parts of an iteration and the exchange of 1 to 4 processes of this"
+        " machine, predict whole iterations from them, and carry the model to many machines. On the"
+        " CPU; two minutes where nothing else runs.",
+    )
+    parser.add_argument(
+        "--measure", type=bool, default=True, help="false: only write the page from the record"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny sizes: shows that it works; keeps no record"
+    )
+    parser.add_argument(
+        "--record",
+        type=str,
+        default="bench/results/ranks-2-cores.json",
+        help="file of the record, which is replaced",
+    )
+    parser.add_argument(
+        "--page",
+        type=str | None,
+        default=None,
+        help="Markdown file that gets the tables, as docs/scaling.md",
+    )
+    return parser
+
+
+def _run_ranks(*, measure: bool, smoke: bool, record: str, page: str | None) -> None:
+    from bench.ranks import measure_ranks
+    from bench.ranks_page import measured_table, parts_of, write_page
+    from bench.ranks_record import Record
+
+    if measure:
+        found = measure_ranks(smoke=smoke, progress=True)
+        if not smoke:
+            Path(record).write_text(found.text(), "utf-8")
+        else:
+            print(measured_table(found))
+            return
+    kept = Record.read(Path(record))
+    if page is not None:
+        write_page(kept, Path(page))
+    print("\n\n".join(parts_of(kept).values()))
 
 
 def _predict_parser() -> ArgumentParser:
@@ -206,6 +254,9 @@ def _run(kind: str, options: dict[str, Any]) -> None:
     if kind == "plot":
         for path in plot_records(options["records"], out=options["out"], page=options["page"]):
             print(path)
+        return
+    if kind == "ranks":
+        _run_ranks(**options)
         return
     if kind == "predict":
         from bench.predict import write_page, write_predictions

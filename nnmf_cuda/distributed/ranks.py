@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_SMALL = 2**13  # float64 numbers that each process sends to each: there waiting costs the most
+SMALL = 2**13  # float64 numbers that each process sends to each: there waiting costs the most
 
 # What the word before a call says: that a rank has failed, which call it is, or of how many numbers
 # the sums are.
@@ -119,7 +119,7 @@ class Ranks:
 
     def _sum(self, flat: Tensor) -> Tensor:
         n = flat.numel()
-        if n <= _SMALL or self.size == 2:
+        if n <= SMALL or self.size == 2:
             return _added(self._gather(flat))
         # Each rank adds up one part for all: as much is sent as in a ring.
         width = -(-n // self.size)
