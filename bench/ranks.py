@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.measure import elapsed_or_own
 from bench.memory import peak_beside
 from bench.ranks_record import IterationTime, Rate, Record, SumTime
 from nnmf_cuda import NNMF
@@ -39,7 +40,7 @@ RECORD = Path(__file__).parent / "results" / "ranks-2-cores.json"
 
 SIZE = 4
 _FEW_ROWS = 16
-_N_ITER = 30  # of a fit: three records
+_N_ITER = 20  # of a fit: two records
 _SETUPS = ((1, 1), (1, 2), (2, 1), (3, 1), (4, 1))
 """Ranks, and threads of each, whose whole iterations are timed."""
 _MACHINE = (
@@ -95,9 +96,9 @@ SMOKE = Plan(
 def measure_ranks(*, smoke: bool = False, progress: bool = False) -> Record:
     """Measure 1 to 4 processes of this machine, which gloo joins over loopback.
 
-    Times are medians of rounds in which everything takes turns: updates of many rows and of few by
-    one rank, sums over ranks, and whole iterations of fits to the same rows by each number of
-    ranks, from one record to the next.
+    Times are medians of rounds in which everything takes turns: CPU time of updates of many rows
+    and of few by one rank, and elapsed time of sums over ranks, and of whole iterations of fits to
+    the same rows by each number of ranks, from one record to the next.
 
     Parameters
     ----------
@@ -145,7 +146,7 @@ class _Found:
         median = float(np.median(self.again))
         return Record(
             machine=told,
-            rates=[self._rate(*key) for key in dict.fromkeys(k[:2] for k in self.updates)],
+            rates=[self._rate(*shape) for shape in dict.fromkeys(of[0] for of in self.updates)],
             sums=[
                 SumTime(ranks, numbers, 1e3 * float(np.median(seconds)))
                 for (ranks, numbers), seconds in self.sums.items()
@@ -161,16 +162,15 @@ class _Found:
             operations=self.operations,
         )
 
-    def _rate(self, shape: tuple[int, int, int], threads: int) -> Rate:
-        n, f, _ = shape
+    def _rate(self, n: int, f: int, k: int) -> Rate:
         many, few, divergence, of_few = (
-            float(np.median(self.updates[shape, threads, what]))
+            float(np.median(self.updates[(n, f, k), what]))
             for what in ("many", "few", "divergence", "divergence of few")
         )
         entry = max(many - few, 0.0) / ((n - _FEW_ROWS) * f)
         record = max(divergence - of_few, 0.0) / ((n - _FEW_ROWS) * f)
         H = max(few - _FEW_ROWS * f * entry, 0.0)
-        return Rate(*shape, threads, 1e9 * entry, record / entry if entry else 0.0, 1e3 * H)
+        return Rate(n, f, k, 1e9 * entry, record / entry if entry else 0.0, 1e3 * H)
 
 
 def _quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
@@ -217,9 +217,8 @@ def _round(
     found: _Found,
 ) -> None:
     for shape, X in data.items():
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            _together(rank, 1, _updates, groups[1], X, (shape, threads), found)
+        torch.set_num_threads(1)
+        _together(rank, 1, _updates, groups[1], X, shape, found)
         for ranks, threads in _SETUPS:
             torch.set_num_threads(threads)
             own = X[share(len(X), rank, ranks)] if rank < ranks else X[:0]
@@ -248,23 +247,27 @@ def _timed(call: Callable[..., object], *arguments: Any, times: int) -> Iterator
         yield time.perf_counter() - begin
 
 
+def _own(call: Callable[..., object], *arguments: Any) -> float:
+    return elapsed_or_own(lambda: call(*arguments))
+
+
 def _updates(
     group: dist.ProcessGroup,
     X: NDArray[np.uint8],
-    key: tuple[tuple[int, int, int], int],
+    shape: tuple[int, int, int],
     found: _Found,
 ) -> None:
-    """Time an iteration and the divergence, of all rows and of few; `key` has the shape."""
-    n, f, k = key[0]
+    """Time an iteration and the divergence, of all rows and of few."""
+    n, f, k = shape
     for rows, update, divergence in (
         (n, "many", "divergence"),
         (_FEW_ROWS, "few", "divergence of few"),
     ):
         whole = Sharded(Dense(torch.from_numpy(X[:rows])), Ranks(group))
         W, H = _factors(rows, f, k)
-        found.updates[*key, update] += _timed(whole.mu, W, H, times=3)
+        found.updates[shape, update] += [_own(whole.mu, W, H) for _ in range(3)]
         of_loss = partial(whole.divergence, beta_loss=1.0, floor=EPSILON)
-        found.updates[*key, divergence] += _timed(of_loss, W, H, times=3)
+        found.updates[shape, divergence] += [_own(of_loss, W, H) for _ in range(3)]
 
 
 def _iterations(

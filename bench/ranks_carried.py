@@ -53,7 +53,9 @@ class Assumed:
 
 
 ASSUMED = {
-    "cores of a node": Assumed("64", 64, "assumed; each as fast as one here where two compute"),
+    "cores of a node": Assumed(
+        "64", 64, "assumed; all of them for X, each as fast as one here, and one for H"
+    ),
     "memory of a node": Assumed(
         "300 GB/s", 3e11, "assumed: eight to twelve channels of DDR5; X is read twice"
     ),
@@ -136,16 +138,10 @@ def _carried(
     )
 
 
-def _of_k(record: Record, fit: Fit) -> Fit:
-    """Return what was measured here with these components and features."""
-    return Fit(0, fit.n_features, fit.n_components)
-
-
 def _node(record: Record, fit: Fit) -> Machine:
-    """Return a rank that has a node: its cores for X, and for H what two cores take here."""
-    threads = 2
-    rate, (fixed, number) = record.rate(_of_k(record, fit), threads), record.H_constants(threads)
-    computed = rate.entry_ns / 1e9 * threads / ASSUMED["cores of a node"].value
+    """Return a rank that has a node: its cores for X, and for H what one core takes here."""
+    rate, (fixed, number) = record.rate(fit), record.H_constants()
+    computed = rate.entry_ns / 1e9 / ASSUMED["cores of a node"].value
     read = 2 * fit.entry_bytes / ASSUMED["memory of a node"].value
     return Machine("a node", max(computed, read), rate.record_share, fixed, number)
 
@@ -164,7 +160,7 @@ def _gpu(record: Record, fit: Fit) -> Machine:
     return Machine(
         "an H200",
         max(entry, 2 * fit.entry_bytes / memory),
-        record.rate(_of_k(record, fit), 1).record_share,
+        record.rate(fit).record_share,
         record.operations * ASSUMED["an operation of torch"].value,
         8 * ASSUMED["H in a GPU's memory"].value / memory,
     )

@@ -67,11 +67,10 @@ def constants(record: Record) -> str:
     """Return what was measured of the parts, and where, as sentences."""
     network = record.network()
     rates = [
-        f"{rate.entry_ns:.3g} ns (k = {rate.n_components}, f = {rate.n_features},"
-        f" {rate.threads} thread{'s' * (rate.threads > 1)})"
+        f"{rate.entry_ns:.3g} ns (k = {rate.n_components}, f = {rate.n_features})"
         for rate in record.rates
     ]
-    fixed, number = record.H_constants(1)
+    fixed, number = record.H_constants()
     told = record.machine
     busy = f"{told['load_average']:.1f} before and {told['load_average_after']:.1f} after"
     at_once = "" if max(told["load_average"], told["load_average_after"]) < _QUIET else _BUSY
@@ -80,8 +79,8 @@ def constants(record: Record) -> str:
             f"Measured on {told['cpu_count']} cores ({told['device_name']}, {told['cpu_isa']}),"
             f" torch {told['torch']}, {told['date'][:10]}; load average {busy}.{at_once}",
             "",
-            f"- An entry of X in an iteration takes {', '.join(rates)}.",
-            f"- H takes {1e3 * fixed:.2g} ms and {1e9 * number:.3g} ns for each of its numbers.",
+            f"- An entry of X in an iteration takes a core {', '.join(rates)}.",
+            f"- H takes it {1e3 * fixed:.2g} ms and {1e9 * number:.3g} ns for each of its numbers.",
             f"- A collective call takes {1e6 * network.call_s:.3g} us, each of its steps"
             f" {1e6 * network.step_s:.3g} us, and a rank receives"
             f" {network.bytes_per_s / 1e9:.3g} GB/s, float64 sums and copies included.",

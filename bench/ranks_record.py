@@ -35,11 +35,11 @@ _LEAST_S = 1e-6
 
 @dataclass(frozen=True)
 class Rate:
-    """What one rank takes for an iteration, without an exchange.
+    """What one rank of one thread takes for an iteration without an exchange, in CPU time.
 
     Attributes
     ----------
-    n_samples, n_features, n_components, threads : int
+    n_samples, n_features, n_components : int
     entry_ns : float
         For each entry of X beyond those of a few rows.
     record_share : float
@@ -51,15 +51,9 @@ class Rate:
     n_samples: int
     n_features: int
     n_components: int
-    threads: int
     entry_ns: float
     record_share: float
     H_ms: float
-
-    def is_of(self, fit: Fit, threads: int) -> bool:
-        """Say whether it is for these components and features, and so many threads."""
-        mine = self.n_features, self.n_components, self.threads
-        return mine == (fit.n_features, fit.n_components, threads)
 
 
 @dataclass(frozen=True)
@@ -166,25 +160,25 @@ class Record:
         call, step, byte = _fitted(terms * np.array(crowds)[:, None], seconds)
         return Network("loopback", call, step, 1 / byte if byte > 0 else np.inf)
 
-    def H_constants(self, threads: int) -> tuple[float, float]:
+    def H_constants(self) -> tuple[float, float]:
         """Return the seconds of an iteration that hang on H: in all, and for each number of it."""
-        rates = [rate for rate in self.rates if rate.threads == threads]
-        terms = np.array([[1.0, rate.n_components * rate.n_features] for rate in rates])
-        fixed, number = _fitted(terms, np.array([rate.H_ms / 1e3 for rate in rates]))
+        terms = np.array([[1.0, rate.n_components * rate.n_features] for rate in self.rates])
+        fixed, number = _fitted(terms, np.array([rate.H_ms / 1e3 for rate in self.rates]))
         return fixed, number
 
-    def rate(self, fit: Fit, threads: int) -> Rate:
+    def rate(self, fit: Fit) -> Rate:
         """Return the rate that was measured for components and features; ValueError for others."""
         for rate in self.rates:
-            if rate.is_of(fit, threads):
+            if (rate.n_features, rate.n_components) == (fit.n_features, fit.n_components):
                 return rate
-        raise ValueError(f"no rate was measured for {fit} on {threads} threads")
+        raise ValueError(f"no rate was measured for {fit}")
 
     def here(self, fit: Fit, ranks: int, threads: int) -> Machine:
-        """Return this machine as one of `ranks` processes has it."""
-        rate, (fixed, number) = self.rate(fit, threads), self.H_constants(threads)
+        """Return this machine as one of `ranks` processes has it: its threads divide X."""
+        rate, (fixed, number) = self.rate(fit), self.H_constants()
         crowd = crowd_of(ranks, threads, self.cores)
-        return Machine("here", rate.entry_ns / 1e9, rate.record_share, fixed, number, crowd)
+        entry = rate.entry_ns / 1e9 / threads
+        return Machine("here", entry, rate.record_share, fixed, number, crowd)
 
     def predicted(self, one: IterationTime) -> Cost:
         """Return what the model says of an iteration that was measured."""

@@ -216,9 +216,8 @@ def planted() -> Record:
     """What a machine would have measured that is as the model says."""
     fixed, number, entry = 2e-4, 3e-9, 1.5e-9
     rates = [
-        Rate(n, f, k, threads, 1e9 * entry / threads, 0.2, 1e3 * (fixed + number * k * f))
+        Rate(n, f, k, 1e9 * entry, 0.2, 1e3 * (fixed + number * k * f))
         for n, f, k in ((4000, 4096, 15), (1500, 16_384, 15), (600, 16_384, 64))
-        for threads in (1, 2)
     ]
     sums = [
         SumTime(ranks, n, 1e3 * max(1, ranks / 2) * NETWORK.seconds(sum_of(n, ranks)))
@@ -251,10 +250,12 @@ def test_constants_follow_from_the_measurements(tmp_path: Path) -> None:
     assert network.call_s == pytest.approx(NETWORK.call_s, rel=0.01)
     assert network.step_s == pytest.approx(NETWORK.step_s, rel=0.02)
     assert network.bytes_per_s == pytest.approx(NETWORK.bytes_per_s, rel=0.02)
-    assert record.H_constants(1) == (pytest.approx(2e-4, rel=0.02), pytest.approx(3e-9, rel=0.02))
+    assert record.H_constants() == (pytest.approx(2e-4, rel=0.02), pytest.approx(3e-9, rel=0.02))
     (one,) = record.iterations
     cost = record.predicted(one)
     assert cost.X_s == pytest.approx(2 * 375 * 16_384 * 1.5e-9 * 1.02, rel=1e-3)  # two on a core
+    two_threads = record.here(one.fit, 1, 2)
+    assert (two_threads.crowd, two_threads.entry_s) == (1.0, pytest.approx(0.75e-9))
     assert "| 1.10 " in measured_table(record)
     assert measured_table(record).endswith(
         "Measured over predicted: 1.10 to 1.10, median 1.10, where they share cores."
@@ -270,7 +271,7 @@ def test_what_is_no_record(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no record of the ranks"):
         Record.read(tmp_path / "none.json")
     with pytest.raises(ValueError, match="no rate was measured"):
-        planted().rate(Fit(1, 2, 3), 1)
+        planted().rate(Fit(1, 2, 3))
 
 
 def test_rank_0_measures(alike, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -287,7 +288,7 @@ def test_rank_0_measures(alike, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert all(one.ms > 0 and one.p25 <= one.ms <= one.p75 for one in record.iterations)
     assert {one.ranks for one in record.sums} == {2, 3, 4}
     assert all(one.ms > 0 for one in record.sums)
-    assert len(record.rates) == 2 * len(measuring.SMOKE.shapes)
+    assert len(record.rates) == len(measuring.SMOKE.shapes)
     assert np.median(record.relative_times) == pytest.approx(1, rel=0.5)
     assert record.operations > 20
     assert min(record.update_ms, record.W_times, record.H_times) > 0
