@@ -168,7 +168,8 @@ def _gpu(record: Record, fit: Fit) -> Machine:
 
 def _nccl(link: str) -> Network:
     step, bytes_per_s = (ASSUMED[f"{link}, {what}"].value for what in ("a step", "bytes"))
-    return Network(f"nccl over {link}", ASSUMED["nccl, a call"].value, step, bytes_per_s)
+    call = ASSUMED["nccl, a call"].value
+    return Network(f"nccl over {link}", "nccl", call, step, 0.0, bytes_per_s)
 
 
 def _ethernet(loopback: Network, gbit_per_s: float) -> Network:
@@ -176,8 +177,10 @@ def _ethernet(loopback: Network, gbit_per_s: float) -> Network:
     wire = ASSUMED["Ethernet, bytes"].value * gbit_per_s * 1e9 / 8
     return Network(
         f"gloo over {gbit_per_s:g} Gbit/s",
+        "gloo",
         loopback.call_s,
         loopback.step_s + ASSUMED["Ethernet, a step"].value,
+        loopback.message_s,
         1 / (1 / wire + 1 / loopback.bytes_per_s),
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import numpy as np
@@ -122,28 +122,35 @@ class Exchange:
     Attributes
     ----------
     calls : int
-    steps : int
-        That wait for each other: gloo and nccl gather around a ring, from each neighbour to the
-        next (gloo/allgather.cc, nccl's src/graph/tuning.cc), and send to all at once otherwise
-        (gloo/alltoall.cc).
+    messages : int
+        To other ranks.
+    steps, ring_steps : int
+        That wait for each other, by gloo and by nccl. gloo sends to all at once (gloo/alltoall.cc);
+        gathering goes around a ring, from each neighbour to the next, in nccl (src/graph/tuning.cc)
+        and in gloo where torch itself gathers objects (gloo/allgather.cc).
     received_bytes : int
         By a rank, which sends as many.
     """
 
     calls: int = 0
+    messages: int = 0
     steps: int = 0
+    ring_steps: int = 0
     received_bytes: int = 0
 
     def __add__(self, other: Exchange) -> Exchange:
-        return Exchange(
-            self.calls + other.calls,
-            self.steps + other.steps,
-            self.received_bytes + other.received_bytes,
-        )
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Exchange(*(one + another for one, another in pairs))
+
+
+def _call(n_bytes: int, ranks: int, *, steps: int = 1, ring_steps: int = 1) -> Exchange:
+    """Return a call in which each rank sends so many bytes to each other."""
+    others = ranks - 1
+    return Exchange(1, others, steps, ring_steps, others * n_bytes)
 
 
 def _gather(n_bytes: int, ranks: int) -> Exchange:
-    return Exchange(1, ranks - 1, (ranks - 1) * n_bytes)
+    return _call(n_bytes, ranks, ring_steps=ranks - 1)
 
 
 def sum_of(numbers: int, ranks: int) -> Exchange:
@@ -154,7 +161,7 @@ def sum_of(numbers: int, ranks: int) -> Exchange:
     if numbers <= SMALL or ranks == 2:
         return word + _gather(_WIDE * numbers, ranks)
     part = _WIDE * -(-numbers // ranks)
-    return word + Exchange(1, 1, (ranks - 1) * part) + _gather(part, ranks)
+    return word + _call(part, ranks) + _gather(part, ranks)
 
 
 def exchanged(fit: Fit, ranks: int) -> Exchange:
@@ -175,8 +182,9 @@ def in_a_record(ranks: int) -> Exchange:
     """Return what a rank exchanges in a record: the divergence, and whether a callback stops."""
     if ranks == 1:
         return Exchange()
-    told = _gather(_WORD, ranks) + _gather(_WORD, ranks) + _gather(_ANSWER, ranks)
-    return sum_of(1, ranks) + told
+    around = {"steps": ranks - 1, "ring_steps": ranks - 1}
+    told = _call(_WORD, ranks, **around) + _call(_ANSWER, ranks, **around)
+    return sum_of(1, ranks) + _gather(_WORD, ranks) + told
 
 
 # How long it takes --------------------------------------------------------------------------------
@@ -189,21 +197,26 @@ class Network:
     Attributes
     ----------
     name : str
-    call_s, step_s : float
-        Of each call, and of each step that waits for another.
+    backend : str
+    call_s, step_s, message_s : float
+        Of each call, of each step that waits for another, and of each message to a rank.
     bytes_per_s : float
         That a rank receives while it sends as many.
     """
 
     name: str
+    backend: Literal["gloo", "nccl"]
     call_s: float
     step_s: float
+    message_s: float
     bytes_per_s: float
 
     def seconds(self, exchange: Exchange) -> float:
         """Return how long an exchange takes where all ranks begin at once."""
-        waited = exchange.calls * self.call_s + exchange.steps * self.step_s
-        return waited + exchange.received_bytes / self.bytes_per_s
+        steps = exchange.steps if self.backend == "gloo" else exchange.ring_steps
+        waited = exchange.calls * self.call_s + steps * self.step_s
+        sent = exchange.messages * self.message_s + exchange.received_bytes / self.bytes_per_s
+        return waited + sent
 
 
 @dataclass(frozen=True)

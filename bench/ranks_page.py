@@ -81,8 +81,8 @@ def constants(record: Record) -> str:
             "",
             f"- An entry of X in an iteration takes a core {', '.join(rates)}.",
             f"- H takes it {1e3 * fixed:.2g} ms and {1e9 * number:.3g} ns for each of its numbers.",
-            f"- A collective call takes {1e6 * network.call_s:.3g} us, each of its steps"
-            f" {1e6 * network.step_s:.3g} us, and a rank receives"
+            f"- A collective call takes {1e6 * network.step_s:.3g} us and"
+            f" {1e6 * network.message_s:.3g} us for each other rank, and a rank receives"
             f" {network.bytes_per_s / 1e9:.3g} GB/s, float64 sums and copies included.",
             f"- At most {record.W_times:.2g} times W of its rows and {record.H_times:.2g} times H"
             " in float64 are in a rank's memory, beside X.",

@@ -155,10 +155,10 @@ class Record:
         """
         exchanges = [sum_of(one.numbers, one.ranks) for one in self.sums]
         crowds = [crowd_of(one.ranks, 1, self.cores) for one in self.sums]
-        terms = np.array([[e.calls, e.steps, e.received_bytes] for e in exchanges], float)
+        terms = np.array([[e.steps, e.messages, e.received_bytes] for e in exchanges], float)
         seconds = np.array([one.ms / 1e3 for one in self.sums])
-        call, step, byte = _fitted(terms * np.array(crowds)[:, None], seconds)
-        return Network("loopback", call, step, 1 / byte if byte > 0 else np.inf)
+        step, message, byte = _fitted(terms * np.array(crowds)[:, None], seconds)
+        return Network("loopback", "gloo", 0.0, step, message, 1 / byte if byte > 0 else np.inf)
 
     def H_constants(self) -> tuple[float, float]:
         """Return the seconds of an iteration that hang on H: in all, and for each number of it."""

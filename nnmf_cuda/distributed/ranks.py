@@ -41,7 +41,8 @@ class Ranks:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        on_gpu = dist.get_backend(group) == "nccl"
+        backend = dist.get_backend(group)
+        on_gpu, self._at_once = backend == "nccl", backend == "gloo"
         self._home = torch.device("cuda", torch.cuda.current_device()) if on_gpu else None
 
     @contextmanager
@@ -84,7 +85,7 @@ class Ranks:
         longest = max(counts)
         padded = value.new_zeros(longest, *value.shape[1:])
         padded[: len(value)] = value
-        received = self._connected(self._gather, padded)
+        received = self._connected(self._gather_around, padded)
         for part, padded in zip(parts, received, strict=True):
             part.copy_(padded[: len(part)])
         return torch.cat(parts)
@@ -121,7 +122,7 @@ class Ranks:
         n = flat.numel()
         if n <= SMALL or self.size == 2:
             return _added(self._gather(flat))
-        # Each rank adds up one part for all: as much is sent as in a ring.
+        # Each rank adds up one part for all: as much is sent as around a ring.
         width = -(-n // self.size)
         padded = flat.new_zeros(self.size * width)
         padded[:n] = flat
@@ -130,6 +131,19 @@ class Ranks:
         return torch.cat(self._gather(_added(received.split(width))))[:n]
 
     def _gather(self, value: Tensor) -> list[Tensor]:
+        """Return the values of all ranks, of which each may be held as often as there are ranks.
+
+        gloo gathers around a ring, where a rank waits for each of the others in turn. What goes
+        from each to each at once takes one round, for as many bytes.
+        """
+        if not self._at_once:
+            return self._gather_around(value)
+        sent = value.expand(self.size, *value.shape).contiguous()
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=self._group)
+        return list(received)
+
+    def _gather_around(self, value: Tensor) -> list[Tensor]:
         value = value.contiguous()
         parts = [torch.empty_like(value) for _ in range(self.size)]
         dist.all_gather(parts, value, group=self._group)
