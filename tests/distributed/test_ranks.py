@@ -36,6 +36,24 @@ def test_sums_are_made_in_the_order_of_ranks(team: Team, rng, n: int, size: int)
         assert other.dtype == np.float32
 
 
+def gather(values: np.ndarray) -> list[list[bytes]]:
+    ranks, own = Ranks(team_group()), torch.from_numpy(values)
+    return [
+        [part.numpy().tobytes() for part in parts]
+        for parts in (ranks._gather(own), ranks._gather_around(own))
+    ]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_at_once_and_around_a_ring_the_same_is_gathered(team: Team, rng, size: int) -> None:
+    """Values of any shape, also where they lie apart in memory."""
+    for shape in ((1,), (5, 3), (0, 2)):
+        wide = rng.normal(size=(size, *shape, 2))
+        expected = [np.ascontiguousarray(one[..., 0]).tobytes() for one in wide]
+        for at_once, around in team.run(gather, *(one[..., 0] for one in wide)):
+            assert at_once == around == expected
+
+
 def deal(rank: int) -> dict[str, Any]:
     ranks = Ranks(team_group())
     own = torch.full((rank, 2), float(rank))
