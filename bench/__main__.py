@@ -131,7 +131,7 @@ def _ranks_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Time the parts of an iteration and the exchange of 1 to 4 processes of this"
         " machine, predict whole iterations from them, and carry the model to many machines. On the"
-        " CPU; two minutes where nothing else runs.",
+        " CPU; three minutes where nothing else runs.",
     )
     parser.add_argument(
         "--measure", type=bool, default=True, help="false: only write the page from the record"

@@ -78,7 +78,7 @@ class Plan:
 FULL = Plan(
     shapes=((4000, 4096, 15), (1500, 16384, 15), (600, 16384, 64)),
     numbers=(1, 4096, 61_455, 245_775, 1_048_640),
-    rounds=5,
+    rounds=4,
     updates=100,
     tall=(400_000, 32, 16),
     wide=(64, 65_536, 64),
@@ -170,7 +170,9 @@ class _Found:
         entry = max(many - few, 0.0) / ((n - _FEW_ROWS) * f)
         record = max(divergence - of_few, 0.0) / ((n - _FEW_ROWS) * f)
         H = max(few - _FEW_ROWS * f * entry, 0.0)
-        return Rate(n, f, k, 1e9 * entry, record / entry if entry else 0.0, 1e3 * H)
+        elapsed = float(np.median(self.updates[(n, f, k), "many, elapsed"]))
+        share = record / entry if entry else 0.0
+        return Rate(n, f, k, 1e9 * entry, share, 1e3 * H, elapsed / many)
 
 
 def _quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
@@ -190,9 +192,9 @@ def _serve(rank: int, folder: str, plan: Plan, progress: bool) -> None:
     found = _Found()
     hidden = None if progress and rank == 0 else True
     with tqdm(total=plan.rounds, desc="bench", disable=hidden) as bar:
-        for number in range(-1, plan.rounds):
-            _round(rank, groups, plan, data, found if number >= 0 else _Found())
-            bar.update(number >= 0)
+        for _ in range(plan.rounds):
+            _round(rank, groups, plan, data, found)
+            bar.update()
     _together(rank, 2, _again, groups[2], plan, data, found)
     _together(rank, 2, _memory, groups[2], plan, found)
     if rank == 0:
@@ -265,7 +267,10 @@ def _updates(
     ):
         whole = Sharded(Dense(torch.from_numpy(X[:rows])), Ranks(group))
         W, H = _factors(rows, f, k)
-        found.updates[shape, update] += [_own(whole.mu, W, H) for _ in range(3)]
+        for _ in range(3):
+            begin = time.perf_counter()
+            found.updates[shape, update].append(_own(whole.mu, W, H))
+            found.updates[shape, f"{update}, elapsed"].append(time.perf_counter() - begin)
         of_loss = partial(whole.divergence, beta_loss=1.0, floor=EPSILON)
         found.updates[shape, divergence] += [_own(of_loss, W, H) for _ in range(3)]
 

@@ -73,11 +73,13 @@ def constants(record: Record) -> str:
     fixed, number = record.H_constants()
     told = record.machine
     busy = f"{told['load_average']:.1f} before and {told['load_average_after']:.1f} after"
-    at_once = "" if max(told["load_average"], told["load_average_after"]) < _QUIET else _BUSY
+    at_once = "" if _was_quiet(record) else _BUSY
+    times = ", ".join(f"{rate.busy:.2f}" for rate in record.rates)
     return "\n".join(
         [
             f"Measured on {told['cpu_count']} cores ({told['device_name']}, {told['cpu_isa']}),"
-            f" torch {told['torch']}, {told['date'][:10]}; load average {busy}.{at_once}",
+            f" torch {told['torch']}, {told['date'][:10]}; load average {busy}, and one rank's updates"
+            f" took {times} times their CPU time.{at_once}",
             "",
             f"- An entry of X in an iteration takes a core {', '.join(rates)}.",
             f"- H takes it {1e3 * fixed:.2g} ms and {1e9 * number:.3g} ns for each of its numbers.",
@@ -92,6 +94,13 @@ def constants(record: Record) -> str:
 
 _QUIET = 6.0
 """Four processes of one thread alone make a load of 4."""
+
+
+def _was_quiet(record: Record) -> bool:
+    loads = (record.machine[name] for name in ("load_average", "load_average_after"))
+    return max(loads) < _QUIET
+
+
 _BUSY = " **Other work ran at the same time: these are first figures, to be measured again.**"
 
 
@@ -179,6 +188,8 @@ def waiting_table(record: Record, of: Sequence[Carried]) -> str:
         f"{len(record.relative_times)} times of the same update, by two ranks at once: the 90th"
         f" percentile is {p90 / p50:.2f} times the median, the 99th {p99 / p50:.2f} times."
     )
+    if not _was_quiet(record):
+        said += " **What other work took of the cores is in them.**"
     return f"{_table(rows, header)}\n\n{said}"
 
 

@@ -46,6 +46,8 @@ class Rate:
         What the divergence takes of that.
     H_ms : float
         Whatever rows there are.
+    busy : float
+        How many times as long it took: 1 where no other work takes the cores.
     """
 
     n_samples: int
@@ -54,6 +56,7 @@ class Rate:
     entry_ns: float
     record_share: float
     H_ms: float
+    busy: float
 
 
 @dataclass(frozen=True)
@@ -174,11 +177,19 @@ class Record:
         raise ValueError(f"no rate was measured for {fit}")
 
     def here(self, fit: Fit, ranks: int, threads: int) -> Machine:
-        """Return this machine as one of `ranks` processes has it: its threads divide X."""
+        """Return this machine as one of `ranks` processes has it: its threads divide X.
+
+        As busy as it was; what sums took is that already.
+        """
         rate, (fixed, number) = self.rate(fit), self.H_constants()
-        crowd = crowd_of(ranks, threads, self.cores)
-        entry = rate.entry_ns / 1e9 / threads
-        return Machine("here", entry, rate.record_share, fixed, number, crowd)
+        return Machine(
+            "here",
+            rate.busy * rate.entry_ns / 1e9 / threads,
+            rate.record_share,
+            rate.busy * fixed,
+            rate.busy * number,
+            crowd_of(ranks, threads, self.cores),
+        )
 
     def predicted(self, one: IterationTime) -> Cost:
         """Return what the model says of an iteration that was measured."""

@@ -228,7 +228,7 @@ def planted() -> Record:
     """What a machine would have measured that is as the model says."""
     fixed, number, entry = 2e-4, 3e-9, 1.5e-9
     rates = [
-        Rate(n, f, k, 1e9 * entry, 0.2, 1e3 * (fixed + number * k * f))
+        Rate(n, f, k, 1e9 * entry, 0.2, 1e3 * (fixed + number * k * f), 1.0)
         for n, f, k in ((4000, 4096, 15), (1500, 16_384, 15), (600, 16_384, 64))
     ]
     sums = [
@@ -266,6 +266,10 @@ def test_constants_follow_from_the_measurements(tmp_path: Path) -> None:
     (one,) = record.iterations
     cost = record.predicted(one)
     assert cost.X_s == pytest.approx(2 * 375 * 16_384 * 1.5e-9 * 1.02, rel=1e-3)  # two on a core
+    busy = replace(record, rates=[replace(rate, busy=3.0) for rate in record.rates])
+    assert busy.predicted(one).X_s == pytest.approx(3 * cost.X_s)
+    assert busy.predicted(one).H_s == pytest.approx(3 * cost.H_s)
+    assert busy.predicted(one).exchange_s == cost.exchange_s
     two_threads = record.here(one.fit, 1, 2)
     assert (two_threads.crowd, two_threads.entry_s) == (1.0, pytest.approx(0.75e-9))
     assert "| 1.10 " in measured_table(record)
@@ -300,6 +304,7 @@ def test_rank_0_measures(alike, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert all(one.ms > 0 and one.p25 <= one.ms <= one.p75 for one in record.iterations)
     assert {one.ranks for one in record.sums} == {2, 3, 4}
     assert all(one.ms > 0 for one in record.sums)
+    assert all(rate.busy > 0.9 for rate in record.rates)
     assert len(record.rates) == len(measuring.SMOKE.shapes)
     assert np.median(record.relative_times) == pytest.approx(1, rel=0.5)
     assert record.operations > 20
