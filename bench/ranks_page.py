@@ -78,8 +78,8 @@ def constants(record: Record) -> str:
     return "\n".join(
         [
             f"Measured on {told['cpu_count']} cores ({told['device_name']}, {told['cpu_isa']}),"
-            f" torch {told['torch']}, {told['date'][:10]}; load average {busy}, and one rank's updates"
-            f" took {times} times their CPU time.{at_once}",
+            f" torch {told['torch']}, {told['date'][:10]}; load average {busy}, and one rank's"
+            f" updates took {times} times their CPU time.{at_once}",
             "",
             f"- An entry of X in an iteration takes a core {', '.join(rates)}.",
             f"- H takes it {1e3 * fixed:.2g} ms and {1e9 * number:.3g} ns for each of its numbers.",
