@@ -122,8 +122,13 @@ class RankSelectionMixin(ParametersMixin):
             check_columns(matrix)
             origin = replace(reader._origin_for(matrix), n_init=n_init)
             ranks = read_ranks(n_components, min(matrix.whole_shape), origin.n_fixed)
-            asked = {"n_components": ranks, "n_init": n_init, "max_samples": max_samples}
-            check_alike(matrix, asked | {"criterion": criterion})
+            asked: dict[str, Any] = {
+                "n_components": ranks,
+                "n_init": n_init,
+                "max_samples": max_samples,
+            }
+            asked |= {"criterion": criterion, "held_out": held_out, "n_repeats": n_repeats}
+            check_alike(matrix, asked)
             labels = labels_of(matrix, rows_of_consensus(matrix, max_samples, self.random_state))
             problem = reader._problem(matrix, origin.n_fixed, reader._graph_for(matrix, None))
 

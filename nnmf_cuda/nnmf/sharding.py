@@ -13,7 +13,7 @@ import torch
 
 from nnmf_cuda.distributed.ranks import Ranks
 from nnmf_cuda.distributed.shard import Shard, share
-from nnmf_cuda.nnmf.checkpoint import described
+from nnmf_cuda.nnmf.fingerprints import described
 from nnmf_cuda.nnmf.fitting import Watch
 from nnmf_cuda.nnmf.inputs import empty_matrix, resolve_device
 from nnmf_cuda.nnmf.matrix import Matrix
@@ -140,10 +140,9 @@ class ShardMixin(ParametersMixin):
             "update_H": given["update_H"],
             "whether W is given": given["W"] is not None,
             "H": described(given["H"]),
+            "whether a checkpoint is given": watch.checkpoint is not None,
         }
         check_alike(X, facts)
-        if watch.checkpoint is not None:
-            raise ValueError("checkpoint does not yet go with a Shard: use checkpoint=None")
         if watch.callback is not None and X.starts is not None:
             raise ValueError(
                 "callback would see a part of the starts, which are dealt among processes: use "
