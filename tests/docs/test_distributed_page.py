@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
 
 
 def test_the_example_gives_the_fit_of_one_process(tmp_path: Path) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    code = re.findall(r"^```python\n(# fit.py: .*?)^```", PAGE, re.M | re.S)[0]
     (tmp_path / "fit.py").write_text(code, encoding="utf-8")
     X = np.random.default_rng(0).integers(1, 255, size=(41, 30)).astype(np.uint8)
     np.save(tmp_path / "images.npy", X)
