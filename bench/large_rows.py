@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -29,7 +30,8 @@ _PARTS = 8  # that images are mixed of
 def write_images(path: Path, n: int) -> None:
     """Write `n` images (n, SIDE, SIDE) uint8 to an .npy: mixed parts and noise, half of it zeros.
 
-    They are made and written block by block, no two blocks alike.
+    They are made and written block by block, no two blocks alike, and are then on the disk alone:
+    what of them is in memory later counts for those who read them.
     """
     rng = np.random.default_rng(0)
     parts = rng.gamma(0.3, size=(_PARTS, SIDE * SIDE))
@@ -42,6 +44,9 @@ def write_images(path: Path, n: int) -> None:
             block = pixels[rng.permutation(_BLOCK)][: n - first]
             block += rng.integers(1, 8, size=(len(block), 1), dtype=np.uint8)
             block.tofile(file)
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ __all__ = ["WORK", "run_out_of_core_benchmarks"]
 WORK = ("fit", "transform", "partial_fit", "extract")
 """What is done with the rows, each by a process of its own."""
 
-_N_ITER = 3
+_N_ITER = 2
 _N_COMPONENTS = 8
 _BATCH = 2**14  # rows of a mini-batch
 _TIMEOUT = 3600  # seconds
+_NOTHING = {"resident_bytes": None, "group_bytes": None}
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -38,11 +39,16 @@ class _Limit:
 
     words: str
     folder: Path | None = None  # of a control group
+    peak: str = ""  # its file that says the most that was used
 
     def take(self, pid: int) -> None:
         """Put a process under it, if that is done from outside."""
         if self.folder is not None:
             (self.folder / "cgroup.procs").write_text(str(pid))
+
+    def peak_bytes(self) -> int | None:
+        """Return the most that processes under it have used, all pages of files with it."""
+        return None if self.folder is None else int((self.folder / self.peak).read_text())
 
 
 def run_out_of_core_benchmarks(
@@ -71,14 +77,15 @@ def run_out_of_core_benchmarks(
     list of dict
         Records as of `run_kernel_benchmarks` with ``op`` "out of core", ``peak_bytes`` the most
         that the process's own pages took, ``resident_bytes`` with those of the file that it had
-        mapped, ``x_bytes``, ``limit_bytes`` and ``limited_by``.
+        mapped, ``group_bytes`` all that its control group had, with what the system had read ahead,
+        ``x_bytes``, ``limit_bytes`` and ``limited_by``.
     """
     from tqdm import tqdm
 
     recorder = Recorder("out_of_core", device=torch.device("cpu"), smoke=smoke, json_path=json_path)
     n, limit_bytes = (2**13 if smoke else 2**21), 2**31
     shape = {"n_samples": n, "n_features": SIDE * SIDE, "n_components": _N_COMPONENTS}
-    with tempfile.TemporaryDirectory(dir=folder) as place, _limited(limit_bytes) as limit:
+    with tempfile.TemporaryDirectory(dir=folder) as place:
         images = Path(place) / "images.npy"
         write_images(images, n)
         for work in tqdm(WORK, desc="bench", disable=None if progress else True):
@@ -92,33 +99,39 @@ def run_out_of_core_benchmarks(
                 options={"beta_loss": 1.0},
                 x_bytes=images.stat().st_size,
                 limit_bytes=limit_bytes,
-                limited_by=limit.words,
-                **{**MEASURED, "resident_bytes": None, **_done(work, images, limit, limit_bytes)},
+                **{**MEASURED, **_NOTHING, **_done(work, images, limit_bytes)},
             )
     return recorder.records
 
 
-def _done(work: str, images: Path, limit: _Limit, limit_bytes: int) -> Record:
+def _done(work: str, images: Path, limit_bytes: int) -> Record:
     """Return what a process took for the work."""
-    own = 0 if limit.folder is not None else limit_bytes
-    command = ["bench.out_of_core", work, str(images), str(torch.get_num_threads()), str(own)]
-    try:
-        watched = watch(command, timeout_s=_TIMEOUT, started=limit.take)
-    except RuntimeError as error:
-        return {"status": "failed", "reason": str(error)}
-    return {
-        "status": "ok",
-        "median_ms": 1e3 * watched.found["seconds"],
-        "n": 1,
-        "peak_bytes": watched.own,
-        "resident_bytes": watched.resident,
-    }
+    with _limited(limit_bytes) as limit:
+        own = 0 if limit.folder is not None else limit_bytes
+        command = ["bench.out_of_core", work, str(images), str(torch.get_num_threads()), str(own)]
+        by = {"limited_by": limit.words}
+        try:
+            watched = watch(command, timeout_s=_TIMEOUT, started=limit.take)
+        except RuntimeError as error:
+            return {**by, "status": "failed", "reason": str(error)}
+        return {
+            **by,
+            "status": "ok",
+            "median_ms": 1e3 * watched.found["seconds"],
+            "n": 1,
+            "peak_bytes": watched.own,
+            "resident_bytes": watched.resident,
+            "group_bytes": limit.peak_bytes(),
+        }
 
 
 @contextmanager
 def _limited(limit_bytes: int) -> Iterator[_Limit]:
     """Yield a limit of so many bytes; a control group is removed at the end."""
-    for folder, name in ((_CGROUPS / "memory", "memory.limit_in_bytes"), (_CGROUPS, "memory.max")):
+    for folder, name, peak in (
+        (_CGROUPS / "memory", "memory.limit_in_bytes", "memory.max_usage_in_bytes"),
+        (_CGROUPS, "memory.max", "memory.peak"),
+    ):
         group = folder / f"nnmf-cuda-bench-{os.getpid()}"
         try:
             group.mkdir()
@@ -130,7 +143,7 @@ def _limited(limit_bytes: int) -> Iterator[_Limit]:
             group.rmdir()
             continue
         try:
-            yield _Limit("control group", group)
+            yield _Limit("control group", group, peak)
         finally:
             group.rmdir()
         return

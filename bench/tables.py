@@ -321,6 +321,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("of what", _text("limited_by")),
         ("own pages", _bytes("peak_bytes")),
         ("with those of files", _bytes("resident_bytes")),
+        ("of its group", _bytes("group_bytes")),
         ("outcome", _passed),
     ),
     "ranks": (
