@@ -28,7 +28,7 @@ _PARTS = 8  # that images are mixed of
 
 
 def write_images(path: Path, n: int) -> None:
-    """Write `n` images (n, SIDE, SIDE) uint8 to an .npy: mixed parts and noise, half of it zeros.
+    """Write `n` images (n, SIDE, SIDE) uint8 to an .npy: mixed parts, half of them dark.
 
     They are made and written block by block, no two blocks alike, and are then on the disk alone:
     what of them is in memory later counts for those who read them.
@@ -36,7 +36,7 @@ def write_images(path: Path, n: int) -> None:
     rng = np.random.default_rng(0)
     parts = rng.gamma(0.3, size=(_PARTS, SIDE * SIDE))
     pixels = rng.gamma(0.5, size=(_BLOCK, _PARTS)) @ parts + rng.gamma(0.1, size=(_BLOCK, 1))
-    pixels = (40 * pixels * (rng.random(pixels.shape) < 0.5)).clip(0, 255).astype(np.uint8)
+    pixels = (40 * pixels * (rng.random(pixels.shape) < 0.5)).clip(0, 247).astype(np.uint8)
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (n, SIDE, SIDE)}
         np.lib.format.write_array_header_1_0(file, header)
