@@ -25,6 +25,8 @@ __all__ = ["WORK", "run_out_of_core_benchmarks"]
 WORK = ("fit", "transform", "partial_fit", "extract")
 """What is done with the rows, each by a process of its own."""
 
+_ROWS, _SMOKE_ROWS = 2**21, 2**13
+_LIMIT = 2**31  # bytes
 _N_ITER = 2
 _N_COMPONENTS = 8
 _BATCH = 2**14  # rows of a mini-batch
@@ -83,7 +85,7 @@ def run_out_of_core_benchmarks(
     from tqdm import tqdm
 
     recorder = Recorder("out_of_core", device=torch.device("cpu"), smoke=smoke, json_path=json_path)
-    n, limit_bytes = (2**13 if smoke else 2**21), 2**31
+    n, limit_bytes = _SMOKE_ROWS if smoke else _ROWS, _LIMIT
     shape = {"n_samples": n, "n_features": SIDE * SIDE, "n_components": _N_COMPONENTS}
     with tempfile.TemporaryDirectory(dir=folder) as place:
         images = Path(place) / "images.npy"
