@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SIDE", "Watched", "status_of", "watch", "write_images"]
+__all__ = ["SIDE", "Watched", "forget_pages", "status_of", "watch", "write_images"]
 
 SIDE = 64
 """Height and width of the images."""
@@ -30,8 +30,7 @@ _PARTS = 8  # that images are mixed of
 def write_images(path: Path, n: int) -> None:
     """Write `n` images (n, SIDE, SIDE) uint8 to an .npy: mixed parts, half of them dark.
 
-    They are made and written block by block, no two blocks alike, and are then on the disk alone:
-    what of them is in memory later counts for those who read them.
+    They are made and written block by block, no two blocks alike.
     """
     rng = np.random.default_rng(0)
     parts = rng.gamma(0.3, size=(_PARTS, SIDE * SIDE))
@@ -44,7 +43,11 @@ def write_images(path: Path, n: int) -> None:
             block = pixels[rng.permutation(_BLOCK)][: n - first]
             block += rng.integers(1, 8, size=(len(block), 1), dtype=np.uint8)
             block.tofile(file)
-        file.flush()
+
+
+def forget_pages(path: Path) -> None:
+    """Have what the system holds of a file in memory let go: those who read it next bring it in."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench.large_rows import SIDE, watch, write_images
+from bench.large_rows import SIDE, forget_pages, watch, write_images
 from nnmf_cuda.benchmarks.records import MEASURED, Record, Recorder
 
 __all__ = ["WORK", "run_out_of_core_benchmarks"]
@@ -108,6 +108,7 @@ def run_out_of_core_benchmarks(
 
 def _done(work: str, images: Path, limit_bytes: int) -> Record:
     """Return what a process took for the work."""
+    forget_pages(images)  # or those that others have brought in would not count
     with _limited(limit_bytes) as limit:
         own = 0 if limit.folder is not None else limit_bytes
         command = ["bench.out_of_core", work, str(images), str(torch.get_num_threads()), str(own)]
