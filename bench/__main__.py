@@ -41,6 +41,15 @@ def _add_data(parser: ArgumentParser) -> None:
     )
 
 
+def _add_folder(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--folder",
+        type=str | None,
+        default=None,
+        help="where the pixels are for the time; default: the folder for temporary files",
+    )
+
+
 _BENCHMARKS = {
     "kernels": _Benchmark(
         "every op against reference, peers and machine",
@@ -68,6 +77,22 @@ _BENCHMARKS = {
         "Measure what a fit at the paper's size takes beside X, float32 and uint8, each in a"
         " process of its own. On the CPU, Linux only.",
         device=False,
+    ),
+    "out_of_core": _Benchmark(
+        "8 GiB of rows under a limit of 2 GiB of memory",
+        "Fit to pixels in a file that is larger than the memory that a process may have, transform"
+        " them, give them to a stream and extract their features, each in a process of its own."
+        " On the CPU, Linux only; needs 9 GB of disk for the time.",
+        device=False,
+        more=_add_folder,
+    ),
+    "two_ranks": _Benchmark(
+        "two processes that share X beside one of two threads",
+        "Fit to 200,000 x 4096 pixels in a mapped file, by one process of two threads and by two"
+        " ranks of one thread under torchrun, by turns: time, CPU seconds, memory of a process, and"
+        " the share of exchange and waiting. On the CPU, Linux only.",
+        device=False,
+        more=_add_folder,
     ),
     "sparse": _Benchmark(
         "sparse counts against scikit-learn",
@@ -276,6 +301,8 @@ def _run(kind: str, options: dict[str, Any]) -> None:
     from bench.kernels import run_kernel_benchmarks, run_scaling_benchmarks
     from bench.memory import run_memory_benchmarks
     from bench.missing import run_missing_benchmarks
+    from bench.out_of_core import run_out_of_core_benchmarks
+    from bench.two_ranks import run_two_ranks_benchmarks
     from bench.sparse import run_sparse_benchmarks
     from bench.tables import records_table
     from bench.tf32 import run_tf32_study
@@ -288,6 +315,8 @@ def _run(kind: str, options: dict[str, Any]) -> None:
         "scaling": run_scaling_benchmarks,
         "convergence": run_convergence_benchmarks,
         "memory": run_memory_benchmarks,
+        "out_of_core": run_out_of_core_benchmarks,
+        "two_ranks": run_two_ranks_benchmarks,
         "sparse": run_sparse_benchmarks,
         "missing": run_missing_benchmarks,
         "equality": run_equality_benchmarks,

@@ -250,6 +250,15 @@ def _if_any(name: str, spec: str) -> Callable[[Record, float | None], str]:
     return cell
 
 
+def _bytes(name: str) -> Callable[[Record, float | None], str]:
+    """Return a cell with bytes of the record, where it has some."""
+
+    def cell(record: Record, baseline: float | None) -> str:
+        return _NONE if record[name] is None else f"{record[name] / 2**20:.0f} MiB"
+
+    return cell
+
+
 def _passed(record: Record, baseline: float | None) -> str:
     return str(record["reason"] or record["status"])
 
@@ -303,6 +312,27 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("cosine", _if_any("cosine", ".5f")),
         ("error of what is hidden", _if_any("hidden_error", ".1%")),
         ("error", _error),
+    ),
+    "out_of_core": (
+        *_WHO,
+        ("time", _seconds),
+        ("X", _x_bytes),
+        ("limit", _bytes("limit_bytes")),
+        ("of what", _text("limited_by")),
+        ("own pages", _bytes("peak_bytes")),
+        ("with those of files", _bytes("resident_bytes")),
+        ("of its group", _bytes("group_bytes")),
+        ("outcome", _passed),
+    ),
+    "two_ranks": (
+        ("implementation", _text("impl")),
+        ("time", _seconds),
+        ("CPU seconds", _if_any("cpu_s", ".1f")),
+        ("X", _x_bytes),
+        ("a process beside the start", _bytes("resident_bytes")),
+        ("without pages of files", _bytes("peak_bytes")),
+        ("exchange and waiting", _if_any("waiting_share", ".1%")),
+        ("outcome", _passed),
     ),
     "memory": (*_WHO, ("X", _x_bytes), ("beside X", _memory), ("of X", _of_x)),
     "break_even": (*_WHO, *_TIMES, ("error", _error)),

@@ -44,6 +44,11 @@ _KEYS = {
     "consensus": (*_EVERY_RECORD, "correlation"),
     "memory": (*_EVERY_RECORD, "x_bytes"),
     "sparse": (*_EVERY_RECORD, "iterations", "goal", "objective", "x_bytes"),
+    "out_of_core": (
+        *(*_EVERY_RECORD, "x_bytes", "resident_bytes", "group_bytes"),
+        *("limit_bytes", "limited_by"),
+    ),
+    "two_ranks": (*_EVERY_RECORD, "x_bytes", "resident_bytes", "cpu_s", "waiting_share"),
     "missing": (*_EVERY_RECORD, "times_as_long", "cosine", "hidden_error"),
     "break_even": _EVERY_RECORD,
     "equality": (*_EVERY_RECORD, "differences"),

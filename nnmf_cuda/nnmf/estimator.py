@@ -18,7 +18,8 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 
 from nnmf_cuda import ops
-from nnmf_cuda.nnmf.checkpoint import Checkpoint, description_of_fit
+from nnmf_cuda.nnmf.checkpoint import Checkpoint
+from nnmf_cuda.nnmf.fingerprints import description_of_fit
 from nnmf_cuda.nnmf.fitting import Callback, Watch, fit_to_end
 from nnmf_cuda.nnmf.inputs import check_choice, check_integer, like_input, shared_tensor
 from nnmf_cuda.nnmf.matrix import Dense, Matrix
@@ -30,7 +31,7 @@ from nnmf_cuda.nnmf.solvers import SOLVERS
 from nnmf_cuda.nnmf.starts import held_factors, initial_factors
 from nnmf_cuda.nnmf.streaming import MEMORY, StreamMixin
 from nnmf_cuda.nnmf.user_warning import warn_user
-from nnmf_cuda.nnmf.weighted_matrix import Weighted, check_columns
+from nnmf_cuda.nnmf.weighted_matrix import check_columns
 from nnmf_cuda.ops.nnmf import PRECISIONS, check_precision
 
 
@@ -347,7 +348,10 @@ class NNMF(
             needs the estimator as it was, which `save` keeps. The file is
             a safetensors file without code and holds the factors of the starts that still run,
             twice for "accelerated-mu" and "cd", and those of the best that has ended. For a digest,
-            X is read once more than without.
+            X is read once more than without. Of a :class:`nnmf_cuda.distributed.Shard` the rows of
+            W are in files beside it, one of each process, and any number of processes goes on:
+            with as many to the same bits, with others within the rounding of sums. It is then not
+            written where an error ends the fit.
         checkpoint_every : float, default=60.0
             Seconds between two writings; 0 writes at every record.
 
@@ -497,15 +501,13 @@ class NNMF(
         """Fit to X from the start W, H, where the user has given one."""
         if not isinstance(update_H, bool | np.bool_):
             raise TypeError(f"update_H must be True or False, got {update_H!r}")
-        given = {"W": W, "H": H, "update_H": bool(update_H)}
-        self._check_call(X, given, watch)
+        given, of_rows = {"H": H, "update_H": bool(update_H)}, {"W": W}
+        self._check_call(X, given | of_rows, watch)
         SOLVERS[self.solver].check_data(X)
         self._check_precision(X)
         if update_H:
             check_columns(X)
         graph = self._graph_for(X, y)
-        given["graph"] = None if graph is None else graph.digest()
-        given["alpha_graph"] = None if graph is None else self.alpha_graph
         origin = self._origin_for(X)
         if not update_H:
             if origin.fixed is not None:
@@ -515,7 +517,8 @@ class NNMF(
         elif self.warm_start and W is None and H is None and hasattr(self, "components_"):
             W, H = self._warm_factors(X)
             origin = replace(origin, init="custom")
-            given |= {"W_ of the warm start": W, "components_ of the warm start": H}
+            of_rows["W_ of the warm start"] = W
+            given["components_ of the warm start"] = H
         if origin.init == "nndsvd" and SOLVERS[self.solver].keeps_zeros:
             warn_user(
                 "multiplicative updates cannot leave the zeros of init='nndsvd'; 'nndsvda' and "
@@ -527,9 +530,9 @@ class NNMF(
             # A subclass need not have them all among its own.
             parameters = {name: getattr(self, name) for name in NNMF._get_param_names()}
             parameters |= self.get_params(deep=False)
-            fit = description_of_fit(X, parameters, given)
-            file = Checkpoint(watch.checkpoint, watch.every, fit)
-            state = file.read(self.max_iter, X.device)
+            fit = description_of_fit(X, parameters, given, of_rows=of_rows, graph=graph)
+            file = Checkpoint(watch.checkpoint, watch.every, fit, X)
+            state = file.read(self.max_iter)
         problem = replace(self._problem(X, origin.n_fixed, graph), precision=self.precision)
         own = own_starts(X, origin.n_init)
         if state is None:
@@ -540,7 +543,7 @@ class NNMF(
             state = State.of_starts(problem, W, H)
         done, best = state.iterations[-1], state.best
         minimisation = Minimisation(problem, state, solver=self.solver, tol=self.tol)
-        del state, W, H, given  # starts of this fit need no room to its end
+        del state, W, H, given, of_rows  # starts of this fit need no room to its end
         bar = self._progress("NNMF", "it", total=self.max_iter, initial=done, wanted=X.leads)
         with bar as shown:
             outcome = fit_to_end(
@@ -564,7 +567,7 @@ class NNMF(
                 f"graph, got {what}; use precision='float32'"
             )
         beta_loss = ops.beta_loss_to_float(self.beta_loss)
-        plain = isinstance(X, Dense) and not isinstance(X, Weighted)
+        plain = isinstance(X.own, Dense) and not X.weighted
         check_precision(self.precision, beta_loss, X.factor_dtype, plain=plain)
 
     def _warm_factors(self, X: Matrix) -> tuple[Tensor, Tensor]:

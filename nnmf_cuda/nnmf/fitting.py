@@ -79,16 +79,17 @@ def fit_to_end(
     `best` is the best run that has ended before. A checkpoint holds a state at a multiple of
     `CHECK_EVERY` iterations, the last of which a fit with a larger `max_iter` passes too.
     """
+    X = minimisation.problem.X
 
     def reached() -> bool:
         """Do what is due at a record; return whether the user stops here."""
         if checkpoint is not None and minimisation.iteration % CHECK_EVERY == 0:
             checkpoint.note(minimisation.state(best))
         stop = callback is not None and _answer(callback(_record_of(minimisation)))
-        stop = any(minimisation.problem.X.gathered(stop))
-        if checkpoint is not None:
+        answers = X.gathered((stop, checkpoint is not None and checkpoint.due))
+        if checkpoint is not None and answers[0][1]:  # by one clock
             checkpoint.write()
-        return stop
+        return any(stops for stops, _ in answers)
 
     try:
         # What a file was read from has been told of its last record.
@@ -99,10 +100,14 @@ def fit_to_end(
                 best = run if best is None else min(best, run, key=Run.order)
             progress(n_iter)
             stopped = reached()
-    finally:
-        # Also where Ctrl-C or the callback's own error ends the fit.
-        if checkpoint is not None:
-            checkpoint.write(now=True)
+    except BaseException:
+        # Also where Ctrl-C or the callback's own error ends the fit, but for processes that write
+        # together, of which the others are elsewhere.
+        if checkpoint is not None and X.own is X:
+            checkpoint.write()
+        raise
+    if checkpoint is not None:
+        checkpoint.write()
     ended = () if best is None else (best,)
     return Outcome(min(chain(ended, minimisation.rest()), key=Run.order), stopped)
 

@@ -132,21 +132,25 @@ class Graph:
         """
         weights = _as_csr(matrix)
         n_samples, own = X.whole_shape[0], X.own_rows
-        if weights.shape == (own.stop - own.start, n_samples) != (n_samples, n_samples):
-            _check_weights(weights)
-            graph = cls((_as_tensor(weights, X.device),), strength, X.whole_rows)
-            graph._check_symmetry(X)
-            return graph
-        if weights.shape != (n_samples, n_samples):
+        of_own = (own.stop - own.start, n_samples)
+        if weights.shape not in (of_own, (n_samples, n_samples)):
             raise ValueError(
                 f"graph has shape {weights.shape}, but X has {n_samples} samples: give a weight "
                 f"for each pair of them, ({n_samples}, {n_samples})"
             )
         _check_weights(weights)
-        largest = weights.data.max(initial=0)
-        if abs(weights - weights.T).max() > _ASYMMETRY * largest:
-            raise ValueError(_ASYMMETRIC)
-        return cls((_as_tensor(weights[own], X.device),), strength, X.whole_rows)
+        # All together: one that has all rows of X cannot tell by itself.
+        by_rows = any(X.gathered(weights.shape[0] < n_samples))
+        if not by_rows:
+            largest = weights.data.max(initial=0)
+            if abs(weights - weights.T).max() > _ASYMMETRY * largest:
+                raise ValueError(_ASYMMETRIC)
+        if weights.shape != of_own:
+            weights = weights[own]
+        graph = cls((_as_tensor(weights, X.device),), strength, X.whole_rows)
+        if by_rows:
+            graph._check_symmetry(X)
+        return graph
 
     def _check_symmetry(self, X: Matrix) -> None:
         """Raise unless A, of which each process has rows, is symmetric, by two drawn vectors."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils import check_random_state
 
 from nnmf_cuda import ops
 from nnmf_cuda.nnmf.matrix import Dense, Matrix
@@ -83,16 +81,22 @@ def held_out_errors(
     *,
     share: float,
     n_repeats: int,
-    random_state: Any,
+    rng: np.random.RandomState,
+    own: slice,
 ) -> NDArray[np.float64]:
     """Return the mean divergence of hidden entries, (n_repeats, n_ranks).
 
-    In each repetition other entries are hidden, and every rank is fitted once to the rest.
+    In each repetition other entries are hidden, and every rank is fitted once to the rest. Of those
+    that are not `own` the result is 0; what hides their entries is drawn all the same.
     """
-    rng = problem.X.same_generator(check_random_state(random_state))
-    errors = np.empty((n_repeats, len(ranks)))
+    errors = np.zeros((n_repeats, len(ranks)))
     objective = problem.objective
     for repeat in range(n_repeats):
+        if repeat not in range(n_repeats)[own]:
+            for _ in drawn_parts(rng.random_sample, problem.X.n_entries, slice(0, 0)):
+                pass
+            rng.randint(2**31)
+            continue
         split = split_entries(problem.X, share, rng)
         start = replace(origin, n_init=1, random_state=int(rng.randint(2**31)))
         weights = split.hidden.weights_of(slice(None), torch.float64)

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
 
-from nnmf_cuda.distributed.shard import Shard
 from nnmf_cuda.nnmf.held_out import held_out_errors, least_rank
 from nnmf_cuda.nnmf.inputs import check_choice, check_integer, check_real
 from nnmf_cuda.nnmf.minimisation import Run
@@ -25,7 +25,15 @@ from nnmf_cuda.nnmf.rank_selection import (
     read_ranks,
     rows_of_consensus,
 )
-from nnmf_cuda.nnmf.sharding import all_runs_of, check_alike, one_fate, own_starts
+from nnmf_cuda.nnmf.sharding import (
+    all_runs_of,
+    check_alike,
+    one_fate,
+    own_share,
+    own_starts,
+    sum_of_groups,
+    without_starts,
+)
 from nnmf_cuda.nnmf.starts import Origin
 from nnmf_cuda.nnmf.user_warning import warn_user
 from nnmf_cuda.nnmf.weighted_matrix import check_columns
@@ -111,19 +119,19 @@ class RankSelectionMixin(ParametersMixin):
         """
         with one_fate(X):
             self._check_selection(n_init, criterion, max_samples, held_out, n_repeats)
-            if isinstance(X, Shard) and X.starts is not None and held_out > 0:
-                raise TypeError(
-                    "held_out fits from one start, and select_rank does not yet deal the ranks: "
-                    "give Shard no starts, or use held_out=0"
-                )
             # A copy, because reading X sets what an estimator was fitted with: features and units.
             reader = copy(self)
             matrix = reader._read_training(X, mask=mask, weights=weights)
             check_columns(matrix)
             origin = replace(reader._origin_for(matrix), n_init=n_init)
             ranks = read_ranks(n_components, min(matrix.whole_shape), origin.n_fixed)
-            asked = {"n_components": ranks, "n_init": n_init, "max_samples": max_samples}
-            check_alike(matrix, asked | {"criterion": criterion})
+            asked: dict[str, Any] = {
+                "n_components": ranks,
+                "n_init": n_init,
+                "max_samples": max_samples,
+            }
+            asked |= {"criterion": criterion, "held_out": held_out, "n_repeats": n_repeats}
+            check_alike(matrix, asked)
             labels = labels_of(matrix, rows_of_consensus(matrix, max_samples, self.random_state))
             problem = reader._problem(matrix, origin.n_fixed, reader._graph_for(matrix, None))
 
@@ -152,15 +160,18 @@ class RankSelectionMixin(ParametersMixin):
                     joined=partial(all_runs_of, matrix),
                 )
             if held_out > 0:
+                # Starts that are dealt have none to deal here: the repetitions are.
                 errors = held_out_errors(
-                    problem,
+                    replace(problem, X=without_starts(matrix)),
                     ranks,
                     origin,
                     runs,
                     share=held_out,
                     n_repeats=n_repeats,
-                    random_state=self.random_state,
+                    rng=matrix.same_generator(check_random_state(self.random_state)),
+                    own=own_share(matrix, n_repeats),
                 )
+                errors = sum_of_groups(matrix, errors)
                 chosen = least_rank(ranks, errors) if criterion == "held_out" else found.chosen
                 found = replace(found, held_out=errors, criterion=criterion, chosen=chosen)
         if self.tol > 0 and found.converged.min() < 1:

@@ -32,11 +32,13 @@ def row_terms(
     That is W summed (B, k, 1) for Kullback-Leibler and W^T W (B, k, k) for the Frobenius norm,
     both not `weighted`, else the denominators.
     """
-    if beta_loss == 1 and not weighted:
-        return W.sum(-2, dtype=torch.float64)[..., None]
-    if beta_loss == 2 and not weighted:
-        wide = W.double()
-        return wide.mT @ wide
+    if beta_loss in (1, 2) and not weighted:
+        B, n, k = W.shape
+        sums = W.new_zeros(B, k, 1 if beta_loss == 1 else k, dtype=torch.float64)
+        for rows in row_slices(n, B * k, device=W.device):  # no float64 of all of W
+            part = W[:, rows].double()
+            sums += part.sum(-2)[..., None] if beta_loss == 1 else part.mT @ part
+        return sums
     total = torch.zeros_like(H, dtype=torch.float64)
     for rows in row_slices(W.shape[1], len(H) * H.shape[2], device=H.device):
         part = W[:, rows]

@@ -99,8 +99,11 @@ class Sharded(Matrix):
 
     @property
     def kind(self) -> str:
-        """What entries it has, in a word or two that a checkpoint can compare."""
-        return self._own.kind
+        """What entries it has, in a word or two, the same however rows are dealt."""
+        if isinstance(self._own, Sparse):
+            return self._own.kind
+        dtype = str(self.tensor.dtype).removeprefix("torch.")
+        return f"{dtype} weighted" if self.weighted else dtype
 
     def parts(self) -> Iterator[Tensor]:
         """Yield tensors whose bytes, one after the other, tell its own rows from others."""
@@ -212,7 +215,7 @@ class Sharded(Matrix):
         return (W[0], H[0], divergence[0]) if single else (W, H, divergence)
 
     def _pulled(
-        self, W: Tensor, H: Tensor, of_loss: dict[str, float], of_W: dict[str, float]
+        self, W: Tensor, H: Tensor, of_loss: dict[str, float], of_W: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return W updated, and of the update of H its two sums over all rows, (B, k, f) float64.
 

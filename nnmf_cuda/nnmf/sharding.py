@@ -9,11 +9,13 @@ from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nnmf_cuda.distributed.ranks import Ranks
 from nnmf_cuda.distributed.shard import Shard, share
-from nnmf_cuda.nnmf.checkpoint import described
+from nnmf_cuda.nnmf.fingerprints import described
 from nnmf_cuda.nnmf.fitting import Watch
 from nnmf_cuda.nnmf.inputs import empty_matrix, resolve_device
 from nnmf_cuda.nnmf.matrix import Matrix
@@ -41,14 +43,29 @@ def one_fate(X: Any) -> Iterator[None]:
 def own_starts(X: Matrix, n_init: int) -> slice:
     """Return which of the starts of a fit are this process's."""
     starts = X.starts if isinstance(X, Sharded) else None
-    if starts is None:
-        return slice(0, n_init)
-    if n_init < starts.size:
+    if starts is not None and n_init < starts.size:
         raise ValueError(
             f"n_init={n_init} starts are fewer than the {starts.size} groups that they are dealt "
             "among: give Shard no starts, or raise n_init"
         )
-    return share(n_init, starts.rank, starts.size)
+    return own_share(X, n_init)
+
+
+def own_share(X: Matrix, n: int) -> slice:
+    """Return which of n things, dealt among groups of processes, this one's group has."""
+    starts = X.starts if isinstance(X, Sharded) else None
+    return slice(0, n) if starts is None else share(n, starts.rank, starts.size)
+
+
+def without_starts(X: Matrix) -> Matrix:
+    """Return X for fits whose starts are not dealt: those of a group are all its own."""
+    return Sharded(X.own, X.ranks) if isinstance(X, Sharded) else X
+
+
+def sum_of_groups(X: Matrix, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sum of what each group of processes has found."""
+    starts = X.starts if isinstance(X, Sharded) else None
+    return values if starts is None else np.sum(starts.gathered(values), axis=0)
 
 
 def best_of_all(X: Matrix, run: Run, own: slice) -> Run:
@@ -140,10 +157,9 @@ class ShardMixin(ParametersMixin):
             "update_H": given["update_H"],
             "whether W is given": given["W"] is not None,
             "H": described(given["H"]),
+            "whether a checkpoint is given": watch.checkpoint is not None,
         }
         check_alike(X, facts)
-        if watch.checkpoint is not None:
-            raise ValueError("checkpoint does not yet go with a Shard: use checkpoint=None")
         if watch.callback is not None and X.starts is not None:
             raise ValueError(
                 "callback would see a part of the starts, which are dealt among processes: use "

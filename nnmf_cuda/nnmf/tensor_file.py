@@ -29,12 +29,21 @@ class Kind(Enum):
     """What a file holds, in words; a file of one kind is not taken for another."""
 
     CHECKPOINT = "the checkpoint of a fit"
+    INDEX = "the checkpoint of a fit to a Shard"
+    ROWS = "the rows of a rank in the checkpoint of a fit to a Shard"
     ESTIMATOR = "a fitted estimator"
 
 
-_READ_BY = {Kind.CHECKPOINT: "fit(X, checkpoint=...)", Kind.ESTIMATOR: "NNMF.load"}
+_READ_BY = {
+    Kind.CHECKPOINT: "fit(X, checkpoint=...)",
+    Kind.INDEX: "fit(Shard(rows), checkpoint=...)",
+    Kind.ROWS: "fit(Shard(rows), checkpoint=...) with the file beside its folder",
+    Kind.ESTIMATOR: "NNMF.load",
+}
 _REMEDY = {
     Kind.CHECKPOINT: "delete it to begin the fit anew, or give checkpoint= another name",
+    Kind.INDEX: "delete it to begin the fit anew, or give checkpoint= another name",
+    Kind.ROWS: "delete the file that its folder is named after to begin the fit anew",
     Kind.ESTIMATOR: "give a file that NNMF.save has written, or save the estimator again",
 }
 

@@ -297,7 +297,10 @@ def test_command_line(tmp_path, capsys):
     assert "no benchmark case" in capsys.readouterr().err
 
 
-KINDS = ("kernels", "scaling", "convergence", "memory", "equality", "break_even", "plot", "page")
+KINDS = (
+    *("kernels", "scaling", "convergence", "memory", "out_of_core", "two_ranks", "equality"),
+    *("break_even", "plot", "page"),
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -138,7 +138,6 @@ def test_components_given_must_agree(team: Team, rng) -> None:
             "solver='cd' does not yet hold components with a Shard",
         ),
         ({"graph": "neighbors"}, {}, "graph='neighbors' compares all rows of X"),
-        ({}, {"checkpoint": os.devnull}, "checkpoint does not yet go with a Shard"),
     ],
 )
 def test_what_is_not_there_yet(
@@ -150,14 +149,44 @@ def test_what_is_not_there_yet(
         assert message in str(one)
 
 
+def select_for(fit: Fit) -> None:
+    NNMF(**fit.parameters).select_rank(Shard(fit.rows, team_group()), [2], n_init=2, **fit.call)
+
+
+@pytest.mark.parametrize(
+    ("asked", "other", "message"),
+    [
+        ({"held_out": 0.1}, {}, "ranks differ in held_out: 0.1 on rank 0, 0.0 on rank 1"),
+        ({"n_repeats": 3}, {}, "ranks differ in n_repeats: 3 on rank 0, 5 on rank 1"),
+    ],
+)
+def test_what_is_asked_must_agree(
+    team: Team, rng, asked: dict[str, Any], other: dict[str, Any], message: str
+) -> None:
+    X = parts(rng, 2)
+    parameters = PARAMETERS | {"n_components": "auto"}
+    for one in team.run(select_for, Fit(X[0], parameters, asked), Fit(X[1], parameters, other)):
+        assert isinstance(one, ValueError)
+        assert message in str(one)
+
+
+def fit_with_a_file(fit: Fit) -> None:
+    path = fit.call["path"] if team_group().rank() == 0 else None
+    NNMF(**fit.parameters).fit(Shard(fit.rows, team_group()), checkpoint=path)
+
+
+def test_all_have_a_checkpoint_or_none(team: Team, rng, tmp_path: Path) -> None:
+    fits = [Fit(X, PARAMETERS, {"path": tmp_path / "fit"}) for X in parts(rng, 2)]
+    for one in team.run(fit_with_a_file, *fits):
+        assert isinstance(one, ValueError)
+        assert "ranks differ in whether a checkpoint is given: True on rank 0, False" in str(one)
+
+
 def others_fit(X: np.ndarray) -> list[str]:
     """Give a `Shard` to what takes none."""
     shard, said = Shard(X, team_group()), []
     for call in (
         lambda: ConsensusNNMF(2).fit(shard),
-        lambda: NNMF(2).select_rank(
-            Shard(X, team_group(), starts=team_group()), [2], n_init=2, held_out=0.1
-        ),
         lambda: Shard.of_rows([[1.0, 2.0]]),
     ):
         try:
@@ -169,10 +198,9 @@ def others_fit(X: np.ndarray) -> list[str]:
 
 def test_who_takes_no_shard(team: Team) -> None:
     (said,) = team.run(others_fit, np.ones((4, 3)))
-    assert len(said) == 3
+    assert len(said) == 2
     assert "X is a Shard, rows of a larger X, which ConsensusNNMF does not take" in said[0]
-    assert "select_rank does not yet deal the ranks: give Shard no starts" in said[1]
-    assert "Shard.of_rows takes its rows from what has a shape" in said[2]
+    assert "Shard.of_rows takes its rows from what has a shape" in said[1]
 
 
 def test_without_a_group() -> None:

@@ -151,6 +151,26 @@ def test_graphs(team: Team, rng, kind: str, name: str, size: int) -> None:
     check_equal(team.run(fit_shard, *fits), X, parameters, 1e-6, **call)
 
 
+def test_one_rank_has_all_rows_of_a_graph(team: Team, rng) -> None:
+    X, (A, _) = positive(rng), neighbors(rng)
+    parameters = {"n_components": 3, "max_iter": 12, "tol": 0, "random_state": 5, "graph": A}
+    parameters |= {"alpha_graph": 0.3, "alpha_H": 0.01}
+    for counts in ((N, 0), (0, N, 0)):
+        fits = [
+            Fit(X[rows], {**parameters, "graph": scipy.sparse.csr_array(A)[rows]})
+            for rows in slices(counts)
+        ]
+        check_equal(team.run(fit_shard, *fits), X, parameters, 1e-6)
+
+
+def test_some_ranks_give_all_of_a_graph(team: Team, rng) -> None:
+    X, (A, _) = positive(rng), neighbors(rng)
+    parameters = {"n_components": 3, "max_iter": 12, "tol": 0, "random_state": 5, "graph": A}
+    first, second = slices(SHARES[2])
+    fits = [Fit(X[first], parameters), Fit(X[second], {**parameters, "graph": A[second]})]
+    check_equal(team.run(fit_shard, *fits), X, parameters, 1e-6)
+
+
 def test_rows_of_a_graph_must_be_symmetric(team: Team, rng) -> None:
     A = neighbors(rng)[0]
     A[3, 20] += 0.5
@@ -161,3 +181,21 @@ def test_rows_of_a_graph_must_be_symmetric(team: Team, rng) -> None:
     for one in team.run(fit_shard, *fits):
         assert isinstance(one, ValueError)
         assert "graph must be symmetric" in str(one)
+
+
+@pytest.mark.parametrize("solver", ["mu", "accelerated-mu"])
+def test_precision_is_that_of_each_rank(team: Team, rng, solver: str) -> None:
+    X = positive(rng).astype(np.float32)
+    parameters = {"n_components": 3, "max_iter": 12, "tol": 0, "random_state": 5, "solver": solver}
+    exact = team.run(fit_shard, *fits_of(X, SHARES[3], parameters))
+    parameters["precision"] = "tf32x3"
+    for one, expected in zip(
+        team.run(fit_shard, *fits_of(X, SHARES[3], parameters)), exact, strict=True
+    ):
+        np.testing.assert_array_equal(one.W, expected.W)  # on the CPU it makes no difference
+        np.testing.assert_array_equal(one.H, expected.H)
+    mask = np.ones(X.shape, bool)
+    mask[0, 0] = False  # of the first rank's alone
+    for one in team.run(fit_shard, *fits_of(X, SHARES[3], parameters, mask=mask)):
+        assert isinstance(one, ValueError)
+        assert "is for dense X without mask or weights" in str(one)

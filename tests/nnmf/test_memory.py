@@ -17,6 +17,7 @@ import torch
 
 from nnmf_cuda import NNMF
 from nnmf_cuda.nnmf.checkpoint import Checkpoint
+from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.minimisation import State
 from nnmf_cuda.nnmf.problem import Iterate
 
@@ -115,7 +116,7 @@ def test_a_checkpoint_is_written_and_noted_without_a_copy(tmp_path):
         return State(at, (0, 1, 2), (0,), ((0.0,), (0.0,), (0.0,)), {})
 
     large, path = state(800_000), tmp_path / "fit.safetensors"
-    file = Checkpoint(path, 0, {})
+    file = Checkpoint(path, 0, {}, Dense(torch.ones(1, 1)))
 
     def write(state: State) -> None:
         file.note(state)

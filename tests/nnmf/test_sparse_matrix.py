@@ -10,7 +10,7 @@ import scipy.sparse
 import torch
 
 from nnmf_cuda.nnmf import sparse_matrix
-from nnmf_cuda.nnmf.checkpoint import digest
+from nnmf_cuda.nnmf.fingerprints import digest
 from nnmf_cuda.nnmf.inputs import as_matrix
 from nnmf_cuda.nnmf.matrix import Dense
 from nnmf_cuda.nnmf.problem import Objective, Penalty, Problem

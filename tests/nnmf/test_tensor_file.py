@@ -17,6 +17,8 @@ from tests.processes import exit_code, fork
 
 REMEDY = {
     Kind.CHECKPOINT: "delete it to begin the fit anew, or give checkpoint= another name",
+    Kind.INDEX: "delete it to begin the fit anew, or give checkpoint= another name",
+    Kind.ROWS: "delete the file that its folder is named after to begin the fit anew",
     Kind.ESTIMATOR: "give a file that NNMF.save has written, or save the estimator again",
 }
 
