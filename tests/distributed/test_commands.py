@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from nnmf_cuda.attacks import run_suite
 from nnmf_cuda.attacks.suite import Budget
@@ -22,6 +23,7 @@ from nnmf_cuda.distributed.crew import Crew
 from nnmf_cuda.distributed.launched import is_launched
 from nnmf_cuda.distributed.ranks import Ranks, RanksError
 from nnmf_cuda.models import FeatureCNN
+from nnmf_cuda.pipeline.environment import resolve_device
 from nnmf_cuda.robustness import verify
 from tests.distributed import commands
 from tests.distributed.commands import together
@@ -180,16 +182,11 @@ def attack(given: tuple[FeatureCNN, torch.Tensor, torch.Tensor]) -> dict[str, An
     return suite(given, Crew(Ranks(team_group())))
 
 
-def network(seed: int) -> tuple[FeatureCNN, torch.Tensor, torch.Tensor]:
-    torch.manual_seed(seed)
-    model, x = FeatureCNN(6, 2).eval(), torch.rand(10, 6)
-    return model, x, model(x).argmax(1)
-
-
 def test_attacks_find_what_they_find_on_one_process(team: Team) -> None:
-    given = network(0)
-    with torch.random.fork_rng():
-        alone = suite(given, Crew())
+    torch.manual_seed(0)
+    model, x = FeatureCNN(6, 2).eval(), torch.rand(10, 6)
+    given = model, x, model(x).argmax(1)
+    alone = suite(given, Crew())
     for found in team.run(attack, given, given):
         assert found["names"] == alone["names"]
         assert found["calls"] == alone["calls"]
@@ -222,15 +219,21 @@ def test_evaluate_is_that_of_one_process(
 
 def prove(asked: tuple[Any, dict[str, Any]]) -> dict[str, Any]:
     (model, x, y), settings = asked
-    found = verify(model, x, y, eps=0.08, seconds=60, crew=Crew(Ranks(team_group())), **settings)
+    found = verify(model, x, y, eps=0.2, seconds=60, crew=Crew(Ranks(team_group())), **settings)
     return found.as_dict() | {"points": found.counterexample}
 
 
 def test_verify_is_that_of_one_process_whatever_number_goes_on(team: Team, tmp_path: Path) -> None:
-    given, journal = network(1), tmp_path / "journal.jsonl"
-    alone = verify(*given, eps=0.08, seconds=60)
-    assert len(set(alone.status)) > 1
-    assert (alone.seconds["search"] > 0).sum() > 1, "nothing is dealt: take another seed"
+    torch.manual_seed(3)
+    layers = [nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 2)]
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 2
+    x = torch.rand(16, 6)
+    given, journal = (model, x, model(x).argmax(1)), tmp_path / "journal.jsonl"
+    alone = verify(*given, eps=0.2, seconds=60)
+    assert (alone.seconds["search"] > 0).sum() > 3, "nothing is dealt: take another seed"
     asked = (given, {"resume": journal})
     for found in team.run(prove, asked, asked, asked):
         assert found["status"] == alone.status.tolist()
@@ -253,13 +256,13 @@ def test_verify_is_that_of_one_process_whatever_number_goes_on(team: Team, tmp_p
 
 
 def test_several_runs_are_those_of_one_process(team: Team, small_npz: Path, tmp_path: Path) -> None:
-    command = ["run", f"--data={small_npz}", "--seeds=3", *SMALL]
+    command = ["run", f"--data={small_npz}", "--seeds=2", *SMALL]
     alone, both = tmp_path / "alone", tmp_path / "both"
     assert main([*command, f"--out={alone}"]) == 0
     printed = together(team, 2, *command, f"--out={both}")
-    assert [line[:7] for line in printed.splitlines()[:3]] == ["seed 0:", "seed 1:", "seed 2:"]
+    assert [line[:7] for line in printed.splitlines()[:2]] == ["seed 0:", "seed 1:"]
     assert (both / "summary.json").read_text() == (alone / "summary.json").read_text()
-    for seed in range(3):
+    for seed in range(2):
         one, other = (np.load(out / f"seed_{seed}" / "adversarial.npz") for out in (alone, both))
         for name in one.files:
             np.testing.assert_array_equal(one[name], other[name])
@@ -289,3 +292,18 @@ def test_who_is_launched(change: dict[str, str | None], expected: bool) -> None:
     environ = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"} | change
     given = {name: value for name, value in environ.items() if value is not None}
     assert is_launched(given) is expected
+
+
+@pytest.mark.parametrize(("name", "taken"), [("auto", [1]), ("cuda", [1]), ("cuda:0", [])])
+def test_each_process_takes_a_gpu_of_its_machine(
+    monkeypatch: pytest.MonkeyPatch, name: str, taken: list[int]
+) -> None:
+    of_third = {"RANK": "7", "LOCAL_RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "a"}
+    for variable, value in (of_third | {"MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(variable, value)
+    devices: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    assert resolve_device(name).type == "cuda"
+    assert devices == taken
