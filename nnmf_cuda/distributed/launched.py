@@ -56,10 +56,16 @@ def launched() -> Iterator[Launch]:
 
     from nnmf_cuda.distributed.ranks import Ranks, RanksError
 
+    attempt, most = (
+        int(os.environ.get(f"TORCHELASTIC_{name}", "0"))
+        for name in ("RESTART_COUNT", "MAX_RESTARTS")
+    )
     try:
         store, rank, size = next(rendezvous("env://", timeout=_START))
-        # Apart from what others keep there.
-        store = dist.PrefixStore("nnmf-cuda", store)  # type: ignore[attr-defined]
+        # Apart from what others keep there, and from what an earlier start has left: the addresses
+        # of processes that are gone.
+        kept = f"nnmf-cuda/{attempt}/{size}"
+        store = dist.PrefixStore(kept, store)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_LONGEST)
     except RuntimeError as error:
         raise RanksError(
@@ -70,10 +76,6 @@ def launched() -> Iterator[Launch]:
     try:
         group = dist.group.WORLD
         assert group is not None
-        attempt, most = (
-            int(os.environ.get(f"TORCHELASTIC_{name}", "0"))
-            for name in ("RESTART_COUNT", "MAX_RESTARTS")
-        )
         yield Launch(Crew(Ranks(group), attempt > 0, attempt < most), store)
     finally:
         dist.destroy_process_group()
