@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
@@ -41,6 +42,10 @@ def answer_with_others(answer: Callable[[Crew, MayTell], int]) -> int:
     return 1
 
 
+_GRACE_S = 1.0
+"""For another process to tell what is wrong: when one ends all are ended."""
+
+
 class _Voice:
     """What a process prints goes nowhere, unless it is rank 0 or fails before all others."""
 
@@ -52,7 +57,10 @@ class _Voice:
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
 
     def may_tell(self) -> bool:
+        """Return whether this process tells why it fails, and let it be heard then."""
         tells = self._leads if self.launch is None else self.launch.may_tell()
         if tells:
             sys.stdout, sys.stderr = self._streams
+        else:
+            time.sleep(_GRACE_S)
         return tells
