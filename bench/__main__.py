@@ -302,10 +302,10 @@ def _run(kind: str, options: dict[str, Any]) -> None:
     from bench.memory import run_memory_benchmarks
     from bench.missing import run_missing_benchmarks
     from bench.out_of_core import run_out_of_core_benchmarks
-    from bench.two_ranks import run_two_ranks_benchmarks
     from bench.sparse import run_sparse_benchmarks
     from bench.tables import records_table
     from bench.tf32 import run_tf32_study
+    from bench.two_ranks import run_two_ranks_benchmarks
 
     options["json_path"] = options.pop("json")
     if kind == "kernels":

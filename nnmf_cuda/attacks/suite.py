@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
-from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from nnmf_cuda.attacks.objectives import (
 )
 from nnmf_cuda.attacks.random_search import vector_square
 from nnmf_cuda.attacks.surrogates import BPDAIdentity, PurifierShift, surrogate
+from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.graphs import count_on_host
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.networks import frozen, isolated
@@ -98,6 +98,11 @@ class CallCount:
         """Count one more call."""
         self.n_calls += 1
         self.n_rows += n_rows
+
+    def add_all(self, others: CallCount) -> None:
+        """Count the calls of another."""
+        self.n_calls += others.n_calls
+        self.n_rows += others.n_rows
 
 
 class _Counted(nn.Module):
@@ -280,6 +285,7 @@ def run_suite(
     seed: int = 0,
     evaluation_seed: int = 1,
     say: Callable[[str], object] = lambda _: None,
+    crew: Crew = ALONE,
 ) -> SuiteResult:
     """Attack a model in every way that suits it.
 
@@ -314,6 +320,9 @@ def run_suite(
         Of the attacks, and of the decisions by which they are measured: no attack sees those.
     say : callable, optional
         Takes a line for each attack.
+    crew : Crew, optional
+        Processes that are given the same, and do the attacks in turn: each finds what it finds on
+        one, as it has random numbers of its own. All return all.
 
     Returns
     -------
@@ -331,31 +340,62 @@ def run_suite(
     y = check_labels(y, len(x))
     result = SuiteResult()
     with frozen(model), isolated(seed):
-        asked = _Counted(model, result.calls)
+        mine = CallCount()
+        asked = _Counted(model, mine)
         has_noise = is_random(asked, x)
-        attacks: Iterable[Attack] = [
+        attacks = [
             Attack("clean", AttackKind.CLEAN, lambda _: x),
             *(
                 Attack(name, AttackKind.KNOWN_POINTS, partial(_known, points))
                 for name, points in (known_points or {}).items()
             ),
         ]
+        last: Iterable[Attack] = ()
         if budget is not None:
-            suite = _Suite(model, asked, result, x, y, threat, budget, has_noise)
-            attacks = chain(attacks, suite.attacks(transfer_from or {}))
-        for i, attack in enumerate(attacks):
-            started = time.perf_counter()
+            suite = _Suite(model, asked, result, mine, x, y, threat, budget, has_noise)
+            attacks += suite.attacks(transfer_from or {})
+            last = suite.last_attacks()
+        result.calls.add_all(mine)  # what all have asked alike
+
+        def done(attack: Attack, number: int) -> _Done:
+            started, before = time.perf_counter(), replace(mine)
             # Each attack has random starts of its own.
-            points = attack.run(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
+            points = attack.run(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
             seconds = time.perf_counter() - started
             threat.check_points(points, x, attack=attack.name)
             right, margins = fresh_decisions(
                 asked, points, y, seed=evaluation_seed, n_rounds=n_rounds
             )
-            outcome = AttackOutcome(attack, points, right, margins, seconds)
-            result.outcomes.append(outcome)
-            say(f"  {attack.name}: robust {outcome.robust_accuracy:.4f} ({seconds:.1f} s)")
+            calls = CallCount(mine.n_calls - before.n_calls, mine.n_rows - before.n_rows)
+            return _Done(points.cpu(), right.cpu(), margins.cpu(), seconds, calls)
+
+        def take(attacks: Sequence[Attack], first: int) -> None:
+            tasks = [partial(done, attack, first + i) for i, attack in enumerate(attacks)]
+            for attack, found in zip(attacks, crew.each(tasks), strict=True):
+                points, right, margins = (
+                    t.to(x.device) for t in (found.points, found.right, found.margins)
+                )
+                outcome = AttackOutcome(attack, points, right, margins, found.seconds)
+                result.outcomes.append(outcome)
+                result.calls.add_all(found.calls)
+                say(
+                    f"  {attack.name}: robust {outcome.robust_accuracy:.4f} ({found.seconds:.1f} s)"
+                )
+
+        take(attacks, 0)
+        for attack in last:
+            take([attack], len(result.outcomes))
     return result
+
+
+class _Done(NamedTuple):
+    """What an attack has found, as processes tell each other."""
+
+    points: Tensor
+    right: Tensor
+    margins: Tensor
+    seconds: float
+    calls: CallCount
 
 
 def _known(points: Tensor, _: int) -> Tensor:
@@ -364,11 +404,12 @@ def _known(points: Tensor, _: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Suite:
-    """The attacks on one model: `asked` is `model`, its calls counted into `result`."""
+    """The attacks on one model: `asked` is `model`, its calls counted into `calls`."""
 
     model: nn.Module
     asked: nn.Module
     result: SuiteResult
+    calls: CallCount
     x: Tensor
     y: Tensor
     threat: Threat
@@ -376,7 +417,7 @@ class _Suite:
     has_noise: bool
 
     def attacks(self, transfer_from: Mapping[str, nn.Module]) -> Iterator[Attack]:
-        """Yield the attacks in the order in which they are run; the last needs what all found."""
+        """Yield the attacks that need nothing of each other."""
         kind, eot = AttackKind, self.budget.eot_iter if self.has_noise else 1
         for name, other in transfer_from.items():
             run = partial(self._apgd, other, "margin", judge=other)
@@ -396,6 +437,10 @@ class _Suite:
         yield Attack(name, kind.GRADIENT, partial(self._pgd, eot))
         name = f"Square, {self.budget.n_queries} queries"
         yield Attack(name, kind.SEARCH, partial(self._square, eot))
+
+    def last_attacks(self) -> Iterator[Attack]:
+        """Yield the attacks that begin where those before have ended, as they are then."""
+        kind, eot = AttackKind, self.budget.eot_iter if self.has_noise else 1
         found = [outcome.points for outcome in self.result.outcomes]
         run = partial(self._from_worst, found, eot)
         yield Attack("APGD-margin from the worst points", kind.FROM_WORST, run, "margin")
@@ -417,7 +462,7 @@ class _Suite:
             yield Attack("APGD on the purifier's every step", kind.PURIFIER, run)
 
     def _wide(self, defended: DefendedClassifier) -> nn.Module:
-        return _Counted(surrogate(defended, self.budget.surrogate_draws), self.result.calls)
+        return _Counted(surrogate(defended, self.budget.surrogate_draws), self.calls)
 
     def _climb(
         self, name: str, kind: AttackKind, target: nn.Module, loss: str, **settings: Any

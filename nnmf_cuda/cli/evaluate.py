@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, parser_of, say, show
+from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.pipeline.config import DataConfig
 from nnmf_cuda.pipeline.places import Place, write_text
 from nnmf_cuda.pipeline.run_directory import read_json
@@ -36,8 +38,8 @@ class Evaluate(DeviceOption):
     """Replace an earlier evaluation."""
 
 
-def evaluate(options: Evaluate) -> None:
-    """Evaluate a saved run."""
+def evaluate(options: Evaluate, crew: Crew = ALONE) -> None:
+    """Evaluate a saved run; of a crew rank 0 holds it, and writes what all have found."""
     from nnmf_cuda.pipeline.artifacts import find_model
     from nnmf_cuda.pipeline.environment import resolve_device
     from nnmf_cuda.report.robustness_table import summary_table
@@ -46,13 +48,19 @@ def evaluate(options: Evaluate) -> None:
     home = Path(options.model)
     device = resolve_device(options.device)
     find_model(home)  # before anything is made
-    with Place(home).held(f"--model {home}") as place:
-        _make_way(home / "robustness.json", overwrite=options.overwrite)
+    with ExitStack() as stack:
+        if crew.leads:
+            place = stack.enter_context(Place(home).held(f"--model {home}"))
+            overwrite = options.overwrite or crew.restarted  # there was none at the first start
+            _make_way(home / "robustness.json", overwrite=overwrite)
+        crew.gathered(None)  # what was cut short there is finished
         run = SavedRun.load(home, device=device)
         images = None
         if options.data is not None or run.model.info.synthetic:
             images = run.test_images(options.data, say=say)
-        result = evaluate_robustness(run, preset=options.preset, images=images, say=say)
+        result = evaluate_robustness(run, preset=options.preset, images=images, say=say, crew=crew)
+        if not crew.leads:
+            return
         show(summary_table(result.report))  # whatever becomes of the files
         with place.staged(["robustness.npz", "robustness.html", "robustness.json"]) as folder:
             written = result.write(folder, named=home)

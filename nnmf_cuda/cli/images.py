@@ -13,6 +13,7 @@ from jsonargparse.typing import PositiveInt
 from nnmf_cuda.cli.options import DeviceOption, say, show
 from nnmf_cuda.data.names import harmless, on_one_line
 from nnmf_cuda.data.reading import ReadOptions
+from nnmf_cuda.distributed.crew import ALONE, Crew
 
 if TYPE_CHECKING:
     from nnmf_cuda.pipeline.artifacts import TrainedModel
@@ -73,7 +74,7 @@ class Predict(ImagesAndModel):
     """Seed of the defence's noise."""
 
 
-def extract(options: Extract) -> None:
+def extract(options: Extract, crew: Crew = ALONE) -> None:
     """Write the features of images."""
     from nnmf_cuda.data import Account, iter_images
     from nnmf_cuda.pipeline.extract import extract_to_file
@@ -90,6 +91,7 @@ def extract(options: Extract) -> None:
         batch_size=options.batch_size,
         overwrite=options.overwrite,
         progress=True,
+        crew=crew,
     )
     show(f"{account.n_read} images: {options.out}")
     for line in account.lines():
@@ -106,7 +108,8 @@ def predict(options: Predict) -> None:
     from nnmf_cuda.data import Account, ReadFailure, iter_image_batches, iter_images
     from nnmf_cuda.data.images import failed_images
     from nnmf_cuda.data.reading import UNREADABLE
-    from nnmf_cuda.pipeline.extract import PassedColumns, computed_batches
+    from nnmf_cuda.pipeline.extract import computed_batches
+    from nnmf_cuda.pipeline.feature_files import PassedColumns
 
     model, account = options.load(), Account()
     options = _read_as_trained(options, model)

@@ -10,6 +10,7 @@ import threading
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from jsonargparse import Namespace, set_parsing_settings
 
@@ -20,6 +21,7 @@ from nnmf_cuda.cli.data import SETS, Data, data
 from nnmf_cuda.cli.evaluate import Audit, Evaluate, audit, audit_parser, evaluate
 from nnmf_cuda.cli.export import Export, export
 from nnmf_cuda.cli.images import IMAGES, Extract, Predict, extract, predict
+from nnmf_cuda.cli.launched import MayTell, answer_with_others
 from nnmf_cuda.cli.options import (
     OptionParser,
     built,
@@ -30,6 +32,8 @@ from nnmf_cuda.cli.options import (
 )
 from nnmf_cuda.cli.run import asked_presets, run, run_of, run_parser
 from nnmf_cuda.cli.verify import Verify, verify
+from nnmf_cuda.distributed.crew import ALONE, Crew
+from nnmf_cuda.distributed.launched import is_launched
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig
 
 _ABOUT = """\
@@ -49,25 +53,37 @@ class Info:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 with one line on stderr."""
+    """Run the command line; returns the exit code: 0, or 2 with one line on stderr.
+
+    Without `argv` it is that of the process, which may be one of several that `torchrun` has
+    started: then they do the command together.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    argv = list(sys.argv[1:] if argv is None else argv)
     _stop_as_exception()
     show_in_any_encoding()
+    if argv is None and is_launched(os.environ):
+        return answer_with_others(partial(_answer, sys.argv[1:]))
+    return _answer(list(sys.argv[1:] if argv is None else argv), ALONE, lambda: True)
+
+
+def _answer(argv: list[str], crew: Crew, may_tell: MayTell) -> int:
+    """Do what is asked for and return the exit code; tell what is wrong where that may be told."""
     try:
-        _call(argv)
+        _call(argv, crew)
         if sys.stdout is not None:  # None where the standard output is closed
             sys.stdout.flush()  # or what cannot be written would be lost without a word
     except KeyboardInterrupt:
-        say("nnmf-cuda: interrupted")
+        if may_tell():
+            say("nnmf-cuda: interrupted")
         return 130
     except BrokenPipeError:
         _leave_stdout()
-        return 0
+        return 0 if crew.size == 1 else 1  # the others are not done
     except _USER_ERRORS as error:
         if os.environ.get("NNMF_CUDA_DEBUG") == "1":
             raise
-        say(f"nnmf-cuda: error: {one_line(error)}")
+        if may_tell():
+            say(f"nnmf-cuda: error: {one_line(error)}")
         _leave_stdout_if_full()
         return 2
     return 0
@@ -98,26 +114,35 @@ def _leave_stdout_if_full() -> None:
         _leave_stdout()
 
 
-def _call(argv: list[str]) -> None:
+def _call(argv: list[str], crew: Crew) -> None:
     """Read the arguments, and call the command that they name."""
     if argv[:1] == ["run"]:
         # Read once for each preset, which stands last: the other options start from it.
         asked = asked_presets(argv[1:])
         read = [_read([*argv, f"--preset={preset}"], preset=preset) for preset in asked]
-        run([run_of(values) for _, values in read])
+        run([run_of(values) for _, values in read], crew)
         return
     command, values = _read(argv)
     match command:
         case "extract":
-            extract(built(Extract, values))
+            extract(built(Extract, values), crew)
+        case "evaluate":
+            evaluate(built(Evaluate, values), crew)
+        case "verify":
+            verify(built(Verify, values), crew)
+        case _ if crew.leads:  # the others wait
+            if crew.size > 1 and command not in ("data", "info"):
+                say(f"{command} is not divided: rank 0 does it alone")
+            _call_undivided(command, values)
+
+
+def _call_undivided(command: str, values: Namespace) -> None:
+    """Call a command that one process does."""
+    match command:
         case "predict":
             predict(built(Predict, values))
         case "audit":
             audit(built(Audit, values), built(DataConfig, values, path=values.data))
-        case "evaluate":
-            evaluate(built(Evaluate, values))
-        case "verify":
-            verify(built(Verify, values))
         case "export":
             export(built(Export, values))
         case "data":

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from nnmf_cuda.cli.evaluate import Evaluate, evaluate
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, built, parser_of, say, show
 from nnmf_cuda.cli.summary import comparison, outcome_of, run_summary
+from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.pipeline.config import PRESETS, DataConfig, ExperimentConfig
 from nnmf_cuda.pipeline.places import Place, write_text
 from nnmf_cuda.pipeline.run_directory import NotWritten, check_free, remove_runs, sweep_below
@@ -178,12 +179,25 @@ def _checked(name: str, where: str) -> str:
     raise ValueError(f"{where} {name}: no such preset; {hint}choose one of {', '.join(PRESETS)}")
 
 
-def run(runs: Sequence[Run]) -> None:
-    """Run the experiment as often as is asked for, a `Run` a preset, and print what came out."""
+def run(runs: Sequence[Run], crew: Crew = ALONE) -> None:
+    """Run the experiment as often as is asked for, a `Run` a preset, and print what came out.
+
+    The processes of a crew make several runs in turn; a single one is made by rank 0.
+    """
     from nnmf_cuda.pipeline.environment import resolve_device
 
+    several = runs[0].options.seeds > 1 or runs[0].options.cross_validate
+    one = len(runs) == 1 and not several
+    if crew.restarted:
+        runs = [_started_again(asked, one=one) for asked in runs]
     first, options = runs[0], runs[0].options
-    several = options.seeds > 1 or options.cross_validate
+    if one and crew.size > 1:
+        say(
+            f"one run is not divided: rank 0 makes it, and the other {crew.size - 1} wait; several"
+            " (--seeds, --cross_validate, several --preset) and evaluate are"
+        )
+        if not crew.leads:
+            return
     if options.eps_curve:
         if len(runs) > 1 or several or options.resume or options.evaluation != "paper":
             raise ValueError(
@@ -192,7 +206,7 @@ def run(runs: Sequence[Run]) -> None:
             )
         _run_curve(first)
         return
-    if len(runs) == 1 and not several:
+    if one:
         if options.resume:
             raise ValueError(
                 "--resume is for several runs: give --seeds or --cross_validate, or several"
@@ -213,14 +227,24 @@ def run(runs: Sequence[Run]) -> None:
             " all but one --preset"
         )
     resolve_device(options.device)
-    with Place(first.out).held(f"--out {first.out}"):
-        sweep_below(first.out)
+    with ExitStack() as stack:
+        if crew.leads:
+            stack.enter_context(Place(first.out).held(f"--out {first.out}"))
+            sweep_below(first.out)
+        crew.gathered(None)
         if len(runs) > 1:
-            _run_presets(runs)
+            _run_presets(runs, crew)
         elif options.cross_validate:
-            _run_folds(first)
+            _run_folds(first, crew)
         else:
-            _run_seeds(first)
+            _run_seeds(first, crew)
+
+
+def _started_again(asked: Run, *, one: bool) -> Run:
+    """Return a run as it goes on after a start that has failed, and had found --out to be free."""
+    if asked.options.overwrite:
+        return asked
+    return Run(replace(asked.options, overwrite=one, resume=not one), asked.config)
 
 
 def _run_curve(asked: Run) -> None:
@@ -303,7 +327,7 @@ class Planned:
     run: Run
 
 
-def _run_presets(runs: Sequence[Run]) -> None:
+def _run_presets(runs: Sequence[Run], crew: Crew) -> None:
     out, evaluation = runs[0].out, runs[0].options.evaluation
     planned = {
         asked.options.preset: Planned(
@@ -311,26 +335,31 @@ def _run_presets(runs: Sequence[Run]) -> None:
         )
         for asked in runs
     }
-    homes = dict(zip(planned, _run_all(out, list(planned.values()), line_each=False), strict=True))
+    found = _run_all(out, list(planned.values()), crew, line_each=False)
+    if not crew.leads:
+        return
+    homes = dict(zip(planned, found, strict=True))
     outcomes = {preset: outcome_of(home) for preset, home in homes.items()}
     summary = {preset: asdict(outcome) for preset, outcome in outcomes.items()}
     show(f"\n{comparison(outcomes, evaluation=evaluation, homes=homes)}")
     write_text(out / "summary.json", json.dumps({"presets": summary}, indent=2))
 
 
-def _run_seeds(asked: Run) -> None:
+def _run_seeds(asked: Run, crew: Crew) -> None:
     from nnmf_cuda.report.repeats import seeds_table
     from nnmf_cuda.run.repeats import plan_seeds, summarize_seeds
 
     seeds, data = _seeds(asked), asked.config.data
     repeats = plan_seeds(seeds, data.split_by, data.test_fold)
-    homes = _run_all(asked.out, [_planned(asked, repeat) for repeat in repeats])
+    homes = _run_all(asked.out, [_planned(asked, repeat) for repeat in repeats], crew)
+    if not crew.leads:
+        return
     summary = summarize_seeds(dict(zip(seeds, homes, strict=True)))
     show(f"\n{seeds_table(summary)}")
     write_text(asked.out / "summary.json", json.dumps(summary.as_dict(), indent=2))
 
 
-def _run_folds(asked: Run) -> None:
+def _run_folds(asked: Run, crew: Crew) -> None:
     from nnmf_cuda.report.repeats import OWN_SPLIT, FoldsSummary, folds_page, folds_table
     from nnmf_cuda.run.repeats import plan_folds, summarize_seeds
 
@@ -348,7 +377,9 @@ def _run_folds(asked: Run) -> None:
         label_key=data.label_key,
         reading=data,
     )
-    homes = _run_all(out, [_planned(asked, repeat) for repeat in repeats])
+    homes = _run_all(out, [_planned(asked, repeat) for repeat in repeats], crew)
+    if not crew.leads:
+        return
     of_split: dict[str, dict[int, Path]] = {}
     for repeat, home in zip(repeats, homes, strict=True):
         of_split.setdefault(repeat.split, {})[repeat.seed] = home
@@ -375,29 +406,63 @@ def _planned(asked: Run, repeat: Repeat) -> Planned:
     return Planned(name, asked.repeated(repeat.home, config=config))
 
 
-def _run_all(out: Path, planned: Sequence[Planned], *, line_each: bool = True) -> list[Path]:
-    """Run them all, each in its own directory, and print a line each; returns the directories."""
+def _run_all(
+    out: Path, planned: Sequence[Planned], crew: Crew, *, line_each: bool = True
+) -> list[Path]:
+    """Run them all, each in its own directory, and print a line each; returns the directories.
+
+    The processes of a crew make those that are left in turn.
+    """
     from nnmf_cuda.run.repeats import check_other_runs, is_finished, result_line
 
     homes, options = [one.run.out for one in planned], planned[0].run.options
-    finished = [False] * len(planned)
-    if options.resume:
-        check_other_runs(out, homes)
-        finished = [is_finished(one.run.out, one.run.config_yaml()) for one in planned]
-    else:
-        for home in (out, *homes):
-            check_free(home, overwrite=options.overwrite)
-    for number, (one, is_there) in enumerate(zip(planned, finished, strict=True)):
-        evaluated = options.evaluation == "paper" or (one.run.out / "robustness.json").is_file()
+
+    def states() -> list[tuple[bool, bool]]:
+        finished = [False] * len(planned)
+        if options.resume:
+            check_other_runs(out, homes)
+            finished = [is_finished(one.run.out, one.run.config_yaml()) for one in planned]
+        else:
+            for home in (out, *homes):
+                check_free(home, overwrite=options.overwrite)
+        both = zip(finished, planned, strict=True)
+        return [(there, there and _is_evaluated(one)) for there, one in both]
+
+    def make(number: int) -> None:
+        one, (is_there, evaluated) = planned[number], found[number]
         kept = ": finished before" if evaluated else ": to be evaluated"
         say(f"run {number + 1} of {len(planned)}: {one.name}{kept if is_there else ''}")
         if not is_there:
             _run_once(one.run)
         elif not evaluated:
             _evaluate(one.run)
-        # The first to end has shown that the settings work: only now do older runs go.
-        if number == 0:
-            remove_runs(out, keep=homes if options.resume else homes[:1])
+
+    def show_line(one: Planned) -> None:
         if line_each:
             show(f"{one.name}: {result_line(one.run.out)}")
+
+    found = crew.first(states)
+    left = [number for number, (_, evaluated) in enumerate(found) if not evaluated]
+    turn = {number: at % crew.size for at, number in enumerate(left)}
+    own = [number for number in range(len(planned)) if turn.get(number, 0) == crew.rank]
+    for at, number in enumerate(own or [None]):
+        if number is not None:
+            make(number)
+        if at == 0:
+            # The first to end have shown that the settings work: only now do older runs go.
+            crew.gathered(None)
+            if crew.leads:
+                remove_runs(out, keep=homes if options.resume else homes[: crew.size])
+            crew.gathered(None)
+        if number is not None and crew.size == 1:
+            show_line(planned[number])
+    crew.gathered(None)
+    if crew.leads and crew.size > 1:
+        for one in planned:
+            show_line(one)
     return homes
+
+
+def _is_evaluated(one: Planned) -> bool:
+    """Return whether a finished run has the evaluation that is asked for."""
+    return one.run.options.evaluation == "paper" or (one.run.out / "robustness.json").is_file()

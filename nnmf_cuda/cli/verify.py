@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from nnmf_cuda.cli.options import DeviceOption, say, show
+from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.pipeline.places import Place, write_text
 
 _RESULTS = ("verification.json", "verification.npz")
@@ -45,17 +47,20 @@ class Verify(DeviceOption):
     """Replace an earlier verification."""
 
 
-def verify(options: Verify) -> None:
-    """Verify the answers of a saved run."""
+def verify(options: Verify, crew: Crew = ALONE) -> None:
+    """Verify the answers of a saved run; of a crew rank 0 writes what all have found."""
     from nnmf_cuda.pipeline.artifacts import find_model
 
     find_model(Path(options.model))  # before anything is made
     out = Path(options.model if options.out is None else options.out)
-    with Place(out).held(f"--out {out}") as place:
-        _verify(options, out, place)
+    place = Place(out)
+    with ExitStack() as stack:
+        if crew.leads:
+            place = stack.enter_context(place.held(f"--out {out}"))
+        _verify(options, out, place, crew)
 
 
-def _verify(options: Verify, out: Path, place: Place) -> None:
+def _verify(options: Verify, out: Path, place: Place, crew: Crew) -> None:
     from nnmf_cuda import robustness
     from nnmf_cuda.evaluation.headline import Headline, Proof
     from nnmf_cuda.pipeline.environment import resolve_device
@@ -75,10 +80,17 @@ def _verify(options: Verify, out: Path, place: Place) -> None:
         raise ValueError(f"--seconds must be >= 0, got {options.seconds}")
     robustness.weights_to_verify(model)
     checked_ball(x, eps=eps, norm=norm, box=(0.0, 1.0))
-    _make_way(out, resume=options.resume, overwrite=options.overwrite)
+    # Started again it goes on with what it has found itself.
+    resume = options.resume or (crew.restarted and not options.overwrite)
+    if crew.leads:
+        _make_way(out, resume=resume, overwrite=options.overwrite)
+    crew.gathered(None)
+    ball: dict[str, Any] = {"eps": eps, "norm": norm}
     found = robustness.verify(
-        model, x, y, eps=eps, norm=norm, seconds=options.seconds, resume=out / _JOURNAL
+        *(model, x, y), **ball, seconds=options.seconds, resume=out / _JOURNAL, crew=crew
     )
+    if not crew.leads:
+        return
     clean = robustness.right_answers(model, x, y)
     labels = y.cpu().numpy()
     line = Headline.of(
@@ -117,7 +129,8 @@ def _make_way(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise where a verification is there and is neither gone on with nor replaced."""
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: give one")
-    present = [name for name in (*_RESULTS, _JOURNAL) if (out / name).exists()]
+    parts = [part.name for part in out.glob(f"{_JOURNAL}.rank-*")]  # of several processes
+    present = [name for name in (*_RESULTS, _JOURNAL, *parts) if (out / name).exists()]
     if not present or resume:
         return
     if not overwrite:

@@ -14,14 +14,19 @@ import torch
 
 from nnmf_cuda import show_config
 from nnmf_cuda._version import __version__
+from nnmf_cuda.distributed.launched import take_own_gpu
 
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pyautoattack", "autoattack", "pillow")
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device behind "auto", "cpu", "cuda" or "cuda:1"; ValueError if it is not here."""
+    """Return the device behind "auto", "cpu", "cuda" or "cuda:1"; ValueError if it is not here.
+
+    Of several processes that `torchrun` has started on a machine each takes another GPU for "auto"
+    and "cuda".
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -35,6 +40,8 @@ def resolve_device(name: str) -> torch.device:
                 f"--device {name}, but torch {torch.__version__} sees {count} CUDA devices: use"
                 " --device cpu, or install a driver and a torch with CUDA"
             )
+        if ":" not in name:
+            take_own_gpu()
     return device
 
 

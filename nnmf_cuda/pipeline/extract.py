@@ -6,35 +6,38 @@ batches at a time, and `extract_to_file` writes what comes back as it comes.
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import shutil
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from itertools import cycle
+from collections.abc import (
+    Callable,
+    Container,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from itertools import chain, count, cycle, islice
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any, Literal, Protocol
-from zipfile import ZipFile
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnmf_cuda.data import ImageBatch, ImageSource, ReadFailure, ReadOptions, iter_image_batches
-from nnmf_cuda.data.images import MOST_NAMED, failed_images
-from nnmf_cuda.data.names import harmless, on_one_line
+from nnmf_cuda._version import __version__
+from nnmf_cuda.data import ImageBatch, ImageSource, ReadOptions, iter_image_batches
 from nnmf_cuda.data.reading import DEFAULT_READING, OnError
+from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.nnmf.inputs import shared_tensor
-from nnmf_cuda.pipeline.places import Place, cannot_write
+from nnmf_cuda.pipeline.extract_parts import Block, Parts, rebatched
+from nnmf_cuda.pipeline.feature_files import check_out, outputs
+from nnmf_cuda.pipeline.places import Place, cannot_write, remove
 
 logger = logging.getLogger(__name__)
-
-FORMATS = (".npy", ".npz", ".parquet")
 
 Compute = Callable[[Tensor], Tensor]
 Result = tuple[ImageBatch, NDArray[Any]]
@@ -243,6 +246,7 @@ def extract_to_file(
     batch_size: int = 256,
     overwrite: bool = False,
     progress: bool = False,
+    crew: Crew = ALONE,
 ) -> tuple[int, int]:
     r"""Write the features of images to `out`, in memory that their number does not change.
 
@@ -266,292 +270,213 @@ def extract_to_file(
     a tab and the reason on each line. Returns the numbers of rows and of images that could not be
     read. Raises ValueError, and writes nothing, if `out` does not allow it or an image cannot be
     read; all images are tried before, so that the error names all that cannot.
+
+    The processes of a `crew`, which are given the same, compute blocks of `_BLOCK_BATCHES` batches
+    in turn, and rank 0 writes; that takes the space of the features once more. A start after one
+    that was killed goes on from the blocks that are there.
     """
-    _check_out(out, overwrite=overwrite)  # before any work, and again once no other can write
-    transform: Callable[[torch.Tensor], torch.Tensor] = (
-        extractor.forward if normalize else extractor.coefficients
-    )
-    n_columns = extractor.n_features if normalize else len(extractor.components)
-    n_written = 0
-    with _outputs(out, n_columns, overwrite=overwrite) as (writer, failures):
+    work = _Work(extractor, normalize, reading, on_error, batch_size)
+    overwrite = overwrite or crew.restarted  # the start before has found it free
+    if crew.leads:
+        check_out(out, overwrite=overwrite)  # before any work, and again once no other can write
+    if crew.size > 1:
+        return _extract_together(files, work, out, overwrite, progress, crew)
+    n_read = 0
+    with outputs(out, work.n_columns, overwrite=overwrite) as output:
+
+        def note(batch: ImageBatch) -> bool:
+            nonlocal n_read
+            n_read += len(batch.images)
+            output.failures.write(batch.failures)
+            return work.goes_on(output.failures.count)
+
+        # After one that ends the command others are read on, so that all are named.
+        told: Literal["skip", "list"] = "skip" if on_error == "skip" else "list"
+        for batch, features in work.results(files, note, on_error=told, progress=progress):
+            output.write(batch, features)
+        output.check(on_error, n_read)
+    return output.n_written, output.failures.count
+
+
+_BLOCK_BATCHES = 4
+"""Batches that a process of several computes before it leaves as many to each of the others."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is made of images."""
+
+    extractor: FeatureExtractor
+    normalize: bool
+    reading: ReadOptions
+    on_error: OnError
+    batch_size: int
+
+    @property
+    def n_columns(self) -> int:
+        return self.extractor.n_features if self.normalize else len(self.extractor.components)
+
+    def goes_on(self, n_failed: int) -> bool:
+        """Return whether more is computed after so many images that could not be read."""
+        return self.on_error == "skip" or not n_failed
+
+    def results(
+        self,
+        files: Iterable[str | ImageSource],
+        note: Callable[[ImageBatch], bool],
+        *,
+        on_error: Literal["skip", "list"],
+        progress: bool = False,
+    ) -> Iterator[Result]:
+        """Yield the batches that `note`, which is told of all, wants, with their features."""
         batches = iter_image_batches(
             files,
-            batch_size=batch_size,
-            image_shape=extractor.image_shape,
-            reading=reading,
-            on_error="skip" if on_error == "skip" else "list",
+            batch_size=self.batch_size,
+            image_shape=self.extractor.image_shape,
+            reading=self.reading,
+            on_error=on_error,
             progress=progress,
         )
-        n_read = 0
-
-        def wanted() -> Iterator[ImageBatch]:
-            nonlocal n_read
-            for batch in batches:
-                n_read += len(batch.images)
-                failures.write(batch.failures)
-                if on_error == "skip" or not failures.count:
-                    yield batch  # else it is read on, to name the others, but nothing is computed
-
-        for batch, features in computed_batches(
-            wanted(), transform, device=extractor.components.device, n_columns=n_columns
-        ):
-            if len(features):
-                writer.write(batch, features)
-                n_written += len(features)
-        if failures.count and on_error == "raise":
-            n_files = n_read + failures.count
-            raise ValueError(failed_images(failures.first, n_files, n_failed=failures.count))
-        if n_written == 0:
-            first = "".join(f"; the first: {failure.message}" for failure in failures.first[:1])
-            raise ValueError(f"none of the {failures.count} images could be read{first}")
-    return n_written, failures.count
+        transform: Compute = (
+            self.extractor.forward if self.normalize else self.extractor.coefficients
+        )
+        yield from computed_batches(
+            filter(note, batches),
+            transform,
+            device=self.extractor.components.device,
+            n_columns=self.n_columns,
+        )
 
 
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    if out.suffix not in FORMATS:
-        raise ValueError(f"--out {out}: the ending must be one of {', '.join(FORMATS)}")
-    if out.exists() and not overwrite:
-        raise ValueError(f"--out {out} exists: give another name, or --overwrite to replace it")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: the directory {out.parent} does not exist")
-
-
-class PassedColumns:
-    """What sources say beside their images, as columns of a table that is written on and on.
-
-    The first images decide which columns there are. One that comes up later is left out, with a
-    warning; one whose name the table needs itself, a name in `taken`, gets ``given_`` before it.
-    """
-
-    def __init__(self, taken: Iterable[str]) -> None:
-        self._taken = frozenset(taken)
-        self._keys: tuple[str, ...] | None = None
-        self._left_out: set[str] = set()
-        self.header: list[str] = []
-        """The names of the columns, once there were images."""
-
-    def cells(self, columns: Sequence[Mapping[str, str]]) -> list[list[str]]:
-        """Return a row for each image, in the order of `header`, with "" for what is not said."""
-        if not columns:
-            return []
-        if self._keys is None:
-            self._keys = tuple(dict.fromkeys(key for said in columns for key in said))
-            for name in self._keys:
-                while name in self._taken or name in self.header:
-                    name = f"given_{name}"
-                self.header.append(name)
-        new = {key for said in columns for key in said} - set(self._keys) - self._left_out
-        if new:
-            self._left_out |= new
-            logger.warning(
-                "left out: columns that the first images do not have: %s", ", ".join(sorted(new))
+def _extract_together(
+    files: Iterable[str | ImageSource],
+    work: _Work,
+    out: Path,
+    overwrite: bool,
+    progress: bool,
+    crew: Crew,
+) -> tuple[int, int]:
+    """Extract with the other processes; rank 0 holds the place and joins what all have found."""
+    shared = Place(out.parent, out.name).shared
+    settings = (work.normalize, work.reading, work.on_error, work.batch_size)
+    parts = Parts(shared, f"{__version__} {settings}", work.n_columns)
+    written: tuple[int, int] | None = None
+    with ExitStack() as stack:
+        if crew.leads:
+            output = stack.enter_context(
+                outputs(out, work.n_columns, overwrite=overwrite, keep_shared=crew.restarted)
             )
-        return [[said.get(key, "") for key in self._keys] for said in columns]
+            stack.enter_context(_folder_of_parts(shared, out, crew))
+        known = set(crew.first(parts.known))
+        listed = _add_own_blocks(files, work, parts, known, progress, crew)
+        lists = crew.gathered(listed)
+        if len(set(lists)) > 1:
+            raise ValueError(
+                f"the processes see different numbers of images ({', '.join(map(str, lists))}):"
+                " they must all have the same files"
+            )
+        if crew.leads:
+            n_read = 0
 
+            def noted(blocks: Iterable[Block]) -> Iterator[Block]:
+                nonlocal n_read
+                for block in blocks:
+                    n_read += block.n_read
+                    output.failures.write(block.failures)
+                    if work.on_error == "skip":
+                        for failure in block.failures:
+                            logger.warning("skipped: %s", failure.message)
+                    if work.goes_on(output.failures.count):
+                        yield block
 
-class _Writer(Protocol):
-    def write(self, batch: ImageBatch, features: NDArray[np.float32]) -> None: ...
-
-    def finish(self) -> None:
-        """Write what must wait for the last row."""
-
-    def close(self) -> None: ...
+            blocks = parts.blocks(-(-listed // _block_size(work)))
+            for batch, features in rebatched(noted(blocks), work.batch_size):
+                output.write(batch, features)
+            output.check(work.on_error, n_read)
+            written = output.n_written, output.failures.count
+    return crew.first(lambda: written) or (0, 0)
 
 
 @contextmanager
-def _outputs(
-    out: Path, n_columns: int, *, overwrite: bool
-) -> Iterator[tuple[_Writer, _FailureList]]:
-    """Yield writers into a folder beside `out`, whose files move there when the block ends well."""
-    called = f"--out {out}"
-    beside = [f"{out.name}.{what}" for what in ("failed.txt", "files.txt", "columns.csv")]
+def _folder_of_parts(shared: Path, out: Path, crew: Crew) -> Iterator[None]:
+    """Make the folder of the blocks; it stays where another start can go on from it."""
+    from nnmf_cuda.distributed.ranks import RanksError
+
     try:
-        with Place(out.parent, out.name).held(called) as place:
-            _check_out(out, overwrite=overwrite)
-            with place.staged([*beside, out.name]) as folder:
-                failed, names, columns = (folder / name for name in beside)
-                writer: _Writer
-                if out.suffix == ".npy":
-                    writer = _NpyWriter(folder / out.name, names, columns, n_columns)
-                elif out.suffix == ".npz":
-                    writer = _NpzWriter(folder / out.name, n_columns)
-                else:
-                    writer = _ParquetWriter(folder / out.name, n_columns)
-                with closing(writer), closing(_FailureList(failed)) as failures:
-                    yield writer, failures
-                    writer.finish()
+        if not crew.restarted:
+            remove(shared)
+        shared.mkdir(exist_ok=True)
     except OSError as error:
-        raise cannot_write(called, error) from error
+        raise cannot_write(f"--out {out}", error) from error
+    keeps = False
+    try:
+        yield
+    except BaseException as error:
+        ended = isinstance(error, RanksError) or not isinstance(error, Exception)
+        keeps = crew.may_restart and ended
+        raise
+    finally:
+        if not keeps:
+            shutil.rmtree(shared, ignore_errors=True)
 
 
-class _FailureList:
-    """Lines of file and message; there is no file while there is nothing to tell."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[str] | None = None
-        self.count = 0
-        self.first: list[ReadFailure] = []
-        """As many as an error names."""
-
-    def write(self, failures: Sequence[ReadFailure]) -> None:
-        if not failures:
-            return
-        if self._file is None:
-            self._file = _text_file(self._path)
-        self._file.writelines(
-            f"{on_one_line(failure.file)}\t{harmless(failure.message, keep='')}\n"
-            for failure in failures
-        )
-        self.count += len(failures)
-        self.first += failures[: MOST_NAMED - len(self.first)]
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+def _block_size(work: _Work) -> int:
+    return _BLOCK_BATCHES * work.batch_size
 
 
-def _text_file(path: Path) -> IO[str]:
-    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+class _Counted(Iterator[str | ImageSource]):
+    """A stream of images, and how many it has given."""
+
+    def __init__(self, files: Iterable[str | ImageSource]) -> None:
+        self._files = iter(files)
+        self.n = 0
+
+    def __next__(self) -> str | ImageSource:
+        image = next(self._files)
+        self.n += 1
+        return image
 
 
-def _write_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
-    """Begin an array of .npy; NumPy pads its header so that the first axis can grow in place."""
-    description = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, description)
+def _add_own_blocks(
+    files: Iterable[str | ImageSource],
+    work: _Work,
+    parts: Parts,
+    known: Container[int],
+    progress: bool,
+    crew: Crew,
+) -> int:
+    """Compute in turn with others the blocks that are not known; return the number of images."""
+    from tqdm import tqdm
+
+    stream, n_new, n_failed = _Counted(files), 0, 0
+    bar = tqdm(desc="images", unit="image", disable=None if progress else True)
+    with closing(parts.begin()) as file, bar:
+        for number in count():
+            images = islice(stream, _block_size(work))
+            first = next(images, None)
+            if first is None:
+                return stream.n
+            if number not in known:
+                if n_new % crew.size == crew.rank:
+                    block = _computed_block(number, chain([first], images), work, n_failed)
+                    n_failed += len(block.failures)
+                    parts.add(file, block)
+                n_new += 1
+            deque(images, maxlen=0)  # those that are another's
+            bar.update(stream.n - bar.n)
+    raise AssertionError  # numbers do not end
 
 
-class _NpyWriter:
-    """Rows appended to an .npy file; the header is written again when their number is known."""
+def _computed_block(
+    number: int, images: Iterable[str | ImageSource], work: _Work, n_failed: int
+) -> Block:
+    block = Block(number)
 
-    def __init__(self, path: Path, names: Path, columns: Path, n_columns: int) -> None:
-        self._file: IO[bytes] = path.open("wb")
-        self._names = _text_file(names)
-        self._columns_path = columns
-        self._columns_file: IO[str] | None = None  # until there is something to tell
-        self._columns = PassedColumns(["file"])
-        self._n_columns = n_columns
-        self._n_rows = 0
-        self._write_header()
+    def note(batch: ImageBatch) -> bool:
+        block.n_read += len(batch.images)
+        block.failures += batch.failures
+        return work.goes_on(n_failed + len(block.failures))
 
-    def _write_header(self) -> None:
-        _write_header(self._file, "<f4", (self._n_rows, self._n_columns))
-
-    def write(self, batch: ImageBatch, features: NDArray[np.float32]) -> None:
-        features.astype("<f4", copy=False).tofile(self._file)
-        names = [on_one_line(name) for name in batch.names()]
-        self._names.writelines(f"{name}\n" for name in names)
-        self._n_rows += len(features)
-        cells = self._columns.cells(batch.columns)
-        if not self._columns.header:
-            return
-        if self._columns_file is None:
-            self._columns_file = _text_file(self._columns_path)
-            csv.writer(self._columns_file).writerow(["file", *self._columns.header])
-        csv.writer(self._columns_file).writerows(
-            [name, *row] for name, row in zip(names, cells, strict=True)
-        )
-
-    def finish(self) -> None:
-        self._file.seek(0)
-        self._write_header()
-
-    def close(self) -> None:
-        self._file.close()
-        self._names.close()
-        if self._columns_file is not None:
-            self._columns_file.close()
-
-
-class _NpzWriter:
-    """Arrays spooled to disk: their headers need their shapes, and a zip file never goes back."""
-
-    def __init__(self, path: Path, n_columns: int) -> None:
-        self._file: IO[bytes] = path.open("wb")
-        # In the folder of the output, which has the space.
-        self._features: IO[bytes] = TemporaryFile(dir=path.parent)
-        self._texts: IO[str] = TemporaryFile("w+", dir=path.parent, encoding="ascii")
-        self._shape = (0, n_columns)
-        self._columns = PassedColumns(["features", "files"])
-        self._longest: list[int] = []
-
-    def write(self, batch: ImageBatch, features: NDArray[np.float32]) -> None:
-        features.astype("<f4", copy=False).tofile(self._features)
-        texts = [batch.names(), *map(list, zip(*self._columns.cells(batch.columns), strict=True))]
-        self._texts.write(json.dumps(texts) + "\n")
-        self._shape = (self._shape[0] + len(features), self._shape[1])
-        longest = [max(map(len, of_column)) for of_column in texts]
-        before = self._longest or [1] * len(longest)
-        self._longest = [max(pair) for pair in zip(before, longest, strict=True)]
-
-    def finish(self) -> None:
-        self._features.seek(0)
-        with ZipFile(self._file, "w") as archive:
-            with archive.open("features.npy", "w", force_zip64=True) as member:
-                _write_header(member, "<f4", self._shape)
-                shutil.copyfileobj(self._features, member)
-            for number, name in enumerate(["files", *self._columns.header]):
-                # A column's name must not make a path of its own in the archive.
-                key = name.replace("/", "_").replace("\\", "_")
-                with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-                    dtype = f"<U{self._longest[number]}"
-                    _write_header(member, dtype, self._shape[:1])
-                    self._texts.seek(0)
-                    for line in self._texts:
-                        member.write(np.array(json.loads(line)[number], dtype=dtype).tobytes())
-
-    def close(self) -> None:
-        for file in (self._file, self._features, self._texts):
-            file.close()
-
-
-class _ParquetWriter:
-    """Row groups of many batches: each group costs a place in the file's index."""
-
-    _GROUP_ROWS = 65_536
-
-    def __init__(self, path: Path, n_columns: int) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as error:
-            raise ImportError(
-                "writing .parquet needs pyarrow: pip install 'nnmf-cuda[parquet]'"
-            ) from error
-        self._arrow: Any = pyarrow
-        self._path = path
-        self._names = [f"component_{i}" for i in range(n_columns)]
-        self._columns = PassedColumns(["file", *self._names])
-        self._file: Any = None  # until it is known which columns there are
-        self._waiting: list[Any] = []
-
-    def write(self, batch: ImageBatch, features: NDArray[np.float32]) -> None:
-        cells = self._columns.cells(batch.columns)
-        if self._file is None:
-            texts = ["file", *self._columns.header]
-            fields = [(name, self._arrow.string()) for name in texts]
-            fields += [(name, self._arrow.float32()) for name in self._names]
-            self._schema = self._arrow.schema(fields)
-            self._file = self._arrow.parquet.ParquetWriter(self._path, self._schema)
-        beside = [[_utf8(cell) for cell in column] for column in zip(*cells, strict=True)]
-        arrays = [list(map(on_one_line, batch.names())), *beside, *features.T]
-        self._waiting.append(self._arrow.table(arrays, schema=self._schema))
-        if sum(table.num_rows for table in self._waiting) >= self._GROUP_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._file.write_table(self._arrow.concat_tables(self._waiting))
-            self._waiting.clear()
-
-    def finish(self) -> None:
-        self._flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _utf8(text: str) -> str:
-    """Return text that UTF-8 can hold: half a surrogate pair becomes its escape."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    for batch, features in work.results(images, note, on_error="list"):
+        block.add(batch, features)
+    return block

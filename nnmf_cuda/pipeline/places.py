@@ -28,6 +28,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 _LONGEST_WAIT_S = 10.0
 _PARTIAL, _WHOLE = "partial-", "whole-"
+_SHARED = f"{_PARTIAL}of_ranks"
 _OURS = re.compile(rf"({_PARTIAL}|{_WHOLE})[a-z0-9_]{{8}}")  # as tempfile ends names
 _PLAN = ".plan.json"
 
@@ -55,8 +56,15 @@ class Place:
         """How the names of temporary files of this place begin."""
         return f".{self.name}." if self.name else "."
 
+    @property
+    def shared(self) -> Path:
+        """A folder of the place for what several processes put together; unfinished as any."""
+        return self.home / f"{self.prefix}{_SHARED}"
+
     @contextmanager
-    def held(self, called: str, *, wait: bool = False) -> Iterator[Place]:
+    def held(
+        self, called: str, *, wait: bool = False, keep_shared: bool = False
+    ) -> Iterator[Place]:
         """Hold the place: its folder is made, and what others left unfinished in it is swept.
 
         Folders that were made and are empty at the end are removed. Raises ValueError, which names
@@ -77,7 +85,7 @@ class Place:
             raise cannot_write(called, error) from error
         try:
             if file is not None:
-                self._sweep()
+                self._sweep(keep=[self.shared] if keep_shared else [])
             yield self
         finally:
             if file is not None:
@@ -182,11 +190,11 @@ class Place:
         found = re.fullmatch(r"(\d+) ([\w.-]+)\n", said)
         return f" (process {found[1]} on {found[2]})" if found else ""
 
-    def _sweep(self) -> None:
+    def _sweep(self, keep: Sequence[Path]) -> None:
         """Remove what processes that have ended left unfinished; finish what was whole."""
         for entry in sorted(self.home.iterdir()):
             known = _OURS.fullmatch(entry.name.removeprefix(self.prefix))
-            if known is None or not entry.name.startswith(self.prefix):
+            if known is None or not entry.name.startswith(self.prefix) or entry in keep:
                 continue
             if known[1] == _WHOLE and entry.is_dir() and not entry.is_symlink():
                 self._publish(entry)

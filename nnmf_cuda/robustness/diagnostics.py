@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from nnmf_cuda.attacks.objectives import (
     majority_right,
 )
 from nnmf_cuda.attacks.surrogates import FixedNoise
+from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.evaluation import Certificate
 from nnmf_cuda.evaluation.robustness import Curve, Curves, PixelAttack, WorstPoints
 from nnmf_cuda.models.defended import DefendedClassifier
@@ -118,6 +120,7 @@ def find_known_weakness(
     seed: int,
     evaluation_seed: int,
     n_rows: int = 64,
+    crew: Crew = ALONE,
 ) -> KnownWeakness:
     """Run the suite on a copy of the defence of which a point that breaks it is known."""
     rows = x[:n_rows]
@@ -133,6 +136,7 @@ def find_known_weakness(
         n_rounds=1,
         seed=seed + 1,
         evaluation_seed=evaluation_seed,
+        crew=crew,
     )
 
     def share(broken: Tensor) -> float | None:
@@ -152,7 +156,8 @@ def find_known_weakness(
 class Attacker:
     """The strongest single attack, with everything fixed but what a curve varies.
 
-    `target` is climbed, the model or a surrogate of it; the model is attacked and judged.
+    `target` is climbed, the model or a surrogate of it; the model is attacked and judged. The
+    processes of `crew` do the values of a curve in turn.
     """
 
     model: nn.Module
@@ -162,6 +167,7 @@ class Attacker:
     threat: Threat
     seed: int
     evaluation_seed: int
+    crew: Crew = ALONE
 
     def accuracy(self, points: Tensor) -> float:
         """Return the share that is right by the majority of fresh decisions, a mean of rounds.
@@ -187,12 +193,14 @@ class Attacker:
             "seed": self.seed,
             **held,
         }
-        accuracies = []
-        for value in values:
+
+        def accuracy_at(value: float) -> float:
             points, settings = self.x, {**arguments, setting: value}
             if settings["attack_eps"] > 0:
                 points = vector_apgd(self.target, self.x, self.y, **settings)
-            accuracies.append(self.accuracy(points))
+            return self.accuracy(points)
+
+        accuracies = list(self.crew.each([partial(accuracy_at, value) for value in values]))
         return Curve(setting, values, accuracies)
 
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nnmf_cuda.attacks import Budget, SuiteResult, run_autoattack, run_suite
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.objectives import is_random
 from nnmf_cuda.attacks.surrogates import FixedNoise, surrogate
+from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.evaluation import Certificate, certify, evaluate_rows, measure_uncertainty
 from nnmf_cuda.evaluation.headline import Proof, check_agreement
 from nnmf_cuda.evaluation.robustness import (
@@ -118,6 +120,7 @@ def evaluate_robustness(
     budget: EvaluationBudget | None = None,
     images: Tensor | None = None,
     say: Callable[[str], object] = lambda _: None,
+    crew: Crew = ALONE,
 ) -> Robustness:
     """Answer the twenty points for one model.
 
@@ -133,6 +136,9 @@ def evaluate_robustness(
         The test images in [0, 1], for the attack on pixels, which is not run without them.
     say : callable, optional
         Takes a line for each step.
+    crew : Crew, optional
+        Processes that are given the same, and do attacks, curves and proofs in turn. All return
+        what one process finds.
 
     Returns
     -------
@@ -146,7 +152,7 @@ def evaluate_robustness(
     if preset not in EVALUATION_BUDGETS:
         raise ValueError(f"preset must be one of {', '.join(EVALUATION_BUDGETS)}; got {preset!r}")
     started = time.perf_counter()
-    evaluation = _Evaluation(run, budget or EVALUATION_BUDGETS[preset], say)
+    evaluation = _Evaluation(run, budget or EVALUATION_BUDGETS[preset], say, crew)
     pixels = None if images is None else evaluation.attack_pixels(images)
     suites, verification, adaptive = evaluation.attack()
     if images is not None and pixels is not None and verification is not None:
@@ -174,6 +180,7 @@ def prove(
     budget: EvaluationBudget,
     seed: int,
     say: Callable[[str], object] = lambda _: None,
+    crew: Crew = ALONE,
 ) -> Verification | None:
     """Verify a defence without noise; points that break it join those of the attacks on it.
 
@@ -193,6 +200,8 @@ def prove(
         Of the evaluation.
     say : callable, optional
         Takes a line for each step.
+    crew : Crew, optional
+        Processes that are given the same, and search in turn.
 
     Returns
     -------
@@ -213,6 +222,7 @@ def prove(
         norm=attack.norm,
         seconds=budget.verify_seconds,
         total_seconds=budget.verify_total_seconds,
+        crew=crew,
     )
     say(
         f"  proven {found.proven_accuracy:.4f}, broken {found.broken.mean():.4f}, undecided"
@@ -235,9 +245,13 @@ def prove(
 
 class _Evaluation:
     def __init__(
-        self, run: SavedRun, budget: EvaluationBudget, say: Callable[[str], object]
+        self,
+        run: SavedRun,
+        budget: EvaluationBudget,
+        say: Callable[[str], object],
+        crew: Crew,
     ) -> None:
-        self.run, self.budget, self.say = run, budget, say
+        self.run, self.budget, self.say, self.crew = run, budget, say, crew
         self.x, self.y = run.test
         self.seed = run.seed
         self.evaluation_seed = seed_word(run.seed, Purpose.DECISIONS)
@@ -259,22 +273,27 @@ class _Evaluation:
             budget=self.budget,
             seed=self.seed,
             say=self.say,
+            crew=self.crew,
         )
         self.say("curves against eps, steps, restarts and draws")
         curves = self._curves(self.budget.suite)
-        gradients = diagnostics.check_gradients(model, self.x, self.y)
-        with isolated(self.seed):
-            has_noise = is_random(model, self.x)
-        cosines = None
-        if has_noise:
-            cosines = diagnostics.gradient_agreement(
-                model, self.x, self.y, self.budget.eot_iter, seed=self.seed
-            )
         self.say("a copy of the defence with a known weakness")
         known_weakness = diagnostics.find_known_weakness(
-            model, self.x, self.run.threat, budget=LIGHT, **self.seeds
+            model, self.x, self.run.threat, budget=LIGHT, **self.seeds, crew=self.crew
         )
         self.say("counting at eps 0, on the worst points, with known noise")
+        if self._smooths():
+            self.say("certifying by randomised smoothing")
+        tasks: list[Callable[[], Any]] = [
+            self._certificates,
+            self._flags_at_zero,
+            self._fixed_noise,
+            partial(diagnostics.check_gradients, model, self.x, self.y),
+            self._gradient_cosines,
+            partial(self._on_worst_points, suites),
+            partial(self._transfer_back, suites["defended"]),
+        ]
+        certificates, flags, fixed_noise, gradients, cosines, worst, back = self.crew.each(tasks)
         return (
             suites,
             verification,
@@ -283,13 +302,21 @@ class _Evaluation:
                 gradients=gradients,
                 gradient_cosines=cosines,
                 known_weakness=known_weakness,
-                flags_at_zero=self._flags_at_zero(),
-                worst_points=self._on_worst_points(suites),
-                fixed_noise=self._fixed_noise(),
-                transfer_back=self._transfer_back(suites["defended"]),
-                certificates=self._certificates(),
+                flags_at_zero=flags,
+                worst_points=worst,
+                fixed_noise=fixed_noise,
+                transfer_back=back,
+                certificates=certificates,
             ),
         )
+
+    def _gradient_cosines(self) -> list[float] | None:
+        model, n_answers = self.run.defended, self.budget.eot_iter
+        with isolated(self.seed):
+            has_noise = is_random(model, self.x)
+        if not has_noise:
+            return None
+        return diagnostics.gradient_agreement(model, self.x, self.y, n_answers, seed=self.seed)
 
     def _counted_again(self) -> dict[str, SuiteResult]:
         """Count by fresh decisions what the paper's protocol found."""
@@ -334,9 +361,8 @@ class _Evaluation:
         self.say(f"attacking {what}")
         model.eval()
         threat: dict[str, Any] = self.run.threat.as_keywords()
-        return run_suite(
-            model, self.x, self.y, **threat, **self.seeds, budget=budget, say=self.say, **known
-        )
+        shared: dict[str, Any] = {**self.seeds, "say": self.say, "crew": self.crew}
+        return run_suite(model, self.x, self.y, **threat, **shared, budget=budget, **known)
 
     def _simpler_defences(self) -> dict[str, nn.Module]:
         """Return what is put before the defence's classifier, at the noise level of the run."""
@@ -359,21 +385,24 @@ class _Evaluation:
         if own is not None and settings.kind in ("adversarial", "adversarial-purifier"):
             return own
         self.say("training an adversarially trained classifier of the same size")
-        return train_adversarially(
-            self.run.x,
-            self.run.y,
-            replace(PRESETS["robust"].defence, train_eps=self.run.attack.attack_eps),
-            norm=self.run.attack.norm,
-            n_classes=len(model.label_names),
-            seed=self.seed,
-        ).model
+        trained = self.crew.first(
+            lambda: train_adversarially(
+                self.run.x,
+                self.run.y,
+                replace(PRESETS["robust"].defence, train_eps=self.run.attack.attack_eps),
+                norm=self.run.attack.norm,
+                n_classes=len(model.label_names),
+                seed=self.seed,
+            ).model.cpu()
+        )
+        return trained.to(self.x.device)
 
     def _curves(self, budget: Budget) -> Curves:
         defended = target = self.run.defended
         if isinstance(defended, DefendedClassifier):
             target = surrogate(defended, budget.surrogate_draws)
         attacker = diagnostics.Attacker(
-            defended, target, self.x, self.y, self.run.threat, **self.seeds
+            defended, target, self.x, self.y, self.run.threat, **self.seeds, crew=self.crew
         )
         return diagnostics.draw_curves(attacker, self.budget)
 
@@ -414,12 +443,15 @@ class _Evaluation:
             answers = self.run.model.classifier(defended.worst_points).argmax(1)
         return float((answers == self.y).float().mean())
 
+    def _smooths(self) -> bool:
+        """Return whether the purifier is one draw of noise and one step."""
+        return len(self.run.model.purifier.timesteps) == 1
+
     def _certificates(self) -> dict[str, Certificate]:
         """Certify the defence's classifier behind one draw of noise, denoised and as it is."""
-        behind = self._purified_classifier()
-        if len(behind.purifier.timesteps) != 1:
+        if not self._smooths():
             return {}
-        self.say("certifying by randomised smoothing")
+        behind = self._purified_classifier()
         options: dict[str, Any] = {"n_estimation": self.budget.n_estimation, "seed": self.seed}
         smoothed = certify(behind, self.x, self.y.cpu(), **options)
         plain = certify(behind.classifier, self.x, self.y.cpu(), sigma=smoothed.sigma, **options)
@@ -435,5 +467,8 @@ class _Evaluation:
             )
         self.say("attacking pixels, end to end")
         return attack_pixels(
-            self.run.model, images, self.y, budget=self.budget.pixels, **self.seeds
+            *(self.run.model, images, self.y),
+            budget=self.budget.pixels,
+            **self.seeds,
+            crew=self.crew,
         )

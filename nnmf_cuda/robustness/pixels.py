@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.attacks.surrogates import surrogate
+from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.evaluation.pixel_radius import certify_pixels
 from nnmf_cuda.evaluation.robustness import PixelAttack, PixelCurve, PixelExamples, PixelProof
 from nnmf_cuda.models.defended import DefendedClassifier
@@ -44,20 +46,25 @@ def attack_pixels(
     budget: PixelBudget,
     seed: int,
     evaluation_seed: int,
+    crew: Crew = ALONE,
 ) -> PixelAttack:
     """Attack the undefended and the defended chain on pixels.
 
-    Images (n, height * width) are in [0, 1], on the model's device.
+    Images (n, height * width) are in [0, 1], on the model's device. Of a `crew` one process attacks
+    one chain, and another the other.
     """
-    undefended, defended = (
-        _ChainAttack(model, classifier, images, y, budget, seed, evaluation_seed)
-        for classifier in (model.classifier, model.defended)
-    )
+
+    def attacked(classifier: nn.Module) -> tuple[PixelCurve, PixelExamples]:
+        chain = _ChainAttack(model, classifier, images, y, budget, seed, evaluation_seed)
+        return chain.climb_through(), chain.examples()
+
+    chains = (model.classifier, model.defended)
+    (undefended, _), (defended, examples) = crew.each([partial(attacked, one) for one in chains])
     return PixelAttack(
         eps_255=[0.0, *budget.eps_255],
-        undefended=undefended.climb_through(),
-        defended=defended.climb_through(),
-        examples=defended.examples(),
+        undefended=undefended,
+        defended=defended,
+        examples=examples,
     )
 
 

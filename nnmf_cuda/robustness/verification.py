@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nnmf_cuda.distributed.crew import ALONE, Crew
 
 BRANCH_AND_BOUND = "branch and bound"
 """What proves the answers of a defence without noise, and an attack where it finds a point."""
@@ -119,40 +121,87 @@ class Verification:
 
 
 class Journal:
-    """A file with a line for each sample that is done; the first line says of which task."""
+    """A file with a line for each sample that is done; the first line says of which task.
 
-    def __init__(self, path: Path, key: str, n_samples: int, n_features: int) -> None:
-        self.path, self.known = path, dict[int, dict[str, Any]]()
-        head = json.dumps({"nnmf-cuda": "verification", "of": key})
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-        if not lines or lines == [b""]:
-            path.write_text(head + "\n", encoding="utf-8")
-            return
-        if lines[0].decode("utf-8", "replace") != head:
-            raise ValueError(
-                f"{path} is the record of another verification (another model, eps, norm, box,"
-                " samples or version), or of none: give another file to resume, or remove it"
-            )
-        # What was cut short while it was written is done again.
-        whole = lines[:-1]
-        for number, line in enumerate(whole[1:], 2):
-            try:
-                entry = json.loads(line)
-                _check_entry(entry, n_samples, n_features)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"line {number} of {path} is not one that verify has written"
-                    f" ({type(error).__name__}: {error}): remove that line, and its sample is done"
-                    " again"
-                ) from error
-            self.known[entry["sample"]] = entry
-        with path.open("r+b") as file:
-            file.truncate(sum(len(line) + 1 for line in whole))
+    Of a `crew` rank 0 writes it. Where work is divided, each process has a file of its own beside
+    it, until all are united; rank 0 also takes in those that an earlier start has left, whatever
+    its number of processes was.
+    """
+
+    def __init__(
+        self, path: Path, key: str, n_samples: int, n_features: int, *, crew: Crew = ALONE
+    ) -> None:
+        self.path, self._crew, self._divided = path, crew, False
+        self._own = _part(path, crew.rank)
+        self._head = json.dumps({"nnmf-cuda": "verification", "of": key})
+
+        def known() -> dict[int, dict[str, Any]]:
+            entries = _entries(path, self._head, n_samples, n_features)
+            for part in sorted(path.parent.glob(_part(path, "*").name)):
+                found = _entries(part, self._head, n_samples, n_features)
+                for entry in found:
+                    self.note(entry)
+                entries += found
+                part.unlink()
+            return {entry["sample"]: entry for entry in entries}
+
+        self.known = crew.first(known)
 
     def note(self, entry: dict[str, Any]) -> None:
         """Add the line of a sample."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        if self._divided or self._crew.leads:
+            path = self._own if self._divided else self.path
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def divide(self) -> None:
+        """Let each process note what it finds in a file of its own, where there are several."""
+        self._divided = self._crew.size > 1
+        if self._divided:
+            self._own.write_text(self._head + "\n", encoding="utf-8")
+
+    def unite(self, found: Sequence[dict[str, Any]]) -> None:
+        """Note what all have found since, in this order, and remove the files in which it was."""
+        if not self._divided:
+            return
+        self._divided = False
+        for entry in found:
+            self.note(entry)
+        self._crew.gathered(None)  # now that it is noted
+        self._own.unlink(missing_ok=True)
+
+
+def _part(path: Path, rank: int | str) -> Path:
+    return path.with_name(f"{path.name}.rank-{rank}")
+
+
+def _entries(path: Path, head: str, n_samples: int, n_features: int) -> list[dict[str, Any]]:
+    """Return what a record of this task has; one that is not there is begun."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    if not lines or lines == [b""]:
+        path.write_text(head + "\n", encoding="utf-8")
+        return []
+    if lines[0].decode("utf-8", "replace") != head:
+        raise ValueError(
+            f"{path} is the record of another verification (another model, eps, norm, box,"
+            " samples or version), or of none: give another file to resume, or remove it"
+        )
+    # What was cut short while it was written is done again.
+    entries, whole = [], lines[:-1]
+    for number, line in enumerate(whole[1:], 2):
+        try:
+            entry = json.loads(line)
+            _check_entry(entry, n_samples, n_features)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"line {number} of {path} is not one that verify has written"
+                f" ({type(error).__name__}: {error}): remove that line, and its sample is done"
+                " again"
+            ) from error
+        entries.append(entry)
+    with path.open("r+b") as file:
+        file.truncate(sum(len(line) + 1 for line in whole))
+    return entries
 
 
 def _check_entry(entry: Any, n_samples: int, n_features: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from nnmf_cuda import ops
 from nnmf_cuda.attacks.balls import Box
 from nnmf_cuda.attacks.objectives import margin_loss
+from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.models.networks import frozen
 from nnmf_cuda.robustness.branch_and_bound import Boxes, Goal, search
 from nnmf_cuda.robustness.rounding import logit_errors
@@ -44,6 +46,7 @@ def verify(
     points: Sequence[Tensor] = (),
     progress: bool = False,
     resume: str | Path | None = None,
+    crew: Crew = ALONE,
 ) -> Verification:
     """Prove of each sample that no point of its ball is answered wrongly, or find one that is.
 
@@ -76,6 +79,9 @@ def verify(
     resume : path, optional
         A file in which each sample is noted as it is done, and of which those noted are taken.
         Undecided ones are tried again where there is more time than before.
+    crew : Crew, optional
+        Processes that are given the same, and search in turn, each with `total_seconds`; all return
+        all. While they search each notes what it finds in a file of its own beside `resume`.
 
     Returns
     -------
@@ -111,10 +117,10 @@ def verify(
         raise ValueError(f"seconds={seconds}, total_seconds={total_seconds}: both must be >= 0")
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2, got {batch_size}")
-    journal = None if resume is None else Journal(Path(resume), task.key(), *x.shape)
+    journal = None if resume is None else Journal(Path(resume), task.key(), *x.shape, crew=crew)
     # Attacks need gradients, also of a caller in inference mode.
     with torch.inference_mode(False), frozen(model), torch.no_grad():
-        return _Run(task, journal, seconds, total_seconds, batch_size, progress).done(points)
+        return _Run(task, journal, seconds, total_seconds, batch_size, progress, crew).done(points)
 
 
 @dataclass
@@ -127,6 +133,7 @@ class _Run:
     total_seconds: float
     batch_size: int
     progress: bool
+    crew: Crew
     status: list[Status | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -195,19 +202,25 @@ class _Run:
         if point is not None:
             self.counterexample[row] = point.double().cpu().numpy()
         if self.journal is not None:
-            finite = math.isfinite
-            low, off = float(self.lower_bound[row]), float(self.rounding[row])
-            self.journal.note(
-                {
-                    "sample": row,
-                    "status": str(status),
-                    "lower_bound": low if finite(low) else None,
-                    "rounding": off if finite(off) else None,
-                    "n_boxes": int(self.n_boxes[row]),
-                    "seconds": {name: float(v[row]) for name, v in self.spent.items()},
-                    "counterexample": None if point is None else point.double().tolist(),
-                }
-            )
+            self.journal.note(self._entry(row))
+        self._count(status)
+
+    def _entry(self, row: int) -> dict[str, Any]:
+        """Return what is known of a sample that is settled, as its line in the journal has it."""
+        finite = math.isfinite
+        low, off = float(self.lower_bound[row]), float(self.rounding[row])
+        broken = self.status[row] is Status.BROKEN
+        return {
+            "sample": row,
+            "status": str(self.status[row]),
+            "lower_bound": low if finite(low) else None,
+            "rounding": off if finite(off) else None,
+            "n_boxes": int(self.n_boxes[row]),
+            "seconds": {name: float(v[row]) for name, v in self.spent.items()},
+            "counterexample": self.counterexample[row].tolist() if broken else None,
+        }
+
+    def _count(self, status: Status) -> None:
         self.counts[status] += 1
         self.bar.set_postfix({str(s): k for s, k in self.counts.items()}, refresh=False)
         self.bar.update()
@@ -223,18 +236,22 @@ class _Run:
                 at = torch.tensor([point], dtype=torch.float64).to(task.x)
                 if not bool(task.breaks(at, torch.tensor([row], device=at.device))[0]):
                     continue
-            for name in ("lower_bound", "rounding"):
-                value = entry[name]
-                unknown = -np.inf if name == "lower_bound" else np.inf
-                getattr(self, name)[row] = unknown if value is None else value
-            self.n_boxes[row] = entry["n_boxes"]
-            for phase in PHASES:
-                self.spent[phase][row] = entry["seconds"][phase]
-            if point is not None:
-                self.counterexample[row] = point
-            self.status[row] = status
-            self.counts[status] += 1
-            self.bar.update()
+            self._take(entry)
+            self._count(status)
+
+    def _take(self, entry: Mapping[str, Any]) -> None:
+        """Take what is known of a sample from its line."""
+        row = entry["sample"]
+        for name in ("lower_bound", "rounding"):
+            value = entry[name]
+            unknown = -np.inf if name == "lower_bound" else np.inf
+            getattr(self, name)[row] = unknown if value is None else value
+        self.n_boxes[row] = entry["n_boxes"]
+        for phase in PHASES:
+            self.spent[phase][row] = entry["seconds"][phase]
+        if entry["counterexample"] is not None:
+            self.counterexample[row] = entry["counterexample"]
+        self.status[row] = Status(entry["status"])
 
     def _try(self, points: Tensor) -> None:
         """Try one of points (n, n_features) for each open sample."""
@@ -329,29 +346,49 @@ class _Run:
         """Cut up the balls of the samples that are still open, those nearest to a proof first."""
         end = time.monotonic() + self.total_seconds
         left = [row for row in roots if self.status[row] is None]
-        for row in sorted(left, key=lambda row: -self.lower_bound[row]):
-            started = time.monotonic()
-            until = min(end, started + self.seconds)
-            status, point = Status.PROVEN, None
-            lows = [float(root.bound[0]) for _, root in roots[row]]
-            for k, (goal, root) in enumerate(roots[row]):
-                found = search(
-                    goal,
-                    root,
-                    partial(self.task.first_breaking, row=row),
-                    until=until,
-                    batch_size=self.batch_size,
-                )
-                self.n_boxes[row] += found.n_boxes
-                lows[k] = max(lows[k], found.lower_bound)
-                if found.point is not None:
-                    status, point = Status.BROKEN, found.point
-                    break
-                if not found.proven:
-                    status = Status.UNDECIDED
-            self.lower_bound[row] = min(self.proven_bound[row], *lows)
-            self.spent["search"][row] += time.monotonic() - started
-            self._settle(row, status, point)
+        # Where machines round otherwise, what is open for one counts.
+        order = self.crew.first(lambda: sorted(left, key=lambda row: -self.lower_bound[row]))
+        if self.journal is not None:
+            self.journal.divide()
+
+        def searched(row: int) -> dict[str, Any]:
+            if self.status[row] is None:
+                self._search(row, roots[row], end)
+            return self._entry(row)
+
+        found = list(self.crew.each([partial(searched, row) for row in order]))
+        if self.crew.size > 1:
+            for entry in found:
+                if self.status[entry["sample"]] is None:
+                    self._take(entry)
+                    self._count(Status(entry["status"]))
+        if self.journal is not None:
+            self.journal.unite(found)
+
+    def _search(self, row: int, roots: Sequence[tuple[Goal, Boxes]], end: float) -> None:
+        """Cut up the ball of a sample until it is decided, or its time is over."""
+        started = time.monotonic()
+        until = min(end, started + self.seconds)
+        status, point = Status.PROVEN, None
+        lows = [float(root.bound[0]) for _, root in roots]
+        for k, (goal, root) in enumerate(roots):
+            found = search(
+                goal,
+                root,
+                partial(self.task.first_breaking, row=row),
+                until=until,
+                batch_size=self.batch_size,
+            )
+            self.n_boxes[row] += found.n_boxes
+            lows[k] = max(lows[k], found.lower_bound)
+            if found.point is not None:
+                status, point = Status.BROKEN, found.point
+                break
+            if not found.proven:
+                status = Status.UNDECIDED
+        self.lower_bound[row] = min(self.proven_bound[row], *lows)
+        self.spent["search"][row] += time.monotonic() - started
+        self._settle(row, status, point)
 
 
 def _margin_gradient(model: nn.Module, points: Tensor, label: Tensor) -> Tensor:

@@ -234,7 +234,7 @@ def test_extract_names_all_unreadable_images(
     assert "leave them out with --on_error skip" in first
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
-    monkeypatch.setattr("nnmf_cuda.pipeline.extract.MOST_NAMED", 2)
+    monkeypatch.setattr("nnmf_cuda.pipeline.feature_files.MOST_NAMED", 2)
     monkeypatch.setattr("nnmf_cuda.data.images.MOST_NAMED", 2)
     assert main(command) == 2
     said = capsys.readouterr().err

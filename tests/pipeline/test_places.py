@@ -152,6 +152,21 @@ def test_a_lock_does_not_live_on_in_forked_processes(tmp_path: Path) -> None:
         exit_code(worker)
 
 
+def test_what_several_processes_put_together_is_swept_unless_it_is_gone_on_with(
+    tmp_path: Path,
+) -> None:
+    place = Place(tmp_path, "f.npy")
+    place.shared.mkdir()
+    (place.shared / "part").touch()
+    (tmp_path / ".f.npy.partial-abcdefgh").touch()
+    with place.held("--out f", keep_shared=True):
+        pass
+    assert names(tmp_path) == {place.shared.name, f"{place.shared.name}/part"}
+    with place.held("--out f"):
+        pass
+    assert names(tmp_path) == set()
+
+
 def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_lock(*_: object) -> None:
         raise OSError(37, "No locks available")
