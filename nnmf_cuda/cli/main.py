@@ -16,6 +16,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from nnmf_cuda._version import __version__
 from nnmf_cuda.cli.bench import add_bench_commands, bench
 from nnmf_cuda.cli.cnmf import cnmf, cnmf_parser
+from nnmf_cuda.cli.compare import Compare, compare, compare_parser
 from nnmf_cuda.cli.data import SETS, Data, data
 from nnmf_cuda.cli.evaluate import Audit, Evaluate, audit, audit_parser, evaluate
 from nnmf_cuda.cli.export import Export, export
@@ -114,6 +115,8 @@ def _call(argv: list[str]) -> None:
             predict(built(Predict, values))
         case "audit":
             audit(built(Audit, values), built(DataConfig, values, path=values.data))
+        case "compare":
+            compare(built(Compare, values), built(DataConfig, values, path=values.data))
         case "evaluate":
             evaluate(built(Evaluate, values))
         case "verify":
@@ -161,6 +164,7 @@ def _commands(preset: str) -> dict[str, tuple[str, Callable[[], OptionParser]]]:
             lambda: parser_of(Predict, "predict", positional=IMAGES),
         ),
         "audit": ("leakage between splits", audit_parser),
+        "compare": ("systems side by side, attacked in pixels", compare_parser),
         "evaluate": ("how robust a saved model is", lambda: parser_of(Evaluate, "evaluate")),
         "verify": ("proofs of robustness, sample by sample", lambda: parser_of(Verify, "verify")),
         "export": (
