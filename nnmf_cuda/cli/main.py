@@ -164,8 +164,8 @@ def _commands(preset: str) -> dict[str, tuple[str, Callable[[], OptionParser]]]:
             lambda: parser_of(Predict, "predict", positional=IMAGES),
         ),
         "audit": ("leakage between splits", audit_parser),
-        "compare": ("systems side by side, attacked in pixels", compare_parser),
         "evaluate": ("how robust a saved model is", lambda: parser_of(Evaluate, "evaluate")),
+        "compare": ("systems side by side, attacked in pixels", compare_parser),
         "verify": ("proofs of robustness, sample by sample", lambda: parser_of(Verify, "verify")),
         "export": (
             "a network and samples for other verifiers",
