@@ -9,7 +9,6 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from nnmf_cuda._version import __version__
@@ -31,9 +30,12 @@ from nnmf_cuda.evaluation.compared import (
     SystemFacts,
     Transfer,
 )
+from nnmf_cuda.pipeline.environment import describe_environment
 from nnmf_cuda.pipeline.places import reason
 
 logger = logging.getLogger(__name__)
+
+_ENVIRONMENT = ("device", "device_name", "threads", "commit", "uncommitted_changes")
 
 _PAIR = "Deem"
 """Between whose systems FGSM and PGD are transferred, as these authors have done."""
@@ -80,6 +82,7 @@ def compare(
     left = [failed[key] for key in order if key in failed and key not in done]
     if not left:
         journal.clear()
+    environment = describe_environment(plan.device, data_sha256=last.sha256())
     return Compared(
         subject=Subject(
             source=last.source,
@@ -92,10 +95,9 @@ def compare(
                 for name, value in asdict(plan.spending).items()
             },
             smoke=plan.smoke,
-            device=str(plan.device),
-            threads=torch.get_num_threads(),
             date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             version=__version__,
+            **{name: environment[name] for name in _ENVIRONMENT},
         ),
         systems=[_facts(system) for system in plan.systems],
         measured=[measured[key] for key in order if key in measured],

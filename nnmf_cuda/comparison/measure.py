@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnmf_cuda.baselines import ImageClassifier, LabelledImages
+from nnmf_cuda.comparison.certified import certified_linf
 from nnmf_cuda.comparison.pixels import FGSM, PGD, Spending, attack_pixels, pgd_points
 from nnmf_cuda.comparison.victims import Victim
 from nnmf_cuda.data import ImageDataset, groupings_of_test
@@ -25,14 +26,6 @@ _TIMED, _ROUNDS = 32, 5
 """Images that are answered at once to measure the time, and how often."""
 
 _N_RESAMPLES = 2000
-
-
-@runtime_checkable
-class CertifiesPixels(Protocol):
-    """A system that can prove its answers in pixels."""
-
-    def certified_linf(self, X: NDArray[Any], y: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return radii (n_images,), of the range of pixels, in which the label is proven; or 0."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +149,10 @@ def measure_system(
     attack_seconds = time.perf_counter() - started
     held = search.held.cpu().numpy()
     eps_255 = (0.0, *spending.eps_255)
-    certified = None
-    if isinstance(estimator, CertifiesPixels):
-        radii = estimator.certified_linf(images[split.attacked], labels[split.attacked])
+    certified, radius = None, None
+    if (radii := certified_linf(estimator, x, y)) is not None:
         certified = tuple(float(((radii >= e / 255) & (radii > 0)).mean()) for e in eps_255)
+        radius = 255 * float(np.median(radii[radii > 0])) if (radii > 0).any() else 0.0
     measured = Measured(
         system=name,
         split=split.name,
@@ -177,6 +170,7 @@ def measure_system(
             n=len(y),
             is_random=victim.is_random,
             certified=certified,
+            certified_radius_255=radius,
         ),
         n_parameters=getattr(estimator, "n_parameters_", None),
         fit_seconds=fit_seconds,

@@ -49,7 +49,10 @@ class RobustCurve:
     is_random : bool
         Whether the system draws its answers, so that a majority of fresh ones decides.
     certified : tuple of float or None
-        At each radius, the share that is proven; None where there is no proof in pixels.
+        At each radius, the share that is proven, at 0 that which is at any; None where there is no
+        proof in pixels.
+    certified_radius_255 : float or None
+        Median radius of those that are proven at any, in 1/255; 0 where none is.
     """
 
     eps_255: tuple[float, ...]
@@ -59,6 +62,7 @@ class RobustCurve:
     n: int
     is_random: bool = False
     certified: tuple[float, ...] | None = None
+    certified_radius_255: float | None = None
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RobustCurve:
@@ -72,6 +76,7 @@ class RobustCurve:
             n=content["n"],
             is_random=content["is_random"],
             certified=None if certified is None else tuple(certified),
+            certified_radius_255=content["certified_radius_255"],
         )
 
 
@@ -244,8 +249,12 @@ class Subject:
         What attacks may spend.
     smoke : bool
         Whether systems were made as small as can be: figures then say that it runs.
-    device, date, version : str
+    device, device_name, date, version : str
     threads : int
+    commit : str
+        Of the source checkout; "" where there is none.
+    uncommitted_changes : bool
+        Whether files differed from it.
     """
 
     source: str
@@ -256,9 +265,12 @@ class Subject:
     spending: Mapping[str, float | list[float]]
     smoke: bool
     device: str
+    device_name: str
     threads: int
     date: str
     version: str
+    commit: str
+    uncommitted_changes: bool
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Subject:

@@ -90,11 +90,10 @@ def _cells(found: Compared, facts: SystemFacts, runs: Sequence[Measured]) -> tup
         for matrix in found.transfer
         if matrix.split == first.split and facts.name in matrix.worst
     ]
-    proof = NONE if facts.proof is None else facts.proof
-    certified = first.robust.certified
-    if certified is not None:
-        eps = first.robust.eps_255[1]
-        proof = f"{certified[1]:.3f} at {eps:g}/255"
+    proof = NONE if facts.proof is None else "yes"
+    if (certified := first.robust.certified) is not None:
+        radius = first.robust.certified_radius_255 or 0.0
+        proof = f"{certified[0]:.2f} to {radius:.2f}/255"
     n = first.n_parameters
     return (
         metrics[0],
@@ -200,7 +199,7 @@ def _over_folds(folds: Sequence[Sequence[Measured]], of: Callable[[Measured], fl
 
 
 _LABELS_TITLE = "Trained on random labels, which nothing can predict: above chance is leakage."
-_LABELS_HEADER = (
+RANDOM_LABELS_HEADER = (
     _SYSTEM,
     "labels drawn for each",
     "split by",
@@ -214,7 +213,7 @@ _LABELS_HEADER = (
 
 def random_labels_text(found: Sequence[RandomLabels]) -> str:
     """Return the control with random labels for a terminal."""
-    return f"{_LABELS_TITLE}\n\n{plain_table(_LABELS_HEADER, random_rows(found))}"
+    return f"{_LABELS_TITLE}\n\n{plain_table(RANDOM_LABELS_HEADER, random_rows(found))}"
 
 
 def random_rows(found: Sequence[RandomLabels]) -> list[list[str]]:
@@ -353,7 +352,7 @@ def comparison_page(found: Compared, *, home: str | Path | None = None) -> str:
         metric_titles=METRIC_TITLES.values(),
         folds_header=folds_header(found),
         folds_rows=folds_rows(found) if len(found.splits) > 1 else [],
-        labels_header=_LABELS_HEADER,
+        labels_header=RANDOM_LABELS_HEADER,
         labels_rows=random_rows(found.random_labels),
         failures=[one for one in found.failed if one.split == RANDOM_LABELS],
         not_said=NOT_SAID,

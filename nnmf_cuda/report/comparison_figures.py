@@ -69,7 +69,7 @@ def transfer_figure(matrix: Transfer) -> Figure:
     """Draw a matrix of transfer as a heat map with its figures."""
     n = len(matrix.sources)
     side = min(WIDTH - 2.5, max(3.0, 0.42 * n + 1.2))
-    figure = new_figure(side + 1.4, width=side + 2.6)
+    figure = new_figure(side + 1.4)
     axes = figure.subplots()
     shares = np.array(matrix.accuracy)
     shown = axes.imshow(shares, cmap=_SHARES, vmin=0, vmax=1)

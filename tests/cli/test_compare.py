@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nnmf_cuda.cli.compare import compare_parser
 from nnmf_cuda.cli.main import main
 from nnmf_cuda.evaluation.compared import Compared
 
@@ -102,3 +105,13 @@ def test_audit_trains_on_random_labels_where_asked(
     drawn = json.loads(target.read_text())["random_labels"]
     assert {one["system"] for one in drawn} == {"nearest neighbour", "NNMF and light CNN"}
     assert {one["chance"] for one in drawn} == {0.5}
+
+
+def test_every_command_of_the_page_can_be_read() -> None:
+    page = Path(__file__).parents[2] / "docs" / "comparison.md"
+    if not page.exists():
+        pytest.skip("needs the source tree")
+    lines = re.findall(r"^\$ nnmf-cuda compare (.*)$", page.read_text("utf-8"), flags=re.M)
+    assert len(lines) >= 9
+    for line in lines:
+        compare_parser().parse_args(shlex.split(line, comments=True))
