@@ -3,6 +3,7 @@
 from nnmf_cuda.baselines.base import ImageClassifier, LabelledImages, PixelNetwork
 from nnmf_cuda.baselines.fuzzy_c_means import FuzzyCMeans
 from nnmf_cuda.baselines.hossain import HossainClassifier
+from nnmf_cuda.baselines.snnet import SNnet
 from nnmf_cuda.baselines.systems import SYSTEMS, Setting, System
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "ImageClassifier",
     "LabelledImages",
     "PixelNetwork",
+    "SNnet",
     "Setting",
     "System",
 ]

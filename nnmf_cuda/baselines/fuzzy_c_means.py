@@ -147,7 +147,8 @@ class FuzzyCMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 f"X has {points.shape[1]} features, but FuzzyCMeans was fitted to "
                 f"{self.n_features_in_}: give as many"
             )
-        return _memberships(points, self.cluster_centers_[None], self.m)[0]
+        memberships: Floats = _memberships(points, self.cluster_centers_[None], self.m)[0]
+        return memberships
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
         """Return the cluster to which each of the samples X belongs most, (n_samples,)."""
@@ -261,16 +262,15 @@ def check_settings(n_clusters: int, m: float, tol: float, max_iter: int) -> None
 
 def _points(X: NDArray[Any]) -> Floats:
     checked = check_array(X, dtype=None, input_name="X")
-    if checked.dtype == np.uint8:
-        return checked / 255
     points: Floats = checked.astype(np.float64)
-    return points
+    return points / 255 if checked.dtype == np.uint8 else points
 
 
 def _centers(points: Floats, powers: Floats) -> Floats:
     """Return the mean of the points by weights (B, n_samples, n_clusters)."""
-    sums: Floats = powers.swapaxes(1, 2) @ points
-    return sums / np.maximum(powers.sum(1), np.finfo(np.float64).tiny)[..., None]
+    total = np.maximum(powers.sum(1), np.finfo(np.float64).tiny)
+    centers: Floats = powers.swapaxes(1, 2) @ points / total[..., None]
+    return centers
 
 
 def _squared_distances(points: Floats, centers: Floats) -> Floats:

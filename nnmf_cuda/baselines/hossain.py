@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,14 +22,18 @@ from nnmf_cuda.baselines.margins import probabilities_of_margins
 from nnmf_cuda.baselines.texture import TextureOptions, texture_features
 
 Classifier = Literal["svm", "knn", "logistic-regression", "naive-bayes", "random-forest", "mlp"]
-Fitted = (
-    SVC
-    | KNeighborsClassifier
-    | LogisticRegression
-    | GaussianNB
-    | RandomForestClassifier
-    | MLPClassifier
-)
+Fitted: TypeAlias = Any
+"""A classifier of scikit-learn, which has no types."""
+
+_NEW: Mapping[str, Callable[[int], Fitted]] = {
+    # Ties of votes are broken by margins, so that both name one class.
+    "svm": lambda seed: SVC(break_ties=True),
+    "knn": lambda seed: KNeighborsClassifier(),
+    "logistic-regression": lambda seed: LogisticRegression(max_iter=1000),
+    "naive-bayes": lambda seed: GaussianNB(),
+    "random-forest": lambda seed: RandomForestClassifier(random_state=seed),
+    "mlp": lambda seed: MLPClassifier(max_iter=500, random_state=seed),
+}
 
 
 class HossainClassifier(ImageClassifier):
@@ -109,11 +114,15 @@ class HossainClassifier(ImageClassifier):
         ImportError
             If scikit-image is missing.
         """
-        classifier = self._new_classifier()
+        if self.classifier not in _NEW:
+            raise ValueError(
+                f"classifier must be one of {', '.join(_NEW)}; got {self.classifier!r}"
+            )
         images = as_grey_values("X", X)
         labels = as_labels(y, len(images))
         features = texture_features(images, self._options(), remember=True, progress=self.progress)
         self.scaler_ = StandardScaler().fit(features)
+        classifier = _NEW[self.classifier](self.random_state)
         self.classifier_ = classifier.fit(self.scaler_.transform(features), labels.coded)
         self.classes_ = labels.classes
         self.image_shape_ = images.shape[1:]
@@ -132,24 +141,6 @@ class HossainClassifier(ImageClassifier):
 
     def _options(self) -> TextureOptions:
         return TextureOptions(self.n_clusters, self.m, self.levels, tuple(self.distances))
-
-    def _new_classifier(self) -> Fitted:
-        match self.classifier:
-            case "svm":
-                # Ties of votes are broken by margins, so that both name one class.
-                return SVC(break_ties=True)
-            case "knn":
-                return KNeighborsClassifier()
-            case "logistic-regression":
-                return LogisticRegression(max_iter=1000)
-            case "naive-bayes":
-                return GaussianNB()
-            case "random-forest":
-                return RandomForestClassifier(random_state=self.random_state)
-            case "mlp":
-                return MLPClassifier(max_iter=500, random_state=self.random_state)
-        known = ", ".join(get_args(Classifier))
-        raise ValueError(f"classifier must be one of {known}; got {self.classifier!r}")
 
 
 def _n_numbers(fitted: Fitted) -> int:
