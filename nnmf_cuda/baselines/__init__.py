@@ -1,7 +1,9 @@
 """The systems that the paper compares itself with, as estimators on images."""
 
+from nnmf_cuda.baselines.activation_maps import ActivationMapNetwork
 from nnmf_cuda.baselines.augmentation import Augmentation
 from nnmf_cuda.baselines.base import ImageClassifier, LabelledImages, PixelNetwork
+from nnmf_cuda.baselines.cnn_activations import ActivationFactors
 from nnmf_cuda.baselines.convolutional import AlmuhaimeedNetwork, HossainNetwork
 from nnmf_cuda.baselines.denoising import ThiryGuthNetwork
 from nnmf_cuda.baselines.fuzzy_c_means import FuzzyCMeans
@@ -15,6 +17,8 @@ from nnmf_cuda.baselines.transformers import AlmuhaimeedSwin, GomezHybrid
 
 __all__ = [
     "SYSTEMS",
+    "ActivationFactors",
+    "ActivationMapNetwork",
     "AlmuhaimeedNetwork",
     "AlmuhaimeedSwin",
     "Augmentation",

@@ -17,9 +17,9 @@ from sklearn.svm import SVC
 from sklearn.utils.validation import check_is_fitted
 
 from nnmf_cuda.baselines.base import ImageClassifier, LabelledImages
-from nnmf_cuda.baselines.inputs import as_grey_values, as_labels
 from nnmf_cuda.baselines.margins import probabilities_of_margins
 from nnmf_cuda.baselines.texture import TextureOptions, texture_features
+from nnmf_cuda.baselines.torch_classifier import as_images, coded_labels
 
 Classifier = Literal["svm", "knn", "logistic-regression", "naive-bayes", "random-forest", "mlp"]
 Fitted: TypeAlias = Any
@@ -118,13 +118,12 @@ class HossainClassifier(ImageClassifier):
             raise ValueError(
                 f"classifier must be one of {', '.join(_NEW)}; got {self.classifier!r}"
             )
-        images = as_grey_values("X", X)
-        labels = as_labels(y, len(images))
+        images = _grey_values(X)
+        self.classes_, labels = coded_labels(y, len(images))
         features = texture_features(images, self._options(), remember=True, progress=self.progress)
         self.scaler_ = StandardScaler().fit(features)
         classifier = _NEW[self.classifier](self.random_state)
-        self.classifier_ = classifier.fit(self.scaler_.transform(features), labels.coded)
-        self.classes_ = labels.classes
+        self.classifier_ = classifier.fit(self.scaler_.transform(features), labels.numpy())
         self.image_shape_ = images.shape[1:]
         self.n_parameters_ = 2 * features.shape[1] + _n_numbers(self.classifier_)
         return self
@@ -132,7 +131,7 @@ class HossainClassifier(ImageClassifier):
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return class probabilities (n_images, n_classes), in the order of `classes_`."""
         check_is_fitted(self, "classifier_")
-        images = as_grey_values("X", X, self.image_shape_)
+        images = _grey_values(X, self.image_shape_)
         features = self.scaler_.transform(texture_features(images, self._options()))
         if isinstance(self.classifier_, SVC):
             return probabilities_of_margins(self.classifier_.decision_function(features))
@@ -141,6 +140,12 @@ class HossainClassifier(ImageClassifier):
 
     def _options(self) -> TextureOptions:
         return TextureOptions(self.n_clusters, self.m, self.levels, tuple(self.distances))
+
+
+def _grey_values(X: ArrayLike, shape: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
+    """Return images (n, height, width) as the nearest of 256 grey values."""
+    greys: NDArray[np.uint8] = (as_images("X", X, shape) * 255).round().byte().numpy()
+    return greys
 
 
 def _n_numbers(fitted: Fitted) -> int:

@@ -16,9 +16,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from nnmf_cuda.baselines.base import ImageClassifier, LabelledImages
-from nnmf_cuda.baselines.inputs import as_labels
 from nnmf_cuda.baselines.margins import probabilities_of_margins
-from nnmf_cuda.baselines.torch_classifier import as_images, resized
+from nnmf_cuda.baselines.torch_classifier import as_images, coded_labels, resized
 from nnmf_cuda.nnmf import NNMF
 
 Filters = Literal["semi-nmf", "graph", "pca"]
@@ -138,17 +137,17 @@ class SNnet(ImageClassifier):
         """
         self._check_settings()
         images = as_images("X", X)
-        labels = as_labels(y, len(images))
+        self.classes_, coded = coded_labels(y, len(images))
+        labels = coded.numpy()
         self.image_shape_ = images.shape[1:]
         small = self._resized(images)
         rng = np.random.default_rng(self.random_state)
-        first = self._learned(small, None, labels.coded, rng)
-        second = self._learned(small, first, labels.coded, rng)
+        first = self._learned(small, None, labels, rng)
+        second = self._learned(small, first, labels, rng)
         self.filters_ = (first, second)
         features = self._features(small)
         self.classifier_ = LinearSVC(C=self.C, random_state=self.random_state)
-        self.classifier_.fit(features, labels.coded)
-        self.classes_ = labels.classes
+        self.classifier_.fit(features, labels)
         self.n_parameters_ = (
             first.numel()
             + second.numel()
