@@ -111,15 +111,16 @@ random_state, device, progress
         """
         super().fit(X, y, validation=validation)
         standardised = self._standardised()
+        assert isinstance(standardised.network, nn.Sequential)
         convolutions = standardised.network[0]
         standardised.network = convolutions
         images = as_images("X", X)
         self.components_ = self._factorised(images)
-        standardised.network = nn.Sequential(convolutions, PooledAmounts(self.components_))
-        standardised.to(self.device)
+        whole = nn.Sequential(convolutions, PooledAmounts(self.components_)).to(self.device)
+        standardised.network = whole
         features = self._answers(images).double().numpy()
         linear = self._linear(features, coded_labels(y, len(images))[1].numpy())
-        standardised.network.append(linear)
+        whole.append(linear)
         self.network_.to(self.device).requires_grad_(False).eval()
         self.n_parameters_ = self.components_.numel() + sum(
             p.numel() for p in self.network_.parameters()

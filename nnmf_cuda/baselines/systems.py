@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 
+from nnmf_cuda.baselines.activation_maps import ActivationMapNetwork
 from nnmf_cuda.baselines.base import ImageClassifier
+from nnmf_cuda.baselines.cnn_activations import ActivationFactors
 from nnmf_cuda.baselines.convolutional import AlmuhaimeedNetwork, HossainNetwork
 from nnmf_cuda.baselines.denoising import ThiryGuthNetwork
+from nnmf_cuda.baselines.hossain import Classifier, HossainClassifier
 from nnmf_cuda.baselines.ours import DefendedFeatures
 from nnmf_cuda.baselines.residual import Architecture, DeemNetwork
+from nnmf_cuda.baselines.snnet import Filters, SNnet
 from nnmf_cuda.baselines.transformers import AlmuhaimeedSwin, GomezHybrid
 from nnmf_cuda.pipeline.config import PRESETS, SelectionConfig
 
@@ -243,7 +247,124 @@ _NETWORKS: tuple[System, ...] = (
     ),
 )
 
-_ALL: tuple[System, ...] = (*_NETWORKS,)
+
+def _hossain(setting: Setting, classifier: Classifier) -> ImageClassifier:
+    smoke: dict[str, Any] = {"levels": 8, "distances": (1,)} if setting.smoke else {}
+    return HossainClassifier(
+        classifier, random_state=setting.seed, progress=setting.progress, **smoke
+    )
+
+
+def _snnet(setting: Setting, filters: Filters) -> ImageClassifier:
+    smoke: dict[str, Any] = {
+        "n_filters": (3, 3),
+        "image_size": 32,
+        "n_patches": 1000,
+        "max_iter": 10,
+    }
+    return SNnet(
+        filters,
+        random_state=setting.seed,
+        device=setting.device,
+        progress=setting.progress,
+        **(smoke if setting.smoke else {}),
+    )
+
+
+def _activation_maps(setting: Setting) -> ImageClassifier:
+    smoke = {"n_components": 3, "nnmf_max_iter": 10, "widths": (4, 8), "n_hidden": 8}
+    return ActivationMapNetwork(**_training(setting, **smoke))
+
+
+def _activation_factors(setting: Setting) -> ImageClassifier:
+    smoke = {"n_components": 3, "nnmf_max_iter": 10, "n_places": 1000, "widths": (4, 8)}
+    return ActivationFactors(**_training(setting, **smoke))
+
+
+_CLASSIFIERS: tuple[tuple[Classifier, str, str], ...] = (
+    ("svm", "support vector machine", "SVM 92.42 % accuracy on BRATS"),
+    ("knn", "nearest neighbours", ""),
+    ("logistic-regression", "logistic regression", ""),
+    ("naive-bayes", "naive Bayes", ""),
+    ("random-forest", "random forest", ""),
+    ("mlp", "multilayer perceptron", ""),
+)
+"""Name, title and what was reported."""
+
+_FRAME = (
+    "the full text could not be read; here PCANet's frame (two stages, binary hashing, block"
+    " histograms, linear support vector machine) with other filters"
+)
+
+_FILTERS: tuple[tuple[str, Filters, str, str], ...] = (
+    ("snnet", "semi-nmf", "filters from Semi-NMF of patches, no backpropagation", _FRAME),
+    ("s-snnet", "graph", "SNnet with a graph of weak labels over the patches", _FRAME),
+)
+"""Name, how filters are learned, description, and what is not the same."""
+
+_CLASSICAL: tuple[System, ...] = (
+    *(
+        System(
+            name=f"hossain-{classifier}",
+            title=f"texture of fuzzy c-means segments, {title}",
+            authors="Hossain et al. 2019",
+            source="ICASERT 2019",
+            described="fuzzy c-means segmentation, texture and statistical descriptors, then one of"
+            " six classifiers, 80:20",
+            really="the full text could not be read",
+            reported=reported,
+            make=partial(_hossain, classifier=classifier),
+            extra="baselines",
+        )
+        for classifier, title, reported in _CLASSIFIERS
+    ),
+    System(
+        name="chan-maps",
+        title="shallow convolutional network of image and component maps",
+        authors="Chan et al. 2020",
+        source="arXiv:2001.07874",
+        described="activations of an NNMF turn weak labels into approximate strong ones, a shallow"
+        " CNN follows",
+        really="sounds and their times; here slices, and the places of components in them",
+        reported="event F1 30.39 % on DCASE 2019, against 23.7 %",
+        make=_activation_maps,
+    ),
+    *(
+        System(
+            name=name,
+            title=described.split(",")[0],
+            authors="Huang et al. 2019",
+            source="IEEE Access 7",
+            described=described,
+            really=really,
+            reported="on MNIST, near PCANet",
+            make=partial(_snnet, filters=filters),
+        )
+        for name, filters, described, really in _FILTERS
+    ),
+    System(
+        name="pcanet",
+        title="filters from principal components of patches",
+        authors="Chan et al. 2015",
+        source="IEEE TIP 24(12)",
+        described="not in the paper; what SNnet is compared with by its authors",
+        really="",
+        reported="",
+        make=partial(_snnet, filters="pca"),
+    ),
+    System(
+        name="lee-pang",
+        title="NNMF of a convolutional network's activations",
+        authors="Lee & Pang 2020",
+        source="on sounds of domestic activities",
+        described="NNMF of a CNN's activations as features",
+        really="sounds of domestic activities; here slices",
+        reported="",
+        make=_activation_factors,
+    ),
+)
+
+_ALL: tuple[System, ...] = (*_CLASSICAL, *_NETWORKS)
 
 SYSTEMS: Mapping[str, System] = {system.name: system for system in _ALL}
 """By name, in the order of the table."""
