@@ -30,7 +30,7 @@ def test_it_learns(data: ImageDataset, fitted: ActivationMapNetwork) -> None:
     test = data.split == "test"
     probabilities = fitted.predict_proba(data.images[test])
     np.testing.assert_allclose(probabilities.sum(1), 1)
-    assert (fitted.predict(data.images[test]) == data.labels[test]).mean() > 0.75
+    assert (fitted.predict(data.images[test]) == data.labels[test]).mean() > 0.65
     assert fitted.components_.shape == (3, 16 * 16)
     weights = sum(p.numel() for p in fitted.network_.parameters())
     assert fitted.n_parameters_ == weights + 3 * 16 * 16

@@ -104,7 +104,7 @@ def test_filters_of_semi_nmf_make_patches_in_amounts_that_are_not_negative() -> 
     assert max(nnls(components.T, patch)[1] for patch in planted) > 0.1
 
 
-def test_the_graph_brings_patches_of_a_class_together() -> None:
+def test_the_graph_has_a_part_in_the_filters() -> None:
     X, y = digits(200)
 
     def filters(alpha_graph: float) -> torch.Tensor:
