@@ -23,6 +23,7 @@ _SEEDS = (0, 1, 2, 3, 4)
 _SIZES = ((3, (6, 6)), (5, (6, 6)), (5, (8, 8)))
 """Side of a patch, filters of the two stages."""
 _BLOCK = 4
+_N_DIGITS, _N_PIXELS = 1797, 64
 _SHARES = {"train": 0.6, "valid": 0.2, "test": 0.2}
 _EXTRA = ("accuracy", "accuracies", "valid_accuracy", "valid_accuracies", "beside_pcanet")
 
@@ -81,7 +82,13 @@ def run_digits_benchmarks(
                 op="classification",
                 size="smoke" if smoke else "digits",
                 served_by="estimator",
-                shape={"patch": patch, "filters": n_filters[0], "of maps": n_filters[1]},
+                shape={
+                    "n_samples": _N_DIGITS,
+                    "n_features": _N_PIXELS,
+                    "patch": patch,
+                    "filters": n_filters[0],
+                    "of maps": n_filters[1],
+                },
                 dtype="float32",
                 options={"block": _BLOCK, "seeds": list(seeds), "shares": _SHARES},
                 impl=NETWORKS[name],
