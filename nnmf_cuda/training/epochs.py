@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -40,7 +40,7 @@ class Task(Generic[Model]):
 
     model: Model  # with its initial weights, on the device of the samples
     batch_loss: Callable[..., Tensor]  # mean loss of a batch, (model, *samples)
-    op: EpochOp | None = None  # makes the same steps, where it is compiled
+    op: EpochOp | None = None  # makes the same steps, where it is compiled, without weight decay
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Settings:
     ema_decay: float
     seed: int
     progress: bool
+    weight_decay: float = 0.0  # share of the weights, times lr, by which a step shrinks them
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -64,6 +65,8 @@ class Settings:
             raise ValueError(f"lr must be a finite number > 0, got {self.lr}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be a finite number >= 0, got {self.weight_decay}")
 
 
 class Epochs(Protocol[Model]):
@@ -79,8 +82,9 @@ def epochs_of(task: Task[Model], settings: Settings) -> Epochs[Model]:
     """Return the fastest way there is, but the plain one inside `ops.reference_path`."""
     device = next(task.model.parameters()).device.type
     if not ops.is_reference_path():
-        if task.op is not None and served_by(task.op.name, device) == "kernel":
-            return CompiledEpochs(task, task.op, settings)
+        op = task.op if settings.weight_decay == 0 else None
+        if op is not None and served_by(op.name, device) == "kernel":
+            return CompiledEpochs(task, op, settings)
         if device == "cuda":
             return GraphedEpochs(task, settings)
     return PlainEpochs(task, settings)
@@ -128,7 +132,12 @@ class PlainEpochs(Generic[Model]):
         self._step = 0
         # Fused: the networks are so small that the plain optimiser takes half of a step.
         self._optimizer = torch.optim.Adam(
-            self._model.parameters(), lr=settings.lr, fused=True, capturable=capturable
+            self._model.parameters(),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            decoupled_weight_decay=True,
+            fused=True,
+            capturable=capturable,
         )
 
     def run(self, samples: tuple[Tensor, ...]) -> Tensor:
@@ -148,7 +157,7 @@ class PlainEpochs(Generic[Model]):
         self._optimizer.step()
         moves = self._average_moves()
         with torch.no_grad():
-            pairs = zip(self.average.parameters(), self._model.parameters(), strict=True)
+            pairs = zip(_averaged(self.average), _averaged(self._model), strict=True)
             for trailing, ahead in pairs:
                 trailing.lerp_(ahead, moves)
         return loss.detach()
@@ -187,6 +196,12 @@ class _CapturableEpochs(PlainEpochs[Model]):
     def _average_moves(self) -> Tensor:
         self._n_steps += 1
         return 1 - (self._n_steps / (9 + self._n_steps)).clamp_max(self._decay)
+
+
+def _averaged(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the weights, and what layers keep of the samples, as batch normalisation does."""
+    yield from model.parameters()
+    yield from (buffer for buffer in model.buffers() if buffer.is_floating_point())
 
 
 def _frozen_copy(model: Model) -> Model:
