@@ -28,7 +28,7 @@ _ROWS = 128
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TorchImageClassifier(ImageClassifier):
-    """A network of images, trained from scratch by Adam with a moving average of its weights.
+    """A network of images, trained from scratch by AdamW in one cycle of the learning rate.
 
     A subclass says by `build` which network; its own settings are further fields of the class,
     which must be a dataclass with ``kw_only=True, eq=False, repr=False``. Images are brought to
@@ -45,7 +45,7 @@ class TorchImageClassifier(ImageClassifier):
     batch_size : int, default=32
         Images a step.
     lr : float, default=1e-3
-        Learning rate of Adam.
+        Largest learning rate; it rises in the first tenth of the steps, then falls to 0.
     weight_decay : float, default=1e-2
         Share of the weights times `lr` by which each step shrinks them.
     label_smoothing : float, default=0
@@ -125,7 +125,7 @@ class TorchImageClassifier(ImageClassifier):
         if self.image_size is not None and self.image_size < 8:
             raise ValueError(f"image_size must be at least 8 pixels, got {self.image_size}")
         images = as_images("X", X)
-        self.classes_, coded = _coded(y, len(images))
+        self.classes_, coded = coded_labels(y, len(images))
         shape = (images.shape[1], images.shape[2])
         size = shape if self.image_size is None else (self.image_size, self.image_size)
         x = resized(images, size).to(self.device)
@@ -138,7 +138,7 @@ class TorchImageClassifier(ImageClassifier):
         watched = None
         if validation is not None:
             seen = resized(as_images("validation.images", validation.images, shape), size)
-            of_classes = _known(self.classes_, validation.labels, len(seen))
+            of_classes = known_labels(self.classes_, validation.labels, len(seen))
             watched = seen.to(self.device), of_classes.to(self.device)
         # Channels last: the faster order on a CPU.
         model = built.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -180,6 +180,7 @@ class TorchImageClassifier(ImageClassifier):
             self.random_state,
             self.progress,
             weight_decay=self.weight_decay,
+            one_cycle=True,
         )
         return fit(
             Task(model, self.loss),
@@ -284,7 +285,7 @@ def as_images(name: str, values: ArrayLike, shape: tuple[int, ...] | None = None
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def _coded(y: ArrayLike, n_images: int) -> tuple[NDArray[np.int64], Tensor]:
+def coded_labels(y: ArrayLike, n_images: int) -> tuple[NDArray[np.int64], Tensor]:
     """Return the classes, and labels that count from 0."""
     labels = np.asarray(y)
     if labels.shape != (n_images,):
@@ -295,7 +296,7 @@ def _coded(y: ArrayLike, n_images: int) -> tuple[NDArray[np.int64], Tensor]:
     return classes, torch.from_numpy(coded.astype(np.int64))
 
 
-def _known(classes: NDArray[np.int64], y: ArrayLike, n_images: int) -> Tensor:
+def known_labels(classes: NDArray[np.int64], y: ArrayLike, n_images: int) -> Tensor:
     """Return validation labels as indices of `classes`."""
     labels = np.asarray(y)
     if labels.shape != (n_images,):

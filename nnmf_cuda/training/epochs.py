@@ -24,6 +24,9 @@ from nnmf_cuda.ops.show_config import served_by
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_RISE = 0.1
+"""Share of the steps over which the learning rate of one cycle rises."""
+
 
 @dataclass(frozen=True)
 class EpochOp:
@@ -55,6 +58,7 @@ class Settings:
     seed: int
     progress: bool
     weight_decay: float = 0.0  # share of the weights, times lr, by which a step shrinks them
+    one_cycle: bool = False  # lr rises in the first tenth of the steps, then falls to 0 as a cosine
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -79,9 +83,12 @@ class Epochs(Protocol[Model]):
 
 
 def epochs_of(task: Task[Model], settings: Settings) -> Epochs[Model]:
-    """Return the fastest way there is, but the plain one inside `ops.reference_path`."""
+    """Return the fastest way there is, but the plain one inside `ops.reference_path`.
+
+    Also one cycle of the learning rate is made by the plain one.
+    """
     device = next(task.model.parameters()).device.type
-    if not ops.is_reference_path():
+    if not (ops.is_reference_path() or settings.one_cycle):
         op = task.op if settings.weight_decay == 0 else None
         if op is not None and served_by(op.name, device) == "kernel":
             return CompiledEpochs(task, op, settings)
@@ -129,6 +136,8 @@ class PlainEpochs(Generic[Model]):
         self._batch_loss = task.batch_loss
         self._batch_size = settings.batch_size
         self._decay = settings.ema_decay
+        self._settings = settings
+        self._pairs = list(zip(_averaged(self.average), _averaged(self._model), strict=True))
         self._step = 0
         # Fused: the networks are so small that the plain optimiser takes half of a step.
         self._optimizer = torch.optim.Adam(
@@ -146,6 +155,8 @@ class PlainEpochs(Generic[Model]):
         total = torch.zeros((), device=samples[0].device)
         with deterministic_convolutions():
             for start in range(0, n_samples, self._batch_size):
+                if self._settings.one_cycle:
+                    self._set_lr(math.ceil(n_samples / self._batch_size) * self._settings.epochs)
                 batch = [tensor[start : start + self._batch_size] for tensor in samples]
                 total += self._take_step(batch) * len(batch[0])
         return total / n_samples
@@ -157,10 +168,16 @@ class PlainEpochs(Generic[Model]):
         self._optimizer.step()
         moves = self._average_moves()
         with torch.no_grad():
-            pairs = zip(_averaged(self.average), _averaged(self._model), strict=True)
-            for trailing, ahead in pairs:
+            for trailing, ahead in self._pairs:
                 trailing.lerp_(ahead, moves)
         return loss.detach()
+
+    def _set_lr(self, n_steps: int) -> None:
+        """Set the learning rate of the next step, of so many."""
+        done = (self._step + 0.5) / n_steps
+        factor = min(1, done / _RISE) * (1 + math.cos(math.pi * done)) / 2
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.lr * factor
 
     def _average_moves(self) -> float | Tensor:
         """Return how far the average moves; farther at first: a short run is averaged too."""
