@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -58,3 +61,8 @@ def test_forms_of_the_images_differ_as_their_names_say():
 
 def test_only_what_is_proved_says_so():
     assert {name for name, system in SYSTEMS.items() if system.proof} == {"robust", "proven"}
+
+
+def test_systems_can_be_listed_without_what_some_of_them_need():
+    code = "import sys, nnmf_cuda.baselines; assert not {'monai', 'einops'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
