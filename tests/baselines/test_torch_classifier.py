@@ -42,7 +42,7 @@ def bright_or_dark(n: int = 40, shape: tuple[int, int] = (16, 24), n_classes: in
     return images.astype(np.uint8), 3 + 2 * labels
 
 
-PLAIN = {"augmentation": Augmentation(flip=False), "epochs": 8, "lr": 1e-2}
+PLAIN = {"augmentation": Augmentation(), "epochs": 8, "lr": 1e-2}
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -154,25 +154,25 @@ def test_a_lone_image_in_the_last_batch_is_put_off():
 
 def test_augmentation_of_nothing_changes_nothing():
     images = torch.rand(5, 9, 12, generator=torch.Generator().manual_seed(0))
-    nothing = Augmentation(flip=False, degrees=0, shift=0, scale=0, contrast=0, brightness=0)
+    nothing = Augmentation(degrees=0, shift=0, scale=0, contrast=0, brightness=0)
     draws = nothing.draw(5, torch.Generator().manual_seed(1))
     torch.testing.assert_close(nothing(images, draws), images, atol=1e-5, rtol=0)
 
 
 def test_augmentation_flips_and_moves():
     images = torch.rand(40, 8, 8, generator=torch.Generator().manual_seed(0))
-    flips = Augmentation(degrees=0, shift=0, scale=0, contrast=0, brightness=0)
+    flips = Augmentation(flip=True, degrees=0, shift=0, scale=0, contrast=0, brightness=0)
     seen = flips(images, flips.draw(40, torch.Generator().manual_seed(1)))
     same = (seen - images).abs().amax((1, 2)) < 1e-5
     mirrored = (seen - images.flip(2)).abs().amax((1, 2)) < 1e-5
     assert (same | mirrored).all()
     assert 10 < int(same.sum()) < 30
-    moves = Augmentation(flip=False, degrees=0, shift=0.25, scale=0, contrast=0, brightness=0)
+    moves = Augmentation(degrees=0, shift=0.25, scale=0, contrast=0, brightness=0)
     right = torch.zeros(1, 7)
     right[0, 3] = 1  # by a quarter of 8 pixels
     moved = moves(images[:1], right)
     torch.testing.assert_close(moved[:, :, :6], images[:1, :, 2:], atol=1e-5, rtol=0)
-    everything = Augmentation()
+    everything = Augmentation(flip=True, degrees=30, brightness=0.5)
     changed = everything(images, everything.draw(40, torch.Generator().manual_seed(2)))
     assert 0 <= changed.min()
     assert changed.max() <= 1
