@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from nnmf_cuda import ops
-from nnmf_cuda.baselines.augmentation import Augmentation
 from nnmf_cuda.baselines.base import LabelledImages
 from nnmf_cuda.baselines.torch_classifier import TorchImageClassifier, as_images, resized
 from nnmf_cuda.nnmf import NNMF
@@ -60,7 +59,6 @@ random_state, device, progress
     nnmf_max_iter: int = 100
     widths: Sequence[int] = (16, 32)
     n_hidden: int = 32
-    augmentation: Augmentation | None = Augmentation(flip=False)
 
     def fit(self, X: ArrayLike, y: ArrayLike, *, validation: LabelledImages | None = None) -> Self:
         """Factorise images X (n_images, height, width), then train on them and labels y.

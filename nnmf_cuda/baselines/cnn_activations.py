@@ -14,7 +14,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from nnmf_cuda import ops
-from nnmf_cuda.baselines.augmentation import Augmentation
 from nnmf_cuda.baselines.base import LabelledImages
 from nnmf_cuda.baselines.torch_classifier import (
     Resizing,
@@ -79,7 +78,6 @@ random_state, device, progress
     n_places: int = 50_000
     C: float = 1.0
     lr: float = 3e-3
-    augmentation: Augmentation | None = Augmentation()
 
     def build(self, n_classes: int, image_shape: tuple[int, int]) -> nn.Module:
         """Return convolutions, the mean over all places, and a dense layer."""

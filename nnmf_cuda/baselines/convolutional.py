@@ -35,7 +35,7 @@ random_state, device, progress
 
     n_filters: int = 32
     n_hidden: int = 64
-    epochs: int = 15
+    epochs: int = 8
     augmentation: Augmentation | None = None
 
     def build(self, n_classes: int, image_shape: tuple[int, int]) -> nn.Module:

@@ -29,7 +29,10 @@ class ThiryGuthNetwork(TorchImageClassifier):
     the guess's error over sigma; sigma is drawn for each image, evenly up to `sigma_max`, and the
     network is not told it. `nnmf_cuda.training.train_joint_classifier` is the same on features.
 
-    It is a small network of MONAI's residual units, not the ResNet-18 of the article [1]_.
+    It is a small network of MONAI's residual units, not the ResNet-18 of the article [1]_. Besides
+    the class's logit, which reads means over the image, log p(x, c) has a term that is the same for
+    every class, the sum over the image of linear functions of each unit's channels: by means alone
+    no pixel moves the logits enough for a denoiser. The answer does not depend on it.
 
     Parameters
     ----------
@@ -68,7 +71,7 @@ random_state, device, progress
         return super().fit(X, y, validation=validation)
 
     def build(self, n_classes: int, image_shape: tuple[int, int]) -> nn.Module:
-        """Return residual units, the mean over the image and a linear layer."""
+        """Return residual units, an energy of each, the mean over the image and a linear layer."""
         unit = need("monai.networks.blocks").ResidualUnit
         units: list[nn.Module] = []
         n_in = 1
@@ -84,9 +87,7 @@ random_state, device, progress
                 )
             )
             n_in = n_out
-        return nn.Sequential(
-            *units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_in, n_classes)
-        )
+        return _Energetic(units, self.widths, n_classes)
 
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return noise levels (n, 1, 1) and noise (n, height, width) too."""
@@ -125,6 +126,27 @@ random_state, device, progress
         _, score = logits_and_score(network, small)
         guess: NDArray[np.float64] = (small + sigma**2 * score).double().detach().cpu().numpy()
         return guess
+
+
+class _Energetic(nn.Module):
+    """Logits of the last unit's means, and to all of them the same: the sum of energies.
+
+    An energy is a linear function of a unit's channels, summed over the image.
+    """
+
+    def __init__(self, units: Sequence[nn.Module], widths: Sequence[int], n_classes: int) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(units)
+        self.energies = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in widths)
+        self.head = nn.Linear(widths[-1], n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy = x.new_zeros(len(x), 1)
+        for unit, of_unit in zip(self.units, self.energies, strict=True):
+            x = unit(x)
+            energy = energy + of_unit(x).sum((2, 3))
+        logits: Tensor = self.head(x.mean((2, 3))) + energy
+        return logits
 
 
 def logits_and_score(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

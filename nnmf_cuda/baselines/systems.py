@@ -116,10 +116,8 @@ _FORMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def _deem(setting: Setting, architecture: Architecture, form: Mapping[str, Any]) -> ImageClassifier:
-    smoke = _training(setting, widths=(8, 8, 8, 8)) | {"architecture": architecture}
-    if setting.smoke:
-        form = {name: value for name, value in form.items() if name != "image_size"}
-    return DeemNetwork(**{**smoke, **form})
+    told = {**form, **_training(setting, widths=(8, 8, 8, 8))}
+    return DeemNetwork(architecture=architecture, **told)
 
 
 def _ours(setting: Setting, preset: str) -> ImageClassifier:
@@ -149,14 +147,6 @@ _ARCHITECTURES: tuple[tuple[Architecture, str, str], ...] = (
 )
 
 _PROOF = "branch and bound on features; pixels by Lipschitz constant"
-
-_PRESETS = (
-    ("paper", "NNMF features, diffusion before a light CNN", "the paper's own system", None),
-    ("robust", "NNMF features, CNN trained on attacked features", "not in the paper", _PROOF),
-    ("proven", "NNMF features, MLP trained with interval bounds", "not in the paper", _PROOF),
-    ("pixel", "NNMF features, CNN trained on attacked images", "not in the paper", None),
-)
-"""Name, title, description, and by what an answer is proved."""
 
 _NETWORKS: tuple[System, ...] = (
     System(
@@ -231,19 +221,47 @@ _NETWORKS: tuple[System, ...] = (
         for ending, (form, changes) in _FORMS.items()
         for architecture, title, theirs in _ARCHITECTURES
     ),
-    *(
-        System(
-            name=preset,
-            title=title,
-            authors="this package",
-            source="docs/method.md",
-            described=described,
-            really="",
-            reported="",
-            make=partial(_ours, preset=preset),
-            proof=proof,
-        )
-        for preset, title, described, proof in _PRESETS
+    System(
+        name="paper",
+        title="NNMF features, diffusion before a light CNN",
+        authors="Al-kharsan & Rajkó 2026",
+        source="Mach. Learn. Knowl. Extr. 8(4), 105",
+        described="the paper's own system: 15 components, a CNN, its features denoised before it",
+        really="",
+        reported="85.12 % accuracy; 59.53 % under AutoAttack on features at 0.10",
+        make=partial(_ours, preset="paper"),
+    ),
+    System(
+        name="robust",
+        title="NNMF features, CNN trained on attacked features",
+        authors="this package",
+        source="docs/method.md",
+        described="not in the paper",
+        really="",
+        reported="",
+        make=partial(_ours, preset="robust"),
+        proof=_PROOF,
+    ),
+    System(
+        name="proven",
+        title="NNMF features, MLP trained with interval bounds",
+        authors="this package",
+        source="docs/method.md",
+        described="not in the paper",
+        really="",
+        reported="",
+        make=partial(_ours, preset="proven"),
+        proof=_PROOF,
+    ),
+    System(
+        name="pixel",
+        title="NNMF features, CNN trained on attacked images",
+        authors="this package",
+        source="docs/method.md",
+        described="not in the paper",
+        really="",
+        reported="",
+        make=partial(_ours, preset="pixel"),
     ),
 )
 

@@ -40,7 +40,7 @@ class TorchImageClassifier(ImageClassifier):
 
     Parameters
     ----------
-    epochs : int, default=20
+    epochs : int, default=12
         Times that every training image is seen.
     batch_size : int, default=32
         Images a step.
@@ -75,7 +75,7 @@ class TorchImageClassifier(ImageClassifier):
         Index of the epoch that was kept.
     """
 
-    epochs: int = 20
+    epochs: int = 12
     batch_size: int = 32
     lr: float = 1e-3
     weight_decay: float = 1e-2
