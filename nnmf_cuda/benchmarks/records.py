@@ -45,6 +45,7 @@ _KEYS = {
     "memory": (*_EVERY_RECORD, "x_bytes"),
     "sparse": (*_EVERY_RECORD, "iterations", "goal", "objective", "x_bytes"),
     "missing": (*_EVERY_RECORD, "times_as_long", "cosine", "hidden_error"),
+    "digits": (*_EVERY_RECORD, "valid_accuracy", "accuracy", "beside_pcanet"),
     "break_even": _EVERY_RECORD,
     "equality": (*_EVERY_RECORD, "differences"),
     "tf32": (*_EVERY_RECORD, "errors", "bounds"),

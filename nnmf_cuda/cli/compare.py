@@ -96,7 +96,7 @@ def compare(options: Compare, data: DataConfig) -> None:
     names = [name.strip() for name in (options.systems or "").split(",") if name.strip()]
     if options.list:
         for system in chosen_systems(names):
-            show(f"{system.name:<24}{system.authors}: {system.title}")
+            show(f"{system.name:<28}{system.authors}: {system.title}")
         return
     given = {
         name: getattr(options, name)
