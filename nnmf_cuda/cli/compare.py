@@ -58,7 +58,7 @@ class Compare(DeviceOption):
     n_iter: PositiveInt | None = None
     """Steps of APGD from each of its starts; default: 20."""
     n_queries: PositiveInt | None = None
-    """Of Square at each radius, of systems without a gradient; default: 200."""
+    """Of Square at each radius, of systems without a gradient; default: 100."""
     smoke: bool = False
     """Only show that it works, in two minutes: few images, small systems, short attacks."""
     resume: bool = False

@@ -50,8 +50,8 @@ class Spending:
     n_iter: int = 20
     n_restarts: int = 1
     eot_iter: int = 4
-    n_queries: int = 200
-    n_check_queries: int = 40
+    n_queries: int = 100
+    n_check_queries: int = 30
 
     def __post_init__(self) -> None:
         for name in ("n_images", "n_iter", "n_restarts", "eot_iter", "n_queries"):

@@ -247,14 +247,22 @@ def _tiles(found: Compared) -> list[Tile]:
         tiles.append(
             Tile(f"{share.estimate:.3f}", f"best clean accuracy, {best.system}", _ends(share), True)
         )
-        strong = max(others, key=lambda one: one.robust.accuracy[-1].estimate)
-        left = strong.robust.accuracy[-1]
-        eps = strong.robust.eps_255[-1]
+    # Of systems without a gradient too little is known to call one the best.
+    worst = {
+        name: share
+        for matrix in found.transfer
+        if (matrix.split, matrix.seed) == (split, found.measured[0].seed)
+        for name, share in matrix.worst.items()
+        if name in first and first[name].robust.how == GRADIENTS and name != "nearest"
+    }
+    if worst:
+        strong = max(worst, key=lambda name: worst[name].estimate)
+        eps = first[strong].robust.eps_255[-1]
         tiles.append(
             Tile(
-                f"{left.estimate:.3f}",
-                f"most left at {eps:g}/255 by own attacks, {strong.system}",
-                f"attacked by {strong.robust.how}",
+                f"{worst[strong].estimate:.3f}",
+                f"most left at {eps:g}/255 of those with gradients, {strong}",
+                _ends(worst[strong]),
             )
         )
     if "nearest" in first:
@@ -273,7 +281,8 @@ def _pictures(found: Compared, split: str) -> list[Picture]:
             partial(curves_figure, runs),
             f"accuracy against the radius of the attack, {split}",
             "What attacks on pixels leave of each system, the others in grey; dashed: the constant"
-            " answer. Blue: attacked through gradients, orange: by its answers alone.",
+            " answer. Blue: attacked through gradients, orange: by its answers alone; green: proven by"
+            " bounds alone.",
         )
     ]
     return pictures + [
