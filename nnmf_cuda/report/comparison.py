@@ -281,8 +281,8 @@ def _pictures(found: Compared, split: str) -> list[Picture]:
             partial(curves_figure, runs),
             f"accuracy against the radius of the attack, {split}",
             "What attacks on pixels leave of each system, the others in grey; dashed: the constant"
-            " answer. Blue: attacked through gradients, orange: by its answers alone; green: proven by"
-            " bounds alone.",
+            " answer. Blue: attacked through gradients, orange: by its answers alone; green: proven"
+            " by bounds alone.",
         )
     ]
     return pictures + [
