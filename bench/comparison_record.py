@@ -43,8 +43,6 @@ def record_of(contents: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """
     subjects = [content["subject"] for content in contents]
     for subject in subjects:
-        if not subject["commit"] or subject["uncommitted_changes"]:
-            raise ValueError("a comparison was made by a tree that is no commit: run it again")
         if subject["smoke"]:
             raise ValueError("a comparison with --smoke says nothing of a system: leave it out")
         for name in _SAME:
@@ -53,6 +51,12 @@ def record_of(contents: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
                     f"comparisons differ in {name} ({subjects[0][name]} and {subject[name]}): make"
                     " a record of each"
                 )
+    for line in (line for content in contents for line in content["measured"]):
+        if not line["commit"] or line["commit"].endswith("+"):
+            raise ValueError(
+                f"{line['system']} on {line['split']} was measured by a tree that is no commit:"
+                " commit, and run it again"
+            )
     lines: dict[str, dict[tuple[Any, ...], Any]] = {name: {} for name in _LISTS}
     keys = {
         "systems": ("name",),

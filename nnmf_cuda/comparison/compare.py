@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,10 +54,12 @@ def compare(
     on with, and keeps nothing else from running. Raises ValueError where the journal is another's
     or the data cannot be read.
     """
-    journal = Journal(home, plan.key())
-    hashes, last = {}, None
+    journal: Journal | None = None
+    hashes = {}
     for number, planned in enumerate(plan.splits):
         dataset = plan.load(planned, progress=progress)
+        if journal is None:
+            journal = Journal(home, {**plan.key(), "data": dataset.sha256()})
         for note in dataset.notes if number == 0 else ():
             say(note)
         split = SplitImages.of(planned.name, dataset, plan.spending.n_images)
@@ -66,8 +68,7 @@ def compare(
             _compare_on(plan, split, seed, journal, say=say, progress=progress)
         if number == 0 and plan.random_labels:
             _draw_labels(plan, dataset, journal, say=say, progress=progress)
-        last = dataset
-    assert last is not None
+    assert journal is not None
     measured = {(m.system, m.split, m.seed): m for m in journal.of(Measured)}
     failed = {(f.system, f.split, f.seed): f for f in journal.of(Failed)}
     drawn = journal.of(RandomLabels) if plan.random_labels else []
@@ -82,13 +83,13 @@ def compare(
     left = [failed[key] for key in order if key in failed and key not in done]
     if not left:
         journal.clear()
-    environment = describe_environment(plan.device, data_sha256=last.sha256())
+    environment = describe_environment(plan.device, data_sha256=dataset.sha256())
     return Compared(
         subject=Subject(
-            source=last.source,
-            synthetic=last.synthetic,
-            label_names=last.label_names,
-            image_shape=last.image_shape,
+            source=dataset.source,
+            synthetic=dataset.synthetic,
+            label_names=dataset.label_names,
+            image_shape=dataset.image_shape,
             data_sha256=hashes,
             spending={
                 name: list(value) if isinstance(value, tuple) else value
@@ -176,6 +177,9 @@ def _measured(
             fit_seconds=seconds,
             single_steps=system.authors.startswith(_PAIR),
         )
+        environment = describe_environment(plan.device, data_sha256="")
+        commit = environment["commit"] + "+" * environment["uncommitted_changes"]
+        found = replace(found, measured=replace(found.measured, commit=commit))
         journal.save(found, estimator)
     except Exception as error:  # of whatever kind: it is the system's, and the others go on
         _note_failure(error, system, split.name, seed, journal, say)

@@ -104,6 +104,8 @@ class Measured:
         Of the training (0 where nothing was trained), and of all attacks.
     inference_ms : float
         Median time of an answer, in milliseconds an image.
+    commit : str
+        Of the source checkout that measured it, with a "+" where files differed; "" without one.
     """
 
     system: str
@@ -119,6 +121,7 @@ class Measured:
     fit_seconds: float
     inference_ms: float
     attack_seconds: float
+    commit: str = ""
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Measured:

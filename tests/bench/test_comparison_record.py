@@ -41,7 +41,8 @@ def content(npz: Path, tmp_path: Path) -> dict[str, Any]:  # noqa: F811
     spending = Spending(n_images=4, eps_255=(2.0,), n_iter=2, n_queries=3, n_check_queries=0)
     plan = Plan((CENTROID, BROKEN, CNN), data, splits, spending=spending)
     found = json.loads(json.dumps(compare(plan, tmp_path).as_dict()))
-    found["subject"] |= {"commit": "abc", "uncommitted_changes": False}
+    for line in found["measured"]:
+        line["commit"] = "abc"
     return found
 
 
@@ -72,8 +73,6 @@ def test_a_record_holds_what_tables_need(content: dict[str, Any]) -> None:
     ("name", "value", "said"),
     [
         ("smoke", True, "with --smoke says nothing"),
-        ("commit", "", "no commit"),
-        ("uncommitted_changes", True, "no commit"),
         ("source", "other.npz", "differ in source"),
     ],
 )
@@ -84,6 +83,13 @@ def test_what_makes_no_record_is_refused(
     other["subject"][name] = value
     with pytest.raises(ValueError, match=said):
         script().record_of([content, other])
+
+
+@pytest.mark.parametrize("commit", ["", "abc+"])
+def test_what_no_commit_can_make_again_is_refused(content: dict[str, Any], commit: str) -> None:
+    content["measured"][1]["commit"] = commit
+    with pytest.raises(ValueError, match="measured by a tree that is no commit"):
+        script().record_of([content])
 
 
 def test_the_tables_of_the_docs_are_those_of_the_records(

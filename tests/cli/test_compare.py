@@ -72,7 +72,7 @@ def test_compare_writes_what_it_finds(
     assert "finished before" in capsys.readouterr().err
     assert (out / "compare.jsonl").read_bytes() == before
     assert main([*command, "--resume", "--seed=1"]) == 2
-    assert "comparison with another seeds" in capsys.readouterr().err
+    assert "comparison with another data, seeds" in capsys.readouterr().err
     assert main([*command, "--resume", "--overwrite"]) == 2
     assert main([*command, "--overwrite", "--seed=1"]) == 0
     capsys.readouterr()

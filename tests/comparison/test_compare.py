@@ -18,7 +18,7 @@ from nnmf_cuda.comparison.references import REFERENCES
 from nnmf_cuda.evaluation.compared import GRADIENTS, QUERIES, Compared
 from nnmf_cuda.pipeline.config import DataConfig
 from nnmf_cuda.report.comparison import comparison_page, comparison_text
-from tests.comparison.conftest import BROKEN, CENTROID, CNN
+from tests.comparison.conftest import BROKEN, CENTROID, CNN, images_of
 
 SPENDING = Spending(
     n_images=8, eps_255=(2.0, 30.0), n_iter=5, n_queries=12, n_check_queries=4, eot_iter=1
@@ -109,8 +109,13 @@ def test_a_comparison_goes_on_where_it_was_stopped(
     lines = journal.read_text()
     assert compare(plan, out).measured == found.measured
     assert journal.read_text() == lines
-    with pytest.raises(ValueError, match="comparison with another seeds"):
+    with pytest.raises(ValueError, match="comparison with another data, seeds"):
         compare(replace(plan, seeds=(1,)), out)
+    with np.load(npz) as arrays:
+        np.savez(npz, **{**arrays, "images": arrays["images"] // 2})
+    with pytest.raises(ValueError, match="comparison with another data "):
+        compare(plan, out)
+    np.savez(npz, **images_of(12, 5, 2))
     journal.write_text(lines.splitlines()[0] + '\n{"kind": "none"}\n')
     with pytest.raises(ValueError, match=r"line 2 of .*compare.jsonl is not one that compare"):
         compare(plan, out)
