@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_N_DRAWS = 7
+_N_DRAWS = 8
 """Numbers that are drawn for an image."""
 
 
@@ -34,6 +34,8 @@ class Augmentation:
         Largest change of contrast around the image's mean, as a share of it.
     brightness : float
         Largest amount that is added to every pixel, of the range [0, 1].
+    share : float
+        Share of the images that are changed; the others are seen as they are.
     """
 
     flip: bool = False
@@ -42,17 +44,18 @@ class Augmentation:
     scale: float = 0.05
     contrast: float = 0.1
     brightness: float = 0.02
+    share: float = 0.5
 
     def draw(self, n_images: int, generator: torch.Generator) -> Tensor:
-        """Return numbers (n_images, 7) in [-1, 1], which say how each image is changed."""
+        """Return numbers (n_images, 8) in [-1, 1], which say how each image is changed."""
         return torch.rand(n_images, _N_DRAWS, generator=generator) * 2 - 1
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Return images (n, height, width) in [0, 1], changed as `draws` (n, 7) say.
+        """Return images (n, height, width) in [0, 1], changed as `draws` (n, 8) say.
 
         What an image is moved away from is filled with its edge.
         """
-        flip, turn, zoom, right, down, contrast, brightness = draws.to(images).unbind(1)
+        flip, turn, zoom, right, down, contrast, brightness, chosen = draws.to(images).unbind(1)
         angle = turn * math.radians(self.degrees)
         factor = 1 + zoom * self.scale
         mirror = torch.where(flip < 0, -1.0, 1.0) if self.flip else torch.ones_like(flip)
@@ -70,4 +73,5 @@ class Augmentation:
         mean = moved.mean((1, 2), keepdim=True)
         gain = 1 + self.contrast * contrast[:, None, None]
         lighter = mean + gain * (moved - mean) + self.brightness * brightness[:, None, None]
-        return lighter.clamp(0, 1)
+        is_changed = (chosen + 1) / 2 < self.share
+        return torch.where(is_changed[:, None, None], lighter.clamp(0, 1), images)

@@ -76,6 +76,7 @@ random_state, device, progress
 
     widths: Sequence[int] = (16, 32, 64, 128)
     n_hidden: int = 64
+    epochs: int = 20
     lr: float = 3e-3
 
     def build(self, n_classes: int, image_shape: tuple[int, int]) -> nn.Module:

@@ -161,17 +161,20 @@ def test_augmentation_of_nothing_changes_nothing():
 
 def test_augmentation_flips_and_moves():
     images = torch.rand(40, 8, 8, generator=torch.Generator().manual_seed(0))
-    flips = Augmentation(flip=True, degrees=0, shift=0, scale=0, contrast=0, brightness=0)
+    flips = Augmentation(flip=True, degrees=0, shift=0, scale=0, contrast=0, brightness=0, share=1)
     seen = flips(images, flips.draw(40, torch.Generator().manual_seed(1)))
     same = (seen - images).abs().amax((1, 2)) < 1e-5
     mirrored = (seen - images.flip(2)).abs().amax((1, 2)) < 1e-5
     assert (same | mirrored).all()
     assert 10 < int(same.sum()) < 30
-    moves = Augmentation(degrees=0, shift=0.25, scale=0, contrast=0, brightness=0)
-    right = torch.zeros(1, 7)
+    moves = Augmentation(degrees=0, shift=0.25, scale=0, contrast=0, brightness=0, share=1)
+    right = torch.zeros(1, 8)
     right[0, 3] = 1  # by a quarter of 8 pixels
     moved = moves(images[:1], right)
     torch.testing.assert_close(moved[:, :, :6], images[:1, :, 2:], atol=1e-5, rtol=0)
+    right[0, 7] = 1  # not chosen
+    half = Augmentation(shift=0.25)
+    assert torch.equal(half(images[:1], right), images[:1])
     everything = Augmentation(flip=True, degrees=30, brightness=0.5)
     changed = everything(images, everything.draw(40, torch.Generator().manual_seed(2)))
     assert 0 <= changed.min()
