@@ -73,6 +73,33 @@ def test_clusters_are_those_of_scikit_fuzzy(pixels: bool) -> None:
     assert model.objective_ == pytest.approx(objective[-1], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("m", "n_iter", "centers"),
+    [
+        (
+            1.5,
+            57,
+            [[4.26923711, -2.1494068], [2.21395271, -0.97907432], [-0.0124723, 0.05485858]],
+        ),
+        (
+            2.0,
+            175,
+            [[4.22093754, -2.11001222], [2.14802445, -0.86983942], [-0.04045405, 0.07260901]],
+        ),
+    ],
+)
+def test_centres_are_those_that_scikit_fuzzy_gave(
+    m: float, n_iter: int, centers: list[list[float]]
+) -> None:
+    """Found once with `skfuzzy.cmeans` of scikit-fuzzy 0.5.0, from the same start."""
+    i = np.arange(30)
+    X = np.stack([np.sin(i * 1.7) + (i % 3) * 2, np.cos(i * 0.9) - (i % 3)], axis=1)
+    start = 1.0 + (np.arange(90).reshape(30, 3) * 7) % 11
+    model = FuzzyCMeans(3, m=m, tol=1e-6, max_iter=200, init=start).fit(X)
+    np.testing.assert_allclose(model.cluster_centers_, centers, atol=1e-8)
+    assert model.n_iter_ == n_iter
+
+
 @pytest.mark.parametrize("given", ["centers", "memberships", "spread"])
 def test_grey_values_are_clustered_by_their_histogram(given: str) -> None:
     X = grey_values()
