@@ -31,6 +31,8 @@ TEST_TOOLS = (
     ),
     # Formats that are read where the library is there; without it their tests are skipped.
     *("pydicom", "nibabel", "h5py", "zarr", "webdataset", "simplejpeg", "pyarrow"),
+    # Networks and texture of the systems that are compared with; as above.
+    *("monai", "einops", "scikit-image"),
 )
 QUICK_TESTS = ("tests/test_extension.py", "tests/test_import.py", "tests/ops/test_nnmf_mu.py")
 
@@ -51,6 +53,8 @@ SAME_WITHOUT_EXTENSION = {
     "tests/data": "readers know resize_grey alone, whose reference gives the kernel's bytes",
     "tests/fuzz": "what readers and settings refuse, before anything is computed",
     "tests/report": "tables and figures of made-up numbers",
+    "tests/baselines": "networks and classical systems, whose few ops are tested elsewhere",
+    "tests/comparison": "what becomes of any system's answers",
 }
 # A worker a core, each with one thread; a file's tests stay together, as they share fixtures.
 PARALLEL = ("--numprocesses=auto", "--dist=loadfile")

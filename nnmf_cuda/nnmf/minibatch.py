@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnmf_cuda.nnmf.denominators import denominators_of_H
 from nnmf_cuda.nnmf.matrix import Matrix
 from nnmf_cuda.nnmf.problem import Objective, Problem
 from nnmf_cuda.nnmf.projection import updated_W
+from nnmf_cuda.nnmf.row_sums import denominators_of_H
 from nnmf_cuda.reference.nnmf import CLAMP, mm_exponent
 
 

@@ -14,9 +14,8 @@ from torch import Tensor
 from nnmf_cuda import ops
 from nnmf_cuda.distributed.ranks import Ranks
 from nnmf_cuda.nnmf.dealt_columns import DealtColumns
-from nnmf_cuda.nnmf.denominators import row_terms, times_H
 from nnmf_cuda.nnmf.matrix import Matrix
-from nnmf_cuda.nnmf.normal_equations import normal_equations, swept
+from nnmf_cuda.nnmf.row_sums import normal_equations, row_terms, swept, times_H
 from nnmf_cuda.nnmf.sparse_matrix import Sparse
 from nnmf_cuda.nnmf.weighted_matrix import SWEEPS
 from nnmf_cuda.reference.nnmf import CLAMP, EPSILON, mm_exponent, no_divergence

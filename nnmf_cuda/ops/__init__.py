@@ -6,6 +6,7 @@ by the plain-torch reference. All are functional: no argument is modified.
 
 from __future__ import annotations
 
+from nnmf_cuda.ops import _nnls_gradients as _nnls_gradients
 from nnmf_cuda.ops._schema import OPS as OPS
 from nnmf_cuda.ops._schema import is_reference_path as is_reference_path
 from nnmf_cuda.ops._schema import reference_path as reference_path
