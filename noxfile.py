@@ -40,6 +40,7 @@ BENCHES = (
     *("kernels", "scaling", "convergence", "sparse", "missing", "consensus", "memory", "equality"),
     "break_even",
     "tf32",
+    "digits",
 )
 NOT_COPIED = shutil.ignore_patterns("prebuilt", "__pycache__")
 CUDA_ON_CPU = "tests/cuda_on_cpu"  # has a session of its own

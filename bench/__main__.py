@@ -123,6 +123,12 @@ _BENCHMARKS = {
         "Time ConsensusNNMF, and the steps of cNMF written plainly on scikit-learn, on planted"
         " counts like those of single cells, dense and sparse. Spectra are compared. Two minutes.",
     ),
+    "digits": _Benchmark(
+        "SNnet beside a PCANet of the same size",
+        "Train PCANet, SNnet and S-SNnet on five random splits of scikit-learn's digits; the size"
+        " is chosen on validation parts. On the CPU; two minutes.",
+        device=False,
+    ),
     "break_even": _Benchmark(
         "CPU against GPU over growing problems",
         "Time nnmf_mu and project on the CPU and on the device over growing problems, and the"
@@ -297,6 +303,7 @@ def _run(kind: str, options: dict[str, Any]) -> None:
     from bench.break_even import run_break_even_benchmarks
     from bench.consensus import run_consensus_benchmarks
     from bench.convergence import run_convergence_benchmarks
+    from bench.digits import run_digits_benchmarks
     from bench.equality import run_equality_benchmarks
     from bench.kernels import run_kernel_benchmarks, run_scaling_benchmarks
     from bench.memory import run_memory_benchmarks
@@ -322,6 +329,7 @@ def _run(kind: str, options: dict[str, Any]) -> None:
         "equality": run_equality_benchmarks,
         "tf32": run_tf32_study,
         "consensus": run_consensus_benchmarks,
+        "digits": run_digits_benchmarks,
         "break_even": run_break_even_benchmarks,
     }
     print(records_table(run[kind](**options, progress=True)))

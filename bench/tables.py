@@ -334,6 +334,14 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("exchange and waiting", _if_any("waiting_share", ".1%")),
         ("outcome", _passed),
     ),
+    "digits": (
+        ("network", _text("impl")),
+        ("fit", _seconds),
+        ("validation", _if_any("valid_accuracy", ".2%")),
+        ("test", _if_any("accuracy", ".2%")),
+        ("beside PCANet", _if_any("beside_pcanet", "+.2%")),
+        ("outcome", _passed),
+    ),
     "memory": (*_WHO, ("X", _x_bytes), ("beside X", _memory), ("of X", _of_x)),
     "break_even": (*_WHO, *_TIMES, ("error", _error)),
     "equality": (

@@ -50,6 +50,7 @@ _KEYS = {
     ),
     "two_ranks": (*_EVERY_RECORD, "x_bytes", "resident_bytes", "cpu_s", "waiting_share"),
     "missing": (*_EVERY_RECORD, "times_as_long", "cosine", "hidden_error"),
+    "digits": (*_EVERY_RECORD, "valid_accuracy", "accuracy", "beside_pcanet"),
     "break_even": _EVERY_RECORD,
     "equality": (*_EVERY_RECORD, "differences"),
     "tf32": (*_EVERY_RECORD, "errors", "bounds"),

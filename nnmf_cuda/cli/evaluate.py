@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, parser_of, say, show
 from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.pipeline.config import DataConfig
 from nnmf_cuda.pipeline.places import Place, write_text
 from nnmf_cuda.pipeline.run_directory import read_json
+
+if TYPE_CHECKING:
+    from nnmf_cuda.data import ImageDataset
+    from nnmf_cuda.evaluation.compared import RandomLabels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,9 @@ class Audit:
     """Side of the grid of block means, 2 or more."""
     threshold: float = 0.95
     """Correlation above which images are near."""
+    random_labels: bool = False
+    """Also train on random labels, given to single images and to whole patients or series, and say
+    what that scores above chance: leakage. Minutes."""
     json: str | None = None
     """Also write JSON to this file."""
 
@@ -110,6 +117,7 @@ def audit(options: Audit, data: DataConfig) -> None:
     """Audit a data set."""
     from nnmf_cuda.data import audit_dataset, load_dataset
     from nnmf_cuda.data.leakage import check_audit
+    from nnmf_cuda.report.comparison import random_labels_text
 
     check_audit(resolution=options.resolution, threshold=options.threshold)
     target = None if options.json is None else Path(options.json)
@@ -120,5 +128,20 @@ def audit(options: Audit, data: DataConfig) -> None:
         say(note)
     found = audit_dataset(dataset, resolution=options.resolution, threshold=options.threshold)
     show(f"{dataset.source}: {len(dataset.images)} images\n{found.text()}")
+    content = found.as_dict()
+    if options.random_labels:
+        drawn = _random_labels(dataset, options.seed)
+        show(f"\n{random_labels_text(drawn)}")
+        content["random_labels"] = [asdict(line) for line in drawn]
     if target is not None:
-        write_text(target, json.dumps(found.as_dict(), indent=2) + "\n")
+        write_text(target, json.dumps(content, indent=2) + "\n")
+
+
+def _random_labels(dataset: ImageDataset, seed: int) -> list[RandomLabels]:
+    from tqdm import tqdm
+
+    from nnmf_cuda.comparison.random_labels import n_quick_trainings, quick_controls
+
+    total = n_quick_trainings(dataset)
+    with tqdm(total=total, desc="random labels", unit="training", disable=None) as bar:
+        return quick_controls(dataset, seed=seed, each=bar.update)

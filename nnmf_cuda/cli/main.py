@@ -17,6 +17,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from nnmf_cuda._version import __version__
 from nnmf_cuda.cli.bench import add_bench_commands, bench
 from nnmf_cuda.cli.cnmf import cnmf, cnmf_parser
+from nnmf_cuda.cli.compare import Compare, compare, compare_parser
 from nnmf_cuda.cli.data import SETS, Data, data
 from nnmf_cuda.cli.evaluate import Audit, Evaluate, audit, audit_parser, evaluate
 from nnmf_cuda.cli.export import Export, export
@@ -143,6 +144,8 @@ def _call_undivided(command: str, values: Namespace) -> None:
             predict(built(Predict, values))
         case "audit":
             audit(built(Audit, values), built(DataConfig, values, path=values.data))
+        case "compare":
+            compare(built(Compare, values), built(DataConfig, values, path=values.data))
         case "export":
             export(built(Export, values))
         case "data":
@@ -187,6 +190,7 @@ def _commands(preset: str) -> dict[str, tuple[str, Callable[[], OptionParser]]]:
         ),
         "audit": ("leakage between splits", audit_parser),
         "evaluate": ("how robust a saved model is", lambda: parser_of(Evaluate, "evaluate")),
+        "compare": ("systems side by side, attacked in pixels", compare_parser),
         "verify": ("proofs of robustness, sample by sample", lambda: parser_of(Verify, "verify")),
         "export": (
             "a network and samples for other verifiers",

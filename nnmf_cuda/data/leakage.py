@@ -214,7 +214,7 @@ def audit_dataset(
     """
     check_audit(resolution=resolution, threshold=threshold)
     images = _Compared(
-        _standardised(block_means(dataset.images, resolution)),
+        standardised_means(dataset.images, resolution),
         dataset.labels,
         np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in dataset.images]),
         perceptual_hashes(dataset.images),
@@ -360,9 +360,13 @@ class _Compared:
         return found, best, nearest
 
 
-def _standardised(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Center each image and scale it to length 1; an image of one gray correlates with nothing."""
-    flat = means.reshape(len(means), -1)
+def standardised_means(images: NDArray[Any], resolution: int) -> NDArray[np.float64]:
+    """Return block means of images (n, height, width) as rows whose products are correlations.
+
+    Rows (n, resolution**2) have mean 0 and length 1; that of an image of one grey is 0, as it
+    correlates with nothing.
+    """
+    flat = block_means(images, resolution).reshape(len(images), -1)
     flat = flat - flat.mean(1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     unit: NDArray[np.float64] = np.divide(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,18 +165,15 @@ def measure_uncertainty(
     models = [rows.probabilities[name] for name in ROW_NAMES]
     word = seed_word(seed, Purpose.RESAMPLING)
     found, intervals = None, None
-    for clustered_by, groups in (*groupings.items(), ("image", None)):
-        try:
-            found = resample_metrics(
-                rows.labels, models, groups=groups, n_resamples=n_resamples, seed=word
-            )
-        except NoResampleError:
-            continue
+    resampled = resample_by_groups(
+        rows.labels, models, groupings=groupings, n_resamples=n_resamples, seed=word
+    )
+    if resampled is not None:
+        found = resampled.metrics
         of_rows = {name: found.intervals(i, level=level) for i, name in enumerate(ROW_NAMES)}
         intervals = RowIntervals(
-            clustered_by, found.n_clusters, n_resamples, found.n_redrawn, of_rows
+            resampled.clustered_by, found.n_clusters, n_resamples, found.n_redrawn, of_rows
         )
-        break
     return Uncertainty(
         level=level,
         intervals=intervals,
@@ -185,6 +182,37 @@ def measure_uncertainty(
         robust=_compare(rows, "Robust", found, level),
         calibration_errors={name: _calibration_error(rows, name) for name in ROW_NAMES},
     )
+
+
+class ResampledByGroups(NamedTuple):
+    """Metrics of models on resamples, and what was drawn as a whole."""
+
+    metrics: ResampledMetrics
+    clustered_by: str
+
+
+def resample_by_groups(
+    labels: NDArray[np.int64],
+    models: Sequence[NDArray[np.float64]],
+    *,
+    groupings: Mapping[str, NDArray[Any]],
+    n_resamples: int,
+    seed: int,
+) -> ResampledByGroups | None:
+    """Resample by the first grouping that leaves every class in a resample, else single images.
+
+    `labels`, `models` and `n_resamples` are those of `resample_metrics`, `groupings` those of
+    `measure_uncertainty`, `seed` is the bootstrap's own. None where nothing can be resampled.
+    """
+    for clustered_by, groups in (*groupings.items(), ("image", None)):
+        try:
+            found = resample_metrics(
+                labels, models, groups=groups, n_resamples=n_resamples, seed=seed
+            )
+        except NoResampleError:
+            continue
+        return ResampledByGroups(found, clustered_by)
+    return None
 
 
 def _wilson(accuracy: float, n: int, level: float) -> Interval:

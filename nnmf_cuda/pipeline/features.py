@@ -50,17 +50,38 @@ def extract_features(
     All three splits are projected by non-negative least squares, so that they carry the same kind
     of feature.
     """
-    images = {split: torch.from_numpy(dataset.matrix(split)).to(device) for split in SPLITS}
-    labels = {split: dataset.labels_of(split) for split in SPLITS}
+    return features_of(
+        {split: torch.from_numpy(dataset.matrix(split)) for split in SPLITS},
+        {split: dataset.labels_of(split) for split in SPLITS},
+        config,
+        image_shape=dataset.image_shape,
+        n_classes=dataset.n_classes,
+        device=device,
+        progress=progress,
+    )
+
+
+def features_of(
+    images: Mapping[str, Tensor],
+    labels: Mapping[str, NDArray[np.int64]],
+    config: ExperimentConfig,
+    *,
+    image_shape: tuple[int, int],
+    n_classes: int,
+    device: torch.device,
+    progress: bool = False,
+) -> Features:
+    """Do the same with images (n, height * width) by split, of which "train" must be one."""
+    images = {split: rows.to(device) for split, rows in images.items()}
     nnmf = _fit_nnmf(images["train"], config, progress=progress)
     components = torch.from_numpy(nnmf.components_).to(device, torch.float32)
     if config.nnmf.component_scale == "sum":
         components = of_equal_sums(components)
     every = torch.arange(len(components), device=device)
-    whole = FeatureExtractor(components, every, image_shape=dataset.image_shape)
+    whole = FeatureExtractor(components, every, image_shape=image_shape)
     normalised = {split: whole(rows) for split, rows in images.items()}
     kept = ComponentSelector(None)  # all of them, until they are chosen
-    features = Features(whole, nnmf, kept, normalised, normalised, labels, dataset.n_classes)
+    features = Features(whole, nnmf, kept, normalised, normalised, labels, n_classes)
     return features.of_selection(config.selection.n_selected)
 
 
@@ -113,7 +134,9 @@ def choose_n_selected(
     one radius: where it is "auto", at that which suits the first candidate.
     """
     candidates = config.selection.candidates
-    decided, _ = decide_radius(features.of_selection(candidates[0]).x, features.y, config)
+    decided = config.decided()
+    if config.attack.attack_eps == "auto":
+        decided, _ = decide_radius(features.of_selection(candidates[0]).x, features.y, config)
     trials = []
     for n_selected in sorted(candidates):
         tried = features.of_selection(n_selected)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -23,6 +23,9 @@ from nnmf_cuda.models.networks import deterministic_convolutions
 from nnmf_cuda.ops.show_config import served_by
 
 Model = TypeVar("Model", bound=nn.Module)
+
+_RISE = 0.1
+"""Share of the steps over which the learning rate of one cycle rises."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Task(Generic[Model]):
 
     model: Model  # with its initial weights, on the device of the samples
     batch_loss: Callable[..., Tensor]  # mean loss of a batch, (model, *samples)
-    op: EpochOp | None = None  # makes the same steps, where it is compiled
+    op: EpochOp | None = None  # makes the same steps, where it is compiled, without weight decay
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Settings:
     ema_decay: float
     seed: int
     progress: bool
+    weight_decay: float = 0.0  # share of the weights, times lr, by which a step shrinks them
+    one_cycle: bool = False  # lr rises in the first tenth of the steps, then falls to 0 as a cosine
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -64,6 +69,8 @@ class Settings:
             raise ValueError(f"lr must be a finite number > 0, got {self.lr}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be a finite number >= 0, got {self.weight_decay}")
 
 
 class Epochs(Protocol[Model]):
@@ -76,11 +83,15 @@ class Epochs(Protocol[Model]):
 
 
 def epochs_of(task: Task[Model], settings: Settings) -> Epochs[Model]:
-    """Return the fastest way there is, but the plain one inside `ops.reference_path`."""
+    """Return the fastest way there is, but the plain one inside `ops.reference_path`.
+
+    Also one cycle of the learning rate is made by the plain one.
+    """
     device = next(task.model.parameters()).device.type
-    if not ops.is_reference_path():
-        if task.op is not None and served_by(task.op.name, device) == "kernel":
-            return CompiledEpochs(task, task.op, settings)
+    if not (ops.is_reference_path() or settings.one_cycle):
+        op = task.op if settings.weight_decay == 0 else None
+        if op is not None and served_by(op.name, device) == "kernel":
+            return CompiledEpochs(task, op, settings)
         if device == "cuda":
             return GraphedEpochs(task, settings)
     return PlainEpochs(task, settings)
@@ -125,10 +136,17 @@ class PlainEpochs(Generic[Model]):
         self._batch_loss = task.batch_loss
         self._batch_size = settings.batch_size
         self._decay = settings.ema_decay
+        self._settings = settings
+        self._pairs = list(zip(_averaged(self.average), _averaged(self._model), strict=True))
         self._step = 0
         # Fused: the networks are so small that the plain optimiser takes half of a step.
         self._optimizer = torch.optim.Adam(
-            self._model.parameters(), lr=settings.lr, fused=True, capturable=capturable
+            self._model.parameters(),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            decoupled_weight_decay=True,
+            fused=True,
+            capturable=capturable,
         )
 
     def run(self, samples: tuple[Tensor, ...]) -> Tensor:
@@ -137,6 +155,8 @@ class PlainEpochs(Generic[Model]):
         total = torch.zeros((), device=samples[0].device)
         with deterministic_convolutions():
             for start in range(0, n_samples, self._batch_size):
+                if self._settings.one_cycle:
+                    self._set_lr(math.ceil(n_samples / self._batch_size) * self._settings.epochs)
                 batch = [tensor[start : start + self._batch_size] for tensor in samples]
                 total += self._take_step(batch) * len(batch[0])
         return total / n_samples
@@ -148,10 +168,16 @@ class PlainEpochs(Generic[Model]):
         self._optimizer.step()
         moves = self._average_moves()
         with torch.no_grad():
-            pairs = zip(self.average.parameters(), self._model.parameters(), strict=True)
-            for trailing, ahead in pairs:
+            for trailing, ahead in self._pairs:
                 trailing.lerp_(ahead, moves)
         return loss.detach()
+
+    def _set_lr(self, n_steps: int) -> None:
+        """Set the learning rate of the next step, of so many."""
+        done = (self._step + 0.5) / n_steps
+        factor = min(1, done / _RISE) * (1 + math.cos(math.pi * done)) / 2
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.lr * factor
 
     def _average_moves(self) -> float | Tensor:
         """Return how far the average moves; farther at first: a short run is averaged too."""
@@ -187,6 +213,12 @@ class _CapturableEpochs(PlainEpochs[Model]):
     def _average_moves(self) -> Tensor:
         self._n_steps += 1
         return 1 - (self._n_steps / (9 + self._n_steps)).clamp_max(self._decay)
+
+
+def _averaged(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the weights, and what layers keep of the samples, as batch normalisation does."""
+    yield from model.parameters()
+    yield from (buffer for buffer in model.buffers() if buffer.is_floating_point())
 
 
 def _frozen_copy(model: Model) -> Model:

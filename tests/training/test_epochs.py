@@ -19,7 +19,14 @@ from nnmf_cuda.training import (
     train_pixel_classifier,
     train_robust_classifier,
 )
-from nnmf_cuda.training.epochs import CompiledEpochs, GraphedEpochs, PlainEpochs, Settings, Task
+from nnmf_cuda.training.epochs import (
+    CompiledEpochs,
+    EpochOp,
+    GraphedEpochs,
+    PlainEpochs,
+    Settings,
+    Task,
+)
 from tests.helpers import DEVICES
 from tests.op_recorder import NoHost, recorded_on_the_cpu
 
@@ -208,3 +215,73 @@ def test_a_graph_of_epochs_with_attacks_is_recorded(kind, caplog):
 def test_a_graph_is_recorded(kind, caplog):
     train(kind, "cuda", n_epochs=3)
     assert "no CUDA graph" not in caplog.text
+
+
+def rows_of(settings: Settings, model: torch.nn.Module) -> PlainEpochs:
+    """Run the epochs of a task on fresh samples, three steps each."""
+    generator = torch.Generator().manual_seed(0)
+    made = PlainEpochs(Task(model, lambda network, x: network(x).square().mean()), settings)
+    for _ in range(settings.epochs):
+        made.run((torch.rand(12, 3, generator=generator),))
+    return made
+
+
+def settings_of(**changes: float) -> Settings:
+    given = {"epochs": 2, "lr": 0.1, "batch_size": 4, "ema_decay": 0.0, "seed": 0}
+    return Settings("model", progress=False, **given | changes)
+
+
+def test_weight_decay_shrinks_weights_by_its_share_of_the_step():
+    model = torch.nn.Linear(3, 2)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    made = PlainEpochs(
+        Task(model, lambda network, x: 0 * network(x).sum()), settings_of(weight_decay=0.25)
+    )
+    made.run((torch.ones(8, 3),))  # two steps without a gradient
+    for weight, was in zip(made.average.parameters(), before, strict=True):
+        torch.testing.assert_close(weight, was * (1 - 0.1 * 0.25) ** 2)
+
+
+def test_one_cycle_rises_and_falls_to_almost_nothing():
+    rates = []
+
+    class Watched(PlainEpochs):
+        def _take_step(self, batch):
+            rates.append(self._optimizer.param_groups[0]["lr"])
+            return super()._take_step(batch)
+
+    made = Watched(
+        Task(torch.nn.Linear(3, 2), lambda network, x: network(x).square().mean()),
+        settings_of(epochs=10, one_cycle=True),
+    )
+    for _ in range(10):
+        made.run((torch.ones(12, 3),))
+    assert len(rates) == 30
+    top = rates.index(max(rates))
+    assert 0 < top < 5
+    assert 0.09 < rates[top] <= 0.1
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+def test_what_layers_keep_of_the_samples_is_averaged_with_the_weights():
+    def network() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+
+    last = rows_of(settings_of(), network())
+    assert int(last._model[1].num_batches_tracked) == 6
+    torch.testing.assert_close(last.average[1].running_mean, last._model[1].running_mean)
+    trailing = rows_of(settings_of(ema_decay=0.9), network())
+    assert not torch.equal(trailing.average[1].running_mean, trailing._model[1].running_mean)
+    assert not torch.equal(trailing.average[1].running_mean, torch.zeros(2))
+
+
+def test_a_cycle_and_a_decay_are_made_by_the_loop_that_knows_them(monkeypatch):
+    monkeypatch.setattr(epochs, "served_by", lambda op, device: "kernel")
+    op = EpochOp("train_mlp_epoch", [2], inputs=lambda x: (x, x))
+    task = Task(torch.nn.Linear(3, 2), lambda network, x: network(x).sum(), op)
+    assert type(epochs.epochs_of(task, settings_of())) is CompiledEpochs
+    assert type(epochs.epochs_of(task, settings_of(one_cycle=True))) is PlainEpochs
+    assert type(epochs.epochs_of(task, settings_of(weight_decay=0.1))) is PlainEpochs

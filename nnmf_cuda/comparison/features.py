@@ -1,0 +1,124 @@
+"""NNMF features of images for any classifier: a scikit-learn one, or the package's light CNN."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+from torch import Tensor, nn
+
+from nnmf_cuda.baselines import ImageClassifier, LabelledImages, PixelNetwork
+from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.nnmf.estimator import NNMF
+from nnmf_cuda.training.classifier import train_classifier
+
+
+class FeatureClassifier(ImageClassifier):
+    """A classifier of NNMF features: projected onto components that the training images gave.
+
+    Parameters
+    ----------
+    classifier : scikit-learn classifier, optional
+        Of feature vectors, not fitted; a clone is. None is the package's light CNN, which has a
+        gradient to the pixels.
+    n_components, max_iter : int
+        Of the factorisation, by accelerated multiplicative updates for Kullback-Leibler.
+    epochs : int, default=100
+        Of the light CNN.
+    random_state : int, default=0
+    """
+
+    def __init__(
+        self,
+        classifier: Any = None,
+        *,
+        n_components: int = 15,
+        max_iter: int = 100,
+        epochs: int = 100,
+        random_state: int = 0,
+    ) -> None:
+        self.classifier = classifier
+        self.n_components = n_components
+        self.max_iter = max_iter
+        self.epochs = epochs
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike, *, validation: LabelledImages | None = None) -> Self:
+        """Fit components and classifier to images X (n_images, height, width) and labels y."""
+        images, labels = np.asarray(X), np.asarray(y)
+        self.classes_, numbers = np.unique(labels, return_inverse=True)
+        nnmf = NNMF(
+            self.n_components,
+            solver="accelerated-mu",
+            max_iter=self.max_iter,
+            tol=0,
+            random_state=self.random_state,
+        )
+        nnmf.fit(images.reshape(len(images), -1))
+        components = torch.from_numpy(nnmf.components_).float()
+        height, width = images.shape[1:]
+        every = torch.arange(len(components))
+        self.extractor_ = FeatureExtractor(components, every, image_shape=(height, width))
+        features = self._features(images)
+        self.n_parameters_ = components.numel()
+        if self.classifier is not None:
+            self.classifier_ = clone(self.classifier).fit(features, numbers)
+            return self
+        valid, of_valid = features, numbers
+        if validation is not None:
+            valid = self._features(validation.images)
+            of_valid = np.searchsorted(self.classes_, validation.labels)
+        self.classifier_ = train_classifier(
+            *(features, numbers, valid, of_valid),
+            n_classes=len(self.classes_),
+            epochs=self.epochs,
+            seed=self.random_state,
+        ).model
+        self.n_parameters_ += sum(p.numel() for p in self.classifier_.parameters())
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return class probabilities (n_images, n_classes).
+
+        Of a classifier that has none, 1 for the class that it names.
+        """
+        features = self._features(np.asarray(X))
+        answers: NDArray[np.float64]
+        if isinstance(self.classifier_, nn.Module):
+            with torch.no_grad():
+                logits = self.classifier_(torch.from_numpy(features))
+            answers = logits.double().softmax(1).numpy()
+        elif hasattr(self.classifier_, "predict_proba"):
+            answers = np.asarray(self.classifier_.predict_proba(features), dtype=np.float64)
+        else:
+            answers = np.eye(len(self.classes_))[self.classifier_.predict(features)]
+        return answers
+
+    def pixel_network(self) -> PixelNetwork | None:
+        """Return the chain from pixels to logits of the light CNN; None of other classifiers."""
+        if not isinstance(self.classifier_, nn.Module):
+            return None
+        return _Chain(self.extractor_, self.classifier_).eval()
+
+    def _features(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        rows = torch.from_numpy(np.ascontiguousarray(images)).reshape(len(images), -1)
+        if rows.dtype != torch.uint8:
+            rows = rows.float()
+        with torch.no_grad():
+            found: NDArray[np.float32] = self.extractor_(rows).float().numpy()
+        return found
+
+
+class _Chain(PixelNetwork):
+    def __init__(self, extractor: FeatureExtractor, classifier: nn.Module) -> None:
+        super().__init__()
+        self.extractor, self.classifier = extractor, classifier
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n_images, n_classes)."""
+        logits: Tensor = self.classifier(self.extractor(images.flatten(1)))
+        return logits

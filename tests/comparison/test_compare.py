@@ -1,0 +1,185 @@
+"""A whole comparison of stand-ins: what it measures, notes, goes on with, and shows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnmf_cuda.baselines import System
+from nnmf_cuda.comparison.compare import compare
+from nnmf_cuda.comparison.journal import JOURNAL, WORK
+from nnmf_cuda.comparison.pixels import Spending
+from nnmf_cuda.comparison.plan import Plan, PlannedSplit, chosen_systems, planned_splits
+from nnmf_cuda.comparison.references import REFERENCES
+from nnmf_cuda.evaluation.compared import GRADIENTS, QUERIES, Compared
+from nnmf_cuda.pipeline.config import DataConfig
+from nnmf_cuda.report.comparison import comparison_page, comparison_text
+from tests.comparison.conftest import BROKEN, CENTROID, CNN, images_of
+
+SPENDING = Spending(
+    n_images=8, eps_255=(2.0, 30.0), n_iter=5, n_queries=12, n_check_queries=4, eot_iter=1
+)
+
+
+def plan_of(path: Path, *systems: System, **more: object) -> Plan:
+    data = DataConfig(path=str(path))
+    splits = (PlannedSplit("by patient"),)
+    settings = {"spending": SPENDING, "splits": splits} | more
+    return Plan(systems=systems, data=data, **settings)
+
+
+def test_a_comparison_measures_every_system_and_names_what_fails(npz: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    found = compare(plan_of(npz, *REFERENCES, CENTROID, BROKEN, CNN), tmp_path, say=said.append)
+    by_name = {one.system: one for one in found.measured}
+    assert list(by_name) == ["constant", "nearest", "centroid", "cnn"]
+    assert [(one.system, "pip install it" in one.reason) for one in found.failed] == [
+        ("broken", True)
+    ]
+    assert any("broken failed" in line for line in said)
+    # The two kinds differ in a bright place, which both learn.
+    assert by_name["cnn"].metrics["accuracy"].estimate > 0.9
+    assert by_name["centroid"].metrics["accuracy"].estimate > 0.9
+    constant = by_name["constant"]
+    shares = [share.estimate for share in constant.robust.accuracy]
+    assert shares == [shares[0]] * 3  # nothing breaks an answer that does not look
+    for one in found.measured:
+        shares = [share.estimate for share in one.robust.accuracy]
+        assert shares == sorted(shares, reverse=True)
+        broken = sum(sum(counts) for counts in one.robust.broken_by.values())
+        assert broken == round((shares[0] - shares[-1]) * one.robust.n)
+        assert one.n_parameters is not None
+        assert one.inference_ms > 0
+        assert one.clustered_by == "patient"
+    assert by_name["cnn"].robust.how == GRADIENTS
+    assert by_name["centroid"].robust.how == QUERIES
+    assert by_name["cnn"].robust.accuracy[-1].estimate < 0.5
+
+    matrices = {one.attack: one for one in found.transfer}
+    assert set(matrices) == {"strongest", "FGSM", "PGD"}
+    assert matrices["FGSM"].sources == ("cnn",)  # whose authors transferred these
+    main = matrices["strongest"]
+    assert main.sources == main.targets == tuple(by_name)
+    for name, share in main.worst.items():
+        assert share.estimate <= by_name[name].robust.accuracy[-1].estimate
+        column = main.targets.index(name)
+        assert share.estimate <= min(row[column] for row in main.accuracy)
+
+    # What failed may work the next time: the systems are kept.
+    assert (tmp_path / WORK).is_dir()
+    again = json.loads(json.dumps(found.as_dict()))
+    assert Compared.from_dict(again) == found
+    page = comparison_page(found, home=tmp_path)
+    for text in ("A. Author 2020", "Deem et al. 2026", "pip install it", "99 %", "data:image/png"):
+        assert text in page
+    assert "could not be drawn" not in page
+    assert "broken failed: ImportError" in comparison_text(found)
+
+
+def test_a_comparison_goes_on_where_it_was_stopped(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(npz, CENTROID, CNN)
+    out, other = tmp_path / "out", tmp_path / "other"
+    out.mkdir()
+    other.mkdir()
+    whole = compare(plan, other)
+    assert not (other / WORK).exists()
+
+    def stop(setting: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(replace(plan, systems=(CENTROID, replace(CNN, make=stop))), out)
+    journal = out / JOURNAL
+    with journal.open("a") as file:
+        file.write('{"kind": "measured", "cut sh')
+    said: list[str] = []
+    found = compare(plan, out, say=said.append)
+    assert any("centroid finished before" in line for line in said)
+    for mine, theirs in zip(found.measured, whole.measured, strict=True):
+        assert mine.robust == theirs.robust
+        assert mine.metrics == theirs.metrics
+    assert found.transfer == whole.transfer
+    # Finished, it is only read.
+    lines = journal.read_text()
+    assert compare(plan, out).measured == found.measured
+    assert journal.read_text() == lines
+    with pytest.raises(ValueError, match="comparison with another data, seeds"):
+        compare(replace(plan, seeds=(1,)), out)
+    with np.load(npz) as arrays:
+        np.savez(npz, **{**arrays, "images": arrays["images"] // 2})
+    with pytest.raises(ValueError, match="comparison with another data "):
+        compare(plan, out)
+    np.savez(npz, **images_of(12, 5, 2))
+    journal.write_text(lines.splitlines()[0] + '\n{"kind": "none"}\n')
+    with pytest.raises(ValueError, match=r"line 2 of .*compare.jsonl is not one that compare"):
+        compare(plan, out)
+
+
+def test_three_classes_and_two_seeds_need_nothing_of_their_own(npz3: Path, tmp_path: Path) -> None:
+    plan = plan_of(npz3, REFERENCES[1], CNN, seeds=(0, 1), random_labels=True)
+    found = compare(plan, tmp_path)
+    assert not found.failed
+    assert [(one.system, one.seed) for one in found.measured] == [
+        ("nearest", 0),
+        ("nearest", 1),
+        ("cnn", 0),
+        ("cnn", 1),
+    ]
+    assert "APGD dlr" in found.measured[-1].robust.broken_by
+    assert {one.chance for one in found.random_labels} == {1 / 3}
+    cells = [(one.labels_by, one.split_by) for one in found.random_labels if one.system == "cnn"]
+    assert cells == [
+        ("image", "image"),
+        ("patient", "image"),
+        ("patient", "patient"),
+        ("patient", "the given split"),
+    ]
+    text = comparison_text(found)
+    assert "±" in text
+    assert "above chance is leakage" in text
+    assert "Random labels" in comparison_page(found)
+
+
+def test_folds_are_measured_beside_each_other(npz: Path, tmp_path: Path) -> None:
+    data = DataConfig(path=str(npz))
+    splits = planned_splits(data, folds=True, seed=0)
+    assert [one.name for one in splits] == [f"fold {fold}" for fold in range(1, 6)]
+    found = compare(plan_of(npz, CENTROID, splits=splits[:2]), tmp_path)
+    assert found.splits == ("fold 1", "fold 2")
+    assert "Over folds" in comparison_text(found)
+    assert "each of which tests once" in comparison_page(found)
+
+
+def test_what_cannot_be_planned_is_said() -> None:
+    known = (CENTROID, CNN)
+    assert [one.name for one in chosen_systems([], known=known)] == [
+        "constant",
+        "nearest",
+        "centroid",
+        "cnn",
+    ]
+    with pytest.raises(ValueError, match="--systems centriod: did you mean centroid"):
+        chosen_systems(["centriod"], known=known)
+    with pytest.raises(ValueError, match="cnn is given twice"):
+        chosen_systems([], [CNN], known=known)
+    with pytest.raises(ValueError, match="--folds needs --data"):
+        planned_splits(DataConfig(), folds=True, seed=0)
+    with pytest.raises(ValueError, match="--test_fold 2 is one fold"):
+        planned_splits(DataConfig(path="x.npz", test_fold=2), folds=True, seed=0)
+    with pytest.raises(ValueError, match="eps_255 must be growing"):
+        Spending(eps_255=(8.0, 2.0))
+    with pytest.raises(ValueError, match="n_iter must be at least 1"):
+        Spending(n_iter=0)
+
+
+def test_the_data_do_not_move_between_systems(npz: Path, tmp_path: Path) -> None:
+    found = compare(plan_of(npz, CENTROID), tmp_path)
+    assert list(found.subject.data_sha256) == ["by patient"]
+    with np.load(npz) as arrays:
+        assert found.measured[0].n_train + found.measured[0].n_test < len(arrays["images"])

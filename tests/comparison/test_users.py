@@ -1,0 +1,151 @@
+"""A user's own model: a Python path, a torch module, an ONNX file, a classifier of features."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.naive_bayes import GaussianNB
+from sklearn.svm import LinearSVC
+
+from nnmf_cuda.baselines import Setting
+from nnmf_cuda.comparison.features import FeatureClassifier
+from nnmf_cuda.comparison.users import GivenModel, user_systems
+from nnmf_cuda.comparison.victims import Victim
+from tests.comparison.conftest import images_of
+
+MODULE = """
+import numpy as np
+import torch
+
+WEIGHTS = np.linspace(-1, 1, 32 * 32, dtype=np.float32).reshape(-1, 1) * [[1, -1]]
+
+
+def by_numpy(images):
+    assert images.dtype == np.float32 and images.max() <= 1
+    return images.reshape(len(images), -1) @ WEIGHTS
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(32 * 32, 2, bias=False)
+        self.linear.weight.data = torch.from_numpy(WEIGHTS.T.astype(np.float32))
+
+    def forward(self, images):
+        return self.linear(images.flatten(1))
+
+
+net = Net()
+
+
+def of_three(images):
+    return np.zeros((len(images), 3))
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Be in a folder with a module of models."""
+    (tmp_path / "users_models.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fitted(path: str) -> GivenModel:
+    arrays = images_of(4, 3, 2)
+    return GivenModel(path).fit(arrays["images"], arrays["labels"])
+
+
+def test_a_function_and_a_module_answer_alike(here: Path) -> None:
+    images = images_of(4, 3, 2)["images"]
+    function, module = fitted("users_models:by_numpy"), fitted("users_models:net")
+    answers = function.predict_proba(images)
+    np.testing.assert_allclose(module.predict_proba(images), answers, atol=1e-4)
+    np.testing.assert_allclose(answers.sum(1), 1)
+    assert function.pixel_network() is None
+    assert module.n_parameters_ == 2 * 32 * 32
+    network = module.pixel_network()
+    assert network is not None
+    pixels = (torch.from_numpy(images).float() / 255).requires_grad_()
+    network(pixels)[:, 1].sum().backward()
+    assert pixels.grad is not None
+    assert float(pixels.grad.abs().sum()) > 0
+    again = pickle.loads(pickle.dumps(module))
+    np.testing.assert_array_equal(again.predict_proba(images), module.predict_proba(images))
+    with pytest.raises(ValueError, match=r"answered \(12, 3\) to 12 images"):
+        fitted("users_models:of_three").predict_proba(images)
+
+
+@pytest.mark.parametrize("has_channel", [True, False])
+def test_an_onnx_file_answers_as_what_it_was_made_of(here: Path, has_channel: bool) -> None:
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    function = fitted("users_models:by_numpy")
+    weights = np.linspace(-1, 1, 32 * 32, dtype=np.float32).reshape(-1, 1) * [[1, -1]]
+    channel = [1] if has_channel else []
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["x"], ["rows"]),
+            helper.make_node("MatMul", ["rows", "w"], ["logits"]),
+        ],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *channel, 32, 32])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor("w", TensorProto.FLOAT, (32 * 32, 2), weights.ravel())],
+    )
+    opsets = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), here / "m.onnx")
+    images = images_of(4, 3, 2)["images"]
+    model = fitted(str(here / "m.onnx"))
+    expected = function.predict_proba(images)
+    np.testing.assert_allclose(model.predict_proba(images), expected, atol=1e-4)
+    assert not Victim(model, (32, 32), seed=0).has_gradient
+
+
+def test_what_cannot_be_a_model_is_said_at_once(here: Path) -> None:
+    for path, said in {
+        "users_models": "give package.module:name",
+        "no_such_module:net": "no module no_such_module",
+        "users_models:nothing": "has no attribute 'nothing'",
+        "users_models:number": "is a int: name a function",
+        "missing.onnx": "there is no such file",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            user_systems((path,), ())
+
+
+def test_a_classifier_of_nnmf_features_is_trained() -> None:
+    arrays = images_of(12, 4, 2)
+    images, labels = arrays["images"], arrays["labels"]
+    (system,) = user_systems((), ("sklearn.naive_bayes:GaussianNB",))
+    model = system.make(Setting(smoke=True)).fit(images, labels)
+    assert isinstance(model, FeatureClassifier)
+    assert isinstance(model.classifier_, GaussianNB)
+    assert (model.predict(images) == labels).mean() > 0.8
+    assert model.pixel_network() is None
+    without = FeatureClassifier(LinearSVC(), max_iter=5).fit(images, labels)
+    assert set(np.unique(without.predict_proba(images))) == {0, 1}
+
+
+def test_the_light_network_has_a_gradient_to_the_pixels() -> None:
+    arrays = images_of(12, 4, 2)
+    images, labels = arrays["images"], arrays["labels"]
+    model = FeatureClassifier(max_iter=5, n_components=4, epochs=20).fit(images, labels)
+    network = model.pixel_network()
+    assert network is not None
+    pixels = (torch.from_numpy(images).float() / 255).requires_grad_()
+    logits = network(pixels)
+    np.testing.assert_allclose(
+        logits.detach().double().softmax(1), model.predict_proba(images), atol=1e-4
+    )
+    logits[:, 0].sum().backward()
+    assert pixels.grad is not None
+    assert float(pixels.grad.abs().amax(dim=(1, 2)).min()) > 0
