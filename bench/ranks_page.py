@@ -97,7 +97,7 @@ _QUIET = 6.0
 
 
 def _was_quiet(record: Record) -> bool:
-    loads = (record.machine[name] for name in ("load_average", "load_average_after"))
+    loads = (float(record.machine[name]) for name in ("load_average", "load_average_after"))
     return max(loads) < _QUIET
 
 
