@@ -37,7 +37,7 @@ def parts_of(record: Record) -> dict[str, str]:
         "exchange": exchange_table(),
         "constants": constants(record),
         "measured": measured_table(record),
-        "millions": millions_table(of_millions),
+        "millions": millions_table(record, of_millions),
         "assumed": assumed_table(),
         "waiting": waiting_table(record, of_millions),
     }
@@ -97,7 +97,7 @@ _QUIET = 6.0
 
 
 def _was_quiet(record: Record) -> bool:
-    loads = (record.machine[name] for name in ("load_average", "load_average_after"))
+    loads = (float(record.machine[name]) for name in ("load_average", "load_average_after"))
     return max(loads) < _QUIET
 
 
@@ -137,7 +137,7 @@ def _spread(ratios: Sequence[float], where: str) -> str:
     return f"{min(ratios):.2f} to {max(ratios):.2f}, {median}, where {where}"
 
 
-def millions_table(of: Sequence[Carried]) -> str:
+def millions_table(record: Record, of: Sequence[Carried]) -> str:
     """Return what the model says of ten million images."""
     rows = [
         [
@@ -158,7 +158,12 @@ def millions_table(of: Sequence[Carried]) -> str:
     ]
     header = ["predicted for", "k", "an iteration", "of X", "of H", "exchange", "its share"]
     header += ["more than half from", "fastest with", "memory a rank", "of X, W, H"]
-    return _table(rows, header)
+    table = _table(rows, header)
+    if _was_quiet(record):
+        return table
+    return (
+        f"{table}\n\n**The exchange of the nodes is that of a machine that other work kept busy.**"
+    )
 
 
 def assumed_table() -> str:
