@@ -36,7 +36,7 @@ class ThiryGuthNetwork(TorchImageClassifier):
 
     Parameters
     ----------
-    widths : sequence of int, default=(16, 32, 64, 128)
+    widths : sequence of int, default=(8, 16, 32, 64)
         Channels of each residual unit; each but the first halves height and width.
     sigma_max : float, default=0.2
         Largest standard deviation of the noise, of the range [0, 1] of pixels.
@@ -52,7 +52,10 @@ random_state, device, progress
     .. [2] Miyasawa (1961), An empirical Bayes estimator of the mean of a normal population.
     """
 
-    widths: Sequence[int] = (16, 32, 64, 128)
+    widths: Sequence[int] = (8, 16, 32, 64)
+    epochs: int = 10
+    lr: float = 3e-3
+    image_size: int | None = 48
     sigma_max: float = 0.2
     denoising_weight: float = 1.0
 
@@ -110,9 +113,10 @@ random_state, device, progress
         Parameters
         ----------
         X : array of shape (n_images, height, width)
-            Floating point; with noise they may leave [0, 1].
+            Floating point; with noise they may leave [0, 1]. Images of another size than the
+            network sees are brought to it first, by which noise of single pixels lessens.
         sigma : float
-            Standard deviation of the noise.
+            Standard deviation of the noise, in the size that the network sees.
 
         Returns
         -------
