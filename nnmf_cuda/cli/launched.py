@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -39,7 +41,16 @@ def answer_with_others(answer: Callable[[Crew, MayTell], int]) -> int:
     except Exception:  # none that a user can cause: where it comes from, once
         if voice.may_tell():
             traceback.print_exc()
+    finally:
+        _end_undisturbed()
     return 1
+
+
+def _end_undisturbed() -> None:
+    """Ignore being told to end from now on: what is left is to end."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
 
 _GRACE_S = 1.0
