@@ -211,12 +211,12 @@ def _predict_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--objects",
-        type=list[str],
+        nargs="+",
         default=["build/temp*/csrc/*/cuda/*.o"],
         help="objects built for the devices, or patterns of their paths",
     )
     parser.add_argument(
-        "--devices", type=list[str], default=["h200", "b200"], help="h200 (sm_90), b200 (sm_100)"
+        "--devices", nargs="+", default=["h200", "b200"], help="h200 (sm_90), b200 (sm_100)"
     )
     parser.add_argument(
         "--page", type=str | None, default=None, help="Markdown file that gets the table of them"

@@ -160,8 +160,9 @@ def _half_step(here: Launched) -> Found:
     in_all = math.ceil(deep / depth)
     average = in_all / s[f"{of}_splits"]
     tile = issue_cycles(hot.own * passes + around)
-    # Either the ends of a whole depth or those of a split are executed, not both.
-    ends = issue_cycles(here.code.own) * 0.5
+    ends = issue_cycles(here.code.own)
+    if s[f"{of}_splits"] == 1 and products == 2:  # new values in a loop, a vector of four a lane
+        ends += items * s["padded"] / (4 * _WARP) * _of_division(here.code)
     warp = tile * min(each, max(average, each - 0.5)) + ends
     batch = s["batch"]
     X = (batch if s["own_X"] else 1) * s["n"] * s["f"] * _element_bytes(here)
@@ -179,6 +180,12 @@ def _half_step(here: Launched) -> Found:
     )
 
 
+def _of_division(code: Kernel) -> float:
+    """Return the cycles of a pass of the loop that divides: that finds new values."""
+    loops = [loop.own for loop in code.all_loops() if loop.own.opcodes.get("FCHK", 0)]
+    return max(map(issue_cycles, loops), default=0.0)
+
+
 def _tensor_half_step(here: Launched) -> Found:
     """Take a warp for 32 rows, in units of 16 of their depth: 24 products of 16 x 8 x 8, thrice.
 
@@ -191,26 +198,26 @@ def _tensor_half_step(here: Launched) -> Found:
     units = s[f"{of}_each"] * s[f"{of}_depth"] / 16
     passes = units * 32 * 16 * 16 * 2 * 3 / hot.own.multiply_adds
     around = here.code.around(hot)
-    tile = Code() if around is None else around.own * s[f"{of}_each"]
+    tile = Code() if around is None else (around.own + _copying(around)) * s[f"{of}_each"]
     cycles = issue_cycles(hot.own * passes + tile)
     X = (s["batch"] if s["own_X"] else 1) * s["n"] * s["f"] * _element_bytes(here)
     own = s["n"] if of == "W" else s["f"]
     sums = 4 * s["batch"] * s[f"{of}_splits"] * own * 16
+    deep = s["f"] if of == "W" else s["n"]
+    others = 8 * s["batch"] * math.ceil(own / 256) * deep * 16  # of a block; each in two parts
     again = min(X, 0.6 * here.device.l2_bytes)
     return Found(
-        cycles + 0.5 * issue_cycles(here.code.own),
+        cycles + issue_cycles(here.code.own),
         memory_bytes=X - again,
         cached_bytes=X - again,
-        l2_bytes=sums + again,
+        l2_bytes=sums + others + again,
         chain={"memory": 1, "barrier": s[f"{of}_each"], "cycles": cycles},
     )
 
 
-def _ways(parts: float, columns: float) -> int:
-    ways = 1
-    while ways * 2 * columns <= 256 and ways * 2 * 4 <= parts and ways < 8:
-        ways *= 2
-    return ways
+def _copying(around: Loop) -> Code:
+    """Return what copies whole pieces of 16 bytes in a loop; what copies others is not executed."""
+    return sum((loop.own for loop in around.inner if loop.copied_bytes == 16), Code())
 
 
 def _of_load(code: Kernel) -> float:
@@ -219,17 +226,34 @@ def _of_load(code: Kernel) -> float:
     return min((issue_cycles(own) / own.opcodes["LDG"] for own in loops), default=10.0)
 
 
+def _of_four_parts(code: Kernel) -> tuple[float, float]:
+    """Return the cycles of four loads of a vector of parts, and of four sums of components."""
+    loops = [loop.own for loop in code.all_loops() if loop.own.opcodes.get("LDG", 0) == 4]
+    cycles = sorted(issue_cycles(own) for own in loops) or [40.0]
+    return cycles[-1], cycles[0]
+
+
 def _update(here: Launched) -> Found:
+    """Take parts four at a time, a vector a thread, then sums of components, then new values."""
     s, of = here.sizes, "W" if here.before % 2 == 0 else "H"
-    parts = s[f"{of}_splits"]
-    rounds = math.ceil(parts / _ways(parts, s["padded"]) / 4)
-    own = s["n"] if of == "W" else s["f"]
-    moved = 4 * s["batch"] * parts * own * s["padded"]
-    loads = parts / _ways(parts, s["padded"]) + parts * s["padded"] / 256
+    parts, own = s[f"{of}_splits"], s["n"] if of == "W" else s["f"]
+    values = s["batch"] * own * s["padded"] / here.launch.blocks  # of a block
+    ways = min(8.0, 2.0 ** round(math.log2(max(1.0, 1024 / values))))
+    rounds = math.ceil(parts / ways / 4)
+    rounds_of_sums = math.ceil(parts * s["padded"] / 256 / 4)
+    of_parts, of_sums = _of_four_parts(here.code)
+    new = values / 256  # of a thread
+    warp = issue_cycles(here.code.own) + rounds * of_parts + rounds_of_sums * of_sums
+    warp += new * (_of_division(here.code) + 6 * (ways - 1)) + 6 * 7  # six for a sum of shared ones
     return Found(
-        0.6 * issue_cycles(here.code.own) + loads * _of_load(here.code),
-        l2_bytes=moved,
-        chain={"l2": 2 * rounds + 1, "barrier": 5, "shared": 8, "cycles": 400},
+        warp,
+        l2_bytes=4 * s["batch"] * parts * own * s["padded"],
+        chain={
+            "l2": rounds + rounds_of_sums + math.ceil(new),
+            "barrier": 1,
+            "shared": 8 + ways * math.ceil(new),
+            "cycles": 0.5 * warp + 200,
+        },
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import headlines
+from bench.__main__ import main as bench_main
 from bench.diagnosis import compare, suspects
 from bench.kernel_work import RULES, Launched, work_of
 from bench.launches import Launch, build_planner, plan_of
@@ -292,6 +293,23 @@ def test_predictions_are_what_the_model_makes_of_their_work(device):
         for ms, assumed in ((one.ms, EXPECTED), (one.low_ms, BEST), (one.high_ms, WORST)):
             found = time_of(kernels, DEVICES[device], assumed[device], calls=one.calls)
             assert found.ms == pytest.approx(ms, rel=0.01), one.problem
+
+
+def test_objects_and_devices_are_given_as_words(monkeypatch, capsys):
+    given = []
+
+    def write(objects, *, devices):
+        given.append((objects, devices))
+        return [Path("predictions-h200.json")]
+
+    monkeypatch.setattr("bench.predict.write_predictions", write)
+    bench_main(["predict", "--objects", "A.o", "build/*/B.o", "--devices", "h200"])
+    bench_main(["predict", "--objects", "build/temp*/csrc/*/cuda/*.o"])
+    assert given == [
+        (["A.o", "build/*/B.o"], ["h200"]),
+        (["build/temp*/csrc/*/cuda/*.o"], list(DEVICES)),
+    ]
+    assert "predictions-h200.json" in capsys.readouterr().out
 
 
 def test_the_page_has_the_predictions(tmp_path):

@@ -58,6 +58,16 @@ CUDA_ON_CPU_CALL(tensor_cut) {
   found[2] = cut.tiles_of_split;
 }
 
+CUDA_ON_CPU_CALL(part_places) {
+  int32_t* const first = call.result<int32_t>("first", {2, 2, kWarp});
+  int32_t* const second = call.result<int32_t>("second", {2, 2, kWarp});
+  for (int i = 0; i < 4 * kWarp; ++i) {
+    const int deep = i / kWarp / 2, half = i / kWarp % 2, g = i % kWarp / 4, t = i % 4;
+    first[i] = part_of_first(deep, half, g, t);
+    second[i] = part_of_second(deep, half, g, t);
+  }
+}
+
 CUDA_ON_CPU_CALL(mma) {
   NNMF_CUDA_LAUNCH(product_kernel, 1, kWarp, 0, nullptr, call.tensor<float>("A"),
                    call.tensor<float>("B"), call.tensor<float>("C"),

@@ -260,10 +260,11 @@ INDICES = share_a_build(
         ("nnmf/cuda/warp_tile.cuh", "at < valid;", "at <= valid;"),
         ("nnmf/cuda/half_step.cuh", "place.row(i) < cut.length", "place.row(i) <= cut.length"),
         ("nnmf/cuda/half_step.cuh", "if (at < count)", "if (at <= count)"),
-        ("nnmf/cuda/half_step.cuh", "component < padded) to", "component <= padded) to"),
+        ("nnmf/cuda/half_step.cuh", "at < count && at", "at <= count && at"),
         ("nnmf/cuda/factor_kernels.cuh", "if (at >= size) return", "if (at > size) return"),
         ("nnmf/cuda/factor_kernels.cuh", "part < parts;", "part <= parts;"),
-        ("nnmf/cuda/iterations.cuh", "at < size;", "at <= size;"),
+        ("nnmf/cuda/iterations.cuh", "at * step < parts)", "at * step <= parts)"),
+        ("nnmf/cuda/iterations.cuh", "if (at >= values) return", "if (at > values) return"),
     )
 )
 

@@ -24,6 +24,7 @@ from tests.cuda_on_cpu.harness import (
 )
 
 HALF_STEP = "nnmf/cuda/tensor_half_step.cuh"
+PARTS = "nnmf/cuda/tensor_parts.cuh"
 CORE = tf32.CORES["4 at once, 1 bit more"]  # that of tensor_core.h
 ROUNDINGS = 6 * 2.0**-24  # of an update, besides its sums
 BOUND = tf32.Bound.of(CORE, 16, 512).numerator + ROUNDINGS
@@ -210,6 +211,16 @@ def test_a_cut_keeps_all_multiprocessors_busy(
     assert work >= least * turns * each * 2 * multiprocessors
 
 
+def test_lanes_read_parts_from_all_banks(kernels):
+    """Of 16 bytes a lane, a quarter of a warp at a time, as shared memory serves them."""
+    got = run_kernels(kernels, "part_places", {}, {}, seeds=(0,))
+    for name in ("first", "second"):
+        pieces = got[name].view(4, 4, 8) // 4  # tile and half (or depth), quarter, lane
+        for quarter in pieces.flatten(0, 1):
+            assert sorted((quarter % 8).tolist()) == list(range(8))
+        assert sorted(pieces.flatten().tolist()) == list(range(128))  # all of a unit, once
+
+
 # The product and the parts of a number ------------------------------------------------------------
 
 
@@ -257,15 +268,15 @@ LEFT_OUT = share_a_build(
     ]
 )
 INDICES = share_a_build(
-    Mutation(HALF_STEP, old, new)
-    for old, new in (
-        ("depth < deep_left;", "depth <= deep_left;"),
-        ("if (of_warp >= rows_left", "if (of_warp > rows_left"),
-        ("if (of_warp < rows_left", "if (of_warp <= rows_left"),
+    Mutation(file, old, new)
+    for file, old, new in (
+        (HALF_STEP, "if (of_warp >= rows_left", "if (of_warp > rows_left"),
+        (HALF_STEP, "if (of_warp < rows_left", "if (of_warp <= rows_left"),
+        (PARTS, "i < layout.length;", "i <= layout.length;"),
     )
 )
 PERMUTED = [
-    Mutation(HALF_STEP, "Tile::pair(deep, g / 2)", "Tile::pair(deep, g % 4)"),
+    Mutation(PARTS, "part_place(deep, g / 2,", "part_place(deep, g % 4,"),
     Mutation(HALF_STEP, "at % 2 * 2 + at / 2", "at"),
 ]
 

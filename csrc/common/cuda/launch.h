@@ -14,6 +14,8 @@ struct DeviceSize {
   int64_t shared_bytes;  // of each
 };
 
+constexpr int64_t kReservedShared = 1024;  // bytes that each block takes besides its own
+
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 
@@ -82,6 +84,15 @@ inline void check_cuda(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(false, what, ": ", cudaGetErrorString(error));
 }
 
+// Has a multiprocessor give a kernel memory that is shared, instead of cache: kernels that stage
+// their data there want it, and blocks of kernels that divide memory alike can be there at one
+// time.
+inline void prefer_shared(const void* kernel) {
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                           cudaSharedmemCarveoutMaxShared) != cudaSuccess)
+    cudaGetLastError();  // only a hint: the launch that follows is not to be blamed
+}
+
 struct CudaRuntime {
   static int device() {
     int index = 0;
@@ -90,10 +101,7 @@ struct CudaRuntime {
   }
 
   static int64_t permit_all(const void* kernel, int device) {
-    // Kernels that stage their data in shared memory want it instead of cache.
-    if (cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                             cudaSharedmemCarveoutMaxShared) != cudaSuccess)
-      cudaGetLastError();  // only a hint: the launch that follows is not to be blamed
+    prefer_shared(kernel);
     int most = 0;
     check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
                "cannot ask the device for its shared memory");

@@ -45,10 +45,7 @@ inline bool may_overlap(const void* kernel) {
   if (found != known.end()) return found->second;
   cudaFuncAttributes attributes{};
   check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cannot ask for a kernel's attributes");
-  // Blocks of kernels that divide a multiprocessor's memory alike can be there at one time.
-  if (cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                           cudaSharedmemCarveoutMaxShared) != cudaSuccess)
-    cudaGetLastError();  // only a hint
+  prefer_shared(kernel);
   return known[key] = attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
 }
 

@@ -24,8 +24,7 @@ int64_t shared_bytes_of(int64_t units) {
 }
 
 inline bool fits(int64_t bytes, const DeviceSize& size) {
-  constexpr int64_t kReserved = 1024;  // of a multiprocessor's shared memory, for each block
-  return bytes <= size.shared_bytes - kReserved;
+  return bytes <= size.shared_bytes - kReservedShared;
 }
 
 constexpr int kHalfRows = kBlockRows / 2;

@@ -92,9 +92,8 @@ void dispatch_tiling(int64_t n_components, const F& f) {
 // Warps that a multiprocessor holds at one time.
 template <class Tiling, Factor factor>
 int64_t resident_warps(const DeviceSize& device, int group) {
-  constexpr int64_t kReserved = 1024;  // bytes of shared memory that each block takes besides
   const Stage stage = stage_of<Tiling, factor>(group);
-  const int64_t room = device.shared_bytes / (kStages * stage.bytes + kReserved);
+  const int64_t room = device.shared_bytes / (kStages * stage.bytes + kReservedShared);
   return std::clamp<int64_t>(room, 1, Tiling::kResident);
 }
 
@@ -108,19 +107,25 @@ Cut cut_for(const Problem& problem, int group) {
                 resident_warps<Tiling, factor>(problem.device, group));
 }
 
-// How many bytes of X can be copied at once: all that a warp copies begins at a multiple of them.
-template <class Tiling, Factor factor, class Problem>
-int copied_at_once(const Problem& problem, int group) {
-  constexpr int kSize = static_cast<int>(sizeof(typename Tiling::Data));
+// How many bytes of X can be copied at once, `most` at most: all that a warp copies begins at a
+// multiple of them. A warp begins at a multiple of `items` entries of a row.
+template <class Problem>
+int copied_at_once(const Problem& problem, int most, int64_t items) {
+  constexpr int kSize = static_cast<int>(sizeof(*problem.X));
   const Shape& s = problem.shape;
-  const int64_t items = factor == Factor::kW ? 0 : stage_of<Tiling, factor>(group).items;
-  for (const int bytes : {kMostAtOnce<Tiling, factor>, 4}) {
+  for (const int bytes : {most, 4}) {
     const auto whole = [&](int64_t entries) { return entries * kSize % bytes == 0; };
     if (bytes >= kSize && reinterpret_cast<std::uintptr_t>(problem.X) % bytes == 0 &&
         whole(s.x_row_stride) && whole(s.x_stride) && whole(items))
       return bytes;
   }
   return kSize;
+}
+
+template <class Tiling, Factor factor, class Problem>
+int copied_at_once(const Problem& problem, int group) {
+  return copied_at_once(problem, kMostAtOnce<Tiling, factor>,
+                        factor == Factor::kW ? 0 : stage_of<Tiling, factor>(group).items);
 }
 
 // The way of this block's warp: a block for each problem, split and tile of the length. Task has

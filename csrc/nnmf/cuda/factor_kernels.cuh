@@ -29,17 +29,24 @@ inline FactorLayout layout_of_H(const Shape& s, int padded) {
   return {s.n_features, static_cast<int>(s.n_components), padded, 1, s.n_features};
 }
 
+// A value of the padded layout: zero behind the last component.
+template <class T>
+__device__ __forceinline__ T packed_value(const T* from, const FactorLayout& layout, int64_t b,
+                                          int64_t row, int component) {
+  if (component >= layout.n_components) return 0;
+  return from[b * layout.length * layout.n_components + row * layout.row_stride +
+              component * layout.component_stride];
+}
+
 // to [B, length, padded]; a thread a value
 template <class T>
 __global__ void pack_kernel(const T* from, T* to, int64_t size, FactorLayout layout) {
+  wait_for_kernel_before();
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= size) return;
-  const int component = static_cast<int>(at % layout.padded);
-  const int64_t row = at / layout.padded, b = row / layout.length, i = row % layout.length;
-  const T* problem = from + b * layout.length * layout.n_components;
-  to[at] = component < layout.n_components
-               ? problem[i * layout.row_stride + component * layout.component_stride]
-               : T{0};
+  const int64_t row = at / layout.padded;
+  to[at] = packed_value(from, layout, row / layout.length, row % layout.length,
+                        static_cast<int>(at % layout.padded));
 }
 
 // The other way: from [B, length, padded]; a thread a value of what the user sees.
@@ -56,12 +63,20 @@ __global__ void unpack_kernel(const T* from, T* to, int64_t size, FactorLayout l
   to[at] = from[(b * layout.length + i) * layout.padded + component];
 }
 
-// The first of a sequence of kernels that overlap: nothing overlaps with what came before.
+// When a kernel starts: after the kernel before has ended, or while that is at work. Early is for
+// one that follows others of this project, none of which has written X.
+enum class Starts { kAfter, kEarly };
+
+// The first of a sequence of kernels that overlap starts after what came before.
 template <class T>
 void launch_pack(const T* from, T* to, int64_t batch, const FactorLayout& layout,
-                 cudaStream_t stream) {
+                 cudaStream_t stream, Starts starts = Starts::kAfter) {
   const int64_t size = batch * layout.length * layout.padded;
-  if (size > 0)
+  if (size == 0) return;
+  if (starts == Starts::kEarly)
+    NNMF_CUDA_LAUNCH_NEXT((pack_kernel<T>), grid_of(blocks_of(size, kThreads)), kThreads, 0, stream,
+                          from, to, size, layout);
+  else
     NNMF_CUDA_LAUNCH((pack_kernel<T>), grid_of(blocks_of(size, kThreads)), kThreads, 0, stream,
                      from, to, size, layout);
 }
@@ -107,7 +122,8 @@ inline Ways ways_of(int64_t parts, int64_t columns, int most = 8) {
   return ways_for(kThreads / ways);
 }
 
-// The sum of the block's ways, in fixed order, for all threads of the first one.
+// The sum of the block's ways, in fixed order, for all threads of the first one. A kernel calls
+// this once: a second call would need a barrier before it.
 __device__ inline double sum_ways(double sum, const Ways& ways) {
   NNMF_CUDA_SHARED(double, sums, [kThreads]);
   if (ways.ways == 1) return sum;
@@ -116,7 +132,6 @@ __device__ inline double sum_ways(double sum, const Ways& ways) {
   __syncthreads();
   if (own < ways.columns())
     for (int way = 1; way < ways.ways; ++way) sum += sums[(way << ways.log_columns) + own];
-  __syncthreads();  // before the next call
   return sum;
 }
 

@@ -61,66 +61,64 @@ __device__ __forceinline__ void accumulate(LaneSums<Tiling>& lane,
   }
 }
 
-// Sums of the other factor's components: lane l has those of components l, l + 32, ...
+// Sums of the other factor's components, which lanes share: where there are fewer components than
+// lanes, each has every `kWays`-th depth of one of them; otherwise lane l has components l, l + 32,
+// and so on.
 template <class Tiling>
 struct ComponentSums {
+  static constexpr int kWays = Tiling::kGrouped ? 1 : kWarp / Tiling::kComponents;
   static constexpr int kCount = Tiling::kGrouped ? kMaxComponents / kWarp : 1;
   double values[kCount] = {};
 
+  static __device__ __forceinline__ int component(int at) {
+    return static_cast<int>(threadIdx.x) % (kWarp / kWays) + at * kWarp;
+  }
+
   __device__ __forceinline__ void add(const typename Tiling::T* other, int padded) {
+    const int way = static_cast<int>(threadIdx.x) / (kWarp / kWays);
 #pragma unroll
     for (int at = 0; at < kCount; ++at) {
-      const int component = static_cast<int>(threadIdx.x) + at * kWarp;
-      if (component >= padded) break;
+      if (component(at) >= padded) break;
+      const typename Tiling::T* const own = other + way * padded + component(at);
       typename Tiling::T sum = 0;
-      for (int d = 0; d < Tiling::kDepth; ++d) sum += other[d * padded + component];
+#pragma unroll
+      for (int d = 0; d < Tiling::kDepth; d += kWays) sum += own[d * padded];
       values[at] += static_cast<double>(sum);
     }
   }
 
+  // By all lanes.
   template <class Number>
   __device__ __forceinline__ void store(Number* to, int padded) const {
 #pragma unroll
     for (int at = 0; at < kCount; ++at) {
-      const int component = static_cast<int>(threadIdx.x) + at * kWarp;
-      if (component < padded) to[component] = static_cast<Number>(values[at]);
+      double sum = values[at];
+#pragma unroll
+      for (int distance = kWarp / kWays; distance < kWarp; distance *= 2)
+        sum += __shfl_xor_sync(kAllLanes, sum, distance);
+      if (component(at) < padded) to[component(at)] = static_cast<Number>(sum);
     }
   }
 };
 
-// Kullback-Leibler, whole depth: the new values of the lane's rows.
-template <class Tiling, Factor factor>
-__device__ __forceinline__ void update_rows(
-    const HalfStep<typename Tiling::T, typename Tiling::Data>& step,
-    const Place<Tiling, factor>& place, LaneSums<Tiling>& lane, const ComponentSums<Tiling>& sums,
-    typename Tiling::T* memory, int64_t first, typename Tiling::T* own) {
-  using T = typename Tiling::T;
-  const int padded = Tiling::kComponents * step.group;
-  sums.store(memory, padded);
-  __syncwarp();
-  T denominators[Tiling::kComponents];
-  load_components(memory, place, denominators);
-  UpdateRule rule = step.update.rule;
-  rule.gamma = 1;  // as it is for this loss: the compiler then leaves the power out
-#pragma unroll
-  for (int i = 0; i < Tiling::kOwn; ++i) {
-#pragma unroll
-    for (int j = 0; j < Tiling::kComponents; ++j) {
-      const T sum = denominators[j] == 0 ? static_cast<T>(step.update.zero_sum) : denominators[j];
-      const T value = updated(lane.own[i][j],
-                              lane.numerator[i][j] * static_cast<T>(step.update.scale), sum, rule);
-      // Behind the last component numerators may be NaN.
-      const int component = place.vector(j / Tiling::kVector) + j % Tiling::kVector;
-      if (component >= step.n_fixed) lane.own[i][j] = component < step.n_components ? value : T{0};
-    }
-    if (first + place.row(i) < step.cut.length)
-      store_components(lane.own[i], place, own + place.row(i) * padded);
-  }
-}
-
 // Values of a warp's rows, which lie side by side.
 template <class Tiling>
 constexpr int kRowValues = kWarp * Tiling::kOwn * Tiling::kComponents;
+
+// Leaves the lanes' rows in shared memory, side by side, and returns where.
+template <class Tiling, Factor factor>
+__device__ __forceinline__ const typename Tiling::T* stage_rows(
+    const typename Tiling::T (&rows)[Tiling::kOwn][Tiling::kComponents],
+    const Place<Tiling, factor>& place, unsigned char* memory) {
+  using T = typename Tiling::T;
+  T* const staged = reinterpret_cast<T*>(memory);
+  __syncwarp();  // before this overwrites what is read there
+#pragma unroll
+  for (int i = 0; i < Tiling::kOwn; ++i)
+    store_components(rows[i], place, staged + place.row(i) * Tiling::kComponents * place.group);
+  __syncwarp();
+  return staged;
+}
 
 // Stores the lanes' rows, at most `count` values. They go by way of shared memory, so that lanes
 // write side by side.
@@ -129,18 +127,48 @@ __device__ __forceinline__ void store_rows(
     const typename Tiling::T (&rows)[Tiling::kOwn][Tiling::kComponents],
     const Place<Tiling, factor>& place, unsigned char* memory, typename Tiling::T* to,
     int64_t count) {
-  using T = typename Tiling::T;
-  using Vector = Pack<T, Tiling::kVector>;
-  T* const staged = reinterpret_cast<T*>(memory);
-  __syncwarp();  // before this overwrites what is read there
-#pragma unroll
-  for (int i = 0; i < Tiling::kOwn; ++i)
-    store_components(rows[i], place, staged + place.row(i) * Tiling::kComponents * place.group);
-  __syncwarp();
+  using Vector = Pack<typename Tiling::T, Tiling::kVector>;
+  const auto* const staged = stage_rows(rows, place, memory);
   for (int first = 0; first < kRowValues<Tiling>; first += kWarp * Tiling::kVector) {
     const int at = first + static_cast<int>(threadIdx.x) * Tiling::kVector;
     if (at < count)
       *reinterpret_cast<Vector*>(to + at) = *reinterpret_cast<const Vector*>(staged + at);
+  }
+}
+
+// Kullback-Leibler, whole depth: new values of the warp's rows, at most `count` of them, which
+// begin at `own`. `memory` has room for the rows and a row of sums.
+template <class Tiling, Factor factor>
+__device__ __forceinline__ void update_rows(
+    const HalfStep<typename Tiling::T, typename Tiling::Data>& step,
+    const Place<Tiling, factor>& place, const LaneSums<Tiling>& lane,
+    const ComponentSums<Tiling>& sums, unsigned char* memory, typename Tiling::T* own,
+    int64_t count) {
+  using T = typename Tiling::T;
+  using Vector = Pack<T, Tiling::kVector>;
+  const int padded = Tiling::kComponents * step.group;
+  T* const denominators = reinterpret_cast<T*>(memory) + kRowValues<Tiling>;
+  sums.store(denominators, padded);
+  const T* const numerators = stage_rows(lane.numerator, place, memory);
+  UpdateRule rule = step.update.rule;
+  rule.gamma = 1;  // as it is for this loss: the compiler then leaves the power out
+#pragma unroll 1
+  for (int at = static_cast<int>(threadIdx.x) * Tiling::kVector;
+       at < count && at < kRowValues<Tiling>; at += kWarp * Tiling::kVector) {
+    const int first = at & (padded - 1);  // component: a power of two
+    const Vector numerator = *reinterpret_cast<const Vector*>(numerators + at);
+    const Vector denominator = *reinterpret_cast<const Vector*>(denominators + first);
+    Vector values = *reinterpret_cast<const Vector*>(own + at);
+#pragma unroll
+    for (int e = 0; e < Tiling::kVector; ++e) {
+      if (first + e < step.n_fixed) continue;
+      const T sum =
+          denominator.values[e] == 0 ? static_cast<T>(step.update.zero_sum) : denominator.values[e];
+      const T value = updated(values.values[e],
+                              numerator.values[e] * static_cast<T>(step.update.scale), sum, rule);
+      values.values[e] = first + e < step.n_components ? value : T{0};  // behind the last: NaN?
+    }
+    *reinterpret_cast<Vector*>(own + at) = values;
   }
 }
 
@@ -181,29 +209,25 @@ __global__ void __launch_bounds__(kWarp, Tiling::kResident)
         if (adds_components) sums.add(other, padded);
       });
 
+  const int64_t count = (walk.length - walk.first) * padded;
   if constexpr (Tiling::kLoss == Loss::kKullbackLeibler) {
-    if (step.whole)
-      return update_rows(step, place, lane, sums, reinterpret_cast<T*>(memory), walk.first, own);
+    if (step.whole) return update_rows(step, place, lane, sums, memory, own, count);
     if (walk.tile == 0) sums.store(step.sums + (b * cut.splits + split) * padded, padded);
   }
   const int64_t at = ((b * cut.splits + split) * cut.length + walk.first) * padded;
-  const int64_t count = (walk.length - walk.first) * padded;
   store_rows(lane.numerator, place, memory, step.numerators + at, count);
   if constexpr (Tiling::kSumsDenominator)
     store_rows(lane.denominator, place, memory, step.denominators + at, count);
 }
-
-// When a half-step starts: after the kernel before has ended, or while that is at work. Early is
-// for one that follows others of this project, none of which has written X.
-enum class Starts { kAfter, kEarly };
 
 template <class Tiling, Factor factor>
 void launch_half_step(const HalfStep<typename Tiling::T, typename Tiling::Data>& step,
                       int64_t batch, cudaStream_t stream, Starts starts) {
   const int64_t blocks = batch * step.cut.tiles * step.cut.splits;
   if (blocks == 0) return;
-  constexpr int kRowBytes = kRowValues<Tiling> * static_cast<int>(sizeof(typename Tiling::T));
-  const int bytes = std::max(kStages * stage_of<Tiling, factor>(step.group).bytes, kRowBytes);
+  const int values = kRowValues<Tiling> + Tiling::kComponents * step.group;  // rows, and their sums
+  const int bytes = std::max(kStages * stage_of<Tiling, factor>(step.group).bytes,
+                             values * static_cast<int>(sizeof(typename Tiling::T)));
   if (starts == Starts::kEarly)
     NNMF_CUDA_LAUNCH_NEXT((half_step_kernel<Tiling, factor>), grid_of(blocks), kWarp, bytes, stream,
                           step);

@@ -8,12 +8,15 @@
 
 #include "factor_kernels.cuh"
 #include "half_step.cuh"
+#include "tensor_parts.cuh"
 
 namespace nnmf_cuda {
 
 template <class T>
 struct UpdateTask {
-  T* factor;              // [B, length, padded]
+  T* factor;     // [B, length, padded]
+  float* parts;  // the same as tensor cores read it (tensor_parts.cuh), where they do
+  bool parts_in_fours;
   const T* numerators;    // [B, splits, length, padded]
   const T* denominators;  // the same; where the loss sums them
   const double* sums;     // Kullback-Leibler: [B, splits, padded]
@@ -22,65 +25,177 @@ struct UpdateTask {
   int64_t length, splits;
   int n_components, n_fixed, padded;
   Update update;
-  Ways ways, ways_of_sums;
+  Ways ways;          // of threads that have a vector each
+  Ways ways_of_sums;  // of threads that have a component each
+  unsigned blocks;    // of a problem
 };
 
-// The other factor's components summed, for all values of the block.
-template <class T>
-__device__ double sum_of_component(const UpdateTask<T>& task, int64_t b, int component) {
-  NNMF_CUDA_SHARED(double, sums, [kMaxComponents]);
-  const Ways& ways = task.ways_of_sums;
-  const int own = ways.column(threadIdx.x);
-  const double sum = sum_parts(task.sums + b * task.splits * task.padded + own, task.splits,
-                               task.padded, true, ways);
-  if (ways.way(threadIdx.x) == 0) sums[own] = sum;
-  __syncthreads();
-  return sums[component];
+// The task that a half-step leaves: a row has `padded` values.
+template <class T, class Data>
+UpdateTask<T> update_task(const HalfStep<T, Data>& step, const double* gram, int padded) {
+  UpdateTask<T> task{};
+  task.factor = step.own;
+  task.numerators = step.numerators;
+  task.denominators = step.denominators;
+  task.sums = step.sums;
+  task.gram = gram;
+  task.active = step.active;
+  task.length = step.cut.length;
+  task.splits = step.cut.splits;
+  task.n_components = step.n_components;
+  task.n_fixed = step.n_fixed;
+  task.padded = padded;
+  task.update = step.update;
+  return task;
 }
 
-// A block for some values that lie side by side, in whole rows; a way of threads each.
-template <Loss loss, class T>
+constexpr int kMostWays = 8;  // that threads of update_kernel share parts in
+template <class T>
+constexpr int kUpdateVector = kPiece / static_cast<int>(sizeof(T));  // values that a thread loads
+template <class T>
+constexpr int kUpdateValues = kThreads * kUpdateVector<T>;  // of a block, times its ways
+
+// Calls body(from) for parts `first`, `first` + `step`, ... below `parts`, whose addresses are
+// `stride` apart: four at a time, so that their loads wait for each other's memory. (Unrolled by
+// the compiler, such a loop begins with a division.)
+template <class T, class Body>
+__device__ __forceinline__ void for_each_part(const T* from, int first, int parts, int step,
+                                              int64_t stride, const Body& body) {
+  from += first * stride;
+#pragma unroll 1
+  for (int part = first; part < parts; part += 4 * step, from += 4 * step * stride) {
+#pragma unroll
+    for (int at = 0; at < 4; ++at)
+      if (part + at * step < parts) body(from + at * step * stride);
+  }
+}
+
+// The sums over parts of the block's values, of which `from` is the first: each way leaves its own
+// in `to` [ways, values].
+template <class T>
+__device__ __forceinline__ void add_parts(const UpdateTask<T>& task, const T* from, int64_t size,
+                                          int values, double* to) {
+  constexpr int kVector = kUpdateVector<T>;
+  const Ways& ways = task.ways;
+  const int at = ways.column(threadIdx.x) * kVector, way = ways.way(threadIdx.x);
+  if (at >= values) return;
+  double sums[kVector] = {};
+  for_each_part(from + at, way, static_cast<int>(task.splits), ways.ways, size, [&](const T* part) {
+    const auto pack = *reinterpret_cast<const Pack<T, kVector>*>(part);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) sums[e] += static_cast<double>(pack.values[e]);
+  });
+#pragma unroll
+  for (int e = 0; e < kVector; ++e) to[way * ways.columns() * kVector + at + e] = sums[e];
+}
+
+constexpr int kSumRows = kThreads / kWarp;  // that are left of the splits' sums
+
+// The sums of the other factor's components, in `to` [kSumRows, padded]: each row those of some of
+// the splits. With more than 32 components there are fewer rows: kThreads numbers in all.
+template <class T>
+__device__ __forceinline__ void add_component_sums(const UpdateTask<T>& task, int64_t b,
+                                                   double* to) {
+  const Ways& ways = task.ways_of_sums;
+  const int thread = static_cast<int>(threadIdx.x), padded = task.padded;
+  const int component = ways.column(threadIdx.x), way = ways.way(threadIdx.x);
+  double sum = 0;
+  for_each_part(task.sums + b * task.splits * padded + component, way,
+                static_cast<int>(task.splits), ways.ways, padded,
+                [&](const double* part) { sum += *part; });
+  for (int distance = padded; distance < kWarp; distance *= 2)
+    sum += __shfl_xor_sync(kAllLanes, sum, distance);
+  if (thread % kWarp < padded)
+    to[padded < kWarp ? thread / kWarp * padded + component : thread] = sum;
+}
+
+// The sum of from[at], from[at + step], ... below `end`.
+__device__ __forceinline__ double sum_rows(const double* from, int at, int end, int step) {
+  double sum = from[at];
+#pragma unroll 1
+  for (at += step; at < end; at += step) sum += from[at];
+  return sum;
+}
+
+// A block for some values that lie side by side, in whole rows. Its threads share their parts, a
+// vector of values each; afterwards each has new values to find, all of the same component.
+template <Loss loss, class T, bool in_parts>
 __global__ void __launch_bounds__(kThreads, 4) update_kernel(UpdateTask<T> task) {
+  constexpr bool kSummed = loss == Loss::kKullbackLeibler;
+  NNMF_CUDA_SHARED(double, numerators, [kUpdateValues<T>]);
+  NNMF_CUDA_SHARED(double, denominators, [kSummed ? kThreads : kUpdateValues<T>]);
   wait_for_kernel_before();
   const int64_t size = task.length * task.padded;
-  const Ways& ways = task.ways;
-  const auto blocks = static_cast<unsigned>(ways.blocks(size)), block = blockIdx.x % blocks;
-  const int64_t b = blockIdx.x / blocks;
-  const int64_t at = (int64_t{block} << ways.log_columns) + ways.column(threadIdx.x);
+  const int of_block = task.ways.columns() * kUpdateVector<T>;
+  const int64_t b = blockIdx.x / task.blocks;
+  const int64_t begin = static_cast<int64_t>(blockIdx.x % task.blocks) * of_block;
   if (task.active != nullptr && !task.active[b]) return;
-  const bool inside = at < size;
-  const int component = static_cast<int>(at & (task.padded - 1));  // a power of two
-  const int64_t first = b * task.splits * size + at;
-  T* const value = task.factor + b * size + at;
-  double denominator = 0;
-  if constexpr (loss == Loss::kKullbackLeibler) {
-    denominator = sum_of_component(task, b, component);
-    if (denominator == 0) denominator = task.update.zero_sum;
+  const int values = size - begin < of_block ? static_cast<int>(size - begin) : of_block;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int component = thread & (task.padded - 1);  // a power of two
+  const int64_t first = b * task.splits * size + begin;
+  T* const factor = task.factor + b * size + begin;
+  add_parts(task, task.numerators + first, size, values, numerators);
+  if constexpr (kSummed) {
+    add_component_sums(task, b, denominators);
   } else if constexpr (loss == Loss::kFrobenius) {
-    const double* gram = task.gram + b * task.padded * task.padded;
-    if (inside)
+    const double* const gram = task.gram + b * task.padded * task.padded + component;
+    for (int v = thread; v < values; v += kThreads) {
+      double sum = 0;
       for (int other = 0; other < task.n_components; ++other)
-        denominator +=
-            static_cast<double>(value[other - component]) * gram[other * task.padded + component];
-    __syncthreads();  // all of a row is read before any of it changes
+        sum += static_cast<double>(factor[v - component + other]) * gram[other * task.padded];
+      denominators[v] = sum;
+    }
   } else {
-    denominator = sum_parts(task.denominators + first, task.splits, size, inside, ways);
+    add_parts(task, task.denominators + first, size, values, denominators);
   }
-  const double numerator = sum_parts(task.numerators + first, task.splits, size, inside, ways);
-  if (!inside || component < task.n_fixed) return;
-  if (ways.way(threadIdx.x) > 0) return;
-  const T changed = updated(*value, static_cast<T>(numerator * task.update.scale),
-                            static_cast<T>(denominator), task.update.rule);
-  *value = component < task.n_components ? changed : T{0};  // behind the last it may be NaN
+  __syncthreads();  // all is added up, and all of a row was read before any of it changes
+  if (component < task.n_fixed) return;
+  UpdateRule rule = task.update.rule;
+  // As it is for these losses: the compiler then leaves the power out.
+  if constexpr (kSummed || loss == Loss::kFrobenius) rule.gamma = 1;
+  const int end = task.ways.ways * of_block;
+  double denominator = 0;
+  if constexpr (kSummed) {
+    const int sums = task.padded < kWarp ? kSumRows * task.padded : kThreads;
+    denominator = sum_rows(denominators, component, sums, task.padded);
+    if (denominator == 0) denominator = task.update.zero_sum;
+  }
+  [[maybe_unused]] float* parts = nullptr;
+  if constexpr (in_parts) {
+    static_assert(kThreads == kUnit * kTensorComponents);
+    parts = task.parts + part_of(task.parts_in_fours, b, task.length,
+                                 (begin + thread) / kTensorComponents, component);
+  }
+#pragma unroll 1
+  for (int v = thread; v < values; v += kThreads) {
+    if constexpr (loss == Loss::kFrobenius)
+      denominator = denominators[v];
+    else if constexpr (!kSummed)
+      denominator = sum_rows(denominators, v, end, of_block);
+    const double numerator = sum_rows(numerators, v, end, of_block);
+    const T changed = updated(factor[v], static_cast<T>(numerator * task.update.scale),
+                              static_cast<T>(denominator), rule);
+    const T value =
+        component < task.n_components ? changed : T{0};  // behind the last: NaN, perhaps
+    factor[v] = value;
+    if constexpr (in_parts) {
+      store_parts(parts, value);
+      parts += kUnitParts;
+    }
+  }
 }
 
-template <Loss loss, class T>
+template <Loss loss, bool in_parts = false, class T>
 void launch_update(UpdateTask<T> task, int64_t batch, cudaStream_t stream) {
-  task.ways = ways_of(task.splits, task.padded);
+  constexpr int kVector = kUpdateVector<T>;
+  // Whole rows in a block, and few ways: what comes after a thread's sums costs more than they do.
+  task.ways = ways_of(task.splits / 2, task.padded / kVector, kMostWays);
   task.ways_of_sums = ways_for(task.padded);
-  const int64_t blocks = batch * task.ways.blocks(task.length * task.padded);
-  if (blocks > 0)
-    NNMF_CUDA_LAUNCH_NEXT((update_kernel<loss, T>), grid_of(blocks), kThreads, 0, stream, task);
+  task.blocks = static_cast<unsigned>(task.ways.blocks(task.length * task.padded / kVector));
+  if (batch * task.blocks > 0)
+    NNMF_CUDA_LAUNCH_NEXT((update_kernel<loss, T, in_parts>), grid_of(batch * task.blocks),
+                          kThreads, 0, stream, task);
 }
 
 // Coordinate descent on half the squared Frobenius norm, component by component, from sums over X;
@@ -172,7 +287,7 @@ class Iterations {
            T* H, cudaStream_t stream) const {
     const Shape& s = problem_.shape;
     launch_pack(problem_.W, W_packed_, s.batch, layout_of_W(s, padded_), stream);
-    launch_pack(problem_.H, H_packed_, s.batch, layout_of_H(s, padded_), stream);
+    launch_pack(problem_.H, H_packed_, s.batch, layout_of_H(s, padded_), stream, Starts::kEarly);
     for (int64_t i = 0; i < n_iter; ++i) {
       update<Factor::kW>(update_W, stream);
       if (updates_H) update<Factor::kH>(update_H, stream);
@@ -192,24 +307,7 @@ class Iterations {
     if (rule.n_inner > 0)
       descend(step, stream);
     else if (!step.whole)
-      multiply(step, stream);
-  }
-
-  void multiply(const HalfStep<T, Data>& step, cudaStream_t stream) const {
-    UpdateTask<T> task{};
-    task.factor = step.own;
-    task.numerators = step.numerators;
-    task.denominators = step.denominators;
-    task.sums = sums_;
-    task.gram = gram_;
-    task.active = problem_.active;
-    task.length = step.cut.length;
-    task.splits = step.cut.splits;
-    task.n_components = step.n_components;
-    task.n_fixed = step.n_fixed;
-    task.padded = padded_;
-    task.update = step.update;
-    launch_update<Tiling::kLoss>(task, problem_.shape.batch, stream);
+      launch_update<Tiling::kLoss>(update_task(step, gram_, padded_), batch, stream);
   }
 
   void descend(const HalfStep<T, Data>& step, cudaStream_t stream) const {

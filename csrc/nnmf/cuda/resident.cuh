@@ -57,16 +57,16 @@ ResidentLayout resident_layout(const Shape& shape) {
 // however little there is to do: 16,300. One problem is then as fast either way at 12,000 entries.
 // More of them than multiprocessors share those, at 0.34 an entry, and still save the launches; but
 // with up to eight components, of which tiles multiply eight and this sixteen, not for ever: the
-// model of bench/ has 64 us an iteration for 4096 problems of 64 x 64, and 39 by tiles. At least
+// model of bench/ has 64 us an iteration for 4096 problems of 64 x 64, and 43 by tiles. At least
 // two blocks must fit into a multiprocessor, so that one works where the other waits.
 inline bool stays_resident(const Shape& shape, const DeviceSize& device) {
   static const bool wanted = setting("NNMF_CUDA_RESIDENT", 1, {0, 1}) == 1;
-  constexpr int64_t kEntries = 12288, kReserved = 1024, kFew = 8;  // of a multiprocessor
+  constexpr int64_t kEntries = 12288, kFew = 8;  // of a multiprocessor
   const int64_t n = shape.n_samples, f = shape.n_features, k = shape.n_components;
   if (!wanted || k > 32 || std::max(n, f) > kEntries || n * f > kEntries) return false;
   if (k <= 8 && shape.batch > kFew * device.multiprocessors) return false;
   const ResidentLayout at = k <= 16 ? resident_layout<16>(shape) : resident_layout<32>(shape);
-  return at.size * int64_t{sizeof(float)} + kReserved <= device.shared_bytes / 2;
+  return at.size * int64_t{sizeof(float)} + kReservedShared <= device.shared_bytes / 2;
 }
 
 template <class Data>

@@ -6,25 +6,23 @@
 // it walks along their depth in units of 16, two tiles of 8. Sums may run in any order, so that
 // the depth within a unit, and the components, are numbered as suits the layouts of the operands:
 //   - the accumulators of S become the left operand of the second product where they are;
-//   - a lane reads neighbouring entries of X at once;
-//   - one chunk of four values of the other factor, two components at two neighbouring depths,
-//     serves both products.
+//   - a lane reads neighbouring entries of X at once, and two components of the other factor, which
+//     is there in the parts that tensor cores multiply.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "half_step.cuh"
-#include "tensor_mma.cuh"
+#include "tensor_parts.cuh"
 
 namespace nnmf_cuda {
 
-constexpr int kTensorComponents = 16;  // padded ones
-constexpr int kTensorWarps = 8;        // of a block
-constexpr int kTensorRows = 32;        // own rows (or columns) of a warp
-constexpr int kTensorStages = 3;       // tiles of X in shared memory
-constexpr int kTensorResident = 2;     // blocks that a multiprocessor has registers for
+constexpr int kTensorWarps = 8;     // of a block
+constexpr int kTensorRows = 32;     // own rows (or columns) of a warp
+constexpr int kTensorStages = 3;    // tiles of X in shared memory
+constexpr int kTensorResident = 2;  // blocks that a multiprocessor has registers for
 constexpr int kTensorThreads = kTensorWarps * kWarp;
-constexpr int kUnit = 16;  // depth of what is added up on tensor cores; the sums are float32's
 
 // A tile of X and of the other factor in shared memory.
 template <Factor factor, class Data>
@@ -39,21 +37,16 @@ struct TensorTile {
   static constexpr int kPitch = kIsW ? (kSize > 1 ? 64 : 80) : kItems * kSize + kPiece;
   static constexpr int kPanelBytes = (kIsW ? kItems : kDepth) * kPitch;
   static constexpr int kXBytes = kDepth / kPanel * kPanelBytes;
-  static constexpr int kBytes =
-      kXBytes + kDepth * kTensorComponents * static_cast<int>(sizeof(float));
+  static constexpr int kOtherBytes = kDepth / kUnit * kUnitParts * static_cast<int>(sizeof(float));
+  static constexpr int kBytes = kXBytes + kOtherBytes;
 
-  // Which pair of neighbouring depths of a unit a lane t has in tile `deep` of 8.
-  static __device__ __forceinline__ int pair(int deep, int t) { return t + 4 * deep; }
+  // Whether a lane has four neighbouring depths of a unit, two in each tile of 8: it then reads
+  // the pixels of both at once. Otherwise tiles have eight neighbouring depths.
+  static constexpr bool kInFours = kIsW && kSize == 1;
 
-  // Where a chunk of the other factor lies, in values: two components `twin`, `twin` + 1 at a pair
-  // of depths, as [depth][component]. Both products read it without bank conflicts.
-  static __device__ __forceinline__ int chunk(int unit, int pair, int twin) {
-    const int place = twin / 2 ^ ((pair & 1) << 2 | (pair & 2));
-    return (unit * kUnit + 2 * pair) * kTensorComponents + place * 4;
-  }
-
-  static __device__ __forceinline__ int value(int depth, int component) {
-    return chunk(depth / kUnit, depth % kUnit / 2, component) + depth % 2 * 2 + component % 2;
+  // The first of two neighbouring depths of a unit that lane t has in tile `deep` of 8.
+  static __device__ __forceinline__ int depth(int deep, int t) {
+    return kInFours ? 4 * t + 2 * deep : 2 * t + 8 * deep;
   }
 
   // Own row g + 8 `half` of the warp's tile `tile`.
@@ -63,16 +56,20 @@ struct TensorTile {
 };
 
 // What a warp reads of X for tile `deep` of a unit's depth, each lane its entries: two neighbouring
-// depths of four rows for W, four neighbouring columns at two depths for H.
+// depths of four rows for W (of pixels, four), four neighbouring columns at two depths for H.
 template <Factor factor, class Data>
 struct TensorEntries {
   using Tile = TensorTile<factor, Data>;
   static constexpr bool kIsW = Tile::kIsW;
-  Pack<Data, kIsW ? 2 : 4> packs[kIsW ? 4 : 2];
+  static constexpr bool kPixels = Tile::kSize == 1;
+  using Entries = std::conditional_t<kPixels, uint32_t, Pack<Data, kIsW ? 2 : 4>>;
+  Entries packs[kIsW ? 4 : 2];
+  int begin;  // of what is read, in a pack
 
   __device__ __forceinline__ TensorEntries(const unsigned char* tile, int warp, int unit, int deep,
                                            int g, int t) {
-    const int depth = unit * kUnit + 2 * Tile::pair(deep, t);
+    begin = Tile::kInFours ? 2 * deep : 0;
+    const int depth = unit * kUnit + Tile::depth(deep, t) - begin;
     if constexpr (kIsW)
       tile += depth / Tile::kPanel * Tile::kPanelBytes + depth % Tile::kPanel * Tile::kSize +
               (warp * kTensorRows + g) * Tile::kPitch;
@@ -80,14 +77,18 @@ struct TensorEntries {
       tile += depth * Tile::kPitch + (warp * kTensorRows + 4 * g) * Tile::kSize;
 #pragma unroll
     for (int at = 0; at < (kIsW ? 4 : 2); ++at)
-      packs[at] = *reinterpret_cast<const Pack<Data, kIsW ? 2 : 4>*>(tile + at * (kIsW ? 8 : 1) *
-                                                                                Tile::kPitch);
+      packs[at] = *reinterpret_cast<const Entries*>(tile + at * (kIsW ? 8 : 1) * Tile::kPitch);
   }
 
-  // Accumulator `at` of own tile `i`.
+  // The entry at accumulator `at` of own tile `i`.
   __device__ __forceinline__ float operator()(int i, int at) const {
     const int own = 2 * i + at / 2, depth = at % 2;
-    return static_cast<float>(kIsW ? packs[own].values[depth] : packs[depth].values[own]);
+    const auto& pack = packs[kIsW ? own : depth];
+    const int of_pack = kIsW ? depth : own;
+    if constexpr (kPixels)
+      return static_cast<float>(pack >> 8 * (begin + of_pack) & 0xff);
+    else
+      return pack.values[of_pack];
   }
 };
 
@@ -122,7 +123,7 @@ __device__ __forceinline__ void start_tensor_copy(const HalfStep<float, Data>& s
   if constexpr (Tile::kIsW) {
     unsigned char* const to = tile + warp * kTensorRows * Tile::kPitch;
     if (own_left > 0)
-#pragma unroll 1
+#pragma unroll
       for (int depth = 0; depth < Tile::kDepth; depth += Tile::kPanel)
         copy_entries<kPiece>(step.at_once, to + depth / Tile::kPanel * Tile::kPanelBytes,
                              Tile::kPitch, X + deep + (depth < deep_left ? depth : 0), stride,
@@ -134,17 +135,13 @@ __device__ __forceinline__ void start_tensor_copy(const HalfStep<float, Data>& s
                          X + (deep + (row < deep_left ? row : 0)) * stride, stride, kRows,
                          Tile::kItems, deep_left - row, own_left);
   }
-  float* const values = reinterpret_cast<float*>(tile + Tile::kXBytes);
-  constexpr int kTwins = kTensorComponents / 2;
-  other += deep * kTensorComponents;
+  // Whole tiles: zeros follow the last row.
+  const int thread = warp * kWarp + static_cast<int>(threadIdx.x);
+  const float* const from = other + (deep * kTensorComponents * 2 + thread * kPartPiece);
+  unsigned char* const to = tile + Tile::kXBytes + thread * kPiece;
 #pragma unroll
-  for (int at = warp * kWarp + static_cast<int>(threadIdx.x); at < Tile::kDepth * kTwins;
-       at += kTensorThreads) {
-    const int depth = at / kTwins, component = at % kTwins * 2;
-    const bool inside = depth < deep_left;
-    copy_async<8>(values + Tile::value(depth, component),
-                  inside ? other + depth * kTensorComponents + component : other, inside ? 8 : 0);
-  }
+  for (int at = 0; at < Tile::kOtherBytes / kPiece; at += kTensorThreads)
+    copy_async<kPiece>(to + at * kPiece, from + at * kPartPiece);
 }
 
 // What a lane adds up: its rows' numerators, two tiles of 8 components each.
@@ -162,7 +159,8 @@ __device__ __forceinline__ void add_unit(TensorSums& sums, const Parts<MmaA> (&o
                                          const unsigned char* tile, int warp, int unit, int g,
                                          int t, const TermRule<float>& rule) {
   using Tile = TensorTile<factor, Data>;
-  const float* const other = reinterpret_cast<const float*>(tile + Tile::kXBytes);
+  const float* const other =
+      reinterpret_cast<const float*>(tile + Tile::kXBytes) + unit * kUnitParts;
   MmaC added[2][2] = {};
 #pragma unroll
   for (int deep = 0; deep < 2; ++deep) {
@@ -170,15 +168,18 @@ __device__ __forceinline__ void add_unit(TensorSums& sums, const Parts<MmaA> (&o
     Parts<MmaB> across[2], down[2];  // the other factor in the first product and in the second
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const auto pack = *reinterpret_cast<const Pack<float, 2>*>(
-          other + Tile::chunk(unit, Tile::pair(deep, g / 2), 2 * t + 8 * half) + g % 2 * 2);
+      const auto pack = *reinterpret_cast<const Pack<float, kPartPiece>*>(
+          other + part_of_first(deep, half, g, t));
 #pragma unroll
-      for (int e = 0; e < 2; ++e) across[half].set(e, pack.values[e]);
+      for (int e = 0; e < 2; ++e) across[half].set(e, pack.values[e], pack.values[2 + e]);
     }
-    const auto pack = *reinterpret_cast<const Pack<float, 4>*>(
-        other + Tile::chunk(unit, Tile::pair(deep, t), 2 * g));
 #pragma unroll
-    for (int e = 0; e < 4; ++e) down[e % 2].set(e / 2, pack.values[e]);
+    for (int odd = 0; odd < 2; ++odd) {
+      const auto pack = *reinterpret_cast<const Pack<float, kPartPiece>*>(
+          other + part_of_second(deep, odd, g, t));
+#pragma unroll
+      for (int e = 0; e < 2; ++e) down[e].set(odd, pack.values[e], pack.values[2 + e]);
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       MmaC wh = {};
@@ -220,17 +221,23 @@ struct TensorComponentSums {
   __device__ __forceinline__ void clear() const { sums[thread()] = 0; }
 
   __device__ __forceinline__ void add(const unsigned char* tile) const {
-    const float* const other = reinterpret_cast<const float*>(tile + Tile::kXBytes);
-    const int component = thread() % kTensorComponents, part = thread() / kTensorComponents;
-#pragma unroll
-    for (int depth = 0; depth < Tile::kDepth; depth += kParts)
-      sums[thread()] += static_cast<double>(other[Tile::value(depth + part, component)]);
+    static_assert(kParts == kUnit);
+    const int component = thread() % kTensorComponents, depth = thread() / kTensorComponents;
+    const float* other = reinterpret_cast<const float*>(tile + Tile::kXBytes) +
+                         part_place(depth / 8, depth / 2 % 4, component & ~1, depth % 2) +
+                         component % 2;
+    double sum = sums[thread()];
+#pragma unroll 1  // few blocks come here: room for the code of the others
+    for (int unit = 0; unit < Tile::kDepth / kUnit; ++unit, other += kUnitParts)
+      sum += static_cast<double>(other[0] + other[2]);
+    sums[thread()] = sum;
   }
 
   __device__ __forceinline__ void store(double* to) const {
     __syncthreads();
     if (thread() >= kTensorComponents) return;
     double sum = 0;
+#pragma unroll 1
     for (int part = 0; part < kParts; ++part) sum += sums[part * kTensorComponents + thread()];
     to[thread()] = sum;
   }
@@ -241,11 +248,13 @@ struct TensorPlace {
   unsigned problem, split, tile;
 
   __device__ __forceinline__ TensorPlace(const Cut& cut, unsigned block, bool is_W) {
-    const auto tiles = static_cast<unsigned>(cut.tiles);
-    const auto splits = static_cast<unsigned>(cut.splits);
-    tile = is_W ? block / splits % tiles : block % tiles;
-    split = is_W ? block % splits : block / tiles % splits;
-    problem = block / tiles / splits;
+    // Few divisions: each takes as long as twenty instructions.
+    const auto inner = static_cast<unsigned>(is_W ? cut.splits : cut.tiles);
+    const auto outer = static_cast<unsigned>(is_W ? cut.tiles : cut.splits);
+    const unsigned line = block / inner;
+    problem = line / outer;
+    (is_W ? split : tile) = block - line * inner;
+    (is_W ? tile : split) = line - problem * outer;
   }
 };
 
@@ -272,20 +281,13 @@ __global__ void __launch_bounds__(kTensorThreads, kTensorResident)
   const int64_t row = static_cast<int64_t>(at_tile) * Tile::kItems + warp * kTensorRows;
   const Data* const X = step.X + b * step.x_stride +
                         (Tile::kIsW ? row * step.x_row_stride : row - warp * kTensorRows);
-  const float* const other = step.other + b * cut.depth * kTensorComponents;
+  const float* const other = step.other + b * length_in_parts(cut.depth) * kTensorComponents * 2;
   // The splits take turns at the tiles of the depth.
-  const int64_t all = (cut.depth + Tile::kDepth - 1) / Tile::kDepth;
-  const int count = static_cast<int>((all - place.split + cut.splits - 1) / cut.splits);
-  const auto start = [&](int at) {
-    if (at < count) {
-      const int64_t turn = Tile::kIsW ? at : count - 1 - at;
-      start_tensor_copy<factor>(step, X, other,
-                                Tile::kIsW ? rows_left : rows_left + warp * kTensorRows,
-                                (place.split + turn * cut.splits) * Tile::kDepth,
-                                memory + at % kTensorStages * Tile::kBytes);
-    }
-    commit_copies();
-  };
+  const auto all = static_cast<int>((cut.depth + Tile::kDepth - 1) / Tile::kDepth);
+  const int splits = static_cast<int>(cut.splits), split = static_cast<int>(place.split);
+  const int count = (all - split + splits - 1) / splits;
+  int next = Tile::kIsW ? split : split + (count - 1) * splits;  // tile to be copied,
+  int stage = 0;                                                 // and where
   Parts<MmaA> rows[2][2] = {};
   const float* const own = step.own + (b * cut.length + row) * kTensorComponents;
 #pragma unroll
@@ -312,9 +314,15 @@ __global__ void __launch_bounds__(kTensorThreads, kTensorResident)
       wait_for_copies<kTensorStages - 2>();
       __syncthreads();  // all copies have landed, and what is overwritten next was read by all
     }
-    start(at + kTensorStages - 1);
+    if (at + kTensorStages - 1 < count)
+      start_tensor_copy<factor>(step, X, other,
+                                Tile::kIsW ? rows_left : rows_left + warp * kTensorRows,
+                                static_cast<int64_t>(next) * Tile::kDepth, memory + stage);
+    commit_copies();
+    next += Tile::kIsW ? splits : -splits;
+    stage = stage == (kTensorStages - 1) * Tile::kBytes ? 0 : stage + Tile::kBytes;
     if (at < 0) continue;
-    const unsigned char* const tile = memory + at % kTensorStages * Tile::kBytes;
+    const unsigned char* const tile = memory + stage;  // the oldest of them
     if (at_tile == 0) components.add(tile);
     if (rows_left <= 0) continue;  // the warp owns nothing
 #pragma unroll 1

@@ -48,6 +48,8 @@ class TensorIterations {
     const int64_t rows = problem.shape.batch * kTensorComponents;
     W_packed_ = memory.template get<float>(rows * W_.length);
     H_packed_ = memory.template get<float>(rows * H_.length);
+    W_parts_ = memory.template get<float>(rows * 2 * length_in_parts(W_.length));
+    H_parts_ = memory.template get<float>(rows * 2 * length_in_parts(H_.length));
     numerators_ =
         memory.template get<float>(rows * std::max(W_.splits * W_.length, H_.splits * H_.length));
     sums_ = memory.template get<double>(rows * std::max(W_.splits, H_.splits));
@@ -59,8 +61,10 @@ class TensorIterations {
     const Shape& s = problem_.shape;
     const FactorLayout of_W = layout_of_W(s, kTensorComponents);
     const FactorLayout of_H = layout_of_H(s, kTensorComponents);
-    launch_pack(problem_.W, W_packed_, s.batch, of_W, stream);
-    launch_pack(problem_.H, H_packed_, s.batch, of_H, stream);
+    launch_pack_parts(problem_.W, W_packed_, W_parts_, kInFours<Factor::kH>, s.batch, of_W, stream,
+                      Starts::kAfter);
+    launch_pack_parts(problem_.H, H_packed_, H_parts_, kInFours<Factor::kW>, s.batch, of_H, stream,
+                      Starts::kEarly);
     for (int64_t i = 0; i < n_iter; ++i) {
       update<Factor::kW>(update_W, stream);
       if (updates_H) update<Factor::kH>(update_H, stream);
@@ -70,6 +74,10 @@ class TensorIterations {
   }
 
  private:
+  // How a factor's half-step reads the other one.
+  template <Factor factor>
+  static constexpr bool kInFours = TensorTile<factor, Data>::kInFours;
+
   template <Factor factor>
   Cut cut_for() const {
     using Tile = TensorTile<factor, Data>;
@@ -80,19 +88,6 @@ class TensorIterations {
                          problem_.device.multiprocessors);
   }
 
-  // Bytes of X: what a warp copies begins, and ends but for the last one, at a multiple of 16.
-  int copied_at_once() const {
-    constexpr int kSize = static_cast<int>(sizeof(Data));
-    const Shape& s = problem_.shape;
-    for (const int bytes : {kPiece, 4}) {
-      const auto whole = [&](int64_t entries) { return entries * kSize % bytes == 0; };
-      if (bytes >= kSize && reinterpret_cast<std::uintptr_t>(problem_.X) % bytes == 0 &&
-          whole(s.x_row_stride) && whole(s.x_stride))
-        return bytes;
-    }
-    return kSize;
-  }
-
   template <Factor factor>
   void update(const Update& rule, cudaStream_t stream) const {
     const Shape& s = problem_.shape;
@@ -101,33 +96,28 @@ class TensorIterations {
     step.X = problem_.X;
     step.x_stride = s.x_stride;
     step.x_row_stride = s.x_row_stride;
-    step.other = kIsW ? H_packed_ : W_packed_;
+    step.other = kIsW ? H_parts_ : W_parts_;
     step.own = kIsW ? W_packed_ : H_packed_;
     step.numerators = numerators_;
     step.sums = sums_;
     step.active = problem_.active;
     step.cut = kIsW ? W_ : H_;
+    step.update = rule;
     step.terms = rule.terms.as<float>();
-    step.at_once = copied_at_once();
+    step.n_components = static_cast<int>(s.n_components);
+    step.n_fixed = static_cast<int>(rule.n_fixed);
+    step.at_once = copied_at_once(problem_, kPiece, 0);
     launch_tensor_half_step<factor>(step, s.batch, stream);
 
-    UpdateTask<float> task{};
-    task.factor = step.own;
-    task.numerators = numerators_;
-    task.sums = sums_;
-    task.active = problem_.active;
-    task.length = step.cut.length;
-    task.splits = step.cut.splits;
-    task.n_components = static_cast<int>(s.n_components);
-    task.n_fixed = static_cast<int>(rule.n_fixed);
-    task.padded = kTensorComponents;
-    task.update = rule;
-    launch_update<Loss::kKullbackLeibler>(task, s.batch, stream);
+    auto task = update_task(step, nullptr, kTensorComponents);
+    task.parts = kIsW ? W_parts_ : H_parts_;
+    task.parts_in_fours = kInFours < kIsW ? Factor::kH : Factor::kW > ;
+    launch_update<Loss::kKullbackLeibler, true>(task, s.batch, stream);
   }
 
   DeviceProblem<float, Data> problem_;
   Cut W_, H_;
-  float *W_packed_, *H_packed_, *numerators_;
+  float *W_packed_, *H_packed_, *W_parts_, *H_parts_, *numerators_;
   double* sums_;
 };
 

@@ -39,14 +39,21 @@ __device__ __forceinline__ uint32_t bits_of(float x) {
   return __builtin_bit_cast(uint32_t, x);
 }
 
+constexpr uint32_t kTf32Bits = 0xffffe000;  // that tensor cores read
+
+// The nearest number of eleven bits. NaN stays NaN.
+__device__ __forceinline__ float nearest_tf32(float x) {
+  // By whole numbers: conversions run at a quarter of their rate.
+  return __builtin_bit_cast(float, (bits_of(x) + 0x1000) & kTf32Bits);
+}
+
 // Splits x into hi, the nearest of eleven bits, and lo, what is left, cut off at eleven bits: their
 // sum is x but for 2^-23 of it. Below 1e-31 lo has fewer bits, and none below 1e-34: there only
 // hi is left, which is x but for 2^-11. NaN gives NaN, and so does what rounds to infinity.
 __device__ __forceinline__ void split(float x, uint32_t& hi, uint32_t& lo) {
-  constexpr uint32_t kKept = 0xffffe000;
-  // By whole numbers: conversions run at a quarter of their rate.
-  hi = (bits_of(x) + 0x1000) & kKept;
-  lo = bits_of(x - __builtin_bit_cast(float, hi)) & kKept;
+  const float nearest = nearest_tf32(x);
+  hi = bits_of(nearest);
+  lo = bits_of(x - nearest) & kTf32Bits;
 }
 
 // An operand in its two parts.
@@ -55,6 +62,12 @@ struct Parts {
   Operand hi, lo;
 
   __device__ __forceinline__ void set(int at, float x) { split(x, hi[at], lo[at]); }
+
+  // Of which both are known.
+  __device__ __forceinline__ void set(int at, float nearest, float left) {
+    hi[at] = bits_of(nearest);
+    lo[at] = bits_of(left) & kTf32Bits;
+  }
 };
 
 // Adds the small products. To be called for all operands of a sum before add_large: each mma cuts
