@@ -174,12 +174,15 @@ def gathered_bytes(fit: Fit, ranks: int) -> int:
     return (ranks - 1) * _WIDE * sum(fit.sums())
 
 
-_ANSWER = 4
-"""Bytes of a pickled True or False."""
+_ANSWER = 16
+"""Bytes of a pickled pair of True or False."""
 
 
 def in_a_record(ranks: int) -> Exchange:
-    """Return what a rank exchanges in a record: the divergence, and whether a callback stops."""
+    """Return what a rank exchanges in a record.
+
+    The divergence, whether a callback stops, and whether a checkpoint is due.
+    """
     if ranks == 1:
         return Exchange()
     around = {"steps": ranks - 1, "ring_steps": ranks - 1}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import large_rows, out_of_core, ranks
+from bench import large_rows, out_of_core, two_ranks
 from bench.large_rows import SIDE, status_of, watch, write_images
 from bench.tables import records_table
 
@@ -69,9 +69,9 @@ def test_a_limit_that_is_too_low_is_told(tmp_path: Path) -> None:
 
 def test_two_ranks(tmp_path: Path) -> None:
     write_images(tmp_path / "images.npy", 50)
-    found = ranks._fitted(tmp_path / "images.npy", 2, 1, 2)
+    found = two_ranks._fitted(tmp_path / "images.npy", 2, 1, 2)
     assert 0 < found["waiting_share"] < 1
     assert 0 < found["cpu_s"] < 2 * found["seconds"] + 1
     assert 0 <= found["peak_bytes"] <= found["resident_bytes"]
-    record = ranks._of([found, {**found, "seconds": 3 * found["seconds"]}])
+    record = two_ranks._of([found, {**found, "seconds": 3 * found["seconds"]}])
     assert record["median_ms"] == pytest.approx(2000 * found["seconds"])
