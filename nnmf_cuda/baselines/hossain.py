@@ -16,8 +16,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.utils.validation import check_is_fitted
 
-from nnmf_cuda.baselines.base import ImageClassifier, LabelledImages
-from nnmf_cuda.baselines.margins import probabilities_of_margins
+from nnmf_cuda.baselines.base import (
+    ImageClassifier,
+    LabelledImages,
+    probabilities_of_margins,
+)
 from nnmf_cuda.baselines.texture import TextureOptions, texture_features
 from nnmf_cuda.baselines.torch_classifier import as_images, coded_labels
 

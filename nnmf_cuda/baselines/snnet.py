@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from nnmf_cuda.baselines.base import ImageClassifier, LabelledImages
-from nnmf_cuda.baselines.margins import probabilities_of_margins
+from nnmf_cuda.baselines.base import (
+    ImageClassifier,
+    LabelledImages,
+    probabilities_of_margins,
+)
 from nnmf_cuda.baselines.torch_classifier import as_images, coded_labels, resized
 from nnmf_cuda.nnmf import NNMF
 

@@ -11,7 +11,7 @@ from sklearn.base import clone
 from torch import Tensor, nn
 
 from nnmf_cuda.baselines import ImageClassifier, LabelledImages, PixelNetwork
-from nnmf_cuda.baselines.margins import probabilities_of_margins
+from nnmf_cuda.baselines.base import probabilities_of_margins
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.training.classifier import train_classifier
