@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nnmf_cuda.baselines import System
 from nnmf_cuda.comparison.compare import compare
@@ -164,6 +165,20 @@ def test_a_mean_says_which_seeds_and_folds_it_lacks(npz: Path, tmp_path: Path) -
     # The large figures are those of the first seed, as the intervals beside them are.
     later = [replace(one, constant=0.123) if one.seed else one for one in kept]
     assert "0.123" not in comparison_page(replace(found, measured=later))
+
+
+def test_controls_that_were_cut_short_are_completed(npz: Path, tmp_path: Path) -> None:
+    plan = plan_of(npz, CENTROID, random_labels=True)
+    whole = compare(plan, tmp_path)
+    assert len(whole.random_labels) == 4
+    journal = tmp_path / JOURNAL
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-2]))
+    assert compare(plan, tmp_path).random_labels == whole.random_labels
+
+
+def test_a_comparison_of_another_device_is_not_gone_on_with(npz: Path) -> None:
+    plan = plan_of(npz, CENTROID)
+    assert plan.key() != replace(plan, device=torch.device("cuda")).key()
 
 
 def test_folds_are_measured_beside_each_other(npz: Path, tmp_path: Path) -> None:
