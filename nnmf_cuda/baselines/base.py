@@ -33,6 +33,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
 
     classes_: NDArray[np.int64]
     n_parameters_: int
+    spared_seconds_: float = 0.0
+    """Of work that `fit` took over from another system's, which counts as its own training."""
 
     @abstractmethod
     def fit(self, X: ArrayLike, y: ArrayLike, *, validation: LabelledImages | None = None) -> Self:

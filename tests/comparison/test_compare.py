@@ -13,13 +13,14 @@ import torch
 from nnmf_cuda.baselines import System
 from nnmf_cuda.comparison.compare import compare
 from nnmf_cuda.comparison.journal import JOURNAL, WORK
+from nnmf_cuda.comparison.measure import SplitImages, fit_system
 from nnmf_cuda.comparison.pixels import Spending
 from nnmf_cuda.comparison.plan import Plan, PlannedSplit, chosen_systems, planned_splits
 from nnmf_cuda.comparison.references import REFERENCES
 from nnmf_cuda.evaluation.compared import GRADIENTS, QUERIES, Compared, Failed
 from nnmf_cuda.pipeline.config import DataConfig
 from nnmf_cuda.report.comparison import comparison_page, comparison_text, folds_rows, main_rows
-from tests.comparison.conftest import BROKEN, CENTROID, CNN, images_of
+from tests.comparison.conftest import BROKEN, CENTROID, CNN, NearestCentroid, images_of
 
 SPENDING = Spending(
     n_images=8, eps_255=(2.0, 30.0), n_iter=5, n_queries=12, n_check_queries=4, eot_iter=1
@@ -174,6 +175,15 @@ def test_controls_that_were_cut_short_are_completed(npz: Path, tmp_path: Path) -
     journal = tmp_path / JOURNAL
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-2]))
     assert compare(plan, tmp_path).random_labels == whole.random_labels
+
+
+def test_training_counts_what_another_system_has_spared(npz: Path) -> None:
+    class Spared(NearestCentroid):
+        spared_seconds_ = 1000.0
+
+    plan = plan_of(npz, CENTROID)
+    split = SplitImages.of("own", plan.load(plan.splits[0]), 8)
+    assert 1000 < fit_system(Spared(), split) < 1100
 
 
 def test_a_comparison_of_another_device_is_not_gone_on_with(npz: Path) -> None:
