@@ -32,14 +32,14 @@ KEPT = ("accuracy", "balanced_accuracy", "roc_auc")
 """Clean metrics that a record holds."""
 
 _LISTS = ("systems", "measured", "failed", "transfer", "random_labels")
-_SAME = ("source", "label_names", "image_shape", "smoke")
+_SAME = ("source", "label_names", "image_shape", "smoke", "spending")
 
 
 def record_of(contents: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return one record of several `compare.json`.
 
-    Raises ValueError where they are of different images, of a smoke run, or of a tree that is no
-    commit.
+    Raises ValueError where they are of different images, splits or attacks, of a smoke run, or of a
+    tree that is no commit.
     """
     subjects = [content["subject"] for content in contents]
     for subject in subjects:
@@ -50,6 +50,13 @@ def record_of(contents: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
                 raise ValueError(
                     f"comparisons differ in {name} ({subjects[0][name]} and {subject[name]}): make"
                     " a record of each"
+                )
+        for split, found in subject["data_sha256"].items():
+            first = next(s for s in subjects if split in s["data_sha256"])
+            if found != first["data_sha256"][split]:
+                raise ValueError(
+                    f"comparisons differ in the images of {split}: those of other images, or of a"
+                    " split that another --seed has made, have no mean; make a record of each"
                 )
     for line in (line for content in contents for line in content["measured"]):
         if not line["commit"] or line["commit"].endswith("+"):
@@ -88,7 +95,11 @@ def tables_of(found: Compared) -> str:
     folds = [name for name in found.splits if name.startswith("fold ")]
     for split in [name for name in found.splits if name not in folds or len(folds) == 1]:
         cells = [
-            (row.facts.name, row.facts.authors, *row.cells)
+            (
+                row.facts.name + (f" (failed from {row.failure})" if row.failure else ""),
+                row.facts.authors,
+                *row.cells,
+            )
             if row.cells
             else (row.facts.name, row.facts.authors, f"failed: {row.failure}")
             for row in main_rows(found, split)

@@ -17,8 +17,8 @@ _N_DRAWS = 8
 class Augmentation:
     """How far an image of the training set may be changed.
 
-    The defaults are little, and no flips: in the few epochs that a comparison has, networks that
-    saw more change were worse on validation images.
+    The defaults are little, and no flips: a comparison has few epochs, in which much change can be
+    more than a network learns to ignore. They have not been searched for.
 
     Attributes
     ----------

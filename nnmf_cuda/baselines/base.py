@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import Tensor, nn
 
@@ -32,6 +33,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
 
     classes_: NDArray[np.int64]
     n_parameters_: int
+    spared_seconds_: float = 0.0
+    """Of work that `fit` took over from another system's, which counts as its own training."""
 
     @abstractmethod
     def fit(self, X: ArrayLike, y: ArrayLike, *, validation: LabelledImages | None = None) -> Self:
@@ -72,3 +75,16 @@ class PixelNetwork(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where it computes."""
         return next(iter([*self.parameters(), *self.buffers()])).device
+
+
+def probabilities_of_margins(margins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the softmax of margins, (n, n_classes).
+
+    A margin (n,) of two classes counts for the second and against the first by half of it each, so
+    that the most probable class is always the one that the margins name. The probabilities order
+    samples as the margins do and are not calibrated: they say nothing of how often they are right.
+    """
+    if margins.ndim == 1:
+        margins = np.stack([-margins / 2, margins / 2], axis=1)
+    probabilities: NDArray[np.float64] = softmax(margins, axis=1)
+    return probabilities

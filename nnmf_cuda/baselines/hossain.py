@@ -16,9 +16,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.utils.validation import check_is_fitted
 
-from nnmf_cuda.baselines.base import ImageClassifier, LabelledImages
-from nnmf_cuda.baselines.margins import probabilities_of_margins
-from nnmf_cuda.baselines.texture import TextureOptions, texture_features
+from nnmf_cuda.baselines.base import (
+    ImageClassifier,
+    LabelledImages,
+    probabilities_of_margins,
+)
+from nnmf_cuda.baselines.texture import TextureOptions, seconds_spared, texture_features
 from nnmf_cuda.baselines.torch_classifier import as_images, coded_labels
 
 Classifier = Literal["svm", "knn", "logistic-regression", "naive-bayes", "random-forest", "mlp"]
@@ -120,6 +123,7 @@ class HossainClassifier(ImageClassifier):
             )
         images = _grey_values(X)
         self.classes_, labels = coded_labels(y, len(images))
+        self.spared_seconds_ = seconds_spared(images, self._options())
         features = texture_features(images, self._options(), remember=True, progress=self.progress)
         self.scaler_ = StandardScaler().fit(features)
         classifier = _NEW[self.classifier](self.random_state)

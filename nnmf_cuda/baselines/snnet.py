@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from nnmf_cuda.baselines.base import ImageClassifier, LabelledImages
-from nnmf_cuda.baselines.margins import probabilities_of_margins
+from nnmf_cuda.baselines.base import (
+    ImageClassifier,
+    LabelledImages,
+    probabilities_of_margins,
+)
 from nnmf_cuda.baselines.torch_classifier import as_images, coded_labels, resized
 from nnmf_cuda.nnmf import NNMF
 
@@ -82,7 +85,15 @@ class SNnet(ImageClassifier):
     Notes
     -----
     The full text of [1]_ was not reached; this is a reading of its abstract, as of [2]_ with other
-    filters. Probabilities are the softmax of the margins, not calibrated. Validation images are not
+    filters.
+
+    "graph" differs from "semi-nmf" by more than its graph: it is fitted by multiplicative updates
+    (`NNMF`'s solver "semi"), the other by coordinate descent ("semi-hals"), and its filters are
+    penalised. With the default `alpha_graph` the graph does little, the filters are near those of
+    a graph of hardly any weight, so that a difference between the two says little about weak
+    labels. A graph that turns the filters much costs accuracy, on the digits at least.
+
+    Probabilities are the softmax of the margins, not calibrated. Validation images are not
     used. There is no gradient to pixels: signs are taken.
 
     References

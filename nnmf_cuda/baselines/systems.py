@@ -316,7 +316,13 @@ _FRAME = (
 
 _FILTERS: tuple[tuple[str, Filters, str, str], ...] = (
     ("snnet", "semi-nmf", "filters from Semi-NMF of patches, no backpropagation", _FRAME),
-    ("s-snnet", "graph", "SNnet with a graph of weak labels over the patches", _FRAME),
+    (
+        "s-snnet",
+        "graph",
+        "SNnet with a graph of weak labels over the patches",
+        f"{_FRAME}; the graph has little weight and another solver than SNnet's, so that the two"
+        " rows differ by more than the labels",
+    ),
 )
 """Name, how filters are learned, description, and what is not the same."""
 

@@ -130,5 +130,7 @@ def compare(options: Compare, data: DataConfig) -> None:
     show("\n" + "\n".join(f"{name}: {out / name}" for name in _RESULTS))
     if found.failed:
         say(
-            f"{len(found.failed)} results are missing, as the table says: --resume tries them again"
+            f"{len(found.failed)} results are missing, as the table says: --resume tries them"
+            f" again. Until they are there, trained systems stay in {out / WORK}, some with what"
+            " they remember of the training images: remove it if you do not go on, or share --out"
         )

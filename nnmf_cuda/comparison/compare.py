@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
@@ -71,7 +72,7 @@ def compare(
     assert journal is not None
     measured = {(m.system, m.split, m.seed): m for m in journal.of(Measured)}
     failed = {(f.system, f.split, f.seed): f for f in journal.of(Failed)}
-    drawn = journal.of(RandomLabels) if plan.random_labels else []
+    drawn = list(_cells(journal).values()) if plan.random_labels else []
     matrices = {(t.split, t.seed, t.attack): t for t in journal.of(Transfer)}  # the last counts
     order = [
         (system.name, split, seed)
@@ -200,6 +201,11 @@ def result_line(found: Measured) -> str:
     )
 
 
+def _cells(journal: Journal) -> dict[tuple[str, str, str], RandomLabels]:
+    """Return the controls with random labels that are done; of one that was done twice the last."""
+    return {(d.system, d.labels_by, d.split_by): d for d in journal.of(RandomLabels)}
+
+
 def _draw_labels(
     plan: Plan,
     dataset: ImageDataset,
@@ -209,9 +215,10 @@ def _draw_labels(
     progress: bool,
 ) -> None:
     """Train every system on labels that are drawn, once, with the first split at hand."""
-    done = {found.system for found in journal.of(RandomLabels)}
-    left = [system for system in plan.systems if system.name not in done]
-    total = n_trainings(dataset, 1) * len(left)
+    n_cells = n_trainings(dataset, 1)
+    done = Counter(system for system, *_ in _cells(journal))
+    left = [system for system in plan.systems if done[system.name] < n_cells]
+    total = n_cells * len(left)
     hidden = None if progress else True
     with tqdm(total=total, desc=RANDOM_LABELS, unit="training", disable=hidden) as bar:
         for system in left:

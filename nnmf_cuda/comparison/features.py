@@ -11,6 +11,7 @@ from sklearn.base import clone
 from torch import Tensor, nn
 
 from nnmf_cuda.baselines import ImageClassifier, LabelledImages, PixelNetwork
+from nnmf_cuda.baselines.base import probabilities_of_margins
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.training.classifier import train_classifier
@@ -83,7 +84,8 @@ class FeatureClassifier(ImageClassifier):
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return class probabilities (n_images, n_classes).
 
-        Of a classifier that has none, 1 for the class that it names.
+        Of a classifier that has none, the softmax of its margins, which a search by answers needs;
+        1 for the class that it names where it has no margins either, or they name another.
         """
         features = self._features(np.asarray(X))
         answers: NDArray[np.float64]
@@ -94,7 +96,13 @@ class FeatureClassifier(ImageClassifier):
         elif hasattr(self.classifier_, "predict_proba"):
             answers = np.asarray(self.classifier_.predict_proba(features), dtype=np.float64)
         else:
-            answers = np.eye(len(self.classes_))[self.classifier_.predict(features)]
+            named = self.classifier_.predict(features)
+            answers = np.eye(len(self.classes_))[named]
+            if hasattr(self.classifier_, "decision_function"):
+                graded = probabilities_of_margins(self.classifier_.decision_function(features))
+                if graded.shape == answers.shape:  # not a margin for each pair of classes
+                    agrees = graded.argmax(1) == named
+                    answers[agrees] = graded[agrees]
         return answers
 
     def pixel_network(self) -> PixelNetwork | None:

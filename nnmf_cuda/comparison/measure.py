@@ -98,11 +98,11 @@ class Finished:
 
 
 def fit_system(estimator: ImageClassifier, split: SplitImages) -> float:
-    """Train an estimator on a split's training images; returns the seconds that it took."""
+    """Train an estimator on a split's training images; returns the seconds that it takes alone."""
     started = time.perf_counter()
     labels = split.dataset.labels_of("train")
     estimator.fit(split.images("train"), labels, validation=split.validation)
-    return time.perf_counter() - started
+    return time.perf_counter() - started + estimator.spared_seconds_
 
 
 def measure_system(

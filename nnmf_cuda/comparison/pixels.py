@@ -98,7 +98,15 @@ def attack_pixels(
     far = None
     if victim.has_gradient:
         largest = spending.eps_255[-1] / 255
-        far = transfer_points(victim, images, y, eps=largest, n_iter=spending.n_iter, seed=seed)
+        far = transfer_points(
+            victim,
+            images,
+            y,
+            eps=largest,
+            n_iter=spending.n_iter,
+            eot_iter=spending.eot_iter if victim.is_random else 1,
+            seed=seed,
+        )
 
     def judge(name: str, rows: Tensor, found: Tensor) -> None:
         points[rows] = found
@@ -163,13 +171,29 @@ def _searches(victim: Victim, eps: float, spending: Spending, seed: int) -> dict
 
 
 def transfer_points(
-    victim: Victim, images: Tensor, y: Tensor, *, eps: float, n_iter: int, seed: int
+    victim: Victim,
+    images: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    n_iter: int,
+    eot_iter: int = 1,
+    seed: int,
 ) -> Tensor:
     """Return points (n, height * width) of high margin loss for every image, broken or not."""
     parts = zip(images.split(_AT_ONCE), y.split(_AT_ONCE), strict=True)
     return torch.cat(
         [
-            vector_apgd(victim.rows, x, of, attack_eps=eps, n_iter=n_iter, n_restarts=1, seed=seed)
+            vector_apgd(
+                victim.rows,
+                x,
+                of,
+                attack_eps=eps,
+                n_iter=n_iter,
+                n_restarts=1,
+                eot_iter=eot_iter,
+                seed=seed,
+            )
             for x, of in parts
         ]
     )

@@ -75,6 +75,8 @@ class Plan:
             "seeds": list(self.seeds),
             **{f"spending.{name}": value for name, value in asdict(self.spending).items()},
             "smoke": self.smoke,
+            # Times of two devices are no column of one table. Nothing is the processor.
+            **({} if self.device.type == "cpu" else {"device": self.device.type}),
         }
 
     def load(self, split: PlannedSplit, *, progress: bool = False) -> ImageDataset:

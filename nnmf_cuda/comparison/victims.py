@@ -12,8 +12,9 @@ from nnmf_cuda.baselines import ImageClassifier, PixelNetwork
 _AT_ONCE = 64
 """Images that a network is given at a time where no gradient is kept."""
 
-_SMALLEST = 1e-12
-"""Probability below which a logarithm is cut."""
+_SMALLEST = float(np.finfo(np.float64).tiny)
+"""Probability below which a logarithm is cut: as low as can be, since where it is cut a search by
+answers sees no difference and would call a confident system a robust one."""
 
 
 class Victim:

@@ -49,7 +49,7 @@ NOT_SAID = (
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the main table: a system on a split, whether it was measured or failed."""
+    """A row of the main table: a system on a split; cells, why it failed, or both from seeds."""
 
     facts: SystemFacts
     cells: tuple[str, ...] = ()
@@ -70,14 +70,16 @@ def main_header(found: Compared) -> tuple[str, ...]:
 
 def main_rows(found: Compared, split: str) -> list[TableRow]:
     """Return a row for each system on a split, in the table's order."""
-    failures = {(one.system, one.split): one.reason for one in found.failed}
     rows = []
     for facts in found.systems:
         runs = found.of(facts.name, split)
+        failed = [f for f in found.failed if (f.system, f.split) == (facts.name, split)]
+        # The mean of a row is over the seeds that did not fail: those that did are said.
+        failure = "; ".join(f"seed {one.seed}: {one.reason}" for one in failed) if runs else ""
         if runs:
-            rows.append(TableRow(facts, _cells(found, facts, runs)))
-        elif (facts.name, split) in failures:
-            rows.append(TableRow(facts, failure=failures[facts.name, split]))
+            rows.append(TableRow(facts, _cells(found, facts, runs), failure))
+        elif failed:
+            rows.append(TableRow(facts, failure=failed[-1].reason))
     return rows
 
 
@@ -181,9 +183,10 @@ def folds_rows(found: Compared) -> list[list[str]]:
             _over_folds(of_fold, _left(i)).text(3) for i in range(1, 1 + len(found.eps_255))
         ]
         mine = [_mean(own, _metric("accuracy"))] if own else [NONE]
+        is_whole = len(of_fold) == len(folds)
         rows.append(
             [
-                facts.name,
+                facts.name if is_whole else f"{facts.name} ({len(of_fold)} of {len(folds)} folds)",
                 *(mine if OWN_SPLIT in found.splits else []),
                 clean.text(3),
                 f"{clean.low:.3f}–{clean.high:.3f}",
@@ -238,7 +241,8 @@ def _tiles(found: Compared) -> list[Tile]:
     if not found.measured:
         return []
     split = found.splits[0]
-    first = {one.system: one for one in found.measured if one.split == split}
+    seed = found.measured[0].seed
+    first = {one.system: one for one in found.measured if (one.split, one.seed) == (split, seed)}
     others = [one for name, one in first.items() if name not in ("constant", "nearest")]
     tiles = []
     if others:
@@ -251,7 +255,7 @@ def _tiles(found: Compared) -> list[Tile]:
     worst = {
         name: share
         for matrix in found.transfer
-        if (matrix.split, matrix.seed) == (split, found.measured[0].seed)
+        if (matrix.split, matrix.seed) == (split, seed)
         for name, share in matrix.worst.items()
         if name in first and first[name].robust.how == GRADIENTS and name != "nearest"
     }
@@ -268,7 +272,7 @@ def _tiles(found: Compared) -> list[Tile]:
     if "nearest" in first:
         share = first["nearest"].metrics["accuracy"]
         tiles.append(Tile(f"{share.estimate:.3f}", "nearest training image", "memory alone"))
-    tiles.append(Tile(f"{next(iter(first.values())).constant:.3f}", "constant answer"))
+    tiles += [Tile(f"{one.constant:.3f}", "constant answer") for one in list(first.values())[:1]]
     return tiles
 
 

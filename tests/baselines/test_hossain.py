@@ -204,3 +204,15 @@ def test_images_and_labels_that_do_not_go_are_refused(data: ImageDataset) -> Non
     fitted = HossainClassifier("svm", levels=8).fit(images, [0, 1, 0, 1])
     with pytest.raises(ValueError, match="resize them"):
         fitted.predict(images[:, :20])
+
+
+def test_a_classifier_that_is_spared_the_features_counts_their_time(
+    data: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texture, "_KNOWN", type(texture._KNOWN)())
+    images, labels = data.images[data.split == "train"], data.labels[data.split == "train"]
+    first = HossainClassifier("svm", levels=8).fit(images, labels)
+    assert first.spared_seconds_ == 0
+    second = HossainClassifier("knn", levels=8).fit(images, labels)
+    assert second.spared_seconds_ > 0
+    assert HossainClassifier("knn", levels=16).fit(images, labels).spared_seconds_ == 0

@@ -174,3 +174,23 @@ def test_images_of_another_shape_are_refused() -> None:
     X, y = digits(60)
     with pytest.raises(ValueError, match="resize them"):
         small("pca").fit(X, y).predict(X[:, :6])
+
+
+def test_the_graph_does_little_at_its_default_weight() -> None:
+    digits = load_digits()
+    images, labels = (digits.images / 16).astype(np.float32)[::3], digits.target[::3]
+    size = {"patch_size": 3, "block_size": 4, "image_size": None, "n_patches": 5000}
+    hardly, default, much = (
+        SNnet("graph", alpha_graph=weight, **size).fit(images, labels)
+        for weight in (1e-9, SNnet().alpha_graph, 1e3)
+    )
+
+    def nearness(model: SNnet) -> float:
+        """Return the mean cosine of each filter and the nearest without a graph."""
+        pairs = zip(model.filters_, hardly.filters_, strict=True)
+        return float(np.mean([(a.flatten(1) @ b.flatten(1).T).abs().amax(1) for a, b in pairs]))
+
+    assert nearness(default) > 0.9
+    assert nearness(much) < 0.8
+    other = (digits.images / 16).astype(np.float32)[1::3], digits.target[1::3]
+    assert default.score(*other) > much.score(*other) + 0.05

@@ -74,6 +74,8 @@ def test_a_record_holds_what_tables_need(content: dict[str, Any]) -> None:
     [
         ("smoke", True, "with --smoke says nothing"),
         ("source", "other.npz", "differ in source"),
+        ("spending", {"n_images": 4, "n_iter": 50}, "differ in spending"),
+        ("data_sha256", {"fold 1": "another"}, "differ in the images of fold 1"),
     ],
 )
 def test_what_makes_no_record_is_refused(

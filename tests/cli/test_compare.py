@@ -86,6 +86,24 @@ def test_compare_writes_what_it_finds(
     assert not (tmp_path / "no").exists()
 
 
+def test_compare_says_where_trained_systems_stay_when_one_fails(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no(self: object, X: object) -> None:
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr("nnmf_cuda.comparison.references.ConstantAnswer.predict_proba", no)
+    out = tmp_path / "out"
+    command = ["compare", f"--data={npz}", f"--out={out}", "--smoke", "--systems=constant,nearest"]
+    assert main(command) == 0
+    assert f"trained systems stay in {out / 'compare.work'}" in capsys.readouterr().err
+    assert (out / "compare.work").is_dir()
+    monkeypatch.undo()
+    assert main([*command, "--resume"]) == 0
+    assert "trained systems stay" not in capsys.readouterr().err
+    assert not (out / "compare.work").exists()
+
+
 def test_compare_lists_its_systems(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nnmf_cuda.baselines import System
 from nnmf_cuda.comparison.compare import compare
 from nnmf_cuda.comparison.journal import JOURNAL, WORK
+from nnmf_cuda.comparison.measure import SplitImages, fit_system
 from nnmf_cuda.comparison.pixels import Spending
 from nnmf_cuda.comparison.plan import Plan, PlannedSplit, chosen_systems, planned_splits
 from nnmf_cuda.comparison.references import REFERENCES
-from nnmf_cuda.evaluation.compared import GRADIENTS, QUERIES, Compared
+from nnmf_cuda.evaluation.compared import GRADIENTS, QUERIES, Compared, Failed
 from nnmf_cuda.pipeline.config import DataConfig
-from nnmf_cuda.report.comparison import comparison_page, comparison_text
-from tests.comparison.conftest import BROKEN, CENTROID, CNN, images_of
+from nnmf_cuda.report.comparison import comparison_page, comparison_text, folds_rows, main_rows
+from tests.comparison.conftest import BROKEN, CENTROID, CNN, NearestCentroid, images_of
 
 SPENDING = Spending(
     n_images=8, eps_255=(2.0, 30.0), n_iter=5, n_queries=12, n_check_queries=4, eot_iter=1
@@ -144,6 +146,49 @@ def test_three_classes_and_two_seeds_need_nothing_of_their_own(npz3: Path, tmp_p
     assert "±" in text
     assert "above chance is leakage" in text
     assert "Random labels" in comparison_page(found)
+
+
+def test_a_mean_says_which_seeds_and_folds_it_lacks(npz: Path, tmp_path: Path) -> None:
+    data = DataConfig(path=str(npz))
+    splits = planned_splits(data, folds=True, seed=0)[:2]
+    found = compare(plan_of(npz, REFERENCES[1], CENTROID, splits=splits, seeds=(0, 1)), tmp_path)
+    kept = [one for one in found.measured if one.system == "nearest" or one.split == "fold 1"]
+    lost = Failed("centroid", "fold 1", 1, "MemoryError: too large")
+    kept = [one for one in kept if (one.system, one.seed) != ("centroid", 1)]
+    found = replace(found, measured=kept, failed=[lost])
+    whole, partly = main_rows(found, "fold 1")
+    assert (whole.failure, partly.failure) == ("", "seed 1: MemoryError: too large")
+    assert partly.cells
+    assert "centroid failed: seed 1: MemoryError" in comparison_text(found)
+    assert [row[0] for row in folds_rows(found)] == ["nearest", "centroid (1 of 2 folds)"]
+    page = comparison_page(found)
+    assert "failed from seed 1: MemoryError" in page
+    # The large figures are those of the first seed, as the intervals beside them are.
+    later = [replace(one, constant=0.123) if one.seed else one for one in kept]
+    assert "0.123" not in comparison_page(replace(found, measured=later))
+
+
+def test_controls_that_were_cut_short_are_completed(npz: Path, tmp_path: Path) -> None:
+    plan = plan_of(npz, CENTROID, random_labels=True)
+    whole = compare(plan, tmp_path)
+    assert len(whole.random_labels) == 4
+    journal = tmp_path / JOURNAL
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-2]))
+    assert compare(plan, tmp_path).random_labels == whole.random_labels
+
+
+def test_training_counts_what_another_system_has_spared(npz: Path) -> None:
+    class Spared(NearestCentroid):
+        spared_seconds_ = 1000.0
+
+    plan = plan_of(npz, CENTROID)
+    split = SplitImages.of("own", plan.load(plan.splits[0]), 8)
+    assert 1000 < fit_system(Spared(), split) < 1100
+
+
+def test_a_comparison_of_another_device_is_not_gone_on_with(npz: Path) -> None:
+    plan = plan_of(npz, CENTROID)
+    assert plan.key() != replace(plan, device=torch.device("cuda")).key()
 
 
 def test_folds_are_measured_beside_each_other(npz: Path, tmp_path: Path) -> None:

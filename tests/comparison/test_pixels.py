@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from nnmf_cuda.baselines import ImageClassifier, LabelledImages, PixelNetwork
+from nnmf_cuda.comparison import pixels
 from nnmf_cuda.comparison.pixels import (
     Spending,
     attack_pixels,
@@ -141,3 +142,44 @@ def test_points_transfer_to_a_system_without_a_gradient() -> None:
     ]
     assert float((margins[1] < margins[0]).float().mean()) > 0.9
     assert centroid.rows(x[:0]).shape == (0, 2)
+
+
+def test_a_search_by_answers_sees_how_far_a_confident_system_is_from_wrong() -> None:
+    class Confident(NearestCentroid):
+        """Probabilities as near to 0 and 1 as naive Bayes has them."""
+
+        def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+            sure = super().predict_proba(X) ** 200
+            return sure / sure.sum(1, keepdims=True)
+
+    arrays = images_of(6, 4, 2)
+    images, y = arrays["images"], torch.from_numpy(arrays["labels"])
+    model = Confident().fit(images, arrays["labels"])
+    assert np.median(model.predict_proba(images).min(1)) < 1e-12
+    x = torch.from_numpy(images).flatten(1).float() / 255
+    rows = Victim(model, (32, 32), seed=0).rows
+    margins = rows(x)[range(24), y] - rows(x)[range(24), 1 - y]
+    grey = 0.9 * x + 0.05
+    lower = rows(grey)[range(24), y] - rows(grey)[range(24), 1 - y]
+    assert (lower < margins).all()
+
+
+def test_points_against_a_random_system_average_its_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def climbs(model: object, x: Tensor, y: Tensor, **told: Any) -> Tensor:
+        asked.append(told["eot_iter"])
+        return x
+
+    monkeypatch.setattr(pixels, "vector_apgd", climbs)
+    arrays = images_of(6, 4, 2)
+    x = torch.from_numpy(arrays["images"]).flatten(1).float() / 255
+    y = torch.from_numpy(arrays["labels"])
+    few = Spending(n_images=24, eps_255=(4.0,), n_iter=1, eot_iter=3, n_check_queries=0)
+    for noise, expected in ((0.3, 3), (0.0, 1)):
+        asked.clear()
+        model = SmallCNN(noise=noise).fit(arrays["images"], arrays["labels"])
+        attack_pixels(Victim(model, (32, 32), seed=0), x, y, spending=few, seed=0)
+        assert set(asked) == {expected}  # for transfer too

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.naive_bayes import GaussianNB
-from sklearn.svm import LinearSVC
+from sklearn.svm import SVC, LinearSVC
 
 from nnmf_cuda.baselines import Setting
 from nnmf_cuda.comparison.features import FeatureClassifier
@@ -131,8 +131,27 @@ def test_a_classifier_of_nnmf_features_is_trained() -> None:
     assert isinstance(model.classifier_, GaussianNB)
     assert (model.predict(images) == labels).mean() > 0.8
     assert model.pixel_network() is None
-    without = FeatureClassifier(LinearSVC(), max_iter=5).fit(images, labels)
-    assert set(np.unique(without.predict_proba(images))) == {0, 1}
+    kinds = images_of(12, 4, 4)
+    pairs = FeatureClassifier(SVC(decision_function_shape="ovo"), max_iter=5)
+    pairs.fit(kinds["images"], kinds["labels"])  # six margins of four classes
+    assert set(np.unique(pairs.predict_proba(kinds["images"]))) == {0, 1}
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("classifier", [LinearSVC(), SVC()])
+def test_margins_grade_a_classifier_without_probabilities(
+    classifier: LinearSVC | SVC, n_classes: int
+) -> None:
+    arrays = images_of(12, 4, n_classes)
+    images, labels = arrays["images"], 3 + 2 * arrays["labels"]
+    model = FeatureClassifier(classifier, max_iter=5).fit(images, labels)
+    answers = model.predict_proba(images)
+    # A search by answers alone would see nothing in zeros and ones.
+    assert len(np.unique(answers.round(9))) > 20
+    np.testing.assert_allclose(answers.sum(1), 1)
+    named = model.classifier_.predict(model._features(images))
+    np.testing.assert_array_equal(answers.argmax(1), named)
+    np.testing.assert_array_equal(model.predict(images), 3 + 2 * named)
 
 
 def test_the_light_network_has_a_gradient_to_the_pixels() -> None:
