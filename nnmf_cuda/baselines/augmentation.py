@@ -18,7 +18,7 @@ class Augmentation:
     """How far an image of the training set may be changed.
 
     The defaults are little, and no flips: a comparison has few epochs, in which much change can be
-    more than a network learns to ignore. They have not been searched for.
+    more than a network learns to ignore. They were set by hand.
 
     Attributes
     ----------
