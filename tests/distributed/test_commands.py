@@ -274,6 +274,34 @@ def test_several_runs_are_those_of_one_process(team: Team, small_npz: Path, tmp_
     assert (both / "summary.json").read_text() == (alone / "summary.json").read_text()
 
 
+@pytest.mark.parametrize("command", ["extract", "evaluate", "verify", "run"])
+def test_a_start_after_one_that_was_refused_replaces_nothing(
+    team: Team, small_run: tuple[Path, str], small_npz: Path, tmp_path: Path, command: str
+) -> None:
+    """What is there was there before the first start, which has failed for it."""
+    import shutil
+
+    home = tmp_path / "home"
+    shutil.copytree(small_run[0], home)
+    options = {
+        "extract": [str(small_npz), f"--model={home}", f"--out={tmp_path / 'kept.npy'}"],
+        "evaluate": [f"--model={home}"],
+        "verify": [f"--model={home}", "--undefended"],
+        "run": [f"--data={small_npz}", f"--out={home}", *SMALL],
+    }[command]
+    present = {
+        "extract": tmp_path / "kept.npy",
+        "evaluate": home / "robustness.json",
+        "verify": home / "verification.json",
+        "run": home / "metrics.json",
+    }[command]
+    present.write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"exists|already holds"):
+        together(team, 2, command, *options, restarted=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_what_is_not_divided_is_done_by_rank_0(
     team: Team, small_run: tuple[Path, str], small_npz: Path
 ) -> None:
