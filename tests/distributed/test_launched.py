@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,12 @@ from nnmf_cuda.distributed.launched import name_of_start
 ROOT = Path(__file__).parents[2]
 
 SECONDS = timedelta(seconds=60)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_starts_have_names_of_their_own_in_one_store() -> None:
@@ -53,10 +60,7 @@ with launched() as launch:
 
 def test_machines_that_have_counted_other_numbers_of_starts_meet() -> None:
     """A machine counts the failures of its own processes, and not that others were started anew."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     shared |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHELASTIC_MAX_RESTARTS": "3"}
     processes = [
         subprocess.Popen(
@@ -75,3 +79,51 @@ def test_machines_that_have_counted_other_numbers_of_starts_meet() -> None:
     finally:
         for process in processes:
             process.kill()
+
+
+DYING = """
+import os, signal, sys, time
+from pathlib import Path
+from nnmf_cuda.distributed.launched import launched
+died = Path(sys.argv[1])
+with launched() as launch:
+    crew = launch.crew
+    if not crew.restarted:
+        if crew.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        died.touch()
+        time.sleep(600)  # it does not fail, but is started anew for the other
+    Path(f"met-{crew.rank}").write_text(str(crew.gathered(crew.rank)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", ["0", "1"])
+def test_a_machine_starts_anew_for_another(tmp_path: Path, apart: str) -> None:
+    """Whether or not torchrun has a store for each start."""
+    (tmp_path / "dying.py").write_text(DYING, encoding="utf-8")
+    options = f"--nnodes=2 --nproc-per-node=1 --max-restarts=1 --rdzv-id={apart}"
+    options += f" --rdzv-backend=c10d --rdzv-endpoint=localhost:{free_port()}"
+    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = apart
+    command = [sys.executable, "-m", "torch.distributed.run", *options.split(), "dying.py", "died"]
+    machines = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, **variables},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(2)
+    ]
+    try:  # not to the end of torchrun, which may wait for the other by minutes
+        end = time.monotonic() + 120
+        while len(met := sorted(tmp_path.glob("met-*"))) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert [path.name for path in met] == ["met-0", "met-1"]
+        assert (tmp_path / "died").exists()
+    finally:
+        for machine in machines:
+            machine.kill()
+            machine.wait()
