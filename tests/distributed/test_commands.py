@@ -231,7 +231,7 @@ def test_verify_is_that_of_one_process_whatever_number_goes_on(team: Team, tmp_p
         for weight in model.parameters():
             weight *= 2
     x = torch.rand(16, 6)
-    given, journal = (model, x, model(x).argmax(1)), tmp_path / "journal.jsonl"
+    given, journal = (model, x, model(x).argmax(1)), tmp_path / "journal[1].jsonl"
     alone = verify(*given, eps=0.2, seconds=60)
     assert (alone.seconds["search"] > 0).sum() > 3, "nothing is dealt: take another seed"
     asked = (given, {"resume": journal})
