@@ -55,8 +55,7 @@ def evaluate(options: Evaluate, crew: Crew = ALONE) -> None:
     with ExitStack() as stack:
         if crew.leads:
             place = stack.enter_context(Place(home).held(f"--model {home}"))
-            overwrite = options.overwrite or crew.restarted  # there was none at the first start
-            _make_way(home / "robustness.json", overwrite=overwrite)
+            _make_way(home / "robustness.json", overwrite=options.overwrite)
         crew.gathered(None)  # what was cut short there is finished
         run = SavedRun.load(home, device=device)
         images = None

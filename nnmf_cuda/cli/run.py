@@ -188,8 +188,8 @@ def run(runs: Sequence[Run], crew: Crew = ALONE) -> None:
 
     several = runs[0].options.seeds > 1 or runs[0].options.cross_validate
     one = len(runs) == 1 and not several
-    if crew.restarted:
-        runs = [_started_again(asked, one=one) for asked in runs]
+    if crew.restarted and not one:
+        runs = [_started_again(asked) for asked in runs]
     first, options = runs[0], runs[0].options
     if one and crew.size > 1:
         say(
@@ -240,11 +240,11 @@ def run(runs: Sequence[Run], crew: Crew = ALONE) -> None:
             _run_seeds(first, crew)
 
 
-def _started_again(asked: Run, *, one: bool) -> Run:
-    """Return a run as it goes on after a start that has failed, and had found --out to be free."""
+def _started_again(asked: Run) -> Run:
+    """Return one of several runs as it goes on after a start that has failed."""
     if asked.options.overwrite:
         return asked
-    return Run(replace(asked.options, overwrite=one, resume=not one), asked.config)
+    return Run(replace(asked.options, resume=True), asked.config)
 
 
 def _run_curve(asked: Run) -> None:

@@ -80,9 +80,11 @@ def _verify(options: Verify, out: Path, place: Place, crew: Crew) -> None:
         raise ValueError(f"--seconds must be >= 0, got {options.seconds}")
     robustness.weights_to_verify(model)
     checked_ball(x, eps=eps, norm=norm, box=(0.0, 1.0))
-    # Started again it goes on with what it has found itself.
-    resume = options.resume or (crew.restarted and not options.overwrite)
     if crew.leads:
+        # Started again it goes on with what it has found itself. Results are of another command:
+        # that is why the start before has failed.
+        again = crew.restarted and not any((out / name).exists() for name in _RESULTS)
+        resume = options.resume or (again and not options.overwrite)
         _make_way(out, resume=resume, overwrite=options.overwrite)
     crew.gathered(None)
     ball: dict[str, Any] = {"eps": eps, "norm": norm}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,9 @@ from nnmf_cuda.distributed.crew import Crew
 
 _START = timedelta(minutes=10)
 """Within which all processes have to be there."""
+
+_POLL_S = 0.02
+"""Between two looks at who is there."""
 
 _LONGEST = timedelta(days=7)
 """For which processes wait for each other: some have the harder part. Whoever ends is missed at
@@ -56,15 +61,9 @@ def launched() -> Iterator[Launch]:
 
     from nnmf_cuda.distributed.ranks import Ranks, RanksError
 
-    attempt, most = (
-        int(os.environ.get(f"TORCHELASTIC_{name}", "0"))
-        for name in ("RESTART_COUNT", "MAX_RESTARTS")
-    )
     try:
         store, rank, size = next(rendezvous("env://", timeout=_START))
-        # Apart from what others keep there, and from what an earlier start has left: the addresses
-        # of processes that are gone.
-        kept = f"nnmf-cuda/{attempt}/{size}"
+        kept = name_of_start(store, rank, size, timeout=_START)
         store = dist.PrefixStore(kept, store)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_LONGEST)
     except RuntimeError as error:
@@ -76,9 +75,41 @@ def launched() -> Iterator[Launch]:
     try:
         group = dist.group.WORLD
         assert group is not None
-        yield Launch(Crew(Ranks(group), attempt > 0, attempt < most), store)
+        ranks = Ranks(group)
+        attempt, most = (
+            max(ranks.gathered(int(os.environ.get(f"TORCHELASTIC_{name}", "0"))))
+            for name in ("RESTART_COUNT", "MAX_RESTARTS")
+        )
+        yield Launch(Crew(ranks, attempt > 0, attempt < most), store)
     finally:
         dist.destroy_process_group()
+
+
+def name_of_start(store: Any, rank: int, size: int, *, timeout: timedelta) -> str:
+    """Return a name that the processes which are started now have in common, and no others.
+
+    The store of `torchrun` outlives a start that fails, and then has the addresses of processes
+    that are gone. Nothing in the environment tells starts apart: each machine counts its own. So
+    each process gives itself a name, and rank 0 tells its own to all until each has heard it.
+    Raises RuntimeError if one is not there in time.
+    """
+    own, home = uuid.uuid4().hex, "nnmf-cuda"
+    if rank > 0:
+        store.set(f"{home}/rank {rank}", own)
+        store.wait([f"{home}/to {own}"], timeout)
+        start: str = store.get(f"{home}/to {own}").decode()
+        store.set(f"{home}/{start}/heard by {rank}", "")
+        return f"{home}/{start}"
+    missing, end = set(range(1, size)), time.monotonic() + timeout.total_seconds()
+    while missing:
+        for other in missing:  # whose name may be one of an earlier start, until it gives its own
+            if store.check([f"{home}/rank {other}"]):
+                store.set(f"{home}/to {store.get(f'{home}/rank {other}').decode()}", own)
+        missing = {n for n in missing if not store.check([f"{home}/{own}/heard by {n}"])}
+        if missing and time.monotonic() > end:
+            raise RuntimeError(f"not there in time: ranks {sorted(missing)}")
+        time.sleep(_POLL_S if missing else 0)
+    return f"{home}/{own}"
 
 
 def take_own_gpu() -> None:

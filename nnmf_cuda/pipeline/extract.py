@@ -276,7 +276,6 @@ def extract_to_file(
     that was killed goes on from the blocks that are there.
     """
     work = _Work(extractor, normalize, reading, on_error, batch_size)
-    overwrite = overwrite or crew.restarted  # the start before has found it free
     if crew.leads:
         check_out(out, overwrite=overwrite)  # before any work, and again once no other can write
     if crew.size > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -137,7 +138,7 @@ class Journal:
 
         def known() -> dict[int, dict[str, Any]]:
             entries = _entries(path, self._head, n_samples, n_features)
-            for part in sorted(path.parent.glob(_part(path, "*").name)):
+            for part in sorted(path.parent.glob(f"{glob.escape(path.name)}.rank-*")):
                 found = _entries(part, self._head, n_samples, n_features)
                 for entry in found:
                     self.note(entry)
@@ -171,7 +172,7 @@ class Journal:
         self._own.unlink(missing_ok=True)
 
 
-def _part(path: Path, rank: int | str) -> Path:
+def _part(path: Path, rank: int) -> Path:
     return path.with_name(f"{path.name}.rank-{rank}")
 
 

@@ -231,7 +231,7 @@ def test_verify_is_that_of_one_process_whatever_number_goes_on(team: Team, tmp_p
         for weight in model.parameters():
             weight *= 2
     x = torch.rand(16, 6)
-    given, journal = (model, x, model(x).argmax(1)), tmp_path / "journal.jsonl"
+    given, journal = (model, x, model(x).argmax(1)), tmp_path / "journal[1].jsonl"
     alone = verify(*given, eps=0.2, seconds=60)
     assert (alone.seconds["search"] > 0).sum() > 3, "nothing is dealt: take another seed"
     asked = (given, {"resume": journal})
@@ -272,6 +272,34 @@ def test_several_runs_are_those_of_one_process(team: Team, small_npz: Path, tmp_
     together(team, 3, *command, f"--out={both}", restarted=True)
     assert (both / "seed_0" / "metrics.json").stat().st_mtime_ns == kept
     assert (both / "summary.json").read_text() == (alone / "summary.json").read_text()
+
+
+@pytest.mark.parametrize("command", ["extract", "evaluate", "verify", "run"])
+def test_a_start_after_one_that_was_refused_replaces_nothing(
+    team: Team, small_run: tuple[Path, str], small_npz: Path, tmp_path: Path, command: str
+) -> None:
+    """What is there was there before the first start, which has failed for it."""
+    import shutil
+
+    home = tmp_path / "home"
+    shutil.copytree(small_run[0], home)
+    options = {
+        "extract": [str(small_npz), f"--model={home}", f"--out={tmp_path / 'kept.npy'}"],
+        "evaluate": [f"--model={home}"],
+        "verify": [f"--model={home}", "--undefended"],
+        "run": [f"--data={small_npz}", f"--out={home}", *SMALL],
+    }[command]
+    present = {
+        "extract": tmp_path / "kept.npy",
+        "evaluate": home / "robustness.json",
+        "verify": home / "verification.json",
+        "run": home / "metrics.json",
+    }[command]
+    present.write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"exists|already holds"):
+        together(team, 2, command, *options, restarted=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_what_is_not_divided_is_done_by_rank_0(
