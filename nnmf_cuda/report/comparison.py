@@ -142,6 +142,7 @@ def comparison_text(found: Compared) -> str:
         parts.append(textwrap.fill(title, _WIDTH))
         parts.append(plain_table((_SYSTEM, *(header[i] for i in kept)), table))
         parts += [f"{row.facts.name} failed: {row.failure}" for row in rows if row.failure]
+        parts += [textwrap.fill(said, _WIDTH)] if (said := no_better(found, split)) else []
     if len(found.splits) > 1:
         parts += ["Over folds", plain_table(folds_header(found), folds_rows(found))]
     if found.random_labels:
@@ -160,6 +161,30 @@ def _counted(found: Compared, split: str) -> str:
         f" {run.robust.n} of them; constant answer {run.constant:.3f}; intervals over"
         f" {drawn[run.clustered_by]}"
     )
+
+
+def no_better(found: Compared, split: str) -> str:
+    """Name the systems whose answers hardly tell that they have learned; "" if there are none.
+
+    A network that always answers the same keeps its accuracy under every attack.
+    """
+    names = [
+        facts.name
+        for facts in found.systems
+        if facts.name != "constant"
+        and (runs := found.of(facts.name, split))
+        and not all(map(_has_learned, runs))
+    ]
+    if not names:
+        return ""
+    return (
+        "Clean, not clearly better than the constant answer, so that what attacks leave says"
+        f" nothing: {', '.join(names)}"
+    )
+
+
+def _has_learned(run: Measured) -> bool:
+    return run.metrics["accuracy"].low > run.constant
 
 
 def folds_header(found: Compared) -> tuple[str, ...]:
@@ -249,7 +274,7 @@ def _tiles(found: Compared) -> list[Tile]:
         best = max(others, key=lambda one: one.metrics["accuracy"].estimate)
         share = best.metrics["accuracy"]
         tiles.append(
-            Tile(f"{share.estimate:.3f}", f"best clean accuracy, {best.system}", _ends(share), True)
+            Tile(f"{share.estimate:.3f}", f"highest clean, {best.system}", _ends(share), True)
         )
     # Of systems without a gradient too little is known to call one the best.
     worst = {
@@ -258,6 +283,7 @@ def _tiles(found: Compared) -> list[Tile]:
         if (matrix.split, matrix.seed) == (split, seed)
         for name, share in matrix.worst.items()
         if name in first and first[name].robust.how == GRADIENTS and name != "nearest"
+        if _has_learned(first[name])
     }
     if worst:
         strong = max(worst, key=lambda name: worst[name].estimate)
@@ -337,6 +363,7 @@ class _SplitSection:
 
     name: str
     counted: str
+    no_better: str
     rows: list[TableRow]
     pictures: list[Picture]
     metrics: list[list[str]]
@@ -350,6 +377,7 @@ def comparison_page(found: Compared, *, home: str | Path | None = None) -> str:
         _SplitSection(
             name,
             _counted(found, name),
+            no_better(found, name),
             main_rows(found, name),
             _pictures(found, name),
             _all_metrics(found, name),

@@ -168,6 +168,21 @@ def test_a_mean_says_which_seeds_and_folds_it_lacks(npz: Path, tmp_path: Path) -
     assert "0.123" not in comparison_page(replace(found, measured=later))
 
 
+def test_what_has_not_learned_is_named_and_is_not_the_strongest(npz: Path, tmp_path: Path) -> None:
+    found = compare(plan_of(npz, REFERENCES[0], CENTROID, CNN), tmp_path)
+    said = "Clean, not clearly better than the constant answer"
+    assert said not in comparison_text(found)
+    assert said not in comparison_page(found)
+    assert "of those with gradients, cnn" in comparison_page(found)
+    # As if the constant answer were right as often as the network is.
+    kept = [replace(one, constant=1.0) if one.system == "cnn" else one for one in found.measured]
+    found = replace(found, measured=kept)
+    assert said in comparison_text(found)
+    page = comparison_page(found)
+    assert f"{said}, so that what attacks leave says nothing: cnn." in page
+    assert "of those with gradients, cnn" not in page
+
+
 def test_controls_that_were_cut_short_are_completed(npz: Path, tmp_path: Path) -> None:
     plan = plan_of(npz, CENTROID, random_labels=True)
     whole = compare(plan, tmp_path)
