@@ -38,8 +38,8 @@ _SAME = ("source", "label_names", "image_shape", "smoke", "spending")
 def record_of(contents: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return one record of several `compare.json`.
 
-    Raises ValueError where they are of different images, splits or attacks, of a smoke run, or of a
-    tree that is no commit.
+    Raises ValueError where they are of different images, splits or attacks, of a smoke run, of a
+    tree that is no commit, or where a later one has transferred points among fewer systems.
     """
     subjects = [content["subject"] for content in contents]
     for subject in subjects:
@@ -78,10 +78,24 @@ def record_of(contents: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
                 kept = dict(line)
                 if name == "measured":
                     kept["metrics"] = {metric: line["metrics"][metric] for metric in KEPT}
-                lines[name][tuple(line[field] for field in of)] = kept
+                key = tuple(line[field] for field in of)
+                if name == "transfer" and key in lines[name]:
+                    _check_none_is_lost(lines[name][key], line)
+                lines[name][key] = kept
     for key in lines["measured"]:
         lines["failed"].pop(key, None)
     return {"subjects": subjects, **{name: list(found.values()) for name, found in lines.items()}}
+
+
+def _check_none_is_lost(before: Mapping[str, Any], line: Mapping[str, Any]) -> None:
+    """Raise ValueError where a later matrix of points lacks systems that an earlier one has."""
+    lost = set(before["targets"]) - set(line["targets"])
+    if lost:
+        raise ValueError(
+            f"two comparisons have transferred points on {line['split']} from seed {line['seed']},"
+            f" the later without {', '.join(sorted(lost))}: compare all of them in one run, or"
+            " leave one out"
+        )
 
 
 def compared_of(record: Mapping[str, Any]) -> Compared:

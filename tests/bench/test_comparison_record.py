@@ -46,6 +46,16 @@ def content(npz: Path, tmp_path: Path) -> dict[str, Any]:  # noqa: F811
     return found
 
 
+def test_no_system_loses_what_was_found_against_others(content: dict[str, Any]) -> None:
+    bench = script()
+    fewer = copy.deepcopy(content)
+    for matrix in fewer["transfer"]:
+        matrix["targets"] = ["cnn"]
+    assert len(bench.record_of([fewer, content])["transfer"]) == len(content["transfer"])
+    with pytest.raises(ValueError, match="the later without centroid: compare all of them in one"):
+        bench.record_of([content, fewer])
+
+
 def test_a_record_holds_what_tables_need(content: dict[str, Any]) -> None:
     bench = script()
     later = copy.deepcopy(content)
