@@ -5,8 +5,9 @@
 
 With --out, each COMPARE.json is what the command has written, all on the same images and classes;
 of a system that several have on the same split from the same seed, the last counts. Of the clean
-metrics the record keeps three. With --page, each file is a record, whose tables go into the
-Markdown file between ``<!-- comparison-NAME -->`` and ``<!-- /comparison-NAME -->``.
+metrics the record keeps three, and of the data's path the name. With --page, each file is a record,
+whose tables go into the Markdown file between ``<!-- comparison-NAME -->`` and
+``<!-- /comparison-NAME -->``.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def record_of(contents: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
                 lines[name][key] = kept
     for key in lines["measured"]:
         lines["failed"].pop(key, None)
-    return {"subjects": subjects, **{name: list(found.values()) for name, found in lines.items()}}
+    named = [{**subject, "source": Path(subject["source"]).name} for subject in subjects]
+    return {"subjects": named, **{name: list(found.values()) for name, found in lines.items()}}
 
 
 def _check_none_is_lost(before: Mapping[str, Any], line: Mapping[str, Any]) -> None:

@@ -64,6 +64,7 @@ def test_a_record_holds_what_tables_need(content: dict[str, Any]) -> None:
     later["measured"] = [line for line in later["measured"] if line["system"] == "cnn"]
     record = json.loads(bench.as_text(bench.record_of([content, later])))
     assert len(record["measured"]) == 4
+    assert [subject["source"] for subject in record["subjects"]] == 2 * ["images.npz"]
     assert {(m["system"], m["fit_seconds"] == 12.25) for m in record["measured"]} == {
         ("centroid", False),
         ("cnn", True),
