@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from numpy.typing import ArrayLike
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nnmf_cuda import ops
 from nnmf_cuda.baselines.base import LabelledImages
+from nnmf_cuda.baselines.convolutional import blocks_and_dense
 from nnmf_cuda.baselines.torch_classifier import TorchImageClassifier, as_images, resized
 from nnmf_cuda.nnmf import NNMF
 
@@ -71,17 +72,7 @@ random_state, device, progress
         images = as_images("X", X)
         if self.image_size is not None:
             images = resized(images, (self.image_size, self.image_size))
-        nnmf = NNMF(
-            self.n_components,
-            solver="hals",
-            beta_loss="frobenius",
-            max_iter=self.nnmf_max_iter,
-            tol=0,
-            random_state=self.random_state,
-            device=self.device,
-            verbose=int(self.progress),
-        )
-        self.components_ = torch.from_numpy(nnmf.fit(images.flatten(1)).components_)
+        self.components_ = components_for(self, images.flatten(1))
         self._deviation, self._mean = torch.std_mean(images, correction=0)
         super().fit(X, y, validation=validation)
         self.n_parameters_ += self.components_.numel()
@@ -89,29 +80,11 @@ random_state, device, progress
 
     def build(self, n_classes: int, image_shape: tuple[int, int]) -> nn.Module:
         """Return maps, convolutions and two dense layers."""
-        height, width = (side >> len(self.widths) for side in image_shape)
-        if min(height, width) < 1:
-            raise ValueError(
-                f"widths={tuple(self.widths)} halve images of {image_shape[0]} x {image_shape[1]}"
-                f" {len(self.widths)} times: take fewer, or a larger image_size"
-            )
         n_in = 1 + len(self.components_)
-        layers: list[nn.Module] = [nn.BatchNorm2d(n_in)]  # maps are of any scale
-        for n_out in self.widths:
-            layers += [
-                nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(n_out),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
-            n_in = n_out
         return nn.Sequential(
             WithMaps(self.components_, self._mean, self._deviation.clamp_min(1e-3)),
-            *layers,
-            nn.Flatten(),
-            nn.Linear(n_in * height * width, self.n_hidden),
-            nn.ReLU(),
-            nn.Linear(self.n_hidden, n_classes),
+            nn.BatchNorm2d(n_in),  # maps are of any scale
+            *blocks_and_dense(n_in, self.widths, image_shape, self.n_hidden, n_classes),
         )
 
 
@@ -142,3 +115,29 @@ class WithMaps(nn.Module):
         amounts = ops.project(pixels, self.components)
         places = self.components.unflatten(1, images.shape[2:])
         return torch.cat([images, amounts[:, :, None, None] * places], dim=1)
+
+
+class _Factorising(Protocol):
+    n_components: int
+    nnmf_max_iter: int
+    random_state: int
+    device: torch.device | str
+    progress: bool
+
+
+def components_for(estimator: _Factorising, rows: Tensor) -> Tensor:
+    """Return H (n_components, n_features) of rows (n, n_features), as an estimator's settings say.
+
+    By HALS, for the Frobenius norm, in the float type of the rows.
+    """
+    nnmf = NNMF(
+        estimator.n_components,
+        solver="hals",
+        beta_loss="frobenius",
+        max_iter=estimator.nnmf_max_iter,
+        tol=0,
+        random_state=estimator.random_state,
+        device=estimator.device,
+        verbose=int(estimator.progress),
+    )
+    return torch.from_numpy(nnmf.fit(rows).components_)

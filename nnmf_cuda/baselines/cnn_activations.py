@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from nnmf_cuda import ops
+from nnmf_cuda.baselines.activation_maps import components_for
 from nnmf_cuda.baselines.base import LabelledImages
 from nnmf_cuda.baselines.torch_classifier import (
     Resizing,
@@ -22,7 +23,6 @@ from nnmf_cuda.baselines.torch_classifier import (
     as_images,
     coded_labels,
 )
-from nnmf_cuda.nnmf import NNMF
 
 _ROWS = 128
 """Images at once."""
@@ -148,18 +148,7 @@ random_state, device, progress
             scores = torch.from_numpy(rng.random(places.shape[:2]))
             chosen = scores.argsort(1)[:, :each]
             drawn.append(places.gather(1, chosen[..., None].expand(-1, -1, places.shape[2])))
-        nnmf = NNMF(
-            self.n_components,
-            solver="hals",
-            beta_loss="frobenius",
-            max_iter=self.nnmf_max_iter,
-            tol=0,
-            random_state=self.random_state,
-            device=self.device,
-            verbose=int(self.progress),
-        )
-        activations = torch.cat(drawn).flatten(0, 1)
-        return torch.from_numpy(nnmf.fit(activations).components_)
+        return components_for(self, torch.cat(drawn).flatten(0, 1))
 
     def _linear(self, features: np.ndarray, labels: np.ndarray) -> nn.Linear:
         """Return logistic regression of standardised features as a layer of the features."""

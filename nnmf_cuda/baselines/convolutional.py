@@ -81,26 +81,42 @@ random_state, device, progress
 
     def build(self, n_classes: int, image_shape: tuple[int, int]) -> nn.Module:
         """Return the blocks and two dense layers."""
-        height, width = (side >> len(self.widths) for side in image_shape)
-        if min(height, width) < 1:
-            raise ValueError(
-                f"widths={tuple(self.widths)} halve images of {image_shape[0]} x {image_shape[1]}"
-                f" {len(self.widths)} times: take fewer, or a larger image_size"
-            )
-        layers: list[nn.Module] = []
-        n_in = 1
-        for n_out in self.widths:
-            layers += [
-                nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(n_out),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
-            n_in = n_out
         return nn.Sequential(
-            *layers,
-            nn.Flatten(),
-            nn.Linear(n_in * height * width, self.n_hidden),
-            nn.ReLU(),
-            nn.Linear(self.n_hidden, n_classes),
+            *blocks_and_dense(1, self.widths, image_shape, self.n_hidden, n_classes)
         )
+
+
+def blocks_and_dense(
+    n_in: int,
+    widths: Sequence[int],
+    image_shape: tuple[int, int],
+    n_hidden: int,
+    n_classes: int,
+) -> list[nn.Module]:
+    """Return blocks that halve images of `n_in` channels each, then two dense layers to logits.
+
+    A block is convolution to one of the `widths`, batch normalisation, ReLU and max-pooling. Raises
+    ValueError where nothing is left of the images.
+    """
+    height, width = (side >> len(widths) for side in image_shape)
+    if min(height, width) < 1:
+        raise ValueError(
+            f"widths={tuple(widths)} halve images of {image_shape[0]} x {image_shape[1]}"
+            f" {len(widths)} times: take fewer, or a larger image_size"
+        )
+    layers: list[nn.Module] = []
+    for n_out in widths:
+        layers += [
+            nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(n_out),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+        n_in = n_out
+    return [
+        *layers,
+        nn.Flatten(),
+        nn.Linear(n_in * height * width, n_hidden),
+        nn.ReLU(),
+        nn.Linear(n_hidden, n_classes),
+    ]
