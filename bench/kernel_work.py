@@ -11,74 +11,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from bench.launches import Launch
+from bench.launched import SCHEDULERS, WARP, Launched
 from bench.machine_code import Code, Kernel, Loop
-from bench.time_model import Device, KernelWork, issue_cycles
+from bench.time_model import KernelWork, issue_cycles
 
-__all__ = ["RULES", "Launched", "work_of"]
-
-_SCHEDULERS = 4
-_RESERVED = 1024  # bytes of shared memory that a block takes besides
-_WARP = 32
-
-
-@dataclass(frozen=True)
-class Launched:
-    """A launch of a kernel in a problem.
-
-    Attributes
-    ----------
-    launch : Launch
-    code : Kernel
-        Its machine code.
-    sizes : mapping of str to float
-        Of the problem, and what of its cut is known ("W_splits").
-    device : Device
-    before : int
-        Launches of kernels of that name before it in the call.
-    """
-
-    launch: Launch
-    code: Kernel
-    sizes: Mapping[str, float]
-    device: Device
-    before: int = 0
-
-    @property
-    def warps_of_block(self) -> int:
-        """Warps of a block, the last one perhaps not whole."""
-        return -(-self.launch.threads // _WARP)
-
-    @property
-    def blocks_here(self) -> int:
-        """Blocks of the busiest multiprocessor."""
-        return -(-self.launch.blocks // self.device.multiprocessors)
-
-    @property
-    def resident(self) -> int:
-        """Blocks that a multiprocessor has at one time."""
-        registers = max(self.code.registers, 16) + -max(self.code.registers, 16) % 8
-        most = min(
-            65536 // (registers * self.warps_of_block * _WARP),
-            self.device.shared_bytes // (self.launch.shared_bytes + _RESERVED),
-            64 // self.warps_of_block,
-            32,
-        )
-        return max(1, min(most, self.blocks_here))
-
-    @property
-    def busiest(self) -> int:
-        """Warps that the busiest scheduler has in all, one after the other or at once."""
-        return -(-self.blocks_here * self.warps_of_block // _SCHEDULERS)
-
-    @property
-    def turns(self) -> int:
-        """How many blocks come after one another in a place."""
-        return -(-self.blocks_here // self.resident)
-
-    def has(self, *parts: str) -> bool:
-        """Say whether all of these are in the mangled name."""
-        return all(part in self.launch.symbol for part in parts)
+__all__ = ["RULES", "work_of"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +48,7 @@ def work_of(launched: Launched, name: str, *, times: float = 1.0) -> KernelWork:
         times=times,
         blocks=launched.launch.blocks,
         issue_cycles=launched.busiest * found.warp,
-        warps=launched.resident * launched.warps_of_block / _SCHEDULERS,
+        warps=launched.resident * launched.warps_of_block / SCHEDULERS,
         memory_bytes=found.memory_bytes,
         l2_bytes=found.l2_bytes,
         cached_bytes=found.cached_bytes,
@@ -162,7 +99,7 @@ def _half_step(here: Launched) -> Found:
     tile = issue_cycles(hot.own * passes + around)
     ends = issue_cycles(here.code.own)
     if s[f"{of}_splits"] == 1 and products == 2:  # new values in a loop, a vector of four a lane
-        ends += items * s["padded"] / (4 * _WARP) * _of_division(here.code)
+        ends += items * s["padded"] / (4 * WARP) * _of_division(here.code)
     warp = tile * min(each, max(average, each - 0.5)) + ends
     batch = s["batch"]
     X = (batch if s["own_X"] else 1) * s["n"] * s["f"] * _element_bytes(here)
@@ -426,7 +363,7 @@ class _Multiplier:
             split = max(1.0, self.warps // items)
         turns = math.ceil(items * split / self.warps)
         passes = turns * math.ceil(inputs / split * self.passes)
-        together = min(items * split, self.warps) / _SCHEDULERS  # warps of a scheduler
+        together = min(items * split, self.warps) / SCHEDULERS  # warps of a scheduler
         if self.waits:
             return {"l2": passes, "cycles": passes * self.slots + 150 * turns, "barrier": 1}
         cycles = passes * (self.slots * max(1.0, together) + 40) + 200 * turns

@@ -17,7 +17,8 @@ from typing import Any
 
 from bench.case import Case, Size
 from bench.headlines import HEADLINES, SETTINGS, VARIANTS, Setting
-from bench.kernel_work import Launched, work_of
+from bench.kernel_work import work_of
+from bench.launched import Launched
 from bench.launches import Plan, build_planner, plan_of
 from bench.machine_code import Kernel, read_kernels
 from bench.predictions import predictions_table, problem_key

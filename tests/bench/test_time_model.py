@@ -13,7 +13,8 @@ import pytest
 from bench import headlines
 from bench.__main__ import main as bench_main
 from bench.diagnosis import compare, suspects
-from bench.kernel_work import RULES, Launched, work_of
+from bench.kernel_work import RULES, work_of
+from bench.launched import Launched
 from bench.launches import Launch, build_planner, plan_of
 from bench.machine_code import Code, pipe_of, read_listing
 from bench.predict import sizes_of, write_page
