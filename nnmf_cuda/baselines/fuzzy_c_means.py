@@ -119,8 +119,8 @@ class FuzzyCMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         memberships = None
         if centers is None:
             memberships = self._first_memberships(points)
-            n_iter, centers = 1, _centers(points, memberships[None] ** self.m)[0]
-            moved = _memberships(points, centers[None], self.m)[0]
+            n_iter, centers = 1, _centers(points, memberships.T[None] ** self.m)[0]
+            moved = _memberships(points, centers[None], self.m)[0].T
             if float(np.linalg.norm(moved - memberships)) < self.tol or self.max_iter == 1:
                 return self._keep(points, centers, n_iter)
         if given.dtype == np.uint8 and given.shape[1] == 1:
@@ -147,7 +147,7 @@ class FuzzyCMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 f"X has {points.shape[1]} features, but FuzzyCMeans was fitted to "
                 f"{self.n_features_in_}: give as many"
             )
-        memberships: Floats = _memberships(points, self.cluster_centers_[None], self.m)[0]
+        memberships: Floats = _memberships(points, self.cluster_centers_[None], self.m)[0].T
         return memberships
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
@@ -157,9 +157,9 @@ class FuzzyCMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def _keep(self, points: Floats, centers: Floats, n_iter: int) -> Self:
         self.cluster_centers_ = centers
-        self.memberships_ = _memberships(points, centers[None], self.m)[0]
+        self.memberships_ = _memberships(points, centers[None], self.m)[0].T
         self.labels_ = self.memberships_.argmax(1)
-        squares = _squared_distances(points, centers[None])[0]
+        squares = _squared_distances(points, centers[None])[0].T
         self.objective_ = float((self.memberships_**self.m * squares).sum())
         self.n_iter_, self.n_features_in_ = n_iter, points.shape[1]
         return self
@@ -230,14 +230,14 @@ def fuzzy_clusters(
         if not len(going):
             break
         before = memberships[going]
-        own = weights[going]
-        centers[going] = _centers(points, own[..., None] * before**m)
+        own = weights[going, None]
+        centers[going] = _centers(points, own * before**m)
         after = _memberships(points, centers[going], m)
         memberships[going] = after
         n_iter[going] += 1
-        change = np.sqrt((own * ((after - before) ** 2).sum(-1)).sum(-1))
+        change = np.sqrt((own * (after - before) ** 2).sum((1, 2)))
         going = going[change >= tol]
-    return FuzzyClusters(centers, memberships, n_iter)
+    return FuzzyClusters(centers, memberships.swapaxes(1, 2), n_iter)
 
 
 def spread_centers(points: Floats, n_clusters: int) -> Floats:
@@ -266,27 +266,31 @@ def _points(X: NDArray[Any]) -> Floats:
     return points / 255 if checked.dtype == np.uint8 else points
 
 
+# Sums over a few numbers that lie side by side are slow: inside, memberships and distances are
+# (B, n_clusters, n_samples).
+
+
 def _centers(points: Floats, powers: Floats) -> Floats:
-    """Return the mean of the points by weights (B, n_samples, n_clusters)."""
-    total = np.maximum(powers.sum(1), np.finfo(np.float64).tiny)
-    centers: Floats = powers.swapaxes(1, 2) @ points / total[..., None]
+    """Return the mean of the points by weights (B, n_clusters, n_samples)."""
+    total = np.maximum(powers.sum(2), np.finfo(np.float64).tiny)
+    centers: Floats = powers @ points / total[..., None]
     return centers
 
 
 def _squared_distances(points: Floats, centers: Floats) -> Floats:
-    """Return (B, n_samples, n_clusters), without the cancellation of a product."""
-    squares = np.zeros((len(centers), len(points), centers.shape[1]))
+    """Return (B, n_clusters, n_samples), without the cancellation of a product."""
+    squares = np.zeros((*centers.shape[:2], len(points)))
     for feature in range(points.shape[1]):
-        squares += (points[:, None, feature] - centers[:, None, :, feature]) ** 2
+        squares += (points[:, feature] - centers[..., feature, None]) ** 2
     return squares
 
 
 def _memberships(points: Floats, centers: Floats, m: float) -> Floats:
-    """Return (B, n_samples, n_clusters), by the inverse of distances; Bezdek (1981)."""
+    """Return (B, n_clusters, n_samples), by the inverse of distances; Bezdek (1981)."""
     squares = np.maximum(_squared_distances(points, centers), _NEAREST**2)
     # By the nearest, so that no power overflows.
-    ratios = squares.min(-1, keepdims=True) / squares
+    ratios = squares.min(1, keepdims=True) / squares
     if m != 2:
         ratios **= 1 / (m - 1)
-    memberships: Floats = ratios / ratios.sum(-1, keepdims=True)
+    memberships: Floats = ratios / ratios.sum(1, keepdims=True)
     return memberships
