@@ -61,6 +61,7 @@ def compare(
         dataset = plan.load(planned, progress=progress)
         if journal is None:
             journal = Journal(home, {**plan.key(), "data": dataset.sha256()})
+            _say_of_other_code(journal, plan, say)
         for note in dataset.notes if number == 0 else ():
             say(note)
         split = SplitImages.of(planned.name, dataset, plan.spending.n_images)
@@ -107,6 +108,20 @@ def compare(
         transfer=list(matrices.values()),
         random_labels=drawn,
     )
+
+
+def _commit(plan: Plan) -> str:
+    """Return the commit of the code that runs, "+" after it where the tree has changes beside."""
+    environment = describe_environment(plan.device, data_sha256="")
+    return f"{environment['commit']}{'+' if environment['uncommitted_changes'] else ''}"
+
+
+def _say_of_other_code(journal: Journal, plan: Plan, say: Callable[[str], object]) -> None:
+    """Say which results were found before by code of another commit, and are kept."""
+    here = _commit(plan)
+    others = Counter(one.commit for one in journal.of(Measured) if one.commit != here)
+    for commit, n in others.items():
+        say(f"{n} results here are of commit {commit or 'unknown'}, this is {here or 'unknown'}")
 
 
 def _facts(system: System) -> SystemFacts:
@@ -178,9 +193,7 @@ def _measured(
             fit_seconds=seconds,
             single_steps=system.authors.startswith(_PAIR),
         )
-        environment = describe_environment(plan.device, data_sha256="")
-        commit = environment["commit"] + "+" * environment["uncommitted_changes"]
-        found = replace(found, measured=replace(found.measured, commit=commit))
+        found = replace(found, measured=replace(found.measured, commit=_commit(plan)))
         journal.save(found, estimator)
     except Exception as error:  # of whatever kind: it is the system's, and the others go on
         _note_failure(error, system, split.name, seed, journal, say)

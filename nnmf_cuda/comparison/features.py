@@ -30,6 +30,7 @@ class FeatureClassifier(ImageClassifier):
     epochs : int, default=100
         Of the light CNN.
     random_state : int, default=0
+        Of the factorisation, and of a classifier that has been given none of its own.
     """
 
     def __init__(
@@ -66,7 +67,8 @@ class FeatureClassifier(ImageClassifier):
         features = self._features(images)
         self.n_parameters_ = components.numel()
         if self.classifier is not None:
-            self.classifier_ = clone(self.classifier).fit(features, numbers)
+            self.classifier_ = _seeded(clone(self.classifier), self.random_state)
+            self.classifier_.fit(features, numbers)
             return self
         valid, of_valid = features, numbers
         if validation is not None:
@@ -118,6 +120,17 @@ class FeatureClassifier(ImageClassifier):
         with torch.no_grad():
             found: NDArray[np.float32] = self.extractor_(rows).float().numpy()
         return found
+
+
+def _seeded(classifier: Any, seed: int) -> Any:
+    """Return a classifier of which every `random_state` that is None is the seed."""
+    settings = classifier.get_params()
+    unset = {
+        name: seed
+        for name, value in settings.items()
+        if value is None and name.split("__")[-1] == "random_state"
+    }
+    return classifier.set_params(**unset)
 
 
 class _Chain(PixelNetwork):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.naive_bayes import GaussianNB
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from nnmf_cuda.baselines import Setting
@@ -135,6 +139,22 @@ def test_a_classifier_of_nnmf_features_is_trained() -> None:
     pairs = FeatureClassifier(SVC(decision_function_shape="ovo"), max_iter=5)
     pairs.fit(kinds["images"], kinds["labels"])  # six margins of four classes
     assert set(np.unique(pairs.predict_proba(kinds["images"]))) == {0, 1}
+
+
+def test_what_is_random_in_a_classifier_is_of_the_seed() -> None:
+    arrays = images_of(12, 4, 2)
+    images, labels = arrays["images"], arrays["labels"]
+
+    def state(classifier: Any, seed: int) -> Any:
+        model = FeatureClassifier(classifier, max_iter=2, n_components=3, random_state=seed)
+        return model.fit(images, labels).classifier_.get_params()
+
+    forest = RandomForestClassifier(2)
+    assert state(forest, 7)["random_state"] == 7
+    assert forest.random_state is None  # what was given is as it was
+    assert state(RandomForestClassifier(2, random_state=3), 7)["random_state"] == 3
+    within = state(make_pipeline(StandardScaler(), forest), 7)
+    assert within["randomforestclassifier__random_state"] == 7
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
