@@ -22,6 +22,7 @@ from bench.runs import as_text, read
 from nnmf_cuda.evaluation.compared import Compared
 from nnmf_cuda.report.comparison import (
     RANDOM_LABELS_HEADER,
+    folds_caption,
     folds_header,
     folds_rows,
     main_header,
@@ -128,7 +129,7 @@ def tables_of(found: Compared) -> str:
             markdown(("system", "authors", *main_header(found)), cells),
         ]
     if len(folds) > 1:
-        parts += ["**Own split and folds**", markdown(folds_header(found), folds_rows(found))]
+        parts += [f"{folds_caption(found)}.", markdown(folds_header(found), folds_rows(found))]
     if found.random_labels:
         parts += [
             "**Random labels**",

@@ -58,14 +58,16 @@ class TableRow:
 
 def main_header(found: Compared) -> tuple[str, ...]:
     """Return the titles of the main table's columns."""
-    robust = [f"{eps:g}/255" for eps in found.eps_255]
-    others = [f"{name}, others too" for name in robust[-1:]]
     return (
         *("clean", "95 %", "bal. acc", "ROC-AUC"),
-        *robust,
-        *others,
+        *_radii(found),
         *("attacked by", "numbers learned", "training s", "ms/image", "proof"),
     )
+
+
+def _radii(found: Compared) -> tuple[str, ...]:
+    robust = [f"{eps:g}/255" for eps in found.eps_255]
+    return (*robust, *(f"{name}, others too" for name in robust[-1:]))
 
 
 def main_rows(found: Compared, split: str) -> list[TableRow]:
@@ -144,7 +146,8 @@ def comparison_text(found: Compared) -> str:
         parts += [f"{row.facts.name} failed: {row.failure}" for row in rows if row.failure]
         parts += [textwrap.fill(said, _WIDTH)] if (said := no_better(found, split)) else []
     if len(found.splits) > 1:
-        parts += ["Over folds", plain_table(folds_header(found), folds_rows(found))]
+        parts.append(textwrap.fill(folds_caption(found), _WIDTH))
+        parts.append(plain_table(folds_header(found), folds_rows(found)))
     if found.random_labels:
         parts.append(random_labels_text(found.random_labels))
     return "\n\n".join(parts)
@@ -190,8 +193,21 @@ def _has_learned(run: Measured) -> bool:
 def folds_header(found: Compared) -> tuple[str, ...]:
     """Return the titles of the table of folds."""
     own = (OWN_SPLIT,) if OWN_SPLIT in found.splits else ()
-    robust = tuple(f"{eps:g}/255" for eps in found.eps_255)
-    return (_SYSTEM, *own, "folds, clean", "lowest–highest", *robust)
+    return (_SYSTEM, *own, "folds, clean", "lowest–highest", *_radii(found))
+
+
+def folds_caption(found: Compared) -> str:
+    """Say of how many folds, seeds and images the table of folds is."""
+    runs = [one for one in found.measured if one.split != OWN_SPLIT]
+    folds = {one.split: one for one in runs}
+    n_seeds = len({one.seed for one in runs})
+    attacked = sum(one.robust.n for one in folds.values())
+    constant = float(np.mean([one.constant for one in folds.values()]))
+    return (
+        f"{len(folds)} folds, {n_seeds} seed{'s' if n_seeds > 1 else ''}: mean ± standard deviation"
+        f" over folds, each of which tests once; {sum(one.n_test for one in folds.values())} test"
+        f" images in all, of which {attacked} attacked; constant answer {constant:.3f}"
+    )
 
 
 def folds_rows(found: Compared) -> list[list[str]]:
@@ -207,6 +223,16 @@ def folds_rows(found: Compared) -> list[list[str]]:
         attacked = [
             _over_folds(of_fold, _left(i)).text(3) for i in range(1, 1 + len(found.eps_255))
         ]
+        worst = {
+            (matrix.split, matrix.seed): matrix.worst[facts.name].estimate
+            for matrix in found.transfer
+            if facts.name in matrix.worst
+        }
+        known = [
+            float(np.mean(of_seeds))
+            for runs in of_fold
+            if (of_seeds := [worst[at] for r in runs if (at := (r.split, r.seed)) in worst])
+        ]
         mine = [_mean(own, _metric("accuracy"))] if own else [NONE]
         is_whole = len(of_fold) == len(folds)
         rows.append(
@@ -216,6 +242,7 @@ def folds_rows(found: Compared) -> list[list[str]]:
                 clean.text(3),
                 f"{clean.low:.3f}–{clean.high:.3f}",
                 *attacked,
+                Spread.of(known).text(3) if len(known) == len(of_fold) else NONE,
             ]
         )
     return rows
@@ -392,6 +419,7 @@ def comparison_page(found: Compared, *, home: str | Path | None = None) -> str:
         sections=sections,
         metric_titles=METRIC_TITLES.values(),
         folds_header=folds_header(found),
+        folds_caption=folds_caption(found) if len(found.splits) > 1 else "",
         folds_rows=folds_rows(found) if len(found.splits) > 1 else [],
         labels_header=RANDOM_LABELS_HEADER,
         labels_rows=random_rows(found.random_labels),

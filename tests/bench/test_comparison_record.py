@@ -72,7 +72,9 @@ def test_a_record_holds_what_tables_need(content: dict[str, Any]) -> None:
     assert set(record["measured"][0]["metrics"]) == set(bench.KEPT)
     text = bench.tables_of(bench.compared_of(record))
     assert "| centroid |" in text
-    assert "Own split and folds" in text
+    assert "2 folds, 1 seed: mean ± standard deviation over folds" in text
+    assert "of which 8 attacked" in text
+    assert text.count("others too") == 1
     one_fold = {**record, **{n: record[n][:1] for n in ("measured", "failed", "transfer")}}
     text = bench.tables_of(bench.compared_of(one_fold))
     assert "| broken | A. Author 2020 | failed: ImportError" in text

@@ -214,7 +214,7 @@ def test_folds_are_measured_beside_each_other(npz: Path, tmp_path: Path) -> None
     assert [one.name for one in splits] == [f"fold {fold}" for fold in range(1, 6)]
     found = compare(plan_of(npz, CENTROID, splits=splits[:2]), tmp_path)
     assert found.splits == ("fold 1", "fold 2")
-    assert "Over folds" in comparison_text(found)
+    assert "2 folds, 1 seed: mean" in comparison_text(found)
     assert "each of which tests once" in comparison_page(found)
 
 
