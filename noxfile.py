@@ -32,7 +32,7 @@ TEST_TOOLS = (
     # Formats that are read where the library is there; without it their tests are skipped.
     *("pydicom", "nibabel", "h5py", "zarr", "webdataset", "simplejpeg", "pyarrow"),
     # Networks and texture of the systems that are compared with; as above.
-    *("monai", "einops", "scikit-image"),
+    *("monai", "einops", "scikit-image", "scikit-fuzzy"),
 )
 QUICK_TESTS = ("tests/test_extension.py", "tests/test_import.py", "tests/ops/test_nnmf_mu.py")
 
