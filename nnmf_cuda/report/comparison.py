@@ -206,7 +206,7 @@ def folds_caption(found: Compared) -> str:
     return (
         f"{len(folds)} folds, {n_seeds} seed{'s' if n_seeds > 1 else ''}: mean ± standard deviation"
         f" over folds, each of which tests once; {sum(one.n_test for one in folds.values())} test"
-        f" images in all, of which {attacked} attacked; constant answer {constant:.3f}"
+        f" images in all, of which {attacked} attacked; their most frequent class {constant:.3f}"
     )
 
 
