@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../../common/cuda/divisor.h"
 #include "factor_kernels.cuh"
 #include "half_step.cuh"
 #include "tensor_parts.cuh"
@@ -56,22 +55,6 @@ template <class T>
 constexpr int kUpdateVector = kPiece / static_cast<int>(sizeof(T));  // values that a thread loads
 template <class T>
 constexpr int kUpdateValues = kThreads * kUpdateVector<T>;  // of a block, times its ways
-
-// Calls body(from) for parts `first`, `first` + `step`, ... below `parts`, whose addresses are
-// `stride` apart: four at a time, so that their loads wait for each other's memory. (Unrolled by
-// the compiler, such a loop begins with a division.)
-template <class T, class Body>
-__device__ __forceinline__ void for_each_part(const T* from, int first, int parts, int step,
-                                              int64_t stride, const Body& body) {
-  from += first * stride;
-  const int64_t next = step * stride;
-#pragma unroll 1
-  for (int part = first; part < parts; part += 4 * step) {
-#pragma unroll
-    for (int at = 0; at < 4; ++at, from += next)
-      if (part + at * step < parts) body(from);
-  }
-}
 
 // The sums over parts of the block's values, of which `from` is the first: each way leaves its own
 // in `to` [ways, values].
