@@ -130,13 +130,6 @@ struct TensorEntries {
 
 // x, of which the compiler knows no more: it then computes what follows from x anew where that is
 // needed, and keeps no register for it in between.
-__device__ __forceinline__ unsigned forgotten(unsigned x) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+r"(x));
-#endif
-  return x;
-}
-
 __device__ __forceinline__ int64_t forgotten(int64_t x) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+l"(x));
