@@ -32,11 +32,13 @@ void defended(bool gradient) {
   const DefenceParams<float> p = defence();
   note("rows_of_block", kBlockRows);
   note("words", p.n_words());
+  // What a forward pass keeps is asked for where a gradient will be.
+  float* const prepared = gradient ? somewhere<float>() : nullptr;
   launch_defence_forward(p, somewhere<float>(), gradient ? somewhere<uint32_t>() : nullptr,
-                         device(), memory, nullptr);
+                         prepared, device(), memory, nullptr);
   if (gradient)
-    launch_defence_backward<float>(p, somewhere<float>(), somewhere<uint32_t>(), somewhere<float>(),
-                                   nullptr, device(), memory, nullptr);
+    launch_defence_backward<float>(p, somewhere<float>(), somewhere<uint32_t>(), prepared,
+                                   somewhere<float>(), nullptr, device(), memory, nullptr);
 }
 
 const bool added[] = {add_call("defended_logits float32", [] { defended(false); }),

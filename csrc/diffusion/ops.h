@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -109,6 +110,7 @@ class DefenceArguments {
  private:
   Tensors like_x(const char* name, const Tensors& tensors) const {
     Tensors result;
+    result.reserve(tensors.size());
     for (const Tensor& tensor : tensors) result.push_back(like_x(name, tensor));
     return result;
   }
@@ -131,8 +133,20 @@ class DefenceArguments {
   int64_t seed_ = 0, n_draws_ = 1;
 };
 
-// The result of every sample, or of every draw where there is no network; and the signs.
-// Implementation, constructed from a tensor of the device: forward(params, out, signs or null).
+// Where in a tensor of what is kept lies what the device has prepared of the weights; null:
+// nowhere.
+template <class Word, class T>
+auto prepared_in(const Tensor& kept, Word* words, const KeptShape<T>& shape)
+    -> std::conditional_t<std::is_const_v<Word>, const T*, T*> {
+  const bool aligned = reinterpret_cast<std::uintptr_t>(words) % kPreparedBytes == 0;
+  if (shape.more == 0 || kept.size(0) != shape.rows() || !aligned) return nullptr;
+  return reinterpret_cast<std::conditional_t<std::is_const_v<Word>, const T*, T*>>(
+      words + shape.prepared_at());
+}
+
+// The result of every sample, or of every draw where there is no network; and what is kept.
+// Implementation, constructed from a tensor of the device: forward(params, out, signs or null,
+// memory for what it prepares or null), prepared_size(params) of that.
 template <class Implementation>
 std::tuple<Tensor, Tensor> defence_forward(const DefenceArguments& a, bool keep_signs) {
   Implementation device(a.x);
@@ -142,12 +156,13 @@ std::tuple<Tensor, Tensor> defence_forward(const DefenceArguments& a, bool keep_
     // Shapes by name: nvcc loses a list in braces that is one side of a choice.
     std::vector<int64_t> shape{p.n_samples, p.n_outputs()}, shape_of_signs{0};
     if (p.classifier.empty()) shape.insert(shape.begin() + 1, p.n_draws);
-    if (keep_signs) shape_of_signs = {n_blocks(p.n_rows()), p.n_words()};
+    const KeptShape<T> kept(p, keep_signs ? Implementation::prepared_size(p) : 0);
+    if (keep_signs) shape_of_signs = {kept.rows(), kept.n_words};
     Tensor out = torch::stable::new_empty(a.x, shape);
     Tensor signs = torch::stable::new_empty(a.x, shape_of_signs, ScalarType::Int);
-    auto* words =
-        keep_signs ? reinterpret_cast<uint32_t*>(signs.mutable_data_ptr<int32_t>()) : nullptr;
-    device.forward(p, out.mutable_data_ptr<T>(), words);
+    int32_t* const words = keep_signs ? signs.mutable_data_ptr<int32_t>() : nullptr;
+    device.forward(p, out.mutable_data_ptr<T>(), reinterpret_cast<uint32_t*>(words),
+                   keep_signs ? prepared_in(signs, words, kept) : nullptr);
     result = {out, signs};
   });
   return result;
@@ -158,9 +173,10 @@ struct DefenceGradients {
   Tensor x, noise, denoiser, classifier;
 };
 
-// Implementation: backward(params, gradient to the outputs, signs, to x, to the noise or null),
-// and, where gradients of weights are asked for, backward_with_weights(..., to denoiser, to
-// classifier), which needs signs where kWeightsNeedSigns.
+// Implementation: backward(params, gradient to the outputs, signs, what the forward pass has
+// prepared or null, to x, to the noise or null), and, where gradients of weights are asked for,
+// backward_with_weights(..., to denoiser, to classifier), which needs signs where
+// kWeightsNeedSigns.
 template <class Implementation>
 DefenceGradients defence_backward(const DefenceArguments& a, const Tensor& grad,
                                   const Tensor& signs, bool noise_needs_grad,
@@ -175,20 +191,23 @@ DefenceGradients defence_backward(const DefenceArguments& a, const Tensor& grad,
   dispatch_floating(a.x.scalar_type(), [&]<class T>(Type<T>) {
     const DefenceParams<T> p = a.params<T>();
     const bool reads_signs = !weights_need_grad || Implementation::kWeightsNeedSigns;
+    const KeptShape<T> kept(p, reads_signs ? Implementation::prepared_size(p) : 0);
     STD_TORCH_CHECK(
         !reads_signs || (words.scalar_type() == ScalarType::Int && words.dim() == 2 &&
-                         words.size(0) == n_blocks(p.n_rows()) && words.size(1) == p.n_words()),
-        "signs must be those of the forward pass, int32 of shape (", n_blocks(p.n_rows()), ", ",
-        p.n_words(), "), got ", shape_of(words));
-    const auto* bits =
-        reads_signs ? reinterpret_cast<const uint32_t*>(words.const_data_ptr<int32_t>()) : nullptr;
+                         (words.size(0) == kept.n_blocks || words.size(0) == kept.rows()) &&
+                         words.size(1) == kept.n_words),
+        "signs must be those of the forward pass, int32 of shape (", kept.rows(), ", ",
+        kept.n_words, "), got ", shape_of(words));
+    const auto* const signs_at = reads_signs ? words.const_data_ptr<int32_t>() : nullptr;
+    const auto* const bits = reinterpret_cast<const uint32_t*>(signs_at);
+    const T* const prepared = reads_signs ? prepared_in(words, signs_at, kept) : nullptr;
     const T* from = of_outputs.const_data_ptr<T>();
     T *of_x = result.x.mutable_data_ptr<T>(),
       *of_noise = to_noise ? result.noise.mutable_data_ptr<T>() : nullptr;
-    if (!weights_need_grad) return device.backward(p, from, bits, of_x, of_noise);
+    if (!weights_need_grad) return device.backward(p, from, bits, prepared, of_x, of_noise);
     result.denoiser = vector(p.count(p.denoiser));
     result.classifier = vector(p.count(p.classifier));
-    device.backward_with_weights(p, from, bits, of_x, of_noise,
+    device.backward_with_weights(p, from, bits, prepared, of_x, of_noise,
                                  result.denoiser.mutable_data_ptr<T>(),
                                  result.classifier.mutable_data_ptr<T>());
   });

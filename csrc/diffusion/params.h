@@ -64,4 +64,26 @@ struct DefenceParams {
   }
 };
 
+constexpr int64_t kPreparedBytes = 16;  // at a multiple of which begins what a device has prepared
+
+// What a forward pass keeps for a backward pass, in words of 32 bits [rows(), n_words]: the signs
+// of the blocks of rows, and in `more` rows behind them `prepared` numbers that a device has made
+// of the weights, which not every device does.
+template <class T>
+struct KeptShape {
+  KeptShape(const DefenceParams<T>& p, int64_t prepared)
+      : n_blocks(nnmf_cuda::n_blocks(p.n_rows())), n_words(p.n_words()) {
+    constexpr int64_t kWords = sizeof(T) / 4;  // of a number
+    if (prepared > 0 && n_words > 0)
+      more = blocks_of(prepared * kWords + kPreparedBytes / 4 - 1, n_words);
+  }
+
+  int64_t rows() const { return n_blocks + more; }
+  int64_t prepared_at() const {  // word
+    return blocks_of(n_blocks * n_words, kPreparedBytes / 4) * (kPreparedBytes / 4);
+  }
+
+  int64_t n_blocks, n_words, more = 0;
+};
+
 }  // namespace nnmf_cuda

@@ -1,8 +1,9 @@
 """What `purify`, `feature_cnn` and `defended_logits` share: checks, the call, signs and gradients.
 
 All three take features first, two of them a chain, then a list of weights for each network. They
-return a result and the signs of the hidden units as bits, from which `NAME_backward` has the
-gradients: to x, to the noise of a chain, and in one vector to the weights of each network.
+return a result and the signs of the hidden units as bits (on a GPU also, in rows behind them, what
+kernels have prepared of the weights), from which `NAME_backward` has the gradients: to x, to the
+noise of a chain, and in one vector to the weights of each network.
 """
 
 from __future__ import annotations
@@ -109,15 +110,16 @@ def check_denoiser(x: Tensor, weights: list[Tensor], name: str) -> None:
     """Raise unless weights are those of an MLP from features and an embedding to features."""
     if len(weights) < 2 or len(weights) % 2:
         raise ValueError(f"{name} must be [W1, b1, W2, b2, ...], got {len(weights)} tensors")
-    _check_parameters(x, weights, name, [1 if i % 2 else 2 for i in range(len(weights))])
-    width = weights[0].shape[1]
-    if width < x.shape[1]:
-        raise ValueError(f"{name}[0] takes {width} inputs, fewer than x's {x.shape[1]} features")
+    _check_parameters(x, weights, name, [2, 1] * (len(weights) // 2))
+    n_features, width = x.shape[1], weights[0].shape[1]
+    if width < n_features:
+        raise ValueError(f"{name}[0] takes {width} inputs, fewer than x's {n_features} features")
     shapes = []
-    for i in range(0, len(weights), 2):
-        out = x.shape[1] if i + 2 == len(weights) else weights[i].shape[0]
+    for weight in weights[:-2:2]:
+        out = weight.shape[0]
         shapes.append((out, width))
         width = out
+    shapes.append((n_features, width))
     _check_layers(weights, name, shapes, ["(outputs, inputs)"] * len(shapes))
 
 
@@ -132,7 +134,7 @@ def check_classifier(x: Tensor, weights: list[Tensor], name: str) -> None:
     n_features = x.shape[1]
     if n_features < 2:
         raise ValueError(f"x must have at least 2 features for the max-pool of 2, got {n_features}")
-    first, second, hidden, classes = (len(weight) for weight in weights[::2])
+    first, second, hidden, classes = [weight.shape[0] for weight in weights[::2]]
     shapes = [
         (first, 1, 3),
         (second, first, 3),
@@ -224,11 +226,52 @@ def signs_of_classifier(weights: list[Tensor], n_features: int) -> int:
     return n_features * first + 2 * second * (n_features // 2) + hidden
 
 
-def empty_signs(x: Tensor, n_rows: int, n_words: int, *, keep_signs: bool) -> Tensor:
-    """Return memory for the signs of a forward pass."""
+def _has_cuda_kernels() -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key("nnmf_cuda::purify", "CUDA")
+
+
+def prepared_rows(
+    x: Tensor,
+    n_words: int,
+    denoiser: list[Tensor],
+    classifier: list[Tensor],
+    n_steps: int,
+) -> int:
+    """Return how many rows of `n_words` words hold what CUDA kernels prepare for a backward pass.
+
+    The steps' five coefficients, then weights, whose units (a layer's inputs) come 16 at a time:
+    csrc/diffusion/cuda/prepare.cuh, and KeptShape of csrc/diffusion/params.h.
+    """
+    if n_words == 0:
+        return 0
+    layers = [(w.shape[1], w.shape[0]) for w in denoiser[::2]]
+    if layers:
+        layers[0] = (x.shape[1], layers[0][1])  # without the embedding
+    if classifier:
+        layers += [(w.shape[1], w.shape[2:].numel() * w.shape[0]) for w in classifier[2::2]]
+    numbers = (5 * n_steps + 3) // 4 * 4 if denoiser else 0
+    numbers += sum((units + 15) // 16 * 16 * inputs for units, inputs in layers)
+    return (numbers * (x.element_size() // 4) + 3 + n_words - 1) // n_words
+
+
+def empty_kept(
+    x: Tensor,
+    n_rows: int,
+    denoiser: list[Tensor],
+    classifier: list[Tensor],
+    n_steps: int = 0,
+    *,
+    keep_signs: bool,
+) -> Tensor:
+    """Return memory for what a forward pass keeps: signs, and on a GPU what it has prepared."""
+    if not keep_signs:
+        return x.new_empty((0,), dtype=torch.int32)
+    n_words = signs_of_denoiser(denoiser, n_steps) if denoiser else 0
+    n_words += signs_of_classifier(classifier, x.shape[1]) if classifier else 0
     n_blocks = (n_rows + _BLOCK_ROWS - 1) // _BLOCK_ROWS
-    shape = (n_blocks, n_words) if keep_signs else (0,)
-    return x.new_empty(shape, dtype=torch.int32)
+    if x.device.type == "cuda" and _has_cuda_kernels():
+        n_blocks += prepared_rows(x, n_words, denoiser, classifier, n_steps)
+    return x.new_empty((n_blocks, n_words), dtype=torch.int32)
 
 
 def call_defence(name: str, x: Tensor, chain: Chain | None, *networks: list[Tensor]) -> Tensor:
@@ -274,7 +317,11 @@ def _below_autograd() -> AbstractContextManager[None]:
 
 
 class _InputGradient(torch.autograd.Function):
-    """A change of one of `others` between the passes raises."""
+    """A change of one of `others` between the passes raises.
+
+    Their versions are compared here: to save so many tensors, and unpack them, takes the host
+    longer.
+    """
 
     @staticmethod
     def forward(
@@ -285,17 +332,32 @@ class _InputGradient(torch.autograd.Function):
         backward: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
         with _below_autograd():
-            result, signs = forward(x)
-        ctx.save_for_backward(x, signs, *others)
+            result, kept = forward(x)
+        ctx.save_for_backward(x, kept)
+        ctx.others, ctx.versions = others, [t._version for t in others]
         ctx.through = backward
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        x, signs, *_ = ctx.saved_tensors
-        with _below_autograd():
-            return ctx.through(grad, x, signs), None, None, None
+        # Without a graph of its own it need not refuse to be differentiated, which takes time.
+        return _only_gradient(ctx, grad) if torch.is_grad_enabled() else _gradient(ctx, grad)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    x, kept = ctx.saved_tensors
+    for value, version in zip(ctx.others, ctx.versions, strict=True):
+        if value._version != version:
+            raise RuntimeError(
+                f"one of the tensors that this gradient needs, of shape {tuple(value.shape)}, has"
+                f" been modified by an inplace operation: it is at version {value._version},"
+                f" expected version {version}"
+            )
+    with _below_autograd():
+        return ctx.through(grad, x, kept), None, None, None
+
+
+_only_gradient = once_differentiable(_gradient)
 
 
 def register_defence(name: str, fake: Callable[..., tuple[Tensor, Tensor]]) -> None:

@@ -13,10 +13,8 @@ from nnmf_cuda.ops._defence import (
     check_classifier,
     check_denoiser,
     check_features,
-    empty_signs,
+    empty_kept,
     register_defence,
-    signs_of_classifier,
-    signs_of_denoiser,
 )
 
 __all__ = ["defended_logits", "feature_cnn", "purify"]
@@ -179,7 +177,7 @@ def defended_logits(
     Notes
     -----
     Differentiable in x, a noise tensor and the weights. Between forward and backward pass only the
-    signs of the units are kept, a bit each.
+    signs of the units are kept, a bit each, and on a GPU a copy of the weights.
 
     Examples
     --------
@@ -209,17 +207,16 @@ def _fake_purify(
     **_options: Any,
 ) -> tuple[Tensor, Tensor]:
     draws = n_draws if noise is None else noise.shape[2]
-    n_words = signs_of_denoiser(weights, timesteps.shape[0])
-    signs = empty_signs(x, x.shape[0] * draws, n_words, keep_signs=keep_signs)
-    return x.new_empty((x.shape[0], draws, x.shape[1])), signs
+    n_rows, n_steps = x.shape[0] * draws, timesteps.shape[0]
+    kept = empty_kept(x, n_rows, weights, [], n_steps, keep_signs=keep_signs)
+    return x.new_empty((x.shape[0], draws, x.shape[1])), kept
 
 
 def _fake_feature_cnn(
     x: Tensor, weights: list[Tensor], *, keep_signs: bool = False
 ) -> tuple[Tensor, Tensor]:
-    n_words = signs_of_classifier(weights, x.shape[1])
-    signs = empty_signs(x, x.shape[0], n_words, keep_signs=keep_signs)
-    return x.new_empty((x.shape[0], weights[-1].shape[0])), signs
+    kept = empty_kept(x, x.shape[0], [], weights, keep_signs=keep_signs)
+    return x.new_empty((x.shape[0], weights[-1].shape[0])), kept
 
 
 def _fake_defended_logits(
@@ -235,10 +232,9 @@ def _fake_defended_logits(
     **_options: Any,
 ) -> tuple[Tensor, Tensor]:
     draws = n_draws if noise is None else noise.shape[2]
-    n_words = signs_of_denoiser(denoiser, timesteps.shape[0])
-    n_words += signs_of_classifier(classifier, x.shape[1])
-    signs = empty_signs(x, x.shape[0] * draws, n_words, keep_signs=keep_signs)
-    return x.new_empty((x.shape[0], classifier[-1].shape[0])), signs
+    n_rows, n_steps = x.shape[0] * draws, timesteps.shape[0]
+    kept = empty_kept(x, n_rows, denoiser, classifier, n_steps, keep_signs=keep_signs)
+    return x.new_empty((x.shape[0], classifier[-1].shape[0])), kept
 
 
 register_defence("purify", _fake_purify)

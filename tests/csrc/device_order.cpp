@@ -1,5 +1,8 @@
 // The ops once more, with an Implementation that counts how often it is constructed and computes
 // nothing: what is checked before a device is taken. See test_device_order.py.
+#include <cstdint>
+#include <numeric>
+
 #include "crown/ops.h"
 #include "diffusion/ops.h"
 #include "nnls/ops.h"
@@ -10,7 +13,8 @@
 
 namespace {
 
-int64_t n_constructed = 0;
+constexpr int64_t kPrepared = 4001;  // numbers of weights that a forward pass prepares
+int64_t n_constructed = 0, n_found = 0;
 
 using nnmf_cuda::Loss;
 using nnmf_cuda::Tensor;
@@ -30,10 +34,22 @@ struct Recorder {
   static int64_t packed_rows(const nnmf_cuda::Shape&) { return 2; }
   template <class... Given>
   void descend(const Given&...) {}
-  template <class... Given>
-  void forward(const Given&...) {}
-  template <class... Given>
-  void backward(const Given&...) {}
+  template <class T>
+  static int64_t prepared_size(const nnmf_cuda::DefenceParams<T>&) {
+    return kPrepared;
+  }
+  template <class T>
+  void forward(const nnmf_cuda::DefenceParams<T>&, T*, uint32_t*, T* prepared) {
+    if (prepared != nullptr) std::iota(prepared, prepared + kPrepared, T{1});
+  }
+  template <class T>
+  void backward(const nnmf_cuda::DefenceParams<T>&, const T*, const uint32_t*, const T* prepared,
+                T*, T*) {
+    n_found = 0;
+    while (prepared != nullptr && n_found < kPrepared && prepared[n_found] == T(n_found + 1))
+      ++n_found;
+    if (reinterpret_cast<std::uintptr_t>(prepared) % 16 != 0) n_found = -1;
+  }
   template <class... Given>
   void backward_with_weights(const Given&...) {}
   template <class... Given>
@@ -62,6 +78,11 @@ struct Updates : Recorder {
 
 extern "C" __attribute__((visibility("default"))) int64_t devices_taken() {
   return n_constructed;
+}
+
+// Of what the last forward pass has prepared, what the last backward pass was given.
+extern "C" __attribute__((visibility("default"))) int64_t prepared_found() {
+  return n_found;
 }
 
 extern "C" __attribute__((visibility("default"))) void forget_devices() {

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 WITHOUT_CUDA = {"train_feature_cnn_epoch", "train_mlp_epoch", "resize_grey"}
 NETWORKS = {"purify": "denoiser", "feature_cnn": "classifier"}  # what their `weights` are called
 B, N, F, K = 2, 5, 9, 3
+N_PREPARED = 4001  # numbers, in device_order.cpp
 
 
 def arguments() -> dict[str, tuple[list[Any], dict[str, Any]]]:
@@ -110,6 +111,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     torch.ops.load_library(built)
     loaded = ctypes.CDLL(str(built))
     loaded.devices_taken.restype = ctypes.c_int64
+    loaded.prepared_found.restype = ctypes.c_int64
     loaded.keep_alive = library
     return loaded
 
@@ -157,6 +159,40 @@ def test_a_device_is_taken_where_all_tensors_lie_on_it(counted: ctypes.CDLL, nam
     else:
         call(name, CALLS[name][0])
     assert counted.devices_taken() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 33])
+@pytest.mark.parametrize("name", ["purify", "feature_cnn", "defended_logits"])
+def test_what_a_forward_pass_prepares_reaches_the_backward_pass(
+    counted: ctypes.CDLL, name: str, n: int, dtype: torch.dtype
+) -> None:
+    def cast(value: Any) -> Any:
+        if isinstance(value, list):
+            return [v.to(dtype) for v in value]
+        return value.to(dtype) if value.dtype == torch.float32 else value
+
+    x, *others = map(cast, CALLS[name][0])
+    x = x[:1].expand(n, F)
+    if name != "feature_cnn":
+        others[0] = others[0][:, :1].expand(1, n, 1, F)
+    options = {k: v for k, v in CALLS[name][1].items() if k != "keep_signs"}
+    op, back = (getattr(torch.ops.nnmf_cuda_devices, name + end) for end in ("", "_backward"))
+    out, kept = op(x, *others, keep_signs=True, **options)
+
+    def found(kept: Tensor) -> int:
+        options = CALLS[f"{name}_backward"][1]
+        back(torch.zeros_like(out), x, *others, kept, **options)
+        return int(counted.prepared_found())
+
+    n_blocks = -(-n // 32)
+    assert found(kept) == N_PREPARED
+    assert found(kept[:n_blocks]) == 0  # it prepares them itself
+    moved = kept.new_empty(kept.numel() + 1)[1:].view(kept.shape).copy_(kept)
+    assert found(moved) == 0
+    with pytest.raises(RuntimeError, match="signs must be those of the forward pass"):
+        found(kept[:-1])
+    assert op(x, *others, **options)[1].numel() == 0
 
 
 def test_no_cuda_device_is_taken_from_a_tensor_on_the_cpu(counted: ctypes.CDLL) -> None:

@@ -103,3 +103,16 @@ CUDA_ON_CPU_CALL(reads) {
 CUDA_ON_CPU_CALL(gram_chunks) {
   *call.result<int64_t>("chunks", {1}) = gram_chunks(call.integer("batch"), call.integer("length"));
 }
+
+// Each number divided by each divisor.
+CUDA_ON_CPU_CALL(quotients) {
+  const int64_t n = call.size("numbers", 0), m = call.size("divisors", 0);
+  const int64_t *numbers = call.tensor<int64_t>("numbers"),
+                *divisors = call.tensor<int64_t>("divisors");
+  int64_t* const quotients = call.result<int64_t>("quotients", {m, n});
+  for (int64_t i = 0; i < m; ++i) {
+    const Divisor divisor(divisors[i]);
+    for (int64_t j = 0; j < n; ++j)
+      quotients[i * n + j] = divisor.quotient(static_cast<unsigned>(numbers[j]));
+  }
+}

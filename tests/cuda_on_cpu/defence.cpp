@@ -59,17 +59,20 @@ void run(cuda_on_cpu::Call& call) {
   auto* signs = reinterpret_cast<uint32_t*>(
       call.result<int32_t>("signs", {n_blocks(p.n_rows()), p.n_words()}));
   if (call.integer("without_signs") != 0) {
-    launch_defence_forward<T>(p, out, nullptr, size, memory, nullptr);
+    launch_defence_forward<T>(p, out, nullptr, nullptr, size, memory, nullptr);
     return;
   }
-  launch_defence_forward(p, out, signs, size, memory, nullptr);
+  T* const prepared =
+      call.integer("prepares") != 0 ? memory.get<T>(backward_preparation_size(p)) : nullptr;
+  launch_defence_forward(p, out, signs, prepared, size, memory, nullptr);
   T* of_noise =
       p.noise == nullptr
           ? nullptr
           : call.result<T>("of_noise", {p.n_noised(), p.n_samples, p.n_draws, p.n_features});
   const T* grad = call.tensor<T>("grad");
-  launch_defence_backward(p, grad, signs, call.result<T>("of_x", {p.n_samples, p.n_features}),
-                          of_noise, size, memory, nullptr);
+  launch_defence_backward<T>(p, grad, signs, prepared,
+                             call.result<T>("of_x", {p.n_samples, p.n_features}), of_noise, size,
+                             memory, nullptr);
   launch_defence_weights(p, grad, signs,
                          call.result<T>("of_denoiser", {DefenceParams<T>::count(p.denoiser)}),
                          call.result<T>("of_classifier", {DefenceParams<T>::count(p.classifier)}),
@@ -83,6 +86,14 @@ CUDA_ON_CPU_CALL(defence) {
   if (call.is<float>("x")) return run<float>(call);
 #endif
   run<double>(call);
+}
+
+CUDA_ON_CPU_CALL(kept_rows) {
+  const auto rows = [&]<class T>(T) {
+    const DefenceParams<T> p = params_of<T>(call);
+    return KeptShape<T>(p, backward_preparation_size(p)).rows();
+  };
+  *call.result<int64_t>("rows", {1}) = call.is<float>("x") ? rows(float{}) : rows(double{});
 }
 
 CUDA_ON_CPU_CALL(rows_of_blocks) {

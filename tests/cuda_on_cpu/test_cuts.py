@@ -189,3 +189,18 @@ def test_no_thread_adds_up_many_rows_while_the_device_is_idle(
     chunks = run_kernels(kernels, "gram_chunks", {}, numbers, seeds=(0,))["chunks"].item()
     assert -(-length // chunks) == rows
     assert batch * chunks <= max(2048, batch)
+
+
+def test_quotients_by_a_product_are_exact(kernels: Path) -> None:
+    """Just below and at multiples, up to the largest numbers that a grid has."""
+    around = [2**k + d for k in range(2, 30) for d in (-1, 0, 1)]
+    divisors = torch.tensor([1, 2, *around, 94, 1032, 999_983, 2**30, 2**30 + 1, 2**31])
+    largest = 2**31 - 1
+    multiples = torch.cat(
+        [divisors * k for k in (1, 2, 3, 1000)] + [largest // divisors * divisors]
+    )
+    numbers = torch.cat([multiples - 1, multiples, multiples + 1, torch.tensor([largest])])
+    numbers = numbers[(numbers >= 0) & (numbers <= largest)].unique()
+    given = {"numbers": numbers, "divisors": divisors}
+    got = run_kernels(kernels, "quotients", given, {}, seeds=(0,))["quotients"]
+    assert torch.equal(got, numbers[None] // divisors[:, None])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nnmf_cuda import reference
 from nnmf_cuda.models.diffusion import NoiseSchedule
+from nnmf_cuda.ops._defence import prepared_rows, signs_of_classifier, signs_of_denoiser
 from tests.cuda_on_cpu.harness import (
     Builder,
     KernelError,
@@ -92,10 +93,24 @@ class Problem:
         shared_bytes: int = SHARED_BYTES,
         multiprocessors: int = 2,
         without_signs: bool = False,
+        prepares: bool = True,
         most_groups: int = 256,
         seeds: tuple[int, ...] = (0, 1),
     ) -> dict[str, Tensor]:
         """Run the kernels, forwards and backwards."""
+        numbers = {
+            "multiprocessors": multiprocessors,
+            "shared_bytes": shared_bytes,
+            "without_signs": without_signs,
+            "prepares": prepares,
+            "most_groups": most_groups,
+        }
+        return run_kernels(
+            kernels, "defence", self.tensors(), {**self.numbers(), **numbers}, seeds=seeds
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what the kernels are given, by name."""
         tensors = {
             "x": self.x,
             "noise": self.noise,
@@ -108,18 +123,17 @@ class Problem:
             for i, (weight, bias) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
                 tensors[f"{name}_weight{i}"] = weight.flatten(1)
                 tensors[f"{name}_bias{i}"] = bias
-        numbers = {
+        return tensors
+
+    def numbers(self) -> dict[str, float]:
+        """Return the problem's own numbers."""
+        return {
             "n_draws": self.draws,
             "n_denoiser": len(self.denoiser) // 2,
             "n_classifier": len(self.classifier) // 2,
             "has_noise": self.seed is None,
             "eta": self.eta,
-            "multiprocessors": multiprocessors,
-            "shared_bytes": shared_bytes,
-            "without_signs": without_signs,
-            "most_groups": most_groups,
         }
-        return run_kernels(kernels, "defence", tensors, numbers, seeds=seeds)
 
     def want(self) -> dict[str, Tensor]:
         """Return what the reference gives in float64; it computes gradients without signs."""
@@ -294,6 +308,47 @@ def test_signs_are_kept_only_where_asked_for(kernels: Path, op: str) -> None:
     without = problem.run(kernels, without_signs=True)
     assert torch.equal(without["out"], problem.run(kernels)["out"])
     assert (without["signs"] == -1).all()  # never written
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("op", [PURIFY, CLASSIFY, DEFEND])
+def test_what_a_forward_pass_has_prepared_does_not_change_a_bit(
+    kernels: Path, op: str, dtype: torch.dtype
+) -> None:
+    problem = Problem(op, 9, 6, draws=3, steps=2, eta=0.7, dtype=dtype)
+    prepared, not_so = (problem.run(kernels, prepares=prepares) for prepares in (True, False))
+    for name, value in not_so.items():
+        assert torch.equal(prepared[name], value), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("op", [PURIFY, CLASSIFY, DEFEND])
+@pytest.mark.parametrize(
+    ("n", "features", "hidden", "cnn", "steps"),
+    [
+        (0, 3, (6,), (2, 3, 5, 4), 2),
+        (70, 15, (128, 128), (16, 32, 64, 2), 1),
+        (33, 16, (), (13, 7, 25, 3), 3),
+        (1, 2, (17, 1), (3, 1, 1, 2), 1),
+    ],
+)
+def test_the_wrapper_knows_how_much_is_kept(
+    kernels: Path,
+    op: str,
+    n: int,
+    features: int,
+    hidden: tuple[int, ...],
+    cnn: tuple[int, int, int, int],
+    steps: int,
+    dtype: torch.dtype,
+) -> None:
+    problem = Problem(op, n, features, hidden=hidden, cnn=cnn, steps=steps, dtype=dtype)
+    got = run_kernels(kernels, "kept_rows", problem.tensors(), problem.numbers(), seeds=(0,))
+    x, (denoiser, classifier) = problem.x, (problem.denoiser, problem.classifier)
+    n_words = signs_of_denoiser(denoiser, steps) if denoiser else 0
+    n_words += signs_of_classifier(classifier, features) if classifier else 0
+    more = prepared_rows(x, n_words, denoiser, classifier, steps)
+    assert got["rows"].item() == -(-n // 32) + more
 
 
 def test_neighbours_do_not_change_a_bit_of_a_row(kernels: Path) -> None:

@@ -262,8 +262,8 @@ INDICES = share_a_build(
         ("nnmf/cuda/half_step.cuh", "if (at < count)", "if (at <= count)"),
         ("nnmf/cuda/half_step.cuh", "at < count && at", "at <= count && at"),
         ("nnmf/cuda/factor_kernels.cuh", "if (at >= size) return", "if (at > size) return"),
-        ("nnmf/cuda/factor_kernels.cuh", "part < parts;", "part <= parts;"),
-        ("nnmf/cuda/iterations.cuh", "at * step < parts)", "at * step <= parts)"),
+        ("nnmf/cuda/factor_kernels.cuh", "at * step < parts)", "at * step <= parts)"),
+        ("nnmf/cuda/factor_kernels.cuh", "if (pair >= pairs) return", "if (pair > pairs) return"),
         ("nnmf/cuda/iterations.cuh", "if (at >= values) return", "if (at > values) return"),
     )
 )

@@ -270,7 +270,7 @@ LEFT_OUT = share_a_build(
 INDICES = share_a_build(
     Mutation(file, old, new)
     for file, old, new in (
-        (HALF_STEP, "if (of_warp >= rows_left", "if (of_warp > rows_left"),
+        (HALF_STEP, "(rows_left > 0 ? row : 0)", "row"),
         (HALF_STEP, "if (of_warp < rows_left", "if (of_warp <= rows_left"),
         (PARTS, "i < layout.length;", "i <= layout.length;"),
     )
@@ -278,6 +278,8 @@ INDICES = share_a_build(
 PERMUTED = [
     Mutation(PARTS, "part_place(deep, g / 2,", "part_place(deep, g % 4,"),
     Mutation(HALF_STEP, "at % 2 * 2 + at / 2", "at"),
+    Mutation(HALF_STEP, "of_unit % 2 * 2 + tile", "of_unit % 2 + 2 * tile"),
+    Mutation(HALF_STEP, "part_of_first(half, 0, g, t)", "part_of_first(1 - half, 0, g, t)"),
 ]
 
 

@@ -209,8 +209,14 @@ struct DiffusionOnCpu {
 
   explicit DiffusionOnCpu(const Tensor&) {}
 
+  // A backward pass prepares weights itself.
   template <class T>
-  void forward(const DefenceParams<T>& p, T* out, uint32_t* signs) const {
+  static int64_t prepared_size(const DefenceParams<T>&) {
+    return 0;
+  }
+
+  template <class T>
+  void forward(const DefenceParams<T>& p, T* out, uint32_t* signs, T*) const {
     const PreparedDefence<T> prepared(p);
     const Defence<T>& d = prepared.defence;
     if (d.cnn == nullptr) return forward_rows(d, out, signs);
@@ -220,7 +226,7 @@ struct DiffusionOnCpu {
   }
 
   template <class T>
-  void backward(const DefenceParams<T>& p, const T* grad, const uint32_t* signs, T* of_x,
+  void backward(const DefenceParams<T>& p, const T* grad, const uint32_t* signs, const T*, T* of_x,
                 T* of_noise) const {
     const PreparedDefence<T> prepared(p);
     to_samples(prepared, of_x, [&](T* of_rows) {
@@ -229,8 +235,8 @@ struct DiffusionOnCpu {
   }
 
   template <class T>
-  void backward_with_weights(const DefenceParams<T>& p, const T* grad, const uint32_t*, T* of_x,
-                             T* of_noise, T* of_denoiser, T* of_classifier) const {
+  void backward_with_weights(const DefenceParams<T>& p, const T* grad, const uint32_t*, const T*,
+                             T* of_x, T* of_noise, T* of_denoiser, T* of_classifier) const {
     const PreparedDefence<T> prepared(p);
     to_samples(prepared, of_x, [&](T* of_rows) {
       const RowGradients<T> gradients{grad, nullptr, of_rows, of_noise};

@@ -14,20 +14,26 @@ struct DiffusionOnCuda : CudaDevice {
   using CudaDevice::CudaDevice;
 
   template <class T>
-  void forward(const DefenceParams<T>& p, T* out, uint32_t* signs) {
-    launch_defence_forward(p, out, signs, size(), memory, stream());
+  static int64_t prepared_size(const DefenceParams<T>& p) {
+    return backward_preparation_size(p);
   }
 
   template <class T>
-  void backward(const DefenceParams<T>& p, const T* grad, const uint32_t* signs, T* of_x,
-                T* of_noise) {
-    launch_defence_backward(p, grad, signs, of_x, of_noise, size(), memory, stream());
+  void forward(const DefenceParams<T>& p, T* out, uint32_t* signs, T* prepared) {
+    launch_defence_forward(p, out, signs, prepared, size(), memory, stream());
+  }
+
+  template <class T>
+  void backward(const DefenceParams<T>& p, const T* grad, const uint32_t* signs, const T* prepared,
+                T* of_x, T* of_noise) {
+    launch_defence_backward(p, grad, signs, prepared, of_x, of_noise, size(), memory, stream());
   }
 
   template <class T>
   void backward_with_weights(const DefenceParams<T>& p, const T* grad, const uint32_t* signs,
-                             T* of_x, T* of_noise, T* of_denoiser, T* of_classifier) {
-    backward(p, grad, signs, of_x, of_noise);
+                             const T* prepared, T* of_x, T* of_noise, T* of_denoiser,
+                             T* of_classifier) {
+    backward(p, grad, signs, prepared, of_x, of_noise);
     launch_defence_weights(p, grad, signs, of_denoiser, of_classifier, size(), memory, stream());
   }
 

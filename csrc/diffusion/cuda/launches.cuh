@@ -82,16 +82,25 @@ RowNumbers<T> rows_of_samples(const DefenceParams<T>& in, int64_t width, T* to, 
 }
 
 // out: logits [n_samples][n_classes], without a network predictions [rows][n_features]; signs
-// [n_blocks][n_words] may be null.
+// [n_blocks][n_words] may be null, and so may be memory for what launch_defence_backward is then
+// given as `prepared` [backward_preparation_size], 16-byte aligned.
 template <class T, class Memory>
-void launch_defence_forward(const DefenceParams<T>& in, T* out, uint32_t* signs,
+void launch_defence_forward(const DefenceParams<T>& in, T* out, uint32_t* signs, T* prepared,
                             const DeviceSize& size, Memory& memory, cudaStream_t stream) {
   const bool mean = !in.classifier.empty();
   ForwardTask<T> task{};
   task.out = mean ? rows_of_samples(in, in.n_outputs(), out, memory)
                   : RowNumbers<T>{out, static_cast<int>(in.n_features), false, 0};
   if (in.n_rows() > 0) {
-    task.d = DefencePreparation<T, Memory>(in, Direction::kForward, memory).launch(stream);
+    DefencePreparation<T> forward(in, Direction::kForward);
+    forward.place(memory.template get<T>(forward.size()));
+    if (prepared != nullptr) {
+      DefencePreparation<T> backward(in, Direction::kBackward);
+      backward.place(prepared);
+      forward.join(backward);
+    }
+    forward.launch(stream);
+    task.d = forward.defence();
     task.signs = signs;
     task.n_words = in.n_words();
     task.units = work_units(in.n_features, in.width());
@@ -106,15 +115,23 @@ void launch_defence_forward(const DefenceParams<T>& in, T* out, uint32_t* signs,
     launch_sum_draws(task.out, out, in, static_cast<double>(in.n_draws), stream);
 }
 
-// of_x [n_samples][n_features]; of_noise like the noise, may be null.
+// of_x [n_samples][n_features]; of_noise like the noise, may be null; so may be `prepared`, which
+// is then prepared here.
 template <class T, class Memory>
 void launch_defence_backward(const DefenceParams<T>& in, const T* grad, const uint32_t* signs,
-                             T* of_x, T* of_noise, const DeviceSize& size, Memory& memory,
-                             cudaStream_t stream) {
+                             const T* prepared, T* of_x, T* of_noise, const DeviceSize& size,
+                             Memory& memory, cudaStream_t stream) {
   BackwardTask<T> task{};
   task.of_x = rows_of_samples(in, in.n_features, of_x, memory);
   if (in.n_rows() > 0) {
-    task.d = DefencePreparation<T, Memory>(in, Direction::kBackward, memory).launch(stream);
+    DefencePreparation<T> backward(in, Direction::kBackward);
+    if (prepared != nullptr) {
+      backward.place(const_cast<T*>(prepared));  // and not launched: nothing is written
+    } else {
+      backward.place(memory.template get<T>(backward.size()));
+      backward.launch(stream);
+    }
+    task.d = backward.defence();
     task.grad = grad;
     task.n_classes = in.classifier.empty() ? 0 : static_cast<int>(in.n_outputs());
     task.signs = signs;
@@ -159,8 +176,13 @@ void launch_defence_weights(const DefenceParams<T>& in, const T* grad, const uin
   task.n_blocks = n_blocks(in.n_rows());
   const int64_t groups = std::min(most_groups, weight_groups(task.n_blocks, task.n_weights));
   if (groups > 0) {
-    task.d = DefencePreparation<T, Memory>(in, Direction::kForward, memory).launch(stream);
-    task.back = DefencePreparation<T, Memory>(in, Direction::kBackward, memory).launch(stream);
+    DefencePreparation<T> forward(in, Direction::kForward), backward(in, Direction::kBackward);
+    forward.place(memory.template get<T>(forward.size()));
+    backward.place(memory.template get<T>(backward.size()));
+    forward.join(backward);
+    forward.launch(stream);
+    task.d = forward.defence();
+    task.back = backward.defence();
     task.grad = grad;
     task.signs = signs;
     task.n_words = in.n_words();

@@ -1,10 +1,10 @@
 // What a call computes once, before the rows: packed weights, and for each step of the chain its
-// coefficients, the embedding of t and the first layer's bias with what the embedding adds.
+// coefficients, the embedding of t and the first layer's bias with what the embedding adds. A
+// forward pass that a backward pass will follow computes that pass's share too, in the same launch.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
-#include <vector>
 
 #include "../params.h"
 #include "defence.cuh"
@@ -40,8 +40,8 @@ struct ChainTask {
 
 template <class T>
 struct Preparation {
-  static constexpr int kMostTasks = kMostLayers + 3;
-  PackTask<T> packs[kMostTasks];
+  static constexpr int kMostTasks = kMostLayers + 3;  // of a direction
+  PackTask<T> packs[2 * kMostTasks];
   int n_packs;
   int64_t n_entries;
   int n_steps;
@@ -127,13 +127,13 @@ void launch_prepare_defence(const Preparation<T>& p, cudaStream_t stream) {
 
 enum class Direction { kForward, kBackward };
 
-// A defence with packed weights, and the launch that packs them. Memory has get<T>(size), as
-// DeviceMemory.
-template <class T, class Memory>
+// A defence with packed weights, and the launch that packs them. What is packed lies in memory of
+// which the caller has `size()` numbers to give, 16-byte aligned.
+template <class T>
 class DefencePreparation {
  public:
-  DefencePreparation(const DefenceParams<T>& in, Direction direction, Memory& memory)
-      : in_(in), forward_(direction == Direction::kForward), memory_(memory) {
+  DefencePreparation(const DefenceParams<T>& in, Direction direction)
+      : in_(in), forward_(direction == Direction::kForward) {
     d_.x = in.x;
     d_.n_rows = in.n_rows();
     d_.n_draws = in.n_draws;
@@ -143,42 +143,70 @@ class DefencePreparation {
     d_.has_cnn = !in.classifier.empty();
     if (d_.has_chain) add_chain();
     if (d_.has_cnn) add_cnn();
-    allocate();
   }
 
-  DeviceDefence<T> launch(cudaStream_t stream) const {
-    launch_prepare_defence(preparation_, stream);
-    return d_;
+  int64_t size() const { return packed_at() + preparation_.n_entries; }
+
+  void place(T* memory) {
+    DeviceChain<T>& chain = d_.chain;
+    if (d_.has_chain) {
+      ChainTask<T>& task = preparation_.chain;
+      chain.steps = task.steps = reinterpret_cast<ChainStep<T>*>(memory);
+      if (forward_) {
+        chain.embeddings = task.embeddings = memory + steps_size();
+        chain.biases = task.biases = chain.embeddings + chain.n_steps * task.embedding_dim;
+      }
+    }
+    for (int i = 0; i < preparation_.n_packs; ++i) {
+      PackTask<T>& pack = preparation_.packs[i];
+      d_.layers[layers_[i]].weight = pack.to = memory + packed_at() + pack.first;
+    }
   }
+
+  // Has its launch compute what `other`, the same defence backwards, has a place for.
+  void join(const DefencePreparation& other) {
+    for (int i = 0; i < other.preparation_.n_packs; ++i) {
+      PackTask<T>& pack = preparation_.packs[preparation_.n_packs++];
+      pack = other.preparation_.packs[i];
+      pack.first += preparation_.n_entries;
+    }
+    preparation_.n_entries += other.preparation_.n_entries;
+    d_.chain.steps = preparation_.chain.steps = other.d_.chain.steps;
+  }
+
+  void launch(cudaStream_t stream) const { launch_prepare_defence(preparation_, stream); }
+
+  const DeviceDefence<T>& defence() const { return d_; }
 
  private:
   // Inputs beyond the first `inputs` are left out.
-  void add_layer(const LayerParams<T>& layer, int64_t inputs, DeviceDense<T>& to) {
+  void add_layer(const LayerParams<T>& layer, int64_t inputs, int to) {
     if (forward_)
       add_pack({layer.weight, nullptr, 0, layer.outputs, inputs, 1, layer.inputs, 1, 0}, to);
     else
       add_pack({layer.weight, nullptr, 0, inputs, layer.outputs, 1, 1, layer.inputs, 0}, to);
-    to.bias = layer.bias;
-    to.cut_inputs();
+    d_.layers[to].bias = layer.bias;
+    d_.layers[to].cut_inputs();
   }
 
   // Backwards its outputs are channels before it, its inputs [channels][3].
-  void add_convolution(const LayerParams<T>& layer, DeviceDense<T>& to) {
+  void add_convolution(const LayerParams<T>& layer, int to) {
     if (forward_) {
       add_layer(layer, layer.inputs, to);
     } else {
       const int64_t before = layer.inputs / 3;
       add_pack({layer.weight, nullptr, 0, before, layer.outputs * 3, 3, 3, layer.inputs, 1}, to);
+      d_.layers[to].bias = layer.bias;
     }
-    to.cut_pairs(forward_ ? in_.n_features / 2 : (in_.n_features + 1) / 2);
+    d_.layers[to].cut_pairs(forward_ ? in_.n_features / 2 : (in_.n_features + 1) / 2);
   }
 
-  void add_pack(PackTask<T> task, DeviceDense<T>& to) {
-    to.outputs = static_cast<int>(task.outputs);
-    to.inputs = static_cast<int>(task.inputs);
+  void add_pack(PackTask<T> task, int to) {
+    d_.layers[to].outputs = static_cast<int>(task.outputs);
+    d_.layers[to].inputs = static_cast<int>(task.inputs);
     task.first = preparation_.n_entries;
     preparation_.n_entries += task.size();
-    packed_.push_back(&to.weight);
+    layers_[preparation_.n_packs] = to;
     preparation_.packs[preparation_.n_packs++] = task;
   }
 
@@ -193,26 +221,12 @@ class DefencePreparation {
     chain.n_layers = static_cast<int>(in_.denoiser.size());
     chain.words_per_step = static_cast<int>(in_.words_per_step());
     chain.embedding_dim = static_cast<int>(dim);
-    constexpr int64_t kNumbers = sizeof(ChainStep<T>) / sizeof(T);
-    chain.steps = reinterpret_cast<ChainStep<T>*>(memory_.template get<T>(in_.n_steps * kNumbers));
-    if (forward_) {
-      chain.embeddings = memory_.template get<T>(in_.n_steps * dim);
-      chain.biases = memory_.template get<T>(in_.n_steps * outputs);
-    }
-    preparation_.chain = {in_.timesteps,
-                          in_.alphas_cumprod,
-                          in_.n_alphas,
-                          in_.n_features,
-                          dim,
-                          outputs,
-                          in_.eta,
-                          first.weight,
-                          first.bias,
-                          chain.steps,
-                          chain.embeddings,
-                          chain.biases};
+    preparation_.chain = {
+        in_.timesteps, in_.alphas_cumprod, in_.n_alphas, in_.n_features, dim,     outputs,
+        in_.eta,       first.weight,       first.bias,   nullptr,        nullptr, nullptr};
     for (std::size_t l = 0; l < in_.denoiser.size(); ++l)
-      add_layer(in_.denoiser[l], l == 0 ? in_.n_features : in_.denoiser[l].inputs, d_.layers[l]);
+      add_layer(in_.denoiser[l], l == 0 ? in_.n_features : in_.denoiser[l].inputs,
+                static_cast<int>(l));
   }
 
   void add_cnn() {
@@ -229,25 +243,32 @@ class DefencePreparation {
     cnn.second = static_cast<int>(in_.denoiser.size());
     cnn.hidden = cnn.second + 1;
     cnn.last = cnn.hidden + 1;
-    add_convolution(in_.classifier[1], d_.layers[cnn.second]);
-    add_layer(in_.classifier[2], in_.classifier[2].inputs, d_.layers[cnn.hidden]);
-    add_layer(in_.classifier[3], in_.classifier[3].inputs, d_.layers[cnn.last]);
-    d_.layers[cnn.second].bias = in_.classifier[1].bias;
+    add_convolution(in_.classifier[1], cnn.second);
+    add_layer(in_.classifier[2], in_.classifier[2].inputs, cnn.hidden);
+    add_layer(in_.classifier[3], in_.classifier[3].inputs, cnn.last);
   }
 
-  void allocate() {
-    T* memory = memory_.template get<T>(preparation_.n_entries);
-    for (int i = 0; i < preparation_.n_packs; ++i)
-      *packed_[static_cast<std::size_t>(i)] = preparation_.packs[i].to =
-          memory + preparation_.packs[i].first;
+  // Numbers of the steps' coefficients; and of all that lies before packed weights.
+  int64_t steps_size() const {
+    return preparation_.n_steps * static_cast<int64_t>(sizeof(ChainStep<T>) / sizeof(T));
+  }
+  int64_t packed_at() const {
+    const int64_t of_forward = preparation_.chain.embedding_dim + preparation_.chain.outputs;
+    const int64_t numbers = steps_size() + (forward_ ? preparation_.n_steps * of_forward : 0);
+    return blocks_of(numbers, 4) * 4;
   }
 
   const DefenceParams<T>& in_;
   bool forward_;
-  Memory& memory_;
   DeviceDefence<T> d_{};
   Preparation<T> preparation_{};
-  std::vector<const T**> packed_;
+  int layers_[Preparation<T>::kMostTasks];  // of each pack
 };
+
+// Numbers that a backward pass needs prepared.
+template <class T>
+int64_t backward_preparation_size(const DefenceParams<T>& in) {
+  return DefencePreparation<T>(in, Direction::kBackward).size();
+}
 
 }  // namespace nnmf_cuda

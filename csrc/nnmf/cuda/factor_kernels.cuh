@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../../common/cuda/divisor.h"
 #include "../../common/cuda/overlap.h"
 #include "../problem.h"
 
@@ -131,20 +132,36 @@ __device__ inline double sum_ways(double sum, const Ways& ways) {
   sums[own] = sum;
   __syncthreads();
   if (own < ways.columns())
+#pragma unroll 4
     for (int way = 1; way < ways.ways; ++way) sum += sums[(way << ways.log_columns) + own];
   return sum;
+}
+
+// Calls body(from) for parts `first`, `first` + `step`, ... below `parts`, whose addresses are
+// `stride` apart: four at a time, so that their loads wait for each other's memory. (Unrolled by
+// the compiler, such a loop begins with a division.)
+template <class T, class Body>
+__device__ __forceinline__ void for_each_part(const T* from, int first, int parts, int step,
+                                              int64_t stride, const Body& body) {
+  from += first * stride;
+  const int64_t next = step * stride;
+#pragma unroll 1
+  for (int part = first; part < parts; part += 4 * step) {
+#pragma unroll
+    for (int at = 0; at < 4; ++at, from += next)
+      if (part + at * step < parts) body(from);
+  }
 }
 
 // The sum of from[part * stride] over all parts, for all threads of the first way; `inside` says
 // whether the thread's column has parts.
 template <class T>
-__device__ double sum_parts(const T* from, int64_t parts, int64_t stride, bool inside,
+__device__ double sum_parts(const T* from, int parts, int64_t stride, bool inside,
                             const Ways& ways) {
   double sum = 0;
   if (inside)
-#pragma unroll 4
-    for (int64_t part = ways.way(threadIdx.x); part < parts; part += ways.ways)
-      sum += static_cast<double>(from[part * stride]);
+    for_each_part(from, ways.way(threadIdx.x), parts, ways.ways, stride,
+                  [&](const T* part) { sum += static_cast<double>(*part); });
   return sum_ways(sum, ways);
 }
 
@@ -166,8 +183,9 @@ __global__ void sum_parts_kernel(const T* from, double* to, int64_t parts, int64
   const int64_t b = blockIdx.x / blocks;
   const int64_t at = (int64_t{block} << ways.log_columns) + ways.column(threadIdx.x);
   const bool last = blockIdx.x + blocks >= gridDim.x;
-  const double sum = sum_parts(from + b * parts * size + at, last ? parts - lacking : parts, size,
-                               at < size, ways);
+  const double sum =
+      sum_parts(from + b * parts * size + at, static_cast<int>(last ? parts - lacking : parts),
+                size, at < size, ways);
   const int64_t row = at / crop.padded;
   const int column = static_cast<int>(at % crop.padded);
   if (ways.way(threadIdx.x) == 0 && row < crop.rows && column < crop.columns)
@@ -199,24 +217,24 @@ void launch_sum_rows(const T* from, double* partial, double* sums, int64_t rows,
   launch_sum_parts(partial, sums, 1, blocks, crop, stream);
 }
 
-// Inner products of components over a chunk of rows; a thread a pair of components.
+// Inner products of components over a chunk of `rows` rows; a thread a pair of components. There is
+// a block for each problem, chunk and tile of the pairs.
 template <class T>
 __global__ void gram_kernel(const T* factor, double* parts, int64_t length, int padded,
-                            int64_t chunks) {
+                            int64_t rows, Divisor chunks, Divisor tiles) {
   wait_for_kernel_before();
-  const int64_t pairs = static_cast<int64_t>(padded) * padded;
-  const int64_t tiles = (pairs + kThreads - 1) / kThreads;
-  const int64_t pair = blockIdx.x % tiles * kThreads + threadIdx.x;
-  const int64_t chunk = blockIdx.x / tiles % chunks, b = blockIdx.x / tiles / chunks;
+  const unsigned line = tiles.quotient(blockIdx.x), b = chunks.quotient(line);
+  const unsigned tile = blockIdx.x - line * tiles.value();
+  const int pairs = padded * padded, pair = static_cast<int>(tile * kThreads + threadIdx.x);
   if (pair >= pairs) return;
-  const int64_t rows = (length + chunks - 1) / chunks, begin = chunk * rows;
-  const int64_t end = begin + rows < length ? begin + rows : length;
-  const T* row = factor + (b * length + begin) * padded;
+  const int64_t begin = (line - b * chunks.value()) * rows, left = length - begin;
+  const int one = pair / padded, other = pair - one * padded;
+  const T* const row = factor + (b * length + begin) * padded;
   double sum = 0;
-#pragma unroll 4
-  for (int64_t i = begin; i < end; ++i, row += padded)
-    sum += static_cast<double>(row[pair / padded]) * static_cast<double>(row[pair % padded]);
-  parts[(b * chunks + chunk) * pairs + pair] = sum;
+  for_each_part(row, 0, static_cast<int>(left < rows ? left : rows), 1, padded, [&](const T* at) {
+    sum += static_cast<double>(at[one]) * static_cast<double>(at[other]);
+  });
+  parts[static_cast<int64_t>(line) * pairs + pair] = sum;
 }
 
 // So many that a thread adds up 64 rows, if the device has room for all blocks at one time, or for
@@ -231,10 +249,11 @@ inline int64_t gram_chunks(int64_t batch, int64_t length) {
 template <class T>
 void launch_gram(const T* factor, double* parts, double* gram, int64_t batch, int64_t length,
                  int padded, int size, cudaStream_t stream) {
-  const int64_t chunks = gram_chunks(batch, length), pairs = static_cast<int64_t>(padded) * padded;
+  const int64_t chunks = gram_chunks(batch, length), rows = blocks_of(length, chunks);
+  const int64_t tiles = blocks_of(static_cast<int64_t>(padded) * padded, kThreads);
   if (batch == 0) return;
-  NNMF_CUDA_LAUNCH_NEXT((gram_kernel<T>), grid_of(batch * chunks * blocks_of(pairs, kThreads)),
-                        kThreads, 0, stream, factor, parts, length, padded, chunks);
+  NNMF_CUDA_LAUNCH_NEXT((gram_kernel<T>), grid_of(batch * chunks * tiles), kThreads, 0, stream,
+                        factor, parts, length, padded, rows, Divisor(chunks), Divisor(tiles));
   launch_sum_parts(parts, gram, batch, chunks, {padded, size, padded, size, 1}, stream);
 }
 

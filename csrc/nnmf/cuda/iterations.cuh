@@ -27,7 +27,8 @@ struct UpdateTask {
   Update update;
   Ways ways;          // of threads that have a vector each
   Ways ways_of_sums;  // of threads that have a component each
-  unsigned blocks;    // of a problem
+  Divisor blocks;     // of a problem
+  int last;           // values of a problem's last block
 };
 
 // The task that a half-step leaves: a row has `padded` values.
@@ -55,21 +56,6 @@ constexpr int kUpdateVector = kPiece / static_cast<int>(sizeof(T));  // values t
 template <class T>
 constexpr int kUpdateValues = kThreads * kUpdateVector<T>;  // of a block, times its ways
 
-// Calls body(from) for parts `first`, `first` + `step`, ... below `parts`, whose addresses are
-// `stride` apart: four at a time, so that their loads wait for each other's memory. (Unrolled by
-// the compiler, such a loop begins with a division.)
-template <class T, class Body>
-__device__ __forceinline__ void for_each_part(const T* from, int first, int parts, int step,
-                                              int64_t stride, const Body& body) {
-  from += first * stride;
-#pragma unroll 1
-  for (int part = first; part < parts; part += 4 * step, from += 4 * step * stride) {
-#pragma unroll
-    for (int at = 0; at < 4; ++at)
-      if (part + at * step < parts) body(from + at * step * stride);
-  }
-}
-
 // The sums over parts of the block's values, of which `from` is the first: each way leaves its own
 // in `to` [ways, values].
 template <class T>
@@ -94,10 +80,9 @@ constexpr int kSumRows = kThreads / kWarp;  // that are left of the splits' sums
 // The sums of the other factor's components, in `to` [kSumRows, padded]: each row those of some of
 // the splits. With more than 32 components there are fewer rows: kThreads numbers in all.
 template <class T>
-__device__ __forceinline__ void add_component_sums(const UpdateTask<T>& task, int64_t b,
-                                                   double* to) {
-  const Ways& ways = task.ways_of_sums;
-  const int thread = static_cast<int>(threadIdx.x), padded = task.padded;
+__device__ __forceinline__ void add_component_sums(const UpdateTask<T>& task, int64_t b, int padded,
+                                                   const Ways& ways, double* to) {
+  const int thread = static_cast<int>(threadIdx.x);
   const int component = ways.column(threadIdx.x), way = ways.way(threadIdx.x);
   double sum = 0;
   for_each_part(task.sums + b * task.splits * padded + component, way,
@@ -125,25 +110,30 @@ __global__ void __launch_bounds__(kThreads, 4) update_kernel(UpdateTask<T> task)
   NNMF_CUDA_SHARED(double, numerators, [kUpdateValues<T>]);
   NNMF_CUDA_SHARED(double, denominators, [kSummed ? kThreads : kUpdateValues<T>]);
   wait_for_kernel_before();
-  const int64_t size = task.length * task.padded;
+  // Tensor cores have one number of components only: said so, the compiler leaves out the others.
+  const int padded = in_parts ? kTensorComponents : task.padded;
+  const Ways of_sums =
+      in_parts ? Ways{kThreads / kTensorComponents, kLogTensorComponents} : task.ways_of_sums;
+  const int64_t size = task.length * padded;
   const int of_block = task.ways.columns() * kUpdateVector<T>;
-  const int64_t b = blockIdx.x / task.blocks;
-  const int64_t begin = static_cast<int64_t>(blockIdx.x % task.blocks) * of_block;
+  const unsigned problem = task.blocks.quotient(blockIdx.x);
+  const unsigned block = blockIdx.x - problem * task.blocks.value();
+  const int64_t b = problem, begin = static_cast<int64_t>(block) * of_block;
   if (task.active != nullptr && !task.active[b]) return;
-  const int values = size - begin < of_block ? static_cast<int>(size - begin) : of_block;
+  const int values = block + 1 == task.blocks.value() ? task.last : of_block;
   const int thread = static_cast<int>(threadIdx.x);
-  const int component = thread & (task.padded - 1);  // a power of two
+  const int component = thread & (padded - 1);  // a power of two
   const int64_t first = b * task.splits * size + begin;
   T* const factor = task.factor + b * size + begin;
   add_parts(task, task.numerators + first, size, values, numerators);
   if constexpr (kSummed) {
-    add_component_sums(task, b, denominators);
+    add_component_sums(task, b, padded, of_sums, denominators);
   } else if constexpr (loss == Loss::kFrobenius) {
-    const double* const gram = task.gram + b * task.padded * task.padded + component;
+    const double* const gram = task.gram + b * padded * padded + component;
     for (int v = thread; v < values; v += kThreads) {
       double sum = 0;
       for (int other = 0; other < task.n_components; ++other)
-        sum += static_cast<double>(factor[v - component + other]) * gram[other * task.padded];
+        sum += static_cast<double>(factor[v - component + other]) * gram[other * padded];
       denominators[v] = sum;
     }
   } else {
@@ -157,15 +147,18 @@ __global__ void __launch_bounds__(kThreads, 4) update_kernel(UpdateTask<T> task)
   const int end = task.ways.ways * of_block;
   double denominator = 0;
   if constexpr (kSummed) {
-    const int sums = task.padded < kWarp ? kSumRows * task.padded : kThreads;
-    denominator = sum_rows(denominators, component, sums, task.padded);
+    const int sums = padded < kWarp ? kSumRows * padded : kThreads;
+    denominator = sum_rows(denominators, component, sums, padded);
     if (denominator == 0) denominator = task.update.zero_sum;
   }
   [[maybe_unused]] float* parts = nullptr;
   if constexpr (in_parts) {
     static_assert(kThreads == kUnit * kTensorComponents);
-    parts = task.parts + part_of(task.parts_in_fours, b, task.length,
-                                 (begin + thread) / kTensorComponents, component);
+    const int64_t row = begin / kTensorComponents;  // of the block: with part of a unit, perhaps
+    parts = task.parts + unit_of(b, task.length, row) +
+            part_of(task.parts_in_fours,
+                    static_cast<unsigned>(row) % kUnit + threadIdx.x / kTensorComponents,
+                    threadIdx.x % kTensorComponents);
   }
 #pragma unroll 1
   for (int v = thread; v < values; v += kThreads) {
@@ -192,10 +185,13 @@ void launch_update(UpdateTask<T> task, int64_t batch, cudaStream_t stream) {
   // Whole rows in a block, and few ways: what comes after a thread's sums costs more than they do.
   task.ways = ways_of(task.splits / 2, task.padded / kVector, kMostWays);
   task.ways_of_sums = ways_for(task.padded);
-  task.blocks = static_cast<unsigned>(task.ways.blocks(task.length * task.padded / kVector));
-  if (batch * task.blocks > 0)
-    NNMF_CUDA_LAUNCH_NEXT((update_kernel<loss, T, in_parts>), grid_of(batch * task.blocks),
-                          kThreads, 0, stream, task);
+  const int64_t blocks = task.ways.blocks(task.length * task.padded / kVector);
+  if (batch * blocks == 0) return;
+  task.blocks = Divisor(blocks);
+  task.last =
+      static_cast<int>(task.length * task.padded - (blocks - 1) * task.ways.columns() * kVector);
+  NNMF_CUDA_LAUNCH_NEXT((update_kernel<loss, T, in_parts>), grid_of(batch * blocks), kThreads, 0,
+                        stream, task);
 }
 
 // Coordinate descent on half the squared Frobenius norm, component by component, from sums over X;

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../../common/cuda/divisor.h"
 #include "half_step.cuh"
 #include "tensor_parts.cuh"
 
@@ -53,7 +54,42 @@ struct TensorTile {
   static __device__ __forceinline__ int row(int tile, int half, int g) {
     return kIsW ? 16 * tile + 8 * half + g : 4 * g + 2 * tile + half;
   }
+
+  // How the half-step of the other factor reads this one.
+  static constexpr bool kOwnInFours = !kIsW && kSize == 1;
+
+  // Where that row's parts of components 2 t and 2 t + 1 begin (part_of), from those of the warp's
+  // first row; those of 2 t + 8 and 2 t + 9 are 8 pieces further on.
+  static __device__ __forceinline__ int own_part(int tile, int half, int g, int t) {
+    if constexpr (kIsW) return tile * kUnitParts + part_of_first(half, 0, g, t);
+    const int of_unit = g % 4;
+    return g / 4 * kUnitParts +
+           (kOwnInFours ? tile * (kUnitParts / 2) + part_place(0, of_unit, 2 * t, half)
+                        : part_place(of_unit / 2, of_unit % 2 * 2 + tile, 2 * t, half));
+  }
 };
+
+// A half-step, and what the host has found out for its blocks.
+template <class Data>
+struct TensorStep : HalfStep<float, Data> {
+  const float* own_parts;  // `own` as tensor cores read it
+  Divisor tiles, splits;   // of the cut
+  // Tiles of the depth that a split has, the first `more` splits one besides.
+  int each, more;
+};
+
+// Stores a pack, of which the compiler makes four stores.
+__device__ __forceinline__ void store_at_once(float* to, const Pack<float, 4>& pack) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(to), "f"(pack.values[0]), "f"(pack.values[1]), "f"(pack.values[2]),
+                 "f"(pack.values[3])
+               : "memory");
+#else
+  *reinterpret_cast<Pack<float, 4>*>(to) = pack;
+#endif
+}
 
 // What a warp reads of X for tile `deep` of a unit's depth, each lane its entries: two neighbouring
 // depths of four rows for W (of pixels, four), four neighbouring columns at two depths for H.
@@ -94,13 +130,6 @@ struct TensorEntries {
 
 // x, of which the compiler knows no more: it then computes what follows from x anew where that is
 // needed, and keeps no register for it in between.
-__device__ __forceinline__ unsigned forgotten(unsigned x) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+r"(x));
-#endif
-  return x;
-}
-
 __device__ __forceinline__ int64_t forgotten(int64_t x) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+l"(x));
@@ -111,7 +140,7 @@ __device__ __forceinline__ int64_t forgotten(int64_t x) {
 // Starts to copy a tile that begins at `deep`. X is where this warp begins to read: at its first
 // own row (for H: at the block's first own column), and `own_left` is how many of them there are.
 template <Factor factor, class Data>
-__device__ __forceinline__ void start_tensor_copy(const HalfStep<float, Data>& step, const Data* X,
+__device__ __forceinline__ void start_tensor_copy(const TensorStep<Data>& step, const Data* X,
                                                   const float* other, int own_left, int64_t deep,
                                                   unsigned char* tile) {
   using Tile = TensorTile<factor, Data>;
@@ -247,14 +276,14 @@ struct TensorComponentSums {
 struct TensorPlace {
   unsigned problem, split, tile;
 
-  __device__ __forceinline__ TensorPlace(const Cut& cut, unsigned block, bool is_W) {
-    // Few divisions: each takes as long as twenty instructions.
-    const auto inner = static_cast<unsigned>(is_W ? cut.splits : cut.tiles);
-    const auto outer = static_cast<unsigned>(is_W ? cut.tiles : cut.splits);
-    const unsigned line = block / inner;
-    problem = line / outer;
-    (is_W ? split : tile) = block - line * inner;
-    (is_W ? tile : split) = line - problem * outer;
+  template <class Data>
+  __device__ __forceinline__ TensorPlace(const TensorStep<Data>& step, unsigned block, bool is_W) {
+    const Divisor &inner = is_W ? step.splits : step.tiles,
+                  &outer = is_W ? step.tiles : step.splits;
+    const unsigned line = inner.quotient(block);
+    problem = outer.quotient(line);
+    (is_W ? split : tile) = block - line * inner.value();
+    (is_W ? tile : split) = line - problem * outer.value();
   }
 };
 
@@ -263,12 +292,12 @@ struct TensorPlace {
 // that what W has read last is read first, out of the cache.
 template <Factor factor, class Data>
 __global__ void __launch_bounds__(kTensorThreads, kTensorResident)
-    tensor_half_step_kernel(HalfStep<float, Data> step) {
+    tensor_half_step_kernel(TensorStep<Data> step) {
   using Tile = TensorTile<factor, Data>;
   NNMF_CUDA_DYNAMIC_SHARED(unsigned char, memory);
   NNMF_CUDA_SHARED(double, component_sums, [kTensorThreads]);
   const Cut& cut = step.cut;
-  const TensorPlace place(cut, blockIdx.x, Tile::kIsW);
+  const TensorPlace place(step, blockIdx.x, Tile::kIsW);
   const unsigned b = place.problem, at_tile = place.tile;
   wait_for_kernel_before();
   if (step.active != nullptr && !step.active[b]) return;
@@ -283,25 +312,27 @@ __global__ void __launch_bounds__(kTensorThreads, kTensorResident)
                         (Tile::kIsW ? row * step.x_row_stride : row - warp * kTensorRows);
   const float* const other = step.other + b * length_in_parts(cut.depth) * kTensorComponents * 2;
   // The splits take turns at the tiles of the depth.
-  const auto all = static_cast<int>((cut.depth + Tile::kDepth - 1) / Tile::kDepth);
   const int splits = static_cast<int>(cut.splits), split = static_cast<int>(place.split);
-  const int count = (all - split + splits - 1) / splits;
+  const int count = step.each + (split < step.more ? 1 : 0);
   int next = Tile::kIsW ? split : split + (count - 1) * splits;  // tile to be copied,
   int stage = 0;                                                 // and where
-  Parts<MmaA> rows[2][2] = {};
-  const float* const own = step.own + (b * cut.length + row) * kTensorComponents;
+  Parts<MmaA> rows[2][2];
+  // Whole units, with zeros behind the last row; a warp without rows reads others in their place.
+  const float* const own =
+      step.own_parts +
+      (b * length_in_parts(cut.length) + (rows_left > 0 ? row : 0)) * kTensorComponents * 2;
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int of_warp = Tile::row(i, half, g);
-      if (of_warp >= rows_left) continue;
+      const float* const parts = own + Tile::own_part(i, half, g, t);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const auto pack = *reinterpret_cast<const Pack<float, 2>*>(
-            own + of_warp * kTensorComponents + 8 * c + 2 * t);
+        const auto pack =
+            *reinterpret_cast<const Pack<float, kPartPiece>*>(parts + 8 * c * kPartPiece);
 #pragma unroll
-        for (int e = 0; e < 2; ++e) rows[i][c].set(2 * e + half, pack.values[e]);
+        for (int e = 0; e < 2; ++e)
+          rows[i][c].set(2 * e + half, pack.values[e], pack.values[2 + e]);
       }
     }
 
@@ -329,12 +360,10 @@ __global__ void __launch_bounds__(kTensorThreads, kTensorResident)
     for (int unit = 0; unit < Tile::kDepth / kUnit; ++unit)
       add_unit<factor, Data>(sums, rows, tile, warp, unit, g, t, step.terms);
   }
-  const TensorPlace here(cut, forgotten(blockIdx.x), Tile::kIsW);
-  const int64_t part = here.problem * cut.splits + here.split;
-  if (here.tile == 0) components.store(step.sums + part * kTensorComponents);
+  const int64_t part = place.problem * cut.splits + place.split;
+  if (at_tile == 0) components.store(step.sums + part * kTensorComponents);
 
-  const int64_t to_row = static_cast<int64_t>(here.tile) * Tile::kItems + warp * kTensorRows;
-  float* const to = step.numerators + (part * cut.length + to_row) * kTensorComponents;
+  float* const to = step.numerators + (part * cut.length + row) * kTensorComponents;
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -343,19 +372,23 @@ __global__ void __launch_bounds__(kTensorThreads, kTensorResident)
       Pack<float, 4> pack;
 #pragma unroll
       for (int e = 0; e < 4; ++e) pack.values[e] = sums(i, half, e);
-      if (of_warp < rows_left)
-        *reinterpret_cast<Pack<float, 4>*>(to + of_warp * kTensorComponents + 4 * t) = pack;
+      if (of_warp < rows_left) store_at_once(to + of_warp * kTensorComponents + 4 * t, pack);
     }
 }
 
 template <Factor factor, class Data>
-void launch_tensor_half_step(const HalfStep<float, Data>& step, int64_t batch,
-                             cudaStream_t stream) {
-  const int64_t blocks = batch * step.cut.tiles * step.cut.splits;
+void launch_tensor_half_step(TensorStep<Data> step, int64_t batch, cudaStream_t stream) {
+  const Cut& cut = step.cut;
+  const int64_t blocks = batch * cut.tiles * cut.splits;
+  if (blocks == 0) return;
+  const int64_t in_all = blocks_of(cut.depth, TensorTile<factor, Data>::kDepth);
+  step.tiles = Divisor(cut.tiles);
+  step.splits = Divisor(cut.splits);
+  step.each = static_cast<int>(in_all / cut.splits);
+  step.more = static_cast<int>(in_all % cut.splits);
   constexpr int kBytes = kTensorStages * TensorTile<factor, Data>::kBytes;
-  if (blocks > 0)
-    NNMF_CUDA_LAUNCH_NEXT((tensor_half_step_kernel<factor, Data>), grid_of(blocks),
-                          dim3(kWarp, kTensorWarps), kBytes, stream, step);
+  NNMF_CUDA_LAUNCH_NEXT((tensor_half_step_kernel<factor, Data>), grid_of(blocks),
+                        dim3(kWarp, kTensorWarps), kBytes, stream, step);
 }
 
 }  // namespace nnmf_cuda

@@ -92,12 +92,13 @@ class TensorIterations {
   void update(const Update& rule, cudaStream_t stream) const {
     const Shape& s = problem_.shape;
     constexpr bool kIsW = factor == Factor::kW;
-    HalfStep<float, Data> step{};
+    TensorStep<Data> step{};
     step.X = problem_.X;
     step.x_stride = s.x_stride;
     step.x_row_stride = s.x_row_stride;
     step.other = kIsW ? H_parts_ : W_parts_;
     step.own = kIsW ? W_packed_ : H_packed_;
+    step.own_parts = kIsW ? W_parts_ : H_parts_;
     step.numerators = numerators_;
     step.sums = sums_;
     step.active = problem_.active;

@@ -9,7 +9,8 @@
 
 namespace nnmf_cuda {
 
-constexpr int kTensorComponents = 16;  // padded ones
+constexpr int kLogTensorComponents = 4;
+constexpr int kTensorComponents = 1 << kLogTensorComponents;  // padded ones
 constexpr int kUnit = 16;  // depth of what is added up on tensor cores; the sums are float32's
 constexpr int kUnitParts = kUnit * kTensorComponents * 2;  // numbers of a unit
 constexpr int kPartPiece = 4;                              // numbers that are read at once
@@ -40,17 +41,22 @@ NNMF_CUDA_INLINE int part_of_second(int deep, int odd, int g, int t) {
   return part_place(deep, t, 2 * g, odd);
 }
 
-// Where the parts of a value begin: hi there, lo two numbers further on; 16 rows later
-// kUnitParts further on. `in_fours`: whether lanes have four neighbouring depths, two in each tile.
-NNMF_CUDA_INLINE int64_t part_of(bool in_fours, int64_t b, int64_t length, int64_t row,
-                                 int component) {
-  const auto depth = static_cast<unsigned>(row) % kUnit;
+// Where the parts of a value begin, from those of its unit or of one before, whose rows count from
+// its beginning: hi there, lo two numbers further on; 16 rows later kUnitParts further on.
+// `in_fours`: whether lanes have four neighbouring depths, two in each tile.
+NNMF_CUDA_INLINE int part_of(bool in_fours, unsigned row, unsigned component) {
+  const unsigned depth = row % kUnit;
   const unsigned deep = in_fours ? depth / 2 % 2 : depth / 8;
   const unsigned line = in_fours ? depth / 4 : depth / 2 % 4;
-  const int in_unit = part_place(static_cast<int>(deep), static_cast<int>(line), component & ~1,
-                                 static_cast<int>(depth % 2));
-  return (b * length_in_parts(length) + row - depth) * kTensorComponents * 2 + in_unit +
-         (component & 1);
+  const int in_unit = part_place(static_cast<int>(deep), static_cast<int>(line),
+                                 static_cast<int>(component & ~1u), static_cast<int>(depth % 2));
+  return static_cast<int>((row - depth) * kTensorComponents * 2) + in_unit +
+         static_cast<int>(component & 1);
+}
+
+// Where the unit of a row begins among the parts of all problems.
+NNMF_CUDA_INLINE int64_t unit_of(int64_t b, int64_t length, int64_t row) {
+  return (b * length_in_parts(length) + (row & -kUnit)) * kTensorComponents * 2;
 }
 
 // Stores a value as two parts, whose sum it is.
@@ -68,11 +74,13 @@ __global__ void pack_parts_kernel(const float* from, float* to, float* parts, bo
   if (at >= size) return;
   const int64_t row = at / kTensorComponents, length = length_in_parts(layout.length);
   const int64_t b = row / length, i = row % length;
-  const int component = static_cast<int>(at % kTensorComponents);
+  const auto component = static_cast<unsigned>(at) % kTensorComponents;
   const bool there = i < layout.length;
-  const float value = there ? packed_value(from, layout, b, i, component) : 0;
+  const float value = there ? packed_value(from, layout, b, i, static_cast<int>(component)) : 0;
   if (there) to[(b * layout.length + i) * kTensorComponents + component] = value;
-  store_parts(parts + part_of(in_fours, b, layout.length, i, component), value);
+  store_parts(parts + unit_of(b, layout.length, i) +
+                  part_of(in_fours, static_cast<unsigned>(i % kUnit), component),
+              value);
 }
 
 // As launch_pack.
