@@ -4,11 +4,13 @@
 // computes.
 //
 //   purify(Tensor x, Tensor? noise, Tensor timesteps, Tensor alphas_cumprod, Tensor[] weights, *,
-//     float eta=0., int seed=0, int n_draws=1, bool keep_signs=False) -> (Tensor, Tensor)
-//   feature_cnn(Tensor x, Tensor[] weights, *, bool keep_signs=False) -> (Tensor, Tensor)
+//     float eta=0., int seed=0, int n_draws=1, bool keep_signs=False, bool prepares=False)
+//     -> (Tensor, Tensor)
+//   feature_cnn(Tensor x, Tensor[] weights, *, bool keep_signs=False, bool prepares=False)
+//     -> (Tensor, Tensor)
 //   defended_logits(Tensor x, Tensor? noise, Tensor timesteps, Tensor alphas_cumprod,
 //     Tensor[] denoiser, Tensor[] classifier, *, float eta=0., int seed=0, int n_draws=1,
-//     bool keep_signs=False) -> (Tensor, Tensor)
+//     bool keep_signs=False, bool prepares=False) -> (Tensor, Tensor)
 //   purify_backward(Tensor grad, ..., Tensor[] weights, Tensor signs, *, float eta, int seed,
 //     int n_draws, bool noise_needs_grad, bool weights_need_grad) -> (Tensor, Tensor, Tensor)
 //   feature_cnn_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor signs, *,
@@ -136,19 +138,20 @@ class DefenceArguments {
 // Where in a tensor of what is kept lies what the device has prepared of the weights; null:
 // nowhere.
 template <class Word, class T>
-auto prepared_in(const Tensor& kept, Word* words, const KeptShape<T>& shape)
-    -> std::conditional_t<std::is_const_v<Word>, const T*, T*> {
+auto* prepared_in(const Tensor& kept, Word* words, const KeptShape<T>& shape) {
+  using Numbers = std::conditional_t<std::is_const_v<Word>, const T, T>;
   const bool aligned = reinterpret_cast<std::uintptr_t>(words) % kPreparedBytes == 0;
-  if (shape.more == 0 || kept.size(0) != shape.rows() || !aligned) return nullptr;
-  return reinterpret_cast<std::conditional_t<std::is_const_v<Word>, const T*, T*>>(
-      words + shape.prepared_at());
+  const bool is_there = shape.more > 0 && kept.size(0) == shape.rows() && aligned;
+  return is_there ? reinterpret_cast<Numbers*>(words + shape.prepared_at()) : nullptr;
 }
 
-// The result of every sample, or of every draw where there is no network; and what is kept.
+// The result of every sample, or of every draw where there is no network; and what is kept: with
+// `prepares` on some devices more than signs, of which not every word is written.
 // Implementation, constructed from a tensor of the device: forward(params, out, signs or null,
 // memory for what it prepares or null), prepared_size(params) of that.
 template <class Implementation>
-std::tuple<Tensor, Tensor> defence_forward(const DefenceArguments& a, bool keep_signs) {
+std::tuple<Tensor, Tensor> defence_forward(const DefenceArguments& a, bool keep_signs,
+                                           bool prepares) {
   Implementation device(a.x);
   std::tuple<Tensor, Tensor> result;
   dispatch_floating(a.x.scalar_type(), [&]<class T>(Type<T>) {
@@ -156,7 +159,7 @@ std::tuple<Tensor, Tensor> defence_forward(const DefenceArguments& a, bool keep_
     // Shapes by name: nvcc loses a list in braces that is one side of a choice.
     std::vector<int64_t> shape{p.n_samples, p.n_outputs()}, shape_of_signs{0};
     if (p.classifier.empty()) shape.insert(shape.begin() + 1, p.n_draws);
-    const KeptShape<T> kept(p, keep_signs ? Implementation::prepared_size(p) : 0);
+    const KeptShape<T> kept(p, keep_signs && prepares ? Implementation::prepared_size(p) : 0);
     if (keep_signs) shape_of_signs = {kept.rows(), kept.n_words};
     Tensor out = torch::stable::new_empty(a.x, shape);
     Tensor signs = torch::stable::new_empty(a.x, shape_of_signs, ScalarType::Int);
@@ -218,27 +221,30 @@ template <class Implementation>
 std::tuple<Tensor, Tensor> purify(const Tensor& x, std::optional<Tensor> noise,
                                   const Tensor& timesteps, const Tensor& alphas_cumprod,
                                   Tensors weights, double eta, int64_t seed, int64_t n_draws,
-                                  bool keep_signs) {
+                                  bool keep_signs, bool prepares) {
   return defence_forward<Implementation>(
       DefenceArguments(x).with_chain(noise, timesteps, alphas_cumprod, weights, eta, seed, n_draws),
-      keep_signs);
+      keep_signs, prepares);
 }
 
 template <class Implementation>
-std::tuple<Tensor, Tensor> feature_cnn(const Tensor& x, Tensors weights, bool keep_signs) {
-  return defence_forward<Implementation>(DefenceArguments(x).with_classifier(weights), keep_signs);
+std::tuple<Tensor, Tensor> feature_cnn(const Tensor& x, Tensors weights, bool keep_signs,
+                                       bool prepares) {
+  return defence_forward<Implementation>(DefenceArguments(x).with_classifier(weights), keep_signs,
+                                         prepares);
 }
 
 template <class Implementation>
 std::tuple<Tensor, Tensor> defended_logits(const Tensor& x, std::optional<Tensor> noise,
                                            const Tensor& timesteps, const Tensor& alphas_cumprod,
                                            Tensors denoiser, Tensors classifier, double eta,
-                                           int64_t seed, int64_t n_draws, bool keep_signs) {
+                                           int64_t seed, int64_t n_draws, bool keep_signs,
+                                           bool prepares) {
   return defence_forward<Implementation>(
       DefenceArguments(x)
           .with_chain(noise, timesteps, alphas_cumprod, denoiser, eta, seed, n_draws)
           .with_classifier(classifier),
-      keep_signs);
+      keep_signs, prepares);
 }
 
 template <class Implementation>

@@ -74,7 +74,7 @@ struct KeptShape {
   KeptShape(const DefenceParams<T>& p, int64_t prepared)
       : n_blocks(nnmf_cuda::n_blocks(p.n_rows())), n_words(p.n_words()) {
     constexpr int64_t kWords = sizeof(T) / 4;  // of a number
-    if (prepared > 0 && n_words > 0)
+    if (prepared > 0 && n_words > 0 && n_blocks > 0)
       more = blocks_of(prepared * kWords + kPreparedBytes / 4 - 1, n_words);
   }
 

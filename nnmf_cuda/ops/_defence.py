@@ -1,9 +1,9 @@
 """What `purify`, `feature_cnn` and `defended_logits` share: checks, the call, signs and gradients.
 
 All three take features first, two of them a chain, then a list of weights for each network. They
-return a result and the signs of the hidden units as bits (on a GPU also, in rows behind them, what
-kernels have prepared of the weights), from which `NAME_backward` has the gradients: to x, to the
-noise of a chain, and in one vector to the weights of each network.
+return a result and the signs of the hidden units as bits (on a GPU, with `prepares`, in rows behind
+them also what kernels have prepared of the weights), from which `NAME_backward` has the gradients:
+to x, to the noise of a chain, and in one vector to the weights of each network.
 """
 
 from __future__ import annotations
@@ -262,14 +262,18 @@ def empty_kept(
     n_steps: int = 0,
     *,
     keep_signs: bool,
+    prepares: bool,
 ) -> Tensor:
-    """Return memory for what a forward pass keeps: signs, and on a GPU what it has prepared."""
+    """Return memory for what a forward pass keeps: signs, and on a GPU what it has prepared.
+
+    Not every word of the latter is written: only what calls the backward pass itself asks for it.
+    """
     if not keep_signs:
         return x.new_empty((0,), dtype=torch.int32)
     n_words = signs_of_denoiser(denoiser, n_steps) if denoiser else 0
     n_words += signs_of_classifier(classifier, x.shape[1]) if classifier else 0
     n_blocks = (n_rows + _BLOCK_ROWS - 1) // _BLOCK_ROWS
-    if x.device.type == "cuda" and _has_cuda_kernels():
+    if prepares and n_rows and x.device.type == "cuda" and _has_cuda_kernels():
         n_blocks += prepared_rows(x, n_words, denoiser, classifier, n_steps)
     return x.new_empty((n_blocks, n_words), dtype=torch.int32)
 
@@ -303,7 +307,7 @@ def call_defence(name: str, x: Tensor, chain: Chain | None, *networks: list[Tens
         return backward_op(grad, x, *arguments, signs, **unasked, **options)[0]  # type: ignore[no-any-return]
 
     result: Tensor = _InputGradient.apply(  # type: ignore[no-untyped-call]
-        x, others, lambda x: op(x, *arguments, keep_signs=True, **options), backward
+        x, others, lambda x: op(x, *arguments, keep_signs=True, prepares=True, **options), backward
     )
     return result
 
@@ -331,10 +335,16 @@ class _InputGradient(torch.autograd.Function):
         forward: Callable[[Tensor], tuple[Tensor, Tensor]],
         backward: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
+        try:
+            ctx.others, ctx.versions = others, [t._version for t in others]
+        except RuntimeError as error:
+            raise RuntimeError(
+                "weights, noise or schedule were made in torch.inference_mode, and cannot be kept"
+                " for a backward pass: clone() them outside of it, or call this in torch.no_grad"
+            ) from error
         with _below_autograd():
             result, kept = forward(x)
         ctx.save_for_backward(x, kept)
-        ctx.others, ctx.versions = others, [t._version for t in others]
         ctx.through = backward
         return result
 
@@ -349,9 +359,10 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     for value, version in zip(ctx.others, ctx.versions, strict=True):
         if value._version != version:
             raise RuntimeError(
-                f"one of the tensors that this gradient needs, of shape {tuple(value.shape)}, has"
-                f" been modified by an inplace operation: it is at version {value._version},"
-                f" expected version {version}"
+                "one of the weights, noise or schedule that this gradient needs, of shape"
+                f" {tuple(value.shape)}, has been modified by an inplace operation (version"
+                f" {value._version}, not {version}): change it after the backward pass, or give"
+                " a clone()"
             )
     with _below_autograd():
         return ctx.through(grad, x, kept), None, None, None
@@ -367,7 +378,8 @@ def register_defence(name: str, fake: Callable[..., tuple[Tensor, Tensor]]) -> N
     def save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
         x, *others = inputs
         chain, networks = _chain_and_networks(others)
-        ctx.options = {k: v for k, v in keyword_only_inputs.items() if k != "keep_signs"}
+        kept = ("keep_signs", "prepares")
+        ctx.options = {k: v for k, v in keyword_only_inputs.items() if k not in kept}
         ctx.given, ctx.sizes = [t is not None for t in chain], [len(w) for w in networks]
         weights = [weight for network in networks for weight in network]
         ctx.save_for_backward(output[1], x, *(t for t in chain if t is not None), *weights)

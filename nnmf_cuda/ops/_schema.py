@@ -158,7 +158,8 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     ),
     "purify": (
         "(Tensor x, Tensor? noise, Tensor timesteps, Tensor alphas_cumprod, Tensor[] weights, *,"
-        " float eta=0., int seed=0, int n_draws=1, bool keep_signs=False) -> (Tensor, Tensor)",
+        " float eta=0., int seed=0, int n_draws=1, bool keep_signs=False, bool prepares=False)"
+        " -> (Tensor, Tensor)",
         reference.purify,
     ),
     "purify_backward": (
@@ -168,7 +169,8 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         reference.purify_backward,
     ),
     "feature_cnn": (
-        "(Tensor x, Tensor[] weights, *, bool keep_signs=False) -> (Tensor, Tensor)",
+        "(Tensor x, Tensor[] weights, *, bool keep_signs=False, bool prepares=False)"
+        " -> (Tensor, Tensor)",
         reference.feature_cnn,
     ),
     "feature_cnn_backward": (
@@ -179,7 +181,7 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "defended_logits": (
         "(Tensor x, Tensor? noise, Tensor timesteps, Tensor alphas_cumprod, Tensor[] denoiser,"
         " Tensor[] classifier, *, float eta=0., int seed=0, int n_draws=1,"
-        " bool keep_signs=False) -> (Tensor, Tensor)",
+        " bool keep_signs=False, bool prepares=False) -> (Tensor, Tensor)",
         reference.defended_logits,
     ),
     "defended_logits_backward": (

@@ -69,7 +69,8 @@ def purify(
     Notes
     -----
     x_t = sqrt(alphas_cumprod[t]) x + sqrt(1 - alphas_cumprod[t]) noise. Differentiable in x, a
-    noise tensor and the weights.
+    noise tensor and the weights; for x from the signs of the units, a bit each, and on a GPU a copy
+    of the weights.
 
     References
     ----------
@@ -117,7 +118,8 @@ def feature_cnn(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
     Notes
     -----
-    Differentiable in x and the weights; for x from the signs of the units, kept as bits.
+    Differentiable in x and the weights; for x from the signs of the units, a bit each, and on a GPU
+    a copy of the weights.
 
     Examples
     --------
@@ -204,18 +206,19 @@ def _fake_purify(
     *,
     n_draws: int = 1,
     keep_signs: bool = False,
+    prepares: bool = False,
     **_options: Any,
 ) -> tuple[Tensor, Tensor]:
     draws = n_draws if noise is None else noise.shape[2]
     n_rows, n_steps = x.shape[0] * draws, timesteps.shape[0]
-    kept = empty_kept(x, n_rows, weights, [], n_steps, keep_signs=keep_signs)
+    kept = empty_kept(x, n_rows, weights, [], n_steps, keep_signs=keep_signs, prepares=prepares)
     return x.new_empty((x.shape[0], draws, x.shape[1])), kept
 
 
 def _fake_feature_cnn(
-    x: Tensor, weights: list[Tensor], *, keep_signs: bool = False
+    x: Tensor, weights: list[Tensor], *, keep_signs: bool = False, prepares: bool = False
 ) -> tuple[Tensor, Tensor]:
-    kept = empty_kept(x, x.shape[0], [], weights, keep_signs=keep_signs)
+    kept = empty_kept(x, x.shape[0], [], weights, keep_signs=keep_signs, prepares=prepares)
     return x.new_empty((x.shape[0], weights[-1].shape[0])), kept
 
 
@@ -229,11 +232,13 @@ def _fake_defended_logits(
     *,
     n_draws: int = 1,
     keep_signs: bool = False,
+    prepares: bool = False,
     **_options: Any,
 ) -> tuple[Tensor, Tensor]:
     draws = n_draws if noise is None else noise.shape[2]
     n_rows, n_steps = x.shape[0] * draws, timesteps.shape[0]
-    kept = empty_kept(x, n_rows, denoiser, classifier, n_steps, keep_signs=keep_signs)
+    keeps = {"keep_signs": keep_signs, "prepares": prepares}
+    kept = empty_kept(x, n_rows, denoiser, classifier, n_steps, **keeps)
     return x.new_empty((x.shape[0], classifier[-1].shape[0])), kept
 
 

@@ -83,9 +83,11 @@ def mlp_backward(
 
 
 def feature_cnn(
-    x: Tensor, weights: Sequence[Tensor], *, keep_signs: bool = False
+    x: Tensor, weights: Sequence[Tensor], *, keep_signs: bool = False, prepares: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the logits (n, n_classes) of features x (n, M), and the signs if they are kept.
+
+    Here as in the others, `prepares` asks for what only kernels of a GPU make.
 
     weights: those of two convolutions (kernel 3, padding 1), each with ReLU, and, after a max-pool
     of 2, of two fully connected layers with ReLU between. Signs, as `pack_signs` packs them: the
@@ -171,6 +173,7 @@ def purify(
     seed: int = 0,
     n_draws: int = 1,
     keep_signs: bool = False,
+    prepares: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Noise x to timesteps[0] and denoise down the list.
 
@@ -347,6 +350,7 @@ def defended_logits(
     seed: int = 0,
     n_draws: int = 1,
     keep_signs: bool = False,
+    prepares: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean logits (n, n_classes) over the draws of `purify`, and the signs if kept.
 

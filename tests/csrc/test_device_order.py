@@ -176,9 +176,9 @@ def test_what_a_forward_pass_prepares_reaches_the_backward_pass(
     x = x[:1].expand(n, F)
     if name != "feature_cnn":
         others[0] = others[0][:, :1].expand(1, n, 1, F)
-    options = {k: v for k, v in CALLS[name][1].items() if k != "keep_signs"}
+    options = {k: v for k, v in CALLS[name][1].items() if k not in ("keep_signs", "prepares")}
     op, back = (getattr(torch.ops.nnmf_cuda_devices, name + end) for end in ("", "_backward"))
-    out, kept = op(x, *others, keep_signs=True, **options)
+    out, kept = op(x, *others, keep_signs=True, prepares=True, **options)
 
     def found(kept: Tensor) -> int:
         options = CALLS[f"{name}_backward"][1]
@@ -192,7 +192,8 @@ def test_what_a_forward_pass_prepares_reaches_the_backward_pass(
     assert found(moved) == 0
     with pytest.raises(RuntimeError, match="signs must be those of the forward pass"):
         found(kept[:-1])
-    assert op(x, *others, **options)[1].numel() == 0
+    assert found(op(x, *others, keep_signs=True, **options)[1]) == 0  # nobody asked for it
+    assert op(x, *others, prepares=True, **options)[1].numel() == 0
 
 
 def test_no_cuda_device_is_taken_from_a_tensor_on_the_cpu(counted: ctypes.CDLL) -> None:

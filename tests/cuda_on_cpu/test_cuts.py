@@ -194,7 +194,8 @@ def test_no_thread_adds_up_many_rows_while_the_device_is_idle(
 def test_quotients_by_a_product_are_exact(kernels: Path) -> None:
     """Just below and at multiples, up to the largest numbers that a grid has."""
     around = [2**k + d for k in range(2, 30) for d in (-1, 0, 1)]
-    divisors = torch.tensor([1, 2, *around, 94, 1032, 999_983, 2**30, 2**30 + 1, 2**31])
+    beyond = [2**31 + 1, 2**32, 2**32 + 1, 2**40]  # of which all quotients are 0
+    divisors = torch.tensor([1, 2, *around, 94, 1032, 999_983, 2**30, 2**30 + 1, 2**31, *beyond])
     largest = 2**31 - 1
     multiples = torch.cat(
         [divisors * k for k in (1, 2, 3, 1000)] + [largest // divisors * divisors]

@@ -355,6 +355,17 @@ def test_weights_changed_before_the_gradient_raise() -> None:
             logits.sum().backward()
 
 
+def test_weights_of_inference_mode_are_named() -> None:
+    shape = (4, 5, 3, 2, 4, 2)
+    x = features_of(shape, torch.float64, "cpu").requires_grad_()
+    with torch.inference_mode():
+        weights = classifier_weights(shape)
+    with pytest.raises(RuntimeError, match=r"clone\(\) them outside of it, or call this in"):
+        ops.feature_cnn(x, weights)
+    with torch.no_grad():
+        ops.feature_cnn(x, weights)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradient_to_x_is_the_same_with_and_without_those_to_weights(device: str) -> None:
     arguments = chain(2, 0.5, SHAPES[0], 3, dtype=torch.float64, device=device)
