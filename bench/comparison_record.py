@@ -86,6 +86,10 @@ def record_of(contents: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
                 lines[name][key] = kept
     for key in lines["measured"]:
         lines["failed"].pop(key, None)
+    # In the table's order, which the comparison of most systems has.
+    contents_by_size = sorted(contents, key=lambda content: -len(content["systems"]))
+    order = dict.fromkeys((s["name"],) for content in contents_by_size for s in content["systems"])
+    lines["systems"] = {key: lines["systems"][key] for key in order}
     named = [{**subject, "source": Path(subject["source"]).name} for subject in subjects]
     return {"subjects": named, **{name: list(found.values()) for name, found in lines.items()}}
 

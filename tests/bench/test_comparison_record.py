@@ -62,6 +62,11 @@ def test_a_record_holds_what_tables_need(content: dict[str, Any]) -> None:
     for line in later["measured"]:
         line["fit_seconds"] = 12.25
     later["measured"] = [line for line in later["measured"] if line["system"] == "cnn"]
+    last = copy.deepcopy(content)
+    last["systems"] = last["systems"][::-1][:1]
+    last["measured"] = last["failed"] = last["transfer"] = []
+    names = [system["name"] for system in content["systems"]]
+    assert [s["name"] for s in bench.record_of([last, content])["systems"]] == names
     record = json.loads(bench.as_text(bench.record_of([content, later])))
     assert len(record["measured"]) == 4
     assert [subject["source"] for subject in record["subjects"]] == 2 * ["images.npz"]
