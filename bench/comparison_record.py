@@ -3,11 +3,11 @@
     python -m bench.comparison_record COMPARE.json... --out bench/results/comparison-NAME.json
     python -m bench.comparison_record --page docs/comparison.md bench/results/comparison-NAME.json
 
-With --out, each COMPARE.json is what the command has written, all on the same images and classes;
-of a system that several have on the same split from the same seed, the last counts. Of the clean
-metrics the record keeps three, and of the data's path the name. With --page, each file is a record,
-whose tables go into the Markdown file between ``<!-- comparison-NAME -->`` and
-``<!-- /comparison-NAME -->``.
+With --out, each COMPARE.json is what the command has written, or an earlier record, all on the same
+images and classes; of a system that several have on the same split from the same seed, the last
+counts. Of the clean metrics the record keeps three, and of the data's path the name. With --page,
+each file is a record, whose tables go into the Markdown file between ``<!-- comparison-NAME -->``
+and ``<!-- /comparison-NAME -->``.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _SAME = ("source", "label_names", "image_shape", "smoke", "spending")
 
 
 def record_of(contents: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return one record of several `compare.json`.
+    """Return one record of several `compare.json`, or records.
 
     Raises ValueError where they are of different images, splits or attacks, of a smoke run, of a
     tree that is no commit, or where a later one has transferred points among fewer systems.
     """
-    subjects = [content["subject"] for content in contents]
+    subjects = [one for content in contents for one in _subjects(content)]
     for subject in subjects:
         if subject["smoke"]:
             raise ValueError("a comparison with --smoke says nothing of a system: leave it out")
@@ -90,8 +90,13 @@ def record_of(contents: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     contents_by_size = sorted(contents, key=lambda content: -len(content["systems"]))
     order = dict.fromkeys((s["name"],) for content in contents_by_size for s in content["systems"])
     lines["systems"] = {key: lines["systems"][key] for key in order}
-    named = [{**subject, "source": Path(subject["source"]).name} for subject in subjects]
-    return {"subjects": named, **{name: list(found.values()) for name, found in lines.items()}}
+    return {"subjects": subjects, **{name: list(found.values()) for name, found in lines.items()}}
+
+
+def _subjects(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a `compare.json` or a record is of, its data by the file's name."""
+    found = content["subjects"] if "subjects" in content else [content["subject"]]
+    return [{**subject, "source": Path(subject["source"]).name} for subject in found]
 
 
 def _check_none_is_lost(before: Mapping[str, Any], line: Mapping[str, Any]) -> None:

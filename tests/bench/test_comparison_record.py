@@ -75,6 +75,13 @@ def test_a_record_holds_what_tables_need(content: dict[str, Any]) -> None:
         ("cnn", True),
     }
     assert set(record["measured"][0]["metrics"]) == set(bench.KEPT)
+    other = copy.deepcopy(content)
+    for name in ("measured", "failed", "transfer"):
+        for line in other[name]:
+            line["seed"] += 1
+    longer = bench.record_of([record, other])  # a record can be added to
+    assert len(longer["measured"]) == 8
+    assert len(longer["subjects"]) == 3
     text = bench.tables_of(bench.compared_of(record))
     assert "| centroid |" in text
     assert "2 folds, 1 seed: mean ± standard deviation over folds" in text
