@@ -121,7 +121,7 @@ def _say_of_other_code(journal: Journal, plan: Plan, say: Callable[[str], object
     here = _commit(plan)
     others = Counter(one.commit for one in journal.of(Measured) if one.commit != here)
     for commit, n in others.items():
-        say(f"{n} results here are of commit {commit or 'unknown'}, this is {here or 'unknown'}")
+        say(f"results kept from commit {commit or 'unknown'}: {n}; this is {here or 'unknown'}")
 
 
 def _facts(system: System) -> SystemFacts:

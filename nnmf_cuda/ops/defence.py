@@ -179,7 +179,8 @@ def defended_logits(
     Notes
     -----
     Differentiable in x, a noise tensor and the weights. Between forward and backward pass only the
-    signs of the units are kept, a bit each, and on a GPU a copy of the weights.
+    signs of the units are kept, a bit each; on a GPU, where x alone needs a gradient, also a copy
+    of the weights.
 
     Examples
     --------
@@ -237,8 +238,9 @@ def _fake_defended_logits(
 ) -> tuple[Tensor, Tensor]:
     draws = n_draws if noise is None else noise.shape[2]
     n_rows, n_steps = x.shape[0] * draws, timesteps.shape[0]
-    keeps = {"keep_signs": keep_signs, "prepares": prepares}
-    kept = empty_kept(x, n_rows, denoiser, classifier, n_steps, **keeps)
+    kept = empty_kept(
+        x, n_rows, denoiser, classifier, n_steps, keep_signs=keep_signs, prepares=prepares
+    )
     return x.new_empty((x.shape[0], classifier[-1].shape[0])), kept
 
 
