@@ -163,7 +163,8 @@ class DefencePreparation {
     }
   }
 
-  // Has its launch compute what `other`, the same defence backwards, has a place for.
+  // Has its launch compute what `other`, the same defence backwards, has a place for; after both
+  // are placed, since size() counts the other's entries from here on.
   void join(const DefencePreparation& other) {
     for (int i = 0; i < other.preparation_.n_packs; ++i) {
       PackTask<T>& pack = preparation_.packs[preparation_.n_packs++];
