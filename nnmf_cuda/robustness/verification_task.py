@@ -49,13 +49,16 @@ def network_of(model: Any) -> nn.Module:
 def weights_to_verify(model: nn.Module) -> list[Tensor]:
     """Return the weights of a network that can be verified, detached; raise ValueError of others.
 
-    Its answers are those of the weights alone: nothing is hooked to it or overridden.
+    Its answers are those of the weights alone: nothing is hooked to it or overridden, and it is no
+    subclass, whatever that says of itself.
     """
     name = type(model).__name__
     why, weights = "it is no FeatureCNN or MLP", list[Tensor]()
     layers = model.layers if type(model) is FeatureMLP else model
-    if isinstance(model, FeatureCNN):
+    if type(model) is FeatureCNN:
         why, weights = model.why_modules(), model.weights()
+    elif isinstance(model, FeatureCNN):
+        why = "it is a subclass of FeatureCNN, which may answer otherwise"
     elif type(layers) is nn.Sequential:
         linear, between = list(layers)[::2], list(layers)[1::2]
         if (

@@ -432,8 +432,12 @@ def test_verify_refuses_what_it_cannot_verify() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return -super().forward(x)
 
-    with pytest.raises(ValueError, match="Other overrides forward"):
-        verify(Other(4, 2), x, y, eps=0.1)
+    class Named(Other):
+        fused_by = "feature_cnn"
+
+    for kind in (Other, Named):
+        with pytest.raises(ValueError, match="it is a subclass of FeatureCNN"):
+            verify(kind(4, 2), x, y, eps=0.1)
     other = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     other[1].forward = torch.tanh  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="another forward"):
@@ -447,7 +451,7 @@ def test_verify_refuses_what_it_cannot_verify() -> None:
         def __call__(self, x: Tensor) -> Tensor:
             return super().__call__(x.clamp(0.1, 0.9))
 
-    with pytest.raises(ValueError, match="another forward"):
+    with pytest.raises(ValueError, match="it is a subclass of FeatureCNN"):
         verify(Inside(4, 2), x, y, eps=0.1)
 
     class Behind(nn.Module):
