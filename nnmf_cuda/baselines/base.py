@@ -33,6 +33,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
 
     classes_: NDArray[np.int64]
     n_parameters_: int
+    is_random: bool = False
+    """Whether two calls may answer differently, of a system without a `pixel_network`."""
     spared_seconds_: float = 0.0
     """Of work that `fit` took over from another system's, which counts as its own training."""
 
@@ -73,8 +75,9 @@ class PixelNetwork(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
-        return next(iter([*self.parameters(), *self.buffers()])).device
+        """Where it computes; of a network without numbers the CPU."""
+        held = [*self.parameters(), *self.buffers()]
+        return held[0].device if held else torch.device("cpu")
 
 
 def probabilities_of_margins(margins: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from nnmf_cuda.comparison.pixels import FGSM, PGD, Spending, attack_pixels, pgd_
 from nnmf_cuda.comparison.victims import Victim
 from nnmf_cuda.data import ImageDataset, groupings_of_test
 from nnmf_cuda.evaluation import Interval, bootstrap_mean, majority_class_accuracy
-from nnmf_cuda.evaluation.compared import GRADIENTS, QUERIES, Measured, RobustCurve
+from nnmf_cuda.evaluation.compared import GRADIENTS, MASKED, QUERIES, Measured, RobustCurve
+from nnmf_cuda.evaluation.headline import Proof, check_agreement
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.evaluation.uncertainty import resample_by_groups
 
@@ -140,6 +141,9 @@ def measure_system(
     started = time.perf_counter()
     victim = Victim(estimator, dataset.image_shape, seed=seed_word(seed, Purpose.DECISIONS))
     x, y = split.rows(victim.device)
+    how = GRADIENTS if victim.has_gradient else QUERIES
+    if victim.has_gradient and not victim.leads(x, y, eps=spending.eps_255[-1] / 255):
+        victim.has_gradient, how = False, MASKED
     search = attack_pixels(victim, x, y, spending=spending, seed=seed)
     points = {"": search.points}
     if single_steps and victim.has_gradient:
@@ -151,6 +155,7 @@ def measure_system(
     eps_255 = (0.0, *spending.eps_255)
     certified, radius = None, None
     if (radii := certified_linf(estimator, x, y)) is not None:
+        _check_proofs(radii, held, eps_255, split)
         certified = tuple(float(((radii >= e / 255) & (radii > 0)).mean()) for e in eps_255)
         radius = 255 * float(np.median(radii[radii > 0])) if (radii > 0).any() else 0.0
     measured = Measured(
@@ -166,7 +171,7 @@ def measure_system(
             eps_255=eps_255,
             accuracy=tuple(interval_of(right, split, seed) for right in held),
             broken_by={attack: tuple(counts) for attack, counts in search.broken_by.items()},
-            how=GRADIENTS if victim.has_gradient else QUERIES,
+            how=how,
             n=len(y),
             is_random=victim.is_random,
             certified=certified,
@@ -179,6 +184,25 @@ def measure_system(
     )
     found = {name: p.float().cpu().numpy() for name, p in points.items()}
     return Finished(measured, held[-1], found)
+
+
+def _check_proofs(
+    radii: NDArray[np.float64],
+    held: NDArray[np.bool_],
+    eps_255: Sequence[float],
+    split: SplitImages,
+) -> None:
+    """Raise ContradictionError where an attack broke what is proven.
+
+    `radii` (n_attacked,) are proven in pixels, 0 where nothing is; `held` (n_radii, n_attacked)
+    says whom attacks left at each of `eps_255`.
+    """
+    n_test = len(split.dataset.labels_of("test"))
+    for eps, right in zip(eps_255, held, strict=True):
+        proven, robust = np.zeros(n_test, bool), np.ones(n_test)
+        proven[split.attacked] = (radii > 0) & (radii >= eps / 255)
+        robust[split.attacked] = right
+        check_agreement(robust, Proof(proven, f"bounds, to {eps:g}/255 in pixels"))
 
 
 def in_turn_of_classes(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:

@@ -20,6 +20,7 @@ from nnmf_cuda.comparison.victims import Victim
 from nnmf_cuda.models.networks import frozen, isolated
 
 APGD, SQUARE, FGSM, PGD = "APGD", "Square", "FGSM", "PGD"
+_FIRST = f"{APGD} margin"
 
 _AT_ONCE = 50
 """Images that are attacked at a time: what their gradients need is held at once."""
@@ -54,13 +55,15 @@ class Spending:
     n_check_queries: int = 30
 
     def __post_init__(self) -> None:
-        for name in ("n_images", "n_iter", "n_restarts", "eot_iter", "n_queries"):
+        for name in ("n_iter", "n_restarts", "eot_iter", "n_queries"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.n_images < 2:  # one has no interval
+            raise ValueError(f"n_images must be at least 2, got {self.n_images}")
         if self.n_check_queries < 0:
             raise ValueError(f"n_check_queries must be >= 0, got {self.n_check_queries}")
         eps = self.eps_255
-        if not eps or min(eps) <= 0 or max(eps) > 255 or sorted(set(eps)) != list(eps):
+        if not eps or not all(0 < e <= 255 for e in eps) or sorted(set(eps)) != list(eps):
             raise ValueError(f"eps_255 must be growing numbers in (0, 255], got {list(eps)}")
 
 
@@ -91,7 +94,11 @@ _Search = Callable[[Tensor, Tensor, Tensor], Tensor]
 def attack_pixels(
     victim: Victim, images: Tensor, y: Tensor, *, spending: Spending, seed: int
 ) -> PixelSearch:
-    """Attack images (n, height * width) in [0, 1] at every radius; what is broken stays broken."""
+    """Attack images (n, height * width) in [0, 1] at every radius; what is broken stays broken.
+
+    Each radius but the first goes on from what the one before has found, and the largest has also
+    points that were found for every image from a random start.
+    """
     held = victim.right(images, y)
     history, points = [held], images.clone()
     broken_by: dict[str, list[int]] = {}
@@ -108,22 +115,25 @@ def attack_pixels(
             seed=seed,
         )
 
-    def judge(name: str, rows: Tensor, found: Tensor) -> None:
-        points[rows] = found
+    def judge(name: str, rows: Tensor, found: Tensor) -> Tensor:
         right = victim.right(found, y[rows])
         broken_by.setdefault(name, [0] * (1 + len(spending.eps_255)))
         broken_by[name][len(history)] += int((~right).sum())
         held[rows] = right
+        return right
 
     for eps_255 in spending.eps_255:
         held = held.clone()
         if far is not None and eps_255 == spending.eps_255[-1]:
             rows = held.nonzero().squeeze(1)
-            judge(f"{APGD} margin", rows, far[rows])
+            judge(_FIRST, rows, far[rows])
         for name, search in _searches(victim, eps_255 / 255, spending, seed).items():
             rows = held.nonzero().squeeze(1)
             found = search(images[rows], points[rows], y[rows]) if len(rows) else images[rows]
-            judge(name, rows, found)
+            right = judge(name, rows, found)
+            # What Square does not break comes back as it is: no place to go on from.
+            kept = torch.ones_like(right) if name == _FIRST else ~right
+            points[rows[kept]] = found[kept]
         history.append(held)
     return PixelSearch(torch.stack(history), broken_by, points if far is None else far)
 

@@ -6,11 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnmf_cuda.attacks.objectives import finite, majority_right
+from nnmf_cuda.attacks.objectives import finite, majority_right, margin_loss
 from nnmf_cuda.baselines import ImageClassifier, PixelNetwork
+from nnmf_cuda.models.networks import frozen, isolated
 
 _AT_ONCE = 64
 """Images that a network is given at a time where no gradient is kept."""
+
+_TRIED = 32
+"""Images at which a gradient is tried before anything is made of it."""
 
 _SMALLEST = float(np.finfo(np.float64).tiny)
 """Probability below which a logarithm is cut: as low as can be, since where it is cut a search by
@@ -34,6 +38,7 @@ class Victim:
     rows : nn.Module
         Rows (n, height * width) in [0, 1] to logits (n, n_classes); differentiable where
         `has_gradient`.
+    has_gradient, is_random : bool
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class Victim:
         else:
             self.rows, self.device = _Network(network, image_shape).eval(), network.device
         self.has_gradient = network is not None
-        self.is_random = network is not None and network.is_random
+        self.is_random = estimator.is_random if network is None else network.is_random
         self.n_classes = len(estimator.classes_)
         self.image_shape, self.seed = image_shape, seed
 
@@ -59,6 +64,28 @@ class Victim:
             return torch.cat([majority_right(self.rows, p, of, seed=self.seed) for p, of in parts])
         with torch.no_grad():
             return finite(self.rows(points)).argmax(1) == y
+
+    def leads(self, images: Tensor, y: Tensor, *, eps: float) -> bool:
+        """Whether the margin's gradient reaches the pixels of most images, finite and not zero.
+
+        At the images (n, height * width), or at random points within `eps` of them. An attack that
+        climbs along another one stands still, and would call robust what only rounds its input or
+        detaches it: Athalye, Carlini & Wagner (2018), Obfuscated gradients give a false sense of
+        security, ICML.
+        """
+        images, y = images[:_TRIED], y[:_TRIED]
+        found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        with frozen(self.rows), isolated(self.seed), torch.enable_grad():
+            beside = (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
+            for points in (images, beside):
+                tried = points.detach().clone().requires_grad_()
+                margin = margin_loss(self.rows(tried), y).sum()
+                if not margin.requires_grad:
+                    continue
+                (slope,) = torch.autograd.grad(margin, tried, allow_unused=True)
+                if slope is not None:
+                    found |= slope.isfinite().all(1) & (slope != 0).any(1)
+        return bool(found.double().mean() >= 0.5)
 
 
 class _Network(nn.Module):

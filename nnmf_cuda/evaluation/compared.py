@@ -11,6 +11,9 @@ from nnmf_cuda.evaluation.bootstrap import Interval
 GRADIENTS, QUERIES = "gradients", "queries"
 """How a system was attacked in pixels: through its derivatives, or by its answers alone."""
 
+MASKED = "queries (its gradient leads nowhere)"
+"""The same of a network through which no derivative comes, or zeros: by its answers alone."""
+
 RANDOM_LABELS = "random labels"
 """What stands for a split where a system failed on labels that were drawn."""
 
@@ -43,7 +46,7 @@ class RobustCurve:
         For each attack, in the order in which they ran, how many images it was the first to break
         at each radius; at radius 0 none.
     how : str
-        `GRADIENTS` or `QUERIES`.
+        `GRADIENTS`, `QUERIES` or `MASKED`.
     n : int
         Images that were attacked.
     is_random : bool
@@ -105,7 +108,8 @@ class Measured:
     inference_ms : float
         Median time of an answer, in milliseconds an image.
     commit : str
-        Of the source checkout that measured it, with a "+" where files differed; "" without one.
+        Of the source checkout that measured it, with a "+" where files differed; without one
+        "version" and the package's.
     """
 
     system: str

@@ -228,5 +228,5 @@ def check_agreement(robust: NDArray[np.float64], proof: Proof) -> None:
         raise ContradictionError(
             f"test sample {named}: proven robust by {proof.by}, and broken by an attack of the"
             " evaluation. One of the two is wrong, so that no figure of this evaluation can be"
-            " believed; please report it, with the model and robustness.npz"
+            " believed; please report it, with the model and the attacked points"
         )

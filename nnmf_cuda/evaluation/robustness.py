@@ -144,6 +144,7 @@ class PixelAttack:
     defended: PixelCurve
     examples: PixelExamples  # of the defended chain
     certified: PixelProof | None = None  # of the defended chain, where its features were verified
+    held: NDArray[np.bool_] | None = None  # (n_radii, n): whom the defended chain kept; not in JSON
 
     @property
     def chains(self) -> dict[str, PixelCurve]:

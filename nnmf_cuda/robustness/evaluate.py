@@ -156,7 +156,7 @@ def evaluate_robustness(
     pixels = None if images is None else evaluation.attack_pixels(images)
     suites, verification, adaptive = evaluation.attack()
     if images is not None and pixels is not None and verification is not None:
-        proof = certify_chain(run.model, images, verification, pixels.eps_255)
+        proof = certify_chain(run.model, images, verification, pixels)
         pixels = replace(pixels, certified=proof)
     measured = Measurements(
         budget=evaluation.budget,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnmf_cuda.attacks.gradient_ascent import vector_apgd
 from nnmf_cuda.attacks.objectives import majority_right
 from nnmf_cuda.attacks.surrogates import surrogate
 from nnmf_cuda.distributed.crew import ALONE, Crew
+from nnmf_cuda.evaluation.headline import Proof, check_agreement
 from nnmf_cuda.evaluation.pixel_radius import certify_pixels
 from nnmf_cuda.evaluation.robustness import PixelAttack, PixelCurve, PixelExamples, PixelProof
 from nnmf_cuda.models.defended import DefendedClassifier
@@ -54,33 +55,41 @@ def attack_pixels(
     one chain, and another the other.
     """
 
-    def attacked(classifier: nn.Module) -> tuple[PixelCurve, PixelExamples]:
+    def attacked(classifier: nn.Module) -> tuple[PixelCurve, PixelExamples, NDArray[np.bool_]]:
         chain = _ChainAttack(model, classifier, images, y, budget, seed, evaluation_seed)
-        return chain.climb_through(), chain.examples()
+        return chain.climb_through(), chain.examples(), torch.stack(chain.history).cpu().numpy()
 
     chains = (model.classifier, model.defended)
-    (undefended, _), (defended, examples) = crew.each([partial(attacked, one) for one in chains])
+    found = crew.each([partial(attacked, one) for one in chains])
+    (undefended, _, _), (defended, examples, held) = found
     return PixelAttack(
         eps_255=[0.0, *budget.eps_255],
         undefended=undefended,
         defended=defended,
         examples=examples,
+        held=held,
     )
 
 
 def certify_chain(
-    model: TrainedModel, images: Tensor, verification: Verification, eps_255: Sequence[float]
+    model: TrainedModel, images: Tensor, verification: Verification, attacked: PixelAttack
 ) -> PixelProof:
     """Say at which radii in pixels the answers hold that are proven in features.
 
-    Images (n, height * width) are those of the verified samples; radii are in 1/255 of the range.
+    Images (n, height * width) are those of the verified and of the attacked samples. Raises
+    ContradictionError where the attack broke one within its radius.
     """
-    proven = torch.from_numpy(verification.proven)
-    radii = proven * float(np.min(verification.eps))
+    radii = torch.from_numpy(verification.proven) * float(np.min(verification.eps))
     found = certify_pixels(model.extractor, images, radii, norm=verification.norm)
+    assert attacked.held is not None
+    for eps, held in zip(attacked.eps_255, attacked.held, strict=True):
+        proven = verification.proven & (found.linf > 0) & (found.linf >= eps / 255)
+        check_agreement(held.astype(float), Proof(proven, f"bounds, to {eps:g}/255 in pixels"))
     return PixelProof(
-        [found.certified_accuracy(eps / 255) for eps in eps_255],
-        255 * float(np.median(found.linf[verification.proven])) if bool(proven.any()) else None,
+        [found.certified_accuracy(eps / 255) for eps in attacked.eps_255],
+        255 * float(np.median(found.linf[verification.proven]))
+        if verification.proven.any()
+        else None,
     )
 
 
@@ -105,6 +114,7 @@ class _ChainAttack:
         )
         self.points = self.images.clone()
         self.held = self.right_at_first = self._right()
+        self.history = [self.held]  # at each radius, of which the first is 0
 
     def climb_through(self) -> PixelCurve:
         """Attack at every radius; returns the curve."""
@@ -112,6 +122,7 @@ class _ChainAttack:
         accuracies, moves = [self._accuracy()], [0.0]
         for eps in self.budget.eps_255:
             self._attack(eps, n_restarts)
+            self.history.append(self.held)
             accuracies.append(self._accuracy())
             moves.append(self._feature_move())
         self._attack(largest, 0)

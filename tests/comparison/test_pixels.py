@@ -86,6 +86,58 @@ def test_apgd_breaks_what_can_be_broken_of_a_linear_system(
     assert sum(map(sum, found.broken_by.values())) == 29 - int(found.held[-1].sum())
 
 
+def test_a_radius_goes_on_from_what_the_one_before_has_found(
+    linear: tuple[Linear, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, y = linear
+    victim = Victim(model, (8, 8), seed=0)
+    starts: list[Tensor] = []
+
+    def climbs(rows: object, x: Tensor, y: Tensor, **told: Any) -> Tensor:
+        starts.extend(told.get("starts", ()))
+        return (x + told["attack_eps"] / 10).clamp(0, 1)  # which breaks nothing
+
+    monkeypatch.setattr(pixels, "vector_apgd", climbs)
+    spending = Spending(n_images=30, eps_255=(0.001, 0.01, 0.1), n_check_queries=2)
+    found = attack_pixels(victim, x, y, spending=spending, seed=0)
+    right = x[found.held[0]]
+    assert torch.equal(found.held[0], found.held[-1])
+    expected = [right, right + 0.0001 / 255, right + 0.001 / 255]
+    torch.testing.assert_close(starts, expected, atol=1e-7, rtol=0)
+
+
+class _Rounding(_LinearNetwork):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward((images * 255).round() / 255)
+
+
+class _Detached(_LinearNetwork):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.detach())
+
+
+class _Infinite(_LinearNetwork):
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits + 0 * (images.flatten(1).sum(1, keepdim=True) * 0).sqrt()
+
+
+@pytest.mark.parametrize("network", [_Rounding, _Detached, _Infinite])
+def test_a_network_whose_gradient_leads_nowhere_is_asked_by_queries(
+    network: type[_LinearNetwork], linear: tuple[Linear, Tensor, Tensor]
+) -> None:
+    model, x, y = linear
+
+    class Masked(Linear):
+        def pixel_network(self) -> PixelNetwork:
+            return network(self.w, self.b)
+
+    victim = Victim(Masked(model.w, model.b), (8, 8), seed=0)
+    assert victim.has_gradient
+    assert not victim.leads(x, y, eps=8 / 255)
+    assert Victim(model, (8, 8), seed=0).leads(x, y, eps=8 / 255)
+
+
 def test_fgsm_is_a_step_along_the_sign(linear: tuple[Linear, Tensor, Tensor]) -> None:
     model, x, y = linear
     victim = Victim(model, (8, 8), seed=0)
