@@ -59,6 +59,10 @@ class System:
         The extra of this package that it needs.
     proof : str or None
         By what its robustness is proved, where it can be.
+    is_trained : bool
+        Whether `make` gives what learns from images, and not a model as it is.
+    fingerprint : str
+        Of what a user has given: another one is another model, whatever its name; else "".
     """
 
     name: str
@@ -71,6 +75,8 @@ class System:
     make: Callable[[Setting], ImageClassifier]
     extra: str | None = None
     proof: str | None = None
+    is_trained: bool = True
+    fingerprint: str = ""
 
 
 _SCRATCH = "Starts from scratch and is small: no weights of ImageNet are had without a network."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections import Counter
@@ -18,8 +19,7 @@ from nnmf_cuda.comparison.journal import Journal
 from nnmf_cuda.comparison.measure import Finished, SplitImages, fit_system, measure_system
 from nnmf_cuda.comparison.plan import Plan
 from nnmf_cuda.comparison.random_labels import n_trainings, random_label_control
-from nnmf_cuda.comparison.transfer import measure_transfer
-from nnmf_cuda.comparison.users import GivenModel
+from nnmf_cuda.comparison.transfer import STRONGEST, measure_transfer
 from nnmf_cuda.data import ImageDataset
 from nnmf_cuda.evaluation.compared import (
     RANDOM_LABELS,
@@ -52,32 +52,35 @@ def compare(
     """Run a comparison, or go on with the one whose journal is in `home`.
 
     A system that fails on a split is noted with its error, tried again when the comparison is gone
-    on with, and keeps nothing else from running. Raises ValueError where the journal is another's
-    or the data cannot be read.
+    on with, and keeps nothing else from running. Raises ValueError, before anything is trained,
+    where the journal is another's or a split cannot be made of the data.
     """
-    journal: Journal | None = None
-    hashes = {}
-    for number, planned in enumerate(plan.splits):
+    # Of all splits, so that none is found wanting after hours; one of them is held at a time.
+    hashes, fingerprints = {}, {}
+    for planned in plan.splits:
         dataset = plan.load(planned, progress=progress)
-        if journal is None:
-            journal = Journal(home, {**plan.key(), "data": dataset.sha256()})
-            _say_of_other_code(journal, plan, say)
+        hashes[planned.name] = dataset.sha256()
+        fingerprints[planned.name] = _fingerprint(dataset)
+    journal = Journal(home, {**plan.key(), "data": fingerprints})
+    _say_of_other_code(journal, plan, say)
+    for number, planned in enumerate(plan.splits):
+        if len(plan.splits) > 1:
+            dataset = plan.load(planned)
         for note in dataset.notes if number == 0 else ():
             say(note)
         split = SplitImages.of(planned.name, dataset, plan.spending.n_images)
-        hashes[planned.name] = dataset.sha256()
         for seed in plan.seeds:
             _compare_on(plan, split, seed, journal, say=say, progress=progress)
         if number == 0 and plan.random_labels:
             _draw_labels(plan, dataset, journal, say=say, progress=progress)
-    assert journal is not None
     measured = {(m.system, m.split, m.seed): m for m in journal.of(Measured)}
     failed = {(f.system, f.split, f.seed): f for f in journal.of(Failed)}
     drawn = list(_cells(journal).values()) if plan.random_labels else []
     matrices = {(t.split, t.seed, t.attack): t for t in journal.of(Transfer)}  # the last counts
+    names = [split.name for split in plan.splits]
     order = [
         (system.name, split, seed)
-        for split in (*(split.name for split in plan.splits), RANDOM_LABELS)
+        for split in (*names, *([RANDOM_LABELS] if plan.random_labels else []))
         for system in plan.systems
         for seed in plan.seeds
     ]
@@ -105,23 +108,38 @@ def compare(
         systems=[_facts(system) for system in plan.systems],
         measured=[measured[key] for key in order if key in measured],
         failed=left,
-        transfer=list(matrices.values()),
+        transfer=sorted(matrices.values(), key=lambda t: t.attack != STRONGEST),
         random_labels=drawn,
     )
 
 
+def _fingerprint(dataset: ImageDataset) -> str:
+    """Return a fingerprint of images, labels, split, and to whom the images belong."""
+    digest = hashlib.sha256(dataset.sha256().encode())
+    for name, members in sorted(dataset.groups.items()):
+        digest.update("\n".join(["", name, *map(str, members.tolist())]).encode())
+    return digest.hexdigest()
+
+
 def _commit(plan: Plan) -> str:
-    """Return the commit of the code that runs, "+" after it where the tree has changes beside."""
+    """Return the commit of the code that runs, "+" after it where the tree has changes beside.
+
+    Without a source checkout, the version.
+    """
     environment = describe_environment(plan.device, data_sha256="")
+    if not environment["commit"]:
+        return f"version {__version__}"
     return f"{environment['commit']}{'+' if environment['uncommitted_changes'] else ''}"
 
 
 def _say_of_other_code(journal: Journal, plan: Plan, say: Callable[[str], object]) -> None:
-    """Say which results were found before by code of another commit, and are kept."""
+    """Say which results were found before by other code, or by what may be, and are kept."""
     here = _commit(plan)
-    others = Counter(one.commit for one in journal.of(Measured) if one.commit != here)
+    others = Counter(
+        one.commit for one in journal.of(Measured) if one.commit != here or here.endswith("+")
+    )
     for commit, n in others.items():
-        say(f"results kept from commit {commit or 'unknown'}: {n}; this is {here or 'unknown'}")
+        say(f"results kept from commit {commit or 'unknown'}: {n}; this is {here}")
 
 
 def _facts(system: System) -> SystemFacts:
@@ -140,7 +158,12 @@ def _compare_on(
     """Measure every system on one split from one seed, then what transfers between them."""
     where = f"{split.name}, seed {seed}"
     known = {m.system: m for m in journal.of(Measured) if (m.split, m.seed) == (split.name, seed)}
-    compared = any((t.split, t.seed) == (split.name, seed) for t in journal.of(Transfer))
+    names = [system.name for system in plan.systems]
+    compared = any(
+        (t.split, t.seed, t.attack) == (split.name, seed, STRONGEST)
+        and sorted(t.targets) == sorted(names)
+        for t in journal.of(Transfer)
+    )
     if compared and all(system.name in known for system in plan.systems):
         say(f"{where}: finished before")
         return
@@ -167,7 +190,8 @@ def _compare_on(
                 seed=seed,
                 each=lambda name: told.update(),
             )
-        for matrix in matrices:
+        # The main one last: where it is noted all are.
+        for matrix in sorted(matrices, key=lambda t: t.attack == STRONGEST):
             journal.note(matrix)
 
 
@@ -230,7 +254,7 @@ def _draw_labels(
     """Train every system on labels that are drawn, once, with the first split at hand."""
     n_cells = n_trainings(dataset, 1)
     done = Counter(system for system, *_ in _cells(journal))
-    left = [system for system in plan.systems if done[system.name] < n_cells]
+    left = [system for system in plan.systems if system.is_trained and done[system.name] < n_cells]
     total = n_cells * len(left)
     hidden = None if progress else True
     with tqdm(total=total, desc=RANDOM_LABELS, unit="training", disable=hidden) as bar:
@@ -240,8 +264,6 @@ def _draw_labels(
                 return system.make(Setting(seed=seed, device=plan.device, smoke=plan.smoke))
 
             try:
-                if isinstance(make(0), GivenModel):
-                    continue
                 for one in random_label_control(
                     dataset, make, name=system.name, n_draws=1, seed=plan.seeds[0], each=bar.update
                 ):

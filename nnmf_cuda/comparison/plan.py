@@ -71,6 +71,7 @@ class Plan:
         return {
             **data,
             "systems": [system.name for system in self.systems],
+            **{f"model.{s.name}": s.fingerprint for s in self.systems if s.fingerprint},
             "splits": [split.name for split in self.splits],
             "seeds": list(self.seeds),
             **{f"spending.{name}": value for name, value in asdict(self.spending).items()},

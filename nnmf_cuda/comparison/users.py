@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from scipy.special import softmax
+from torch import nn
 
 from nnmf_cuda.baselines import ImageClassifier, LabelledImages, PixelNetwork, System
+from nnmf_cuda.baselines.torch_classifier import DifferentiableNetwork
 from nnmf_cuda.comparison.features import FeatureClassifier
+from nnmf_cuda.models.networks import isolated
 
 _AUTHORS = "your own"
+_AT_ONCE = 64
 _ONNX_FLOAT = "tensor(float)"
 
 
@@ -43,42 +50,58 @@ class GivenModel(ImageClassifier):
         self.path = path
 
     def fit(self, X: ArrayLike, y: ArrayLike, *, validation: LabelledImages | None = None) -> Self:
-        """Look the model up, and note the classes of y (n_images,); nothing is learned."""
+        """Look the model up, and note the classes of y (n_images,); nothing is learned.
+
+        Whether it is random is seen by asking twice of a few images X.
+        """
         self.classes_ = np.unique(np.asarray(y))
         found = self._model
         if isinstance(found, nn.Module):
             self.n_parameters_ = sum(p.numel() for p in found.parameters())
+        few = _pixels(X)[:_AT_ONCE]
+        self.is_random = not np.array_equal(self._logits(few), self._logits(few))
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the softmax (n_images, n_classes) of the model's logits."""
-        images: NDArray[Any] = np.asarray(X)
-        pixels = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
+        pixels = _pixels(X)
+        parts = [pixels[at : at + _AT_ONCE] for at in range(0, len(pixels), _AT_ONCE)]
+        with isolated(0):
+            logits = np.concatenate([self._logits(part) for part in parts])
+        answers: NDArray[np.float64] = softmax(logits, axis=1)
+        return answers
+
+    def pixel_network(self) -> PixelNetwork | None:
+        """Return the module, where it is one of torch's."""
+        if not isinstance(self._model, nn.Module):
+            return None
+        network = DifferentiableNetwork(self._model)
+        network.is_random = self.is_random
+        return network
+
+    def _logits(self, pixels: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the model's answers to images (n, height, width), checked."""
         network = self.pixel_network()
         if network is None:
             logits = np.asarray(self._model(pixels), dtype=np.float64)
         else:
             with torch.no_grad():
                 logits = network(torch.from_numpy(pixels).to(network.device)).double().cpu().numpy()
-        n_classes = len(self.classes_)
-        if logits.shape != (len(images), n_classes):
+        expected = (len(pixels), len(self.classes_))
+        if logits.shape != expected:
             raise ValueError(
-                f"--model {self.path} answered {logits.shape} to {len(images)} images; give logits"
-                f" of shape ({len(images)}, {n_classes})"
+                f"--model {self.path} answered {logits.shape} to {len(pixels)} images; give logits"
+                f" of shape {expected}"
             )
         if not np.isfinite(logits).all():
             raise ValueError(f"--model {self.path} answered NaN or infinite logits")
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-        answers: NDArray[np.float64] = shifted / shifted.sum(1, keepdims=True)
-        return answers
-
-    def pixel_network(self) -> PixelNetwork | None:
-        """Return the module, where it is one of torch's."""
-        return _Given(self._model).eval() if isinstance(self._model, nn.Module) else None
+        return logits
 
     @cached_property
     def _model(self) -> Callable[..., Any]:
-        return _onnx_model(self.path) if self.path.endswith(".onnx") else _named(self.path)
+        return (
+            _onnx_model(self.path) if self.path.endswith(".onnx") else _named(self.path, "--model")
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the model out, which is looked up again by its path."""
@@ -87,21 +110,9 @@ class GivenModel(ImageClassifier):
         return state
 
 
-class _Given(PixelNetwork):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (n_images, n_classes)."""
-        logits: Tensor = self.model(images)
-        return logits
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes; of a module without numbers the CPU."""
-        held = [*self.parameters(), *self.buffers()]
-        return held[0].device if held else torch.device("cpu")
+def _pixels(images: ArrayLike) -> NDArray[np.float32]:
+    given: NDArray[Any] = np.asarray(images)
+    return given.astype(np.float32) / np.float32(255 if given.dtype == np.uint8 else 1)
 
 
 def user_systems(models: tuple[str, ...], classifiers: tuple[str, ...]) -> tuple[System, ...]:
@@ -116,23 +127,22 @@ def user_systems(models: tuple[str, ...], classifiers: tuple[str, ...]) -> tuple
     """
     found = []
     for path in models:
-        GivenModel(path)._model  # noqa: B018 - so that what is wrong is said before hours of training
-        found.append(
-            _system(path, "a given model, not trained here", lambda setting, p=path: GivenModel(p))
+        model = GivenModel(path)._model  # what is wrong is said before hours of training
+        made = _system(
+            path, "a given model, not trained here", lambda setting, p=path: GivenModel(p)
         )
+        found.append(replace(made, is_trained=False, fingerprint=_fingerprint(path, model)))
     for path in classifiers:
-        make = _named(path)
-        classifier = make() if callable(make) and not hasattr(make, "fit") else make
-        classifier = classifier() if isinstance(classifier, type) else classifier
-        found.append(
-            _system(
-                path,
-                "a given classifier of NNMF features",
-                lambda setting, c=classifier: FeatureClassifier(
-                    c, max_iter=5 if setting.smoke else 100, random_state=setting.seed
-                ),
-            )
+        named = _named(path, "--classifier")
+        classifier = _called(path, named)
+        made = _system(
+            path,
+            "a given classifier of NNMF features",
+            lambda setting, c=classifier: FeatureClassifier(
+                c, max_iter=5 if setting.smoke else 100, random_state=setting.seed
+            ),
         )
+        found.append(replace(made, fingerprint=_fingerprint(path, named)))
     return tuple(found)
 
 
@@ -140,13 +150,42 @@ def _system(path: str, title: str, make: Callable[..., ImageClassifier]) -> Syst
     return System(path, title, _AUTHORS, "", "as it is given", "", "", make)
 
 
-def _named(path: str) -> Callable[..., Any]:
+def _called(path: str, named: Any) -> Any:
+    """Return the classifier that a class, a function or an instance stands for."""
+    try:
+        made = named() if callable(named) and not hasattr(named, "fit") else named
+        return made() if isinstance(made, type) else made
+    except Exception as error:
+        raise ValueError(
+            f"--classifier {path}() failed ({type(error).__name__}: {error}): name what can be"
+            " called without arguments, or an instance"
+        ) from error
+
+
+def _fingerprint(path: str, model: Any) -> str:
+    """Return what changes with a model: the file, or the source of its modules and its numbers."""
+    digest = hashlib.sha256()
+    if path.endswith(".onnx"):
+        digest.update(Path(path).read_bytes())
+    else:
+        owner = model if isinstance(model, type | FunctionType) else type(model)
+        for name in sorted({path.partition(":")[0], owner.__module__}):
+            source = getattr(sys.modules.get(name), "__file__", None)
+            digest.update(Path(source).read_bytes() if source else name.encode())
+    if isinstance(model, nn.Module):
+        for name, value in model.state_dict().items():
+            numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(name.encode() + numbers.tobytes())
+    return digest.hexdigest()
+
+
+def _named(path: str, option: str) -> Callable[..., Any]:
     """Return what "package.module:name" names; modules of the working directory count too."""
     module, _, name = path.partition(":")
     if not module or not name:
         raise ValueError(
-            f"{path!r} is no model: give package.module:name (a function or torch module), or a"
-            " file that ends in .onnx"
+            f"{option} {path}: give package.module:name (a function or torch module), or a file"
+            " that ends in .onnx"
         )
     try:
         with _importable_here():
@@ -155,12 +194,18 @@ def _named(path: str) -> Callable[..., Any]:
             found = getattr(found, part)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{path}: there is no module {error.name}: install it, or run from its folder"
+            f"{option} {path}: there is no module {error.name}: install it, or run from its folder"
         ) from error
-    except AttributeError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # of whatever kind: it is the user's module that raises it
+        raise ValueError(
+            f"{option} {path}: looking it up failed ({type(error).__name__}: {error})"
+        ) from error
     if not callable(found) and not hasattr(found, "fit"):
-        raise ValueError(f"{path} is a {type(found).__name__}: name a function or a torch module")
+        raise ValueError(
+            f"{option} {path} is a {type(found).__name__}: name a function or a torch module"
+        )
+    if option == "--model" and isinstance(found, type):
+        raise ValueError(f"{option} {path} is a class: name an instance of it, or a function")
     return found  # type: ignore[no-any-return]
 
 

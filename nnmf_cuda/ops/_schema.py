@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -320,7 +321,7 @@ def require_same_device(**tensors: Tensor) -> None:
 
 def require_count(name: str, value: object, *, low: int) -> None:
     """Raise unless `value` is an integer of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer >= {low}, got {value!r}")
     if value < low:
         raise ValueError(f"{name} must be >= {low}, got {value}")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from nnmf_cuda.baselines import System
-from nnmf_cuda.comparison.compare import compare
+from nnmf_cuda.comparison.compare import _measured, compare
 from nnmf_cuda.comparison.journal import JOURNAL, WORK
-from nnmf_cuda.comparison.measure import SplitImages, fit_system
+from nnmf_cuda.comparison.measure import Finished, SplitImages, _check_proofs, fit_system
 from nnmf_cuda.comparison.pixels import Spending
 from nnmf_cuda.comparison.plan import Plan, PlannedSplit, chosen_systems, planned_splits
 from nnmf_cuda.comparison.references import REFERENCES
 from nnmf_cuda.evaluation.compared import GRADIENTS, QUERIES, Compared, Failed
+from nnmf_cuda.evaluation.headline import ContradictionError
 from nnmf_cuda.pipeline.config import DataConfig
 from nnmf_cuda.report.comparison import comparison_page, comparison_text, folds_rows, main_rows
 from tests.comparison.conftest import BROKEN, CENTROID, CNN, NearestCentroid, images_of
@@ -109,6 +112,13 @@ def test_a_comparison_goes_on_where_it_was_stopped(
         assert mine.robust == theirs.robust
         assert mine.metrics == theirs.metrics
     assert found.transfer == whole.transfer
+    # A transfer that was found without one of the systems is no end.
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr("nnmf_cuda.comparison.compare._measured", _without("cnn"))
+        assert [one.targets for one in compare(plan, cut).transfer] == [("centroid",)]
+    assert compare(plan, cut).transfer == whole.transfer
     # Finished, it is only read.
     lines = journal.read_text()
     assert compare(plan, out).measured == found.measured
@@ -119,10 +129,54 @@ def test_a_comparison_goes_on_where_it_was_stopped(
         np.savez(npz, **{**arrays, "images": arrays["images"] // 2})
     with pytest.raises(ValueError, match="comparison with another data "):
         compare(plan, out)
-    np.savez(npz, **images_of(12, 5, 2))
+    moved = images_of(12, 5, 2)
+    np.savez(npz, **{**moved, "patient": moved["patient"] + 100})  # to whom intervals belong
+    with pytest.raises(ValueError, match="comparison with another data "):
+        compare(plan, out)
+    np.savez(npz, **moved)
     journal.write_text(lines.splitlines()[0] + '\n{"kind": "none"}\n')
     with pytest.raises(ValueError, match=r"line 2 of .*compare.jsonl is not one that compare"):
         compare(plan, out)
+
+
+def _without(name: str) -> Callable[..., Finished | None]:
+    def measured(plan: Plan, system: System, *more: Any, **told: Any) -> Finished | None:
+        return None if system.name == name else _measured(plan, system, *more, **told)
+
+    return measured
+
+
+def test_splits_are_looked_at_before_anything_is_trained(npz: Path, tmp_path: Path) -> None:
+    with np.load(npz) as arrays:
+        folds = arrays["patient"] // 2 % 4
+        np.savez(npz, **{**arrays, "patient_fold": folds})
+    data = DataConfig(path=str(npz))
+    splits = planned_splits(data, folds=True, seed=0)
+    plan = plan_of(npz, CENTROID, splits=splits)
+    compare(plan, tmp_path)
+    with np.load(npz) as arrays:  # only what later folds hold changes
+        swapped = np.select([folds == 2, folds == 3], [3, 2], folds)
+        np.savez(npz, **{**arrays, "patient_fold": swapped})
+    with pytest.raises(ValueError, match="comparison with another data "):
+        compare(plan, tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    with np.load(npz) as arrays:
+        labels = np.where(folds == 3, 0, arrays["labels"])
+        np.savez(npz, **{**arrays, "labels": labels, "patient_fold": folds})
+    with pytest.raises(ValueError, match="class"):
+        compare(plan, other)
+    assert not (other / JOURNAL).exists()
+
+
+def test_a_proof_and_a_point_that_breaks_it_are_an_error(npz: Path) -> None:
+    split = SplitImages.of("own", plan_of(npz, CENTROID).load(PlannedSplit("by patient")), 4)
+    radii, held = np.array([0.0, 0.02, 0.02, 0.02]), np.ones((3, 4), bool)
+    held[1:, 0] = held[2, 1] = False  # not proven; broken beyond its radius
+    _check_proofs(radii, held, (0.0, 2.0, 8.0), split)
+    held[1:, 3] = False
+    with pytest.raises(ContradictionError, match=f"test sample {split.attacked[3]}: .*2/255"):
+        _check_proofs(radii, held, (0.0, 2.0, 8.0), split)
 
 
 def test_three_classes_and_two_seeds_need_nothing_of_their_own(npz3: Path, tmp_path: Path) -> None:
@@ -135,7 +189,7 @@ def test_three_classes_and_two_seeds_need_nothing_of_their_own(npz3: Path, tmp_p
         ("cnn", 0),
         ("cnn", 1),
     ]
-    assert "APGD dlr" in found.measured[-1].robust.broken_by
+    assert "APGD dlr" in found.measured[2].robust.broken_by
     assert {one.chance for one in found.random_labels} == {1 / 3}
     cells = [(one.labels_by, one.split_by) for one in found.random_labels if one.system == "cnn"]
     assert cells == [
@@ -236,8 +290,12 @@ def test_what_cannot_be_planned_is_said() -> None:
         planned_splits(DataConfig(path="x.npz", test_fold=2), folds=True, seed=0)
     with pytest.raises(ValueError, match="eps_255 must be growing"):
         Spending(eps_255=(8.0, 2.0))
+    with pytest.raises(ValueError, match="eps_255 must be growing"):
+        Spending(eps_255=(float("nan"),))
     with pytest.raises(ValueError, match="n_iter must be at least 1"):
         Spending(n_iter=0)
+    with pytest.raises(ValueError, match="n_images must be at least 2"):
+        Spending(n_images=1)
 
 
 def test_the_data_do_not_move_between_systems(npz: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from sklearn.svm import SVC, LinearSVC
 
 from nnmf_cuda.baselines import Setting
 from nnmf_cuda.comparison.features import FeatureClassifier
+from nnmf_cuda.comparison.plan import Plan
 from nnmf_cuda.comparison.users import GivenModel, user_systems
 from nnmf_cuda.comparison.victims import Victim
+from nnmf_cuda.pipeline.config import DataConfig
 from tests.comparison.conftest import images_of
 
 MODULE = """
@@ -51,6 +55,24 @@ def of_three(images):
 
 
 number = 3
+
+
+class Noisy(Net):
+    def forward(self, images):
+        logits = super().forward(images)
+        return logits + torch.randn_like(logits)
+
+
+class Rounding(Net):
+    def forward(self, images):
+        return super().forward((images * 255).round() / 255)
+
+
+noisy, rounding = Noisy(), Rounding()
+
+
+def by_luck(images):
+    return np.random.default_rng().random((len(images), 2))
 """
 
 
@@ -87,6 +109,45 @@ def test_a_function_and_a_module_answer_alike(here: Path) -> None:
         fitted("users_models:of_three").predict_proba(images)
 
 
+def test_a_model_that_draws_its_answers_is_decided_by_a_majority(here: Path) -> None:
+    images = images_of(4, 3, 2)["images"]
+    for name, is_random in (("noisy", True), ("by_luck", True), ("net", False)):
+        model = pickle.loads(pickle.dumps(fitted(f"users_models:{name}")))
+        assert Victim(model, (32, 32), seed=0).is_random is is_random
+        if name != "by_luck":  # torch's generators are seeded anew
+            np.testing.assert_array_equal(model.predict_proba(images), model.predict_proba(images))
+
+
+def test_another_model_of_the_same_name_is_another(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fingerprints() -> list[str]:
+        monkeypatch.delitem(sys.modules, "users_models", raising=False)
+        importlib.invalidate_caches()
+        models = ("users_models:net", "users_models:by_numpy")
+        return [one.fingerprint for one in user_systems(models, ("users_models:Kind",))]
+
+    text = MODULE + (
+        "\nimport os\nfrom sklearn.naive_bayes import GaussianNB as Kind\n"
+        "net.linear.weight.data *= float(os.environ.get('SCALE', 1))\n"
+    )
+    (here / "users_models.py").write_text(text)
+    first = fingerprints()
+    assert fingerprints() == first
+    assert all(first)
+    monkeypatch.setenv("SCALE", "2")
+    scaled = fingerprints()
+    assert scaled[0] != first[0]
+    assert scaled[1:] == first[1:]
+    (here / "users_models.py").write_text(text + "# changed\n")
+    assert not set(fingerprints()) & set(scaled)
+    plans = [
+        Plan(systems=user_systems((path,), ()), data=DataConfig(), splits=()).key()
+        for path in ("users_models:net", "users_models:by_numpy")
+    ]
+    assert [name for name in plans[0] if name.startswith("model.")] == ["model.users_models:net"]
+
+
 @pytest.mark.parametrize("has_channel", [True, False])
 def test_an_onnx_file_answers_as_what_it_was_made_of(here: Path, has_channel: bool) -> None:
     onnx = pytest.importorskip("onnx")
@@ -120,10 +181,16 @@ def test_what_cannot_be_a_model_is_said_at_once(here: Path) -> None:
         "no_such_module:net": "no module no_such_module",
         "users_models:nothing": "has no attribute 'nothing'",
         "users_models:number": "is a int: name a function",
+        "users_models:Net": "is a class: name an instance",
+        "broken_module:net": r"looking it up failed \(FileNotFoundError: weights.pt\)",
         "missing.onnx": "there is no such file",
     }.items():
-        with pytest.raises(ValueError, match=said):
+        (here / "broken_module.py").write_text("raise FileNotFoundError('weights.pt')")
+        with pytest.raises(ValueError, match=f"--model {path}.*{said}"):
             user_systems((path,), ())
+    (here / "users_failing.py").write_text("def classifier():\n    return other\n")
+    with pytest.raises(ValueError, match=r"--classifier users_failing:classifier.*\(NameError"):
+        user_systems((), ("users_failing:classifier",))
 
 
 def test_a_classifier_of_nnmf_features_is_trained() -> None:
