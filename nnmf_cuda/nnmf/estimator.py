@@ -429,8 +429,8 @@ class NNMF(
         Returns
         -------
         W : ndarray or Tensor of shape (n_samples, n_components)
-            Non-negative coefficients, a tensor on X's device if X is a tensor, of X's type if
-            that is floating.
+            Non-negative coefficients, a tensor on X's device if X is a tensor; float32, or float64
+            where X is, or holds integers beyond uint8.
 
         Warns
         -----

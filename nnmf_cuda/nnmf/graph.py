@@ -253,9 +253,12 @@ def _in_all(
 
 def _check_weights(weights: scipy.sparse.csr_array) -> None:
     """Raise unless weights are finite and >= 0."""
-    if not np.isfinite(weights.data).all() or (weights.data < 0).any():
+    bad = np.flatnonzero(~(np.isfinite(weights.data) & (weights.data >= 0)))
+    if len(bad):
+        row = np.searchsorted(weights.indptr, bad[0], side="right") - 1
         raise ValueError(
-            "graph must have finite weights >= 0, 0 or nothing where two samples are not joined"
+            "graph must have finite weights >= 0, 0 or nothing where two samples are not joined;"
+            f" got {weights.data[bad[0]]:g} between samples {row} and {weights.indices[bad[0]]}"
         )
 
 

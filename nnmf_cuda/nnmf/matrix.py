@@ -352,3 +352,20 @@ def real_tensor(name: str, values: Any) -> Tensor:
         raise TypeError(f"{name} must be a tensor of real numbers, got {values.dtype}")
     detached: Tensor = values.detach()
     return detached
+
+
+def refuse_entries(name: str, values: Tensor, bad: Tensor, rule: str) -> None:
+    """Raise ValueError, with how many entries are bad and the first of them, where any is."""
+    places = bad.nonzero()
+    if len(places):
+        at = tuple(places[0].tolist())
+        raise ValueError(
+            f"{name} {rule}; got {len(places)} of {values.numel()} entries that are not, the first"
+            f" {values[at].item():g} at {at if len(at) > 1 else at[0]}"
+        )
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return NumPy's name of a type of torch's."""
+    found: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
+    return found

@@ -80,7 +80,7 @@ class RankSelectionMixin(ParametersMixin):
         held_out : float, default=0.0
             Share of the entries, in [0, 0.9], that cross-validation hides from fits of their own,
             one of each rank in each repetition: 0.05 to 0.2 are usual; 0 leaves that out. Those
-            fits have a mask, and need X dense.
+            fits have a mask, need X dense, and know no `precision` but "float32".
         n_repeats : int, default=5
             Repetitions of that, at least 2, each with other entries and another start.
         mask, weights : array-like or Tensor
@@ -133,7 +133,11 @@ class RankSelectionMixin(ParametersMixin):
             asked |= {"criterion": criterion, "held_out": held_out, "n_repeats": n_repeats}
             check_alike(matrix, asked)
             labels = labels_of(matrix, rows_of_consensus(matrix, max_samples, self.random_state))
-            problem = reader._problem(matrix, origin.n_fixed, reader._graph_for(matrix, None))
+            reader._check_precision(matrix)
+            problem = replace(
+                reader._problem(matrix, origin.n_fixed, reader._graph_for(matrix, None)),
+                precision=self.precision,
+            )
 
             def runs(problem: Problem, origin: Origin) -> Iterator[Run]:
                 return grid_runs(
@@ -162,7 +166,7 @@ class RankSelectionMixin(ParametersMixin):
             if held_out > 0:
                 # Starts that are dealt have none to deal here: the repetitions are.
                 errors = held_out_errors(
-                    replace(problem, X=without_starts(matrix)),
+                    replace(problem, X=without_starts(matrix), precision="float32"),
                     ranks,
                     origin,
                     runs,

@@ -207,7 +207,7 @@ def _checked_classes(labels: Any, n_samples: int) -> NDArray[Any]:
             f"labels has one class only ({classes[0]!r}); a selection needs rows of two or more"
         )
     if counts.min() < _MIN_PER_CLASS:
-        rarest = classes[counts.argmin()].item()
+        rarest = classes.tolist()[counts.argmin()]
         raise ValueError(
             f"class {rarest!r} has {counts.min()} row of {_MIN_PER_CLASS} needed; add rows or merge"
             " classes"

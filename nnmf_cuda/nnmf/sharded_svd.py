@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,9 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
+from torch import Tensor
 
+from nnmf_cuda.nnmf.matrix import numpy_dtype
 from nnmf_cuda.nnmf.sharded_matrix import Sharded
 
 FloatArray = NDArray[Any]
@@ -30,39 +34,39 @@ def sharded_svd(
     .. [1] Demmel, Grigori, Hoemmen & Langou (2012), Communication-optimal parallel and sequential
        QR and LU factorizations, SIAM Journal on Scientific Computing 34(1).
     """
+    times = partial(array_product, X.product, X.device)
+    transposed = partial(array_product, X.transposed_product, X.device)
     rng = X.same_generator(check_random_state(random_state))
     shape = min(X.whole_shape), n_components + n_oversamples
-    drawn = rng.normal(size=shape).astype(torch.empty(0, dtype=X.factor_dtype).numpy().dtype)
+    drawn = rng.normal(size=shape).astype(numpy_dtype(X.factor_dtype))
     if X.whole_shape[0] < X.whole_shape[1]:
         rows = drawn[X.own_rows]
         for _ in range(n_power):
-            rows = _orthonormal(X, _times(X, _independent(_transposed_times(X, rows))))[0]
-        basis, _ = scipy.linalg.qr(_transposed_times(X, rows), mode="economic", check_finite=False)
-        rows, triangle = _orthonormal(X, _times(X, basis))
+            rows = _orthonormal(X, times(independent_columns(transposed(rows))))[0]
+        basis, _ = scipy.linalg.qr(transposed(rows), mode="economic", check_finite=False)
+        rows, triangle = _orthonormal(X, times(basis))
         P, S, Tt = scipy.linalg.svd(triangle, full_matrices=False)
         U, Vt = rows @ P, Tt @ basis.T
     else:
         columns = drawn
         for _ in range(n_power):
-            columns = _independent(_transposed_times(X, _orthonormal(X, _times(X, columns))[0]))
-        rows, _ = _orthonormal(X, _times(X, columns))
-        P, S, Vt = scipy.linalg.svd(_transposed_times(X, rows).T, full_matrices=False)
+            columns = independent_columns(transposed(_orthonormal(X, times(columns))[0]))
+        rows, _ = _orthonormal(X, times(columns))
+        P, S, Vt = scipy.linalg.svd(transposed(rows).T, full_matrices=False)
         U = rows @ P
     signs = _signs(X, U)
     return (U * signs)[:, :n_components], S[:n_components], (Vt * signs[:, None])[:n_components]
 
 
-def _times(X: Sharded, right: FloatArray) -> FloatArray:
-    result = X.product(torch.from_numpy(np.ascontiguousarray(right)).to(X.device))
+def array_product(
+    multiply: Callable[[Tensor], Tensor], device: torch.device, right: FloatArray
+) -> FloatArray:
+    """Return what a product on a device makes of an array, as an array."""
+    result = multiply(torch.from_numpy(np.ascontiguousarray(right)).to(device))
     return np.asarray(result.cpu().numpy())
 
 
-def _transposed_times(X: Sharded, right: FloatArray) -> FloatArray:
-    result = X.transposed_product(torch.from_numpy(np.ascontiguousarray(right)).to(X.device))
-    return np.asarray(result.cpu().numpy())
-
-
-def _independent(columns: FloatArray) -> FloatArray:
+def independent_columns(columns: FloatArray) -> FloatArray:
     """Return another basis of the same space, in which rounding does not grow with powers."""
     lower: FloatArray = scipy.linalg.lu(columns, permute_l=True, check_finite=False)[0]
     return lower

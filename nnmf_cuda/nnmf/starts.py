@@ -16,11 +16,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.extmath import svd_flip
 from torch import Tensor
 
-from nnmf_cuda.nnmf.matrix import Matrix, real_tensor
+from nnmf_cuda.nnmf.matrix import Matrix, numpy_dtype, real_tensor, refuse_entries
 from nnmf_cuda.nnmf.projection import constant_W
 from nnmf_cuda.nnmf.semi import least_squares_H
 from nnmf_cuda.nnmf.sharded_matrix import Sharded
-from nnmf_cuda.nnmf.sharded_svd import sharded_svd
+from nnmf_cuda.nnmf.sharded_svd import array_product, independent_columns, sharded_svd
 
 FloatArray = NDArray[Any]
 
@@ -204,11 +204,17 @@ def _given(
     factor = real_tensor(name, factor)
     if tuple(factor.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(factor.shape)}")
-    if not bool(torch.isfinite(factor).all()) or (not signed and bool((factor < 0).any())):
-        bound = "" if signed else " and >= 0, as every later iterate is"
-        raise ValueError(f"{name} must be finite{bound}")
+    refuse_entries(
+        name,
+        factor,
+        ~torch.isfinite(factor) if signed else ~(torch.isfinite(factor) & (factor >= 0)),
+        "must be finite" if signed else "must be finite and >= 0, as every later iterate is",
+    )
     if factor.numel() and not bool(factor.any()):
-        raise ValueError(f"{name} is full of zeros; a start needs positive entries to grow from")
+        raise ValueError(
+            f"{name} is full of zeros, all {factor.numel()}; a start needs positive entries to grow"
+            " from"
+        )
     moved: Tensor = factor.to(X.device, X.factor_dtype)
     return moved
 
@@ -220,7 +226,7 @@ def _random(
     rng = X.same_generator(check_random_state(origin.random_state))
     n_samples, n_features = X.whole_shape
     scale = math.sqrt(origin.mean / n_components) / (0.5 + _RANDOM_FLOOR)
-    dtype = _numpy_type(X)
+    dtype = numpy_dtype(X.factor_dtype)
     for _ in range(origin.n_init):  # one start at a time in memory
         yield (
             _drawn(rng, (n_samples, n_components), scale, dtype, X.own_rows),
@@ -258,11 +264,6 @@ def drawn_parts(
         low, high = max(first, own.start), min(first + len(part), own.stop)
         if low < high:
             yield slice(low - own.start, high - own.start), part[low - first : high - first]
-
-
-def _numpy_type(X: Matrix) -> np.dtype[Any]:
-    """Return NumPy's name of the type of X's factors."""
-    return torch.empty(0, dtype=X.factor_dtype).numpy().dtype
 
 
 def _fitted_starts(X: Matrix, n_components: int, origin: Origin) -> Iterator[tuple[Tensor, Tensor]]:
@@ -375,31 +376,19 @@ def randomized_svd(
             X, n_components, random_state, n_oversamples=_OVERSAMPLES, n_power=n_power
         )
     wide = X.shape[0] < X.shape[1]
-    times = partial(_times, X.product, X.device)
-    transposed = partial(_times, X.transposed_product, X.device)
+    times = partial(array_product, X.product, X.device)
+    transposed = partial(array_product, X.transposed_product, X.device)
     if wide:  # work on the transpose, as scikit-learn does
         times, transposed = transposed, times
     rng = check_random_state(random_state)
     size = n_components + _OVERSAMPLES
-    dtype = _numpy_type(X)
+    dtype = numpy_dtype(X.factor_dtype)
     Q = rng.normal(size=(min(X.shape), size)).astype(dtype, copy=False)
     for _ in range(n_power):
-        Q = _normalised(times(Q))
-        Q = _normalised(transposed(Q))
+        Q = independent_columns(times(Q))
+        Q = independent_columns(transposed(Q))
     Q, _ = scipy.linalg.qr(times(Q), mode="economic", check_finite=False)
     U, S, Vt = scipy.linalg.svd(transposed(Q).T, full_matrices=False)
     U, Vt = svd_flip(Q @ U, Vt, u_based_decision=not wide)
     U, S, Vt = U[:, :n_components], S[:n_components], Vt[:n_components]
     return (Vt.T, S, U.T) if wide else (U, S, Vt)
-
-
-def _times(
-    multiply: Callable[[Tensor], Tensor], device: torch.device, right: FloatArray
-) -> FloatArray:
-    result = multiply(torch.from_numpy(np.ascontiguousarray(right)).to(device))
-    return result.cpu().numpy()
-
-
-def _normalised(Q: FloatArray) -> FloatArray:
-    lower: FloatArray = scipy.linalg.lu(Q, permute_l=True, check_finite=False)[0]
-    return lower

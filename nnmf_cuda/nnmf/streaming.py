@@ -122,11 +122,12 @@ class StreamMixin(ShardMixin):
             before["beta_loss"] = self._beta_loss_of_stream
         for name, value in before.items():
             now = getattr(self, name)
-            if now != "auto" and now != value:
-                raise ValueError(
-                    f"{name}={now!r} has changed from {value!r} since the stream began; set it "
-                    "back, or start anew with sklearn.base.clone"
-                )
+            if now == "auto" or _plain(name, now) == _plain(name, value):
+                continue
+            raise ValueError(
+                f"{name}={now!r} has changed from {value!r} since the stream began; set it back, or"
+                " start anew with sklearn.base.clone"
+            )
         if origin.fixed is not None and not _equal(components[: origin.n_fixed], origin.fixed):
             raise ValueError(
                 "fixed_components are not the first of the components that the stream has so far; "
@@ -150,6 +151,11 @@ class StreamMixin(ShardMixin):
         self._components_denominator = statistics.denominator.cpu().numpy()
         self.n_components_ = len(self.components_)
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return what a parameter means: a loss has a name and a number."""
+    return ops.beta_loss_to_float(value) if name == "beta_loss" else value
 
 
 def _equal(held: Tensor, fixed: Tensor) -> bool:

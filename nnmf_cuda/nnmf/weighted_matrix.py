@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda import ops
-from nnmf_cuda.nnmf.matrix import Dense, Matrix, real_tensor, row_slices
+from nnmf_cuda.nnmf.matrix import Dense, Matrix, real_tensor, refuse_entries, row_slices
 from nnmf_cuda.reference.nnmf import unpacked
 
 _GRAM_ENTRIES = 2**22
@@ -279,10 +279,11 @@ def _weights(
             f"{tuple(tensor.shape)}"
         )
     tensor = tensor.to(device, dtype)
-    if not bool(torch.isfinite(tensor).all()) or bool((tensor < 0).any()):
-        kind = str(dtype).removeprefix("torch.")
-        raise ValueError(
-            f"weights must be finite and >= 0, in the type of the factors, {kind}; 0 leaves an "
-            "entry out"
-        )
+    kind = str(dtype).removeprefix("torch.")
+    refuse_entries(
+        "weights",
+        tensor,
+        ~(torch.isfinite(tensor) & (tensor >= 0)),
+        f"must be finite and >= 0, in the type of the factors, {kind}; 0 leaves an entry out",
+    )
     return tensor if tensor.ndim == 2 else tensor[:, None].expand(shape)

@@ -33,6 +33,7 @@ from nnmf_cuda.data.reading import DEFAULT_READING, OnError
 from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.nnmf.inputs import shared_tensor
+from nnmf_cuda.nnmf.matrix import numpy_dtype
 from nnmf_cuda.pipeline.extract_parts import Block, Parts, rebatched
 from nnmf_cuda.pipeline.feature_files import check_out, outputs
 from nnmf_cuda.pipeline.places import Place, cannot_write, remove
@@ -84,7 +85,7 @@ def _computed(
         yield from pipelined(batches, compute, Streams(device), n_columns, dtype)
         return
     for batch in batches:
-        result = np.empty((len(batch.images), n_columns), _numpy_dtype(dtype))
+        result = np.empty((len(batch.images), n_columns), numpy_dtype(dtype))
         if len(result):
             with torch.no_grad():
                 result[:] = compute(shared_tensor(batch.images).to(device)).cpu().numpy()
@@ -105,7 +106,7 @@ def pipelined(
     def oldest() -> Result:
         batch, slot = under_way.popleft()
         if slot is None:
-            return batch, np.empty((0, n_columns), _numpy_dtype(dtype))
+            return batch, np.empty((0, n_columns), numpy_dtype(dtype))
         return batch, slot.receive()
 
     try:
@@ -228,11 +229,6 @@ class Streams:
         """Let the host wait for all streams."""
         for stream in self._streams.values():
             stream.synchronize()
-
-
-def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    found: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
-    return found
 
 
 def extract_to_file(

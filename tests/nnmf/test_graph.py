@@ -148,7 +148,7 @@ def test_neighbor_graph_says_what_is_out_of_range(rng, options, message):
     [
         (np.ones((3, 4)), ValueError, r"graph has shape \(3, 4\), but X has 4 samples: .*\(4, 4\)"),
         (np.ones((3, 3)), ValueError, r"graph has shape \(3, 3\), but X has 4 samples"),
-        (-np.eye(4), ValueError, "graph must have finite weights >= 0"),
+        (-np.eye(4), ValueError, "finite weights >= 0.*got -1 between samples 0 and 0"),
         (np.full((4, 4), np.nan), ValueError, "graph must have finite weights >= 0"),
         (np.triu(np.ones((4, 4))), ValueError, r"symmetric: give graph.maximum\(graph.T\)"),
         (np.ones(4), TypeError, "graph must be one of 'neighbors', 'labels', None, or a matrix"),

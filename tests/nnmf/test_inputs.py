@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from sklearn.exceptions import NotFittedError
 
@@ -207,6 +208,31 @@ def test_a_fit_hands_its_precision_to_the_op(X, monkeypatch, solver):
     assert np.array_equal(fit.components_, plain.components_)  # on the CPU
     with pytest.raises(ValueError, match="'tf32x3' is for dense X without mask or weights"):
         fit.fit(X, mask=X > X.min())
+    asked.clear()
+    fit.select_rank(X, [2, 3], n_init=2)
+    assert set(asked) == {"tf32x3"}
+    fit.select_rank(X, [2, 3], n_init=2, held_out=0.1, n_repeats=2)  # whose own fits have a mask
+    with pytest.raises(ValueError, match="'tf32x3' is for dense X without mask or weights"):
+        fit.select_rank(X, [2, 3], n_init=2, mask=X > X.min())
+
+
+@pytest.mark.parametrize("solver", ["mu", "accelerated-mu", "hals", "cd", "semi", "semi-hals"])
+@pytest.mark.parametrize("kind", [np.int64, np.uint8])
+def test_counts_may_be_numpys(X, solver, kind):
+    beta_loss = "kullback-leibler" if solver == "cd" else "frobenius"
+    names = ("n_components", "n_init", "max_iter", "transform_max_iter", "fresh_restarts_max_iter")
+    counts = dict(zip(names, (3, 2, 15, 7, 4), strict=True))  # no max_iter that tens make up
+    X = scipy.sparse.csr_array(X) if solver == "cd" else X
+
+    def fitted(parameters):
+        model = NNMF(solver=solver, beta_loss=beta_loss, tol=0, random_state=0, **parameters)
+        model.fit(X)
+        assert model.n_iter_ == 15
+        W = model.transform(X)
+        return W if "semi" in solver else model.partial_fit(X).components_
+
+    given = fitted({name: kind(count) for name, count in counts.items()})
+    np.testing.assert_array_equal(given, fitted(counts))
 
 
 def test_nnmf_says_that_there_is_no_cuda(X, monkeypatch):
@@ -223,7 +249,10 @@ def test_nnmf_says_that_there_is_no_cuda(X, monkeypatch):
         ({"W": np.ones((21, 3))}, "needs both W and H; H is missing"),
         ({"W": np.ones((20, 3)), "H": np.ones((3, 33))}, r"W must have shape \(21, 3\), got"),
         ({"W": np.ones((21, 3)), "H": np.ones((4, 33))}, r"H must have shape \(3, 33\), got"),
-        ({"W": -np.ones((21, 3)), "H": np.ones((3, 33))}, "W must be finite and >= 0"),
+        (
+            {"W": -np.ones((21, 3)), "H": np.ones((3, 33))},
+            "W must be finite and >= 0.* 63 of 63 .* first -1 at \\(0, 0\\)",
+        ),
         ({"W": np.ones((21, 3)), "H": np.full((3, 33), np.nan)}, "H must be finite and >= 0"),
         ({"W": np.zeros((21, 3)), "H": np.ones((3, 33))}, "W is full of zeros"),
     ],

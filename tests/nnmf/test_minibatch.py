@@ -10,7 +10,7 @@ import torch
 from sklearn.decomposition import MiniBatchNMF
 from sklearn.decomposition._nmf import _beta_divergence
 
-from nnmf_cuda import NNMF
+from nnmf_cuda import NNMF, ops
 from nnmf_cuda.nnmf import matrix
 from tests.helpers import DEVICES
 
@@ -238,6 +238,14 @@ def test_partial_fit_rejects_other_features_and_bad_rows_and_keeps_the_model(X, 
         model.set_params(alpha_H=1e300).partial_fit(huge)
     np.testing.assert_array_equal(model.components_, components)
     assert model.n_steps_ == 4
+
+
+def test_a_loss_may_be_named_by_its_number_amid_a_stream(X, H):
+    model = streamed(X, H)
+    name = model.beta_loss
+    expected = streamed(X, H).partial_fit(X).components_
+    model.set_params(beta_loss=ops.beta_loss_to_float(name)).partial_fit(X)
+    np.testing.assert_array_equal(model.components_, expected)
 
 
 @pytest.mark.parametrize(("name", "value"), [("n_components", 5), ("beta_loss", "frobenius")])

@@ -191,6 +191,9 @@ def test_selector_rejects_bad_labels(features, labels, as_input):
         fit(np.zeros(77))
     with pytest.raises(ValueError, match="class .* has 1 row of 2 needed"):
         fit([1] + [0] * 76)
+    if as_input is np.asarray:
+        with pytest.raises(ValueError, match="class 'rare' has 1 row of 2 needed"):
+            fit(np.array(["rare"] + ["often"] * 76, dtype=object))
     with pytest.raises(ValueError, match="labels contains NaN"):
         fit([np.nan] + [0.0] * 40 + [1.0] * 36)
 
