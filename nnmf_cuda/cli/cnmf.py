@@ -18,7 +18,8 @@ _STEPS = {
 
 _ABOUT = """\
 Consensus NMF on the files of dylkot/cNMF: take its command line and write nnmf-cuda before it.
-Steps of either may follow those of the other. Not there: counts in .mtx.
+Steps of either may follow those of the other. Not there: batch correction
+and counts in .mtx.
 """
 
 
