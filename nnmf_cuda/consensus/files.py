@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nnmf_cuda.whole_file import whole_file
 
 _OBJECTS = {
     (module, name)
@@ -153,7 +152,7 @@ def read_frame(path: Path) -> Frame:
 
 def write_frame(path: Path, frame: Frame) -> None:
     """Write a table so that cNMF reads it, whole or not at all."""
-    with whole(path) as partial, partial.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(
             file,
             data=frame.values,
@@ -185,24 +184,12 @@ def read_text_frame(path: Path) -> Frame:
 
 
 def write_text_frame(path: Path, frame: Frame) -> None:
-    """Write a table tab-delimited, to the letter as pandas does."""
-    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    """Write a table tab-delimited, to the letter as pandas does, whole or not at all."""
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["", *frame.columns.tolist()])
         for name, row in zip(frame.index.tolist(), frame.values.tolist(), strict=True):
             rows.writerow([name, *("" if value != value else value for value in row)])
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give a file to write, which takes this name when it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _as_pandas(names: NDArray[Any]) -> NDArray[Any]:

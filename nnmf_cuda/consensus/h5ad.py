@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from nnmf_cuda.consensus.files import whole
+from nnmf_cuda.whole_file import os_error, whole_file
 
 _REMEDY = (
     "save it with anndata 0.8 or later, or give a tab-delimited table or an .npz table of cNMF"
@@ -52,28 +52,36 @@ def read_h5ad(path: Path) -> Annotated:
 
 
 def write_h5ad(path: Path, annotated: Annotated) -> None:
-    """Write an AnnData file of X and its names, as anndata 0.8 and later do."""
+    """Write X and its names as anndata 0.8 and later do, whole or not at all."""
     h5py = _h5py()
-    strings = h5py.string_dtype()
-    with whole(path) as partial, h5py.File(partial, "w") as file:
-        _encode(file, "anndata", "0.1.0")
-        if scipy.sparse.issparse(annotated.X):
-            X = scipy.sparse.csr_matrix(annotated.X)
-            X.sort_indices()
-            group = _encode(file.create_group("X"), "csr_matrix", "0.1.0")
-            group.attrs["shape"] = np.array(X.shape, dtype=np.int64)
-            for name in ("data", "indices", "indptr"):
-                group[name] = getattr(X, name)
-        else:
-            _encode(file.create_dataset("X", data=annotated.X), "array", "0.2.0")
-        for name, names in (("obs", annotated.cells), ("var", annotated.genes)):
-            group = _encode(file.create_group(name), "dataframe", "0.2.0")
-            group.attrs["_index"] = "_index"
-            group.attrs["column-order"] = np.array([], dtype=np.float64)
-            index = group.create_dataset("_index", data=names.astype(object), dtype=strings)
-            _encode(index, "string-array", "0.2.0")
-        for name in ("layers", "obsm", "varm", "obsp", "varp", "uns"):
-            _encode(file.create_group(name), "dict", "0.1.0")
+    with whole_file(path) as partial:
+        try:
+            with h5py.File(partial, "w") as file:
+                _write(file, annotated, h5py.string_dtype())
+        except RuntimeError as error:  # as h5py names a full disk where it closes
+            raise os_error(error) from error
+
+
+def _write(file: Any, annotated: Annotated, strings: Any) -> None:
+    """Fill a new file, with names as strings of this type."""
+    _encode(file, "anndata", "0.1.0")
+    if scipy.sparse.issparse(annotated.X):
+        X = scipy.sparse.csr_matrix(annotated.X)
+        X.sort_indices()
+        group = _encode(file.create_group("X"), "csr_matrix", "0.1.0")
+        group.attrs["shape"] = np.array(X.shape, dtype=np.int64)
+        for name in ("data", "indices", "indptr"):
+            group[name] = getattr(X, name)
+    else:
+        _encode(file.create_dataset("X", data=annotated.X), "array", "0.2.0")
+    for name, names in (("obs", annotated.cells), ("var", annotated.genes)):
+        group = _encode(file.create_group(name), "dataframe", "0.2.0")
+        group.attrs["_index"] = "_index"
+        group.attrs["column-order"] = np.array([], dtype=np.float64)
+        index = group.create_dataset("_index", data=names.astype(object), dtype=strings)
+        _encode(index, "string-array", "0.2.0")
+    for name in ("layers", "obsm", "varm", "obsp", "varp", "uns"):
+        _encode(file.create_group(name), "dict", "0.1.0")
 
 
 def _encode(element: Any, kind: str, version: str) -> Any:

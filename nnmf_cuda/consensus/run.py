@@ -42,6 +42,7 @@ from nnmf_cuda.consensus.h5ad import Annotated, read_h5ad, write_h5ad
 from nnmf_cuda.consensus.spectra import consensus_spectra
 from nnmf_cuda.nnmf.inputs import check_integer
 from nnmf_cuda.ops import beta_loss_to_float
+from nnmf_cuda.whole_file import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -234,10 +235,12 @@ class CnmfRun:
         stats = np.stack([mean, np.sqrt(variance)], 1)
         write_frame(self.paths.tpm_stats, Frame(stats, read.genes, np.array(["__mean", "__std"])))
         write_h5ad(self.paths.counts, Annotated(scaled, read.cells, chosen))
-        self.paths.genes.write_text("\n".join(chosen.tolist()), encoding="utf-8")
+        with whole_file(self.paths.genes) as partial:
+            partial.write_text("\n".join(chosen.tolist()), encoding="utf-8")
         names = np.array(["n_components", "iter", "nmf_seed", "completed"])
         write_frame(self.paths.replicates, Frame(replicates, np.arange(len(rows)), names))
-        self.paths.parameters.write_text(yaml.dump(parameters), encoding="utf-8")
+        with whole_file(self.paths.parameters) as partial:
+            partial.write_text(yaml.dump(parameters), encoding="utf-8")
 
     def factorize(
         self, worker_i: int = 0, total_workers: int = 1, *, skip_completed_runs: bool = False
@@ -589,4 +592,5 @@ def _save(path: Path, draw: Callable[[Figure], object]) -> None:
 
     figure = Figure()
     draw(figure)
-    figure.savefig(path, dpi=250)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=250)

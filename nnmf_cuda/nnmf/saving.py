@@ -45,6 +45,8 @@ class SavingMixin(BaseEstimator):  # type: ignore[misc]
             If nothing has been fitted.
         TypeError
             If a parameter or attribute is of a type that has no place in such a file.
+        OSError
+            If the file cannot be written there.
         """
         check_is_fitted(self)
         parameters = self.get_params(deep=False)

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda._version import __version__
+from nnmf_cuda.whole_file import os_error, whole_file
 
 FORMAT_VERSION = 1
 """Raised when a file of an older version could be misread."""
@@ -60,12 +55,7 @@ class Content:
 
 
 def write_tensors(path: Path, kind: Kind, content: Content) -> None:
-    """Write a file whole or not at all, over one of this name; tensors of the CPU are not copied.
-
-    Of several that write at the same time, the last counts. A process that is killed leaves the
-    former file, and perhaps a part of the new one in a folder ``.NAME.partial-*``, which the next
-    write removes.
-    """
+    """Write a `whole_file`, over one of this name; tensors of the CPU are not copied."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -79,62 +69,11 @@ def write_tensors(path: Path, kind: Kind, content: Content) -> None:
         }
     )
     metadata = {_HEAD: head, "sha256": _digest(head, tensors)}
-    with _folder_beside(path) as folder:
-        partial = folder / path.name
+    with whole_file(path) as partial:
         try:
             save_file(tensors, partial, metadata)
-        except SafetensorError as error:  # as it names a full disk, or a directory without leave
-            raise OSError(f"{path}: {error}") from error
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())  # or a machine that stops could keep the name without the data
-        os.replace(partial, path)
-
-
-@contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside a file, which nobody else writes to; it is removed at the end.
-
-    Folders that writers to the same file have left which were killed are removed: a writer's
-    process holds a lock on its own while it lives.
-    """
-    prefix = f".{path.name}.partial-"
-    # Nobody looks for folders that are not held between the making of one and its lock.
-    with _locked(path.parent, fcntl.LOCK_EX) as alone:
-        if alone:
-            for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-                with _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as ended:
-                    if ended:
-                        shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
-        held = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks: there nothing is swept
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(held)
-
-
-@contextmanager
-def _locked(folder: Path, how: int) -> Iterator[bool]:
-    """Lock a folder for the block; tell whether that went well."""
-    try:
-        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        yield False
-        return
-    try:
-        fcntl.flock(file, how)
-        held = True
-    except OSError:
-        held = False
-    try:
-        yield held
-    finally:
-        if held:
-            fcntl.flock(file, fcntl.LOCK_UN)  # not left to closing: a fork may share the file
-        os.close(file)
+        except SafetensorError as error:  # as it names a full disk
+            raise os_error(error) from error
 
 
 def _on_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

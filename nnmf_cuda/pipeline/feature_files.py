@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +43,12 @@ class PassedColumns:
     """What sources say beside their images, as columns of a table that is written on and on.
 
     The first images decide which columns there are. One that comes up later is left out, with a
-    warning; one whose name the table needs itself, a name in `taken`, gets ``given_`` before it.
+    warning; one whose name the table needs itself, a name in `taken`, gets ``given_`` before it. So
+    does one that has another's name once it is as the file can have it, which `spelt` returns.
     """
 
-    def __init__(self, taken: Iterable[str]) -> None:
-        self._taken = frozenset(taken)
+    def __init__(self, taken: Iterable[str], spelt: Callable[[str], str] = str) -> None:
+        self._taken, self._spelt = frozenset(taken), spelt
         self._keys: tuple[str, ...] | None = None
         self._left_out: set[str] = set()
         self.header: list[str] = []
@@ -58,7 +60,7 @@ class PassedColumns:
             return []
         if self._keys is None:
             self._keys = tuple(dict.fromkeys(key for said in columns for key in said))
-            for name in self._keys:
+            for name in map(self._spelt, self._keys):
                 while name in self._taken or name in self.header:
                     name = f"given_{name}"
                 self.header.append(name)
@@ -221,7 +223,7 @@ class _NpzWriter:
         self._features: IO[bytes] = TemporaryFile(dir=path.parent)
         self._texts: IO[str] = TemporaryFile("w+", dir=path.parent, encoding="ascii")
         self._shape = (0, n_columns)
-        self._columns = PassedColumns(["features", "files"])
+        self._columns = PassedColumns(["features", "files"], _name_of_array)
         self._longest: list[int] = []
 
     def write(self, batch: ImageBatch, features: NDArray[np.float32]) -> None:
@@ -240,9 +242,7 @@ class _NpzWriter:
                 _write_header(member, "<f4", self._shape)
                 shutil.copyfileobj(self._features, member)
             for number, name in enumerate(["files", *self._columns.header]):
-                # A column's name must not make a path of its own in the archive.
-                key = name.replace("/", "_").replace("\\", "_")
-                with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     dtype = f"<U{self._longest[number]}"
                     _write_header(member, dtype, self._shape[:1])
                     self._texts.seek(0)
@@ -270,7 +270,7 @@ class _ParquetWriter:
         self._arrow: Any = pyarrow
         self._path = path
         self._names = [f"component_{i}" for i in range(n_columns)]
-        self._columns = PassedColumns(["file", *self._names])
+        self._columns = PassedColumns(["file", *self._names], _utf8)
         self._file: Any = None  # until it is known which columns there are
         self._waiting: list[Any] = []
 
@@ -299,6 +299,14 @@ class _ParquetWriter:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _name_of_array(column: str) -> str:
+    """Return a column's name as an archive can have it, in which it is neither a path nor a file.
+
+    NumPy takes ``features.npy`` for ``features``, and a zip file ends a name where a 0 is.
+    """
+    return re.sub(r"[/\\\0]|\.(?=npy\Z)", "_", _utf8(column))
 
 
 def _utf8(text: str) -> str:

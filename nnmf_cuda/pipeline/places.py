@@ -13,20 +13,19 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnmf_cuda.whole_file import whole_file
+
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """What a file system answers that has no locks."""
 
-_LONGEST_WAIT_S = 10.0
 _PARTIAL, _WHOLE = "partial-", "whole-"
 _SHARED = f"{_PARTIAL}of_ranks"
 _OURS = re.compile(rf"({_PARTIAL}|{_WHOLE})[a-z0-9_]{{8}}")  # as tempfile ends names
@@ -62,20 +61,17 @@ class Place:
         return self.home / f"{self.prefix}{_SHARED}"
 
     @contextmanager
-    def held(
-        self, called: str, *, wait: bool = False, keep_shared: bool = False
-    ) -> Iterator[Place]:
+    def held(self, called: str, *, keep_shared: bool = False) -> Iterator[Place]:
         """Hold the place: its folder is made, and what others left unfinished in it is swept.
 
         Folders that were made and are empty at the end are removed. Raises ValueError, which names
-        what the place is `called`, if it cannot be written or another process holds it; with `wait`
-        only if that takes long.
+        what the place is `called`, if it cannot be written or another process holds it.
         """
         if not self.name and self.home.exists() and not self.home.is_dir():
             raise ValueError(f"{called} is a file: give a directory")
         made = [folder for folder in (self.home, *self.home.parents) if not folder.exists()]
         try:
-            file = self._lock(time.monotonic() + (_LONGEST_WAIT_S if wait else 0))
+            file = self._lock()
         except BlockingIOError as error:
             raise ValueError(
                 f"{called} is being written by another nnmf-cuda{self._holder()}: wait until it has"
@@ -146,7 +142,7 @@ class Place:
     def _lock_path(self) -> Path:
         return self.home / f"{self.prefix}nnmf-cuda-lock"
 
-    def _lock(self, until: float) -> int | None:
+    def _lock(self) -> int | None:
         """Return the open file of the lock, or None where the file system has no locks."""
         while True:
             self.home.mkdir(parents=True, exist_ok=True)
@@ -162,10 +158,8 @@ class Place:
                     _locks.add(file)
                     return file
             except BlockingIOError:
-                if time.monotonic() > until:
-                    os.close(file)
-                    raise
-                time.sleep(0.02)
+                os.close(file)
+                raise
             except OSError as error:
                 os.close(file)
                 self._lock_path.unlink(missing_ok=True)
@@ -260,17 +254,9 @@ def cannot_write(called: str, error: OSError) -> ValueError:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, and over one of this name; of two writers the last counts.
-
-    Raises ValueError with the name of the file if it cannot be written.
-    """
-    place = Place(path.parent, path.name)
-    partial = path.with_name(f"{place.prefix}{_PARTIAL}{secrets.token_hex(4)}")
-    with place.held(str(path), wait=True):
-        try:
+    """Write a `whole_file` of text; ValueError with its name where it cannot be written."""
+    try:
+        with whole_file(path) as partial:
             partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-            os.replace(partial, path)
-        except OSError as error:
-            raise cannot_write(str(path), error) from error
-        finally:
-            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(str(path), error) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import resource
 import zipfile
 
 import h5py
@@ -21,8 +22,9 @@ from nnmf_cuda.consensus.files import (
     write_frame,
     write_text_frame,
 )
-from nnmf_cuda.consensus.h5ad import read_h5ad
+from nnmf_cuda.consensus.h5ad import Annotated, read_h5ad, write_h5ad
 from tests.consensus.prepared import load_frame, save_frame, save_h5ad
+from tests.processes import exit_code, fork
 
 FRAMES = {
     "spectra": pd.DataFrame(
@@ -116,6 +118,66 @@ def test_a_table_that_cannot_be_written_leaves_the_former_one(tmp_path):
         write_text_frame(path, Frame(np.eye(3), np.array(["a", "b"]), np.array(["x", "y", "z"])))
     assert read_text_frame(path).index.tolist() == ["a", "b"]
     assert [one.name for one in tmp_path.iterdir()] == ["table.txt"]
+
+
+class Interrupted:
+    """Numbers of a table, of which another process writes the file before it has all of them."""
+
+    def __init__(self, values, write):
+        self._values, self._write = values, write
+
+    def tolist(self):
+        for number, row in enumerate(self._values):
+            if number == len(self._values) // 2:
+                self._write()
+            yield row
+
+
+def test_two_that_write_one_table_do_not_mix(tmp_path):
+    path = tmp_path / "table.txt"
+    names = np.array([str(row) for row in range(2000)])
+    large = Frame(np.eye(2000, 3), names, np.array(["x", "y", "z"]))
+    write_text_frame(path, large)
+    expected = path.read_bytes()
+    small = Frame(np.eye(2), np.array(["a", "b"]), np.array(["x", "y"]))
+    rows = Interrupted(large.values, lambda: write_text_frame(path, small))
+    write_text_frame(path, Frame(rows, names, large.columns))
+    assert path.read_bytes() == expected
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def cut_short(write, n_bytes, said):
+    """Write a file where none may be longer; return what is said of that."""
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+        try:
+            write()
+        except OSError as error:
+            print(error)
+        return 0
+
+    assert exit_code(fork(limited, said=said)) == 0
+    return said.read_text()
+
+
+@pytest.mark.parametrize("kind", ["table", "text", "h5ad"])
+def test_a_file_that_the_system_cuts_short_is_named_and_the_former_kept(tmp_path, rng, kind):
+    def write(path, X):
+        names = [np.array([f"name {i}" for i in range(n)]) for n in X.shape]
+        if kind == "h5ad":
+            write_h5ad(path, Annotated(X, *names))
+        else:
+            {"table": write_frame, "text": write_text_frame}[kind](path, Frame(X, *names))
+
+    path, X = tmp_path / "home" / "file", rng.random((300, 40))
+    path.parent.mkdir()
+    write(path, rng.random((2, 3)))
+    former = path.read_bytes()
+    said = cut_short(lambda: write(path, X), 20_000, tmp_path / "said.txt")
+    assert said == f"[Errno 27] File too large; give another path: {str(path)!r}\n"
+    assert path.read_bytes() == former
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -457,6 +457,29 @@ def test_runs_that_have_not_converged_are_told(counts, tmp_path):
         CnmfRun(tmp_path, "run").factorize()
 
 
+def test_no_file_is_written_in_place(counts, tmp_path):
+    """A step that is killed leaves each file as it was: what has its name is a new one."""
+    counts.to_csv(tmp_path / "counts.txt", sep="\t")
+    run, seen = CnmfRun(tmp_path, "run"), tmp_path / "seen"
+
+    def steps():
+        run.prepare(tmp_path / "counts.txt", 2, 3, seed=0, num_highvar_genes=40)
+        run.factorize()
+        run.combine()
+        run.k_selection_plot()
+        run.consensus(2, 2.0, show_clustering=True)
+
+    steps()
+    files = [path for path in run.paths.genes.parent.rglob("*") if path.is_file()]
+    seen.mkdir()
+    for path in files:
+        (seen / path.name).hardlink_to(path)
+    steps()
+    assert {path.suffix for path in files} == {".h5ad", ".npz", ".png", ".txt", ".yaml"}
+    assert [path.name for path in files if path.samefile(seen / path.name)] == []
+    assert len([path for path in run.paths.genes.parent.rglob("*") if path.is_file()]) == len(files)
+
+
 def test_nothing_warns_on_the_way(folder):
     run = CnmfRun(folder, "run")
     with warnings.catch_warnings():

@@ -116,6 +116,18 @@ def test_what_cannot_be_saved_is_named(X, path):
         NNMF.load(path)
 
 
+def test_a_place_that_cannot_be_written_is_named_with_a_remedy(X, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    model = NNMF(3, tol=0, max_iter=5, random_state=0).fit(X)
+    expected = r"no directory 'nodir'; create it first, .*: 'nodir/m\.safetensors'$"
+    with pytest.raises(FileNotFoundError, match=expected):
+        model.save("nodir/m.safetensors")
+    with pytest.raises(IsADirectoryError, match="Is a directory; give the name of a .*: 'folder'$"):
+        model.save("folder")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
 def test_the_file_is_plain_safetensors(X, path):
     model = NNMF(3, tol=0, max_iter=5, random_state=0).fit(X)
     model.save(path)

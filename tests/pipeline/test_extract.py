@@ -373,6 +373,37 @@ def test_columns_of_a_source_pass_through(
     assert "columns that the first images do not have: later" in caplog.text
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_no_column_is_lost_to_another_of_the_same_name_in_the_file(
+    tmp_path: Path, suffix: str
+) -> None:
+    names = [
+        "a/b",
+        "a_b",
+        "a\\b",
+        "a\0b",
+        "a\0c",
+        "features.npy",
+        "\ud800",
+        "",
+        ".npy",
+        "given_a_b",
+    ]
+    said = [{name: f"{row} of {name!r}" for name in names} for row in range(2)]
+    extractor = FeatureExtractor(torch.rand(2, 12), torch.arange(2), image_shape=(3, 4))
+    out = tmp_path / f"features{suffix}"
+    assert extract_to_file(sources_with_columns(said), extractor, out) == (2, 0)
+    if suffix == ".npz":
+        with np.load(out) as arrays:
+            assert arrays["features"].shape == (2, 2)
+            found = [arrays[name].tolist() for name in arrays.files]
+    else:
+        table = pytest.importorskip("pyarrow.parquet").read_table(out)
+        found = [column.to_pylist() for column in table.columns]
+    for name in names:
+        assert [one[name] for one in said] in found, name
+
+
 def test_without_columns_there_is_no_file_of_them(tmp_path: Path) -> None:
     extractor = FeatureExtractor(torch.rand(2, 12), torch.arange(2), image_shape=(3, 4))
     out = tmp_path / "features.npy"

@@ -193,7 +193,8 @@ def test_many_writers_of_one_file_leave_one_whole(tmp_path: Path) -> None:
 
 def test_a_text_that_cannot_be_written_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "x.json").mkdir()
-    with pytest.raises(ValueError, match="x.json cannot be written"):
+    expected = r"x\.json cannot be written \(Is a directory; give the name of a file\)"
+    with pytest.raises(ValueError, match=expected):
         write_text(tmp_path / "x.json", "")
     assert names(tmp_path) == {"x.json"}
     write_text(tmp_path / "y.html", "\udcff \u00e9")  # a file name of which a byte is no UTF-8
