@@ -84,7 +84,8 @@ def divergence_terms(X: Tensor, WH: Tensor, beta_loss: float, floor: float) -> T
         return torch.where(positive, excess - log, -1)
     cross = torch.where(positive, X * safe ** (beta_loss - 1), 0)
     power = torch.where(positive, X**beta_loss, 0)
-    total = power - beta_loss * cross + (beta_loss - 1) * WH**beta_loss
+    of_fit = (safe if beta_loss < 0 else WH) ** beta_loss
+    total = power - beta_loss * cross + (beta_loss - 1) * of_fit
     return total / (beta_loss * (beta_loss - 1))
 
 

@@ -132,8 +132,9 @@ def _divergence(entries: Entries, W: Tensor, H: Tensor, beta_loss: float, floor:
         return divergence_terms(x, WH, beta_loss, floor).sum() + elsewhere.clamp_min(0)
     safe = WH.clamp_min(floor)
     total = (x**beta_loss - beta_loss * x * safe ** (beta_loss - 1)).sum()
+    lowest = floor if beta_loss < 0 else 0.0
     for rows in _row_blocks(W, H.shape[1]):
-        total = total + (beta_loss - 1) * ((rows @ H) ** beta_loss).sum()
+        total = total + (beta_loss - 1) * ((rows @ H).clamp_min(lowest) ** beta_loss).sum()
     return total / (beta_loss * (beta_loss - 1))
 
 

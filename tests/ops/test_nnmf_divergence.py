@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+
+import numpy as np
 import pytest
 import torch
 from sklearn.decomposition._nmf import _beta_divergence
@@ -19,7 +22,7 @@ def test_nnmf_divergence_equals_scikit_learn(
         X[::3, ::5] = 0
     W[0] = 0  # a row where W H is zero and X is not
     if beta_loss < 0:
-        W[0] = 1e-3  # (W H)^beta is infinite at zero, there as here
+        W[0] = 1e-3  # there (W H)^beta is infinite at zero
     want = _beta_divergence(*(t.double().cpu().numpy() for t in (X, W, H)), beta_loss)
     got = ops.nnmf_divergence(X, W, H, beta_loss=beta_loss)
     assert got.dtype == torch.float64
@@ -38,9 +41,28 @@ def test_nnmf_divergence_takes_any_floor(
     X[::3, ::5] = 1e-9  # scikit-learn's zeros, at the lower floor counted as any number
     W[0] = 1e-3
     monkeypatch.setattr("sklearn.decomposition._nmf.EPSILON", floor)
-    want = _beta_divergence(*(t.double().cpu().numpy() for t in (X, W, H)), beta_loss)
+    arrays = [t.double().cpu().numpy() for t in (X, W, H)]
+    want = _beta_divergence(*arrays, beta_loss)
+    if beta_loss < 0:  # there the power of W H alone has no floor
+        WH = arrays[1] @ arrays[2]
+        want += (np.maximum(WH, floor) ** beta_loss - WH**beta_loss).sum() / beta_loss
     got = ops.nnmf_divergence(X, W, H, beta_loss=beta_loss, floor=floor)
     assert got.item() == pytest.approx(want, rel=1e-5 if dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("form", ["dense", "sparse", "weighted", "reference"])
+def test_nnmf_divergence_is_finite_where_the_fit_is_zero(device: str, form: str) -> None:
+    X, W, H = factorisation(device=device)
+    W[0] = 0
+    options = {"weights": torch.ones_like(X)} if form == "weighted" else {}
+    path = ops.reference_path() if form == "reference" else contextlib.nullcontext()
+    with path:
+        given = X.to_sparse_csr() if form == "sparse" else X
+        got = ops.nnmf_divergence(given, W, H, beta_loss=-0.5, **options).item()
+    WH = (W @ H).clamp_min(ops.EPSILON)
+    terms = X**-0.5 + 0.5 * X * WH**-1.5 - 1.5 * WH**-0.5
+    assert got == pytest.approx((terms / 0.75).sum().item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("device", DEVICES)
