@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import SPLITS, ImageDataset
 from nnmf_cuda.data.decoding import IMAGE_SHAPE, resize_images
-from nnmf_cuda.data.images import read_readable
+from nnmf_cuda.data.images import ArrayImage, ImageSource, failed_images, read_readable
 from nnmf_cuda.data.leakage import equal_images
 from nnmf_cuda.data.phantom import phantom
 from nnmf_cuda.data.readers import Records, note_unheeded, reader_of
@@ -177,27 +177,34 @@ def _decoded(
     progress: bool,
 ) -> tuple[NDArray[Any], NDArray[np.bool_], list[str]]:
     """Return images (n, *image_shape), which records they are, and what was done to them."""
-    if not isinstance(records.images, np.ndarray):
-        found = read_readable(
-            records.images, image_shape=image_shape, reading=reading, progress=progress
-        )
-        for file, message in found.failures:
-            logger.warning("skipped: %s", message)
-            account.skip(file, UNREADABLE)
-        return found.images, found.rows, []
-    resized = resize_images(records.images, image_shape)
-    rows = np.ones(len(resized), dtype=bool)
-    if records.images.shape[1:] == image_shape:
-        return resized, rows, []
-    height, width, *colours = records.images.shape[1:]
-    return (
-        resized,
-        rows,
-        [
-            f"Images of {height} x {width} pixels{' with colours' if colours else ''} were "
-            f"converted to grey images of {image_shape[0]} x {image_shape[1]}"
-        ],
+    notes = _converted(records.images, image_shape)
+    if isinstance(records.images, np.ndarray):
+        resized = resize_images(records.images, image_shape)
+        return resized, np.ones(len(resized), dtype=bool), notes
+    found = read_readable(
+        records.images, image_shape=image_shape, reading=reading, progress=progress
     )
+    if found.failures and not found.rows.any():
+        raise ValueError(failed_images(found.failures, len(records.images)))
+    for file, message in found.failures:
+        logger.warning("skipped: %s", message)
+        account.skip(file, UNREADABLE)
+    return found.images, found.rows, notes
+
+
+def _converted(
+    images: Sequence[ImageSource] | NDArray[Any], image_shape: tuple[int, int]
+) -> list[str]:
+    """Say of images that their source holds as an array what is done to them, if it is much."""
+    if isinstance(images, np.ndarray):
+        shapes = {images.shape[1:]}
+    else:
+        shapes = {image.pixels.shape for image in images if isinstance(image, ArrayImage)}
+    return [
+        f"Images of {height} x {width} pixels{' with colours' if colours else ''} were "
+        f"converted to grey images of {image_shape[0]} x {image_shape[1]}"
+        for height, width, *colours in shapes - {image_shape}
+    ]
 
 
 def _check_phantom(

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnmf_cuda.data import Account, ReadOptions, iter_images, load_dataset
+from nnmf_cuda.data import (
+    Account,
+    ReadOptions,
+    iter_image_batches,
+    iter_images,
+    load_dataset,
+)
 from nnmf_cuda.data.readers import npz
 
 SaveNpz = Callable[..., Path]
@@ -143,10 +149,13 @@ def with_pixel(value: float) -> np.ndarray:
         ({"images": np.zeros((40, 16384), np.uint8)}, r"'images' have shape \(40, 16384\)"),
         ({"images": np.zeros((0, 8, 8), np.uint8), "labels": np.zeros(0, int)}, "are empty"),
         ({"images": np.zeros((0, 8, 8, 3), np.uint8), "labels": np.zeros(0, int)}, "have shape"),
-        ({"images": with_pixel(np.nan)}, r"data.npz: 'images' hold NaN .* first in image 11"),
+        ({"images": with_pixel(np.nan)}, r"data.npz: 'images' hold NaN .* in image 11; repair"),
         ({"images": with_pixel(-np.inf)}, "'images' hold NaN or infinite"),
-        ({"images": with_pixel(-0.1)}, "'images' hold negative pixels, -0.1"),
-        ({"images": with_pixel(1.5)}, r"values up to 1.5, but floats must lie in \[0, 1\]; divide"),
+        ({"images": with_pixel(-0.1)}, "'images' hold values from -0.1 to 0.5 in image 11; floats"),
+        (
+            {"images": with_pixel(1.5)},
+            r"values from 0.5 to 1.5 in image 11; floats must lie in \[0, 1\]: divide",
+        ),
         ({"images": np.zeros((40, 8, 8), np.int32)}, "'images' are int32; give uint8"),
         ({"split": np.array(["train", "dev"] * 20)}, "'split' holds 'dev'; give 'train'"),
         ({"labels": np.zeros(40, int)}, "only one class, 0 .'labels 0', 40 images."),
@@ -223,10 +232,13 @@ def test_a_damaged_array_is_named(save_npz: SaveNpz) -> None:
         load_dataset(path)
 
 
+MEDMNIST = {"train": 20, "val": 6, "test": 8}
+
+
 def medmnist(save_npz: SaveNpz, **changes: Any) -> Path:
     rng = np.random.default_rng(5)
     arrays: dict[str, Any] = {}
-    for split, n in (("train", 20), ("val", 6), ("test", 8)):
+    for split, n in MEDMNIST.items():
         arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
         arrays[f"{split}_labels"] = (np.arange(n) % 2).astype(np.uint8)[:, None]
     return save_npz(**{"images": None, "labels": None, **arrays, **changes})
@@ -243,6 +255,57 @@ def test_arrays_of_medmnist_are_read_with_their_splits(save_npz: SaveNpz) -> Non
     found = list(iter_images(path))
     assert [str(image.name.name) for image in found[:2]] == ["train_images[0]", "train_images[1]"]
     assert len(found) == 34
+
+
+def test_bad_images_alone_are_left_out(save_npz: SaveNpz, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).random((40, 60, 50))
+    for at, value in {3: np.nan, 7: np.inf, 8: -0.5, 39: 1.5}.items():
+        images[at, 4, 5] = value
+    path, reading = save_npz(images=images), ReadOptions(on_error="skip")
+    good = [at for at in range(40) if at not in (3, 7, 8, 39)]
+    dataset = load_dataset(path, image_shape=(60, 50), reading=reading)
+    assert dataset.files.tolist() == [f"images[{at}]" for at in good]
+    np.testing.assert_array_equal(dataset.images, images[good].astype(np.float32))
+    np.testing.assert_array_equal(dataset.labels, np.array(good) % 2)
+    left_out = "Left out, unreadable: 4 (images[3], images[7], images[8], images[39])"
+    assert left_out in dataset.notes
+    resized = load_dataset(path, image_shape=(30, 25), reading=reading)
+    note = "Images of 60 x 50 pixels were converted to grey images of 30 x 25"
+    assert resized.notes[1] == note
+    with pytest.raises(
+        ValueError,
+        match=r"4 of 40 images cannot be read: '[^']*images\[3\]', .*first: .*NaN .* in image 3;",
+    ):
+        load_dataset(path)
+    monkeypatch.setattr(npz, "_BLOCK_BYTES", 9 * 8 * 60 * 50)
+    stream = iter_images(path, reading=reading)
+    (batch,) = iter_image_batches(stream, image_shape=(60, 50), on_error="skip")
+    np.testing.assert_array_equal(batch.images, dataset.images)
+    told = [(failure.file.name, failure.message.split(";")[0]) for failure in batch.failures]
+    name = f"{path}: 'images' hold"
+    assert told == [
+        ("images[3]", f"{name} NaN or infinite pixels in image 3"),
+        ("images[7]", f"{name} NaN or infinite pixels in image 7"),
+        ("images[8]", f"{name} values from -0.5 to {images[8].max():g} in image 8"),
+        ("images[39]", f"{name} values from {images[39].min():g} to 1.5 in image 39"),
+    ]
+
+
+def test_where_no_image_is_left_the_first_reason_is_told(save_npz: SaveNpz) -> None:
+    path = save_npz(images=np.full((40, 8, 8), np.nan))
+    with pytest.raises(ValueError, match="40 of 40 images cannot be read; the first: .*in image 0"):
+        load_dataset(path, reading=ReadOptions(on_error="skip"))
+
+
+def test_bad_images_of_medmnist_are_left_out_of_their_split(save_npz: SaveNpz) -> None:
+    arrays = {f"{split}_images": np.full((n, 9, 9), 0.5) for split, n in MEDMNIST.items()}
+    arrays["val_images"][2] = np.nan
+    path = medmnist(save_npz, **arrays)
+    dataset = load_dataset(path, image_shape=(9, 9), reading=ReadOptions(on_error="skip"))
+    assert [int((dataset.split == s).sum()) for s in ("train", "valid", "test")] == [20, 5, 8]
+    assert "Left out, unreadable: 1 (val_images[2])" in dataset.notes
+    with pytest.raises(ValueError, match="'val_images' hold NaN .* in image 2;"):
+        load_dataset(path)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnmf_cuda.data import Account, ReadOptions, iter_images, load_dataset
+from nnmf_cuda.data import (
+    Account,
+    ReadOptions,
+    iter_image_batches,
+    iter_images,
+    load_dataset,
+)
 from nnmf_cuda.data.readers import Records, folders, masks, pairs, reader_of
 
 SaveImage = Callable[..., Path]
@@ -66,6 +72,36 @@ def test_streams_hold_the_images_only(patients: Path, save_image: SaveImage) -> 
     assert "without.png" in names
     assert not any("_mask" in name for name in names)
     assert any("24 masks" in note for note in account.notes)
+
+
+def save_pages(path: Path, n: int) -> Path:
+    pages = [Image.fromarray(np.full((20, 30), 9 * page, np.uint8)) for page in range(n)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    return path
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_streams_hold_every_page_with_and_without_masks(
+    tmp_path: Path, save_image: SaveImage, masked: bool
+) -> None:
+    stack = save_pages(tmp_path / "x.tif", 5)
+    save_image(tmp_path / "y.png")
+    if masked:
+        save_mask(tmp_path / "x_mask.png", 5)
+    assert reader_of(tmp_path) is (pairs if masked else folders)
+    (batch,) = iter_image_batches(iter_images(tmp_path), image_shape=(20, 30))
+    assert batch.files == [*(Path(f"{stack}[{page}]") for page in range(5)), tmp_path / "y.png"]
+    assert batch.images[:5, 0, 0].tolist() == [0, 9, 18, 27, 36]
+    for given in ([tmp_path, stack], [stack, tmp_path], [stack, stack]):  # each once
+        assert len(list(iter_images(given))) == (5 if given[1:] == given[:1] else 6)
+
+
+def test_which_page_a_mask_belongs_to_is_not_guessed(tmp_path: Path) -> None:
+    for name in "xy":
+        save_pages(tmp_path / f"{name}.tif", 5)
+        save_mask(tmp_path / f"{name}_mask.png", 5)
+    with pytest.raises(ValueError, match=r"x.tif has several pages, and so have 1 other images: "):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_archives_are_read_block_by_block(
         ({"images": np.array([object()])}, "'images' holds Python objects"),
         ({"images": np.array(3)}, r"'images' have shape \(\)"),
         ({"images": np.zeros((0, 8, 8), np.uint8)}, "are empty"),
-        ({"images": np.full((40, 8, 8), 1.5)}, "hold values up to 1.5"),
+        ({"images": np.full((40, 8, 8), 300)}, "'images' are int64; give uint8"),
         ({"file": np.array(["a.png"] * 3)}, r"'file' has shape \(3,\)"),
     ],
 )
@@ -119,8 +119,8 @@ def test_a_bad_pixel_is_told_by_its_place_in_the_archive(
     monkeypatch.setattr(npz_reader, "_BLOCK_BYTES", 3 * 8 * 8 * 8)
     images = np.full((40, 8, 8), 0.5)
     images[11, 2, 3] = np.nan
-    stream = iter_images(save_npz(images=images))
-    with pytest.raises(ValueError, match="NaN or infinite pixels, first in image 11"):
+    stream = iter_image_batches(iter_images(save_npz(images=images)))
+    with pytest.raises(ValueError, match="NaN or infinite pixels in image 11"):
         list(stream)
 
 

@@ -185,7 +185,6 @@ def test_deep_images_need_a_window(save: Save, rng: np.random.Generator) -> None
         (np.zeros((40, 20, 30, 4), np.uint8), "expected"),
         (np.zeros((0, 20, 30), np.uint8), "are empty"),
         (np.zeros((40, 20, 30), bool), "are bool; give uint8"),
-        (np.full((40, 20, 30), 1.5), "hold values from 1.5 to 1.5, first in image 0"),
         (np.full((40, 20, 30, 3), 0.5), "shape"),
     ],
 )
@@ -219,7 +218,7 @@ def test_bad_pixels_are_told_by_their_place(save: Save, rng: np.random.Generator
     images[23, 4, 5] = np.nan
     path = save(arrays(rng, images=images))
     for options in ({}, {"window": "0:1"}):
-        with pytest.raises(ValueError, match="NaN or infinite pixels, first in image 23"):
+        with pytest.raises(ValueError, match="NaN or infinite pixels in image 23"):
             streamed(path, **options)
 
 
@@ -227,7 +226,7 @@ def test_floats_in_other_units_need_a_window(save: Save, rng: np.random.Generato
     path = save(arrays(rng, images=rng.random((40, 20, 30)) * 2000 - 1000))
     with pytest.raises(
         ValueError,
-        match=r"hold values from -99\d.* to 99\d.*, first in image 0;.*--window LOW:HIGH",
+        match=r"hold values from -99\d.* to 99\d.* in image 0;.*--window LOW:HIGH",
     ):
         streamed(path)
     assert len(streamed(path, window="-1000:1000")) == 40
@@ -298,16 +297,112 @@ def test_damaged_files_are_refused(
 
 def test_a_damaged_chunk_is_told_by_its_place(tmp_path: Path, rng: np.random.Generator) -> None:
     path = save_zarr(tmp_path, arrays(rng), 7)
-    (path / "images" / "c" / "0" / "0" / "0").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="'images' cannot be read from image 0 on"):
+    (path / "images" / "c" / "1" / "0" / "0").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="'images' cannot be read in image 7: "):
         streamed(path)
-    path = save_h5(tmp_path, arrays(rng), 40)
+    path = save_h5(tmp_path, arrays(rng), 7)
+    damage_chunk_of_h5(path, 5)
+    with pytest.raises(ValueError, match="'images' cannot be read in image 35: "):
+        streamed(path)
+
+
+def damage_chunk_of_h5(path: Path, number: int) -> None:
+    with pytest.importorskip("h5py").File(path) as file:
+        at = file["images"].id.get_chunk_info(number).byte_offset
     content = bytearray(path.read_bytes())
-    at = content.index(b"\x78\x5e") if b"\x78\x5e" in content else content.index(b"\x78\x9c")
     content[at + 20 : at + 200] = bytes(180)
     path.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match="'images' cannot be read from image 0 on"):
-        streamed(path)
+
+
+def lost_and_kept(path: Path, n: int, **options: Any) -> tuple[list[int], np.ndarray]:
+    """Return which images a data set and a stream leave out, each named once, and the others."""
+    reading = ReadOptions(on_error="skip", **options)
+    dataset = load_dataset(path, image_shape=(20, 30), reading=reading)
+    numbers = [int(name[7:-1]) for name in dataset.files.tolist()]
+    np.testing.assert_array_equal(dataset.labels, np.array(numbers) % 2)
+    lost = sorted(set(range(n)) - set(numbers))
+    named = ", ".join(f"images[{at}]" for at in lost)
+    assert f"Left out, unreadable: {len(lost)} ({named})" in dataset.notes
+    assert f"Images read: {n - len(lost)}" in dataset.notes
+    stream = iter_images(path, reading=reading)
+    batches = list(iter_image_batches(stream, image_shape=(20, 30), batch_size=16, on_error="skip"))
+    failures = [failure for batch in batches for failure in batch.failures]
+    assert [failure.file for failure in failures] == [path / f"images[{at}]" for at in lost]
+    for at, failure in zip(lost, failures, strict=True):
+        assert re.search(rf"'images' (hold|cannot be read) .*in image {at}\b", failure.message)
+    np.testing.assert_array_equal(np.concatenate([b.images for b in batches]), dataset.images)
+    assert len(batches[0].images) == 16
+    return lost, dataset.images
+
+
+BAD_PIXELS = {3: np.nan, 7: -np.inf, 8: -0.5, 30: np.nan, 39: 1.5}
+
+
+@pytest.mark.parametrize("block_bytes", [stacks._BLOCK_BYTES, 16 * 2400])
+def test_bad_images_alone_are_left_out(
+    save: Save, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(stacks, "_BLOCK_BYTES", block_bytes)
+    images = rng.random((40, 20, 30)).astype(np.float32)
+    for at, value in BAD_PIXELS.items():
+        images[at, 4, 5] = value
+    path = save(arrays(rng, images=images))
+    lost, kept = lost_and_kept(path, 40)
+    assert lost == [3, 7, 8, 30, 39]
+    np.testing.assert_array_equal(kept, np.delete(images, lost, axis=0))
+    lost, kept = lost_and_kept(path, 40, window="0:1")  # in which all that is finite has a place
+    assert lost == [3, 7, 30]
+    np.testing.assert_array_equal(kept, np.delete(images.clip(0, 1), lost, axis=0))
+    with pytest.raises(
+        ValueError,
+        match=r"5 of 40 images cannot be read: '[^']*images\[3\]', .*; the first: .*'images' hold"
+        r" NaN or infinite pixels in image 3; repair or remove them, or .*--on_error skip",
+    ):
+        load_dataset(path)
+
+
+def test_a_block_with_a_bad_image_is_read_once(
+    save: Save, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = rng.random((40, 20, 30))
+    images[20] = np.nan
+    path, starts, block = save(arrays(rng, images=images)), [], stacks._Stack.block
+
+    def counted(self: Any, start: int) -> Any:
+        starts.append(start)
+        return block(self, start)
+
+    monkeypatch.setattr(stacks._Stack, "block", counted)
+    assert len(load_dataset(path, reading=ReadOptions(on_error="skip")).images) == 39
+    assert starts == [0]
+
+
+def test_where_no_image_is_left_the_first_reason_is_told(
+    save: Save, rng: np.random.Generator
+) -> None:
+    path = save(arrays(rng, images=np.full((40, 20, 30), np.nan)))
+    with pytest.raises(
+        ValueError,
+        match="40 of 40 images cannot be read; the first: .*NaN or infinite pixels in image 0",
+    ):
+        load_dataset(path, reading=ReadOptions(on_error="skip"))
+
+
+@pytest.mark.parametrize("kind", ["h5", "zarr", "zarr2"])
+def test_images_of_a_damaged_chunk_alone_are_left_out(
+    kind: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    content = arrays(rng)
+    path = SAVE[kind](tmp_path, content, 7)
+    if kind == "h5":
+        damage_chunk_of_h5(path, 1)
+        damage_chunk_of_h5(path, 5)
+    for number in (1, 5) if kind != "h5" else ():
+        chunk = f"c/{number}/0/0" if kind == "zarr" else f"{number}.0.0"
+        (path / "images" / chunk).write_bytes(b"damaged")
+    lost, kept = lost_and_kept(path, 40)
+    assert lost == [*range(7, 14), *range(35, 40)]
+    np.testing.assert_array_equal(kept, np.delete(content["images"], lost, axis=0))
 
 
 @pytest.mark.parametrize("kind", ["zarr", "zarr2"])

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from nnmf_cuda.data.images import ImageSource, LazyImage, is_below, walk_reaches
+from nnmf_cuda.data.images import (
+    ImageSource,
+    LazyImage,
+    is_below,
+    is_image,
+    name_of,
+    walk_reaches,
+)
 from nnmf_cuda.data.readers import (
     coco,
     decathlon,
@@ -116,12 +123,13 @@ def _each_once(
             continue
         note_unheeded(reader, path, reading, account)
         for image in reader.images(path, reading, account):
-            if isinstance(image, Path):
-                reached = image in files or any(walk_reaches(at, image) for at, _ in folders)
+            found_at = image.found_at if isinstance(image, LazyImage) else None
+            file = image if isinstance(image, Path) else found_at
+            if file is not None and (file is image or is_image(file)):  # itself, or a page of it
+                reached = file in files or any(walk_reaches(at, file) for at, _ in folders)
             elif walked := [at for at, by in folders if by is reader]:
                 # A frame or slice below a folder that the same reader has walked.
-                lazy = image if isinstance(image, LazyImage) else None
-                where = lazy.found_at if lazy and lazy.found_at else image.name
+                where = found_at or name_of(image)
                 reached = any(is_below(at, where) for at in walked)
             else:  # not even its name is made, which takes as long as a projection
                 reached = False

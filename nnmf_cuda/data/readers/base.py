@@ -6,7 +6,7 @@ Also what readers do alike: what folders say of files, the order of classes, fol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path, PurePath
@@ -150,6 +150,16 @@ def splits_of(below: Sequence[Path]) -> NDArray[np.str_] | None:
     return np.array([SPLIT_ALIASES[top] for top in tops])
 
 
+def refuse_mixed_splits(root: Path, folders: Collection[str]) -> None:
+    """Raise ValueError if some folders of a source are called as splits, but not all."""
+    strangers = sorted(name for name in folders if name.lower() not in SPLIT_ALIASES)
+    if strangers and len(strangers) < len(folders):
+        raise ValueError(
+            f"{root} mixes split folders and others, e.g. {strangers[0]!r}; keep either only "
+            "train, valid, test, or only class folders"
+        )
+
+
 def classes_of(
     below: Sequence[Path], root: Path, options: ReadOptions, *, otherwise: str = ""
 ) -> list[str]:
@@ -177,11 +187,5 @@ def classes_of(
             f"files into root/class/ or root/split/class/, {otherwise}name them with their labels "
             "in a CSV (columns file and label), or give --patient_from a pattern with {label}"
         )
-    folders = {path.parts[0] for path in below}
-    strangers = sorted(name for name in folders if name.lower() not in SPLIT_ALIASES)
-    if strangers and len(strangers) < len(folders):
-        raise ValueError(
-            f"{root} mixes split folders and others, e.g. {strangers[0]!r}; keep either only "
-            "train, valid, test, or only class folders"
-        )
+    refuse_mixed_splits(root, {path.parts[0] for path in below})
     return [path.parts[level] for path in below]

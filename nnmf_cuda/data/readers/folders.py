@@ -16,7 +16,13 @@ import numpy as np
 
 from nnmf_cuda.data.images import IMAGE_SUFFIXES, ImageSource, is_hidden, is_image, walk_images
 from nnmf_cuda.data.readers import tiff
-from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, parts_of, refuse_label_key
+from nnmf_cuda.data.readers.base import (
+    SPLIT_ALIASES,
+    Records,
+    parts_of,
+    refuse_label_key,
+    refuse_mixed_splits,
+)
 from nnmf_cuda.data.reading import Account, ReadOptions, first_few
 
 _MOST_CLASSES = 10
@@ -200,14 +206,9 @@ def _refuse_patients_as_classes(path: Path, names: Sequence[str]) -> None:
 def _split_folders(root: Path, account: Account) -> dict[Path, str]:
     """Return the split of each folder of `root`; empty where its folders are none."""
     folders = _subfolders(root, Account())
+    refuse_mixed_splits(root, [folder.name for folder in folders])
     splits = {folder: SPLIT_ALIASES.get(folder.name.lower(), "") for folder in folders}
     if not any(splits.values()):
         return {}
-    strangers = [folder.name for folder, split in splits.items() if not split]
-    if strangers:
-        raise ValueError(
-            f"{root} mixes split folders and others, e.g. {strangers[0]!r}; keep either only "
-            "train, valid, test, or only class folders"
-        )
     _subfolders(root, account)  # which is told of what is none
     return splits

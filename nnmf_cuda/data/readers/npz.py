@@ -15,8 +15,9 @@ Or those of MedMNIST: ``train_images``, ``train_labels`` (N, 1), and the same wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count, repeat
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import GROUPS, check_length, check_pixels
-from nnmf_cuda.data.images import ArrayImage, ImageSource
+from nnmf_cuda.data.images import ArrayImage, ImageSource, failing_image
 from nnmf_cuda.data.readers.base import SPLIT_ALIASES, Records, as_splits
 from nnmf_cuda.data.reading import Account, ReadOptions, reason
 
@@ -36,6 +37,11 @@ _MEDMNIST_SPLITS = ("train", "val", "test")
 
 _BLOCK_BYTES = 2**24
 """Bytes of images that are read at a time from an archive."""
+
+_REMEDY = (
+    "floats must lie in [0, 1]: divide them by their largest possible value (255 for 8 bits), or"
+    " store uint8"
+)
 
 
 HEEDS: frozenset[str] = frozenset()
@@ -55,19 +61,20 @@ def read(
     if _image_keys(archive) != ["images"]:
         return _read_medmnist(archive, label_key)
     pixels = archive.take("images")
-    check_images(pixels, name=archive.of("images"))
+    faults = faults_of(pixels, name=archive.of("images"), remedy=_REMEDY)
     n_images = len(pixels)
     wanted = (label_key, "split", *GROUPS, *FILE_KEYS)
     arrays = {key: archive.take(key) for key in wanted if key == label_key or key in archive.keys}
     for key, array in arrays.items():
         check_length(array, n_images, name=archive.of(key))
     values, names = read_labels(archive, arrays[label_key], label_key)
+    files = file_names(arrays, n_images)
     return Records(
-        images=pixels,
+        images=list(sources(path, files.tolist(), pixels, faults)) if faults else pixels,
         values=values,
         names=names,
         split=as_splits(arrays["split"], called=archive.of("split")) if "split" in arrays else None,
-        files=file_names(arrays, n_images),
+        files=files,
         groups={key: arrays[key] for key in GROUPS if key in arrays},
     )
 
@@ -80,13 +87,12 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     for images_key in _image_keys(archive):
         start = 0
         for shape, block in archive.blocks(images_key):
-            check_images(block, name=archive.of(images_key), start=start)
+            faults = faults_of(block, name=archive.of(images_key), remedy=_REMEDY, start=start)
             if start == 0:
                 for key, array in arrays.items():
                     check_length(array, shape[0], name=archive.of(key))
                 names = file_names(arrays, shape[0], images_key)
-            for row, pixels in enumerate(block):
-                yield ArrayImage(path, str(names[start + row]), pixels, block, row)
+            yield from sources(path, names[start : start + len(block)].tolist(), block, faults)
             start += len(block)
 
 
@@ -105,11 +111,14 @@ def _read_medmnist(archive: _Archive, label_key: str) -> Records:
             f"label_key={label_key!r}: {archive.path} has MedMNIST's arrays, with one kind of "
             "labels; leave it out"
         )
-    images, labels, splits, names = [], [], [], []
+    images, labels, splits = [], [], []
+    names: list[str] = []
+    faults: dict[int, str] = {}
     for key in _image_keys(archive):
         split = key.removesuffix("_images")
         pixels, of_split = archive.take(key), archive.take(f"{split}_labels")
-        check_images(pixels, name=archive.of(key))
+        found = faults_of(pixels, name=archive.of(key), remedy=_REMEDY)
+        faults.update((len(names) + row, fault) for row, fault in found.items())
         if of_split.ndim == 2 and of_split.shape[1] > 1:
             raise ValueError(
                 f"{archive.of(f'{split}_labels')} have {of_split.shape[1]} labels an image; give "
@@ -123,8 +132,9 @@ def _read_medmnist(archive: _Archive, label_key: str) -> Records:
     if len({(pixels.shape[1:], pixels.dtype) for pixels in images}) > 1:
         raise ValueError(f"{archive.path}: the images of its splits differ in shape or type")
     values, label_names = read_labels(archive, np.concatenate(labels), label_key)
+    stack = np.concatenate(images)
     return Records(
-        images=np.concatenate(images),
+        images=list(sources(archive.path, names, stack, faults)) if faults else stack,
         values=values,
         names=label_names,
         split=np.array(splits),
@@ -132,11 +142,61 @@ def _read_medmnist(archive: _Archive, label_key: str) -> Records:
     )
 
 
-def check_images(images: NDArray[Any], *, name: str, start: int = 0) -> None:
-    """Raise ValueError unless a stack is uint8, with colours or without, or floats in [0, 1]."""
-    colours = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8
-    if not (colours and images.size):
+def faults_of(images: NDArray[Any], *, name: str, remedy: str, start: int = 0) -> dict[int, str]:
+    """Return what is wrong with single images of a stack, by their row in it.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, height, width) or (n, height, width, 3)
+        A stack or a block of one.
+    name : str
+        What messages call the stack.
+    remedy : str
+        What can be done about floats outside [0, 1].
+    start : int, default=0
+        The number of the first image, where others of the stack are before it.
+
+    Raises
+    ------
+    ValueError
+        If it is no stack of uint8, with colours or without, or of floats without: no image of it
+        can be read then.
+    """
+    if images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8 and images.size:
+        return {}
+    if images.ndim != 3 or images.dtype.kind != "f" or not images.size:
         check_pixels(images, name=name, start=start)
+        return {}
+    if images.min() >= 0 and images.max() <= 1:  # neither holds of NaN
+        return {}
+    lowest, highest = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+    faults = {}
+    for row in np.flatnonzero(~((lowest >= 0) & (highest <= 1))).tolist():
+        low, high = float(lowest[row]), float(highest[row])
+        if np.isfinite((low, high)).all():
+            faults[row] = (
+                f"{name} hold values from {low:g} to {high:g} in image {start + row}; {remedy}"
+            )
+        else:
+            faults[row] = f"{name} hold NaN or infinite pixels in image {start + row}"
+    return faults
+
+
+def sources(
+    path: Path, names: Iterable[str], stack: NDArray[Any], faults: Mapping[int, str]
+) -> Iterator[ImageSource]:
+    """Give the rows of a stack by their names; those with a fault tell it when they are asked for.
+
+    `faults` are those of `faults_of`, by row. Nothing is copied.
+    """
+    # No loop of Python's own: most images are handed on as they are, and cost nothing else.
+    rows = map(ArrayImage._make, zip(repeat(path), names, stack, repeat(stack), count()))
+    if not faults:
+        return rows
+    return (
+        failing_image(image.name, faults[row]) if row in faults else image
+        for row, image in enumerate(rows)
+    )
 
 
 def file_names(
@@ -164,7 +224,7 @@ class Arrays(Protocol):
 class _Archive:
     """An opened ``.npz`` whose errors name the file and the key."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         try:
             opened: Any = np.load(path, allow_pickle=False)

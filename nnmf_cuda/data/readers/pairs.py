@@ -51,12 +51,15 @@ def recognises(path: Path) -> bool:
 
 
 def images(path: Path, options: ReadOptions, account: Account) -> Iterator[ImageSource]:
-    """Give the images, with a mask or without; the masks are none."""
+    """Give the images, with a mask or without; the masks are none.
+
+    Nothing is asked of a mask here: every page of a TIFF is an image, as in a folder without masks.
+    """
     n_masks, empty = 0, True
     for pair in _pairs(path, account):
         n_masks += len(pair.masks)
         if pair.image is not None:
-            yield pair.image
+            yield from tiff.frames(pair.image, options)
             empty = False
     if empty:
         raise ValueError(f"no images in folder {str(path)!r}: all files there are masks")

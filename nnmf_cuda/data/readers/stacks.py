@@ -17,23 +17,31 @@ from itertools import islice
 from math import prod
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnmf_cuda.data.dataset import GROUPS, check_length
 from nnmf_cuda.data.decoding import resize_images
-from nnmf_cuda.data.images import ArrayImage, ImageSource, LazyImage
+from nnmf_cuda.data.images import ImageSource, LazyImage
 from nnmf_cuda.data.readers.base import Records, as_splits
 from nnmf_cuda.data.readers.npz import (
     FILE_KEYS,
     Arrays,
-    check_images,
+    faults_of,
     file_names,
     read_labels,
+    sources,
 )
-from nnmf_cuda.data.reading import Account, ReadOptions, is_special, reason, to_unit_range
+from nnmf_cuda.data.reading import (
+    Account,
+    ReadOptions,
+    Window,
+    is_special,
+    reason,
+    to_unit_range,
+)
 
 _HDF5 = (".h5", ".hdf5", ".hdf")
 _ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
@@ -56,6 +64,7 @@ _CHOOSE = (
     "choose which values are black and white with --window LOW:HIGH, or p1:p99 for percentiles of "
     "each image"
 )
+_REMEDY = f"{_CHOOSE}, or store floats in [0, 1]"
 
 
 def recognises(path: Path) -> bool:
@@ -74,10 +83,11 @@ def images(path: Path, options: ReadOptions, account: Account) -> Iterator[Image
     names = file_names(given, stack.n_images) if given else None
     for start in range(0, stack.n_images, stack.step):
         block = stack.block(start)
-        for row, pixels in enumerate(block):
-            at = start + row
-            name = f"images[{at}]" if names is None else str(names[at])
-            yield ArrayImage(path, name, pixels, block, row)
+        rows = range(start, start + len(block.pixels))
+        called = (
+            [f"images[{at}]" for at in rows] if names is None else names[start : rows.stop].tolist()
+        )
+        yield from sources(path, called, block.pixels, block.faults)
 
 
 def read(
@@ -132,6 +142,16 @@ class _Arrays(Arrays, Protocol):
         """Return where an array of this name would be looked for."""
 
 
+class _Block(NamedTuple):
+    """Images that follow each other: uint8, or floats in [0, 1]; and why some cannot be read.
+
+    Faults are by row, counted from the first of the block, and what is in such a row is no image.
+    """
+
+    pixels: NDArray[Any]
+    faults: Mapping[int, str]
+
+
 class _Stack:
     """The images of a source, as blocks of rows that are checked when they are read."""
 
@@ -162,38 +182,53 @@ class _Stack:
             raise ValueError(f"{self._name} have shape {shape}, but {lack}; write it anew")
         if dtype.kind in "iu" and dtype != np.uint8 and self._window is None:
             raise ValueError(f"{self._name} are {dtype}; {_CHOOSE}, or store uint8")
-        self.n_images = shape[0]
+        self.n_images, self._chunk = shape[0], chunks[0]
         # Whole chunks, as each is unpacked as a whole.
         self.step = max(1, _BLOCK_BYTES // row_bytes // chunks[0]) * chunks[0]
 
-    def block(self, start: int) -> NDArray[Any]:
-        """Return the checked images from `start`, at most `step`: uint8, or floats in [0, 1]."""
+    def block(self, start: int) -> _Block:
+        """Return the images from `start`, at most `step`; they are looked at together if all fit.
+
+        What no image of the stack could pass is a ValueError.
+        """
+        faults: dict[int, str] = {}
         try:
             block = np.asarray(self._rows[start : start + self.step])
-        except Exception as error:  # filters and codecs raise nearly anything for damaged chunks
-            raise ValueError(
-                f"{self._name} cannot be read from image {start} on: {reason(error)}"
-            ) from error
+        except Exception:  # filters and codecs raise nearly anything for damaged chunks
+            block, faults = self._by_chunks(start)
         if block.ndim == 4 and block.shape[3] == 1:
             block = block[..., 0]
         if self._window is not None and block.dtype != np.uint8 and block.ndim == 3:
-            finite = np.isfinite(block).all(axis=(1, 2))
-            if not finite.all():
-                raise ValueError(
-                    f"{self._name} hold NaN or infinite pixels, first in image"
-                    f" {start + int(np.argmin(finite))}; repair or leave it out"
-                )
-            block = np.stack([to_unit_range(row, self._window.limits(row)) for row in block])
-        elif block.dtype.kind == "f" and block.ndim == 3:
-            low, high = float(block.min()), float(block.max())
-            if not (low >= 0 and high <= 1) and np.isfinite((low, high)).all():
-                first = int(np.argmax(((block < 0) | (block > 1)).any(axis=(1, 2))))
-                raise ValueError(
-                    f"{self._name} hold values from {low:g} to {high:g}, first in image"
-                    f" {start + first}; {_CHOOSE}, or store floats in [0, 1]"
-                )
-        check_images(block, name=self._name, start=start)
-        return block
+            block = self._in_window(block, self._window)
+        found = faults_of(block, name=self._name, remedy=_REMEDY, start=start)
+        return _Block(block, found | faults)
+
+    def _by_chunks(self, start: int) -> tuple[NDArray[Any], dict[int, str]]:
+        """Return a block whose chunks are read one by one, black where that fails, and why."""
+        stop = min(start + self.step, self.n_images)
+        block = np.zeros((stop - start, *self._rows.shape[1:]), self._rows.dtype)
+        faults: dict[int, str] = {}
+        for first in range(start, stop, self._chunk):
+            rows = range(first, min(first + self._chunk, stop))
+            try:
+                block[first - start : rows.stop - start] = self._rows[first : rows.stop]
+            except Exception as error:  # as above
+                said = reason(error)
+                faults |= {
+                    at - start: f"{self._name} cannot be read in image {at}: {said}" for at in rows
+                }
+        return block, faults
+
+    def _in_window(self, block: NDArray[Any], window: Window) -> NDArray[np.float32]:
+        """Return images in [0, 1]; of one that is not finite some pixels are NaN."""
+        finite = block.dtype.kind != "f" or bool(np.isfinite((block.min(), block.max())).all())
+        scaled = np.empty(block.shape, np.float32)
+        for row, image in zip(scaled, block, strict=True):
+            if finite or np.isfinite(image).all():
+                row[:] = to_unit_range(image, window.limits(image))
+            else:
+                row[:] = np.nan
+        return scaled
 
 
 class CachedStack:
@@ -204,7 +239,7 @@ class CachedStack:
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self._path, self._options = path, options
         self._stack: _Stack | None = None
-        self._blocks: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._blocks: OrderedDict[int, _Block] = OrderedDict()
         self._lock = Lock()
 
     def read(self, at: int, name: Path, image_shape: tuple[int, int]) -> NDArray[Any]:
@@ -226,7 +261,10 @@ class CachedStack:
                 self._blocks[start] = stack.block(start)
                 if len(self._blocks) > self._N_BLOCKS:
                     self._blocks.popitem(last=False)
-            image: NDArray[Any] = self._blocks[start][at - start]
+            block, row = self._blocks[start], at - start
+            if row in block.faults:
+                raise ValueError(block.faults[row])
+            image: NDArray[Any] = block.pixels[row]
             return image
 
 

@@ -64,7 +64,8 @@ def frames(path: Path, options: ReadOptions) -> Iterator[ImageSource]:
         return
     for frame, place in enumerate([*places, None] if not whole else places):
         name = Path(f"{path}[{frame}]")
-        yield LazyImage(name, partial(_read_place, path, place, name, options))
+        read = partial(_read_place, path, place, name, options)
+        yield LazyImage(name, read, found_at=path)
 
 
 def read_page(
