@@ -146,7 +146,10 @@ _ARCHITECTURES: tuple[tuple[Architecture, str, str], ...] = (
     ("resnext", "ResNeXt", "BrainNeXt (ResNeXt)"),
 )
 
-_PROOF = "branch and bound on features; pixels by Lipschitz constant"
+_PROOF = (
+    "bounds over balls of features, in pixels by Lipschitz constant; nnmf-cuda verify searches too,"
+    " by branch and bound, and proves more"
+)
 
 _NETWORKS: tuple[System, ...] = (
     System(
@@ -262,6 +265,7 @@ _NETWORKS: tuple[System, ...] = (
         really="",
         reported="",
         make=partial(_ours, preset="pixel"),
+        proof=_PROOF,
     ),
 )
 
