@@ -55,8 +55,6 @@ class System:
         The authors' own figures and on which data; "" where there are none.
     make : callable
         Takes a `Setting`, returns an `ImageClassifier` that is not fitted yet.
-    extra : str or None
-        The extra of this package that it needs.
     proof : str or None
         By what its robustness is proved, where it can be.
     """
@@ -69,7 +67,6 @@ class System:
     really: str
     reported: str
     make: Callable[[Setting], ImageClassifier]
-    extra: str | None = None
     proof: str | None = None
 
 
@@ -181,7 +178,6 @@ _NETWORKS: tuple[System, ...] = (
         really="Swin transformer on images augmented by a generative network. " + _SCRATCH,
         reported="99.54 % accuracy on Figshare, 98.9 % on Kaggle",
         make=_almuhaimeed_swin,
-        extra="baselines",
     ),
     System(
         name="gomez-hybrid",
@@ -193,7 +189,6 @@ _NETWORKS: tuple[System, ...] = (
         " stratified 5-fold. " + _SCRATCH,
         reported="Swin-Tiny 99.24 % accuracy on 7023 images",
         make=_gomez,
-        extra="baselines",
     ),
     System(
         name="thiry-guth",
@@ -206,7 +201,6 @@ _NETWORKS: tuple[System, ...] = (
         " one",
         reported="on CIFAR-10 and ImageNet",
         make=_thiry_guth,
-        extra="baselines",
     ),
     *(
         System(
@@ -219,7 +213,6 @@ _NETWORKS: tuple[System, ...] = (
             reported="BrainNeXt resists best and transfers least; small images without augmentation"
             " lose most",
             make=partial(_deem, architecture=architecture, form=changes),
-            extra="baselines",
         )
         for ending, (form, changes) in _FORMS.items()
         for architecture, title, theirs in _ARCHITECTURES
@@ -342,7 +335,6 @@ _CLASSICAL: tuple[System, ...] = (
             really="the full text could not be read",
             reported=reported,
             make=partial(_hossain, classifier=classifier),
-            extra="baselines",
         )
         for classifier, title, reported in _CLASSIFIERS
     ),
