@@ -268,7 +268,29 @@ RANDOM_LABELS_HEADER = (
 
 def random_labels_text(found: Sequence[RandomLabels]) -> str:
     """Return the control with random labels for a terminal."""
-    return f"{_LABELS_TITLE}\n\n{plain_table(RANDOM_LABELS_HEADER, random_rows(found))}"
+    table = plain_table(RANDOM_LABELS_HEADER, random_rows(found))
+    return f"{_LABELS_TITLE}\n\n{table}\n\n{textwrap.fill(above_chance(found), _WIDTH)}"
+
+
+def above_chance(found: Sequence[RandomLabels]) -> str:
+    """Name the controls that leak, or say what was not looked for; "" where none was run."""
+    if not found:
+        return ""
+    leaking = [
+        f"{one.system} ({one.labels_by.replace('_', ' ')}, {one.split_by.replace('_', ' ')})"
+        for one in found
+        if one.leaks
+    ]
+    said = "No interval lies above chance"
+    if leaking:
+        named = "; ".join(leaking)
+        said = f"Above chance by the whole interval, as one in forty is by luck: {named}"
+    if all(one.labels_by == "image" for one in found):
+        said += (
+            ". Leakage was not looked for: no patients, series or folds are known, or too few of"
+            " them to give each class one, and validation and test"
+        )
+    return f"{said}."
 
 
 def random_rows(found: Sequence[RandomLabels]) -> list[list[str]]:
@@ -423,6 +445,7 @@ def comparison_page(found: Compared, *, home: str | Path | None = None) -> str:
         folds_rows=folds_rows(found) if len(found.splits) > 1 else [],
         labels_header=RANDOM_LABELS_HEADER,
         labels_rows=random_rows(found.random_labels),
+        labels_said=above_chance(found.random_labels),
         failures=[one for one in found.failed if one.split == RANDOM_LABELS],
         not_said=NOT_SAID,
         gradients=GRADIENTS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -11,11 +12,12 @@ from nnmf_cuda.evaluation.compared import (
     GRADIENTS,
     Compared,
     Measured,
+    RandomLabels,
     RobustCurve,
     Subject,
     SystemFacts,
 )
-from nnmf_cuda.report.comparison import comparison_page
+from nnmf_cuda.report.comparison import comparison_page, random_labels_text
 
 SPLIT = "own split"
 
@@ -84,3 +86,28 @@ def test_the_page_names_the_third_loss_where_it_ran(n_classes: int, ran: bool) -
     page = " ".join(comparison_page(compared([measured()], n_classes=n_classes)).split())
     assert "APGD on margin and cross-entropy" in page
     assert ("and on the difference of logits ratio" in page) == ran
+
+
+def control(system: str, labels_by: str, split_by: str, low: float) -> RandomLabels:
+    return RandomLabels(system, labels_by, split_by, 1, Interval(low + 0.1, low, low + 0.2), 0.5, 0)
+
+
+def test_controls_above_chance_are_named() -> None:
+    at_chance = control("nearest", "image", "image", 0.4)
+    patients = [
+        control("nearest", "patient", "image", 0.8),
+        control("nearest", "patient", "patient", 0.5),
+        control("cnn", "patient", "the given split", 0.51),
+    ]
+    named = "nearest (patient, image); cnn (patient, the given split)."
+    whole = f"Above chance by the whole interval, as one in forty is by luck: {named}"
+    for found, said, unsaid in (
+        ([at_chance, *patients], whole, "not looked for"),
+        ([at_chance, patients[1]], "No interval lies above chance.", "not looked for"),
+        ([at_chance], "No interval lies above chance. Leakage was not looked for: no", "luck"),
+    ):
+        page = comparison_page(replace(compared([measured()]), random_labels=found))
+        for text in (random_labels_text(found), page):
+            assert said in " ".join(text.split())
+            assert unsaid not in text
+    assert "above chance" not in comparison_page(compared([measured()]))
