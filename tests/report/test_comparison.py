@@ -17,7 +17,14 @@ from nnmf_cuda.evaluation.compared import (
     Subject,
     SystemFacts,
 )
-from nnmf_cuda.report.comparison import comparison_page, random_labels_text
+from nnmf_cuda.report.comparison import (
+    comparison_page,
+    comparison_text,
+    main_header,
+    main_rows,
+    random_labels_text,
+)
+from nnmf_cuda.report.tables import NONE
 
 SPLIT = "own split"
 
@@ -111,3 +118,41 @@ def test_controls_above_chance_are_named() -> None:
             assert said in " ".join(text.split())
             assert unsaid not in text
     assert "above chance" not in comparison_page(compared([measured()]))
+
+
+def proofs(*found: tuple[float, float] | None) -> list[Measured]:
+    return [
+        measured(
+            seed=seed,
+            certified=None if one is None else (one[0], 0.0),
+            radius_255=None if one is None else one[1],
+        )
+        for seed, one in enumerate(found)
+    ]
+
+
+def test_a_proof_is_the_mean_over_seeds() -> None:
+    for runs, said in (
+        (proofs((0.8, 1.25)), "0.80 to 1.25/255"),
+        (proofs((0.8, 1.0), (0.6, 2.0), (0.7, 3.0)), "0.70 ± 0.10 to 2.00 ± 1.00/255"),
+        (proofs(None, (0.6, 2.0)), "0.60 to 2.00/255"),
+        (proofs(None, None), NONE),
+    ):
+        found = compared(runs)
+        (row,) = main_rows(found, SPLIT)
+        assert row.cells[main_header(found).index("proof")] == said
+
+
+def test_what_is_of_the_first_seed_alone_is_said() -> None:
+    one = [measured(accuracy=0.9)]
+    several = [*one, measured(seed=1, accuracy=0.6)]
+    for runs, is_said in ((one, False), (several, True)):
+        found = compared(runs)
+        (row,) = main_rows(found, SPLIT)
+        assert row.cells[main_header(found).index("95 %")] == "0.85–0.95"
+        for text in (comparison_text(found), comparison_page(found)):
+            flat = " ".join(text.split())
+            assert ("intervals of the first seed over whole patients" in flat) == is_said
+            assert ("intervals over whole patients" in flat) != is_said
+        page = comparison_page(found)
+        assert ("Of the first seed alone are the 95 % intervals" in page) == is_said
