@@ -55,8 +55,6 @@ class System:
         The authors' own figures and on which data; "" where there are none.
     make : callable
         Takes a `Setting`, returns an `ImageClassifier` that is not fitted yet.
-    extra : str or None
-        The extra of this package that it needs.
     proof : str or None
         By what its robustness is proved, where it can be.
     is_trained : bool
@@ -73,7 +71,6 @@ class System:
     really: str
     reported: str
     make: Callable[[Setting], ImageClassifier]
-    extra: str | None = None
     proof: str | None = None
     is_trained: bool = True
     fingerprint: str = ""
@@ -152,7 +149,10 @@ _ARCHITECTURES: tuple[tuple[Architecture, str, str], ...] = (
     ("resnext", "ResNeXt", "BrainNeXt (ResNeXt)"),
 )
 
-_PROOF = "branch and bound on features; pixels by Lipschitz constant"
+_PROOF = (
+    "bounds over balls of features, in pixels by Lipschitz constant; nnmf-cuda verify searches too,"
+    " by branch and bound, and proves more"
+)
 
 _NETWORKS: tuple[System, ...] = (
     System(
@@ -184,7 +184,6 @@ _NETWORKS: tuple[System, ...] = (
         really="Swin transformer on images augmented by a generative network. " + _SCRATCH,
         reported="99.54 % accuracy on Figshare, 98.9 % on Kaggle",
         make=_almuhaimeed_swin,
-        extra="baselines",
     ),
     System(
         name="gomez-hybrid",
@@ -196,7 +195,6 @@ _NETWORKS: tuple[System, ...] = (
         " stratified 5-fold. " + _SCRATCH,
         reported="Swin-Tiny 99.24 % accuracy on 7023 images",
         make=_gomez,
-        extra="baselines",
     ),
     System(
         name="thiry-guth",
@@ -209,7 +207,6 @@ _NETWORKS: tuple[System, ...] = (
         " one",
         reported="on CIFAR-10 and ImageNet",
         make=_thiry_guth,
-        extra="baselines",
     ),
     *(
         System(
@@ -222,7 +219,6 @@ _NETWORKS: tuple[System, ...] = (
             reported="BrainNeXt resists best and transfers least; small images without augmentation"
             " lose most",
             make=partial(_deem, architecture=architecture, form=changes),
-            extra="baselines",
         )
         for ending, (form, changes) in _FORMS.items()
         for architecture, title, theirs in _ARCHITECTURES
@@ -268,6 +264,7 @@ _NETWORKS: tuple[System, ...] = (
         really="",
         reported="",
         make=partial(_ours, preset="pixel"),
+        proof=_PROOF,
     ),
 )
 
@@ -344,7 +341,6 @@ _CLASSICAL: tuple[System, ...] = (
             really="the full text could not be read",
             reported=reported,
             make=partial(_hossain, classifier=classifier),
-            extra="baselines",
         )
         for classifier, title, reported in _CLASSIFIERS
     ),

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from jsonargparse.typing import NonNegativeInt
+
 from nnmf_cuda.cli.options import DeviceOption, OptionParser, parser_of, say, show
 from nnmf_cuda.distributed.crew import ALONE, Crew
 from nnmf_cuda.pipeline.config import DataConfig
@@ -92,8 +94,8 @@ class Audit:
     data: str | None = None
     """Class folders, a table (CSV), DICOM, NIfTI, masks beside images, stacks or archives
     (docs/from_your_files.md); default: the synthetic phantom."""
-    seed: int = 0
-    """Of a split that is made here."""
+    seed: NonNegativeInt = 0
+    """Of a split that is made here, and of random labels."""
     resolution: int = 32
     """Side of the grid of block means, 2 or more."""
     threshold: float = 0.95

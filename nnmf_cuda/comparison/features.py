@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nnmf_cuda.baselines import ImageClassifier, LabelledImages, PixelNetwork
 from nnmf_cuda.baselines.base import probabilities_of_margins
+from nnmf_cuda.baselines.torch_classifier import known_labels
 from nnmf_cuda.models.features import FeatureExtractor
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.training.classifier import train_classifier
@@ -73,7 +74,7 @@ class FeatureClassifier(ImageClassifier):
         valid, of_valid = features, numbers
         if validation is not None:
             valid = self._features(validation.images)
-            of_valid = np.searchsorted(self.classes_, validation.labels)
+            of_valid = known_labels(self.classes_, validation.labels, len(valid)).numpy()
         self.classifier_ = train_classifier(
             *(features, numbers, valid, of_valid),
             n_classes=len(self.classes_),

@@ -126,7 +126,12 @@ def planned_splits(data: DataConfig, *, folds: bool, seed: int) -> tuple[Planned
     if data.test_fold is not None:
         raise ValueError(f"--test_fold {data.test_fold} is one fold, --folds all: leave out one")
     planned = plan_folds(
-        data.path, [seed], split_by=data.split_by, label_key=data.label_key, reading=data
+        data.path,
+        [seed],
+        split_by=data.split_by,
+        label_key=data.label_key,
+        reading=data,
+        option="--folds",
     )
     return tuple(PlannedSplit(one.split, one.split_by, one.test_fold) for one in planned)
 

@@ -69,9 +69,10 @@ def random_label_control(
     -------
     list of RandomLabels
         Labels by image, on a split by image: nothing can be learned, which checks the control.
-        Where patients, series or folds are known, labels by these: on a split by image, on one by
-        them, and on the split at hand. Of the interval (Wilson's), what got one label is one trial;
-        of groups that differ in size, as many trials as equal ones of the same spread would be.
+        Where patients, series or folds are known, and are two more than the classes at least,
+        labels by these: on a split by image, on one by them, and on the split at hand. Of the
+        interval (Wilson's), what got one label is one trial; of groups that differ in size, as many
+        trials as equal ones of the same spread would be.
     """
     group = _group_of(dataset)
     cells = [_Cell(IMAGE, IMAGE)]
@@ -113,9 +114,13 @@ def n_trainings(dataset: ImageDataset, n_draws: int) -> int:
 
 
 def _group_of(dataset: ImageDataset) -> str | None:
-    """Return what may get one label: the first that is known and can be divided in three."""
+    """Return what may get one label: the first of which validation, test and each class have one.
+
+    None where nothing is known, or too few of it.
+    """
+    needed = dataset.n_classes + 2
     known = (name for name in _GROUPS if name in dataset.groups)
-    return next((name for name in known if len(np.unique(dataset.groups[name])) >= 3), None)
+    return next((name for name in known if len(np.unique(dataset.groups[name])) >= needed), None)
 
 
 def _score(
@@ -164,18 +169,31 @@ def _score(
 def _split(
     dataset: ImageDataset, split_by: str, units: NDArray[Any], rng: np.random.Generator
 ) -> NDArray[np.str_]:
-    """Return "train", "valid" or "test" of each image (n_images,)."""
+    """Return "train", "valid" or "test" of each image (n_images,), which no label has a say in.
+
+    Dealt again while training has fewer units than there are classes, which labels could not name.
+    """
     if split_by == GIVEN_SPLIT:
         return dataset.split
     dealt = np.arange(len(units)) if split_by == IMAGE else units
+    split = _dealt(dealt, rng)
+    for _ in range(_MOST_DRAWS):
+        if len(np.unique(units[split == "train"])) >= dataset.n_classes:
+            break
+        split = _dealt(dealt, rng)
+    return split
+
+
+def _dealt(dealt: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.str_]:
+    """Deal what has the same number to one part; return the part of each image (n_images,)."""
     order = rng.permutation(np.unique(dealt))
     sizes = np.bincount(dealt)[order]
     # Whole units go to test, then to validation, until each has its share; one of each at least.
     ends = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
     place = np.where(ends < _SHARE, 2, np.where(ends < 2 * _SHARE, 1, 0))
     place[0], place[1] = 2, max(place[1], 1)
-    if not (place == 1).any():
-        place[place.tolist().index(0) if (place == 0).any() else -1] = 1
+    if not (place == 1).any():  # the second is a test unit then, and the last never is
+        place[np.flatnonzero(place == 2)[-1]] = 1
     of_unit = np.empty(dealt.max() + 1, dtype=np.int64)
     of_unit[order] = place
     return np.array(["train", "valid", "test"])[of_unit[dealt]]

@@ -156,18 +156,6 @@ def largest_below(
     return low
 
 
-def other_class_distances(
-    x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], norm: str = "Linf"
-) -> NDArray[np.float64]:
-    """Return each point's distance to the nearest one of another class (n,); infinite with one."""
-    points, labels = _checked(x, y, norm)
-    nearest = np.full(len(points), np.inf)
-    for rows, columns, distances in _distances(points, labels, norm):
-        nearest[rows] = np.minimum(nearest[rows], distances.min(1))
-        nearest[columns] = np.minimum(nearest[columns], distances.min(0))
-    return nearest
-
-
 def _checked(
     x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], norm: str
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

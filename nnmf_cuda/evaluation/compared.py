@@ -202,7 +202,8 @@ class RandomLabels:
     labels_by : str
         What was given one label: "image", or a group such as "patient" or "series".
     split_by : str
-        What was divided into training and test: "image", a group, or "own split".
+        What was divided into training and test: "image", a group, or "the given split",
+        which is not made anew.
     n_draws : int
         Draws of labels and split, each with a training of its own.
     accuracy : Interval

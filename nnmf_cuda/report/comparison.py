@@ -46,6 +46,11 @@ NOT_SAID = (
 )
 """What a reader must know before comparing rows."""
 
+_OF_SEVERAL_SEEDS = (
+    "Figures with ± are mean and standard deviation over seeds. Of the first seed alone are the 95"
+    " % intervals, the large figures, the pictures, and which attack broke what."
+)
+
 
 @dataclass(frozen=True)
 class TableRow:
@@ -94,10 +99,6 @@ def _cells(found: Compared, facts: SystemFacts, runs: Sequence[Measured]) -> tup
         for matrix in found.transfer
         if matrix.split == first.split and facts.name in matrix.worst
     ]
-    proof = NONE if facts.proof is None else "yes"
-    if (certified := first.robust.certified) is not None:
-        radius = first.robust.certified_radius_255 or 0.0
-        proof = f"{certified[0]:.2f} to {radius:.2f}/255"
     n = first.n_parameters
     return (
         metrics[0],
@@ -109,8 +110,20 @@ def _cells(found: Compared, facts: SystemFacts, runs: Sequence[Measured]) -> tup
         NONE if n is None else f"{n:,}",
         _mean(runs, lambda run: run.fit_seconds, digits=1),
         _mean(runs, lambda run: run.inference_ms, digits=2),
-        proof,
+        _proof(facts, runs),
     )
+
+
+def _proof(facts: SystemFacts, runs: Sequence[Measured]) -> str:
+    """Return the share that is certified and the median radius, means over seeds."""
+    shares = [one.robust.certified[0] for one in runs if one.robust.certified is not None]
+    if not shares:
+        return NONE if facts.proof is None else "yes"
+    radii = [
+        one.robust.certified_radius_255 or 0.0 for one in runs if one.robust.certified is not None
+    ]
+    share, radius = (Spread.of(found).text(2, several=len(shares) > 1) for found in (shares, radii))
+    return f"{share} to {radius}/255"
 
 
 def _metric(name: str) -> Callable[[Measured], float]:
@@ -161,9 +174,14 @@ def _counted(found: Compared, split: str) -> str:
     drawn = {"patient": "whole patients", "series": "whole slice series", "image": "single images"}
     return (
         f"trained on {run.n_train} images, clean figures of {run.n_test} test images, attacks on"
-        f" {run.robust.n} of them; constant answer {run.constant:.3f}; intervals over"
-        f" {drawn[run.clustered_by]}"
+        f" {run.robust.n} of them; constant answer {run.constant:.3f}; intervals"
+        f"{' of the first seed' if _has_seeds(found) else ''} over {drawn[run.clustered_by]}"
     )
+
+
+def _has_seeds(found: Compared) -> bool:
+    """Return whether there is more than one seed, so that figures are means."""
+    return len({one.seed for one in found.measured}) > 1
 
 
 def no_better(found: Compared, split: str) -> str:
@@ -268,7 +286,29 @@ RANDOM_LABELS_HEADER = (
 
 def random_labels_text(found: Sequence[RandomLabels]) -> str:
     """Return the control with random labels for a terminal."""
-    return f"{_LABELS_TITLE}\n\n{plain_table(RANDOM_LABELS_HEADER, random_rows(found))}"
+    table = plain_table(RANDOM_LABELS_HEADER, random_rows(found))
+    return f"{_LABELS_TITLE}\n\n{table}\n\n{textwrap.fill(above_chance(found), _WIDTH)}"
+
+
+def above_chance(found: Sequence[RandomLabels]) -> str:
+    """Name the controls that leak, or say what was not looked for; "" where none was run."""
+    if not found:
+        return ""
+    leaking = [
+        f"{one.system} ({one.labels_by.replace('_', ' ')}, {one.split_by.replace('_', ' ')})"
+        for one in found
+        if one.leaks
+    ]
+    said = "No interval lies above chance"
+    if leaking:
+        named = "; ".join(leaking)
+        said = f"Above chance by the whole interval, as one in forty is by luck: {named}"
+    if all(one.labels_by == "image" for one in found):
+        said += (
+            ". Leakage was not looked for: no patients, series or folds are known, or too few of"
+            " them to give each class one, and validation and test"
+        )
+    return f"{said}."
 
 
 def random_rows(found: Sequence[RandomLabels]) -> list[list[str]]:
@@ -423,8 +463,9 @@ def comparison_page(found: Compared, *, home: str | Path | None = None) -> str:
         folds_rows=folds_rows(found) if len(found.splits) > 1 else [],
         labels_header=RANDOM_LABELS_HEADER,
         labels_rows=random_rows(found.random_labels),
+        labels_said=above_chance(found.random_labels),
         failures=[one for one in found.failed if one.split == RANDOM_LABELS],
-        not_said=NOT_SAID,
+        not_said=(*NOT_SAID, _OF_SEVERAL_SEEDS) if _has_seeds(found) else NOT_SAID,
         gradients=GRADIENTS,
     )
     facts: Mapping[str, object] = {

@@ -45,24 +45,26 @@ def plan_folds(
     split_by: SplitBy | None,
     label_key: str = "labels",
     reading: ReadOptions = DEFAULT_READING,
+    option: str = "--cross_validate",
 ) -> list[Repeat]:
     """Return a run for each fold and seed, after one on the source's own split where it has one.
 
     `split_by` says by what to fold: None is the first of "patient_fold", "patient" and "series"
-    that the source has. Raises ValueError if the source cannot be folded so.
+    that the source has. Raises ValueError, which names the `option` that asked for folds, if the
+    source cannot be folded so.
     """
     folds = folds_by(path, label_key=label_key, reading=reading)
     if split_by is None:
         split_by = next((name for name in _FOLDABLE if name in folds), None)
         if split_by is None:
             raise ValueError(
-                f"--cross_validate needs to know whose the images are, and {path} names no patient"
+                f"{option} needs to know whose the images are, and {path} names no patient"
                 " and no series: give --split_by random for folds image by image"
             )
     if not folds.get(split_by):
         there = " or ".join(name for name in folds if folds[name])
         raise ValueError(
-            f"--cross_validate: {path} cannot be folded by {split_by}; give --split_by {there}"
+            f"{option}: {path} cannot be folded by {split_by}; give --split_by {there}"
         )
     splits: list[tuple[str, SplitBy, str | None]] = [
         (f"fold {fold}", split_by, fold) for fold in folds[split_by]

@@ -86,6 +86,23 @@ def test_compare_writes_what_it_finds(
     assert not (tmp_path / "no").exists()
 
 
+def test_compare_names_its_own_option_where_nothing_can_be_folded(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(npz) as arrays:
+        np.savez(tmp_path / "bare.npz", images=arrays["images"], labels=arrays["labels"])
+    for name, more, said in (
+        ("bare.npz", [], "--folds needs to know whose the images are"),
+        ("images.npz", ["--split_by=series"], "cannot be folded by series; give --split_by"),
+    ):
+        command = ["compare", f"--data={tmp_path / name}", f"--out={tmp_path / 'no'}", "--folds"]
+        assert main([*command, *more]) == 2
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert "--folds" in printed
+        assert "--cross_validate" not in printed
+
+
 def test_compare_says_where_trained_systems_stay_when_one_fails(
     npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

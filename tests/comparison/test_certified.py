@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from nnmf_cuda.baselines import SYSTEMS, Setting
 from nnmf_cuda.comparison.certified import certified_linf
 from nnmf_cuda.comparison.features import FeatureClassifier
 from nnmf_cuda.comparison.pixels import transfer_points
@@ -42,6 +44,15 @@ def test_no_attack_reaches_what_is_certified() -> None:
     wrong = certified_linf(model, x, 1 - y)
     assert wrong is not None
     assert not (wrong[right] > 0).any()
+
+
+@pytest.mark.parametrize("name", ["paper", "robust", "proven", "pixel"])
+def test_a_system_names_a_proof_where_there_is_one(name: str) -> None:
+    arrays = images_of(6, 4, 2)
+    images, labels = arrays["images"], arrays["labels"]
+    x, y = torch.from_numpy(images).flatten(1).float() / 255, torch.from_numpy(labels)
+    model = SYSTEMS[name].make(Setting(smoke=True)).fit(images, labels)
+    assert (certified_linf(model, x[:2], y[:2]) is not None) == (SYSTEMS[name].proof is not None)
 
 
 def test_what_cannot_be_verified_has_no_radius() -> None:

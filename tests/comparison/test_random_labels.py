@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from nnmf_cuda.baselines import ImageClassifier
-from nnmf_cuda.comparison.random_labels import n_trainings, quick_controls, random_label_control
+from nnmf_cuda.comparison.random_labels import (
+    _labels,
+    _split,
+    n_trainings,
+    quick_controls,
+    random_label_control,
+)
 from nnmf_cuda.comparison.references import ConstantAnswer, NearestNeighbour
 from nnmf_cuda.data import ImageDataset
 from nnmf_cuda.data.splits import make_split
@@ -33,6 +41,21 @@ def dataset_of(n_patients: int, *, groups: bool = True) -> ImageDataset:
         split=split,
         groups=patients,
         files=np.array([f"{i}.png" for i in range(len(split))]),
+        source="test",
+    )
+
+
+def uneven(*sizes: int, n_classes: int = 2) -> ImageDataset:
+    """Return images of patients that have so many each, dealt one by one."""
+    patients = np.repeat(np.arange(len(sizes)), sizes)
+    n = len(patients)
+    return ImageDataset(
+        images=np.zeros((n, 2, 2), np.uint8),
+        labels=np.arange(n) // 4 % n_classes,
+        label_names=tuple("abc"[:n_classes]),
+        split=np.array(["train", "train", "valid", "test"])[np.arange(n) % 4],
+        groups={"patient": patients},
+        files=np.array([f"{i}.png" for i in range(n)]),
         source="test",
     )
 
@@ -88,17 +111,61 @@ def test_without_groups_there_is_one_cell() -> None:
 
 def test_too_few_groups_are_refused() -> None:
     data = dataset_of(20)
-    patients = np.array(["a", "b", "c", "d"])[np.select([data.split == "train"], [0], 1)]
+    others = np.array(["b", "c"])[np.arange(len(data.split)) % 2]
+    patients = np.where(data.split == "train", "a", np.char.add(data.split, others))
     few = ImageDataset(
         **{
             **{name: getattr(data, name) for name in ("images", "labels", "label_names", "split")},
-            "groups": {"patient": np.where(data.split == "test", "c", patients)},
+            "groups": {"patient": patients},
             "files": data.files,
             "source": "few",
         }
     )
     with pytest.raises(ValueError, match="random labels of 1 training groups hardly have 2"):
         random_label_control(few, lambda seed: ConstantAnswer(), name="c", n_draws=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_classes"),
+    [
+        ((1, 1, 1, 97), 2),
+        ((2, 2, 2, 2, 2, 90), 2),
+        ((90, 2, 2, 2, 2, 2), 3),
+        ((5, 5, 5, 5), 2),
+        ((40, 1, 40, 1, 18), 3),
+        ((20,) * 10, 2),
+    ],
+)
+@pytest.mark.parametrize("split_by", ["patient", "image"])
+def test_every_made_split_can_be_trained_on(
+    sizes: tuple[int, ...], n_classes: int, split_by: str
+) -> None:
+    data = uneven(*sizes, n_classes=n_classes)
+    patients = data.groups["patient"]
+    for draw in range(100):
+        rng = np.random.default_rng([0, draw])
+        split = _split(data, split_by, patients, rng)
+        assert set(split) == {"train", "valid", "test"}, draw
+        assert len(np.unique(patients[split == "train"])) >= n_classes, draw
+        labels = _labels(patients, split, n_classes, rng)
+        assert len(np.unique(labels[split == "train"])) == n_classes
+        if split_by == "patient":
+            assert all(len(set(split[patients == one])) == 1 for one in np.unique(patients))
+
+
+def test_what_is_too_few_to_be_divided_gets_no_labels() -> None:
+    few = uneven(1, 1, 98)
+    assert n_trainings(few, 1) == 1  # one patient each for training, validation and test
+    assert n_trainings(uneven(1, 1, 1, 97), 1) == 4
+    series = {"series": np.arange(100) // 10}
+    (_, by_series, *_) = random_label_control(
+        dataclasses.replace(few, groups=few.groups | series),
+        lambda seed: ConstantAnswer(),
+        name="constant",
+        n_draws=1,
+        seed=0,
+    )
+    assert by_series.labels_by == "series"
 
 
 def test_the_quick_controls_of_an_audit_find_the_same() -> None:

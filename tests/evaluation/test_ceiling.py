@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnmf_cuda.evaluation.ceiling import ceiling, largest_eps, other_class_distances
+from nnmf_cuda.evaluation.ceiling import ceiling, largest_eps
 from nnmf_cuda.robustness import ceiling as as_public
 
 
@@ -140,16 +140,6 @@ def test_the_largest_eps_where_nothing_or_everything_is_allowed():
     assert largest_eps(x, np.array([0, 1, 1]), 0.9) == 0
     assert largest_eps(x, np.array([1, 1, 1]), 0.9) == math.inf
     assert largest_eps(x, np.array([0, 0, 1]), 0.6) == math.inf  # no radius costs two samples
-
-
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_distances_to_other_classes_are_those_by_hand(norm):
-    x, y = drawn(11, n=40, n_features=4, n_classes=3)
-    order = np.inf if norm == "Linf" else 2
-    every = np.linalg.norm(x[:, None].astype(float) - x[None].astype(float), ord=order, axis=2)
-    every[y[:, None] == y[None]] = np.inf
-    assert other_class_distances(x, y, norm) == pytest.approx(every.min(1), rel=1e-12)
-    assert np.isinf(other_class_distances(x, np.zeros(40, int), norm)).all()
 
 
 @pytest.mark.parametrize(
