@@ -61,7 +61,7 @@ def record_of(contents: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
                     " split that another --seed has made, have no mean; make a record of each"
                 )
     for line in (line for content in contents for line in content["measured"]):
-        if not line["commit"] or line["commit"].endswith("+"):
+        if not line["commit"] or line["commit"].endswith("+") or " " in line["commit"]:
             raise ValueError(
                 f"{line['system']} on {line['split']} was measured by a tree that is no commit:"
                 " commit, and run it again"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from nnmf_cuda.cli.options import DeviceOption, say, show
 from nnmf_cuda.data.names import harmless, on_one_line
@@ -70,7 +70,7 @@ class Predict(ImagesAndModel):
 
     undefended: bool = False
     """Ask the classifier alone, without the defence."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the defence's noise."""
 
 

@@ -112,7 +112,7 @@ def test_what_makes_no_record_is_refused(
         script().record_of([content, other])
 
 
-@pytest.mark.parametrize("commit", ["", "abc+"])
+@pytest.mark.parametrize("commit", ["", "abc+", "version 0.1.0"])
 def test_what_no_commit_can_make_again_is_refused(content: dict[str, Any], commit: str) -> None:
     content["measured"][1]["commit"] = commit
     with pytest.raises(ValueError, match="measured by a tree that is no commit"):

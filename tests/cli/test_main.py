@@ -148,6 +148,7 @@ def test_bad_seed(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
         (["predict", "x.png", "--model=m", "--batch_size=0"], "--batch_size must be > 0; got 0"),
         (["evaluate", "--model=m", "--preset=honest"], "--preset must be one of 'paper', 'quick',"),
         (["audit", "--seed=-1"], "--seed must be >= 0; got -1"),
+        (["predict", "x.png", "--model=run", "--seed=-1"], "--seed must be >= 0; got -1"),
         (["rum"], "invalid choice: 'rum'"),
         ([], "run,extract,predict,audit,evaluate"),
     ],
