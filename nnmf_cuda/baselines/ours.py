@@ -11,13 +11,18 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnmf_cuda.baselines.base import ImageClassifier, LabelledImages, PixelNetwork
-from nnmf_cuda.baselines.torch_classifier import as_images, coded_labels, known_labels
+from nnmf_cuda.baselines.torch_classifier import (
+    DifferentiableNetwork,
+    as_images,
+    coded_labels,
+    known_labels,
+)
 from nnmf_cuda.evaluation.seeds import Purpose, seed_word
 from nnmf_cuda.models.defended import DefendedClassifier
-from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.models.features import ImageChain
 from nnmf_cuda.pipeline.config import PRESETS, ExperimentConfig
 from nnmf_cuda.pipeline.defences import fit_defence
 from nnmf_cuda.pipeline.features import choose_n_selected, features_of
@@ -160,22 +165,10 @@ class DefendedFeatures(ImageClassifier):
     def pixel_network(self) -> PixelNetwork:
         """Return projection, selection and defence, differentiable from pixels to logits."""
         check_is_fitted(self, "defence_")
-        return _Chain(copy.deepcopy(self.extractor_), copy.deepcopy(self.defence_))
-
-
-class _Chain(PixelNetwork):
-    """Images to features to logits: the projection is differentiated implicitly."""
-
-    def __init__(self, extractor: FeatureExtractor, defence: nn.Module) -> None:
-        super().__init__()
-        self.extractor = extractor
-        self.defence = defence
-        self.is_random = isinstance(defence, DefendedClassifier)
-        self.requires_grad_(False).eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.defence(self.extractor(images))
-        return logits
+        parts = copy.deepcopy((self.extractor_, self.defence_))
+        network = DifferentiableNetwork(ImageChain(*parts))
+        network.is_random = isinstance(self.defence_, DefendedClassifier)
+        return network
 
 
 def _as_given(

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
-from torch import Tensor, nn
+from torch import nn
 
 from nnmf_cuda.baselines import ImageClassifier, LabelledImages, PixelNetwork
 from nnmf_cuda.baselines.base import probabilities_of_margins
-from nnmf_cuda.baselines.torch_classifier import known_labels
-from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.baselines.torch_classifier import DifferentiableNetwork, known_labels
+from nnmf_cuda.models.features import FeatureExtractor, ImageChain
 from nnmf_cuda.nnmf.estimator import NNMF
 from nnmf_cuda.training.classifier import train_classifier
 
@@ -112,7 +112,7 @@ class FeatureClassifier(ImageClassifier):
         """Return the chain from pixels to logits of the light CNN; None of other classifiers."""
         if not isinstance(self.classifier_, nn.Module):
             return None
-        return _Chain(self.extractor_, self.classifier_).eval()
+        return DifferentiableNetwork(ImageChain(self.extractor_, self.classifier_))
 
     def _features(self, images: NDArray[Any]) -> NDArray[np.float32]:
         rows = torch.from_numpy(np.ascontiguousarray(images)).reshape(len(images), -1)
@@ -132,15 +132,3 @@ def _seeded(classifier: Any, seed: int) -> Any:
         if value is None and name.split("__")[-1] == "random_state"
     }
     return classifier.set_params(**unset)
-
-
-class _Chain(PixelNetwork):
-    def __init__(self, extractor: FeatureExtractor, classifier: nn.Module) -> None:
-        super().__init__()
-        self.extractor, self.classifier = extractor, classifier
-        self.requires_grad_(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (n_images, n_classes)."""
-        logits: Tensor = self.classifier(self.extractor(images.flatten(1)))
-        return logits

@@ -146,3 +146,17 @@ class FeatureExtractor(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the features (n, n_selected) of images, each row of length 1 or zero."""
         return self.select(l2_normalize(self.coefficients(images)))
+
+
+class ImageChain(nn.Module):
+    """Images to features to logits, differentiably: the projection is differentiated implicitly."""
+
+    def __init__(self, extractor: FeatureExtractor, classifier: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, n_classes) of images as `FeatureExtractor` takes them."""
+        logits: Tensor = self.classifier(self.extractor(images))
+        return logits

@@ -18,25 +18,11 @@ from nnmf_cuda.evaluation.headline import Proof, check_agreement
 from nnmf_cuda.evaluation.pixel_radius import certify_pixels
 from nnmf_cuda.evaluation.robustness import PixelAttack, PixelCurve, PixelExamples, PixelProof
 from nnmf_cuda.models.defended import DefendedClassifier
-from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.models.features import ImageChain
 from nnmf_cuda.models.networks import isolated
 from nnmf_cuda.pipeline.artifacts import TrainedModel
 from nnmf_cuda.robustness.budgets import PixelBudget
 from nnmf_cuda.robustness.verification import Verification
-
-
-class ImageChain(nn.Module):
-    """Images to features to logits, differentiably: the projection is differentiated implicitly."""
-
-    def __init__(self, extractor: FeatureExtractor, classifier: nn.Module) -> None:
-        super().__init__()
-        self.extractor = extractor
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (n, n_classes) of images (n, height * width) in [0, 1]."""
-        logits: Tensor = self.classifier(self.extractor(images))
-        return logits
 
 
 def attack_pixels(

@@ -21,12 +21,11 @@ from nnmf_cuda.evaluation.headline import ContradictionError
 from nnmf_cuda.evaluation.robustness import NOT_RUN
 from nnmf_cuda.models.defended import DefendedClassifier
 from nnmf_cuda.models.diffusion import DiffusionPurifier, NoiseSchedule
-from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.models.features import FeatureExtractor, ImageChain
 from nnmf_cuda.models.networks import FeatureCNN, FeatureDenoiser
 from nnmf_cuda.robustness import EVALUATION_BUDGETS, EvaluationBudget, SavedRun, evaluate_robustness
 from nnmf_cuda.robustness.baselines import LinearDenoiser, WithoutNoise
 from nnmf_cuda.robustness.budgets import PixelBudget
-from nnmf_cuda.robustness.pixels import ImageChain
 from nnmf_cuda.robustness.points import _POINTS
 from nnmf_cuda.robustness.verification import Verification
 from nnmf_cuda.robustness.verify import verify

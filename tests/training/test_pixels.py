@@ -8,9 +8,8 @@ from torch.nn import functional
 
 from nnmf_cuda.attacks import vector_apgd
 from nnmf_cuda.attacks.objectives import margin_loss
-from nnmf_cuda.models.features import FeatureExtractor
+from nnmf_cuda.models.features import FeatureExtractor, ImageChain
 from nnmf_cuda.models.networks import FeatureCNN
-from nnmf_cuda.robustness.pixels import ImageChain
 from nnmf_cuda.training import ImageSamples, train_classifier, train_pixel_classifier
 from nnmf_cuda.training.pixels import PixelReach
 
