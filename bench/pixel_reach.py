@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from nnmf_cuda.attacks import vector_apgd
+from nnmf_cuda.models.features import ImageChain
 from nnmf_cuda.robustness import SavedRun
-from nnmf_cuda.robustness.pixels import ImageChain
 
 EPS_255 = 8.0
 BUDGETS = ({"n_iter": 40, "n_restarts": 1}, {"n_iter": 150, "n_restarts": 2})
