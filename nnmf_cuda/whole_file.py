@@ -26,6 +26,7 @@ _REMEDY = {
 }
 _OF_LIBRARIES = re.compile(r"os error (\d+)|errno = (\d+)")  # safetensors; HDF5
 _ENDING = "[a-z0-9_]" * 8  # as tempfile ends names
+_LONGEST = 48  # characters of a name in that of a folder, of 4 bytes at most; names have 255 bytes
 
 
 @contextmanager
@@ -39,7 +40,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     Parameters
     ----------
     path : Path
-        A file, which may be there, in a folder that is.
+        A file, which may be there, in a folder that is. Of a symbolic link what it points to is
+        written.
 
     Yields
     ------
@@ -51,17 +53,21 @@ def whole_file(path: Path) -> Iterator[Path]:
     ------
     OSError
         If the file cannot be written, before the block where that is known then, or for an
-        OSError in it: with `path` as its ``filename``, and a remedy.
+        OSError in it: with `path` as its ``filename``, and a remedy. One of another file is left as
+        it is.
     """
+    target = Path(os.path.realpath(path))
     try:
-        _check(path)
-        with _folder_beside(path) as folder:
-            partial = folder / path.name
+        _check(target)
+        with _folder_beside(target) as folder:
+            partial = folder / target.name
             yield partial
             with partial.open("rb") as file:
                 os.fsync(file.fileno())  # or a stopped machine could keep the name without the data
-            os.replace(partial, path)
+            os.replace(partial, target)
     except OSError as error:
+        if not _is_of(error, target):
+            raise
         raise _told(error, path) from error
 
 
@@ -84,6 +90,18 @@ def _check(path: Path) -> None:
         raise OSError("not a regular file")  # a device or a pipe: it would be gone
 
 
+def _prefix(path: Path) -> str:
+    return f".{path.name[:_LONGEST]}.partial-"
+
+
+def _is_of(error: OSError, path: Path) -> bool:
+    """Whether an error is of writing this file, as far as it says of which it is."""
+    if not isinstance(error.filename, str | bytes):
+        return True
+    name = Path(os.fsdecode(error.filename))
+    return name in (path, path.parent) or _prefix(path) in str(name)
+
+
 def _told(error: OSError, path: Path) -> OSError:
     """Return the error of a file that cannot be written, by the name that the user knows."""
     number = error.errno or errno.EIO
@@ -102,7 +120,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
     Folders that writers to the same file have left which were killed are removed: a writer's
     process holds a lock on its own while it lives.
     """
-    prefix = f".{path.name}.partial-"
+    prefix = _prefix(path)
     for left in path.parent.glob(f"{glob.escape(prefix)}{_ENDING}"):
         _remove_unless_held(left)
     folder, lock = _held_folder(prefix, path.parent)

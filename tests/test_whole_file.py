@@ -226,7 +226,7 @@ def test_what_the_system_says_comes_with_the_path_and_a_remedy(
 ) -> None:
     write(path, b"former")
     with pytest.raises(OSError, match=remedy) as found:
-        write_half(path, OSError(number, os.strerror(number), "a name that nobody knows"))
+        write_half(path, OSError(number, os.strerror(number), str(path)))
     assert found.value.errno == number
     assert str(found.value) == f"[Errno {number}] {remedy}: {str(path)!r}"
     assert path.read_bytes() == b"former"
@@ -269,3 +269,30 @@ def test_the_numbers_in_the_words_of_libraries_are_found(said: str, number: int 
     found = os_error(RuntimeError(said))
     assert found.errno == number
     assert str(found) == (f"[Errno {number}] {os.strerror(number)}" if number else said)
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileNotFoundError, match="missing-input"),
+        whole_file(tmp_path / "out") as partial,
+    ):
+        partial.write_bytes((tmp_path / "missing-input").read_bytes())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 127)
+    with whole_file(path) as partial:
+        partial.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_what_a_link_points_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "file", tmp_path / "link"
+    link.symlink_to(target)
+    for content in (b"first", b"second"):
+        with whole_file(link) as partial:
+            partial.write_bytes(content)
+        assert link.is_symlink()
+        assert target.read_bytes() == content

@@ -49,6 +49,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         An answer may be random; it is drawn from a generator that is seeded anew at each call.
         """
 
+    def fresh_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return probabilities as `predict_proba` does, which a random system draws at each call.
+
+        From torch's generators as they are, or its own.
+        """
+        return self.predict_proba(X)
+
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
         """Return the most probable class (n_images,) of each image."""
         predicted: NDArray[np.int64] = self.classes_[self.predict_proba(X).argmax(1)]

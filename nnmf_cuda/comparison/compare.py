@@ -66,6 +66,11 @@ def compare(
     for number, planned in enumerate(plan.splits):
         if len(plan.splits) > 1:
             dataset = plan.load(planned)
+            if _fingerprint(dataset) != fingerprints[planned.name]:
+                raise ValueError(
+                    f"the data of {planned.name} have changed since the comparison began: put them"
+                    " back and go on with --resume, or begin anew with --overwrite"
+                )
         for note in dataset.notes if number == 0 else ():
             say(note)
         split = SplitImages.of(planned.name, dataset, plan.spending.n_images)

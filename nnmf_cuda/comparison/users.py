@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from types import FunctionType
 from typing import Any, Self
 
 import numpy as np
@@ -22,6 +20,7 @@ from torch import nn
 from nnmf_cuda.baselines import ImageClassifier, LabelledImages, PixelNetwork, System
 from nnmf_cuda.baselines.torch_classifier import DifferentiableNetwork
 from nnmf_cuda.comparison.features import FeatureClassifier
+from nnmf_cuda.comparison.fingerprints import fingerprint_of
 from nnmf_cuda.models.networks import isolated
 
 _AUTHORS = "your own"
@@ -41,7 +40,8 @@ class GivenModel(ImageClassifier):
 
     Notes
     -----
-    A torch module is attacked through its gradients; it stays on the device where it is. Of an
+    A torch module is attacked through its gradients, where they lead somewhere; it stays on the
+    device where it is. Of an
     ONNX input of four dimensions the second is the channel, which must be one. ONNX files run in
     onnxruntime, where that is installed, else in the slow reference of `onnx`.
     """
@@ -58,17 +58,22 @@ class GivenModel(ImageClassifier):
         found = self._model
         if isinstance(found, nn.Module):
             self.n_parameters_ = sum(p.numel() for p in found.parameters())
-        few = _pixels(X)[:_AT_ONCE]
-        self.is_random = not np.array_equal(self._logits(few), self._logits(few))
+        few = _pixels(np.asarray(X)[:_AT_ONCE])
+        with isolated(0):
+            self.is_random = not np.array_equal(self._logits(few), self._logits(few))
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the softmax (n_images, n_classes) of the model's logits."""
-        pixels = _pixels(X)
-        parts = [pixels[at : at + _AT_ONCE] for at in range(0, len(pixels), _AT_ONCE)]
         with isolated(0):
-            logits = np.concatenate([self._logits(part) for part in parts])
-        answers: NDArray[np.float64] = softmax(logits, axis=1)
+            return self.fresh_proba(X)
+
+    def fresh_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the same of logits that a random model draws anew."""
+        images: NDArray[Any] = np.asarray(X)
+        starts = range(0, max(len(images), 1), _AT_ONCE)
+        parts = [self._logits(_pixels(images[at : at + _AT_ONCE])) for at in starts]
+        answers: NDArray[np.float64] = softmax(np.concatenate(parts), axis=1)
         return answers
 
     def pixel_network(self) -> PixelNetwork | None:
@@ -131,7 +136,7 @@ def user_systems(models: tuple[str, ...], classifiers: tuple[str, ...]) -> tuple
         made = _system(
             path, "a given model, not trained here", lambda setting, p=path: GivenModel(p)
         )
-        found.append(replace(made, is_trained=False, fingerprint=_fingerprint(path, model)))
+        found.append(replace(made, is_trained=False, fingerprint=fingerprint_of(path, model)))
     for path in classifiers:
         named = _named(path, "--classifier")
         classifier = _called(path, named)
@@ -142,7 +147,7 @@ def user_systems(models: tuple[str, ...], classifiers: tuple[str, ...]) -> tuple
                 c, max_iter=5 if setting.smoke else 100, random_state=setting.seed
             ),
         )
-        found.append(replace(made, fingerprint=_fingerprint(path, named)))
+        found.append(replace(made, fingerprint=fingerprint_of(path, named)))
     return tuple(found)
 
 
@@ -160,23 +165,6 @@ def _called(path: str, named: Any) -> Any:
             f"--classifier {path}() failed ({type(error).__name__}: {error}): name what can be"
             " called without arguments, or an instance"
         ) from error
-
-
-def _fingerprint(path: str, model: Any) -> str:
-    """Return what changes with a model: the file, or the source of its modules and its numbers."""
-    digest = hashlib.sha256()
-    if path.endswith(".onnx"):
-        digest.update(Path(path).read_bytes())
-    else:
-        owner = model if isinstance(model, type | FunctionType) else type(model)
-        for name in sorted({path.partition(":")[0], owner.__module__}):
-            source = getattr(sys.modules.get(name), "__file__", None)
-            digest.update(Path(source).read_bytes() if source else name.encode())
-    if isinstance(model, nn.Module):
-        for name, value in model.state_dict().items():
-            numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            digest.update(name.encode() + numbers.tobytes())
-    return digest.hexdigest()
 
 
 def _named(path: str, option: str) -> Callable[..., Any]:

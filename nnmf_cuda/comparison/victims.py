@@ -114,5 +114,5 @@ class _Answers(nn.Module):
         if not len(rows):  # a search whose images are all broken asks about none
             return rows.new_zeros(0, len(self.estimator.classes_))
         images = rows.reshape(-1, *self.image_shape).detach().cpu().numpy()
-        answers = np.log(np.maximum(self.estimator.predict_proba(images), _SMALLEST))
+        answers = np.log(np.maximum(self.estimator.fresh_proba(images), _SMALLEST))
         return torch.from_numpy(answers).to(rows)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
+from nnmf_cuda.attacks.objectives import N_DECISIONS, fresh_decisions
 from nnmf_cuda.baselines import Setting
+from nnmf_cuda.comparison.compare import compare
 from nnmf_cuda.comparison.features import FeatureClassifier
-from nnmf_cuda.comparison.plan import Plan
+from nnmf_cuda.comparison.pixels import Spending
+from nnmf_cuda.comparison.plan import Plan, PlannedSplit
 from nnmf_cuda.comparison.users import GivenModel, user_systems
 from nnmf_cuda.comparison.victims import Victim
+from nnmf_cuda.evaluation.compared import GRADIENTS, MASKED
 from nnmf_cuda.pipeline.config import DataConfig
 from tests.comparison.conftest import images_of
 
@@ -44,7 +46,8 @@ class Net(torch.nn.Module):
         self.linear.weight.data = torch.from_numpy(WEIGHTS.T.astype(np.float32))
 
     def forward(self, images):
-        return self.linear(images.flatten(1))
+        small = torch.nn.functional.adaptive_avg_pool2d(images, 32)
+        return self.linear(small.flatten(1))
 
 
 net = Net()
@@ -73,6 +76,10 @@ noisy, rounding = Noisy(), Rounding()
 
 def by_luck(images):
     return np.random.default_rng().random((len(images), 2))
+
+
+def by_torchs_luck(images):
+    return torch.rand(len(images), 2).numpy()
 """
 
 
@@ -111,41 +118,34 @@ def test_a_function_and_a_module_answer_alike(here: Path) -> None:
 
 def test_a_model_that_draws_its_answers_is_decided_by_a_majority(here: Path) -> None:
     images = images_of(4, 3, 2)["images"]
-    for name, is_random in (("noisy", True), ("by_luck", True), ("net", False)):
+    names = {"noisy": True, "by_luck": True, "by_torchs_luck": True, "net": False}
+    x, y = torch.rand(5, 32 * 32), torch.zeros(5, dtype=torch.int64)
+    for name, is_random in names.items():
         model = pickle.loads(pickle.dumps(fitted(f"users_models:{name}")))
-        assert Victim(model, (32, 32), seed=0).is_random is is_random
+        victim = Victim(model, (32, 32), seed=0)
+        assert victim.is_random is is_random
+        right, _ = fresh_decisions(victim.rows, x, y, seed=0)
+        assert right.shape == ((1, N_DECISIONS, 5) if is_random else (1, 1, 5))
         if name != "by_luck":  # torch's generators are seeded anew
             np.testing.assert_array_equal(model.predict_proba(images), model.predict_proba(images))
+            assert victim.right(x, y).tolist() == victim.right(x, y).tolist()
+        assert model.predict_proba(images[:0]).shape == (0, 2)
 
 
-def test_another_model_of_the_same_name_is_another(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fingerprints() -> list[str]:
-        monkeypatch.delitem(sys.modules, "users_models", raising=False)
-        importlib.invalidate_caches()
-        models = ("users_models:net", "users_models:by_numpy")
-        return [one.fingerprint for one in user_systems(models, ("users_models:Kind",))]
-
-    text = MODULE + (
-        "\nimport os\nfrom sklearn.naive_bayes import GaussianNB as Kind\n"
-        "net.linear.weight.data *= float(os.environ.get('SCALE', 1))\n"
-    )
-    (here / "users_models.py").write_text(text)
-    first = fingerprints()
-    assert fingerprints() == first
-    assert all(first)
-    monkeypatch.setenv("SCALE", "2")
-    scaled = fingerprints()
-    assert scaled[0] != first[0]
-    assert scaled[1:] == first[1:]
-    (here / "users_models.py").write_text(text + "# changed\n")
-    assert not set(fingerprints()) & set(scaled)
-    plans = [
-        Plan(systems=user_systems((path,), ()), data=DataConfig(), splits=()).key()
-        for path in ("users_models:net", "users_models:by_numpy")
-    ]
-    assert [name for name in plans[0] if name.startswith("model.")] == ["model.users_models:net"]
+def test_a_model_that_rounds_its_input_is_not_called_robust(here: Path, tmp_path: Path) -> None:
+    arrays = images_of(12, 5, 2)
+    np.savez(tmp_path / "images.npz", **{**arrays, "labels": 1 - arrays["labels"]})
+    given = user_systems(("users_models:rounding", "users_models:net"), ())
+    spending = Spending(n_images=8, eps_255=(60.0,), n_iter=3, n_queries=150, n_check_queries=1)
+    data = DataConfig(path=str(tmp_path / "images.npz"))
+    plan = Plan(systems=given, data=data, splits=(PlannedSplit("own split"),), spending=spending)
+    (tmp_path / "out").mkdir()
+    found = compare(plan, tmp_path / "out")
+    assert not found.failed
+    rounding, net = (one.robust for one in found.measured)
+    assert (rounding.how, net.how) == (MASKED, GRADIENTS)
+    assert rounding.accuracy[0].estimate == net.accuracy[0].estimate > 0
+    assert rounding.accuracy[1].estimate < rounding.accuracy[0].estimate
 
 
 @pytest.mark.parametrize("has_channel", [True, False])
