@@ -500,6 +500,8 @@ def failed_images(
     `n_failed` is their number where `failures` are not all.
     """
     n_failed = len(failures) if n_failed is None else n_failed
+    if n_failed == n_files == 1:
+        return f"{failures[0].message}; it is the only image"
     if n_failed == 1:
         return f"{failures[0].message}; repair or remove it, or leave it out with --on_error skip"
     if n_failed == n_files:  # for one reason mostly, which no list of all names is to hide
