@@ -185,10 +185,13 @@ NNMF_CUDA_INLINE T updated(T value, T numerator, T denominator, const UpdateRule
 
 // What one element adds to a divergence without a formula of its own.
 NNMF_CUDA_INLINE double general_divergence_term(double x, double wh, const TermRule<double>& rule) {
-  const double beta_loss = rule.beta_loss, safe = at_least(rule.floor, wh);
-  double term = (beta_loss - 1) * std::pow(beta_loss < 0 ? safe : wh, beta_loss);
-  if (x > rule.floor)
+  const double beta_loss = rule.beta_loss;
+  const double base = at_least(beta_loss < 0 ? rule.floor : 0.0, wh);
+  double term = (beta_loss - 1) * std::pow(base, beta_loss);
+  if (x > rule.floor) {
+    const double safe = at_least(rule.floor, wh);
     term += std::pow(x, beta_loss) - beta_loss * x * std::pow(safe, beta_loss - 1);
+  }
   return term / (beta_loss * (beta_loss - 1));
 }
 
